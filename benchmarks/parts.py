@@ -1,0 +1,102 @@
+"""Figures of single parts, each measured by its own script in a process of its own: DNS, admission, xDS snapshots."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stage import BenchError
+from meshctl.bench_report import Aim, Figure, Row, single
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def dns() -> list[Row]:
+    """Queries a second and latency beside dnsmasq."""
+    if shutil.which("dnsperf") is None:
+        raise BenchError("dnsperf is not installed; apt-get install dnsperf dnsmasq-base")
+    names = {
+        "dns_udp_queries_per_second": ("DNS over UDP, as fast as it goes", "queries/s", None),
+        "dns_tcp_queries_per_second": ("DNS over TCP, as fast as it goes", "queries/s", None),
+        "dns_udp_p99_ms_at_5000": ("DNS latency p99 at 5,000 queries/s", "ms", Aim(of="p50", limit=2.0, ratio=False)),
+        "dns_forwarded_p99_ms_at_500": ("DNS latency p99 of forwarded names at 500 queries/s", "ms", None),
+    }
+    rows = []
+    for found in _run("benchmarks/dns_bench.py"):
+        name, unit, aim = names[found["name"]]
+        rows.append(
+            Row(
+                name=name,
+                group="dns",
+                unit=unit,
+                ours=single(found["ours"]),
+                anchor=single(found["anchor"]),
+                n=3,
+                aim=aim,
+                more_is_better=aim is None and unit == "queries/s",
+                note="the anchor here is dnsmasq; dnsperf, medians of 3 rounds in turns, 100 routes",
+            )
+        )
+    return rows
+
+
+def admissions(count: int) -> list[Row]:
+    """Admissions a second and core."""
+    found = _run("benchmarks/admission_bench.py", "--json", "--count", str(count))
+    return [
+        Row(
+            name="admissions per second and core", group="admissions", unit="1/s", n=count,
+            ours=single(found["per_second_and_core"]), aim=Aim(of="p50", limit=200, ratio=False, at_least=True),
+            more_is_better=True,
+            note=f"CPU per admission: broker {found['broker_cpu_ms']:.2f} ms, Consul {found['consul_cpu_ms']:.2f} ms; "
+            "8 applicants at once, whose own work does not count. No anchor: Consul attests nothing",
+        )
+    ]  # fmt: skip
+
+
+def xds() -> list[Row]:
+    """Rebuild of a snapshot after one change, and what is sent."""
+    found = {row["name"]: row["ours"] for row in _run("-c", _XDS)}
+    middle, worst = (found[f"rebuild_after_one_change_1000x10_ms_{which}"] for which in ("p50", "max"))
+    return [
+        Row(
+            name="snapshot rebuild after one change, 1,000 routes x 10 endpoints", group="xds", unit="ms", n=20,
+            ours=Figure(p50=middle, p99=worst, max=worst), aim=Aim(of="p50", limit=10, ratio=False),
+            note=f"the first build takes {found['build_1000x10_ms']:.0f} ms",
+        ),
+        Row(
+            name="bytes sent after one change of 1,000 routes x 10 endpoints", group="xds", unit="bytes", n=20,
+            ours=single(found["bytes_sent_for_one_changed_route"]),
+            aim=Aim(of="p50", limit=found["bytes_sent_for_everything"] / 100, ratio=False),
+            note=f"everything is {found['bytes_sent_for_everything']:,.0f} bytes; the aim is a hundredth of that",
+        ),
+    ]  # fmt: skip
+
+
+_XDS = """
+import dataclasses, json
+from benchmarks.xds_bench import build_rows
+print(json.dumps([dataclasses.asdict(row) for row in build_rows()]))
+"""
+
+
+def _run(*argv: str) -> Any:
+    """The JSON that a script prints."""
+    done = subprocess.run(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"{argv[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout)

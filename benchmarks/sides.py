@@ -1,0 +1,99 @@
+"""Ours and the anchor behind one interface, so that each measurement is written once and taken from both in turns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from benchmarks.anchor import UPSTREAMS, Anchor, put_check, put_roles, registration
+from benchmarks.backend import PORT
+from benchmarks.stage import CLIENT, ECHOES, MASTER, REPLICA, BenchError, Stage
+
+API = "http://127.0.0.1:8500"
+ROLE_SECONDS = 10.0
+
+
+class Side(Protocol):
+    """One of the two meshes."""
+
+    name: str
+    master: tuple[str, int]
+    """What the caller dials for the instance with the tag `master`."""
+    replica: tuple[str, int]
+    """And for those with the tag `replica`."""
+
+    def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
+        """Registers each peer with its tag, in this order, through its local agent; before the first and after the
+        last."""
+
+    def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
+        """`pass` or `fail` for a peer's check through its local agent; moments before and after."""
+
+
+class Ours:
+    """Our mesh: what a workload does that owns its registration."""
+
+    name = "ours"
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self.master, self.replica = stage.vips[MASTER], stage.vips[REPLICA]
+        services = json.loads(stage.helpers[ECHOES[0]].http("GET", f"{API}/v1/agent/services")["body"])
+        self._sidecar_port = int(services["echo-echo-0-sidecar-proxy"]["Port"])
+
+    def body(self, peer: str, tag: str) -> dict[str, Any]:
+        """The registration of the instance in `peer`."""
+        own = f"echo-{peer}"
+        return registration(
+            "echo", own, address=self._stage.address(peer), port=PORT, sidecar_port=self._sidecar_port, tags=[tag]
+        )
+
+    def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
+        """As `Side`."""
+        return put_roles(self._stage, API, {peer: self.body(peer, tag) for peer, tag in roles.items()})
+
+    def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
+        """As `Side`."""
+        return put_check(self._stage, API, peer, f"echo-{peer}:ttl", verdict)
+
+
+class Theirs:
+    """The anchor."""
+
+    name = "anchor"
+
+    def __init__(self, anchor: Anchor) -> None:
+        self.anchor = anchor
+        self.master, self.replica = UPSTREAMS["anchor-master"], UPSTREAMS["anchor-replica"]
+        self.set_roles, self.set_check = anchor.set_roles, anchor.set_check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What the measurements of the running mesh work on."""
+
+    stage: Stage
+    ours: Ours
+    theirs: Theirs | None
+    """None: the anchor could not be started; its figures are missing."""
+    quick: bool
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Ours first, then the anchor where it runs."""
+        return (self.ours, self.theirs) if self.theirs else (self.ours,)
+
+    def n(self, full: int, quick: int) -> int:
+        """A number of samples."""
+        return quick if self.quick else full
+
+    def settle(self, side: Side, roles: dict[str, str]) -> None:
+        """Sets roles and waits until the caller's view agrees. The first peer of a role is the one waited for."""
+        side.set_roles(roles)
+        for role, target in (("master", side.master), ("replica", side.replica)):
+            wanted = [peer[-1] for peer, has in roles.items() if has == role]
+            for answer in wanted:
+                host, port = target
+                if self.stage.client.do("until", host=host, port=port, answer=answer, seconds=ROLE_SECONDS) is None:
+                    raise BenchError(f"{side.name}: {role} never reached {answer} from {CLIENT}")

@@ -1,0 +1,42 @@
+# The shape of the cluster: this is the file to edit. The fields are explained in README.md.
+locals {
+  workload_groups = {
+    api = {
+      replicas    = 2
+      compose     = "${path.module}/compose/api.yaml"
+      compose_env = {}
+
+      backends = {
+        api = {
+          port               = 8080
+          workload           = "api"
+          registration       = { owner = "platform", parent = "api" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        api = { backend = "api", role = null }
+      }
+    }
+
+    worker = {
+      replicas    = 2
+      compose     = "${path.module}/compose/worker.yaml"
+      compose_env = {}
+
+      backends = {
+        worker = {
+          port               = 9090
+          workload           = "worker"
+          registration       = { owner = "platform", parent = "worker" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        worker = { backend = "worker", role = null }
+      }
+    }
+  }
+}

@@ -1,0 +1,53 @@
+"""`python -m coordinator`: reads the environment, runs the coordinator, ends with 0, or 2 when the configuration is
+wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from coordinator import config as configuration
+from coordinator.config import Config
+from runtime import init, log, premises
+from runtime.env import ConfigError
+
+
+def main() -> int:
+    """The process. Returns its exit code."""
+    if sys.argv[1:]:
+        print(f"unknown arguments {sys.argv[1:]!r}, expected none", file=sys.stderr)
+        return 2
+    try:
+        config = configuration.parse(os.environ)
+        log.configure(config.log_level)
+        missing = premises.problems({"MESH_CONSUL": config.consul})
+        if missing:
+            raise ConfigError(missing)
+        asyncio.run(_run(config))
+    except ConfigError as error:
+        print(f"the coordinator cannot start:\n{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"cannot run: {error}; is the port of MESH_LISTEN taken, or MESH_STATE_DIR not writable?", file=sys.stderr
+        )
+        return 2
+    return 0
+
+
+async def _run(config: Config) -> None:
+    # Late: what serves is not needed to say what is wrong with the configuration.
+    from coordinator.app import Coordinator
+    from coordinator.link import make_link
+
+    duties = init.install()
+    try:
+        await Coordinator(config, make_link).run(duties.drain)
+    finally:
+        duties.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""The coordinator's process: its phases, its tasks, its status. Decisions are elsewhere; this puts the parts together.
+
+identity → keys → link → Consul server → records and rights → ready. The broker answers from the moment the identity
+is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Protocol
+
+from coordinator import governance, identity, policy
+from coordinator.broker import Broker, Clocks, Rules
+from coordinator.config import Config
+from coordinator.feed import Feed
+from coordinator.identity import Identity
+from coordinator.keys import derive
+from coordinator.ledger import Ledger
+from coordinator.protocol import BootKeys, MeshPeer
+from coordinator.records import Records
+from coordinator.registry import Registry
+from coordinator.server import Server, application
+from coordinator.server_process import ServerProcess, ServerSettings
+from coordinator.siblings import Own, Sibling
+from evidence.collateral import CollateralSource, HttpCollateral
+from evidence.manifest import tcb_rules
+from evidence.verify import Verifier
+from runtime.children import Child
+from runtime.consul import ConsulClient
+from runtime.guest import GuestAgent
+from runtime.status import StatusServer
+from runtime.tasks import TaskScope
+from topology.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """What the coordinator asks of the peer link."""
+
+    public_key: str
+    """Of this boot's WireGuard key, base64."""
+
+    def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
+        """Makes these, and no others, the peers of the device."""
+
+    async def up(self) -> None:
+        """Returns when the device has our mesh address."""
+
+    async def run(self) -> None:
+        """Keeps the link until cancelled."""
+
+    def status(self) -> list[dict[str, object]]:
+        """`links` of the status document."""
+        ...
+
+    def child(self) -> Child | None:
+        """The wireguard-go child, where the kernel has no WireGuard."""
+        ...
+
+
+LinkFactory = Callable[[Config, str, str], Awaitable[Link]]
+"""(configuration, own peer ID, own mesh address) -> the link, its key generated, not yet running."""
+
+
+class Coordinator:
+    """One coordinator process. `run` returns when it was told to stop."""
+
+    def __init__(self, config: Config, link_factory: LinkFactory, http_port: int = 8500) -> None:
+        self._config = config
+        self._link_factory = link_factory
+        self._http_port = http_port
+        self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
+        self._phase = "identity"
+        self._identity: Identity | None = None
+        self._consul: ServerProcess | None = None
+        self._link: Link | None = None
+        self._broker: Broker | None = None
+        self._ledger: Ledger | None = None
+        self._siblings: tuple[Sibling, ...] = ()
+        self.port = 0
+        """Where the broker listens, once it does."""
+
+    @property
+    def broker(self) -> Broker:
+        """The broker, once the identity is known."""
+        assert self._broker is not None
+        return self._broker
+
+    @property
+    def ledger(self) -> Ledger:
+        """The records, once the identity is known."""
+        assert self._ledger is not None
+        return self._ledger
+
+    @property
+    def consul(self) -> ConsulClient:
+        """The client with the management token, once the identity is known."""
+        assert self._consul is not None
+        return self._consul.client
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """All phases, then serves until `stop` is set. OSError names a taken address; ConfigError what is missing."""
+        config = self._config
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.state_dir.chmod(0o700)
+        for warning in config.insecure:
+            log.warning("insecure configuration", extra={"what": warning})
+        status = StatusServer(config.state_dir / "status.sock", self.document)
+        await status.start()
+        try:
+            async with GuestAgent(config.guest_agent) as guest:
+                self._identity = await identity.find(guest, config, stop, self._say)
+                if self._identity is not None:
+                    await self._serve(guest, self._identity, stop)
+        finally:
+            self._phase = "stopped"
+            await status.stop()
+
+    async def _serve(self, guest: GuestAgent, who: Identity, stop: asyncio.Event) -> None:
+        config = self._config
+        keys = derive(who.seed, config.cluster)
+        link = self._link = await self._link_factory(config, who.peer_id, who.address)
+        # Milliseconds: greater than any version of an earlier process.
+        feed = Feed(int(time.time() * 1000), time.monotonic)
+        registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
+        consul = self._consul = ServerProcess(self._server_settings(who), keys, time.time)
+        ledger = self._ledger = Ledger(consul.client, registry, time.time)
+        broker = self._broker = Broker(
+            rules=self._rules(config.manifest, config.envelope),
+            keys=keys,
+            ledger=ledger,
+            registry=registry,
+            feed=feed,
+            clocks=Clocks(unix=time.time, monotonic=time.monotonic),
+            random=os.urandom,
+        )
+        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
+        registry.put(own)
+        boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
+        self._siblings = self._make_siblings(
+            guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
+        )
+        records = Records(
+            consul,
+            ledger,
+            own=own,
+            owner_key=config.owner_key,
+            current=lambda: (broker.rules.manifest, broker.rules.envelope),
+            adopt=lambda envelope: self._adopt(envelope, broker),
+        )
+        app = application(broker, feed, lambda: broker.not_ready)
+        server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir))
+        self.port = await server.start()
+        try:
+            async with TaskScope() as scope:
+                link_task = scope.start("link", link.run())
+                others = [
+                    scope.start("consul", self._run_consul(link, consul)),
+                    scope.start("records", records.run(lambda: self._ready(broker))),
+                    *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
+                ]
+                await stop.wait()
+                self._phase = broker.not_ready = "stopping"
+                await server.stop()
+                # The link last: Consul says good-bye over it.
+                await _cancel(others)
+                await _cancel([link_task])
+        finally:
+            await server.stop()
+            await consul.client.close()
+
+    async def _run_consul(self, link: Link, consul: ServerProcess) -> None:
+        self._say("link")
+        consul.prepare()
+        await link.up()
+        self._say("consul")
+        await consul.child.run()
+
+    def _ready(self, broker: Broker) -> None:
+        self._phase, broker.not_ready = "ready", None
+        log.info("ready", extra={"port": self.port})
+
+    def _say(self, phase: str) -> None:
+        self._phase = phase
+        if self._broker is not None:
+            self._broker.not_ready = f"the coordinator is not ready: phase {phase}"
+
+    def _server_settings(self, who: Identity) -> ServerSettings:
+        peers = self._config.manifest.coordinators.peers
+        return ServerSettings(
+            program=self._config.consul,
+            state_dir=self._config.state_dir,
+            cluster=self._config.cluster,
+            peer_id=who.peer_id,
+            address=who.address,
+            siblings=tuple(peer.address for peer in peers if peer.peer_id != who.peer_id),
+            http_port=self._http_port,
+        )
+
+    def _adopt(self, envelope: str, broker: Broker) -> bool:
+        """Enforces the manifest in `envelope` when it is newer."""
+        if envelope == broker.rules.envelope:
+            return False
+        found = governance.newer(envelope, broker.rules.manifest, self._config.owner_key)
+        if found is None:
+            return False
+        broker.rules = self._rules(found, envelope)
+        log.info("manifest adopted", extra={"epoch": found.epoch})
+        return True
+
+    def _rules(self, manifest: Manifest, envelope: str) -> Rules:
+        verifier = Verifier(collateral=self._collateral, rules=tcb_rules(manifest), root_ca_der=self._config.dev_root)
+        return Rules(manifest=manifest, envelope=envelope, verifier=verifier)
+
+    def _make_siblings(self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry) -> tuple[Sibling, ...]:
+        def admitted(peer: MeshPeer, envelope: str) -> None:
+            registry.put(peer)
+            self._adopt(envelope, broker)
+
+        # Jitter protects nothing.
+        rng = Random()
+        return tuple(
+            Sibling(
+                peer,
+                url,
+                own,
+                guest=guest,
+                rules=lambda: (broker.rules.manifest, broker.rules.verifier),
+                admitted=admitted,
+                clock=time.time,
+                rng=rng,
+            )
+            for peer, url in zip(self._config.manifest.coordinators.peers, self._config.urls, strict=True)
+            if peer.peer_id != own.peer_id
+        )
+
+    def document(self) -> dict[str, object]:
+        """The status document (docs/architecture.md)."""
+        who, broker, ledger = self._identity, self._broker, self._ledger
+        ready = self._phase == "ready"
+        children = {
+            "consul": self._consul.child if self._consul else None,
+            "wireguard": self._link.child() if self._link else None,
+        }
+        return {
+            "peer_id": who.peer_id if who else self._config.peer_id,
+            "group": policy.COORDINATORS,
+            "kind": "coordinator",
+            "phase": self._phase,
+            "ready": ready,
+            "reasons": [] if ready else [f"phase {self._phase}"],
+            "address": who.address if who else None,
+            "insecure": list(self._config.insecure),
+            "children": {name: _child(child) for name, child in children.items() if child is not None},
+            "admission": {"state": "issuing" if ready else "waiting", "coordinator": None},
+            "links": self._link.status() if self._link else [],
+            "routes": [],
+            "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
+            "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
+            "manifest_epoch": broker.rules.manifest.epoch if broker else self._config.manifest.epoch,
+        }
+
+
+def _publish(registry: Registry, link: Link, feed: Feed, own: str) -> None:
+    peers = registry.peers()
+    link.set_peers(tuple(peer for peer in peers if peer.peer_id != own))
+    feed.publish(peers)
+
+
+def _child(child: Child) -> dict[str, object]:
+    status = child.status()
+    return {"pid": status.pid, "restarts": status.restarts, "state": status.state}
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -1,0 +1,366 @@
+"""The admission broker: challenge, attest, renew, release, in the words of `coordinator.protocol`. No HTTP here.
+
+The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
+then every field of the binding, then the slot; nothing is written before all of it held.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from coordinator import policy
+from coordinator.feed import Feed
+from coordinator.keys import ClusterKeys, agent_certificate
+from coordinator.leases import Lease, LeaseError, seal, unseal
+from coordinator.ledger import Ledger, Token
+from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
+from coordinator.policy import COORDINATORS, Slot
+from coordinator.protocol import (
+    NONCE_LIFETIME,
+    Admission,
+    AttestRequest,
+    Binding,
+    Challenge,
+    ChallengeRequest,
+    Code,
+    ConsulGrant,
+    MeshPeer,
+    Renewal,
+)
+from coordinator.refusal import RefusalError
+from coordinator.registry import Registry
+from coordinator.slots import LEASE_SECONDS, Holder, Taken, claim, dead, propose
+from coordinator.tokens import TOKEN_SECONDS, token_body
+from evidence.binding import report_data
+from evidence.errors import EvidenceError
+from evidence.manifest import expected
+from evidence.policy import check
+from evidence.verify import Evidence
+from runtime.secret import Secret
+from topology.manifest import Manifest, ManifestError, from_tree
+
+T = TypeVar("T")
+
+RESERVED_SECONDS = 5.0
+"""A proposed slot is proposed to nobody else for so long: an attestation takes less."""
+_MAX_HEX = 1 << 20
+_MAX_INSTANCE_ID = 64
+"""Characters. dstack's have 40."""
+
+
+class EvidenceVerifier(Protocol):
+    """What the broker asks of `evidence.verify.Verifier`."""
+
+    async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
+        """The proven facts, or EvidenceError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is enforced now. Replaced as a whole when a newer manifest arrives."""
+
+    manifest: Manifest
+    envelope: str
+    """The manifest as it was signed."""
+    verifier: EvidenceVerifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """Time, as functions so that tests own it."""
+
+    unix: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+class Broker:
+    """Admits CVMs. `own` is this coordinator's own entry of the registry."""
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        keys: ClusterKeys,
+        ledger: Ledger,
+        registry: Registry,
+        feed: Feed,
+        clocks: Clocks,
+        random: Callable[[int], bytes],
+    ) -> None:
+        """`random` gives that many bytes of the system's generator."""
+        self.rules = rules
+        self.not_ready: str | None = "starting"
+        """Why workloads are not admitted now; None when they are."""
+        self._keys = keys
+        self._ledger = ledger
+        self._registry = registry
+        self._feed = feed
+        self._clocks = clocks
+        self._random = random
+        self._challenges = Challenges(self._random(32))
+        self._reserved: dict[str, tuple[str, float]] = {}
+        self._siblings: dict[str, Holder] = {}
+
+    def challenge(self, request: ChallengeRequest) -> Challenge:
+        """A nonce, and the peer ID to bind."""
+        if len(request.instance_id) > _MAX_INSTANCE_ID:
+            # It is remembered with the reservation, and nobody has proven anything yet.
+            raise RefusalError(Code.BAD_REQUEST, f"instance_id has {len(request.instance_id)} characters, expected 40")
+        slots = policy.group_slots(self.rules.manifest, request.group)
+        if request.group != COORDINATORS:
+            self._check_ready()
+        peer_id = self._slot_for(request, tuple(slot.peer_id for slot in slots))
+        if self._challenges.full:
+            raise RefusalError(Code.NOT_READY, "too many attestations at once; try again later")
+        nonce = self._challenges.issue(self._random(RANDOM_BYTES), self._clocks.monotonic())
+        self._reserved[peer_id] = (request.instance_id, self._clocks.monotonic() + RESERVED_SECONDS)
+        return Challenge(nonce=nonce.hex(), peer_id=peer_id, expires_in=NONCE_LIFETIME)
+
+    async def attest(self, request: AttestRequest) -> Admission:
+        """Admits the CVM whose quote, binding and slot are in order."""
+        raw, nonce, quote = (_hex(request, name) for name in ("binding", "nonce", "quote"))
+        binding = _strict(Binding, raw, "binding")
+        policy.check_boot_keys(binding.boot)
+        try:
+            self._challenges.redeem(nonce, self._clocks.monotonic())
+        except NonceError as error:
+            raise RefusalError(Code.NONCE_INVALID, str(error)) from error
+        rules = self.rules
+        now = self._clocks.unix()
+        try:
+            evidence = await rules.verifier.verify(
+                quote=quote,
+                event_log=request.event_log,
+                vm_config=request.vm_config,
+                report_data=report_data(raw, nonce),
+                now=now,
+            )
+            slot = policy.find_slot(rules.manifest, binding.peer_id)
+            check(evidence, expected(rules.manifest, slot.group))
+        except EvidenceError as error:
+            raise RefusalError(Code[error.code], error.reason) from error
+        policy.check_binding(binding, slot, rules.manifest, evidence, now)
+        self._check_key_is_own(slot, binding)
+        image = policy.image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
+        return await self._admit(rules, slot, binding, image)
+
+    async def renew(self, text: str) -> Renewal:
+        """Prolongs a lease; with a fresh token when the old one is past half its life."""
+        lease = self._lease(text)
+        rules = self.rules
+        if lease.group == COORDINATORS:
+            holder = self._held(self._siblings, lease)
+            self._siblings[lease.peer_id] = replace(holder, renewed_at=self._clocks.unix())
+            return _renewal(rules.manifest.epoch, None)
+        self._check_ready()
+        holder = self._held(self._ledger.slots, lease)
+        if not policy.allowed(rules.manifest, holder.peer_id, holder.compose_hash, holder.image):
+            await self._ledger.free(holder, "the manifest no longer allows it")
+            raise RefusalError(
+                Code.LEASE_INVALID, f"the manifest no longer allows {holder.peer_id} with its app and OS image"
+            )
+        await self._ledger.renew(holder)
+        token = None
+        if holder.token_expires_at - self._clocks.unix() < TOKEN_SECONDS / 2:
+            token = self._new_token()
+            await self._ledger.issue(self._token_body(rules.manifest, holder.peer_id, holder.group), token)
+            await self._ledger.replace_token(holder, token)
+        return _renewal(rules.manifest.epoch, token)
+
+    async def release(self, text: str) -> None:
+        """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""
+        lease = self._lease(text)
+        slots = self._siblings if lease.group == COORDINATORS else self._ledger.slots
+        try:
+            holder = self._held(slots, lease)
+        except RefusalError:
+            return
+        if lease.group == COORDINATORS:
+            self._siblings[lease.peer_id] = replace(holder, released=True)
+            self._registry.remove(lease.peer_id)
+        else:
+            await self._ledger.free(holder, "released")
+
+    async def _admit(self, rules: Rules, slot: Slot, binding: Binding, image: str) -> Admission:
+        now = self._clocks.unix()
+        peer = MeshPeer(peer_id=slot.peer_id, public_key=binding.boot.wireguard, address=slot.address, kind=slot.kind)
+        wanted = Holder(
+            peer_id=slot.peer_id,
+            group=slot.group,
+            instance_id=binding.instance_id,
+            boot_key=binding.boot.wireguard,
+            compose_hash=binding.compose_hash,
+            image=image,
+            renewed_at=now,
+        )
+        if slot.group == COORDINATORS:
+            self._take_sibling(wanted, peer)
+            token = None
+        else:
+            self._check_ready()
+            token = self._new_token()
+            await self._ledger.take(replace(wanted, accessor=token.accessor, token_expires_at=token.expires_at), peer)
+            await self._ledger.issue(self._token_body(rules.manifest, slot.peer_id, slot.group), token)
+        self._reserved.pop(slot.peer_id, None)
+        if rules.manifest.rendezvous:
+            await self._feed.applied(self._feed.version)
+        return Admission(
+            peer_id=slot.peer_id,
+            address=slot.address,
+            consul=self._grant(rules.manifest, slot, binding, token),
+            peers=tuple(peer for peer in self._registry.peers() if peer.kind == "coordinator"),
+            lease=seal(
+                Lease(
+                    peer_id=slot.peer_id,
+                    group=slot.group,
+                    instance_id=binding.instance_id,
+                    boot_key=binding.boot.wireguard,
+                ),
+                self._keys.broker_key,
+            ).reveal(),
+            lease_seconds=LEASE_SECONDS,
+            manifest=rules.envelope,
+        )
+
+    def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, token: Token | None) -> ConsulGrant:
+        """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`token` is None)."""
+        datacenter = manifest.cluster
+        certificate = agent_certificate(
+            self._keys,
+            base64.b64decode(binding.boot.tls),
+            node=slot.peer_id,
+            datacenter=datacenter,
+            server=False,
+            now=self._clocks.unix(),
+        )
+        return ConsulGrant(
+            datacenter=datacenter,
+            token=token.secret.reveal() if token else "",
+            token_expires_at=int(token.expires_at) if token else 0,
+            gossip_key=self._keys.gossip_key.reveal() if token else "",
+            ca_pem=self._keys.rpc_ca_pem,
+            certificate_pem=certificate,
+            servers=tuple(peer.address for peer in manifest.coordinators.peers),
+        )
+
+    def _take_sibling(self, wanted: Holder, peer: MeshPeer) -> None:
+        nodes = self._ledger.nodes
+        # A sibling whose server is in the catalog has joined, whoever saw it join.
+        held = {name: replace(each, joined=name in nodes) for name, each in self._siblings.items()}
+        decision = claim(held, wanted, nodes)
+        if isinstance(decision, Taken):
+            raise RefusalError(Code.SLOT_TAKEN, decision.reason)
+        self._siblings[wanted.peer_id] = decision
+        self._registry.put(peer)
+
+    def _slot_for(self, request: ChallengeRequest, peer_ids: tuple[str, ...]) -> str:
+        holders = self._siblings if request.group == COORDINATORS else self._ledger.slots
+        nodes, now = self._ledger.nodes, self._clocks.unix()
+        if request.peer_id is not None:
+            if request.peer_id not in peer_ids:
+                raise RefusalError(
+                    Code.ADMISSION_REJECTED, f"group {request.group} has no peer {request.peer_id!r:.80}"
+                )
+            holder = holders.get(request.peer_id)
+            if (
+                holder
+                and holder.instance_id != request.instance_id
+                and not dead(holder, nodes.get(holder.peer_id), now)
+            ):
+                raise RefusalError(Code.SLOT_TAKEN, f"{request.peer_id} is held by another instance that is alive")
+            return request.peer_id
+        moment = self._clocks.monotonic()
+        self._reserved = {p: entry for p, entry in self._reserved.items() if entry[1] > moment}
+        open_ids = [p for p in peer_ids if self._reserved.get(p, (request.instance_id,))[0] == request.instance_id]
+        found = propose(open_ids, holders, request.instance_id, nodes, now)
+        found = found or propose(peer_ids, holders, request.instance_id, nodes, now)
+        if found is None:
+            raise RefusalError(
+                Code.SLOT_TAKEN,
+                f"all {len(peer_ids)} slots of {request.group} are held by living instances; raise its replicas",
+            )
+        return found
+
+    def _check_key_is_own(self, slot: Slot, binding: Binding) -> None:
+        """A WireGuard key that another peer has would take that peer's packets away."""
+        key = binding.boot.wireguard
+        taken = [
+            peer.peer_id for peer in self._registry.peers() if peer.public_key == key and peer.peer_id != slot.peer_id
+        ]
+        if taken or any(key == host.public_key for host in self.rules.manifest.rendezvous):
+            raise RefusalError(
+                Code.ADMISSION_REJECTED, f"the WireGuard key is that of {taken[0] if taken else 'a rendezvous'}"
+            )
+
+    def _lease(self, text: str) -> Lease:
+        try:
+            return unseal(text, self._keys.broker_key)
+        except LeaseError as error:
+            raise RefusalError(Code.LEASE_INVALID, str(error)) from error
+
+    def _held(self, slots: Any, lease: Lease) -> Holder:
+        holder: Holder | None = slots.get(lease.peer_id)
+        if holder is None or holder.released or holder.boot_key != lease.boot_key:
+            raise RefusalError(Code.LEASE_INVALID, f"{lease.peer_id} is no longer held by this boot; attest again")
+        return holder
+
+    def _new_token(self) -> Token:
+        return Token(
+            secret=Secret(str(uuid.UUID(bytes=self._random(16), version=4))),
+            accessor=str(uuid.UUID(bytes=self._random(16), version=4)),
+            expires_at=self._clocks.unix() + TOKEN_SECONDS,
+        )
+
+    def _token_body(self, manifest: Manifest, peer_id: str, group: str) -> dict[str, object]:
+        return token_body(peer_id, group, manifest.groups[group], manifest.cluster)
+
+    def _check_ready(self) -> None:
+        if self.not_ready is not None:
+            raise RefusalError(Code.NOT_READY, self.not_ready)
+
+
+def _renewal(epoch: int, token: Token | None) -> Renewal:
+    return Renewal(
+        lease_seconds=LEASE_SECONDS,
+        token=token.secret.reveal() if token else None,
+        token_expires_at=int(token.expires_at) if token else None,
+        manifest_epoch=epoch,
+    )
+
+
+def _hex(request: AttestRequest, name: str) -> bytes:
+    text: str = getattr(request, name)
+    try:
+        if len(text) > _MAX_HEX or not text:
+            raise ValueError
+        return bytes.fromhex(text)
+    except ValueError:
+        raise RefusalError(Code.BAD_REQUEST, f"{name} is not hexadecimal") from None
+
+
+def _strict(kind: type[T], data: bytes, what: str) -> T:
+    """The value of dataclass `kind` in the JSON text `data`; unknown, missing and repeated fields are refused."""
+    try:
+        value: T = from_tree(kind, json.loads(data, object_pairs_hook=_once), what)
+    except (ManifestError, ValueError, RecursionError) as error:
+        raise RefusalError(Code.BAD_REQUEST, f"{what}: {error!s:.300}") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON readers differ in which of two equal names wins; a signed statement must not depend on that."""
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return tree
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """A request body as the dataclass `kind`, or RefusalError BAD_REQUEST."""
+    return _strict(kind, data, "body")

@@ -1,0 +1,177 @@
+"""The coordinator's configuration: a pure function from the environment to `Config`, or every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from coordinator.policy import COORDINATORS
+from coordinator.protocol import ADMISSION_PORT
+from runtime import values
+from runtime.env import ConfigError, EnvReader, Problem
+from topology.manifest import Manifest, ManifestError, open_envelope
+
+DEFAULT_PCCS = "https://pccs.phala.network"
+NO_URLS: tuple[str, ...] = ()
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that the environment says, checked."""
+
+    cluster: str
+    peer_id: str | None
+    """None: found by the instance ID in the URLs, or the only one."""
+    urls: tuple[str, ...]
+    """https URLs of all coordinators, in the manifest's order."""
+    manifest: Manifest
+    envelope: str
+    owner_key: bytes | None
+    """None: unsigned manifests are taken."""
+    pccs_url: str
+    dev_root: bytes | None
+    """DER."""
+    state_dir: Path
+    run_dir: Path
+    guest_agent: Path
+    consul: Path
+    wireguard_go: Path
+    listen: tuple[str, int]
+    log_level: str
+    insecure: tuple[str, ...]
+    """What an operator must keep being told; empty in production."""
+
+
+def parse(environ: Mapping[str, str]) -> Config:
+    """The configuration in `environ`; ConfigError with every problem."""
+    reader = EnvReader(environ)
+    cluster = reader.required("MESH_CLUSTER", values.text, "", "the cluster's name")
+    # Set for every CVM of a deployment; here they can only be right or of no use.
+    reader.optional("MESH_GROUP", _own_group, COORDINATORS)
+    reader.optional("MESH_ENVOY", values.text, "")
+    peer_id = reader.optional("MESH_PEER_ID", values.text, None)
+    envelope = reader.required("MESH_MANIFEST", values.text, "", "a manifest envelope, as the deployment renders it")
+    unsigned = reader.optional("MESH_INSECURE_UNSIGNED_MANIFEST", values.flag, False)
+    owner_key = _owner_key(reader, unsigned)
+    manifest = _manifest(reader, envelope, owner_key, unsigned)
+    urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
+    pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
+    dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
+    paths = {
+        name: reader.optional(name, values.path, Path(default))
+        for name, default in (
+            ("MESH_STATE_DIR", "/run/mesh-private"),
+            ("MESH_RUN_DIR", "/run/mesh"),
+            ("MESH_GUEST_AGENT", "/var/run/dstack.sock"),
+            ("MESH_CONSUL", "/usr/local/bin/consul"),
+            ("MESH_WIREGUARD_GO", "/usr/local/bin/wireguard-go"),
+        )
+    }
+    listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
+    log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
+    if manifest is not None:
+        reader.problems += _disagreements(manifest, cluster, peer_id, urls)
+    reader.finish()
+    if manifest is None:
+        raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
+    insecure = (
+        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
+        *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
+    )
+    return Config(
+        cluster=cluster,
+        peer_id=peer_id,
+        urls=urls or tuple(peer.url for peer in manifest.coordinators.peers),
+        manifest=manifest,
+        envelope=envelope,
+        owner_key=owner_key,
+        pccs_url=pccs_url,
+        dev_root=dev_root,
+        state_dir=paths["MESH_STATE_DIR"],
+        run_dir=paths["MESH_RUN_DIR"],
+        guest_agent=paths["MESH_GUEST_AGENT"],
+        consul=paths["MESH_CONSUL"],
+        wireguard_go=paths["MESH_WIREGUARD_GO"],
+        listen=listen,
+        log_level=log_level,
+        insecure=insecure,
+    )
+
+
+def own_peer_id(config: Config, instance_id: str) -> str:
+    """Which coordinator this is: as said, else the one whose URL names this instance, else the only one. ConfigError
+    otherwise.
+    """
+    peers = config.manifest.coordinators.peers
+    if config.peer_id is not None:
+        return config.peer_id
+    named = [
+        peer.peer_id
+        for peer, url in zip(peers, config.urls, strict=True)
+        if instance_id and instance_id in (urlsplit(url).hostname or "").lower()
+    ]
+    if len(named) == 1:
+        return named[0]
+    if len(peers) == 1:
+        return peers[0].peer_id
+    raise ConfigError(
+        [
+            Problem(
+                "MESH_PEER_ID",
+                f"is not set, and no URL in MESH_COORDINATORS names this instance ({instance_id}); expected one of "
+                + ", ".join(peer.peer_id for peer in peers),
+            )
+        ]
+    )
+
+
+def _owner_key(reader: EnvReader, unsigned: bool) -> bytes | None:
+    if unsigned:
+        if reader.optional("MESH_OWNER_KEY", values.public_key, None) is not None:
+            reader.problems.append(
+                Problem("MESH_INSECURE_UNSIGNED_MANIFEST", "contradicts MESH_OWNER_KEY; unset one of them")
+            )
+        return None
+    wanted = "an Ed25519 public key, 32 bytes in base64url (or, for local use, MESH_INSECURE_UNSIGNED_MANIFEST=1)"
+    parse_key: Callable[[str], bytes | None] = values.public_key
+    return reader.required("MESH_OWNER_KEY", parse_key, None, wanted)
+
+
+def _manifest(reader: EnvReader, envelope: str, owner_key: bytes | None, unsigned: bool) -> Manifest | None:
+    if not envelope or (owner_key is None and not unsigned):
+        return None
+    try:
+        return open_envelope(envelope, owner_key)
+    except ManifestError as error:
+        reader.problems.append(Problem("MESH_MANIFEST", str(error)))
+        return None
+
+
+def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None, urls: tuple[str, ...]) -> list[Problem]:
+    problems = []
+    known = [peer.peer_id for peer in manifest.coordinators.peers]
+    if cluster and cluster != manifest.cluster:
+        problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
+    if peer_id is not None and peer_id not in known:
+        problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a coordinator of the manifest: {known}"))
+    if urls and len(urls) != len(known):
+        problems.append(
+            Problem("MESH_COORDINATORS", f"has {len(urls)} URLs, expected {len(known)}, one for each of {known}")
+        )
+    return problems
+
+
+def _own_group(text: str) -> str:
+    if text != COORDINATORS:
+        raise ValueError(f"is {text!r}, expected {COORDINATORS!r}; a workload runs `python -m sidecar`")
+    return text
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"is {text!r}, expected address:port such as 0.0.0.0:{ADMISSION_PORT}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,166 @@
+"""Everything secret that the coordinators of one cluster share, derived from the app's GetKey: no exchange, no
+storage, no environment.
+
+GetKey gives the same bytes to every instance of the coordinators' app , so all coordinators derive
+equal tokens, keys and certificate authorities, also after all of them were lost at once. Pure: the seed is an argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import uuid
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from runtime.secret import Secret
+
+GETKEY_PATH = "cvm-mesh/coordinator/v1"
+"""Path of GetKey that everything here is derived from."""
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+# Fixed, so that every coordinator makes the same certificate bytes; Consul knows a root by its fingerprint.
+_CA_NOT_BEFORE = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+_CA_NOT_AFTER = dt.datetime(2049, 12, 31, tzinfo=dt.UTC)
+AGENT_CERTIFICATE_DAYS = 365
+"""Life of an agent's RPC certificate. Its key dies with the CVM's boot, and without a token it opens nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterKeys:
+    """The derived secrets of one cluster."""
+
+    management_token: Secret
+    """Consul's initial management token, a UUID."""
+    gossip_key: Secret
+    """Base64 of 32 bytes."""
+    broker_key: bytes = field(repr=False)
+    """HMAC key of challenges and leases."""
+    rpc_ca_key: ec.EllipticCurvePrivateKey
+    rpc_ca: x509.Certificate
+    connect_cluster_id: str
+    """UUID; the trust domain of service certificates is `<this>.consul`."""
+    connect_root_pem: str
+    connect_root_key_pem: Secret
+
+    @property
+    def rpc_ca_pem(self) -> str:
+        """The CA of the agents' RPC TLS."""
+        return self.rpc_ca.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def derive(seed: Secret, cluster: str) -> ClusterKeys:
+    """All secrets of `cluster` out of the GetKey answer `seed` (64 hex digits)."""
+    root = bytes.fromhex(seed.reveal())
+    rpc_key = _p256(root, cluster, "rpc-ca")
+    connect_key = _p256(root, cluster, "connect-ca")
+    cluster_id = str(uuid.UUID(bytes=_bytes(root, cluster, "connect-cluster-id", 16), version=4))
+    return ClusterKeys(
+        management_token=Secret(str(uuid.UUID(bytes=_bytes(root, cluster, "management-token", 16), version=4))),
+        gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
+        broker_key=_bytes(root, cluster, "broker", 32),
+        rpc_ca_key=rpc_key,
+        rpc_ca=_authority(f"{cluster} agents", rpc_key, ()),
+        connect_cluster_id=cluster_id,
+        connect_root_pem=_authority(
+            f"{cluster} services", connect_key, (x509.UniformResourceIdentifier(f"spiffe://{cluster_id}.consul"),)
+        )
+        .public_bytes(serialization.Encoding.PEM)
+        .decode(),
+        connect_root_key_pem=Secret(private_pem(connect_key)),
+    )
+
+
+def agent_certificate(
+    keys: ClusterKeys, public_key_der: bytes, *, node: str, datacenter: str, server: bool, now: float
+) -> str:
+    """A certificate (PEM) for an agent's RPC TLS key, given as SubjectPublicKeyInfo DER. ValueError when that is no
+    such key.
+    """
+    public_key = serialization.load_der_public_key(public_key_der)
+    if not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise ValueError("the agent's TLS key must be an elliptic-curve key")
+    start = dt.datetime.fromtimestamp(now, dt.UTC)
+    names = [f"{node}.node.{datacenter}.consul"]
+    if server:
+        # What agents ask of a server (verify_server_hostname).
+        names.insert(0, f"server.{datacenter}.consul")
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(_name(node))
+        .issuer_name(keys.rpc_ca.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        # Clocks of two CVMs may differ.
+        .not_valid_before(start - dt.timedelta(hours=1))
+        .not_valid_after(start + dt.timedelta(days=AGENT_CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .sign(keys.rpc_ca_key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """SEC1 PEM, the form that Consul reads."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    ).decode()
+
+
+def _bytes(root: bytes, cluster: str, name: str, size: int) -> bytes:
+    info = f"cvm-mesh {cluster} {name}".encode()
+    return HKDF(algorithm=hashes.SHA256(), length=size, salt=None, info=info).derive(root)
+
+
+def _p256(root: bytes, cluster: str, name: str) -> ec.EllipticCurvePrivateKey:
+    # 16 bytes more than the order has: the bias of the reduction is below 2^-128.
+    number = int.from_bytes(_bytes(root, cluster, name, 48), "big")
+    return ec.derive_private_key(number % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _authority(
+    name: str, key: ec.EllipticCurvePrivateKey, alternative: tuple[x509.GeneralName, ...]
+) -> x509.Certificate:
+    public = key.public_key()
+    serial = x509.SubjectKeyIdentifier.from_public_key(public).digest
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(name))
+        .public_key(public)
+        .serial_number(int.from_bytes(serial[:16], "big") | 1)
+        .not_valid_before(_CA_NOT_BEFORE)
+        .not_valid_after(_CA_NOT_AFTER)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=True,
+                crl_sign=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier(serial), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier(serial, None, None), critical=False)
+    )
+    if alternative:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)

@@ -1,0 +1,280 @@
+"""The ledger: slots, tokens and the peer registry in Consul, so that several coordinators give no slot away twice.
+
+Every admission is one transaction on `coordinator/slots/<peer_id>` and `coordinator/instances/<instance_id>`, both
+compare-and-set against what was decided on, with the peer's entry under `mesh/peers/`. Watches keep a copy of it all
+here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip already says who lives.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
+from coordinator.refusal import RefusalError
+from coordinator.registry import Registry, decode_peer, encode_peer
+from coordinator.slots import Holder, Node, NodeState, Taken, claim, doubled, left_behind
+from coordinator.tokens import LEDGER_PREFIX
+from runtime.consul import ConsulClient, ConsulError
+from runtime.secret import Secret
+from topology.manifest import ManifestError, from_tree
+
+log = logging.getLogger(__name__)
+
+SLOTS_PREFIX = LEDGER_PREFIX + "slots/"
+INSTANCES_PREFIX = LEDGER_PREFIX + "instances/"
+ATTEMPTS = 4
+"""Times that an admission is decided anew after another coordinator was faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A Consul token. Both IDs are chosen here, so that the slot's record names the token in the same write."""
+
+    secret: Secret
+    accessor: str
+    expires_at: float
+    """Unix seconds."""
+
+
+class Ledger:
+    """This coordinator's copy of the records, and the writes. `clock` gives unix seconds."""
+
+    def __init__(self, consul: ConsulClient, registry: Registry, clock: Callable[[], float]) -> None:
+        self._consul = consul
+        self._registry = registry
+        self._clock = clock
+        # A holder that could not renew while no coordinator ran gets a whole lease from now.
+        self._started = clock()
+        self.slots: dict[str, Holder] = {}
+        self.nodes: dict[str, Node] = {}
+        self._slot_index: dict[str, int] = {}
+        self._instance_index: dict[str, int] = {}
+        self._decoded: dict[str, tuple[int, Holder | None]] = {}
+        self._peers: dict[str, tuple[int, MeshPeer | None]] = {}
+
+    async def take(self, wanted: Holder, peer: MeshPeer) -> None:
+        """Gives the slot to `wanted` and publishes `peer`. RefusalError SLOT_TAKEN; NOT_READY when Consul cannot
+        write.
+        """
+        for _ in range(ATTEMPTS):
+            decision = claim(self.slots, wanted, self.nodes)
+            if isinstance(decision, Taken):
+                raise RefusalError(Code.SLOT_TAKEN, decision.reason)
+            self._registry.put(peer)
+            try:
+                index = await self._transaction(_take(decision, peer, self._slot_index, self._instance_index))
+            except BaseException:
+                self._registry.undo(peer.peer_id)
+                raise
+            if index is not None:
+                self.slots[wanted.peer_id] = decision
+                self._slot_index[wanted.peer_id] = self._instance_index[wanted.instance_id] = index
+                self._registry.written(wanted.peer_id, index)
+                for other in left_behind(self.slots, decision):
+                    await self.free(other, f"its instance took {wanted.peer_id}")
+                return
+            self._registry.undo(peer.peer_id)
+            await self.refresh()
+        raise RefusalError(Code.SLOT_TAKEN, f"{wanted.peer_id} is wanted by several at once; try again")
+
+    async def issue(self, body: Mapping[str, object], token: Token) -> None:
+        """Makes `token` in Consul with the rights in `body`. RefusalError TOKEN_ISSUE_FAILED."""
+        named = {"AccessorID": token.accessor, "SecretID": token.secret.reveal()}
+        try:
+            await self._consul.put("/v1/acl/token", {**body, **named})
+        except ConsulError as error:
+            raise RefusalError(Code.TOKEN_ISSUE_FAILED, str(error)) from error
+
+    async def replace_token(self, holder: Holder, token: Token) -> None:
+        """Notes the token that `holder` runs with from now on; the one before expires by itself."""
+        self._note(holder, accessor=token.accessor, token_expires_at=token.expires_at)
+        await self._rewrite(holder.peer_id)
+
+    async def renew(self, holder: Holder) -> None:
+        """Notes that the holder lives. Written down only when gossip thinks otherwise, for the other coordinators to
+        know.
+        """
+        self._note(holder, renewed_at=self._clock())
+        node = self.nodes.get(holder.peer_id)
+        if holder.joined and (node is None or node.state is not NodeState.ALIVE):
+            await self._rewrite(holder.peer_id)
+
+    async def free(self, holder: Holder, reason: str) -> bool:
+        """Takes the slot and the peer's entry back and revokes its token. False when the slot changed hands
+        meanwhile.
+        """
+        peer_id = holder.peer_id
+        current = self.slots.get(peer_id)
+        if current is None or current.boot_key != holder.boot_key or current.released:
+            return False
+        released = replace(current, released=True)
+        operations = [
+            _kv("cas", SLOTS_PREFIX + peer_id, _encode_holder(released), self._slot_index.get(peer_id, 0)),
+            _kv("delete", PEERS_PREFIX + peer_id),
+        ]
+        index = await self._transaction(operations)
+        if index is None:
+            await self.refresh()
+            return False
+        self.slots[peer_id], self._slot_index[peer_id] = released, index
+        self._registry.remove(peer_id, index)
+        log.info("slot freed", extra={"peer_id": peer_id, "reason": reason})
+        await self._revoke(current.accessor)
+        return True
+
+    def doubled(self) -> tuple[Holder, ...]:
+        """See `slots.doubled`."""
+        return doubled(self.slots, self._slot_index)
+
+    async def refresh(self) -> None:
+        """Reads the records once, from the leader."""
+        index, tree = await self._consul.get(f"/v1/kv/{LEDGER_PREFIX}", params={"recurse": "", "consistent": ""})
+        self.take_records(index, tree)
+
+    def take_records(self, index: int, tree: Any) -> None:
+        """The records as of an answer of Consul's KV. An answer from before an own write does not undo that write."""
+        held, decoded = self.slots, dict[str, tuple[int, Holder | None]]()
+        slots: dict[str, Holder] = {}
+        slot_index, instance_index = dict[str, int](), dict[str, int]()
+        for entry in tree or ():
+            key, written = entry["Key"], entry["ModifyIndex"]
+            if key.startswith(INSTANCES_PREFIX):
+                instance_index[key.removeprefix(INSTANCES_PREFIX)] = written
+                continue
+            # A change brings all records again; only those that changed are worth decoding.
+            known = self._decoded.get(key)
+            if known is None or known[0] != written:
+                known = written, _decode_holder(key, base64.b64decode(entry["Value"] or ""))
+            decoded[key] = known
+            if known[1] is not None:
+                holder = known[1]
+                slots[holder.peer_id] = self._with_memory(holder, held.get(holder.peer_id))
+                slot_index[holder.peer_id] = written
+        own_slots = {name: own for name, own in self._slot_index.items() if own > index}
+        own_instances = {name: own for name, own in self._instance_index.items() if own > index}
+        self.slots = slots | {name: held[name] for name in own_slots}
+        self._slot_index, self._instance_index = slot_index | own_slots, instance_index | own_instances
+        self._decoded = decoded
+
+    def take_peers(self, index: int, tree: Any) -> None:
+        """The peer entries as of an answer of Consul's KV."""
+        peers: dict[str, tuple[int, MeshPeer | None]] = {}
+        for entry in tree or ():
+            key, written = entry["Key"], entry["ModifyIndex"]
+            known = self._peers.get(key)
+            if known is None or known[0] != written:
+                known = written, decode_peer(key, base64.b64decode(entry["Value"] or ""))
+            peers[key] = known
+        self._peers = peers
+        self._registry.snapshot(index, {peer.peer_id: peer for _, peer in peers.values() if peer is not None})
+
+    def take_nodes(self, _index: int, tree: Any) -> None:
+        """Who lives, as of an answer of `/v1/health/state/any` for the check serfHealth."""
+        now = self._clock()
+        entries = [entry for entry in tree or () if entry["CheckID"] == "serfHealth"]
+        # Consul lets any token that may write some service put a check of that service over a node's own. It says
+        # nothing then, and the lease alone decides.
+        covered = {entry["Node"] for entry in entries if entry.get("ServiceID")}
+        states = {
+            entry["Node"]: NodeState.ALIVE if entry["Status"] == "passing" else NodeState.FAILED
+            for entry in entries
+            if entry["Node"] not in covered
+        }
+        known = {name: node for name, node in self.nodes.items() if name not in covered}
+        gone = {name: NodeState.ABSENT for name in known if name not in states}
+        self.nodes = {
+            name: known[name] if name in known and known[name].state is state else Node(state=state, since=now)
+            for name, state in (states | gone).items()
+        }
+        for peer_id, holder in self.slots.items():
+            if states.get(peer_id) is NodeState.ALIVE and not holder.joined:
+                self.slots[peer_id] = replace(holder, joined=True)
+
+    def _with_memory(self, holder: Holder, held: Holder | None) -> Holder:
+        """`holder` as read, with what only this process knows of the same boot."""
+        renewed_at = max(holder.renewed_at, self._started)
+        if held is None or held.boot_key != holder.boot_key:
+            return holder if renewed_at == holder.renewed_at else replace(holder, renewed_at=renewed_at)
+        newer = held if held.token_expires_at > holder.token_expires_at else holder
+        merged = replace(
+            holder,
+            renewed_at=max(renewed_at, held.renewed_at),
+            joined=holder.joined or held.joined,
+            accessor=newer.accessor,
+            token_expires_at=newer.token_expires_at,
+        )
+        return held if merged == held else merged
+
+    def _note(self, holder: Holder, **changes: Any) -> None:
+        current = self.slots.get(holder.peer_id)
+        if current is not None and current.boot_key == holder.boot_key:
+            self.slots[holder.peer_id] = replace(current, **changes)
+
+    async def _rewrite(self, peer_id: str) -> None:
+        data = _encode_holder(self.slots[peer_id])
+        index = await self._transaction([_kv("cas", SLOTS_PREFIX + peer_id, data, self._slot_index.get(peer_id, 0))])
+        if index is None:
+            await self.refresh()
+        else:
+            self._slot_index[peer_id] = index
+
+    async def _revoke(self, accessor: str) -> None:
+        if not accessor:
+            return
+        try:
+            await self._consul.delete(f"/v1/acl/token/{accessor}")
+        except ConsulError as error:
+            # It expires by itself; the slot is free either way.
+            log.warning("token not revoked", extra={"accessor": accessor, "reason": str(error)})
+
+    async def _transaction(self, operations: list[dict[str, object]]) -> int | None:
+        """The index of the write, or None when a compare failed. RefusalError NOT_READY when Consul does not take
+        it.
+        """
+        try:
+            answer = await self._consul.put("/v1/txn", operations)
+        except ConsulError as error:
+            if error.status == 409:
+                return None
+            raise RefusalError(Code.NOT_READY, f"the records cannot be written now: {error}") from error
+        return max(int(result["KV"]["ModifyIndex"]) for result in answer["Results"])
+
+
+def _take(
+    holder: Holder, peer: MeshPeer, slot_index: Mapping[str, int], instance_index: Mapping[str, int]
+) -> list[dict[str, object]]:
+    instance = holder.instance_id
+    return [
+        _kv("cas", SLOTS_PREFIX + holder.peer_id, _encode_holder(holder), slot_index.get(holder.peer_id, 0)),
+        _kv("cas", INSTANCES_PREFIX + instance, holder.peer_id.encode(), instance_index.get(instance, 0)),
+        _kv("set", PEERS_PREFIX + peer.peer_id, encode_peer(peer)),
+    ]
+
+
+def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = None) -> dict[str, object]:
+    operation: dict[str, object] = {"Verb": verb, "Key": key}
+    if value is not None:
+        operation["Value"] = base64.b64encode(value).decode()
+    if index is not None:
+        operation["Index"] = index
+    return {"KV": operation}
+
+
+def _encode_holder(holder: Holder) -> bytes:
+    return json.dumps(dataclasses.asdict(holder), sort_keys=True, separators=(",", ":")).encode()
+
+
+def _decode_holder(key: str, value: bytes) -> Holder | None:
+    """The record, or None with a log line: one that cannot be read is one that nobody holds."""
+    try:
+        holder: Holder = from_tree(Holder, json.loads(value), key)
+    except (ManifestError, ValueError) as error:
+        log.warning("slot record ignored", extra={"key": key, "reason": str(error)})
+        return None
+    return holder if key == SLOTS_PREFIX + holder.peer_id else None

@@ -1,0 +1,108 @@
+"""The coordinator's own peer link: `peer`'s device and driver behind what `coordinator.app` asks of a link."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+from coordinator.config import Config
+from coordinator.protocol import MeshPeer
+from peer.driver import PeerLink
+from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer
+from peer.wireguard import USERSPACE_ENV, KernelDevice, UserspaceDevice, choose, generate_key, userspace_argv
+from runtime.children import Child, ChildSpec
+from runtime.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+HANG_SECONDS = 5.0
+STOP_SECONDS = 2.0
+
+
+class MeshLink:
+    """The device `mesh0` with a key of this boot, its userspace process where one is needed, and the tunnels."""
+
+    def __init__(self, device: KernelDevice | UserspaceDevice, public_key: str, config: Config) -> None:
+        self.public_key = public_key
+        self._device = device
+        self._driver = PeerLink(
+            device,
+            rendezvous=[
+                RendezvousPeer(public_key=host.public_key, endpoint=host.endpoint, address=host.address)
+                for host in config.manifest.rendezvous
+            ],
+        )
+        self._child: Child | None = None
+        if isinstance(device, UserspaceDevice):
+            self._child = Child(
+                ChildSpec(
+                    name="wireguard",
+                    argv=userspace_argv(config.wireguard_go, INTERFACE),
+                    env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **USERSPACE_ENV},
+                    log=None,
+                    healthy=self._answers,
+                    hang_seconds=HANG_SECONDS,
+                    stop_seconds=STOP_SECONDS,
+                )
+            )
+
+    def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
+        """Makes these, and no others, the peers of the device. A set that cannot be is logged and left out."""
+        try:
+            if len({peer.public_key for peer in peers}) != len(peers):
+                raise LinkError("two peers have one public key")
+            self._driver.set_peers(
+                [Peer(public_key=peer.public_key, address=peer.address, peer_id=peer.peer_id) for peer in peers]
+            )
+        except LinkError as error:
+            # Admission refuses such peers; this guards against a record that was written by hand.
+            log.error("peers not applied", extra={"reason": str(error)})
+
+    async def up(self) -> None:
+        """Returns when the mesh address can be bound, which is what Consul needs."""
+        while not _bindable(self._device.spec.address):  # noqa: ASYNC110 - netlink's news would come in no simpler
+            await asyncio.sleep(0.01)
+
+    async def run(self) -> None:
+        """Keeps device and tunnels until cancelled."""
+        try:
+            async with TaskScope() as scope:
+                if self._child is not None:
+                    scope.start("wireguard", self._child.run())
+                scope.start("tunnels", self._driver.run())
+        finally:
+            if isinstance(self._device, KernelDevice):
+                await self._device.remove()
+
+    def status(self) -> list[dict[str, object]]:
+        """`links` of the status document."""
+        return [
+            {"peer_id": row.peer_id, "path": row.path, "handshake_age_s": row.handshake_age_s}
+            for row in self._driver.status()
+        ]
+
+    def child(self) -> Child | None:
+        """The wireguard-go child, where the kernel has no WireGuard."""
+        return self._child
+
+    async def _answers(self) -> bool:
+        await self._device.read()
+        return True
+
+
+async def make_link(config: Config, _peer_id: str, address: str) -> MeshLink:
+    """The link of the coordinator at `address`, with a fresh key; not yet running."""
+    private, public = generate_key()
+    device = await choose(InterfaceSpec(private_key=private, address=address, pool=config.manifest.mesh_pool))
+    return MeshLink(device, public, config)
+
+
+def _bindable(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

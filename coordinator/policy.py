@@ -1,0 +1,152 @@
+"""Policy: the manifest and the binding held against what a quote proved. Pure.
+
+Every field of a binding is compared here, with the evidence or with the manifest; none is only carried along.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from coordinator.protocol import Binding, BootKeys, Code
+from coordinator.refusal import RefusalError
+from evidence import manifest as demands
+from evidence.verify import Evidence
+from topology.manifest import Manifest
+
+BINDING_VERSION = 1
+COORDINATORS = demands.COORDINATORS
+_FIELD = 2**255 - 19
+"""X25519's field (RFC 7748)."""
+_ANY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+"""No secret: points of small order give zero with any key."""
+CLOCK_SKEW = 300.0
+"""Seconds that a binding's `issued_at` may differ from our clock. The nonce gives freshness; this catches a clock
+that would break certificates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One peer of the manifest."""
+
+    peer_id: str
+    group: str
+    """COORDINATORS for a coordinator."""
+    address: str
+    """Mesh address."""
+
+    @property
+    def kind(self) -> str:
+        """As MeshPeer says it."""
+        return "coordinator" if self.group == COORDINATORS else "workload"
+
+
+def find_slot(manifest: Manifest, peer_id: str) -> Slot:
+    """The manifest's entry for `peer_id`; RefusalError ADMISSION_REJECTED when there is none."""
+    for lead in manifest.coordinators.peers:
+        if lead.peer_id == peer_id:
+            return Slot(peer_id=peer_id, group=COORDINATORS, address=lead.address)
+    for group, entry in manifest.groups.items():
+        for peer in entry.peers:
+            if peer.peer_id == peer_id:
+                return Slot(peer_id=peer_id, group=group, address=peer.address)
+    raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no peer {peer_id!r:.80}")
+
+
+def group_slots(manifest: Manifest, group: str) -> tuple[Slot, ...]:
+    """The slots of `group`; RefusalError ADMISSION_REJECTED when the manifest has no such group."""
+    if group == COORDINATORS:
+        peers = [(peer.peer_id, peer.address) for peer in manifest.coordinators.peers]
+    elif group in manifest.groups:
+        peers = [(peer.peer_id, peer.address) for peer in manifest.groups[group].peers]
+    else:
+        raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no group {group!r:.80}")
+    return tuple(Slot(peer_id=peer_id, group=group, address=address) for peer_id, address in peers)
+
+
+def identities(manifest: Manifest, group: str) -> tuple[str, ...]:
+    """The SPIFFE identities that a CVM of `group` is admitted as. A coordinator serves no backend: it has the node's
+    only.
+    """
+    return (f"spiffe://{manifest.cluster}/node",) if group == COORDINATORS else manifest.identities(group)
+
+
+def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Evidence, now: float) -> None:
+    """Returns when every field of `binding` agrees with the evidence, the manifest or the clock; RefusalError names the
+    one that does not.
+    """
+    compared: tuple[tuple[str, object, object], ...] = (
+        ("version", binding.version, BINDING_VERSION),
+        ("cluster", binding.cluster, manifest.cluster),
+        ("peer_id", binding.peer_id, slot.peer_id),
+        ("identities", binding.identities, identities(manifest, slot.group)),
+        ("app_id", binding.app_id, evidence.app_id),
+        ("instance_id", binding.instance_id, evidence.instance_id),
+        ("compose_hash", binding.compose_hash, evidence.compose_hash),
+    )
+    for name, said, wanted in compared:
+        if said != wanted:
+            raise RefusalError(Code.ADMISSION_REJECTED, f"binding.{name} is {said!r:.200}, expected {wanted!r:.200}")
+    if not binding.instance_id:
+        raise RefusalError(
+            Code.ADMISSION_REJECTED, "the app runs without instance IDs; deploy it with no_instance_id unset"
+        )
+    if abs(now - binding.issued_at) > CLOCK_SKEW:
+        raise RefusalError(
+            Code.ADMISSION_REJECTED,
+            f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are {CLOCK_SKEW:g} s; "
+            "set the CVM's clock",
+        )
+
+
+def check_boot_keys(boot: BootKeys) -> None:
+    """RefusalError BAD_REQUEST unless both keys are well-formed."""
+    try:
+        wireguard = base64.b64decode(boot.wireguard, validate=True)
+        tls = base64.b64decode(boot.tls, validate=True)
+    except (binascii.Error, ValueError):
+        raise RefusalError(Code.BAD_REQUEST, "binding.boot must hold base64") from None
+    if len(wireguard) != 32 or base64.b64encode(wireguard).decode() != boot.wireguard:
+        raise RefusalError(Code.BAD_REQUEST, "binding.boot.wireguard is not a WireGuard public key (32 bytes, base64)")
+    try:
+        # Points of small order agree with every private key in the same way: X25519 refuses them, here rather than in
+        # each peer that would have to compute with this one. A second spelling of a point would be a second key.
+        _ANY_KEY.exchange(X25519PublicKey.from_public_bytes(wireguard))
+        if int.from_bytes(wireguard, "little") >= _FIELD:
+            raise ValueError
+    except ValueError:
+        raise RefusalError(Code.BAD_REQUEST, "binding.boot.wireguard is no key that X25519 agrees with") from None
+    try:
+        key = load_der_public_key(tls)
+    except (ValueError, TypeError) as error:
+        raise RefusalError(Code.BAD_REQUEST, f"binding.boot.tls is not a public key: {error!s:.100}") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RefusalError(Code.BAD_REQUEST, "binding.boot.tls is not a P-256 public key")
+
+
+def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
+    """A short name for what an OS image measures (hex each): what a slot's record keeps of it."""
+    return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
+
+
+def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str) -> bool:
+    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`); an admission ends
+    otherwise.
+    """
+    try:
+        slot = find_slot(manifest, peer_id)
+    except RefusalError:
+        return False
+    images = {
+        image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
+        for item in manifest.os_images
+        if manifest.tcb.allow_development_images or not item.development
+    }
+    allowed = demands.expected(manifest, slot.group).compose_hashes
+    return image in images and compose_hash in {item.lower() for item in allowed}

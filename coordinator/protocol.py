@@ -1,0 +1,190 @@
+"""The words that a sidecar and a coordinator exchange: requests, answers and error codes of the admission API. Pure
+values.
+
+HTTP over RA-TLS on port 8787 (architecture.md). Every body is one JSON object; an error is `{"code", "reason"}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+ADMISSION_PORT = 8787
+MAX_BODY = 1 << 20
+"""Bytes; a greater body is refused before it is read (the template family's limit)."""
+NONCE_LIFETIME = 60.0
+"""Seconds that a challenge may be answered in."""
+
+
+class Code(Enum):
+    """Error codes: the template family's, and SLOT_TAKEN and NOT_READY, which say 'try again' rather than 'never'."""
+
+    BAD_REQUEST = ("BAD_REQUEST", 400)
+    NONCE_INVALID = ("NONCE_INVALID", 400)
+    QUOTE_INVALID = ("QUOTE_INVALID", 400)
+    REPORT_DATA_MISMATCH = ("REPORT_DATA_MISMATCH", 403)
+    KMS_POLICY_MISMATCH = ("KMS_POLICY_MISMATCH", 403)
+    ADMISSION_REJECTED = ("ADMISSION_REJECTED", 403)
+    SLOT_TAKEN = ("SLOT_TAKEN", 409)
+    LEASE_INVALID = ("LEASE_INVALID", 401)
+    VERIFIER_FAILED = ("VERIFIER_FAILED", 502)
+    TOKEN_ISSUE_FAILED = ("TOKEN_ISSUE_FAILED", 502)
+    NOT_READY = ("NOT_READY", 503)
+    NONCE_GENERATION_FAILED = ("NONCE_GENERATION_FAILED", 500)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that goes with the code."""
+        return self.value[1]
+
+    @property
+    def permanent(self) -> bool:
+        """True when the same evidence will be refused again, so a client must not hammer."""
+        return self in _PERMANENT
+
+
+_PERMANENT = frozenset(
+    {
+        Code.BAD_REQUEST,
+        Code.QUOTE_INVALID,
+        Code.REPORT_DATA_MISMATCH,
+        Code.KMS_POLICY_MISMATCH,
+        Code.ADMISSION_REJECTED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeRequest:
+    """`POST /v1/admission/challenge`. `group` is "coordinator" for a coordinator that joins its siblings."""
+
+    group: str
+    instance_id: str
+    """Hex; proposes, the quote proves."""
+    peer_id: str | None = None
+    """None: the coordinator proposes the slot that this instance held, else a free one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """The answer: a nonce for one use, and the peer ID that the binding must carry."""
+
+    nonce: str
+    """32 bytes, hex."""
+    peer_id: str
+    expires_in: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootKeys:
+    """Public halves of the keys that this boot made inside the CVM."""
+
+    wireguard: str
+    """WireGuard public key, base64."""
+    tls: str
+    """SubjectPublicKeyInfo of the Consul agent's TLS key, DER in base64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The statement that the quote covers: `report_data = SHA-256(JSON of this || nonce) || 32 zero bytes`.
+
+    Every field is compared with the verified quote or the manifest.
+    """
+
+    version: int
+    cluster: str
+    peer_id: str
+    identities: tuple[str, ...]
+    app_id: str
+    instance_id: str
+    compose_hash: str
+    boot: BootKeys
+    issued_at: int
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestRequest:
+    """`POST /v1/admission/attest`."""
+
+    binding: str
+    """The exact bytes of the binding's JSON, hex."""
+    nonce: str
+    quote: str
+    event_log: str
+    vm_config: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsulGrant:
+    """What the Consul agent of an admitted CVM runs with. Strings marked secret are wrapped in `Secret` as they are
+    decoded.
+    """
+
+    datacenter: str
+    token: str
+    """Secret. ACL token: node identity, service identities, extra rights."""
+    token_expires_at: int
+    """Unix seconds."""
+    gossip_key: str
+    """Secret. Base64, 32 bytes."""
+    ca_pem: str
+    """The CA of the agents' RPC TLS."""
+    certificate_pem: str
+    """For the boot's TLS key."""
+    servers: tuple[str, ...]
+    """Mesh addresses of the coordinators."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshPeer:
+    """One admitted CVM as the link sees it. Also the JSON value under `mesh/peers/<peer_id>` in Consul's KV."""
+
+    peer_id: str
+    public_key: str
+    address: str
+    kind: str
+    """`coordinator` or `workload`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The answer to a good attestation."""
+
+    peer_id: str
+    address: str
+    consul: ConsulGrant
+    peers: tuple[MeshPeer, ...]
+    """The coordinators at least; the rest is watched in Consul's KV once the agent has joined."""
+    lease: str
+    """Secret. Bearer for renew and release."""
+    lease_seconds: float
+    """The slot is freed when nothing renewed it for so long and the node is not alive in Consul."""
+    manifest: str
+    """The newest signed envelope that the coordinator holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """`POST /v1/admission/renew` with `{"lease"}`: a fresh token when the old one is past half its life."""
+
+    lease_seconds: float
+    token: str | None
+    token_expires_at: int | None
+    manifest_epoch: int
+
+
+PEERS_PREFIX = "mesh/peers/"
+"""Consul KV prefix of the peer registry: `mesh/peers/<peer_id>` = MeshPeer as JSON. Every agent token may read it."""
+MANIFEST_KEY = "mesh/manifest"
+"""Consul KV key of the newest signed manifest envelope. Every agent token may read it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequest:
+    """`POST /v1/admission/renew` and `/release`."""
+
+    lease: str
+    """Secret."""

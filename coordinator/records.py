@@ -1,0 +1,148 @@
+"""The coordinator's work on Consul once it has a leader: carry out the manifest, watch the records, free what is
+abandoned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from coordinator import governance
+from coordinator.ledger import Ledger
+from coordinator.policy import allowed
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from coordinator.refusal import RefusalError
+from coordinator.server_process import ServerProcess
+from coordinator.slots import Holder, lapsed
+from coordinator.tokens import LEDGER_PREFIX
+from runtime.backoff import Backoff
+from runtime.consul import ConsulError
+from runtime.tasks import TaskScope
+from topology.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+RETRY = Backoff(base=0.1, cap=5.0)
+LEADER_SECONDS = 0.01
+"""Between two looks for a leader: on loopback, and only while there is none."""
+SETTLE_SECONDS = 0.05
+SWEEP_SECONDS = 1.0
+"""How often lapsed holders are looked for."""
+ENFORCE_SECONDS = 15.0
+"""How often all holders are held against the manifest, beside each new one's first time: for an admission that was
+under way when it came, and for a slot that could not be freed."""
+SERF_FILTER = 'CheckID == "serfHealth"'
+
+
+class Records:
+    """`manifest` and `envelope` give what is enforced now; `adopt` takes an envelope and says whether it was newer."""
+
+    def __init__(
+        self,
+        consul: ServerProcess,
+        ledger: Ledger,
+        *,
+        own: MeshPeer,
+        owner_key: bytes | None,
+        current: Callable[[], tuple[Manifest, str]],
+        adopt: Callable[[str], bool],
+    ) -> None:
+        self._consul, self._client, self._ledger = consul, consul.client, ledger
+        self._own, self._owner_key = own, owner_key
+        self._current, self._adopt = current, adopt
+        self._rng = Random()
+        self._adopted = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Calls `ready` when workloads can be admitted; then watches until cancelled."""
+        await self._begin()
+        async with TaskScope() as scope:
+            slots, peers = f"/v1/kv/{LEDGER_PREFIX}", f"/v1/kv/{PEERS_PREFIX}"
+            scope.start("watch slots", self._watch(slots, {"recurse": ""}, self._ledger.take_records))
+            scope.start("watch peers", self._watch(peers, {"recurse": ""}, self._ledger.take_peers))
+            scope.start(
+                "watch nodes", self._watch("/v1/health/state/any", {"filter": SERF_FILTER}, self._ledger.take_nodes)
+            )
+            scope.start("watch manifest", self._watch(f"/v1/kv/{MANIFEST_KEY}", {}, self._take_manifest))
+            scope.start("carry out manifests", self._carry_out())
+            scope.start("sweep", self._sweep())
+            ready()
+
+    async def _begin(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                if await self._consul.leader():
+                    manifest, envelope = self._current()
+                    self._adopt(await governance.publish_manifest(self._client, manifest, envelope, self._owner_key))
+                    await governance.establish(self._client, self._current()[0])
+                    await governance.publish_peer(self._client, self._own)
+                    await self._ledger.refresh()
+                    return
+            except ConsulError as error:
+                log.warning("records not ready", extra={"reason": str(error)})
+                attempt += 1
+            await asyncio.sleep(RETRY.delay(attempt, self._rng) if attempt else LEADER_SECONDS)
+
+    async def _watch(self, path: str, params: dict[str, str], take: Callable[[int, Any], None]) -> None:
+        index, attempt = 0, 0
+        while True:
+            try:
+                index, tree = await self._client.get(path, index=index, params=params)
+                take(index, tree)
+                attempt = 0
+                # The first change is taken at once; what follows it closely is taken together, as each answer brings
+                # all entries. Own admissions do not wait for this.
+                await asyncio.sleep(SETTLE_SECONDS)
+            except ConsulError as error:
+                log.warning("watch interrupted", extra={"path": path, "reason": str(error)})
+                await asyncio.sleep(RETRY.delay(attempt, self._rng))
+                index, attempt = 0, attempt + 1
+
+    def _take_manifest(self, _: int, entries: Any) -> None:
+        envelope, _index = governance.held(entries)
+        if envelope is not None and self._adopt(envelope):
+            self._adopted.set()
+
+    async def _carry_out(self) -> None:
+        attempt = 0
+        while True:
+            await self._adopted.wait()
+            self._adopted.clear()
+            try:
+                await governance.establish(self._client, self._current()[0])
+                attempt = 0
+            except ConsulError as error:
+                log.warning("manifest not carried out yet", extra={"reason": str(error)})
+                self._adopted.set()
+                await asyncio.sleep(RETRY.delay(attempt, self._rng))
+                attempt += 1
+
+    async def _sweep(self) -> None:
+        """Frees the slots of holders that are gone, and of those that the manifest no longer allows: a CVM that means
+        ill does not come to renew, and its agent may live for ever.
+        """
+        enforced, enforce_at = self._current()[0], 0.0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now, manifest = time.time(), self._current()[0]
+            enforce = manifest is not enforced or now >= enforce_at
+            if enforce:
+                enforced, enforce_at = manifest, now + ENFORCE_SECONDS
+            for holder in self._ledger.doubled():
+                await self._free(holder, "another peer had its WireGuard key before")
+            for holder in tuple(self._ledger.slots.values()):
+                if lapsed(holder, self._ledger.nodes.get(holder.peer_id), now):
+                    await self._free(holder, "lease lapsed")
+                elif enforce and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
+                    await self._free(holder, "the manifest no longer allows it")
+
+    async def _free(self, holder: Holder, reason: str) -> None:
+        try:
+            await self._ledger.free(holder, reason)
+        except (RefusalError, ConsulError) as error:
+            log.warning("slot not freed yet", extra={"peer_id": holder.peer_id, "reason": str(error)})

@@ -1,0 +1,199 @@
+"""The sockets of forwarded queries: carries out what `dns.forward` orders and tells it what came of it. An edge.
+
+Callbacks only, no tasks. Each attempt has a socket of its own: the kernel gives it a random source port and, as it is
+connected, drops datagrams from anyone else. resolv.conf is looked at when a query is forwarded, once a second at
+most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from dns import resolvconf
+from dns.forward import Close, Command, Forwarder, Reply, Send
+from dns.message import MAX_TCP, Query, Transport
+
+CHECK_EVERY = 1.0
+"""Seconds between two looks at resolv.conf: a stat() a second costs nothing, and a new network is taken up at once."""
+_Stamp = tuple[int, int, int, int]
+
+
+class _Exchange:
+    """One attempt's socket."""
+
+    __slots__ = ("attempt", "data", "incoming", "sock", "transport")
+
+    def __init__(self, order: Send, sock: socket.socket) -> None:
+        self.attempt = order.attempt
+        self.transport = order.transport
+        self.data = order.data
+        self.incoming = bytearray()
+        self.sock = sock
+
+
+class Upstream:
+    """Forwards queries and calls back with each reply."""
+
+    def __init__(self, path: Path, port: int, is_self: Callable[[str, int], bool]) -> None:
+        """`path` is the original resolv.conf; `port` is the servers' port; `is_self` tells whether a server would be
+        us."""
+        self._path = path
+        self._port = port
+        self._is_self = is_self
+        self._loop = asyncio.get_running_loop()
+        self._forwarder = Forwarder((), ident=lambda: secrets.randbits(16))
+        self._exchanges: dict[int, _Exchange] = {}
+        self._clients: dict[int, Callable[[bytes], None]] = {}
+        self._last_token = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._stamp: _Stamp | None = None
+        self._checked_at = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._forwarder)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The servers asked, in order; ourselves left out."""
+        self._reload(self._loop.time())
+        return self._forwarder.servers
+
+    def forward(self, query: Query, transport: Transport, done: Callable[[bytes], None]) -> int:
+        """Forwards `query`; `done` is called once with the reply, perhaps before this returns. Gives a token for
+        `forget`."""
+        now = self._loop.time()
+        self._reload(now)
+        self._last_token += 1
+        token = self._last_token
+        self._clients[token] = done
+        self._run(self._forwarder.forward(token, query, transport, now))
+        return token
+
+    def forget(self, token: int) -> None:
+        """The client is gone: `done` is not called any more."""
+        self._clients.pop(token, None)
+        self._run(self._forwarder.forget(token))
+
+    def close(self) -> None:
+        """Drops everything under way."""
+        for token in list(self._clients):
+            self.forget(token)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _reload(self, now: float) -> None:
+        if now - self._checked_at < CHECK_EVERY:
+            return
+        self._checked_at = now
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+            if stamp == self._stamp:
+                return
+            text = self._path.read_text(errors="replace")
+        except OSError:
+            # A file that is gone, or not readable, is being replaced; what it said last is the best that is known.
+            self._stamp = None
+            return
+        self._stamp = stamp
+        named = resolvconf.parse(text).nameservers
+        # A file without servers is one being rewritten: as above.
+        if named:
+            self._forwarder.servers = tuple(server for server in named if not self._is_self(server, self._port))
+
+    def _run(self, commands: list[Command]) -> None:
+        queue = list(commands)
+        while queue:
+            command = queue.pop(0)
+            match command:
+                case Send():
+                    queue += self._send(command)
+                case Close():
+                    self._close(command.attempt)
+                case Reply():
+                    done = self._clients.pop(command.token, None)
+                    if done is not None:
+                        done(command.data)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake_at = self._forwarder.wake_at()
+        if wake_at is not None:
+            self._timer = self._loop.call_at(wake_at, self._passed)
+
+    def _passed(self) -> None:
+        self._timer = None
+        # call_at may fire a clock tick early; the machine compares with the very time that it asked for.
+        self._run(self._forwarder.passed(self._loop.time() + 0.001))
+
+    def _send(self, order: Send) -> list[Command]:
+        is_udp = order.transport is Transport.UDP
+        sock: socket.socket | None = None
+        try:
+            kind = socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM
+            family, _, _, _, address = socket.getaddrinfo(
+                order.server, self._port, type=kind, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            )[0]
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+            result = sock.connect_ex(address)
+            if result not in (0, errno.EINPROGRESS):
+                raise OSError(result, "connect")
+            if is_udp:
+                sock.send(order.data)
+        except OSError:
+            if sock is not None:
+                sock.close()
+            return self._forwarder.failed(order.attempt, self._loop.time())
+        exchange = self._exchanges[order.attempt] = _Exchange(order, sock)
+        if is_udp:
+            self._loop.add_reader(sock, self._readable, exchange)
+        else:
+            self._loop.add_writer(sock, self._connected, exchange)
+        return []
+
+    def _connected(self, exchange: _Exchange) -> None:
+        """The TCP connection stands, or failed. A query fits into an empty send buffer whole."""
+        self._loop.remove_writer(exchange.sock)
+        try:
+            exchange.sock.send(len(exchange.data).to_bytes(2, "big") + exchange.data)
+        except OSError:
+            self._run(self._forwarder.failed(exchange.attempt, self._loop.time()))
+            return
+        self._loop.add_reader(exchange.sock, self._readable, exchange)
+
+    def _readable(self, exchange: _Exchange) -> None:
+        try:
+            data = exchange.sock.recv(MAX_TCP + 2)
+        except BlockingIOError:
+            return
+        except OSError:
+            # For UDP this is the ICMP error: nobody listens there.
+            data = b""
+        now = self._loop.time()
+        if exchange.transport is Transport.UDP:
+            received = self._forwarder.received(exchange.attempt, data, now) if data else self._forwarder.failed
+            self._run(received if isinstance(received, list) else received(exchange.attempt, now))
+            return
+        exchange.incoming += data
+        size = int.from_bytes(exchange.incoming[:2], "big") + 2
+        complete = len(exchange.incoming) >= max(size, 3)
+        if complete:
+            self._run(self._forwarder.received(exchange.attempt, bytes(exchange.incoming[2:size]), now))
+        # Still ours after that: a wrong answer, or the end of the stream. One answer is all that a connection is for.
+        if (complete or not data) and exchange.attempt in self._exchanges:
+            self._run(self._forwarder.failed(exchange.attempt, now))
+
+    def _close(self, attempt: int) -> None:
+        exchange = self._exchanges.pop(attempt, None)
+        if exchange is not None:
+            self._loop.remove_reader(exchange.sock)
+            self._loop.remove_writer(exchange.sock)
+            exchange.sock.close()

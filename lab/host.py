@@ -1,0 +1,219 @@
+"""The lab daemon: one mesh on one machine. Runs as the child of `lab.init`, inside the lab's own namespaces.
+
+`python -m lab.host REQUEST.json`. It builds the network, the development TEE, the platform's services (gateway, DNS,
+collateral) and one Machine a CVM, then serves the control API on a unix socket until it is told to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import secrets
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lab import plan as plans
+from lab.agent import GuestAgentServer
+from lab.control import ControlServer
+from lab.gateway import Gateway
+from lab.machine import Machine
+from lab.namespaces import inside_network
+from lab.nat import Nat
+from lab.network import LabNetwork
+from lab.pccs import PccsServer
+from lab.resolver import Resolver
+from lab.tee import DevTee
+from runtime.tasks import TaskScope
+from topology.cluster import load as load_cluster
+
+log = logging.getLogger("lab.host")
+
+NETS = Path("/run/netns")
+MACHINES = Path("/run/lab")
+"""On the lab's private tmpfs: what a CVM keeps in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A listening socket on the machine's loopback, inherited, for the public entry of one group."""
+
+    group: str
+    port: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `meshctl up` asks for; JSON in the run folder."""
+
+    name: str
+    cluster: str
+    overrides: dict[str, str]
+    nat: Nat
+    """`preserving` or `random`: how the CVMs' routers choose ports."""
+    run_dir: str
+    checkout: str
+    keep: tuple[str, ...]
+    envoy: str
+    consul: str
+    wireguard_go: str | None
+    listeners: tuple[Listener, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Request:
+        """Reads the file that `meshctl up` wrote."""
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree["listeners"] = tuple(Listener(**item) for item in tree["listeners"])
+        return cls(**{**tree, "keep": tuple(tree["keep"])})
+
+    def save(self, path: Path) -> None:
+        """Writes the file."""
+        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+class Host:
+    """The running lab."""
+
+    def __init__(self, request: Request, scope: TaskScope) -> None:
+        self.request = request
+        self.machines: dict[str, Machine] = {}
+        self.ending = asyncio.Event()
+        self._scope = scope
+        self._run_dir = Path(request.run_dir)
+        # A lab's secrets are as fresh as the lab: two labs never accept each other's quotes.
+        self._tee = DevTee(secrets.token_bytes(32))
+        self._network = LabNetwork(prefix="lab")
+        self._plan: plans.LabPlan | None = None
+
+    async def start(self) -> None:
+        """Builds everything and boots every machine; returns when all are booting."""
+        request = self.request
+        cluster = load_cluster(Path(request.cluster), request.overrides)
+        hosts = {name: self._network.add_host(name) for name in ("platform", plans.RENDEZVOUS)}
+        platform = hosts["platform"]
+        site = plans.Site(
+            python=sys.executable,
+            checkout=Path(request.checkout),
+            keep=request.keep,
+            app_folder=self._write_app_folder(),
+            tools=plans.Tools(envoy=request.envoy, consul=request.consul, wireguard_go=request.wireguard_go),
+            resolver=platform.address,
+            rendezvous_address=hosts[plans.RENDEZVOUS].address,
+        )
+        self._plan = plans.make_plan(cluster, self._tee, Ed25519PrivateKey.generate(), site)
+        for index, cvm in enumerate(self._plan.cvms):
+            self._network.add_cvm(cvm.machine.peer_id, nat=request.nat, index=index)
+        await self._start_platform(platform.netns, platform.address)
+        for machine_plan in (self._plan.rendezvous, *(cvm.machine for cvm in self._plan.cvms)):
+            self.machines[machine_plan.peer_id] = Machine(
+                machine_plan, folder=MACHINES / machine_plan.peer_id, logs=self._run_dir / "logs", python=sys.executable
+            )
+        for peer_id in self.machines:
+            await self.boot(peer_id)
+
+    async def boot(self, peer_id: str) -> None:
+        """Starts a CVM that is not running."""
+        assert self._plan is not None
+        machine = self.machines[peer_id]
+        if peer_id == plans.RENDEZVOUS:
+            await machine.boot(self._scope, self._network.netns_path(plans.RENDEZVOUS), None)
+            return
+        identity = next(cvm.identity for cvm in self._plan.cvms if cvm.machine.peer_id == peer_id)
+        if machine.state in ("stopped", "killed"):
+            self._network.reset_cvm(peer_id)
+        await machine.boot(self._scope, self._network.netns_path(peer_id), GuestAgentServer(self._tee, identity))
+
+    async def stop(self, peer_id: str) -> None:
+        """Shuts a CVM down cleanly."""
+        await self.machines[peer_id].stop()
+
+    async def kill(self, peer_id: str) -> None:
+        """Takes a CVM away from one moment to the next."""
+        await self.machines[peer_id].kill()
+
+    async def close(self) -> None:
+        """Ends all machines and removes the network.
+
+        Nobody is left who would be told by a clean stop, and nothing is kept: draining would only make a person wait.
+        """
+        await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
+        self._network.close()
+
+    async def _start_platform(self, netns: str, address: str) -> None:
+        table = {plans.PCCS_NAME: address}
+
+        def lookup(name: str) -> str | None:
+            return address if name.endswith("." + plans.GATEWAY_BASE) else table.get(name)
+
+        def new_socket() -> socket.socket:
+            with inside_network(netns):
+                return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+        with inside_network(netns):
+            dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            dns.bind((address, 53))
+            pccs = socket.create_server((address, plans.PCCS_PORT))
+            public = socket.create_server((address, 443), backlog=256)
+        await Resolver.start(dns, lookup)
+        await PccsServer(self._tee).start(pccs)
+        gateway = Gateway(base=plans.GATEWAY_BASE, resolve=self._addresses, make_socket=new_socket)
+        self._scope.start("gateway", gateway.serve(self._scope, public))
+        assert self._plan is not None
+        for listener in self.request.listeners:
+            app_id = self._plan.manifest.groups[listener.group].app_id
+            entry = socket.socket(fileno=listener.fd)
+            self._scope.start(
+                f"public entry {listener.group}", gateway.serve_plain(self._scope, entry, app_id, listener.port)
+            )
+
+    def _addresses(self, identity: str) -> Sequence[str]:
+        assert self._plan is not None
+        return [self._network.gateway_address(peer_id) for peer_id in self._plan.hosts_of(identity)]
+
+    def _write_app_folder(self) -> Path:
+        """`/app` of the demo images: one small program a workload."""
+        folder = self._run_dir / "app"
+        folder.mkdir(exist_ok=True)
+        for name in ("api", "worker", "webdemo"):
+            program = folder / name
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workloads.{name} "$@"\n', encoding="utf-8")
+            program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        return folder
+
+
+async def run(request: Request) -> None:
+    """The daemon's life."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(asyncio.CancelledError):
+        async with TaskScope() as scope:
+            host = Host(request, scope)
+            loop.add_signal_handler(signal.SIGTERM, host.ending.set)
+            control = ControlServer(host)
+            await control.start(Path(request.run_dir) / "control.sock")
+            try:
+                await host.start()
+                log.info("lab started name=%s", request.name)
+                await host.ending.wait()
+            finally:
+                await host.close()
+                await control.stop()
+            # The scope's listeners run for ever; ending is what cancels them.
+            current = asyncio.current_task()
+            assert current is not None
+            current.cancel()
+            await asyncio.sleep(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(run(Request.load(Path(sys.argv[1]))))

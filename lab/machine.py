@@ -1,0 +1,253 @@
+"""One simulated CVM: its network, its guest agent and its containers, through boots, stops and sudden deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lab.container import ContainerSpec, Mount
+from runtime.backoff import Backoff
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from topology.compose import Service
+
+log = logging.getLogger("lab.machine")
+
+_RESTART = Backoff(base=0.1, cap=10.0)
+"""Docker's own restart policy starts at 100 ms and doubles (docker-run(1), --restart)."""
+STOP_SECONDS = 10.0
+"""What compose gives a container between SIGTERM and SIGKILL."""
+_HEALTH_POLL = 0.02
+
+
+class Agent(Protocol):
+    """The simulated guest agent of one boot."""
+
+    async def start(self, path: Path) -> None:
+        """Serves on a unix socket at `path`."""
+
+    async def stop(self) -> None:
+        """Stops serving."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinePlan:
+    """What one CVM runs; the same at every boot."""
+
+    peer_id: str
+    group: str
+    kind: str
+    """`coordinator`, `workload` or `host` (a public machine that is no CVM)."""
+    services: tuple[Service, ...]
+    environment: Mapping[str, Mapping[str, str]]
+    """Per service: the finished environment of its container."""
+    programs: Mapping[str, tuple[str, ...]]
+    """Per service: the command line that its image's entry point means on this machine."""
+    keep: tuple[str, ...]
+    """Paths that every container sees as they are."""
+    app_folder: Path
+    """What is mounted at /app in application containers."""
+    resolver: str
+    """Address of the DNS server of the segment."""
+    private_files: Mapping[str, Secret] = field(default_factory=dict)
+    """Files that are in the sidecar's private folder before it starts: name to content."""
+
+
+@dataclass(slots=True)
+class Container:
+    """A container's state as the lab knows it."""
+
+    name: str
+    launcher: asyncio.subprocess.Process | None = None
+    restarts: int = 0
+    state: str = "created"
+    exit_code: int | None = None
+    """Of its last end in this boot."""
+
+    def first_pid(self) -> int | None:
+        """PID of the container's first process in the lab's process namespace, or None."""
+        if self.launcher is None or self.launcher.returncode is not None:
+            return None
+        pid = self.launcher.pid
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[0])
+        return None
+
+
+class Machine:
+    """One CVM. `run` is its life; `boot`, `stop` and `kill` steer it."""
+
+    def __init__(self, plan: MachinePlan, *, folder: Path, logs: Path, python: str) -> None:
+        self.plan = plan
+        self.containers: dict[str, Container] = {}
+        self.state = "created"
+        self._folder = folder
+        self._logs = logs
+        self._python = python
+        self._agent: Agent | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rng = random.Random(plan.peer_id)
+
+    @property
+    def status_socket(self) -> Path:
+        """Where the sidecar or coordinator of this CVM serves its status."""
+        return self._folder / "private" / "status.sock"
+
+    async def boot(self, scope: TaskScope, netns: str, agent: Agent | None) -> None:
+        """Starts everything afresh: what a CVM keeps in memory is gone."""
+        if self.state == "running":
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for name in ("mesh", "private", "socket"):
+            (self._folder / name).mkdir(parents=True, mode=0o755)
+        (self._folder / "private").chmod(0o700)
+        for name, secret in self.plan.private_files.items():
+            (self._folder / "private" / name).touch(mode=0o600)
+            (self._folder / "private" / name).write_text(secret.reveal(), encoding="utf-8")
+        self._agent = agent
+        if agent is not None:
+            await agent.start(self._folder / "socket" / "dstack.sock")
+        self.state = "running"
+        self.containers = {service.name: Container(service.name) for service in self.plan.services}
+        self._tasks = [
+            scope.start(f"{self.plan.peer_id} {service.name}", self._keep_running(service, netns))
+            for service in self.plan.services
+        ]
+
+    async def stop(self) -> None:
+        """Stops the containers as `docker compose down` does: applications first, each with its grace."""
+        await self._down("stopped", graceful=True)
+
+    async def kill(self) -> None:
+        """The CVM is gone from one moment to the next: nothing gets a chance to say goodbye."""
+        await self._down("killed", graceful=False)
+
+    async def _down(self, state: str, *, graceful: bool) -> None:
+        if self.state != "running":
+            return
+        self.state = state
+        if graceful:
+            applications = [c for s in self.plan.services if not s.is_sidecar for c in (self.containers[s.name],)]
+            sidecars = [c for s in self.plan.services if s.is_sidecar for c in (self.containers[s.name],)]
+            for batch in (applications, sidecars):
+                await asyncio.gather(*(self._end(container) for container in batch))
+        self._kill_all()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._agent is not None:
+            await self._agent.stop()
+            self._agent = None
+
+    async def _end(self, container: Container) -> None:
+        launcher = container.launcher
+        if launcher is None or launcher.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            launcher.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await launcher.wait()
+
+    def _kill_all(self) -> None:
+        for container in self.containers.values():
+            pid = container.first_pid()
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if container.launcher is not None and container.launcher.returncode is None:
+                    container.launcher.kill()
+
+    async def _keep_running(self, service: Service, netns: str) -> None:
+        """One container with restart policy `unless-stopped`."""
+        container = self.containers[service.name]
+        if service.waits_healthy:
+            container.state = "waiting for the sidecar's health"
+            await self._sidecar_healthy()
+        failures = 0
+        while self.state == "running":
+            started = asyncio.get_running_loop().time()
+            code = await self._run_once(container, service, netns)
+            if self.state != "running":
+                return
+            failures = 0 if asyncio.get_running_loop().time() - started > STOP_SECONDS else failures + 1
+            container.exit_code = code
+            container.state = f"exited with code {code}, restarting"
+            container.restarts += 1
+            await asyncio.sleep(_RESTART.delay(failures, self._rng))
+
+    async def _sidecar_healthy(self) -> None:
+        # The sidecar's health check says what this file says; asking the file costs no process each time.
+        ready = self._folder / "mesh" / "ready"
+        while not ready.exists():  # noqa: ASYNC110 -- the file is written by another process
+            await asyncio.sleep(_HEALTH_POLL)
+
+    async def _run_once(self, container: Container, service: Service, netns: str) -> int:
+        spec_path = self._write_spec(service, netns)
+        with (self._logs / f"{self.plan.peer_id}.{service.name}.log").open("ab") as output:
+            container.launcher = await asyncio.create_subprocess_exec(
+                self._python,
+                "-S",
+                "-m",
+                "lab.container",
+                "run",
+                str(spec_path),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        container.state = "running"
+        try:
+            return await container.launcher.wait()
+        finally:
+            container.state = "exited"
+            if container.launcher.returncode is None:  # cancelled: the CVM is going down
+                container.launcher.kill()
+                await container.launcher.wait()
+
+    def _write_spec(self, service: Service, netns: str) -> Path:
+        own = self._folder / f"container-{service.name}"
+        shutil.rmtree(own, ignore_errors=True)
+        (own / "root").mkdir(parents=True)
+        (own / "hosts").write_text(
+            f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.plan.peer_id}\n", encoding="ascii"
+        )
+        (own / "resolv.conf").write_text(f"nameserver {self.plan.resolver}\n", encoding="ascii")
+        mounts = [Mount(source=str(own / name), target=f"/etc/{name}") for name in ("hosts", "resolv.conf")]
+        mounts.append(Mount(source=str(self._folder / "mesh"), target="/run/mesh", read_only=not service.is_sidecar))
+        if service.is_sidecar:
+            mounts.append(Mount(source=str(self._folder / "private"), target="/run/mesh-private"))
+            if self._agent is not None:
+                mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
+        else:
+            mounts.append(Mount(source=str(self.plan.app_folder), target="/app", read_only=True))
+        spec = ContainerSpec(
+            name=f"{self.plan.peer_id}/{service.name}",
+            hostname=self.plan.peer_id,
+            netns=netns,
+            argv=self.plan.programs[service.name],
+            env=dict(self.plan.environment[service.name]),
+            mounts=tuple(mounts),
+            keep=self.plan.keep,
+            root=str(own / "root"),
+        )
+        path = own / "spec.json"
+        path.touch(mode=0o600)
+        path.write_text(spec.to_json(), encoding="utf-8")
+        return path
+
+
+def this_python() -> str:
+    """The interpreter that runs the lab, which its containers run too."""
+    return sys.executable

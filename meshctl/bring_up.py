@@ -1,0 +1,184 @@
+"""Brings a cluster up as a lab and waits until it serves."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshctl import runs, status, tools
+from meshctl.console import Progress
+from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from lab.nat import Nat
+
+READY_SECONDS = 180.0
+"""A mesh that is not whole after this is reported as it stands; a small one takes a few seconds."""
+
+
+_RESTARTS = 5
+"""A sidecar that ended so often without ever being ready will not be; with the back-off that takes some 3 s."""
+
+
+class RefusedError(UserError):
+    """A container that no restart helps; the message has what it said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A public entry: plain HTTP on the machine's loopback, through the lab's gateway."""
+
+    group: str
+    url: str
+
+
+def cluster_folder(text: str) -> Path:
+    """The folder of a cluster named by path (`clusters/starter`) or by name (`starter`)."""
+    clusters = runs.CHECKOUT / "clusters"
+    for folder in (Path(text), clusters / text):
+        if (folder / "cluster.tf").is_file():
+            return folder.resolve()
+    known = sorted(path.parent.name for path in clusters.glob("*/cluster.tf"))
+    close = difflib.get_close_matches(Path(text).name, known, n=1)
+    remedy = (
+        f"did you mean clusters/{close[0]}?"
+        if close
+        else f"clusters here: {', '.join('clusters/' + name for name in known)}"
+    )
+    raise UserError(f"{text!r} is no cluster: expected a folder with a cluster.tf", remedy)
+
+
+def bring_up(
+    run: runs.Run, folder: Path, overrides: Mapping[str, str], nat: Nat, progress: Progress
+) -> tuple[Entry, ...]:
+    """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`."""
+    from lab.host import Listener, Request
+    from topology.cluster import ClusterError, load
+
+    try:
+        cluster = load(folder, overrides)
+    except ClusterError as error:
+        raise UserError(
+            f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),
+            "mend the entries named above",
+        ) from error
+    found = _tools(progress)
+    runs.create_folder(run)
+    ports = {
+        group.name: min(backend.port for backend in group.backends)
+        for group in cluster.groups
+        if group.name in cluster.public and group.backends
+    }
+    sockets = {group: socket.create_server(("127.0.0.1", 0)) for group in ports}
+    request = Request(
+        name=run.name,
+        cluster=str(folder),
+        overrides=dict(overrides),
+        nat=nat,
+        run_dir=str(run.folder),
+        checkout=str(runs.CHECKOUT),
+        keep=_keep(found),
+        envoy=found["envoy"],
+        consul=found["consul"],
+        wireguard_go=found.get("wireguard-go"),
+        listeners=tuple(Listener(group=group, port=ports[group], fd=sockets[group].fileno()) for group in ports),
+    )
+    path = run.folder / "request.json"
+    request.save(path)
+    entries = tuple(
+        Entry(group=group, url=f"http://127.0.0.1:{item.getsockname()[1]}") for group, item in sockets.items()
+    )
+    try:
+        runs.launch(run, path, tuple(item.fileno() for item in sockets.values()))
+    finally:
+        for item in sockets.values():
+            item.close()
+    return entries
+
+
+def _tools(progress: Progress) -> dict[str, str]:
+    return {name: str(path) for name, path in tools.ensure(("envoy", "consul", "wireguard-go"), progress).items()}
+
+
+def _keep(found: Mapping[str, str]) -> tuple[str, ...]:
+    """What containers must see although it may lie under /tmp or /run: the checkout, the interpreter, the tools."""
+    paths = [str(runs.CHECKOUT), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in found.values())]
+    return tuple(
+        path
+        for path in dict.fromkeys(paths)
+        if not any(path != other and path.startswith(other + "/") for other in paths)
+    )
+
+
+def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS) -> dict[str, Any]:
+    """Waits until every CVM is ready and every route has an endpoint in every CVM; returns the status document."""
+    started = time.monotonic()
+    document: dict[str, Any] = {"peers": []}
+    while time.monotonic() - started < seconds:
+        if not run.alive:
+            raise UserError(f"the lab of {run.name!r} ended; the last that it said is above", exit_code=1)
+        if (run.folder / runs.CONTROL_SOCKET).exists():
+            raw = status.collect(run)
+            refuse_hopeless(run, raw)
+            document = status.contract(raw)
+            waiting = missing(document)
+            if document["peers"] and not waiting:
+                progress.line(f"all {len(document['peers'])} CVMs ready after {time.monotonic() - started:.1f} s")
+                return document
+            ready = sum(peer["ready"] for peer in document["peers"])
+            progress.update(
+                f"{ready} of {len(document['peers'])} CVMs ready; {waiting[0] if waiting else 'building the network'}"
+            )
+        time.sleep(0.1)
+    reasons = "\n".join(missing(document)) or "the lab does not answer"
+    raise UserError(
+        f"the mesh was not ready after {seconds:.0f} s, and was taken down:\n{reasons}",
+        "what its CVMs said last is above",
+        exit_code=1,
+    )
+
+
+def refuse_hopeless(run: runs.Run, raw: Mapping[str, Any]) -> None:
+    """RefusedError with a container's own words when it ended in a way that waiting does not mend."""
+    for machine in raw["machines"]:
+        for container in machine["containers"]:
+            code = container["exit_code"]
+            # 126 and 127: the program of the compose file cannot be started. 2: the sidecar's own word for it.
+            if code in (126, 127) or (
+                container["is_sidecar"] and code is not None and (code == 2 or container["restarts"] >= _RESTARTS)
+            ):
+                label = f"{machine['peer_id']}.{container['name']}"
+                raise RefusedError(
+                    f"container {label} ended with exit code {code}, so the mesh was taken down; it said:\n"
+                    f"{_last_words(run.folder / 'logs' / f'{label}.log')}",
+                    f"change what it names, in the files of {raw['cluster']} or on this machine",
+                )
+
+
+def _last_words(log: Path) -> str:
+    """What a container printed last, without the structured lines of its ordinary work, each line once."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    plain = [line for line in lines if not line.startswith(("time=", "["))] or lines
+    return "\n".join(list(dict.fromkeys(plain))[-12:]) or "nothing"
+
+
+def missing(document: Mapping[str, Any]) -> list[str]:
+    """What keeps the mesh from being whole, a line each."""
+    waiting = [
+        f"{peer['peer_id']}: {'; '.join(peer['reasons']) or 'starting'}"
+        for peer in document["peers"]
+        if not peer["ready"]
+    ]
+    for peer in document["peers"]:
+        waiting += [
+            f"{peer['peer_id']}: route {r['name']} has no endpoint yet"
+            for r in peer["routes"]
+            if not r["endpoints"] and not r["role"]
+        ]
+    return waiting

@@ -1,0 +1,297 @@
+"""The commands that work on a mesh on this machine: up, demo, down, status, logs, exec, kill, stop, start."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshctl import bring_up as lab
+from meshctl import ending, runs, userns
+from meshctl import status as statuses
+from meshctl.console import Console
+from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from lab.nat import Nat
+
+_name_option = click.option("--name", help="Which mesh, when several run. Default: the cluster's name.")
+
+
+def _overrides(replicas: tuple[str, ...], coordinators: int | None, variables: tuple[str, ...]) -> dict[str, str]:
+    chosen = dict(_pair(text, "--var NAME=VALUE") for text in variables)
+    for text in replicas:
+        group, count = _pair(text, "--replicas GROUP=COUNT")
+        if not count.isdigit():
+            raise UserError(f"--replicas {text!r}: {count!r} is no number", "--replicas worker=5")
+        chosen[f"replicas.{group}"] = count
+    if coordinators is not None:
+        chosen["coordinators"] = str(coordinators)
+    return chosen
+
+
+def _pair(text: str, wanted: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r} is not of the form {wanted}", wanted)
+    return key, value
+
+
+def _start_options(command: Any) -> Any:
+    for option in (
+        click.option("--replicas", multiple=True, metavar="GROUP=N", help="CVMs of a group; may be repeated."),
+        click.option("--coordinators", type=click.IntRange(1, 7), help="Coordinator CVMs (1, or 3 for a quorum)."),
+        click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the cluster."),
+        click.option(
+            "--nat",
+            type=click.Choice(["preserving", "random"]),
+            default="preserving",
+            help="How the CVMs' NATs choose ports.",
+        ),
+        click.option("--name", help="Name of this mesh. Default: the cluster's folder."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("cluster", default="clusters/starter")
+@_start_options
+def up(
+    cluster: str,
+    replicas: tuple[str, ...],
+    coordinators: int | None,
+    variables: tuple[str, ...],
+    nat: Nat,
+    name: str | None,
+) -> None:
+    """Brings a cluster up on this machine and waits until it serves."""
+    run, _document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    _say_how_to_go_on(run, entries)
+
+
+def _up(
+    cluster: str, overrides: dict[str, str], nat: Nat, name: str | None
+) -> tuple[runs.Run, dict[str, Any], tuple[lab.Entry, ...]]:
+    progress = Console()
+    reason = userns.check()
+    if reason is not None:
+        raise UserError(reason.message, reason.remedy)
+    folder = lab.cluster_folder(cluster)
+    run = runs.run_of(name or folder.name)
+    with ending.catching(), runs.claim(run):
+        try:
+            entries = lab.bring_up(run, folder, overrides, nat, progress)
+            document = lab.wait_ready(run, progress)
+        except BaseException as error:
+            # Nothing stays half up; what the lab said is kept in the message.
+            with ending.held_back():
+                said = _failure_logs(run) if isinstance(error, Exception) and run.folder.exists() else ""
+                runs.end(run, at_once=True)
+            if not isinstance(error, Exception):
+                said = f"interrupted; nothing of mesh {run.name} is left"
+            if said and not isinstance(error, lab.RefusedError):
+                # A terminal that was closed takes no more lines.
+                with contextlib.suppress(OSError):
+                    progress.line(said)
+            raise
+    return run, document, entries
+
+
+def _failure_logs(run: runs.Run) -> str:
+    parts = [f"--- {path.name}\n" + "\n".join(_tail(path, 8)) for path in sorted(run.folder.glob("logs/*.log"))]
+    return "\n".join([f"--- lab.log\n{run.log_tail()}", *parts])
+
+
+def _tail(path: Path, lines: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return []
+
+
+def _say_how_to_go_on(run: runs.Run, entries: tuple[lab.Entry, ...]) -> None:
+    option = "" if len([r for r in runs.all_runs() if r.alive]) == 1 else f" --name {run.name}"
+    for entry in entries:
+        click.echo(f"public entry of {entry.group}: {entry.url}")
+    click.echo(
+        f"go on with:  ./mesh status{option}   ./mesh logs api-0 -f{option}   ./mesh exec{option} api-0 -- sh\n"
+        f"             ./mesh kill|stop|start worker-1{option}   ./mesh down{option}"
+    )
+
+
+@click.command()
+@click.argument("cluster", default="clusters/starter")
+@_start_options
+def demo(
+    cluster: str,
+    replicas: tuple[str, ...],
+    coordinators: int | None,
+    variables: tuple[str, ...],
+    nat: Nat,
+    name: str | None,
+) -> None:
+    """Brings the starter mesh up, calls through it and shows what happened. Runs on until `./mesh down`."""
+    from meshctl.tour import tour
+
+    run, document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    tour(run, document, entries)
+    statuses.print_table(statuses.contract(statuses.collect(run)))
+    _say_how_to_go_on(run, entries)
+
+
+@click.command()
+@click.option("--name", help="Which mesh; default: all of this checkout.")
+def down(name: str | None) -> None:
+    """Ends the mesh and removes everything that belongs to it."""
+    chosen = [run for run in runs.all_runs() if name in (None, run.name)]
+    if not chosen:
+        click.echo("nothing to end" if name is None else f"no mesh called {name!r}")
+    for run in chosen:
+        runs.end(run)
+        click.echo(f"mesh {run.name} is down")
+
+
+@click.command()
+@_name_option
+@click.option("--json", "as_json", is_flag=True, help="The documented JSON document.")
+def status(name: str | None, as_json: bool) -> None:
+    """Shows every CVM: admission, link, children, routes."""
+    document = statuses.contract(statuses.collect(runs.find(name)))
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        statuses.print_table(document)
+
+
+@click.command()
+@click.argument("peer", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines arrive.")
+@click.option("-n", "--lines", default=50, type=click.IntRange(min=0), help="Lines from the end of each log.")
+@click.option("--lab", "of_lab", is_flag=True, help="The lab daemon's own log.")
+@_name_option
+def logs(peer: str | None, follow: bool, lines: int, of_lab: bool, name: str | None) -> None:
+    """Prints the logs of a CVM's containers (all CVMs without PEER)."""
+    run = runs.find(name)
+    files = [run.folder / "lab.log"] if of_lab else sorted(run.folder.glob(f"logs/{peer or '*'}.*.log"))
+    if not files:
+        known = sorted({path.name.split(".")[0] for path in run.folder.glob("logs/*.log")})
+        raise UserError(f"there is no log of {peer!r}", f"peers with logs: {', '.join(known)}")
+    places = {path: _print_tail(path, lines) for path in files}
+    while follow and run.alive:
+        for path, place in places.items():
+            places[path] = _print_new(path, place)
+        time.sleep(0.2)
+
+
+def _label(path: Path) -> str:
+    return path.name.removesuffix(".log")
+
+
+def _print_tail(path: Path, lines: int) -> int:
+    data = path.read_bytes()
+    for line in data.decode(errors="replace").splitlines()[-lines:] if lines else ():
+        click.echo(f"{_label(path)} | {line}")
+    return len(data)
+
+
+def _print_new(path: Path, place: int) -> int:
+    with path.open("rb") as log:
+        log.seek(place)
+        data = log.read()
+    complete = data[: data.rfind(b"\n") + 1]
+    for line in complete.decode(errors="replace").splitlines():
+        click.echo(f"{_label(path)} | {line}")
+    return place + len(complete)
+
+
+def container_pid(run: runs.Run, peer: str, service: str | None) -> int:
+    """Host PID of the first process of a CVM's application container (of its sidecar where it has no application)."""
+    raw = statuses.collect(run)
+    machine = next((m for m in raw["machines"] if m["peer_id"] == peer), None)
+    if machine is None:
+        raise UserError(
+            f"there is no CVM {peer!r}", f"this mesh has {', '.join(m['peer_id'] for m in raw['machines'])}"
+        )
+    containers = sorted(machine["containers"], key=lambda c: c["is_sidecar"])
+    if service is not None:
+        containers = [c for c in containers if c["name"] == service]
+        if not containers:
+            raise UserError(
+                f"{peer} has no container {service!r}", f"it has {', '.join(c['name'] for c in machine['containers'])}"
+            )
+    if not containers or containers[0]["host_pid"] is None:
+        state = containers[0]["state"] if containers and machine["state"] == "running" else machine["state"]
+        raise UserError(f"{peer} has no running container ({state})", f"./mesh start {peer}, or ./mesh logs {peer}")
+    return int(containers[0]["host_pid"])
+
+
+def exec_argv(run: runs.Run, peer: str, service: str | None, command: tuple[str, ...]) -> list[str]:
+    """The command line that runs `command` inside a CVM's container."""
+    record = run.record() or {}
+    user = "userns" if record.get("user_namespace") else "same"
+    return [
+        sys.executable,
+        "-S",
+        "-m",
+        "lab.container",
+        "enter",
+        str(container_pid(run, peer, service)),
+        user,
+        "--",
+        *command,
+    ]
+
+
+@click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("peer")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--container", help="Which container; default: the application's.")
+@_name_option
+def exec_(peer: str, command: tuple[str, ...], container: str | None, name: str | None) -> None:
+    """Runs COMMAND in the view of a CVM's application container; its exit code is ours."""
+    command = command[1:] if command[:1] == ("--",) else command
+    if not command:
+        raise UserError(f"no command for {peer!r} after '--'", f"./mesh exec {peer} -- sh, or ./mesh sh {peer}")
+    argv = exec_argv(runs.find(name), peer, container, command)
+    os.environ["PYTHONPATH"] = str(runs.CHECKOUT)
+    os.execv(argv[0], argv)
+
+
+@click.command()
+@click.argument("peer")
+@click.option("--container", help="Which container; default: the application's.")
+@_name_option
+def sh(peer: str, container: str | None, name: str | None) -> None:
+    """Opens a shell in the view of a CVM's application container."""
+    exec_.main(
+        args=[*(["--container", container] if container else []), *(["--name", name] if name else []), peer, "sh"]
+    )
+
+
+def _action(action: str, text: str) -> click.Command:
+    @click.command(name=action, help=text)
+    @click.argument("peers", nargs=-1, required=True)
+    @_name_option
+    def act(peers: tuple[str, ...], name: str | None) -> None:
+        run = runs.find(name)
+        known = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"]]
+        # All names first: a typo in the last must not leave half of it done.
+        for peer in peers:
+            if peer not in known:
+                raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(known))}")
+        for peer in peers:
+            answer = run.call("POST", f"/machines/{peer}/{action}", seconds=60.0)
+            click.echo(f"{peer} is {answer['state']}")
+
+    return act
+
+
+kill = _action("kill", "Takes a CVM away from one moment to the next, as a power cut would.")
+stop = _action("stop", "Shuts a CVM down cleanly.")
+start = _action("start", "Starts a CVM that was killed or stopped.")

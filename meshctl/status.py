@@ -1,0 +1,191 @@
+"""The mesh's status as the host sees it: the documented JSON contract, and the table for a person."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meshctl.runs import Run
+
+CHILDREN = ("envoy", "consul", "wireguard")
+RESTARTS_WORTH_SAYING = 3
+"""Of a child, while its CVM is not ready: once may be an accident."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pids:
+    """Translates PIDs of the lab's process namespaces into the host's."""
+
+    by_lab: dict[int, int]
+    """PID in the lab's namespace → host PID."""
+    inside: dict[tuple[str, int], int]
+    """(a process namespace, PID in it) → host PID."""
+
+    def of_child(self, container: int | None, pid: int | None) -> int | None:
+        """Host PID of the process that the container with first process `container` (lab PID) calls `pid`."""
+        if container is None or pid is None or container not in self.by_lab:
+            return None
+        return self.inside.get((_namespace(self.by_lab[container]), pid))
+
+
+def _namespace(host_pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{host_pid}/ns/pid").readlink())
+    return ""
+
+
+def read_pids(first: int) -> Pids:
+    """Looks at the processes in /proc that live in the namespace of process `first`, or below it."""
+    by_lab: dict[int, int] = {}
+    inside: dict[tuple[str, int], int] = {}
+    depth = len(_nspid(first))
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        pid = int(entry.name)
+        numbers = _nspid(pid)
+        if len(numbers) < depth or not _descends(pid, first):
+            continue
+        by_lab[numbers[depth - 1]] = pid
+        inside[_namespace(pid), numbers[-1]] = pid
+    return Pids(by_lab, inside)
+
+
+def _nspid(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return [int(part) for part in line.split()[1:]]
+    return []
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return False
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """The raw status of `run` with each PID as the host sees it."""
+    raw: dict[str, Any] = run.call("GET", "/status")
+    record = run.record()
+    pids = read_pids(record["pid"]) if record else Pids({}, {})
+    for machine in raw["machines"]:
+        for container in machine["containers"]:
+            container["host_pid"] = pids.by_lab.get(container["pid"] or -1)
+        own = next((c["pid"] for c in machine["containers"] if c["is_sidecar"]), None)
+        for child in ((machine["sidecar"] or {}).get("children") or {}).values():
+            child["pid"] = pids.of_child(own, child.get("pid"))
+    return raw
+
+
+def contract(raw: dict[str, Any]) -> dict[str, Any]:
+    """The documented `status --json` document (docs/cli.md)."""
+    return {
+        "cluster": _cluster_name(raw),
+        "peers": [_peer(m) for m in raw["machines"] if m["kind"] in ("coordinator", "workload")],
+    }
+
+
+def _cluster_name(raw: dict[str, Any]) -> str:
+    named = [m["sidecar"]["cluster"] for m in raw["machines"] if m["sidecar"] and m["sidecar"].get("cluster")]
+    return str(named[0] if named else Path(raw["cluster"]).name)
+
+
+def _peer(machine: dict[str, Any]) -> dict[str, Any]:
+    own = machine["sidecar"] or {}
+    reasons = list(own.get("reasons") or [])
+    if machine["state"] != "running":
+        reasons = [f"the CVM is {machine['state']}"]
+    elif not own:
+        ended = next((c.get("exit_code") for c in machine["containers"] if c["is_sidecar"]), None)
+        reasons = ["the sidecar does not answer yet"]
+        if ended is not None:
+            reasons = [f"the sidecar ended with exit code {ended}; ./mesh logs {machine['peer_id']} shows why"]
+    refusal = (own.get("admission") or {}).get("reason")
+    if refusal:
+        # What the coordinators answered says more than that they are being asked.
+        reasons = [f"admission: {refusal}" if text.startswith("admission: ") else text for text in reasons]
+    children = own.get("children") or {}
+    if reasons:
+        shows = f"./mesh logs {machine['peer_id']} shows why"
+        reasons += [
+            f"{name} was restarted {child['restarts']} times; {shows}"
+            for name, child in children.items()
+            if child["restarts"] >= RESTARTS_WORTH_SAYING
+        ]
+    return {
+        "peer_id": machine["peer_id"],
+        "group": machine["group"],
+        "kind": machine["kind"],
+        "ready": bool(own.get("ready")) and machine["state"] == "running",
+        "reasons": reasons,
+        "address": own.get("address"),
+        "children": {
+            name: {"pid": children[name]["pid"], "restarts": children[name]["restarts"]}
+            for name in CHILDREN
+            if name in children
+        },
+        "routes": [
+            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints")}
+            for route in own.get("routes") or []
+        ],
+        "admission": own.get("admission"),
+        "links": own.get("links") or [],
+        "insecure": own.get("insecure") or [],
+        "nacks": (own.get("xds") or {}).get("nacks") or [],
+    }
+
+
+def print_table(document: dict[str, Any]) -> None:
+    """Prints the table: peer, group, address, admission, link, Consul, Envoy, routes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"mesh {document['cluster']}", title_justify="left")
+    for column in ("peer", "group", "address", "state", "admission", "link", "consul", "envoy", "routes"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("peer", "group", "address"))
+    for peer in document["peers"]:
+        table.add_row(
+            peer["peer_id"],
+            peer["group"],
+            peer["address"] or "-",
+            "ready" if peer["ready"] else "; ".join(peer["reasons"]) or "starting",
+            str((peer["admission"] or {}).get("state") or "-"),
+            _links(peer["links"]),
+            _child(peer, "consul"),
+            _child(peer, "envoy"),
+            "\n".join(f"{r['name']} → {', '.join(r['endpoints']) or 'nobody'}" for r in peer["routes"]) or "-",
+        )
+    # A pipe has no width of its own; a table cut to 80 columns would be unreadable in a log.
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
+    console.print(table)
+    insecure = sorted({text for peer in document["peers"] for text in peer["insecure"]})
+    for text in insecure:
+        console.print(f"INSECURE: {text}", style="bold yellow")
+    for peer in document["peers"]:
+        for nack in peer["nacks"]:
+            console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+
+
+def _links(links: list[dict[str, Any]]) -> str:
+    paths = [link["path"] for link in links]
+    return ", ".join(f"{paths.count(kind)} {kind}" for kind in ("direct", "relay", "none") if kind in paths) or "-"
+
+
+def _child(peer: dict[str, Any], name: str) -> str:
+    child = peer["children"].get(name)
+    if child is None:
+        return "-"
+    up = "up" if child["pid"] else "down"
+    return f"{up}, {child['restarts']} restarts" if child["restarts"] else up

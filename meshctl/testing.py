@@ -1,0 +1,56 @@
+"""`./mesh test`: the tools, the right namespaces, then pytest with the caller's arguments. Lint and types are tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from meshctl.info import ROOT
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(arguments: tuple[str, ...]) -> int:
+    """Run every test, from pure to end-to-end; ARGUMENTS go to pytest (./mesh test tests/dns -k NAME).
+
+    Exit code: pytest's own.
+    """
+    from meshctl import tools, userns
+    from meshctl.console import Console
+
+    tools.ensure(progress=Console())
+    userns.require()
+    argv = [sys.executable, "-P", "-m", "pytest", *absolute(arguments, Path.cwd())]
+    # A child, not exec: pytest must find the checkout as its working directory, and Ctrl-C must come back to us.
+    with subprocess.Popen(argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        return wait(process)
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Waits for pytest, through an interrupt as well: it gets the same signal and still has to clean up and report."""
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            continue
+        return code if code >= 0 else 128 - code
+
+
+def absolute(arguments: Sequence[str], here: Path) -> list[str]:
+    """`arguments` with those that name something relative to `here` made absolute, for pytest runs in the checkout.
+
+    `tests/test_x.py::test_y` keeps its part after the colons; anything that names no file is left alone.
+    """
+    result = []
+    for argument in arguments:
+        path, colons, rest = argument.partition("::")
+        exists = not path.startswith("-") and path != "" and (here / path).exists()
+        result.append(f"{(here / path).resolve()}{colons}{rest}" if exists else argument)
+    return result

@@ -1,0 +1,216 @@
+"""Configuration of Consul agents and servers as pure functions, and the argv to run them with.
+
+Secrets go into the configuration file, which `runtime.consul.write_config` makes 0600; argv and environment carry none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.secret import Secret
+
+HTTP_PORT = 8500
+SERF_PORT = 8301
+SERVER_PORT = 8300
+_NODE_NAMESPACE = uuid.UUID("6f0d7a2c-6f5d-5d0e-9d55-5b8f4f1f8a11")
+"""Namespace of node IDs; any constant would do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files of an agent's RPC TLS."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectCa:
+    """The root of the service certificates. Given, so that it is the same after every coordinator was lost."""
+
+    cluster_id: str
+    """UUID; the trust domain is `<cluster_id>.consul`."""
+    root_pem: str
+    key_pem: Secret
+
+
+def node_id(datacenter: str, node_name: str) -> str:
+    """A client's Consul node ID: stable, so that a CVM that came back on empty tmpfs is the same node, not a name
+    clash.
+    """
+    return str(uuid.uuid5(_NODE_NAMESPACE, f"{datacenter}/{node_name}"))
+
+
+def agent_config(
+    *,
+    node_name: str,
+    datacenter: str,
+    mesh_address: str,
+    servers: tuple[str, ...],
+    gossip_key: Secret,
+    token: Secret,
+    data_dir: Path,
+    tls: TlsFiles,
+    http_port: int = HTTP_PORT,
+    recovery_token: Secret | None = None,
+) -> dict[str, object]:
+    """Configuration of a client agent that joins `servers` (mesh addresses).
+
+    `recovery_token` opens the agent's own API while no server can judge a token: to join servers that came back.
+    """
+    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
+    config |= {
+        "server": False,
+        "node_id": node_id(datacenter, node_name),
+        "retry_join": list(servers),
+        # A clean stop tells the others at once; a crash is found by gossip.
+        "leave_on_terminate": True,
+        "acl": _acl(
+            {"agent": token.reveal(), "default": token.reveal()}
+            | ({"agent_recovery": recovery_token.reveal()} if recovery_token else {})
+        ),
+    }
+    return config
+
+
+def server_config(
+    *,
+    node_name: str,
+    datacenter: str,
+    mesh_address: str,
+    siblings: tuple[str, ...],
+    bootstrap_expect: int,
+    gossip_key: Secret,
+    management_token: Secret,
+    data_dir: Path,
+    tls: TlsFiles,
+    connect_ca: ConnectCa | None = None,
+    raft_multiplier: int = 1,
+    http_port: int = HTTP_PORT,
+) -> dict[str, object]:
+    """Configuration of a coordinator's server. `siblings` are the mesh addresses of the other coordinators."""
+    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
+    ca_config: dict[str, object] = {
+        "leaf_cert_ttl": "72h",
+        # A burst of admissions asks for all leaves at once; the default of 50 a second would stretch it over many
+        # seconds.
+        "csr_max_per_second": 0,
+        "csr_max_concurrent": 0,
+    }
+    if connect_ca is not None:
+        ca_config |= {
+            "cluster_id": connect_ca.cluster_id,
+            "private_key": connect_ca.key_pem.reveal(),
+            "root_cert": connect_ca.root_pem,
+        }
+    config |= {
+        "server": True,
+        "bootstrap_expect": bootstrap_expect,
+        "retry_join": list(siblings),
+        # A server that left on every restart would shrink the quorum; autopilot removes the dead.
+        "leave_on_terminate": False,
+        # 1 is Consul's own value for production servers.
+        "performance": {"raft_multiplier": raft_multiplier},
+        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": ca_config},
+        "acl": _acl({"initial_management": management_token.reveal(), "agent": management_token.reveal()}),
+        # A coordinator that was lost and came back has a new server ID on the old address.
+        "autopilot": {"cleanup_dead_servers": True, "last_contact_threshold": "1s", "server_stabilization_time": "1s"},
+    }
+    return config
+
+
+def _common(
+    node_name: str,
+    datacenter: str,
+    mesh_address: str,
+    gossip_key: Secret,
+    data_dir: Path,
+    tls: TlsFiles,
+    http_port: int,
+) -> dict[str, object]:
+    return {
+        "node_name": node_name,
+        "datacenter": datacenter,
+        "data_dir": str(data_dir),
+        "bind_addr": mesh_address,
+        "advertise_addr": mesh_address,
+        "client_addr": "127.0.0.1",
+        "ports": {
+            "http": http_port,
+            "server": SERVER_PORT,
+            "serf_lan": SERF_PORT,
+            "https": -1,
+            "dns": -1,
+            "grpc": -1,
+            "grpc_tls": -1,
+            "serf_wan": -1,
+        },
+        **_encryption(tls, gossip_key),
+        # Measured with a cut link: lost node seen critical after 1.0 to 2.9 s; the defaults take up to 6.6 s
+        # Smaller values gave false alarms on a busy machine.
+        "gossip_lan": {
+            "probe_interval": "500ms",
+            "probe_timeout": "300ms",
+            "suspicion_mult": 3,
+            "gossip_interval": "100ms",
+        },
+        # The default waits 30 s between attempts; coordinators come and go in seconds.
+        "retry_interval": "1s",
+        "rejoin_after_leave": True,
+        "connect": {"enabled": True},
+        "peering": {"enabled": False},
+        "ui_config": {"enabled": False},
+        "enable_local_script_checks": False,
+        "enable_script_checks": False,
+        "disable_remote_exec": True,
+        "disable_update_check": True,
+        "disable_anonymous_signature": True,
+        # Output of a check that changes nothing is not worth a raft write.
+        "check_update_interval": "5m",
+        # A service that turns critical and back is one HTTP client with many watches: the default of 200 is for
+        # strangers.
+        "limits": {"http_max_conns_per_client": 2000},
+        "telemetry": {"disable_hostname": True, "prometheus_retention_time": "0s"},
+        "log_level": "warn",
+        "enable_syslog": False,
+        "auto_reload_config": False,
+    }
+
+
+def _encryption(tls: TlsFiles, gossip_key: Secret) -> dict[str, object]:
+    return {
+        "encrypt": gossip_key.reveal(),
+        "encrypt_verify_incoming": True,
+        "encrypt_verify_outgoing": True,
+        "tls": {
+            "internal_rpc": {
+                "ca_file": str(tls.ca),
+                "cert_file": str(tls.certificate),
+                "key_file": str(tls.key),
+                "verify_incoming": True,
+                "verify_outgoing": True,
+                "verify_server_hostname": True,
+                "tls_min_version": "TLSv1_3",
+            }
+        },
+    }
+
+
+def _acl(tokens: dict[str, str]) -> dict[str, object]:
+    return {
+        "enabled": True,
+        "default_policy": "deny",
+        # With all coordinators gone, an agent goes on with the rights it knows.
+        "down_policy": "extend-cache",
+        # The file that would keep tokens is not ours to protect.
+        "enable_token_persistence": False,
+        "tokens": tokens,
+    }
+
+
+def argv(consul: str | Path, config_dir: Path) -> tuple[str, ...]:
+    """The command line of an agent or server whose configuration files (`*.json`) are in `config_dir`."""
+    return (str(consul), "agent", f"-config-dir={config_dir}")

@@ -1,0 +1,258 @@
+"""The admission of this CVM: attest to some coordinator, renew the lease, attest again in place when it was lost.
+
+A loop over `Broker`s. What an admission is used for is the supervisor's business; it is told through `Listener`. When
+every coordinator is gone, everything stays as it is and the loop goes on asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Literal, Protocol, TypeVar
+
+from coordinator.protocol import AttestRequest, Binding, ChallengeRequest, Code
+from evidence.binding import report_data
+from runtime.backoff import Backoff
+from runtime.guest import GuestError, GuestInfo, GuestQuote
+from runtime.secret import Secret
+from sidecar.broker import Admitted, Broker, CoordinatorError, RefusedError, Renewed
+from sidecar.identity import Keys
+
+log = logging.getLogger(__name__)
+
+AGAIN = Backoff(base=0.1, cap=2.0)
+"""Between rounds over all coordinators while nobody can say yes: unreachable, slot taken, not ready."""
+PERMANENT = Backoff(base=5.0, cap=60.0)
+"""After a refusal that the same evidence will get again: an operator has to change something, so do not hammer."""
+BINDING_VERSION = 1
+RELEASE_SECONDS = 2.0
+"""A clean stop waits no longer for the release; the lease lapses by itself."""
+
+T = TypeVar("T")
+State = Literal["waiting", "attesting", "refused", "admitted", "renewing"]
+
+
+class Guest(Protocol):
+    """What is needed of the guest agent."""
+
+    async def quote(self, report_data: bytes) -> GuestQuote:
+        """A quote over 64 bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who asks to be admitted as what."""
+
+    cluster: str
+    group: str
+    peer_id: str | None
+    identities: tuple[str, ...]
+    info: GuestInfo
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionStatus:
+    """For the status document."""
+
+    state: State
+    coordinator: str | None = None
+    lease_seconds: float | None = None
+    expires_at: float | None = None
+    """Unix seconds."""
+    reason: str = ""
+    """Why it is not (or no longer surely) admitted."""
+
+
+class Listener(Protocol):
+    """Who is told."""
+
+    async def admitted(self, admitted: Admitted) -> None:
+        """A new admission, the first or a later one."""
+
+    async def renewed(self, renewed: Renewed) -> None:
+        """A renewal; it may carry a new token."""
+
+
+def make_binding(claim: Claim, peer_id: str, now: float) -> bytes:
+    """The JSON that the quote covers."""
+    binding = Binding(
+        version=BINDING_VERSION,
+        cluster=claim.cluster,
+        peer_id=peer_id,
+        identities=claim.identities,
+        app_id=claim.info.app_id,
+        instance_id=claim.info.instance_id,
+        compose_hash=claim.info.compose_hash,
+        boot=claim.keys.public,
+        issued_at=int(now),
+    )
+    return json.dumps(asdict(binding), sort_keys=True, separators=(",", ":")).encode()
+
+
+class Admission:
+    """Keeps this CVM admitted."""
+
+    def __init__(
+        self,
+        brokers: tuple[Broker, ...],
+        guest: Guest,
+        claim: Claim,
+        listener: Listener,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: Random | None = None,
+    ) -> None:
+        self._brokers = brokers
+        self._guest = guest
+        self._claim = claim
+        self._listener = listener
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng or Random()
+        self._lease: Secret | None = None
+        self._first = 0
+        self._peer_id = claim.peer_id
+        self.status = AdmissionStatus(state="waiting", reason="no coordinator was asked yet")
+
+    async def run(self) -> None:
+        """Admits, then renews; for ever. Ends only by cancellation."""
+        while True:
+            admitted = await self._admit()
+            self._lease = admitted.lease
+            # The slot of this boot: a re-admission asks for the same one.
+            self._peer_id = admitted.peer_id
+            await self._listener.admitted(admitted)
+            self._set_admitted(admitted.coordinator, admitted.lease_seconds)
+            log.info(
+                "admitted",
+                extra={"peer_id": admitted.peer_id, "address": admitted.address, "coordinator": admitted.coordinator},
+            )
+            await self._renew(admitted.lease_seconds)
+
+    async def release(self) -> None:
+        """Gives the slot back, if there is one and a coordinator answers in time; closes the brokers."""
+        lease, self._lease = self._lease, None
+        try:
+            if lease is not None:
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._any(lambda broker: broker.release(lease))
+        except (TimeoutError, CoordinatorError, RefusedError) as error:
+            log.warning("slot not released, its lease will lapse", extra={"reason": str(error) or "no answer in time"})
+        finally:
+            for broker in self._brokers:
+                await broker.close()
+
+    async def _admit(self) -> Admitted:
+        attempt = refusals = 0
+        while True:
+            for broker in self._in_turn():
+                self._note("attesting", "")
+                try:
+                    return await self._attest(broker)
+                except RefusedError as error:
+                    log.warning("admission refused", extra={"coordinator": broker.url, "reason": str(error)})
+                    self._note("refused" if error.code.permanent else "waiting", f"{broker.url}: {error}")
+                    if error.code.permanent:
+                        await self._sleep(PERMANENT.delay(refusals, self._rng))
+                        refusals += 1
+                        break
+                except (CoordinatorError, GuestError) as error:
+                    log.warning("admission not possible yet", extra={"reason": str(error)})
+                    self._note("waiting", str(error))
+                self._first += 1
+            else:
+                await self._sleep(AGAIN.delay(attempt, self._rng))
+                attempt += 1
+
+    async def _attest(self, broker: Broker) -> Admitted:
+        info = self._claim.info
+        challenge = await broker.challenge(
+            ChallengeRequest(group=self._claim.group, instance_id=info.instance_id, peer_id=self._peer_id)
+        )
+        if self._peer_id is not None and challenge.peer_id != self._peer_id:
+            raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {self._peer_id!r}")
+        binding = make_binding(self._claim, challenge.peer_id, self._clock())
+        quote = await self._guest.quote(report_data(binding, bytes.fromhex(challenge.nonce)))
+        admitted = await broker.attest(
+            AttestRequest(
+                binding=binding.hex(),
+                nonce=challenge.nonce,
+                quote=quote.quote.hex(),
+                event_log=quote.event_log,
+                vm_config=quote.vm_config,
+            )
+        )
+        if admitted.peer_id != challenge.peer_id:
+            raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
+        return admitted
+
+    async def _renew(self, lease_seconds: float) -> None:
+        """Returns when the lease is lost."""
+        attempt = 0
+        while True:
+            # A third, so that two may be lost; sooner again after a failure.
+            await self._sleep(AGAIN.delay(attempt - 1, self._rng) if attempt else lease_seconds / 3)
+            lease = self._lease
+            if lease is None:
+                return
+            try:
+                broker, renewed = await self._any(lambda broker: broker.renew(lease))  # noqa: B023 - called at once
+            except RefusedError as error:
+                log.warning("lease lost, attesting again", extra={"reason": str(error)})
+                return
+            except CoordinatorError as error:
+                attempt += 1
+                self._note("renewing", str(error))
+                continue
+            if attempt:
+                log.info("lease renewed again", extra={"coordinator": broker.url})
+            attempt, lease_seconds = 0, renewed.lease_seconds
+            self._set_admitted(broker.url, lease_seconds)
+            await self._listener.renewed(renewed)
+
+    async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:
+        """The first answer of any coordinator. CoordinatorError when none can be used; RefusedError is final.
+
+        Only LEASE_INVALID is a refusal here: with any other code a coordinator says that it cannot tell now.
+        """
+        reasons = []
+        for broker in self._in_turn():
+            try:
+                return broker, await call(broker)
+            except RefusedError as error:
+                if error.code is Code.LEASE_INVALID:
+                    raise
+                reasons.append(f"{broker.url}: {error}")
+            except CoordinatorError as error:
+                reasons.append(str(error))
+            self._first += 1
+        raise CoordinatorError("; ".join(reasons))
+
+    def _in_turn(self) -> tuple[Broker, ...]:
+        """All brokers, beginning with the one that answered last."""
+        start = self._first % len(self._brokers)
+        return self._brokers[start:] + self._brokers[:start]
+
+    def _note(self, state: State, reason: str) -> None:
+        self.status = AdmissionStatus(
+            state=state,
+            coordinator=self.status.coordinator,
+            lease_seconds=self.status.lease_seconds,
+            expires_at=self.status.expires_at,
+            reason=reason,
+        )
+
+    def _set_admitted(self, coordinator: str, lease_seconds: float) -> None:
+        self.status = AdmissionStatus(
+            state="admitted",
+            coordinator=coordinator,
+            lease_seconds=lease_seconds,
+            expires_at=self._clock() + lease_seconds,
+        )

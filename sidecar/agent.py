@@ -1,0 +1,143 @@
+"""The local Consul agent as a child: its files, its health, its tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from runtime.children import ChildSpec
+from runtime.consul import (
+    HTTP_PORT,
+    ConsulClient,
+    ConsulError,
+    TlsFiles,
+    agent_config,
+    argv,
+    write_config,
+    write_private,
+)
+from runtime.secret import Secret
+from sidecar.broker import Admitted
+from sidecar.identity import Keys
+
+log = logging.getLogger(__name__)
+
+HANG_SECONDS = 5.0
+STOP_SECONDS = 5.0
+"""SIGTERM makes the agent leave, which it tells the others before it ends (about 3 s at most)."""
+POLL_SECONDS = 0.02
+"""Between questions to an agent that starts: its HTTP server is up some 0.1 s after exec."""
+
+
+class Agent:
+    """Paths of one agent in `state_dir`, and questions to it."""
+
+    def __init__(self, program: Path, state_dir: Path, consul: ConsulClient, http_port: int = HTTP_PORT) -> None:
+        """`consul` asks the agent, whose HTTP API is to be on `http_port`."""
+        self._http_port = http_port
+        self._program = program
+        self._folder = state_dir / "consul"
+        self._config = self._folder / "config"
+        self._consul = consul
+        # For the agent's own API: opened by the recovery token, which needs no server's judgement.
+        self._local = ConsulClient(port=http_port)
+
+    def write(self, admitted: Admitted, keys: Keys) -> bool:
+        """Writes the configuration of this admission; whether it changed in more than its token."""
+        tls = TlsFiles(
+            ca=self._folder / "ca.pem", certificate=self._folder / "certificate.pem", key=self._folder / "key.pem"
+        )
+        self._local.use_token(keys.recovery_token)
+        before = tuple(_read(path) for path in (tls.ca, tls.certificate, tls.key))
+        after = (admitted.ca_pem, admitted.certificate_pem, keys.tls_private_pem.reveal())
+        for path, text in zip((tls.ca, tls.certificate, tls.key), after, strict=True):
+            write_private(path, text)
+        write_config(
+            self._config / "agent.json",
+            agent_config(
+                node_name=admitted.peer_id,
+                datacenter=admitted.datacenter,
+                mesh_address=admitted.address,
+                servers=admitted.servers,
+                gossip_key=admitted.gossip_key,
+                token=admitted.token,
+                data_dir=self._folder / "data",
+                tls=tls,
+                http_port=self._http_port,
+                recovery_token=keys.recovery_token,
+            ),
+        )
+        return before != after
+
+    async def close(self) -> None:
+        """Closes the connections to the agent."""
+        await self._local.close()
+
+    def spec(self) -> ChildSpec:
+        """How to run it."""
+        return ChildSpec(
+            name="consul",
+            argv=argv(self._program, self._config),
+            env={},
+            log=None,
+            healthy=self.healthy,
+            hang_seconds=HANG_SECONDS,
+            stop_seconds=STOP_SECONDS,
+        )
+
+    async def healthy(self) -> bool:
+        """Whether its HTTP API answers, whatever it says."""
+        try:
+            await self._local.get("/v1/agent/version")
+        except ConsulError as error:
+            return error.status != 0
+        return True
+
+    async def up(self) -> None:
+        """Returns when the HTTP API answers."""
+        while not await self.healthy():  # noqa: ASYNC110 - another process: there is no event to wait for
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def joined(self) -> None:
+        """Returns when a server answers through the agent."""
+        while True:
+            try:
+                _, leader = await self._consul.get("/v1/status/leader")
+                if leader:
+                    return
+            except ConsulError as error:
+                log.debug("agent has not joined", extra={"reason": str(error)})
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def rejoin(self, servers: tuple[str, ...]) -> bool:
+        """Joins whichever of `servers` (mesh addresses) can be reached; whether there was one.
+
+        An agent joins when it starts. A server that was lost with all it knew and came back on empty state knows
+        nobody, and the agent's own attempts to reach a failed member come only every 30 s.
+        """
+        joined = False
+        for server in servers:
+            try:
+                await self._local.put(f"/v1/agent/join/{server}")
+            except ConsulError as error:
+                log.debug("server not joined", extra={"server": server, "reason": str(error)})
+            else:
+                joined = True
+        return joined
+
+    async def use_token(self, token: Secret) -> None:
+        """Gives a running agent a new token. ConsulError when it does not take it."""
+        for name in ("agent", "default"):
+            await self._local.put(f"/v1/agent/token/{name}", {"Token": token.reveal()})
+
+    async def reload(self) -> None:
+        """Makes a running agent read its files again: a new certificate."""
+        await self._local.put("/v1/agent/reload")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,295 @@
+"""The sidecar's configuration: a pure function from the environment to `Config`, or every problem at once.
+
+`VARIABLES` is the one list of names, defaults and meanings; `docs/configuration.md` is made from it. Not here: reading
+`os.environ` (`__main__`), and what a value is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime import values
+from runtime.env import ConfigError, EnvReader, Problem
+from topology.manifest import GroupEntry, Manifest, ManifestError, open_envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One environment variable, for people."""
+
+    name: str
+    default: str
+    """The value when unset; `required` when there is none; empty for "not set"."""
+    meaning: str
+
+
+VARIABLES = (
+    Variable(name="MESH_CLUSTER", default="required", meaning="Name of the cluster; must be the manifest's."),
+    Variable(name="MESH_GROUP", default="required", meaning="Workload group that this CVM is a replica of."),
+    Variable(
+        name="MESH_PEER_ID",
+        default="",
+        meaning="Slot to ask for, `<group>-<n>`. Unset: the coordinator proposes one.",
+    ),
+    Variable(
+        name="MESH_MANIFEST",
+        default="required",
+        meaning="Manifest envelope, `<payload>.<signature>` in base64url. Says who the coordinators are, what they "
+        "must measure, and which routes exist.",
+    ),
+    Variable(
+        name="MESH_OWNER_KEY",
+        default="required",
+        meaning="Ed25519 public key that signs manifests, 32 bytes in base64url. A literal in the measured compose "
+        "file, because dstack neither measures nor authenticates environment values.",
+    ),
+    Variable(
+        name="MESH_INSECURE_UNSIGNED_MANIFEST",
+        default="0",
+        meaning="`1` takes a manifest without signature instead of MESH_OWNER_KEY. Insecure; for local use.",
+    ),
+    Variable(
+        name="MESH_COORDINATORS",
+        default="the manifest's",
+        meaning="JSON list of the coordinators' https URLs. Only where to knock: who answers is verified.",
+    ),
+    Variable(
+        name="MESH_ROUTES_JSON",
+        default="the manifest's",
+        meaning="JSON list of `{name, vip, port, role, backend, service}`. Checked against the signed manifest, which "
+        "decides; a newer manifest replaces the routes at run time.",
+    ),
+    Variable(
+        name="MESH_PCCS_URL",
+        default="https://pccs.phala.network",
+        meaning="Service that gives Intel's collateral for quote verification (PCCS protocol, version 4).",
+    ),
+    Variable(
+        name="MESH_INSECURE_DEV_ROOT",
+        default="",
+        meaning="Root certificate (DER, base64) of a simulated TEE. Insecure: quotes then prove nothing.",
+    ),
+    Variable(
+        name="MESH_STATE_DIR",
+        default="/run/mesh-private",
+        meaning="Private folder (0700) on tmpfs: boot keys, sockets, Consul's data.",
+    ),
+    Variable(
+        name="MESH_RUN_DIR",
+        default="/run/mesh",
+        meaning="Folder that app containers see read-only: names, `exec.sh`, `ready`.",
+    ),
+    Variable(name="MESH_GUEST_AGENT", default="/var/run/dstack.sock", meaning="Unix socket of the dstack guest agent."),
+    Variable(name="MESH_ENVOY", default="/usr/local/bin/envoy", meaning="The Envoy program."),
+    Variable(name="MESH_CONSUL", default="/usr/local/bin/consul", meaning="The Consul program."),
+    Variable(
+        name="MESH_WIREGUARD_GO",
+        default="/usr/local/bin/wireguard-go",
+        meaning="WireGuard in user space, for kernels without it.",
+    ),
+    Variable(name="MESH_RESOLV_CONF", default="/etc/resolv.conf", meaning="Where the original resolvers are listed."),
+    Variable(name="MESH_LOG_LEVEL", default="info", meaning="One of debug, info, warning, error."),
+    Variable(
+        name="MESH_DRAIN_SECONDS",
+        default="5",
+        meaning="How long a clean stop waits for open connections. It ends as soon as there are none.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that the environment says, checked."""
+
+    cluster: str
+    group: str
+    peer_id: str | None
+    coordinators: tuple[str, ...]
+    """https URLs without path."""
+    manifest: Manifest
+    """Its signature was checked, unless `insecure` says otherwise."""
+    envelope: str
+    owner_key: bytes | None
+    """None: unsigned manifests are taken."""
+    pccs_url: str
+    dev_root: bytes | None
+    """DER."""
+    state_dir: Path
+    run_dir: Path
+    guest_agent: Path
+    envoy: Path
+    consul: Path
+    wireguard_go: Path
+    resolv_conf: Path
+    log_level: str
+    drain_seconds: float
+    insecure: tuple[str, ...]
+    """What an operator must keep being told; empty in production."""
+
+    @property
+    def own(self) -> GroupEntry:
+        """This CVM's group in the first manifest."""
+        return self.manifest.groups[self.group]
+
+
+NO_URLS: tuple[str, ...] = ()
+
+
+def parse(environ: Mapping[str, str]) -> Config:
+    """The configuration in `environ`; ConfigError with every problem."""
+    reader = EnvReader(environ)
+    cluster = reader.required("MESH_CLUSTER", values.text, "", "the cluster's name")
+    group = reader.required("MESH_GROUP", values.text, "", "the name of a workload group")
+    peer_id = reader.optional("MESH_PEER_ID", values.text, None)
+    envelope = reader.required("MESH_MANIFEST", values.text, "", "a manifest envelope, as the deployment renders it")
+    unsigned = reader.optional("MESH_INSECURE_UNSIGNED_MANIFEST", values.flag, False)
+    owner_key = _owner_key(reader, unsigned)
+    manifest = _manifest(reader, envelope, owner_key, unsigned)
+    urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
+    routes = reader.optional("MESH_ROUTES_JSON", _routes, None)
+    dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
+    pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, _default("MESH_PCCS_URL"))
+    state_dir, run_dir, guest_agent, envoy, consul, wireguard_go, resolv_conf = (
+        reader.optional(name, values.path, Path(_default(name)))
+        for name in (
+            "MESH_STATE_DIR",
+            "MESH_RUN_DIR",
+            "MESH_GUEST_AGENT",
+            "MESH_ENVOY",
+            "MESH_CONSUL",
+            "MESH_WIREGUARD_GO",
+            "MESH_RESOLV_CONF",
+        )
+    )
+    log_level = reader.optional("MESH_LOG_LEVEL", values.level, _default("MESH_LOG_LEVEL"))
+    drain_seconds = reader.optional("MESH_DRAIN_SECONDS", _seconds, float(_default("MESH_DRAIN_SECONDS")))
+    if manifest is not None:
+        reader.problems += _disagreements(manifest, cluster, group, peer_id, routes)
+    reader.finish()
+    if manifest is None:
+        raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
+    insecure = (
+        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
+        *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
+    )
+    return Config(
+        cluster=cluster,
+        group=group,
+        peer_id=peer_id,
+        coordinators=urls or tuple(peer.url for peer in manifest.coordinators.peers),
+        manifest=manifest,
+        envelope=envelope,
+        owner_key=owner_key,
+        pccs_url=pccs_url,
+        dev_root=dev_root,
+        state_dir=state_dir,
+        run_dir=run_dir,
+        guest_agent=guest_agent,
+        envoy=envoy,
+        consul=consul,
+        wireguard_go=wireguard_go,
+        resolv_conf=resolv_conf,
+        log_level=log_level,
+        drain_seconds=drain_seconds,
+        insecure=insecure,
+    )
+
+
+def reference() -> str:
+    """docs/configuration.md."""
+    lines = [
+        "# Configuration of the sidecar",
+        "",
+        "Made by `python -m sidecar config-reference`, from `VARIABLES` in `sidecar/config.py`.",
+        "",
+        "The environment is read once. Every problem is reported at once, on standard error, and the process ends with",
+        "exit code 2. A name that begins with `MESH_` and is not in this table is a problem too.",
+        "",
+        "| variable | when unset | meaning |",
+        "|---|---|---|",
+        *(f"| `{v.name}` | {_shown(v.default)} | {v.meaning} |" for v in VARIABLES),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: str) -> str:
+    if default in ("required", "the manifest's"):
+        return default
+    return f"`{default}`" if default else "not set"
+
+
+def _default(name: str) -> str:
+    return next(variable.default for variable in VARIABLES if variable.name == name)
+
+
+def _owner_key(reader: EnvReader, unsigned: bool) -> bytes | None:
+    if unsigned:
+        key = reader.optional("MESH_OWNER_KEY", values.public_key, None)
+        if key is not None:
+            reader.problems.append(
+                Problem("MESH_INSECURE_UNSIGNED_MANIFEST", "contradicts MESH_OWNER_KEY; unset one of them")
+            )
+        return None
+    wanted = "an Ed25519 public key, 32 bytes in base64url (or, for local use, MESH_INSECURE_UNSIGNED_MANIFEST=1)"
+    return reader.required("MESH_OWNER_KEY", values.public_key, None, wanted)
+
+
+def _manifest(reader: EnvReader, envelope: str, owner_key: bytes | None, unsigned: bool) -> Manifest | None:
+    if not envelope or (owner_key is None and not unsigned):
+        return None
+    try:
+        return open_envelope(envelope, owner_key)
+    except ManifestError as error:
+        reader.problems.append(Problem("MESH_MANIFEST", str(error)))
+        return None
+
+
+def _disagreements(
+    manifest: Manifest, cluster: str, group: str, peer_id: str | None, routes: list[dict[str, Any]] | None
+) -> list[Problem]:
+    problems = []
+    if cluster and cluster != manifest.cluster:
+        problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
+    entry = manifest.groups.get(group)
+    if group and entry is None:
+        known = ", ".join(sorted(manifest.groups))
+        problems.append(Problem("MESH_GROUP", f"is {group!r}, expected a group of the manifest: {known}"))
+    if entry is not None and peer_id is not None and peer_id not in {peer.peer_id for peer in entry.peers}:
+        known = ", ".join(peer.peer_id for peer in entry.peers)
+        problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a slot of group {group!r}: {known}"))
+    if routes is not None:
+        problems += [Problem("MESH_ROUTES_JSON", text) for text in _route_differences(manifest, routes)]
+    return problems
+
+
+def _route_differences(manifest: Manifest, routes: list[dict[str, Any]]) -> list[str]:
+    fields = ("vip", "port", "role", "service")
+    signed = {route.name: {field: getattr(route, field) for field in fields} for route in manifest.routes}
+    given = {str(route.get("name")): {field: route.get(field) for field in fields} for route in routes}
+    found = [f"route {name!r} is not in the signed manifest" for name in sorted(set(given) - set(signed))]
+    found += [f"route {name!r} of the manifest is missing" for name in sorted(signed) if name not in given]
+    for name in sorted(set(signed) & set(given)):
+        if signed[name] != given[name]:
+            found.append(f"route {name!r} is {given[name]}, but the signed manifest says {signed[name]}")
+    return [f"{problem}; render manifest and routes together" for problem in found]
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 3600:
+        raise ValueError(f"is {text!r}, expected seconds between 0 and 3600")
+    return value
+
+
+def _routes(text: str) -> list[dict[str, Any]]:
+    routes = values.json_list(text, "{name, vip, port, role, backend, service}")
+    for route in routes:
+        if not isinstance(route, dict) or not isinstance(route.get("name"), str):
+            raise ValueError(f"holds {route!r:.80}, expected objects {{name, vip, port, role, backend, service}}")
+    return routes

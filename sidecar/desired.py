@@ -1,0 +1,228 @@
+"""From everything that is known to everything that should be: one pure function for every leaf package.
+
+`World` is what was observed, `Desired` what Envoy, DNS, the VIP table and the peer link are to hold. Nothing is
+remembered between calls: the same world gives the same wish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from coordinator.protocol import MeshPeer
+from dns.zone import SrvTarget
+from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
+from topology.manifest import BackendEntry, GroupEntry, Manifest, RouteEntry
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
+
+EXCLUSIVE_ROLES = frozenset({"master"})
+"""Roles that one instance holds at a time. Of several claims only the latest counts: no route ever has two leaders."""
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What is known at one moment. Parts that were never heard of are None or absent."""
+
+    manifest: Manifest
+    """The newest one."""
+    own: GroupEntry
+    """This CVM's group, as it was measured: of the first manifest."""
+    group: str
+    address: str | None = None
+    """Our mesh address, once admitted."""
+    datacenter: str = ""
+    """Consul's, once admitted."""
+    roots: Roots | None = None
+    leaves: Mapping[str, ConsulLeaf] = field(default_factory=dict)
+    """By service."""
+    catalog: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    """Passing instances by service."""
+    held: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    """Instances that were good when the servers lost what they knew. They stay endpoints until they are listed again,
+    or for so long as the caller holds them: an empty catalog after a recovery says nothing about them."""
+    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    """Intentions by own service."""
+    admitted_peers: tuple[MeshPeer, ...] = ()
+    """Peers that came with the newest admission: the coordinators. They stay known whatever Consul lists."""
+    peers: tuple[MeshPeer, ...] = ()
+    """Admitted CVMs, ourselves included once Consul lists us."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What every leaf is to hold."""
+
+    vips: frozenset[str]
+    names: Mapping[str, str]
+    """Route name to VIP: for DNS and `/run/mesh/hosts`."""
+    peer_addresses: Mapping[str, str]
+    """Peer ID to mesh address, for DNS."""
+    services: Mapping[str, tuple[SrvTarget, ...]]
+    """Service to instances, for DNS."""
+    peers: tuple[MeshPeer, ...]
+    """Who the link connects to."""
+    endpoints: Mapping[str, tuple[str, ...]]
+    """Route name to the peer IDs behind it, for status."""
+    spec: Spec | None
+    """None until there are roots and every leaf."""
+
+
+def own_services(group: str, entry: GroupEntry) -> tuple[str, ...]:
+    """The Consul services that this CVM is: one a backend, else (a pure client) the group's own name.
+
+    Must agree with `coordinator.tokens.services`, which grants them.
+    """
+    return tuple(dict.fromkeys(b.service for _, b in sorted(entry.backends.items()))) or (group,)
+
+
+def watched_services(manifest: Manifest) -> tuple[str, ...]:
+    """The services whose instances matter: those behind routes."""
+    return tuple(sorted({route.service for route in manifest.routes}))
+
+
+def desired(world: World) -> Desired:
+    """The wish for `world`."""
+    world = replace(world, catalog=_in_mesh(world, world.catalog), held=_in_mesh(world, world.held))
+    chosen = {route.name: _choose(world, route) for route in world.manifest.routes}
+    return Desired(
+        vips=frozenset(route.vip for route in world.manifest.routes),
+        names={route.name: route.vip for route in world.manifest.routes},
+        peer_addresses=_peer_addresses(world),
+        services={
+            service: tuple(SrvTarget(peer_id=i.peer_id, port=i.port) for i in found)
+            for service in watched_services(world.manifest)
+            if (found := world.catalog.get(service)) is not None
+        },
+        peers=tuple(peer for peer in world.peers if peer.address != world.address),
+        endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
+        spec=_spec(world, chosen),
+    )
+
+
+def _in_mesh(world: World, found: Mapping[str, tuple[Instance, ...]]) -> Mapping[str, tuple[Instance, ...]]:
+    """Those at a mesh address. A CVM may register its services as it likes; a bad place must not hold up the whole
+    snapshot, or lead callers out of the mesh.
+    """
+    pool = IPv4Network(world.manifest.mesh_pool)
+
+    def good(instance: Instance) -> bool:
+        try:
+            return IPv4Address(instance.address) in pool and 0 < instance.port < 1 << 16
+        except ValueError:
+            return False
+
+    return {service: tuple(filter(good, listed)) for service, listed in found.items()}
+
+
+def _choose(world: World, route: RouteEntry) -> tuple[Instance, ...]:
+    listed = select(route, world.catalog.get(route.service, ()))
+    held = select(route, world.held.get(route.service, ()))
+    if route.role is not None:
+        # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
+        return listed or held
+    known = {instance.proxy_id for instance in listed}
+    return (*listed, *(instance for instance in held if instance.proxy_id not in known))
+
+
+def select(route: RouteEntry, found: Iterable[Instance]) -> tuple[Instance, ...]:
+    """The instances that `route` may use: those with its role, and the latest claim alone where a role is exclusive."""
+    if route.role is None:
+        return tuple(found)
+    having = tuple(instance for instance in found if route.role in instance.tags)
+    if route.role in EXCLUSIVE_ROLES and having:
+        return (max(having, key=lambda instance: (instance.modify_index, instance.proxy_id)),)
+    return having
+
+
+def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
+    """Cuts the connections held through the route when it changes: the holder of an exclusive role, else constant."""
+    if route.role not in EXCLUSIVE_ROLES:
+        return ""
+    return ",".join(f"{instance.peer_id}/{instance.proxy_id}" for instance in chosen)
+
+
+def service_uri(trust_domain: str, datacenter: str, service: str) -> str:
+    """The SPIFFE ID that Consul gives a service."""
+    return f"{_services_uri(trust_domain, datacenter)}{service}"
+
+
+def _services_uri(trust_domain: str, datacenter: str) -> str:
+    return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/"
+
+
+def principals(
+    rules: tuple[Rule, ...], trust_domain: str, datacenter: str, services: Iterable[str]
+) -> tuple[Principal, ...]:
+    """Who may call, by intentions in order of strength. Without a rule nobody may: ACLs deny by default.
+
+    `*` is every identity of the trust domain. Where a stronger rule refuses one of them, a prefix would let it in, so
+    the known `services` are listed one by one instead.
+    """
+    allowed: dict[str, bool] = {}
+    for rule in rules:
+        if rule.source == "*":
+            if rule.allow and all(allowed.values()):
+                return (Principal(uri=_services_uri(trust_domain, datacenter), prefix=True),)
+            if rule.allow:
+                allowed = {**dict.fromkeys(services, True), **allowed}
+            break
+        allowed.setdefault(rule.source, rule.allow)
+    return tuple(
+        Principal(uri=service_uri(trust_domain, datacenter, source)) for source, yes in sorted(allowed.items()) if yes
+    )
+
+
+def _spec(world: World, chosen: Mapping[str, tuple[Instance, ...]]) -> Spec | None:
+    identities = own_services(world.group, world.own)
+    roots, address = world.roots, world.address
+    if roots is None or address is None or any(service not in world.leaves for service in identities):
+        return None
+    everyone = {name for group, entry in world.manifest.groups.items() for name in own_services(group, entry)}
+    return Spec(
+        egress=tuple(
+            EgressRoute(
+                name=route.name,
+                vip=route.vip,
+                port=route.port,
+                endpoints=tuple(sorted({Endpoint(address=i.address, port=i.port) for i in chosen[route.name]})),
+                identity=identities[0],
+                peer_sans=(service_uri(roots.trust_domain, world.datacenter, route.service),),
+                generation=generation(route, chosen[route.name]),
+            )
+            for route in world.manifest.routes
+        ),
+        ingress=tuple(
+            _ingress(
+                name,
+                backend,
+                address,
+                principals(world.rules.get(backend.service, ()), roots.trust_domain, world.datacenter, everyone),
+            )
+            for name, backend in sorted(world.own.backends.items())
+        ),
+        leaves=tuple(
+            Leaf(name=service, chain_pem=world.leaves[service].chain_pem, key_pem=world.leaves[service].key_pem)
+            for service in identities
+        ),
+        roots_pem=roots.pem,
+    )
+
+
+def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Principal, ...]) -> Ingress:
+    return Ingress(
+        name=name,
+        address=address,
+        port=backend.sidecar_port,
+        identity=backend.service,
+        target=Endpoint(address=LOOPBACK, port=backend.port),
+        allowed=allowed,
+    )
+
+
+def _peer_addresses(world: World) -> Mapping[str, str]:
+    """Every slot of the manifest has its address, admitted or not: a name must not come and go with its CVM."""
+    manifest = world.manifest
+    slots = {peer.peer_id: peer.address for entry in manifest.groups.values() for peer in entry.peers}
+    return slots | {peer.peer_id: peer.address for peer in manifest.coordinators.peers}

@@ -1,0 +1,146 @@
+"""Carries out what `desired` wishes: VIPs, DNS, `/run/mesh`, tunnels, Envoy. Decides nothing; safe to repeat.
+
+An effector is called only when its part of the wish changed. A part that is refused keeps its last good state and is
+named in `problems`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dns.server import DnsServer
+from dns.zone import ZoneError, build
+from sidecar.desired import Desired
+from sidecar.files import Identity, RunFiles
+from vip.netlink import VipError, VipTable
+from xds.spec import Spec, SpecError
+
+if TYPE_CHECKING:
+    from sidecar.config import Config
+    from sidecar.link import Link
+    from xds.server import XdsServer
+    from xds.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+DNS_ADDRESS = "127.10.0.53"
+DNS_PORT = 53
+
+
+class Effects:
+    """The effectors of one CVM. `link` and `xds` are given when they are there; until then their parts wait."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.dns = DnsServer(DNS_ADDRESS, DNS_PORT, resolv_conf=config.resolv_conf)
+        self.files = RunFiles(config.run_dir)
+        self._vips = VipTable(config.manifest.vip_pool)
+        self.link: Link | None = None
+        self.xds: XdsServer | None = None
+        self.on_publish: Callable[[], None] = lambda: None
+        """Called after each published snapshot."""
+        self.problems: dict[str, str] = {}
+        """What was refused, by effector."""
+        self.snapshot: Snapshot | None = None
+        """The newest published one."""
+        self._held: Desired | None = None
+        self._spec: Spec | None = None
+        self._identity: Identity | None = None
+        self._serial = 0
+
+    async def start(self, wish: Desired) -> None:
+        """VIPs on loopback, DNS bound, `/run/mesh` there. OSError (VipError, BindError) when that cannot be."""
+        try:
+            self.files.prepare()
+        except OSError as error:
+            folder = str(self._config.run_dir)
+            raise OSError(
+                f"MESH_RUN_DIR: {folder!r} cannot be used ({error.strerror}); mount a writable folder there"
+            ) from error
+        # In a thread, because netlink's module takes a while to load; the loop meanwhile asks for the identity.
+        await asyncio.to_thread(self._vips.apply, wish.vips)
+        await self.dns.start()
+        original = ""
+        with contextlib.suppress(OSError):
+            original = self._config.resolv_conf.read_text(encoding="utf-8", errors="replace")
+        self.files.write_resolv_conf(original, DNS_ADDRESS)
+        self._names(wish, None)
+        self._held = wish
+
+    async def apply(self, wish: Desired, identity: Identity | None) -> None:
+        """Makes everything as `wish` has it."""
+        held = self._held
+        if held is None or held.vips != wish.vips or "vips" in self.problems:
+            try:
+                await asyncio.to_thread(self._vips.apply, wish.vips)
+                self.problems.pop("vips", None)
+            except VipError as error:
+                self._refused("vips", error)
+        names_changed = held is None or self._identity != identity or _names_of(held) != _names_of(wish)
+        if names_changed or "names" in self.problems:
+            self._names(wish, identity)
+        if self.link is not None:
+            self.link.set_peers(wish.peers)
+        self._publish(wish.spec)
+        self._held = wish
+
+    @property
+    def endpoints(self) -> dict[str, tuple[str, ...]]:
+        """Route name to the peer IDs behind it, as last carried out."""
+        return dict(self._held.endpoints) if self._held is not None else {}
+
+    async def stop(self) -> None:
+        """Takes names and addresses away. Safe to repeat."""
+        await self.dns.stop()
+        with contextlib.suppress(OSError):
+            self.files.mark_not_ready(("the sidecar has stopped",))
+        with contextlib.suppress(VipError):
+            await asyncio.to_thread(self._vips.apply, frozenset())
+        if self.xds is not None:
+            await self.xds.stop()
+
+    def _names(self, wish: Desired, identity: Identity | None) -> None:
+        try:
+            self._serial += 1
+            self.dns.set_zone(build(wish.names, wish.peer_addresses, wish.services, serial=self._serial))
+            self.files.write_hosts(wish.names, identity)
+            if identity is not None:
+                self.files.write_identity(identity)
+        except (ZoneError, OSError) as error:
+            self._refused("names", error)
+        else:
+            self._identity = identity
+            self.problems.pop("names", None)
+
+    def _publish(self, spec: Spec | None) -> None:
+        if self.xds is None or spec is None:
+            return
+        if spec == self._spec:
+            self.problems.pop("envoy", None)
+            return
+        from xds.snapshot import build as build_snapshot
+
+        try:
+            snapshot = build_snapshot(spec, self.snapshot)
+        except SpecError as error:
+            self._refused("envoy", error)
+            return
+        self.problems.pop("envoy", None)
+        self._spec = spec
+        if self.snapshot is None or snapshot.version != self.snapshot.version:
+            self.snapshot = snapshot
+            self.xds.publish(snapshot)
+            self.on_publish()
+        self.snapshot = snapshot
+
+    def _refused(self, effector: str, error: Exception) -> None:
+        self.problems[effector] = str(error)
+        log.error("refused, the last good state stays", extra={"effector": effector, "reason": str(error)})
+
+
+def _names_of(wish: Desired) -> tuple[object, ...]:
+    return (wish.names, wish.peer_addresses, wish.services)

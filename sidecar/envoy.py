@@ -1,0 +1,89 @@
+"""The local Envoy as a child: its files, its health, its connections. What it does is told by `xds`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from pathlib import Path
+
+from runtime.children import ChildSpec
+from runtime.consul import write_private
+from xds.bootstrap import argv, bootstrap
+
+ADMIN_SECONDS = 1.0
+DRAIN_POLL_SECONDS = 0.05
+HANG_SECONDS = 3.0
+"""A live Envoy answers its admin socket within milliseconds; its main thread does nothing that takes seconds."""
+STOP_SECONDS = 1.0
+"""Connections were waited for before; Envoy itself then has nothing left to finish."""
+
+
+class Envoy:
+    """Paths of one Envoy in `state_dir`, and questions to its admin socket."""
+
+    def __init__(self, program: Path, state_dir: Path, node_id: str, cluster: str) -> None:
+        self._program = program
+        self._node_id = node_id
+        self._cluster = cluster
+        self._bootstrap = state_dir / "envoy.yaml"
+        self._admin = state_dir / "envoy-admin.sock"
+        self.xds_socket = state_dir / "xds.sock"
+
+    def spec(self) -> ChildSpec:
+        """Writes the bootstrap and says how to run it. JSON is YAML, which the file's name promises."""
+        write_private(
+            self._bootstrap,
+            bootstrap(
+                node_id=self._node_id,
+                cluster=self._cluster,
+                xds_socket=str(self.xds_socket),
+                admin_socket=str(self._admin),
+            ),
+        )
+        return ChildSpec(
+            name="envoy",
+            argv=argv(str(self._program), str(self._bootstrap)),
+            env={},
+            log=None,
+            healthy=self.healthy,
+            hang_seconds=HANG_SECONDS,
+            stop_seconds=STOP_SECONDS,
+        )
+
+    async def healthy(self) -> bool:
+        """Whether the admin socket answers. "Not initialised" is an answer too."""
+        return bool(await self._admin_get("/ready"))
+
+    async def drain(self, seconds: float) -> int:
+        """Stops accepting, then waits until no connection is open, `seconds` at most. Connections that were left."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await self._admin_get("/drain_listeners", method="POST")
+        left = 0
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                while (left := await self._connections()) > 0:  # noqa: ASYNC110 - Envoy does not tell by itself
+                    await asyncio.sleep(DRAIN_POLL_SECONDS)
+        return left
+
+    async def _connections(self) -> int:
+        """Open connections of local programs and of other CVMs' requests."""
+        # By what is behind them: the TLS connections that carry streams are shared and stay open when nobody uses them.
+        text = await self._admin_get("/stats?filter=^cluster.(egress/.*upstream_rq|local/.*upstream_cx)_active$")
+        return count_connections(text.decode(errors="replace"))
+
+    async def _admin_get(self, path: str, method: str = "GET") -> bytes:
+        async with asyncio.timeout(ADMIN_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(self._admin)
+            try:
+                head = (f"{method} {path} HTTP/1.1", "Host: envoy", "Connection: close", "Content-Length: 0", "", "")
+                writer.write("\r\n".join(head).encode())
+                return await reader.read(-1)
+            finally:
+                writer.close()
+
+
+def count_connections(stats: str) -> int:
+    """The sum of the gauges in Envoy's statistics text, its admin interface left out."""
+    lines = re.findall(r"^([\w.:\-/]+): (\d+)$", stats, re.MULTILINE)
+    return sum(int(number) for name, number in lines if not name.startswith("http.admin."))

@@ -1,0 +1,74 @@
+"""Who this CVM is: what the guest agent says, and the keys that this boot made.
+
+The keys are made inside the CVM, live on tmpfs with mode 0600 and end with the boot. A sidecar that restarts within the
+boot finds them again, so the coordinator knows it as the same holder of its slot.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.protocol import BootKeys
+from runtime.consul import write_private
+from runtime.secret import Secret
+
+KEYS_FILE = "boot-keys.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The boot's key pairs."""
+
+    wireguard_private: Secret
+    """Base64."""
+    tls_private_pem: Secret
+    """PKCS#8 PEM, P-256: of the Consul agent's RPC."""
+    recovery_token: Secret
+    """UUID. Opens the Consul agent's own API, on this CVM only, while no server can judge a token."""
+    public: BootKeys
+
+
+def load_or_make(state_dir: Path) -> Keys:
+    """The boot's keys: those in `state_dir` if they are there and whole, else new ones, written there."""
+    path = state_dir / KEYS_FILE
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return _keys(Secret(tree["wireguard"]), Secret(tree["tls"]), Secret(str(uuid.UUID(tree["recovery"]))))
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not there, or cut off by a crash: then no coordinator knows these keys yet, or it will let the slot lapse.
+        pass
+    keys = make()
+    tree = {"wireguard": keys.wireguard_private, "tls": keys.tls_private_pem, "recovery": keys.recovery_token}
+    write_private(path, json.dumps({name: secret.reveal() for name, secret in tree.items()}))
+    return keys
+
+
+def make() -> Keys:
+    """New keys."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    from peer.wireguard import generate_key
+
+    tls = ec.generate_private_key(ec.SECP256R1())
+    pem = tls.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    private, _ = generate_key()
+    return _keys(private, Secret(pem), Secret(str(uuid.uuid4())))
+
+
+def _keys(wireguard: Secret, tls: Secret, recovery: Secret) -> Keys:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    from peer.wireguard import public_key
+
+    spki = (
+        load_pem_private_key(tls.reveal().encode(), None)
+        .public_key()
+        .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    )
+    public = BootKeys(wireguard=public_key(wireguard), tls=base64.b64encode(spki).decode())
+    return Keys(wireguard_private=wireguard, tls_private_pem=tls, recovery_token=recovery, public=public)

@@ -1,0 +1,239 @@
+"""What follows from an admission: the tunnels, the Consul agent, the registrations, the watches, and their repair.
+
+Started by the first admission; a later one (the lease was lost) renews tokens and keys in place and tears nothing down.
+Tasks and progress are the supervisor's, through `Host`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, Protocol
+
+from runtime.children import Child
+from runtime.consul import ConsulClient, ConsulError
+from runtime.tasks import TaskScope
+from sidecar import sources
+from sidecar.agent import Agent
+from sidecar.broker import Admitted, Renewed
+from sidecar.catalog import CatalogError
+from sidecar.config import Config
+from sidecar.desired import World
+from sidecar.identity import Keys
+from sidecar.link import Link
+from sidecar.registrar import Registrar
+from sidecar.watches import Watches
+
+log = logging.getLogger(__name__)
+
+TUNNEL_SECONDS = 5.0
+"""How long one wait for a tunnel to a coordinator lasts before status says so; the wait itself goes on."""
+REJOIN_SECONDS = 1.0
+"""Between attempts to join the servers again after all were lost."""
+HOLD_SECONDS = 45.0
+"""After servers came back knowing nothing. Within this, every other CVM has renewed its lease (5 s), attested and
+registered, and every agent has noticed that its stream was of a server that is gone (gRPC keep-alive: 30 + 10 s)."""
+
+
+class Host(Protocol):
+    """What the supervisor gives."""
+
+    world: World
+
+    def see(self, world: World) -> None:
+        """Makes `world` what is known, and has it carried out."""
+
+    def wait(self, phase: str, reason: str) -> None:
+        """`phase` waits for `reason`."""
+
+    def done(self, phase: str) -> None:
+        """`phase` is done."""
+
+    def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Starts a task that ends with the process."""
+
+    def supervise(self, child: Child) -> None:
+        """Starts a child and shows it in status."""
+
+
+class Membership:
+    """This CVM as a member of the mesh. `admission.Listener`."""
+
+    def __init__(self, config: Config, keys: Keys, host: Host, scope: TaskScope, *, userspace: bool) -> None:
+        """`userspace`: WireGuard is a child of ours, not the kernel's."""
+        self._config = config
+        self._keys = keys
+        self._host = host
+        self._userspace = userspace
+        self._consul = ConsulClient()
+        self._agent = Agent(config.consul, config.state_dir, self._consul)
+        self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
+        self._joined = False
+        self._lost = asyncio.Event()
+        self._hold: asyncio.TimerHandle | None = None
+        self.admission: Admitted | None = None
+        """The newest one."""
+        self.link: Link | None = None
+        self.on_link: Callable[[Link], None] = lambda _: None
+        """Called when `link` is there."""
+        self.registrar: Registrar | None = None
+
+    # ---- admission
+
+    async def admitted(self, admitted: Admitted) -> None:
+        """See `admission.Listener`."""
+        first, self.admission = self.admission, admitted
+        self._consul.use_token(admitted.token)
+        changed = self._agent.write(admitted, self._keys)
+        world = self._host.world
+        self._host.see(sources.with_admission(world, admitted.peers, admitted.address, admitted.datacenter))
+        self._take_manifest(admitted.envelope)
+        self._host.done("admission")
+        if first is None:
+            self._host.run("mesh", self._connect(admitted))
+            return
+        if (first.peer_id, first.address) != (admitted.peer_id, admitted.address):
+            raise RuntimeError(f"admitted as {admitted.peer_id} after {first.peer_id}: start anew as that one")
+        await self._recover(admitted, changed)
+
+    async def renewed(self, renewed: Renewed) -> None:
+        """See `admission.Listener`."""
+        if renewed.token is None or self.admission is None:
+            return
+        self.admission = dataclasses.replace(self.admission, token=renewed.token)
+        self._agent.write(self.admission, self._keys)
+        self._consul.use_token(renewed.token)
+        await self._give_token(self.admission)
+        log.info("token renewed")
+
+    async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
+        """After a lease was lost: the servers may have come back knowing nobody and nothing."""
+        self._host.see(sources.hold(self._host.world))
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
+        await self._give_token(admitted)
+        self._lost.set()
+        if self._joined:
+            # Asked anew, not only for the new token: a query that waits on a server that is gone would wait on.
+            self._watches.keep({})
+            self.watch()
+        if certificate_changed:
+            with contextlib.suppress(ConsulError):
+                await self._agent.reload()
+
+    def _let_go(self) -> None:
+        self._host.see(sources.let_go(self._host.world))
+
+    async def _give_token(self, admitted: Admitted) -> None:
+        try:
+            await self._agent.use_token(admitted.token)
+        except ConsulError as error:
+            # An agent that is down reads the token from its configuration when it starts again.
+            log.warning("agent did not take the token", extra={"reason": str(error)})
+        # The agent syncs each service with the token that registered it, so all have to be registered again.
+        if self.registrar is not None:
+            self.registrar.restarted()
+
+    # ---- connection
+
+    async def _connect(self, admitted: Admitted) -> None:
+        self._host.wait("link", "waits for a tunnel to a coordinator")
+        manifest = self._host.world.manifest
+        key = self._keys.wireguard_private
+        link = Link(userspace=self._userspace, private_key=key, address=admitted.address, manifest=manifest)
+        link.set_peers(admitted.peers)
+        self.link = link
+        self.on_link(link)
+        self._host.run("link", link.run())
+        # The newest admission's: a coordinator that boots meanwhile has another key.
+        while not await link.up_to_any(self._coordinators(), TUNNEL_SECONDS):
+            self._host.wait("link", "no tunnel to a coordinator yet; is the rendezvous reachable by UDP?")
+        self._host.done("link")
+        await self._join(admitted)
+
+    def _coordinators(self) -> tuple[Any, ...]:
+        peers = self.admission.peers if self.admission is not None else ()
+        return tuple(peer for peer in peers if peer.kind == "coordinator")
+
+    async def _join(self, admitted: Admitted) -> None:
+        self._host.wait("consul", "the agent has not joined")
+        self._host.wait("registration", "waits for the agent")
+        backends = tuple(self._config.own.backends.values())
+        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address)
+        self.registrar.on_change = self._registration_changed
+        self._host.supervise(Child(self._agent.spec(), self._agent_started))
+        await self._agent.joined()
+        self._host.done("consul")
+        self._joined = True
+        self.watch()
+        self._host.run("rejoin", self._rejoin())
+        self._host.run("registrar", self.registrar.run())
+
+    async def _agent_started(self) -> None:
+        await self._agent.up()
+        if self.registrar is not None:
+            self.registrar.restarted()
+
+    def _registration_changed(self) -> None:
+        if self.registrar is not None and self.registrar.complete:
+            self._host.done("registration")
+
+    # ---- watches
+
+    def watch(self) -> None:
+        """Makes the watches those of the world as it is now. Without effect before the agent has joined."""
+        if self._joined:
+            wanted = sources.queries(self._host.world, self._config.owner_key)
+            self._watches.keep({query: self._taker(change) for query, change in wanted.items()})
+
+    def stale(self) -> tuple[str, ...]:
+        """Paths of Consul that have no current answer."""
+        return self._watches.stale()
+
+    def _taker(self, change: sources.Change) -> Callable[[Any], None]:
+        def take(tree: Any) -> None:
+            self._host.see(change(self._host.world, tree))
+
+        return take
+
+    def _take_manifest(self, envelope: str) -> None:
+        if not envelope:
+            return
+        try:
+            self._host.see(sources.newer(self._host.world, envelope, self._config.owner_key))
+        except CatalogError as error:
+            log.warning("manifest refused", extra={"reason": str(error)})
+
+    def _watch_failed(self, error: Exception) -> None:
+        # 500: the agent answers, but has no server to ask.
+        if isinstance(error, ConsulError) and error.status >= 500:
+            self._lost.set()
+
+    async def _rejoin(self) -> None:
+        """Joins the servers again when the agent has lost them all: they may have come back knowing nobody."""
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            if self.admission is not None:
+                await self._agent.rejoin(self.admission.servers)
+            await asyncio.sleep(REJOIN_SECONDS)
+
+    # ---- stop
+
+    async def leave(self) -> None:
+        """Takes the registrations away and ends the watches. The agent's own good-bye is its child's end."""
+        if self.registrar is not None:
+            await self.registrar.deregister()
+        self._watches.keep({})
+
+    async def close(self) -> None:
+        """Closes connections and timers. Safe to repeat."""
+        if self._hold is not None:
+            self._hold.cancel()
+        await self._consul.close()
+        await self._agent.close()

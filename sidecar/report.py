@@ -1,0 +1,84 @@
+"""The status document (docs/architecture.md) out of values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sidecar.phases import Report
+from topology.manifest import Manifest
+
+if TYPE_CHECKING:
+    # For their types only: these modules do more than hold values, or weigh much.
+    from peer.link import LinkStatus
+    from runtime.children import ChildStatus
+    from sidecar.admission import AdmissionStatus
+    from xds.stream import Nack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the document is made of."""
+
+    peer_id: str | None
+    group: str
+    address: str | None
+    report: Report
+    insecure: tuple[str, ...]
+    manifest: Manifest
+    endpoints: Mapping[str, tuple[str, ...]]
+    """Route name to peer IDs."""
+    children: Mapping[str, ChildStatus]
+    admission: AdmissionStatus | None
+    links: Iterable[LinkStatus]
+    xds_version: str | None
+    nacks: Iterable[Nack]
+    problems: tuple[str, ...]
+    """What is wrong but keeps nothing from working, such as a watch that waits for its agent."""
+
+
+def document(facts: Facts) -> dict[str, Any]:
+    """The document, ready for JSON."""
+    admission = facts.admission
+    return {
+        "peer_id": facts.peer_id,
+        "group": facts.group,
+        "kind": "workload",
+        "phase": facts.report.phase,
+        "ready": facts.report.ready,
+        "reasons": list(facts.report.reasons),
+        "problems": list(facts.problems),
+        "address": facts.address,
+        "insecure": list(facts.insecure),
+        "children": {
+            name: {"pid": c.pid, "restarts": c.restarts, "state": c.state, "last_exit": c.last_exit}
+            for name, c in facts.children.items()
+        },
+        "admission": {
+            "state": admission.state if admission else "waiting",
+            "coordinator": admission.coordinator if admission else None,
+            "lease_seconds": admission.lease_seconds if admission else None,
+            "expires_at": admission.expires_at if admission else None,
+            "reason": admission.reason if admission else "",
+        },
+        "links": [
+            {"peer_id": link.peer_id, "path": link.path, "handshake_age_s": link.handshake_age_s}
+            for link in facts.links
+        ],
+        "routes": [
+            {
+                "name": route.name,
+                "role": route.role,
+                "vip": route.vip,
+                "port": route.port,
+                "endpoints": list(facts.endpoints.get(route.name, ())),
+            }
+            for route in facts.manifest.routes
+        ],
+        "xds": {
+            "version": facts.xds_version,
+            "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
+        },
+        "manifest_epoch": facts.manifest.epoch,
+    }

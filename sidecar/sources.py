@@ -1,0 +1,115 @@
+"""Which of Consul's answers are watched, and how each one changes the `World`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from sidecar import catalog
+from sidecar.catalog import CatalogError, Instance
+from sidecar.desired import World, own_services, watched_services
+from topology.manifest import Manifest, ManifestError, open_envelope
+
+Change = Callable[[World, Any], World]
+"""(world, answer) → the world with the answer in it; CatalogError when the answer does not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One thing to watch. Equal queries are the same watch."""
+
+    path: str
+    params: tuple[tuple[str, str], ...] = ()
+
+
+def queries(world: World, owner_key: bytes | None) -> Mapping[Query, Change]:
+    """Everything to watch for `world`."""
+    wanted: dict[Query, Change] = {
+        Query(path="/v1/agent/connect/ca/roots"): lambda now, tree: replace(now, roots=catalog.roots(tree)),
+        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree: replace(
+            now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
+        ),
+        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree: take_manifest(now, tree, owner_key),
+    }
+    for service in own_services(world.group, world.own):
+        wanted[Query(path=f"/v1/agent/connect/ca/leaf/{service}")] = _leaf(service)
+    for service in dict.fromkeys(backend.service for backend in world.own.backends.values()):
+        query = Query(path="/v1/connect/intentions/match", params=(("by", "destination"), ("name", service)))
+        wanted[query] = _rules(service)
+    for service in watched_services(world.manifest):
+        wanted.update(instances_of(service))
+    return wanted
+
+
+def instances_of(service: str) -> Mapping[Query, Change]:
+    """The watch of one service's passing instances."""
+    # `cached`: from the agent's own stream of the service, pushed by the servers, and still there without them.
+    query = Query(path=f"/v1/health/connect/{service}", params=(("passing", ""), ("cached", "")))
+    return {query: lambda now, tree: replace(now, catalog={**now.catalog, service: catalog.instances(tree)})}
+
+
+def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tuple[MeshPeer, ...]:
+    """All peers of both; where they differ, as `newer` has them."""
+    return tuple(peer for _, peer in sorted({peer.peer_id: peer for peer in (*older, *newer)}.items()))
+
+
+def take_manifest(world: World, tree: Any, owner_key: bytes | None) -> World:
+    """The world with the manifest in `tree`, if it is signed by the owner, of our cluster, and newer."""
+    envelope = catalog.value(tree)
+    return world if envelope is None else newer(world, envelope, owner_key)
+
+
+def newer(world: World, envelope: str, owner_key: bytes | None) -> World:
+    """The world with the manifest in `envelope` if it is newer; CatalogError when it is not one to believe."""
+    try:
+        manifest: Manifest = open_envelope(envelope, owner_key)
+    except ManifestError as error:
+        raise CatalogError(f"the manifest in Consul is refused: {error}") from error
+    if manifest.cluster != world.manifest.cluster:
+        raise CatalogError(f"the manifest in Consul is of cluster {manifest.cluster!r}")
+    if manifest.epoch <= world.manifest.epoch:
+        return world
+    if manifest.vip_pool != world.manifest.vip_pool or manifest.mesh_pool != world.manifest.mesh_pool:
+        raise CatalogError("the manifest in Consul has other address pools; restart the CVMs to change those")
+    return replace(world, manifest=manifest)
+
+
+def hold(world: World) -> World:
+    """The world in which what was a good instance until now is held."""
+    kept = {service: (*found, *world.held.get(service, ())) for service, found in world.catalog.items()}
+    return replace(world, held={service: _unique(found) for service, found in kept.items()})
+
+
+def let_go(world: World) -> World:
+    """The world in which only what Consul lists counts."""
+    return replace(world, held={})
+
+
+def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    return tuple({instance.proxy_id: instance for instance in reversed(found)}.values())
+
+
+def _leaf(service: str) -> Change:
+    def change(world: World, tree: Any) -> World:
+        return replace(world, leaves={**world.leaves, service: catalog.leaf(tree)})
+
+    return change
+
+
+def _rules(service: str) -> Change:
+    def change(world: World, tree: Any) -> World:
+        return replace(world, rules={**world.rules, service: catalog.rules(tree, service)})
+
+    return change
+
+
+def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str, datacenter: str) -> World:
+    """The world once we are admitted (again): our address, and the coordinators as they are now.
+
+    They count more than what Consul listed before: a coordinator that booted anew has a new key, and without a tunnel
+    to it no newer list would ever arrive.
+    """
+    merged = merge_peers(world.peers, peers)
+    return replace(world, address=address, datacenter=datacenter, admitted_peers=peers, peers=merged)

@@ -1,0 +1,360 @@
+"""The one place that starts tasks: phases in their order, sources → desired → effects, and the clean stop.
+
+What can overlap does: Envoy and `wireguard-go` start at once, heavy modules load in a thread, the guest agent is asked
+while the VIPs are set. Nothing here parses, formats or compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Coroutine
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from runtime import premises
+from runtime.backoff import Backoff
+from runtime.children import Child
+from runtime.guest import GuestAgent, GuestError, GuestInfo
+from runtime.init import Init
+from runtime.status import StatusServer
+from runtime.tasks import TaskScope
+from sidecar import memory, modules, report
+from sidecar.admission import Admission, Claim
+from sidecar.broker import Broker
+from sidecar.config import Config
+from sidecar.desired import World, desired
+from sidecar.effects import Effects
+from sidecar.envoy import Envoy
+from sidecar.files import Identity
+from sidecar.identity import Keys, load_or_make
+from sidecar.phases import Progress, Report
+
+if TYPE_CHECKING:
+    from sidecar.link import Link
+    from sidecar.membership import Membership
+
+log = logging.getLogger(__name__)
+
+RETRY = Backoff(base=0.1, cap=5.0)
+ACK_SECONDS = 2.0
+"""Envoy acknowledges within milliseconds; after this, what it rejected is offered again."""
+
+
+class StartError(Exception):
+    """This machine cannot run the sidecar as configured. The message says what to change; exit code 2."""
+
+
+class Supervisor:
+    """One sidecar process."""
+
+    def __init__(self, config: Config, init: Init) -> None:
+        self._config = config
+        self._init = init
+        self._rng = Random()
+        self._progress = Progress()
+        self._shown: Report | None = None
+        self._was_ready = False
+        self.world = World(manifest=config.manifest, own=config.own, group=config.group)
+        self._dirty = asyncio.Event()
+        self._published = asyncio.Event()
+        self._effects = Effects(config)
+        self._effects.on_publish = self._published.set
+        self._guest = GuestAgent(config.guest_agent)
+        self._envoy = Envoy(config.envoy, config.state_dir, config.peer_id or config.group, config.cluster)
+        self._children: dict[str, Child] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._admission: Admission | None = None
+        self._member: Membership | None = None
+        self._status = StatusServer(config.state_dir / "status.sock", self.document)
+
+    async def serve(self) -> None:
+        """Starts everything, serves until the first signal, stops in order. StartError when it cannot start."""
+        config = self._config
+        try:
+            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            config.state_dir.chmod(0o700)
+        except OSError as error:
+            raise StartError(
+                f"MESH_STATE_DIR: {str(config.state_dir)!r} cannot be used ({error.strerror}); expected a folder that "
+                "this process may make and write, best on tmpfs"
+            ) from error
+        _check_premises({"MESH_ENVOY": config.envoy, "MESH_CONSUL": config.consul})
+        for warning in config.insecure:
+            log.warning("insecure configuration", extra={"what": warning})
+        await self._status.start()
+        try:
+            async with TaskScope() as self._scope:
+                main = self._scope.start("main", self._main())
+                await self._init.drain.wait()
+                main.cancel()
+                await self._stop()
+        finally:
+            # Also after a start that failed halfway: what was set is taken back.
+            await self._effects.stop()
+            await self._guest.close()
+            if self._member is not None:
+                await self._member.close()
+            await self._status.stop()
+
+    # ---- start
+
+    async def _main(self) -> None:
+        loaded = self._scope.start("load modules", asyncio.to_thread(modules.load_heavy))
+        self.supervise(Child(self._envoy.spec(), self._envoy_started))
+        names = self._scope.start("names", self._start_names())
+        wireguard = self._scope.start("wireguard", self._start_wireguard())
+        info, keys = await self._identify()
+        await names
+        userspace = await wireguard
+        self.run("xds", self._start_xds(loaded))
+        self.run("reconcile", self._reconcile())
+        self._start_admission(info, keys, userspace)
+
+    async def _start_names(self) -> None:
+        self._progress.wait("names", "addresses, DNS and files are being set")
+        try:
+            await self._effects.start(desired(self.world))
+        except OSError as error:
+            raise StartError(str(error)) from error
+        self.done("names")
+
+    async def _identify(self) -> tuple[GuestInfo, Keys]:
+        attempt = 0
+        while True:
+            try:
+                info = await self._guest.info()
+                break
+            except GuestError as error:
+                self.wait("identity", str(error))
+                await asyncio.sleep(RETRY.delay(attempt, self._rng))
+                attempt += 1
+        keys = load_or_make(self._config.state_dir)
+        self.done("identity")
+        return info, keys
+
+    async def _start_wireguard(self) -> bool:
+        """Starts `wireguard-go` where the kernel has no WireGuard; whether it did."""
+        from sidecar.link import userspace_child
+
+        child = await userspace_child(self._config.wireguard_go)
+        if child is not None:
+            _check_premises({"MESH_WIREGUARD_GO": self._config.wireguard_go})
+            self.supervise(child)
+        return child is not None
+
+    async def _start_xds(self, loaded: Awaitable[None]) -> None:
+        await loaded
+        from xds.server import XdsServer
+
+        server = XdsServer(self._envoy.xds_socket)
+        # A new Envoy may start before the old one's stream is seen to end; that one's ACK must not pass for its own.
+        server.on_stream = self._published.set
+        await server.start()
+        self._effects.xds = server
+        self._dirty.set()
+        await self._follow_envoy(server)
+
+    def _start_admission(self, info: GuestInfo, keys: Keys, userspace: bool) -> None:
+        from sidecar.membership import Membership
+        from sidecar.trust import coordinator_check
+
+        config = self._config
+        self._member = Membership(config, keys, self, self._scope, userspace=userspace)
+        self._member.on_link = self._has_link
+        # Judged by the newest manifest that is known: coordinators are upgraded too.
+        verify = coordinator_check(lambda: self.world.manifest, config.pccs_url, config.dev_root, time.time)
+        self._admission = Admission(
+            tuple(Broker(url, verify) for url in config.coordinators),
+            self._guest,
+            Claim(
+                cluster=config.cluster,
+                group=config.group,
+                peer_id=config.peer_id,
+                identities=config.manifest.identities(config.group),
+                info=info,
+                keys=keys,
+            ),
+            self._member,
+        )
+        self.wait("admission", "asks the coordinators")
+        self.run("admission", self._admission.run())
+
+    def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """See `membership.Host`."""
+        self._running[name] = self._scope.start(name, work)
+
+    def supervise(self, child: Child) -> None:
+        """See `membership.Host`."""
+        self._children[child.spec.name] = child
+        self.run(child.spec.name, child.run())
+
+    # ---- sources → desired → effects
+
+    def see(self, world: World) -> None:
+        """See `membership.Host`."""
+        if world is self.world:
+            return
+        before, self.world = self.world, world
+        if world.manifest is not before.manifest:
+            log.info("manifest taken", extra={"epoch": world.manifest.epoch})
+            if self._member is not None:
+                self._member.watch()
+        self._dirty.set()
+
+    def _has_link(self, link: Link) -> None:
+        self._effects.link = link
+        self._dirty.set()
+
+    async def _reconcile(self) -> None:
+        """Each wake-up handles everything that is known by then: what was queued is coalesced, nothing waits."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._effects.apply(desired(self.world), self._identity())
+
+    async def _follow_envoy(self, server: Any) -> None:
+        """Keeps asking whether Envoy has the newest snapshot; offers again what it rejected."""
+        self.wait("envoy", "waits for roots and certificates")
+        while True:
+            await self._published.wait()
+            self._published.clear()
+            attempt = 0
+            while (snapshot := self._effects.snapshot) is not None:
+                try:
+                    await server.wait_acked(snapshot.version, ACK_SECONDS)
+                except TimeoutError as error:
+                    nacks = server.status().nacks
+                    refused = [f"Envoy refused {', '.join(n.names)}: {n.message.strip()}" for n in nacks]
+                    self.wait("envoy", "; ".join(refused) or str(error))
+                    if nacks:
+                        server.retry()
+                    await asyncio.sleep(RETRY.delay(attempt, self._rng))
+                    attempt += 1
+                else:
+                    break
+            if self._effects.snapshot is not None:
+                self.done("envoy")
+                if self._member is not None and self._member.registrar is not None:
+                    self._member.registrar.serving.set()
+
+    async def _envoy_started(self) -> None:
+        if self._effects.snapshot is not None:
+            self.wait("envoy", "Envoy has just started and has no snapshot yet")
+            self._published.set()
+
+    # ---- progress
+
+    def wait(self, phase: str, reason: str) -> None:
+        """See `membership.Host`."""
+        self._progress.wait(phase, reason)
+        self._show()
+
+    def done(self, phase: str) -> None:
+        """See `membership.Host`."""
+        self._progress.done(phase)
+        self._show()
+
+    def _show(self) -> None:
+        """Tells `/run/mesh` and the log when the report changed."""
+        now = self._progress.report()
+        if now == self._shown:
+            return
+        before, self._shown = self._shown, now
+        if before is None or before.phase != now.phase:
+            log.info("phase", extra={"phase": now.phase})
+        if now.ready:
+            own = self._identity()
+            self._effects.files.mark_ready(f"{own.peer_id if own else self._config.group} is ready")
+            if not self._was_ready:
+                self._was_ready = True
+                log.info("ready", extra={"seconds": round(_age(), 2), "cpu_seconds": round(time.process_time(), 2)})
+                asyncio.get_running_loop().call_later(memory.SETTLE_SECONDS, memory.settle)
+        elif before is not None and before.ready:
+            self._effects.files.mark_not_ready(now.reasons)
+
+    def _identity(self) -> Identity | None:
+        admitted = self._member.admission if self._member is not None else None
+        if admitted is None:
+            return None
+        config = self._config
+        return Identity(cluster=config.cluster, group=config.group, peer_id=admitted.peer_id, address=admitted.address)
+
+    def document(self) -> dict[str, Any]:
+        """The status document."""
+        effects, own = self._effects, self._identity()
+        xds = effects.xds.status() if effects.xds is not None else None
+        stale = self._member.stale() if self._member is not None else ()
+        return report.document(
+            report.Facts(
+                peer_id=own.peer_id if own else self._config.peer_id,
+                group=self._config.group,
+                address=own.address if own else None,
+                report=self._progress.report(),
+                insecure=self._config.insecure,
+                manifest=self.world.manifest,
+                endpoints=effects.endpoints,
+                children={name: child.status() for name, child in self._children.items()},
+                admission=self._admission.status if self._admission else None,
+                links=effects.link.status() if effects.link else (),
+                xds_version=xds.version if xds else None,
+                nacks=xds.nacks if xds else (),
+                problems=(
+                    *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
+                    *(f"watch: {path} has no current answer" for path in stale),
+                ),
+            )
+        )
+
+    # ---- stop
+
+    async def _stop(self) -> None:
+        """In the order in which nobody is left hanging; the second signal ends every wait."""
+        work = self._scope.start("stop", self._stop_in_order())
+        abort = self._scope.start("abort", self._init.abort.wait())
+        await asyncio.wait({work, abort}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            # Once: SIGTERM. Again: SIGKILL.
+            for _ in range(2):
+                await asyncio.sleep(0)
+                for task in self._running.values():
+                    task.cancel()
+        abort.cancel()
+
+    async def _stop_in_order(self) -> None:
+        log.info("stopping")
+        await self._cancel("registrar", "admission", "mesh", "rejoin")
+        if self._member is not None:
+            await self._member.leave()
+        left = await self._envoy.drain(self._config.drain_seconds)
+        if left:
+            log.warning("connections cut at the drain deadline", extra={"connections": left})
+        if self._admission is not None:
+            await self._admission.release()
+        await self._cancel("consul")
+        await self._cancel("reconcile", "xds", "envoy")
+        await self._cancel("link")
+        await self._cancel("wireguard")
+
+    async def _cancel(self, *names: str) -> None:
+        tasks = [self._running[name] for name in names if name in self._running]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _age() -> float:
+    """Seconds since this process was started, its interpreter's own start included (10 ms steps)."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _check_premises(programs: dict[str, Path]) -> None:
+    missing = premises.problems(programs)
+    if missing:
+        raise StartError("\n".join(str(problem) for problem in missing))

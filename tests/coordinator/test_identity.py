@@ -1,0 +1,74 @@
+"""The first phase."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator import identity
+from coordinator.config import parse
+from evidence.ratls import expected_report_data, extract
+from lab.agent import GuestAgentServer
+from runtime.guest import GuestAgent
+from runtime.tasks import TaskScope
+from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
+from tests.support import eventually
+from topology.manifest import sign
+
+CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": sign(make_manifest(), OWNER), "MESH_OWNER_KEY": OWNER_KEY})
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name, for a socket."""
+    path = Path(tempfile.mkdtemp(prefix="i-"))
+    yield path
+    shutil.rmtree(path)
+
+
+async def test_it_waits_for_the_agent(folder: Path) -> None:
+    """An agent that comes up later is found; until then the reason is told."""
+    said: list[str] = []
+    server = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, "coordinator-0"))
+    async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
+        finding = scope.start("find", identity.find(guest, CONFIG, asyncio.Event(), said.append))
+        await eventually(lambda: bool(said), "the reason is told")
+        await server.start(folder / "dstack.sock")
+        found = await finding
+    await server.stop()
+    assert found is not None
+    assert (found.peer_id, found.address) == ("coordinator-0", "127.90.0.1")
+    assert "dstack.sock" in said[0]
+
+
+async def test_it_stops_when_told(folder: Path) -> None:
+    """Without an agent, a stop ends the wait."""
+    stop = asyncio.Event()
+    async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
+        finding = scope.start("find", identity.find(guest, CONFIG, stop, lambda _: None))
+        stop.set()
+        assert await finding is None
+
+
+async def test_the_server_certificate_carries_evidence(folder: Path) -> None:
+    """TLS 1.3 with the RA-TLS certificate; its key does not stay on disk."""
+    server = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, "coordinator-0"))
+    await server.start(folder / "dstack.sock")
+    async with GuestAgent(folder / "dstack.sock") as guest:
+        found = await identity.find(guest, CONFIG, asyncio.Event(), lambda _: None)
+    await server.stop()
+    assert found is not None
+    context = identity.server_tls(found.tls, folder)
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+    assert list(folder.iterdir()) == []
+    der = ssl.PEM_cert_to_DER_cert(
+        found.tls.chain_pem.split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----"
+    )
+    evidence = extract(der)
+    assert expected_report_data(evidence.spki) in evidence.quote

@@ -1,0 +1,222 @@
+"""The records in a real Consul: two coordinators' ledgers against each other, failures, and what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from coordinator import records
+from coordinator.ledger import SLOTS_PREFIX, Ledger
+from coordinator.protocol import Code, MeshPeer
+from coordinator.refusal import RefusalError
+from coordinator.registry import Registry
+from coordinator.slots import Holder, NodeState
+from runtime.consul import ConsulClient
+from runtime.secret import Secret
+from tests.coordinator.world import CLIENT_COMPOSE, Applicant, cluster, cvm, free_port
+from tests.support import eventually
+
+
+class Clock:
+    """Unix time under the test's hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Book:
+    """A ledger with its registry and clock."""
+
+    ledger: Ledger
+    registry: Registry
+    clock: Clock
+
+
+def book(consul: ConsulClient) -> Book:
+    """The ledger of one more coordinator."""
+    clock, registry = Clock(), Registry(lambda: None)
+    return Book(Ledger(consul, registry, clock), registry, clock)
+
+
+@pytest_asyncio.fixture
+async def consul(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConsulClient]:
+    """A server with the management token, whose coordinator leaves alone what its manifest does not know."""
+    monkeypatch.setattr(records, "SWEEP_SECONDS", 3600.0)
+    async with cluster() as mesh:
+        await mesh.start()
+        yield (await mesh.ready()).coordinator.consul
+
+
+def holder(peer_id: str = "x-0", instance: str = "i0", key: str = "k0", at: float = 1000.0) -> Holder:
+    """A holder of a slot that the coordinator behind the fixture does not know."""
+    return Holder(
+        peer_id=peer_id, group="x", instance_id=instance, boot_key=key, compose_hash="c", renewed_at=at, joined=False
+    )  # fmt: skip
+
+
+def peer(peer_id: str = "x-0", key: str = "k0") -> MeshPeer:
+    """Its entry."""
+    return MeshPeer(peer_id=peer_id, public_key=key, address="100.96.0.9", kind="workload")
+
+
+async def test_two_coordinators_give_a_slot_once(consul: ConsulClient) -> None:
+    """Both decide on what they know; the compare-and-set lets one through, the other sees the holder and refuses."""
+    one, two = book(consul), book(consul)
+    results = await asyncio.gather(
+        one.ledger.take(holder(), peer()),
+        two.ledger.take(holder(instance="i1", key="k1"), peer(key="k1")),
+        return_exceptions=True,
+    )
+    refusals = [result for result in results if isinstance(result, RefusalError)]
+    assert [refusal.code for refusal in refusals] == [Code.SLOT_TAKEN]
+    assert results.count(None) == 1
+    loser = one if isinstance(results[0], RefusalError) else two
+    assert loser.registry.peers() == (), "the loser's link forgets the key"
+
+
+async def test_two_coordinators_give_an_instance_one_slot(consul: ConsulClient) -> None:
+    """The same instance asks two coordinators for two slots at once: one of them refuses."""
+    one, two = book(consul), book(consul)
+    results = await asyncio.gather(
+        one.ledger.take(holder("x-0"), peer("x-0")),
+        two.ledger.take(holder("x-1", key="k1"), peer("x-1", "k1")),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, RefusalError) for result in results) == 1
+
+
+async def test_another_coordinator_renews_and_frees(consul: ConsulClient) -> None:
+    """What one wrote the other reads; freed is free for both, and the peer's entry is gone."""
+    one, two = book(consul), book(consul)
+    await one.ledger.take(holder(), peer())
+    await two.ledger.refresh()
+    found = two.ledger.slots["x-0"]
+    assert found.boot_key == "k0"
+    assert await two.ledger.free(found, "test")
+    _, entry = await consul.get("/v1/kv/mesh/peers/x-0")
+    assert entry is None
+    assert not await one.ledger.free(holder(), "late"), "the record changed: read again, and nothing to do"
+    assert one.ledger.slots["x-0"].released
+
+
+async def test_an_instance_that_moves_leaves_its_old_slot(consul: ConsulClient) -> None:
+    """A dead holder's instance in another slot: the old one is released, so that the old boot cannot renew it."""
+    one = book(consul)
+    await one.ledger.take(holder("x-0"), peer("x-0"))
+    one.clock.now = 1100.0
+    await one.ledger.take(holder("x-1", key="k1", at=1100.0), peer("x-1", "k1"))
+    assert one.ledger.slots["x-0"].released
+    assert [each.peer_id for each in one.registry.peers()] == ["x-1"]
+
+
+async def test_without_consul_nothing_is_admitted() -> None:
+    """A write that fails is NOT_READY, and the registry is as before."""
+    async with ConsulClient(port=free_port()) as client:
+        one = book(client)
+        with pytest.raises(RefusalError) as error:
+            await one.ledger.take(holder(), peer())
+    assert error.value.code is Code.NOT_READY
+    assert one.registry.peers() == ()
+    assert one.ledger.slots == {}
+
+
+def record(each: Holder, index: int) -> dict[str, Any]:
+    """A KV entry as Consul gives it."""
+    value = base64.b64encode(json.dumps(dataclasses.asdict(each)).encode()).decode()
+    return {"Key": SLOTS_PREFIX + each.peer_id, "Value": value, "ModifyIndex": index}
+
+
+async def test_memory_survives_a_read() -> None:
+    """Renewals and a seen node are kept over a read of the same boot, not over one of another boot."""
+    one = book(ConsulClient())
+    one.ledger.take_records(1, [record(holder(), 1)])
+    one.ledger.take_nodes(2, [{"Node": "x-0", "CheckID": "serfHealth", "Status": "passing"}])
+    one.clock.now = 1010.0
+    await one.ledger.renew(one.ledger.slots["x-0"])
+    one.ledger.take_records(3, [record(holder(), 1)])
+    assert (one.ledger.slots["x-0"].renewed_at, one.ledger.slots["x-0"].joined) == (1010.0, True)
+    one.ledger.take_records(4, [record(holder(key="k9", at=1005.0), 4)])
+    assert (one.ledger.slots["x-0"].renewed_at, one.ledger.slots["x-0"].joined) == (1005.0, False)
+
+
+async def test_an_answer_from_before_an_own_write_does_not_undo_it(consul: ConsulClient) -> None:
+    """A watch may answer late: the slot stays taken, and can still be freed."""
+    one = book(consul)
+    index, before = await consul.get("/v1/kv/coordinator/", params={"recurse": ""})
+    await one.ledger.take(holder(), peer())
+    one.ledger.take_records(index, before)
+    assert one.ledger.slots["x-0"].boot_key == "k0"
+    assert await one.ledger.free(one.ledger.slots["x-0"], "test")
+
+
+def test_a_holder_that_could_not_renew_gets_a_lease_from_our_start() -> None:
+    """Coordinators were away: what was renewed long ago counts from now."""
+    one = book(ConsulClient())
+    one.ledger.take_records(1, [record(holder(at=10.0), 1)])
+    assert one.ledger.slots["x-0"].renewed_at == 1000.0
+
+
+def test_nodes_change_state_with_a_time() -> None:
+    """A node's time is that of its last change; one that vanishes is absent."""
+    one = book(ConsulClient())
+
+    def see(status: str | None) -> tuple[NodeState, float]:
+        one.ledger.take_nodes(1, [{"Node": "x-0", "CheckID": "serfHealth", "Status": status}] if status else [])
+        return one.ledger.nodes["x-0"].state, one.ledger.nodes["x-0"].since
+
+    assert see("passing") == (NodeState.ALIVE, 1000.0)
+    one.clock.now = 1001.0
+    assert see("passing") == (NodeState.ALIVE, 1000.0)
+    assert see("critical") == (NodeState.FAILED, 1001.0)
+    one.clock.now = 1002.0
+    assert see(None) == (NodeState.ABSENT, 1002.0)
+
+
+def test_a_services_check_over_a_nodes_own_is_no_verdict() -> None:
+    """Any CVM can write one; neither does the node die of it nor live by it, its lease decides."""
+    one = book(ConsulClient())
+    good = {"Node": "x-0", "CheckID": "serfHealth", "Status": "passing", "ServiceID": ""}
+    one.ledger.take_nodes(1, [good])
+    for status in ("critical", "passing"):
+        one.ledger.take_nodes(2, [good | {"Status": status, "ServiceID": "theirs"}])
+        assert one.ledger.nodes == {}
+    one.ledger.take_nodes(3, [good])
+    assert one.ledger.nodes["x-0"].state is NodeState.ALIVE
+
+
+async def test_such_a_check_is_what_a_cvm_can_write() -> None:
+    """Consul takes it from another group's token: why the rule above is needed."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        applicant = Applicant(
+            url=lead.url, manifest=lead.config.manifest, group="client", who=cvm(CLIENT_COMPOSE, "client-0")
+        )
+        admission = await applicant.admitted()
+        await eventually(lambda: "coordinator-0" in lead.coordinator.ledger.nodes, "the node is seen")
+        check = {"Node": "coordinator-0", "CheckID": "serfHealth", "Name": "x", "ServiceID": "x", "Status": "critical"}
+        body = {"Node": "coordinator-0", "SkipNodeUpdate": True, "Service": {"ID": "x", "Service": "client"}}
+        async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as client:
+            assert await client.put("/v1/catalog/register", body | {"Check": check})
+        await eventually(lambda: "coordinator-0" not in lead.coordinator.ledger.nodes, "no verdict")
+
+
+def test_records_that_cannot_be_read_are_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    """Garbage and a record under another's key are ignored, with a log line."""
+    one = book(ConsulClient())
+    garbage = {"Key": SLOTS_PREFIX + "x-1", "Value": base64.b64encode(b"no JSON").decode(), "ModifyIndex": 1}
+    misplaced = record(replace(holder(), peer_id="x-0"), 2) | {"Key": SLOTS_PREFIX + "x-2"}
+    one.ledger.take_records(1, [garbage, misplaced])
+    assert one.ledger.slots == {}
+    assert "slot record ignored" in caplog.text

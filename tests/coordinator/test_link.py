@@ -1,0 +1,54 @@
+"""The link's adapter; the link itself is tested in tests/peer."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.config import parse
+from coordinator.link import MeshLink, make_link
+from coordinator.protocol import MeshPeer
+from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
+from topology.manifest import sign
+
+CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": sign(make_manifest(), OWNER), "MESH_OWNER_KEY": OWNER_KEY})
+
+
+def peer(name: str, address: str, key: str | None = None) -> MeshPeer:
+    """An admitted workload."""
+    return MeshPeer(peer_id=name, public_key=key or wireguard_key(), address=address, kind="workload")
+
+
+async def made() -> MeshLink:
+    """A link that does not run."""
+    return await make_link(CONFIG, "coordinator-0", "127.90.0.1")
+
+
+async def test_peers_become_links() -> None:
+    """Each peer has a row in the status; before its first handshake it has no path."""
+    link = await made()
+    link.set_peers((peer("api-0", "127.90.0.20"), peer("api-1", "127.90.0.21")))
+    assert link.status() == [
+        {"peer_id": "api-0", "path": "none", "handshake_age_s": None},
+        {"peer_id": "api-1", "path": "none", "handshake_age_s": None},
+    ]
+
+
+async def test_a_set_that_cannot_be_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Two peers with one key are logged and left out; the good set before stays."""
+    link = await made()
+    good = peer("api-0", "127.90.0.20")
+    link.set_peers((good,))
+    link.set_peers((good, peer("api-1", "127.90.0.21", good.public_key)))
+    assert [row["peer_id"] for row in link.status()] == ["api-0"]
+    assert "peers not applied" in caplog.text
+
+
+async def test_each_boot_has_a_key_of_its_own() -> None:
+    """Keys are made per process."""
+    one, two = await made(), await made()
+    assert one.public_key != two.public_key
+
+
+async def test_up_means_bindable() -> None:
+    """`up` returns as soon as the mesh address can be bound; on loopback that is now."""
+    await (await made()).up()

@@ -1,0 +1,48 @@
+"""Policy, where the broker's tests do not reach it already."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from coordinator import policy
+from coordinator.protocol import Code
+from coordinator.refusal import RefusalError
+from tests.coordinator.world import cvm, make_manifest
+
+MANIFEST = make_manifest(coordinators=2)
+
+
+def test_slots_are_found_in_groups_and_among_coordinators() -> None:
+    """A peer ID names one slot, its group, address and kind."""
+    api = policy.find_slot(MANIFEST, "api-1")
+    assert (api.group, api.address, api.kind) == ("api", "127.90.0.21", "workload")
+    lead = policy.find_slot(MANIFEST, "coordinator-1")
+    assert (lead.group, lead.kind) == (policy.COORDINATORS, "coordinator")
+
+
+def test_unknown_slots_and_groups_are_rejected() -> None:
+    """What the manifest does not have is ADMISSION_REJECTED."""
+    for call in (lambda: policy.find_slot(MANIFEST, "x"), lambda: policy.group_slots(MANIFEST, "x")):
+        with pytest.raises(RefusalError) as error:
+            call()
+        assert error.value.code is Code.ADMISSION_REJECTED
+
+
+def test_identities() -> None:
+    """A coordinator has the node's only, a workload its backends' too."""
+    assert policy.identities(MANIFEST, policy.COORDINATORS) == ("spiffe://tests/node",)
+    assert policy.identities(MANIFEST, "api") == ("spiffe://tests/node", "spiffe://tests/api")
+
+
+def test_a_newer_manifest_ends_what_it_does_not_have() -> None:
+    """Peer, compose hash or OS image gone: no longer allowed."""
+    own, image = MANIFEST.groups["api"].compose_hashes[0], MANIFEST.os_images[0]
+    known = policy.image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2)
+    assert policy.allowed(MANIFEST, "api-0", own, known)
+    assert not policy.allowed(MANIFEST, "api-9", own, known)
+    assert not policy.allowed(MANIFEST, "api-0", cvm('{"name":"old"}', "s").compose_hash, known)
+    assert not policy.allowed(MANIFEST, "api-0", own, policy.image_id(image.mrtd, image.rtmr0, image.rtmr1, "00" * 48))
+    assert not policy.allowed(dataclasses.replace(MANIFEST, os_images=MANIFEST.os_images[1:]), "api-0", own, known)
+    assert not policy.allowed(MANIFEST, "api-0", own, "")

@@ -1,0 +1,224 @@
+"""The HTTP side: limits and forms, against the application without Consul or TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import io
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from coordinator import server as module
+from coordinator.broker import Broker, Clocks, Rules
+from coordinator.feed import Feed
+from coordinator.keys import derive
+from coordinator.ledger import Ledger
+from coordinator.protocol import MAX_BODY, MeshPeer
+from coordinator.registry import Registry
+from coordinator.server import Server, application
+from evidence.verify import Evidence
+from runtime.consul import ConsulClient
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from tests.coordinator.world import make_manifest
+
+
+class NoVerifier:
+    """Verifies nothing: no test here gets so far."""
+
+    async def verify(self, **_: object) -> Evidence:
+        raise RuntimeError("the verifier has a bug")
+
+
+class Api:
+    """A broker without Consul behind the real application."""
+
+    def __init__(self) -> None:
+        self.feed = Feed(1000, lambda: 0.0)
+        registry = Registry(lambda: None)
+        self.broker = Broker(
+            rules=Rules(manifest=make_manifest(), envelope="", verifier=NoVerifier()),
+            keys=derive(Secret("11" * 32), "tests"),
+            ledger=Ledger(ConsulClient(), registry, lambda: 100.0),
+            registry=registry,
+            feed=self.feed,
+            clocks=Clocks(unix=lambda: 100.0, monotonic=lambda: 100.0),
+            random=os.urandom,
+        )
+        self.broker.not_ready = None
+        self.server = Server(application(self.broker, self.feed, lambda: self.broker.not_ready), "127.0.0.1", 0, None)
+        self.port = 0
+
+    async def call(self, method: str, path: str, data: bytes | io.BytesIO | None = None) -> tuple[int, Any]:
+        """Status and JSON (None without body)."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, f"http://127.0.0.1:{self.port}{path}", data=data) as response,
+        ):
+            text = await response.text()
+            return response.status, json.loads(text) if text else None
+
+
+@pytest_asyncio.fixture
+async def api() -> AsyncIterator[Api]:
+    """The API on a free port."""
+    made = Api()
+    made.port = await made.server.start()
+    yield made
+    await made.server.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\x00 garbage",
+        b"[]",
+        b'{"group": "api"}',
+        b'{"group": "api", "instance_id": 5}',
+        b'{"group": "api", "instance_id": "i", "more": 1}',
+        b'{"group": "api", "instance_id": "i", "instance_id": "j"}',
+        b"[" * 100_000,
+    ],
+    ids=["empty", "bytes", "list", "missing", "type", "unknown", "twice", "deep"],
+)
+async def test_what_is_not_a_request_is_refused(api: Api, data: bytes) -> None:
+    """Garbage, missing, unknown, repeated and mistyped fields are BAD_REQUEST."""
+    status, answer = await api.call("POST", "/v1/admission/challenge", data)
+    assert (status, answer["code"]) == (400, "BAD_REQUEST")
+
+
+async def test_unknown_groups_and_peers_are_rejected(api: Api) -> None:
+    """A challenge is for slots of the manifest only."""
+    for asked in ({"group": "none", "instance_id": "i"}, {"group": "api", "instance_id": "i", "peer_id": "client-0"}):
+        status, answer = await api.call("POST", "/v1/admission/challenge", json.dumps(asked).encode())
+        assert (status, answer["code"]) == (403, "ADMISSION_REJECTED")
+
+
+async def test_a_body_over_a_mebibyte_is_refused(api: Api) -> None:
+    """By its length, and when it does not say its length."""
+    status, answer = await api.call("POST", "/v1/admission/attest", io.BytesIO(b"x" * (MAX_BODY + 1)))
+    assert (status, answer["code"]) == (400, "BAD_REQUEST")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 65536
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://127.0.0.1:{api.port}/v1/admission/attest", data=chunks()) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["code"] == "BAD_REQUEST"
+
+
+async def test_a_slow_body_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that does not arrive in time is answered with BAD_REQUEST and the connection ends."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"POST /v1/admission/attest HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert b"400 Bad Request" in answer
+    assert b"BAD_REQUEST" in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_slow_head_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends no whole request head in time is closed."""
+    monkeypatch.setattr(module, "HEAD_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"POST /v1/admission/attest HTTP/1.1\r\nHost:")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_packed_body_is_not_unpacked(api: Api) -> None:
+    """A few bytes must not cost us as many as they can unpack to."""
+    data = gzip.compress(json.dumps({"group": "api", "instance_id": "i"}).encode())
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"http://127.0.0.1:{api.port}/v1/admission/challenge", data=data, headers={"Content-Encoding": "gzip"}
+        ) as response,
+    ):
+        assert (response.status, (await response.json())["code"]) == (400, "BAD_REQUEST")
+
+
+async def test_an_instance_id_of_any_length_is_not_remembered(api: Api) -> None:
+    """Reservations hold it, and asking for one proves nothing."""
+    for length, wanted in ((40, 200), (65, 400)):
+        asked = json.dumps({"group": "api", "instance_id": "a" * length}).encode()
+        assert (await api.call("POST", "/v1/admission/challenge", asked))[0] == wanted
+
+
+async def test_connections_are_not_without_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is closed; those that are there go on."""
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 1)
+    async with aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.get(f"http://127.0.0.1:{api.port}/healthz") as response:
+                assert response.status == 204
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+            with contextlib.suppress(ConnectionResetError):
+                await writer.wait_closed()
+
+
+async def test_unknown_paths_and_methods_are_json_too(api: Api) -> None:
+    """404 and 405 keep their status and have the API's body."""
+    for method, path, wanted in (("GET", "/", 404), ("GET", "/v1/admission/attest", 405)):
+        status, answer = await api.call(method, path)
+        assert (status, answer["code"]) == (wanted, "BAD_REQUEST")
+
+
+async def test_health(api: Api) -> None:
+    """204 when ready, else 503 with the reason."""
+    assert await api.call("GET", "/healthz") == (204, None)
+    api.broker.not_ready = "Consul has no leader"
+    status, answer = await api.call("GET", "/healthz")
+    assert (status, answer) == (503, {"code": "NOT_READY", "reason": "Consul has no leader"})
+
+
+async def test_not_ready_is_said_before_a_quote_is_made(api: Api) -> None:
+    """A workload learns at the challenge that it must wait."""
+    api.broker.not_ready = "Consul has no leader"
+    asked = json.dumps({"group": "api", "instance_id": "i"}).encode()
+    status, answer = await api.call("POST", "/v1/admission/challenge", asked)
+    assert (status, answer["code"]) == (503, "NOT_READY")
+
+
+async def test_the_rendezvous_feed(api: Api) -> None:
+    """A poll gives keys and addresses, waits for news, and refuses a version that is none."""
+    api.feed.publish((MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.1", kind="workload"),))
+    status, news = await api.call("GET", "/v1/rendezvous/keys?seen=0")
+    assert (status, news["peers"]) == (200, [{"public_key": "k", "address": "100.96.0.1"}])
+    async with TaskScope() as scope:
+        poll = scope.start("poll", api.call("GET", f"/v1/rendezvous/keys?seen={news['version']}"))
+        api.feed.publish(())
+        assert (await poll)[1]["peers"] == []
+    assert (await api.call("GET", "/v1/rendezvous/keys?seen=-1"))[0] == 400
+
+
+async def test_our_own_failure_is_no_refusal(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug answers 502 without particulars, is in the log, and the API goes on."""
+    from tests.coordinator.world import Applicant, encode
+
+    applicant = Applicant(url=f"http://127.0.0.1:{api.port}", manifest=make_manifest())
+    _, challenge = await applicant.challenge()
+    body = applicant.evidence(encode(applicant.binding(challenge["peer_id"])), challenge["nonce"])
+    status, answer = await applicant.post("attest", body)
+    assert (status, answer["code"]) == (502, "VERIFIER_FAILED")
+    assert "bug" not in answer["reason"]
+    assert "the verifier has a bug" in caplog.text
+    assert (await api.call("GET", "/healthz"))[0] == 204

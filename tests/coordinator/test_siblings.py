@@ -1,0 +1,56 @@
+"""Several coordinators: they find each other by evidence, form a quorum and survive the loss of one."""
+
+from __future__ import annotations
+
+from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm
+from tests.support import eventually
+
+COORDINATORS = {"coordinator-0", "coordinator-1", "coordinator-2"}
+
+
+async def test_three_coordinators_form_a_quorum_and_survive_the_loss_of_one() -> None:
+    """Each attests to the others, their servers elect a leader, and with one gone the others admit."""
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        for n in range(3):
+            await mesh.ready(n, 30)
+        await eventually(
+            lambda: all(names(running) == COORDINATORS - {f"coordinator-{n}"} for n, running in mesh.running.items()),
+            "each has the two others on its link",
+        )
+        first = await Applicant(url=mesh.running[1].url, manifest=mesh.manifest).admitted()
+        assert first["peer_id"] == "api-0"
+        await eventually(
+            lambda: all(any(p.peer_id == "api-0" for p in r.link.peers) for r in mesh.running.values()),
+            "every coordinator's link has the new peer",
+        )
+        await mesh.lose(0)
+        other = Applicant(url=mesh.running[1].url, manifest=mesh.manifest, who=cvm(API_COMPOSE, "api-1"))
+        await mesh.retry(other, 30)
+        await eventually(lambda: "api-1" in admitted(mesh.running[2]), "the third coordinator knows it too")
+        renewed, answer = await Applicant(url=mesh.running[2].url, manifest=mesh.manifest).post(
+            "renew", {"lease": first["lease"]}
+        )
+        assert renewed == 200, answer
+        await mesh.start(0)
+        await mesh.ready(0, 30)
+        key = mesh.running[0].link.public_key
+        for n in (1, 2):
+            await eventually(
+                lambda n=n: key in {peer.public_key for peer in mesh.running[n].link.peers},  # type: ignore[misc]
+                "the others have its new key as soon as gossip has given up the old boot",
+            )
+        await eventually(lambda: {"api-0", "api-1"} <= admitted(mesh.running[0]), "the lost coordinator caught up")
+
+
+def names(running: Running) -> set[str]:
+    """Peers on its link."""
+    return {peer.peer_id for peer in running.link.peers}
+
+
+def admitted(running: Running) -> set[str]:
+    """Who is admitted, as that coordinator sees it."""
+    found = running.coordinator.document()["admitted"]
+    assert isinstance(found, list)
+    return set(found)

@@ -1,0 +1,122 @@
+"""Boots, stops and deaths of a simulated CVM, with real containers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.machine import Machine, MachinePlan
+from runtime.tasks import TaskScope
+from tests.support import ROOT, eventually, need_root_or_userns, process_runs
+from topology.compose import Service
+
+
+class SilentAgent:
+    """A guest agent that only notes that it was started and stopped."""
+
+    def __init__(self) -> None:
+        self.running = False
+
+    async def start(self, path: Path) -> None:
+        """Leaves a file where the socket would be."""
+        path.touch()
+        self.running = True
+
+    async def stop(self) -> None:
+        """Notes the end."""
+        self.running = False
+
+
+def machine(folder: Path, script: str, application: str = "exec sleep 300") -> Machine:
+    """A CVM whose sidecar runs `script` and whose application runs `application`."""
+    need_root_or_userns()
+    services = (
+        Service(name="sidecar", image="x", is_sidecar=True),
+        Service(name="app", image="x", waits_healthy=("sidecar",)),
+    )
+    env = {"PATH": "/usr/bin:/bin"}
+    (folder / "logs").mkdir()
+    (folder / "app").mkdir()
+    plan = MachinePlan(
+        peer_id="t-0",
+        group="t",
+        kind="workload",
+        services=services,
+        environment={"sidecar": env, "app": env},
+        programs={"sidecar": ("/bin/sh", "-c", script), "app": ("/bin/sh", "-c", application)},
+        keep=(str(folder),),
+        app_folder=folder / "app",
+        resolver="192.0.2.1",
+    )
+    return Machine(plan, folder=folder / "machine", logs=folder / "logs", python=sys.executable)
+
+
+@pytest.fixture(autouse=True)
+def _python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+async def test_application_waits_for_the_sidecars_health(tmp_path: Path) -> None:
+    """The application starts once the sidecar says that it is ready, not before."""
+    own = machine(
+        tmp_path, "while [ ! -e /run/mesh-private/go ]; do sleep 0.02; done; echo > /run/mesh/ready; exec sleep 300"
+    )
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually(lambda: own.containers["sidecar"].first_pid() is not None, "the sidecar runs")
+        assert own.containers["app"].state.startswith("waiting")
+        (tmp_path / "machine" / "private" / "go").touch()
+        await eventually(lambda: own.containers["app"].first_pid() is not None, "the application runs")
+        await own.kill()
+
+
+async def test_container_that_ends_is_started_again(tmp_path: Path) -> None:
+    """A container with restart policy unless-stopped comes back, and the restart is counted."""
+    own = machine(tmp_path, "exit 3")
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually(lambda: own.containers["sidecar"].restarts >= 2, "two restarts")
+        await own.kill()
+
+
+async def test_killed_cvm_leaves_no_process_and_boots_afresh(tmp_path: Path) -> None:
+    """After a kill nothing of the CVM runs and what it kept in memory is gone; it can boot again."""
+    agent = SilentAgent()
+    own = machine(tmp_path, "echo 1 >> /run/mesh-private/boots; exec sleep 300")
+    boots = tmp_path / "machine" / "private" / "boots"
+    async with TaskScope() as scope:
+        await own.boot(scope, "", agent)
+        await eventually(boots.exists, "the sidecar runs")
+        pid = own.containers["sidecar"].first_pid()
+        await own.kill()
+        assert (own.state, agent.running) == ("killed", False)
+        await eventually(lambda: pid is not None and not process_runs(pid), "the process is gone")
+        await own.boot(scope, "", agent)
+        await eventually(lambda: boots.exists() and boots.read_text() == "1\n", "the second boot starts from nothing")
+        await own.kill()
+
+
+async def test_stop_gives_containers_their_grace(tmp_path: Path) -> None:
+    """A clean stop sends SIGTERM and waits."""
+    own = machine(
+        tmp_path, f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; echo > /run/mesh/up; while :; do sleep 0.02; done"
+    )
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually((tmp_path / "machine" / "mesh" / "up").exists, "the sidecar runs")
+        await own.stop()
+    assert (tmp_path / "bye").exists()
+    assert own.state == "stopped"
+
+
+async def test_spec_file_is_private(tmp_path: Path) -> None:
+    """The file that carries a container's environment is readable by its owner alone."""
+    own = machine(tmp_path, "exec sleep 300")
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        spec = tmp_path / "machine" / "container-sidecar" / "spec.json"
+        await eventually(spec.exists, "the spec is written")
+        assert spec.stat().st_mode & 0o077 == 0
+        await own.kill()

@@ -1,0 +1,79 @@
+"""What a lab decides to run."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lab.plan import LabPlan, Site, Tools, make_plan
+from lab.tee import DevTee
+from tests.support import ROOT
+from topology import manifest as manifests
+from topology.cluster import load
+
+SITE = Site(
+    python="/venv/bin/python",
+    checkout=ROOT,
+    tools=Tools(envoy="/t/envoy", consul="/t/consul", wireguard_go=None),
+    keep=(),
+    app_folder=Path("/run/app"),
+    resolver="198.18.0.1",
+    rendezvous_address="198.18.0.2",
+)
+
+
+@functools.cache
+def plan() -> LabPlan:
+    """The plan of the starter cluster."""
+    owner = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    return make_plan(load(ROOT / "clusters" / "starter"), DevTee(b"seed" * 8), owner, SITE)
+
+
+def test_every_replica_is_a_cvm_and_replicas_share_an_app() -> None:
+    """One CVM a replica; replicas have one app ID and compose hash, and instance IDs of their own."""
+    peers = {cvm.machine.peer_id: cvm.identity for cvm in plan().cvms}
+    assert list(peers) == ["coordinator-0", "api-0", "api-1", "worker-0", "worker-1"]
+    assert peers["api-0"].app_id == peers["api-1"].app_id != peers["worker-0"].app_id
+    assert peers["api-0"].instance_id != peers["api-1"].instance_id
+
+
+def test_manifest_says_what_the_cvms_measure() -> None:
+    """The manifest's app IDs and compose hashes are those of the simulated CVMs, and each CVM is given it."""
+    manifest = plan().manifest
+    for cvm in plan().cvms:
+        entry = manifest.coordinators if cvm.machine.kind == "coordinator" else manifest.groups[cvm.machine.group]
+        assert (entry.app_id, entry.compose_hashes) == (cvm.identity.app_id, (cvm.identity.compose_hash,))
+        environment = cvm.machine.environment["sidecar"]
+        key = base64.urlsafe_b64decode(environment["MESH_OWNER_KEY"] + "=")
+        assert manifests.open_envelope(environment["MESH_MANIFEST"], key) == manifest
+
+
+def test_replicas_take_turns_in_os_versions() -> None:
+    """Both guest agent versions are always there."""
+    assert {cvm.identity.os_version for cvm in plan().cvms if cvm.machine.group == "api"} == {"0.6.0", "0.5.7"}
+
+
+def test_the_development_root_is_given_by_the_lab_and_only_to_sidecars() -> None:
+    """The compose file does not carry the insecure settings; applications do not see them."""
+    for cvm in plan().cvms:
+        for service in cvm.machine.services:
+            assert "MESH_INSECURE_DEV_ROOT" not in service.environment
+            assert ("MESH_INSECURE_DEV_ROOT" in cvm.machine.environment[service.name]) == service.is_sidecar
+
+
+def test_ids_lead_to_machines() -> None:
+    """An app ID means all its CVMs, an instance ID means one."""
+    api = [cvm.identity for cvm in plan().cvms if cvm.machine.group == "api"]
+    assert plan().hosts_of(api[0].app_id) == ("api-0", "api-1")
+    assert plan().hosts_of(api[1].instance_id) == ("api-1",)
+    assert plan().hosts_of("0" * 40) == ()
+
+
+def test_rendezvous_private_key_stays_out_of_every_environment() -> None:
+    """The rendezvous reads its key from a file."""
+    (key,) = (secret.reveal() for secret in plan().rendezvous.private_files.values())
+    machines = [plan().rendezvous, *(cvm.machine for cvm in plan().cvms)]
+    assert not any(key in value for m in machines for env in m.environment.values() for value in env.values())

@@ -1,0 +1,52 @@
+"""What `up` decides before and while it waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshctl import bring_up
+from meshctl.errors import UserError
+from tests.support import ROOT
+
+
+@pytest.mark.parametrize("text", ["clusters/starter", "starter", str(ROOT / "clusters" / "starter")])
+def test_cluster_is_found_by_path_and_by_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster is named by its folder, from the checkout or absolute, or by its name alone."""
+    monkeypatch.chdir(ROOT)
+    assert bring_up.cluster_folder(text) == ROOT / "clusters" / "starter"
+
+
+def test_typo_gets_a_proposal() -> None:
+    """A name that nearly exists is answered with the one that does."""
+    with pytest.raises(UserError) as error:
+        bring_up.cluster_folder("startr")
+    assert error.value.remedy == "did you mean clusters/starter?"
+
+
+def peer(**changes: Any) -> dict[str, Any]:
+    """A ready peer with one route."""
+    route = {"name": "worker", "role": None, "endpoints": ["worker-0"]}
+    return {"peer_id": "api-0", "ready": True, "reasons": [], "routes": [route]} | changes
+
+
+def test_whole_mesh_misses_nothing() -> None:
+    """Ready peers whose routes have endpoints are all that is wanted."""
+    assert bring_up.missing({"peers": [peer()]}) == []
+
+
+def test_what_is_missing_is_named() -> None:
+    """An unready peer is named with its reasons, a route without endpoints with its peer."""
+    lonely = {"name": "worker", "role": None, "endpoints": []}
+    document = {"peers": [peer(ready=False, reasons=["admission: waits for coordinator"]), peer(routes=[lonely])]}
+    assert bring_up.missing(document) == [
+        "api-0: admission: waits for coordinator",
+        "api-0: route worker has no endpoint yet",
+    ]
+
+
+def test_role_routes_may_be_empty() -> None:
+    """A role that nobody holds yet does not keep the mesh from being up."""
+    nobody = {"name": "postgres-master", "role": "master", "endpoints": []}
+    assert bring_up.missing({"peers": [peer(routes=[nobody])]}) == []

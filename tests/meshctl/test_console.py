@@ -1,0 +1,65 @@
+"""Progress on and off a terminal, and running programs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from meshctl.console import Console, elapsed, stream
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_progress_is_rare() -> None:
+    """Off a terminal, updates within the interval of the last line are dropped and the rest are plain lines."""
+    now = [0.0]
+    out = io.StringIO()
+    console = Console(out, clock=lambda: now[0])
+    for second in range(45):
+        now[0] = float(second)
+        console.update(f"at {second}")
+    console.line("done")
+    assert out.getvalue().splitlines() == ["at 0", "at 20", "at 40", "done"]
+
+
+def test_terminal_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, an update replaces the one before it, and a kept line replaces the last update."""
+    monkeypatch.setenv("TERM", "xterm")
+    out = _Terminal()
+    console = Console(out)
+    console.update("one")
+    console.update("two")
+    console.line("done")
+    assert out.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[Kdone\n"
+
+
+def test_stream_reports_lines_and_code() -> None:
+    """Each line arrives once, stdout and stderr together; a carriage return ends a line; the exit code is kept."""
+    code = "import sys; sys.stderr.write('a\\rb\\n'); sys.stderr.flush(); print('c', end='', flush=True); sys.exit(3)"
+    seen: list[str] = []
+    log = io.StringIO()
+    outcome = stream([sys.executable, "-c", code], on_tick=lambda line, _: seen.append(line), log=log)
+    assert [line for line in seen if line] == ["a", "b", "c"]
+    assert (outcome.code, outcome.tail, log.getvalue()) == (3, ("a", "b", "c"), "a\nb\nc\n")
+
+
+def test_stream_kills_the_program_when_it_is_left() -> None:
+    """An exception in the middle (an interrupt) does not leave the program running."""
+
+    def stop(line: str, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    code = "import time; print('up', flush=True); time.sleep(600)"
+    with pytest.raises(KeyboardInterrupt):
+        stream([sys.executable, "-c", code], on_tick=stop)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.9, "59 s"), (187, "3 min 07 s")])
+def test_elapsed_reads_well(seconds: float, text: str) -> None:
+    """Durations are shown in seconds, then minutes and seconds."""
+    assert elapsed(seconds) == text

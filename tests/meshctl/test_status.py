@@ -1,0 +1,81 @@
+"""The status document and its translation of PIDs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+from meshctl import status
+
+SIDECAR = {
+    "cluster": "starter",
+    "ready": True,
+    "reasons": [],
+    "address": "100.96.4.7",
+    "children": {"envoy": {"pid": 12, "restarts": 1, "state": "running"}, "consul": {"pid": 9, "restarts": 0}},
+    "routes": [
+        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "extra": 1}
+    ],
+    "admission": {"state": "admitted"},
+    "links": [{"peer_id": "worker-0", "path": "direct"}],
+    "insecure": ["development root"],
+}
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    """A lab's raw status with one CVM."""
+    machine = {"peer_id": "api-0", "group": "api", "kind": "workload", "state": "running", "containers": []}
+    return {"cluster": "/x/clusters/starter", "machines": [machine | {"sidecar": SIDECAR} | changes]}
+
+
+def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
+    """Children and routes carry the documented keys and nothing else."""
+    document = status.contract(raw())
+    peer = document["peers"][0]
+    assert document["cluster"] == "starter"
+    assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
+    assert peer["routes"] == [
+        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"state": "killed"}, "the CVM is killed"),
+        ({"sidecar": None}, "the sidecar does not answer yet"),
+    ],
+)
+def test_a_cvm_that_says_nothing_is_not_ready(changes: dict[str, Any], reason: str) -> None:
+    """A CVM that is down, or whose sidecar is silent, is shown with that reason."""
+    peer = status.contract(raw(**changes))["peers"][0]
+    assert (peer["ready"], peer["reasons"]) == (False, [reason])
+
+
+def test_public_hosts_are_no_peers() -> None:
+    """The rendezvous is not listed among the peers."""
+    assert status.contract(raw(kind="host"))["peers"] == []
+
+
+def test_own_children_are_found_by_pid() -> None:
+    """Processes below the first one are found under the PID that their namespace knows them by."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            pids = status.read_pids(os.getpid())
+            assert pids.by_lab[child.pid] == child.pid
+            assert pids.of_child(os.getpid(), child.pid) == child.pid
+            assert pids.of_child(None, child.pid) is None
+        finally:
+            child.kill()
+
+
+def test_table_shows_the_insecure_settings_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person must not overlook is printed below the table."""
+    sidecar = SIDECAR | {"xds": {"nacks": ["listener worker: bad address"]}}
+    status.print_table(status.contract(raw(sidecar=sidecar)))
+    out = capsys.readouterr().out
+    assert "INSECURE: development root" in out
+    assert "listener worker: bad address" in out

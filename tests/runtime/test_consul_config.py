@@ -1,0 +1,124 @@
+"""Consul's configuration: what must hold in it, that Consul takes it, and that secrets stay in files."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.consul import write_config, write_private
+from runtime.consul_config import ConnectCa, TlsFiles, agent_config, argv, node_id, server_config
+from runtime.secret import Secret
+from tests.support import tool
+
+GOSSIP = Secret("pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s=")
+TOKEN = Secret("5b4a5e80-0000-4000-8000-123456789abc")
+TLS = TlsFiles(ca=Path("/p/ca.pem"), certificate=Path("/p/c.pem"), key=Path("/p/k.pem"))
+
+
+def client() -> dict[str, Any]:
+    """A workload's agent."""
+    return agent_config(
+        node_name="api-0",
+        datacenter="tests",
+        mesh_address="100.96.0.9",
+        servers=("100.96.0.1", "100.96.0.2"),
+        gossip_key=GOSSIP,
+        token=TOKEN,
+        data_dir=Path("/p/data"),
+        tls=TLS,
+    )
+
+
+def server(**changes: Any) -> dict[str, Any]:
+    """A coordinator's server."""
+    settings: dict[str, Any] = {
+        "node_name": "coordinator-0", "datacenter": "tests", "mesh_address": "100.96.0.1", "siblings": (),
+        "bootstrap_expect": 1, "gossip_key": GOSSIP, "management_token": TOKEN, "data_dir": Path("/p/data"), "tls": TLS,
+    }  # fmt: skip
+    return server_config(**settings | changes)
+
+
+@pytest.mark.parametrize("config", [client(), server()], ids=["client", "server"])
+def test_nothing_listens_where_it_must_not(config: dict[str, Any]) -> None:
+    """Serf and RPC on the mesh address, the API on loopback, everything else off."""
+    assert (config["bind_addr"], config["advertise_addr"]) == (config["advertise_addr"], config["bind_addr"])
+    assert config["bind_addr"].startswith("100.96.")
+    assert config["client_addr"] == "127.0.0.1"
+    assert {name for name, port in config["ports"].items() if port > 0} == {"http", "server", "serf_lan"}
+
+
+@pytest.mark.parametrize("config", [client(), server()], ids=["client", "server"])
+def test_everything_is_closed_by_default(config: dict[str, Any]) -> None:
+    """ACLs deny, tokens are not written down, gossip is encrypted, RPC is mutual TLS with the server's name checked."""
+    acl, tls = config["acl"], config["tls"]["internal_rpc"]
+    assert (acl["enabled"], acl["default_policy"], acl["down_policy"]) == (True, "deny", "extend-cache")
+    assert acl["enable_token_persistence"] is False
+    assert config["encrypt"] == GOSSIP.reveal()
+    assert config["encrypt_verify_incoming"]
+    assert config["encrypt_verify_outgoing"]
+    assert tls["verify_incoming"]
+    assert tls["verify_outgoing"]
+    assert tls["verify_server_hostname"]
+    assert tls["tls_min_version"] == "TLSv1_3"
+    assert not config["enable_local_script_checks"]
+
+
+def test_a_client_leaves_and_a_server_does_not() -> None:
+    """A client that stops is gone at once; a server that stops must not shrink the quorum."""
+    assert client()["leave_on_terminate"] is True
+    assert server()["leave_on_terminate"] is False
+    assert client()["retry_join"] == ["100.96.0.1", "100.96.0.2"]
+
+
+def test_a_client_keeps_its_node_id() -> None:
+    """A CVM that lost its disk is the same node; another CVM, and another cluster, are other nodes."""
+    assert client()["node_id"] == node_id("tests", "api-0")
+    assert len({node_id("tests", "api-0"), node_id("tests", "api-1"), node_id("other", "api-0")}) == 3
+    assert "node_id" not in server(), "a server that lost its raft state must be a new server"
+
+
+def test_a_given_root_signs_the_services() -> None:
+    """The Connect CA is the one that was given, with its cluster ID."""
+    ca = ConnectCa(cluster_id="c", root_pem="PEM", key_pem=Secret("KEY"))
+    config = server(connect_ca=ca)["connect"]["ca_config"]
+    assert (config["cluster_id"], config["root_cert"], config["private_key"]) == ("c", "PEM", "KEY")
+
+
+def test_argv_carries_no_secret() -> None:
+    """The command line names the folder only."""
+    assert argv("/bin/consul", Path("/p/config")) == ("/bin/consul", "agent", "-config-dir=/p/config")
+
+
+def test_files_are_private_and_whole(tmp_path: Path) -> None:
+    """Mode 0600 from the first byte, in a folder of mode 0700, replaced in one step."""
+    path = tmp_path / "private" / "agent.json"
+    write_config(path, client())
+    write_config(path, client() | {"log_level": "info"})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert json.loads(path.read_text())["log_level"] == "info"
+    assert [entry.name for entry in path.parent.iterdir()] == ["agent.json"]
+    write_private(path, "text")
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize("make", [client, server], ids=["client", "server"])
+def test_consul_takes_it(make: Any, tmp_path: Path) -> None:
+    """Consul itself finds nothing wrong with the configuration."""
+    folder = tmp_path / "config"
+    config = make() | {"data_dir": str(tmp_path / "data")}
+    # `validate` opens the files.
+    config["tls"] = {"internal_rpc": {k: v for k, v in config["tls"]["internal_rpc"].items() if not k.endswith("file")}}
+    config["tls"]["internal_rpc"] |= {
+        "verify_incoming": False,
+        "verify_outgoing": False,
+        "verify_server_hostname": False,
+    }
+    write_config(folder / "c.json", config)
+    done = subprocess.run([tool("consul"), "validate", str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

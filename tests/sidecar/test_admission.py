@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from coordinator.protocol import AttestRequest, Challenge, ChallengeRequest, Code
+from evidence.binding import report_data
+from runtime.guest import GuestError, GuestInfo, GuestQuote
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from sidecar import identity
+from sidecar.admission import Admission, Claim
+from sidecar.broker import Admitted, CoordinatorError, RefusedError, Renewed, decode_admission
+from tests.sidecar.test_broker import ADMISSION
+from tests.support import eventually
+
+NONCE = "5a" * 32
+KEYS = identity.make()
+
+
+class FakeBroker:
+    """A coordinator by script: each call takes the next failure of its list, else succeeds."""
+
+    def __init__(self, url: str, **failures: list[Exception]) -> None:
+        self.url = url
+        self.failures = failures
+        self.calls: list[str] = []
+        self.attested: list[AttestRequest] = []
+        self.asked: list[ChallengeRequest] = []
+        self.renewal = Renewed(lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=3)
+        self.closed = False
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        script = self.failures.get(name)
+        if script:
+            raise script.pop(0)
+
+    async def challenge(self, request: ChallengeRequest) -> Challenge:
+        self.asked.append(request)
+        self._call("challenge")
+        return Challenge(nonce=NONCE, peer_id=request.peer_id or "api-0", expires_in=60)
+
+    async def attest(self, request: AttestRequest) -> Admitted:
+        self.attested.append(request)
+        self._call("attest")
+        return decode_admission(ADMISSION, self.url)
+
+    async def renew(self, lease: Secret) -> Renewed:
+        assert lease.reveal() == "s3cret-lease"
+        self._call("renew")
+        return self.renewal
+
+    async def release(self, lease: Secret) -> None:
+        assert lease.reveal() == "s3cret-lease"
+        self._call("release")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeGuest:
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.quoted: list[bytes] = []
+
+    async def quote(self, report_data: bytes) -> GuestQuote:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.quoted.append(report_data)
+        return GuestQuote(quote=b"quote", event_log="[]", vm_config="{}")
+
+
+class Rig:
+    """An Admission whose sleeps end when the test says so, and that tells what it heard."""
+
+    def __init__(self, *brokers: FakeBroker, guest: FakeGuest | None = None, peer_id: str | None = None) -> None:
+        self.heard: list[object] = []
+        self.sleeps: list[float] = []
+        self.pass_on = asyncio.Semaphore(0)
+        self.guest = guest or FakeGuest()
+        info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
+        claim = Claim(
+            cluster="demo", group="api", peer_id=peer_id, identities=("spiffe://demo/node",), info=info, keys=KEYS
+        )
+        self.admission = Admission(
+            brokers,
+            self.guest,
+            claim,
+            self,
+            clock=lambda: 1000.0,
+            sleep=self.sleep,
+            rng=Random(1),  # type: ignore[arg-type]
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        await self.pass_on.acquire()
+
+    async def admitted(self, admitted: Admitted) -> None:
+        self.heard.append(admitted)
+
+    async def renewed(self, renewed: Renewed) -> None:
+        self.heard.append(renewed)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with TaskScope() as scope:
+            task = scope.start("admission", self.admission.run())
+            try:
+                yield
+            finally:
+                task.cancel()
+
+    async def slept(self, times: int) -> None:
+        await eventually(lambda: len(self.sleeps) == times, f"{times} sleeps, has {self.sleeps}")
+
+
+async def test_quote_covers_the_binding_of_the_offered_slot_and_the_nonce() -> None:
+    """The report data is the hash of the very bytes that are sent, with every field of the statement."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+    sent = broker.attested[0]
+    raw = bytes.fromhex(sent.binding)
+    assert rig.guest.quoted == [report_data(raw, bytes.fromhex(NONCE))]
+    assert sent.quote == b"quote".hex()
+    assert json.loads(raw) == {
+        "version": 1,
+        "cluster": "demo",
+        "peer_id": "api-0",
+        "identities": ["spiffe://demo/node"],
+        "app_id": "11" * 20,
+        "instance_id": "aa" * 20,
+        "compose_hash": "22" * 32,
+        "boot": {"wireguard": KEYS.public.wireguard, "tls": KEYS.public.tls},
+        "issued_at": 1000,
+    }
+
+
+async def test_lease_is_renewed_at_a_third_of_its_life() -> None:
+    """15 s of lease mean a renewal every 5 s, and the status tells when it would end."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        assert rig.sleeps == [5.0]
+        assert rig.admission.status.state == "admitted"
+        assert rig.admission.status.expires_at == 1015.0
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert broker.calls == ["challenge", "attest", "renew"]
+        assert [type(one) for one in rig.heard] == [Admitted, Renewed]
+
+
+async def test_next_coordinator_is_asked_at_once_and_remembered() -> None:
+    """One that is unreachable costs no wait when another answers, and renewals begin with the good one."""
+    dead = FakeBroker("dead", challenge=[CoordinatorError("no answer")] * 9, renew=[CoordinatorError("no answer")] * 9)
+    good = FakeBroker("good")
+    rig = Rig(dead, good)
+    async with rig.running():
+        await rig.slept(1)
+        assert rig.sleeps == [5.0]
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert dead.calls == ["challenge"]
+        assert good.calls == ["challenge", "attest", "renew"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "state", "seconds"),
+    [
+        (RefusedError(Code.SLOT_TAKEN, "api-0 is held by another boot"), "waiting", 0.1),
+        (RefusedError(Code.NOT_READY, "no leader"), "waiting", 0.1),
+        (CoordinatorError("https://one does not answer"), "waiting", 0.1),
+        (RefusedError(Code.ADMISSION_REJECTED, "compose hash is not allowed"), "refused", 5.0),
+        (RefusedError(Code.QUOTE_INVALID, "debug"), "refused", 5.0),
+    ],
+)
+async def test_failures_are_told_and_retried_at_their_pace(failure: Exception, state: str, seconds: float) -> None:
+    """What may pass is tried again soon; what the same evidence will get again, slowly. Status says why."""
+    rig = Rig(FakeBroker("one", attest=[failure]))
+    async with rig.running():
+        await rig.slept(1)
+        assert seconds * 0.8 <= rig.sleeps[0] <= seconds
+        assert rig.admission.status.state == state
+        assert str(failure) in rig.admission.status.reason
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert rig.admission.status.state == "admitted"
+        assert rig.admission.status.reason == ""
+
+
+async def test_guest_agent_that_gives_no_quote_is_waited_for() -> None:
+    """A failing quote is no end either."""
+    rig = Rig(FakeBroker("one"), guest=FakeGuest(GuestError("GetQuote", "busy")))
+    async with rig.running():
+        await rig.slept(1)
+        assert "busy" in rig.admission.status.reason
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert rig.admission.status.state == "admitted"
+
+
+async def test_all_coordinators_gone_keeps_the_admission_and_goes_on_asking() -> None:
+    """Nothing is heard, nothing torn down; the renewal succeeds when one is back."""
+    broker = FakeBroker("one", renew=[CoordinatorError("gone"), RefusedError(Code.NOT_READY, "no leader")])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        for times in (2, 3):
+            rig.pass_on.release()
+            await rig.slept(times)
+            assert rig.admission.status.state == "renewing"
+            assert rig.admission.status.reason
+        assert len(rig.heard) == 1
+        rig.pass_on.release()
+        await rig.slept(4)
+        assert rig.admission.status.state == "admitted"
+        assert broker.calls == ["challenge", "attest", "renew", "renew", "renew"]
+
+
+async def test_lost_lease_is_attested_anew_for_the_same_slot() -> None:
+    """LEASE_INVALID leads to a second admission in place, asking for the slot of this boot."""
+    broker = FakeBroker("one", renew=[RefusedError(Code.LEASE_INVALID, "unknown")])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert broker.calls == ["challenge", "attest", "renew", "challenge", "attest"]
+        assert [ask.peer_id for ask in broker.asked] == [None, "api-0"]
+        assert [type(one) for one in rig.heard] == [Admitted, Admitted]
+
+
+async def test_another_slot_than_asked_for_is_not_attested() -> None:
+    """A coordinator cannot move us to a slot that we did not ask for."""
+    broker = FakeBroker("one")
+
+    async def other(request: ChallengeRequest) -> Challenge:
+        broker.asked.append(request)
+        return Challenge(nonce=NONCE, peer_id="api-1", expires_in=60)
+
+    broker.challenge = other  # type: ignore[method-assign]
+    rig = Rig(broker, peer_id="api-0")
+    async with rig.running():
+        await rig.slept(1)
+        assert "offers slot 'api-1'" in rig.admission.status.reason
+        assert broker.attested == []
+
+
+async def test_release_gives_the_slot_back_once_and_survives_failure() -> None:
+    """A clean stop releases the lease and closes the connections, also when nobody answers."""
+    failures: dict[str, list[Any]] = {"release": [CoordinatorError("gone")]}
+    for script in ({}, failures):
+        broker = FakeBroker("one", **script)
+        rig = Rig(broker)
+        async with rig.running():
+            await rig.slept(1)
+        await rig.admission.release()
+        await rig.admission.release()
+        assert broker.calls.count("release") == 1
+        assert broker.closed

@@ -1,0 +1,237 @@
+"""The sidecar's Consul side against a real coordinator with a real server: admission, agent, registrations, watches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.agent import GuestAgentServer
+from runtime.children import Child
+from runtime.consul import ConsulClient, ConsulError
+from runtime.guest import GuestAgent
+from runtime.tasks import TaskScope
+from sidecar import identity, sources
+from sidecar.admission import Admission, Claim
+from sidecar.agent import Agent
+from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.desired import World, desired
+from sidecar.registrar import Registrar
+from sidecar.trust import coordinator_check
+from sidecar.watches import Watches
+from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm, free_port
+from tests.sidecar.test_broker import ADMISSION
+from tests.support import eventually, tool
+
+
+@dataclass
+class Joined:
+    """An admitted CVM with a running agent."""
+
+    admitted: Admitted
+    child: Child
+    consul: ConsulClient
+    registrar: Registrar
+    world: World
+    agent: Agent
+    made: Cluster
+
+    async def lose_server(self) -> None:
+        """Kills the only coordinator, and waits until the agent has no server to ask."""
+        await self.made.lose(0)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await self.consul.get("/v1/status/leader")
+                except ConsulError as error:
+                    if "No known" in str(error):
+                        return
+                await asyncio.sleep(0.05)
+
+
+Asked = tuple[Admission, Admitted, identity.Keys]
+
+
+class Listener:
+    """Keeps the first admission."""
+
+    def __init__(self) -> None:
+        self.first: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+
+    async def admitted(self, admitted: Admitted) -> None:
+        if not self.first.done():
+            self.first.set_result(admitted)
+
+    async def renewed(self, renewed: Renewed) -> None:
+        """Of no interest."""
+
+
+@contextlib.asynccontextmanager
+async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) -> AsyncIterator[Asked]:
+    keys = identity.load_or_make(folder)
+    listener = Listener()
+    verify = coordinator_check(lambda: made.manifest, made.pccs_url, TEE.root_der, time.time)
+    claim = Claim(
+        cluster="tests", group="api", peer_id=None, identities=made.manifest.identities("api"), info=await guest.info(),
+        keys=keys,
+    )  # fmt: skip
+    it = Admission((Broker(url, verify),), guest, claim, listener)
+    async with TaskScope() as scope:
+        task = scope.start("admission", it.run())
+        try:
+            async with asyncio.timeout(20):
+                yield it, await listener.first, keys
+        finally:
+            task.cancel()
+            await it.release()
+
+
+@contextlib.asynccontextmanager
+async def joined() -> AsyncIterator[Joined]:
+    """A cluster of one coordinator and one CVM whose agent has joined."""
+    with tempfile.TemporaryDirectory(prefix="mesh-test-", dir="/dev/shm") as text:
+        folder = Path(text)
+        async with cluster() as made, contextlib.AsyncExitStack() as stack:
+            await made.start()
+            url = (await made.ready()).url
+            server = GuestAgentServer(TEE, cvm(API_COMPOSE, "api-0"))
+            await server.start(folder / "dstack.sock")
+            stack.push_async_callback(server.stop)
+            guest = await stack.enter_async_context(GuestAgent(folder / "dstack.sock"))
+            _, admitted, keys = await stack.enter_async_context(admission(made, url, folder, guest))
+            port = free_port()
+            consul = await stack.enter_async_context(ConsulClient(admitted.token, port=port))
+            agent = Agent(Path(tool("consul")), folder, consul, port)
+            stack.push_async_callback(agent.close)
+            agent.write(admitted, keys)
+            # A port of our own: tests of others run on this machine too.
+            backend = dataclasses.replace(made.manifest.groups["api"].backends["api"], port=free_port())
+            group = dataclasses.replace(made.manifest.groups["api"], backends={"api": backend})
+            registrar = Registrar(consul, tuple(group.backends.values()), admitted.peer_id, admitted.address)
+
+            async def started() -> None:
+                await agent.up()
+                registrar.restarted()
+
+            child = Child(agent.spec(), started)
+            scope = await stack.enter_async_context(TaskScope())
+            running = scope.start("agent", child.run())
+            try:
+                async with asyncio.timeout(20):
+                    await agent.joined()
+                yield Joined(
+                    admitted=admitted, child=child, consul=consul, registrar=registrar, agent=agent, made=made,
+                    world=World(manifest=made.manifest, own=group, group="api", address=admitted.address,
+                                datacenter=admitted.datacenter, admitted_peers=admitted.peers),
+                )  # fmt: skip
+            finally:
+                running.cancel()
+
+
+async def listen(port: int) -> asyncio.Server:
+    """A backend."""
+    return await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+
+
+async def follow(it: Joined, scope: TaskScope) -> Watches:
+    """Watches everything that a sidecar watches; the answers go into `it.world`."""
+    kept = Watches(it.consul, scope)
+
+    def taker(change: sources.Change) -> object:
+        def take(tree: object) -> None:
+            it.world = change(it.world, tree)
+
+        return take
+
+    public = OWNER.public_key().public_bytes_raw()
+    wanted = sources.queries(it.world, public)
+    # The test cluster has no routes: the instances of its one service are watched as a route's would be.
+    wanted = {**wanted, **sources.instances_of("api")}
+    kept.keep({query: taker(change) for query, change in wanted.items()})  # type: ignore[misc]
+    return kept
+
+
+async def test_admitted_cvm_joins_registers_and_sees_itself() -> None:
+    """Attested by a simulated quote, its agent joins, its backend passes, and the world has all that Envoy needs."""
+    async with joined() as it, TaskScope() as scope:
+        assert it.admitted.peer_id == "api-0"
+        kept = await follow(it, scope)
+        registrar = scope.start("registrar", it.registrar.run())
+        server = await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", it.world.own.backends["api"].port
+        )
+        it.registrar.serving.set()
+        await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
+        instance = it.world.catalog["api"][0]
+        assert (instance.peer_id, instance.address, instance.port) == ("api-0", it.admitted.address, 21000)
+        await eventually(lambda: kept.stale() == (), f"every watch answered: {kept.stale()}")
+        assert [rule.source for rule in it.world.rules["api"]] == ["*"]
+        assert {peer.peer_id for peer in it.world.peers} == {"api-0", "coordinator-0"}
+        spec = desired(it.world).spec
+        assert spec is not None
+        assert spec.ingress[0].allowed[0].uri.endswith(f"/dc/{it.admitted.datacenter}/svc/")
+        server.close()
+        await server.wait_closed()
+        await it.registrar.deregister()
+        await eventually(lambda: it.world.catalog["api"] == (), "the instance is gone")
+        kept.keep({})
+        registrar.cancel()
+
+
+async def test_killed_agent_comes_back_and_changes_are_seen_again() -> None:
+    """After SIGKILL the agent is replaced, the backend registered again, and watches follow the new agent."""
+    async with joined() as it, TaskScope() as scope:
+        kept = await follow(it, scope)
+        registrar = scope.start("registrar", it.registrar.run())
+        server = await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", it.world.own.backends["api"].port
+        )
+        it.registrar.serving.set()
+        await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
+        before = it.child.status().pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: it.child.status().pid not in (None, before), "replaced")
+        await eventually(lambda: it.registrar.complete and kept.stale() == (), "registered and followed again")
+        server.close()
+        await server.wait_closed()
+        await eventually(lambda: it.world.catalog["api"] == (), "the lost backend is seen through the new agent")
+        kept.keep({})
+        registrar.cancel()
+
+
+async def test_files_are_private_and_the_token_is_on_no_command_line(tmp_path: Path) -> None:
+    """Key and configuration have mode 0600; argv names the folder only; a new token alone is no new certificate."""
+    from sidecar.broker import decode_admission
+
+    async with ConsulClient() as consul:
+        agent = Agent(Path("/usr/bin/consul"), tmp_path, consul)
+        admitted = decode_admission(ADMISSION, "u")
+        assert agent.write(admitted, KEYS)
+        assert not agent.write(admitted, KEYS)
+        files = [path for path in (tmp_path / "consul").rglob("*") if path.is_file()]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        assert agent.spec().argv == ("/usr/bin/consul", "agent", f"-config-dir={tmp_path}/consul/config")
+        assert "s3cret-token" in (tmp_path / "consul/config/agent.json").read_text()
+        assert not await agent.healthy()
+        await agent.close()
+
+
+KEYS = identity.make()
+
+
+async def test_recovery_token_opens_the_agent_while_no_server_can_judge() -> None:
+    """With every server gone, a new token can still be given to the agent, and servers be joined again."""
+    async with joined() as it:
+        await it.lose_server()
+        assert it.child.status().pid is not None
+        await it.agent.use_token(it.admitted.token)
+        assert not await it.agent.rejoin(("127.255.255.1",))

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dns.zone import SrvTarget
+from sidecar import catalog
+from sidecar.catalog import Instance, Rule
+from sidecar.desired import World, desired, generation, own_services, principals, select
+from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
+from xds.spec import EgressRoute, Endpoint, Ingress, Principal
+
+TRUST = "11111111-2222-3333-4444-555555555555.consul"
+
+
+def world(**changes: object) -> World:
+    base = World(
+        manifest=manifest(),
+        own=manifest().groups["api"],
+        group="api",
+        address="100.96.0.10",
+        datacenter="demo",
+        roots=catalog.roots(ROOTS),
+        leaves={"api": catalog.leaf(leaf())},
+        catalog={"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])},
+        rules={"api": (Rule(source="*", allow=True),)},
+        peers=(peer("api-0", "100.96.0.10"), peer("coordinator-0", "100.96.0.9", "coordinator")),
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def instance(peer_id: str, *tags: str, index: int = 1) -> Instance:
+    return Instance(
+        service="pg",
+        proxy_id=f"pg-{peer_id}",
+        peer_id=peer_id,
+        address="100.96.0.77",
+        port=1,
+        tags=tags,
+        modify_index=index,
+    )
+
+
+def test_egress_has_every_passing_instance_and_demands_the_routes_own_service() -> None:
+    """The endpoints are mesh addresses and ingress ports, our own instance included; the SAN is the service's."""
+    spec = desired(world()).spec
+    assert spec is not None
+    assert spec.egress == (
+        EgressRoute(
+            name="api",
+            vip="127.10.0.1",
+            port=8080,
+            endpoints=(Endpoint(address="100.96.0.10", port=20001), Endpoint(address="100.96.0.11", port=20001)),
+            identity="api",
+            peer_sans=(f"spiffe://{TRUST}/ns/default/dc/demo/svc/api",),
+            generation="",
+        ),
+    )
+    assert spec.roots_pem == "ROOT-A\nROOT-B\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "address", "port"),
+    [("api-1", "nowhere.example", 20001), ("api-1", "100.96.0.11", 70000), ("api-1", "127.0.0.1", 8500), ("x", "", 1)],
+    ids=["name", "port", "loopback", "nothing"],
+)
+def test_what_a_cvm_registers_outside_the_mesh_is_no_endpoint(node: str, address: str, port: int) -> None:
+    """A CVM may register its services as it likes; one bad entry must not stop the snapshot, nor lead elsewhere."""
+    found = catalog.instances([health("api-0", "100.96.0.10"), health(node, address, port=port)])
+    wish = desired(world(catalog={"api": found}))
+    assert wish.spec is not None
+    assert wish.spec.egress[0].endpoints == (Endpoint(address="100.96.0.10", port=20001),)
+    assert wish.services == {"api": (SrvTarget(peer_id="api-0", port=20001),)}
+
+
+def test_ingress_of_each_backend_leads_to_loopback() -> None:
+    """Other CVMs reach the backend's port on 127.0.0.1 through the ingress port on the mesh address."""
+    spec = desired(world()).spec
+    assert spec is not None
+    assert spec.ingress == (
+        Ingress(
+            name="api",
+            address="100.96.0.10",
+            port=20001,
+            identity="api",
+            target=Endpoint(address="127.0.0.1", port=8080),
+            allowed=(Principal(uri=f"spiffe://{TRUST}/ns/default/dc/demo/svc/", prefix=True),),
+        ),
+    )
+
+
+def test_names_addresses_and_peers_follow_manifest_and_registry() -> None:
+    """VIPs and names come from routes, peer names from every slot, links from the registry without ourselves."""
+    wish = desired(world())
+    assert wish.vips == frozenset({"127.10.0.1"})
+    assert wish.names == {"api": "127.10.0.1"}
+    assert wish.peer_addresses == {
+        "api-0": "100.96.0.10",
+        "api-1": "100.96.0.11",
+        "client-0": "100.96.0.12",
+        "coordinator-0": "100.96.0.9",
+    }
+    assert wish.services == {"api": (SrvTarget(peer_id="api-0", port=20001), SrvTarget(peer_id="api-1", port=20001))}
+    assert [one.peer_id for one in wish.peers] == ["coordinator-0"]
+    assert wish.endpoints == {"api": ("api-0", "api-1")}
+
+
+@pytest.mark.parametrize("missing", [{"roots": None}, {"leaves": {}}, {"address": None}])
+def test_no_spec_before_roots_leaves_and_address_are_there(missing: dict[str, object]) -> None:
+    """Half a configuration is not given to Envoy; names are served all the same."""
+    wish = desired(world(**missing))
+    assert wish.spec is None
+    assert wish.names == {"api": "127.10.0.1"}
+
+
+def test_route_without_instances_has_no_endpoints() -> None:
+    """An unknown or empty service gives an empty route, not an error."""
+    spec = desired(world(catalog={})).spec
+    assert spec is not None
+    assert spec.egress[0].endpoints == ()
+
+
+def test_client_without_backends_has_the_identity_of_its_group() -> None:
+    """A pure client calls as its group and listens nowhere."""
+    client = manifest().groups["client"]
+    assert own_services("client", client) == ("client",)
+    spec = desired(world(own=client, group="client", leaves={"client": catalog.leaf(leaf("client"))})).spec
+    assert spec is not None
+    assert spec.ingress == ()
+    assert spec.egress[0].identity == "client"
+
+
+def test_own_services_are_granted_by_the_coordinator() -> None:
+    """The services that a sidecar asks leaves for are those that its token covers."""
+    from coordinator.tokens import services
+
+    for group, entry in manifest().groups.items():
+        assert own_services(group, entry) == services(group, entry)
+
+
+def test_roles_select_by_tag_and_exclusive_ones_by_the_latest_claim() -> None:
+    """Two claims to be master leave one endpoint; replicas are all those with the tag; no tag, no role."""
+    old, new = instance("pg-0", "master", index=5), instance("pg-1", "master", index=9)
+    replica, unknown = instance("pg-2", "replica"), instance("pg-3")
+    found = (old, new, replica, unknown)
+    assert select(route("m", "pg", role="master"), found) == (new,)
+    assert select(route("r", "pg", role="replica"), found) == (replica,)
+    assert select(route("r", "pg", role="replica"), (old, unknown)) == ()
+    assert select(route("all", "pg"), found) == found
+
+
+def test_held_instances_stay_endpoints_until_they_are_listed_again() -> None:
+    """A catalog that lost everything does not empty a route; what is listed again counts as listed."""
+    held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])}
+    assert desired(world(catalog={"api": ()}, held=held)).endpoints == {"api": ("api-0", "api-1")}
+    moved = {"api": catalog.instances([health("api-1", "100.96.0.99")])}
+    spec = desired(world(catalog=moved, held=held)).spec
+    assert spec is not None
+    assert [endpoint.address for endpoint in spec.egress[0].endpoints] == ["100.96.0.10", "100.96.0.99"]
+
+
+def test_role_that_is_listed_is_never_joined_by_one_that_is_remembered() -> None:
+    """After a recovery the old leader's greater index must not beat the new leader's claim."""
+    old = (instance("pg-0", "master", index=900),)
+    new = (instance("pg-1", "master", index=3),)
+    routes = (route("m", "pg", role="master"),)
+    both = world(manifest=manifest(routes=routes), catalog={"pg": new}, held={"pg": old})
+    assert desired(both).endpoints == {"m": ("pg-1",)}
+    assert desired(dataclasses.replace(both, catalog={"pg": ()})).endpoints == {"m": ("pg-0",)}
+
+
+def test_generation_changes_with_the_leader_only() -> None:
+    """Held connections are cut when an exclusive role moves or is lost, and by nothing else."""
+    master = route("m", "pg", role="master")
+    first = generation(master, (instance("pg-0", "master", index=5),))
+    assert generation(master, (instance("pg-0", "master", index=50),)) == first
+    assert generation(master, (instance("pg-1", "master"),)) != first
+    assert generation(master, ()) == ""
+    for harmless in (route("r", "pg", role="replica"), route("all", "pg")):
+        assert generation(harmless, (instance("pg-0"),)) == generation(harmless, (instance("pg-1"), instance("pg-2")))
+
+
+def allowed(*rules: Rule) -> list[str]:
+    return [
+        f"{p.uri.rpartition('/')[2]}{'*' if p.prefix else ''}" for p in principals(rules, TRUST, "demo", ("api", "web"))
+    ]
+
+
+def test_principals_follow_the_strength_of_intentions() -> None:
+    """Without a rule nobody may call; a wildcard lets all in, but not past a stronger refusal."""
+    assert allowed() == []
+    assert allowed(Rule(source="web", allow=True)) == ["web"]
+    assert allowed(Rule(source="*", allow=True)) == ["*"]
+    assert allowed(Rule(source="web", allow=True), Rule(source="*", allow=True)) == ["*"]
+    assert allowed(Rule(source="web", allow=False), Rule(source="*", allow=True)) == ["api"]
+    assert allowed(Rule(source="web", allow=True), Rule(source="*", allow=False)) == ["web"]
+    assert allowed(Rule(source="web", allow=False), Rule(source="web", allow=True)) == []
+
+
+def test_two_backends_of_a_group_have_an_ingress_each() -> None:
+    """Each backend keeps its own port, service and rules."""
+    own = dataclasses.replace(
+        manifest().groups["api"],
+        backends={"api": backend("api"), "admin": backend("admin", port=8081, sidecar_port=20002)},
+    )
+    leaves = {name: catalog.leaf(leaf(name)) for name in ("api", "admin")}
+    spec = desired(world(own=own, leaves=leaves)).spec
+    assert spec is not None
+    assert [(one.name, one.port, one.target.port, bool(one.allowed)) for one in spec.ingress] == [
+        ("admin", 20002, 8081, False),
+        ("api", 20001, 8080, True),
+    ]

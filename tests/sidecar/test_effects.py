@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.protocol import MeshPeer
+from sidecar import catalog
+from sidecar.config import parse
+from sidecar.desired import desired
+from sidecar.effects import Effects
+from sidecar.files import Identity
+from tests.sidecar.test_desired import world
+from tests.sidecar.world import environment, health, manifest, route
+from tests.xds.pki import Authority
+from vip.netlink import VipError
+from xds.server import XdsServer
+
+OWN = Identity(cluster="demo", group="api", peer_id="api-0", address="100.96.0.10")
+
+
+class FakeVips:
+    """Loopback's addresses, without touching this machine's."""
+
+    def __init__(self) -> None:
+        self.applied: list[frozenset[str]] = []
+        self.refuse = False
+
+    def apply(self, wanted: frozenset[str]) -> None:
+        if self.refuse:
+            raise VipError("not permitted")
+        self.applied.append(wanted)
+
+
+class FakeLink:
+    def __init__(self) -> None:
+        self.peers: tuple[MeshPeer, ...] = ()
+
+    def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
+        self.peers = peers
+
+
+class Rig:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
+        self.vips = self.effects._vips = FakeVips()  # type: ignore[assignment]
+        self.published = 0
+        self.effects.on_publish = self.count
+        self.effects.files.prepare()
+
+    def count(self) -> None:
+        self.published += 1
+
+    @property
+    def hosts(self) -> str:
+        return (self.folder / "run/hosts").read_text()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    with tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        it = Rig(Path(folder))
+        yield it
+        if it.effects.xds is not None:
+            await it.effects.xds.stop()
+
+
+def whole_world(**changes: object):  # type: ignore[no-untyped-def]
+    """A world with real certificates: a snapshot checks them."""
+    authority = Authority()
+    leaf = authority.leaf("api", "spiffe://x/ns/default/dc/demo/svc/api")
+    own = catalog.ConsulLeaf(service="api", uri="u", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
+    roots = catalog.Roots(trust_domain="x", pem=authority.pem)
+    return world(**{"leaves": {"api": own}, "roots": roots, **changes})
+
+
+async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
+    """VIPs, hosts and DNS are set for a new wish, and left alone for the same one."""
+    wish = desired(world(roots=None))
+    await rig.effects.apply(wish, None)
+    assert rig.vips.applied == [frozenset({"127.10.0.1"})]
+    assert "127.10.0.1 api api.mesh" in rig.hosts
+    await rig.effects.apply(wish, None)
+    assert len(rig.vips.applied) == 1
+    more = manifest(epoch=4, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+    await rig.effects.apply(desired(world(roots=None, manifest=more)), OWN)
+    assert rig.vips.applied[-1] == frozenset({"127.10.0.1", "127.10.0.2"})
+    assert "127.10.0.2 extra" in rig.hosts
+    assert "100.96.0.10 api-0.peer.mesh" in rig.hosts
+    assert (rig.folder / "run/identity.json").exists()
+
+
+async def test_parts_wait_for_link_and_xds_and_then_get_the_newest_wish(rig: Rig) -> None:
+    """Before they are there nothing is lost: the next apply gives them everything."""
+    wish = desired(whole_world())
+    await rig.effects.apply(wish, OWN)
+    assert rig.published == 0
+    link = FakeLink()
+    rig.effects.link = link  # type: ignore[assignment]
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    await rig.effects.apply(wish, OWN)
+    assert [peer.peer_id for peer in link.peers] == ["coordinator-0"]
+    assert rig.published == 1
+    assert rig.effects.endpoints == {"api": ("api-0", "api-1")}
+
+
+async def test_equal_wishes_publish_nothing_and_changes_publish_once(rig: Rig) -> None:
+    """Envoy hears of an endpoint that went, and of nothing that stayed."""
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    first = whole_world()
+    await rig.effects.apply(desired(first), OWN)
+    await rig.effects.apply(desired(first), OWN)
+    assert rig.published == 1
+    fewer = catalog.instances([health("api-1", "100.96.0.11")])
+    await rig.effects.apply(desired(dataclasses.replace(first, catalog={"api": fewer})), OWN)
+    assert rig.published == 2
+    assert rig.effects.xds.status().version == rig.effects.snapshot.version  # type: ignore[union-attr]
+
+
+async def test_refused_part_keeps_its_last_state_and_is_named(rig: Rig) -> None:
+    """A VIP that cannot be set, a name that cannot be served and a spec that does not fit cost only themselves."""
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    good = whole_world()
+    await rig.effects.apply(desired(good), OWN)
+    before = rig.effects.snapshot
+    bad = manifest(epoch=4, routes=(route("api", "api"), route("bad name", "api", vip="127.10.0.1")))
+    rig.vips.refuse = True
+    await rig.effects.apply(
+        dataclasses.replace(desired(dataclasses.replace(good, manifest=bad)), vips=frozenset()), OWN
+    )
+    assert sorted(rig.effects.problems) == ["envoy", "names", "vips"]
+    assert rig.effects.snapshot is before
+    assert "bad name" not in rig.hosts
+    rig.vips.refuse = False
+    await rig.effects.apply(desired(good), OWN)
+    assert rig.effects.problems == {}

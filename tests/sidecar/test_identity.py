@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import base64
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from sidecar.identity import KEYS_FILE, load_or_make, make
+
+
+def test_keys_are_kept_within_a_boot(tmp_path: Path) -> None:
+    """A sidecar that restarts finds the same keys, in a private file."""
+    first, second = load_or_make(tmp_path), load_or_make(tmp_path)
+    assert first.public == second.public
+    assert first.wireguard_private == second.wireguard_private
+    assert stat.S_IMODE((tmp_path / KEYS_FILE).stat().st_mode) == 0o600
+
+
+def test_each_boot_makes_its_own_keys(tmp_path: Path) -> None:
+    """Empty state means new keys."""
+    assert load_or_make(tmp_path / "a").public != load_or_make(tmp_path / "b").public
+
+
+def test_file_cut_off_by_a_crash_is_replaced(tmp_path: Path) -> None:
+    """Half a file is no key: new ones are made and kept."""
+    load_or_make(tmp_path)
+    text = (tmp_path / KEYS_FILE).read_text()
+    for broken in (
+        "",
+        text[: len(text) // 2],
+        '{"wireguard": "AA=="}',
+        '{"wireguard": "x", "tls": "y", "recovery": "z"}',
+        "[]",
+    ):
+        (tmp_path / KEYS_FILE).write_text(broken)
+        made = load_or_make(tmp_path)
+        assert load_or_make(tmp_path).public == made.public
+
+
+def test_public_halves_have_the_forms_of_the_protocol() -> None:
+    """WireGuard: 32 bytes in base64; TLS: SubjectPublicKeyInfo in base64; private halves hide themselves."""
+    keys = make()
+    assert len(base64.b64decode(keys.public.wireguard)) == 32
+    assert load_der_public_key(base64.b64decode(keys.public.tls)).key_size == 256  # type: ignore[union-attr]
+    assert keys.tls_private_pem.reveal().startswith("-----BEGIN PRIVATE KEY-----")
+    assert "PRIVATE" not in repr(keys)

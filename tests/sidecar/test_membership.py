@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.children import Child
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from sidecar import identity
+from sidecar.broker import Renewed, decode_admission
+from sidecar.catalog import instances
+from sidecar.config import parse
+from sidecar.desired import World
+from sidecar.membership import Membership
+from tests.sidecar.test_broker import ADMISSION
+from tests.sidecar.world import OWNER, STRANGER, environment, health, manifest, peer, route
+from topology.manifest import sign
+
+KEYS = identity.make()
+
+
+class FakeHost:
+    """Keeps what it is told; starts nothing."""
+
+    def __init__(self) -> None:
+        config = parse(environment())
+        self.world = World(manifest=config.manifest, own=config.own, group=config.group)
+        self.phases: list[str] = []
+        self.started: list[str] = []
+
+    def see(self, world: World) -> None:
+        self.world = world
+
+    def wait(self, phase: str, reason: str) -> None:
+        self.phases.append(f"{phase}: {reason}")
+
+    def done(self, phase: str) -> None:
+        self.phases.append(f"{phase} done")
+
+    def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        self.started.append(name)
+
+    def supervise(self, child: Child) -> None:
+        self.started.append(child.spec.name)
+
+
+@contextlib.asynccontextmanager
+async def membership(folder: Path) -> AsyncIterator[tuple[Membership, FakeHost]]:
+    host = FakeHost()
+    async with TaskScope() as scope:
+        it = Membership(parse(environment(MESH_STATE_DIR=str(folder))), KEYS, host, scope, userspace=True)
+        try:
+            yield it, host
+        finally:
+            await it.close()
+
+
+def admission(**changes: Any) -> Any:
+    return dataclasses.replace(decode_admission({**ADMISSION, "manifest": ""}, "https://one.test"), **changes)
+
+
+def agent_token(folder: Path) -> str:
+    found: str = json.loads((folder / "consul/config/agent.json").read_text())["acl"]["tokens"]["default"]
+    return found
+
+
+async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
+    """Address and coordinators are known, the agent's configuration is written, the connection begins."""
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(admission())
+        assert (host.world.address, host.world.datacenter) == ("100.96.0.10", "demo")
+        assert [one.peer_id for one in host.world.peers] == ["coordinator-0"]
+        assert host.started == ["mesh"]
+        assert host.phases == ["admission done"]
+        assert agent_token(tmp_path) == "s3cret-token"
+
+
+async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path: Path) -> None:
+    """Nothing is started again; the new token and the coordinator's new key count, and no route is emptied."""
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(admission())
+        good = instances([health("api-1", "100.96.0.11")])
+        host.see(dataclasses.replace(host.world, catalog={"api": good}))
+        rebooted = dataclasses.replace(peer("coordinator-0", "100.96.0.9", "coordinator"), public_key="new")
+        await it.admitted(admission(token=Secret("second"), peers=(rebooted,)))
+        assert host.started == ["mesh"]
+        assert host.world.peers == (rebooted,)
+        assert host.world.held == {"api": good}
+        assert agent_token(tmp_path) == "second"
+        it._let_go()
+        assert host.world.held == {}
+
+
+async def test_admission_as_another_peer_ends_the_process(tmp_path: Path) -> None:
+    """Everything here belongs to one slot; a new one needs a new process."""
+    async with membership(tmp_path) as (it, _):
+        await it.admitted(admission())
+        with pytest.raises(RuntimeError, match="api-1 after api-0"):
+            await it.admitted(admission(peer_id="api-1"))
+
+
+async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
+    """A renewal with a token rewrites the configuration, so a restarted agent has it; one without changes nothing."""
+    async with membership(tmp_path) as (it, _):
+        await it.admitted(admission())
+        plain = Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3)
+        await it.renewed(plain)
+        assert agent_token(tmp_path) == "s3cret-token"
+        await it.renewed(dataclasses.replace(plain, token=Secret("third"), token_expires_at=9))
+        assert agent_token(tmp_path) == "third"
+        assert it.admission is not None
+        assert it.admission.token == Secret("third")
+
+
+async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A newer one replaces the routes; a forged one is refused and logged, and the admission goes on."""
+    newer = manifest(epoch=9, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(admission(envelope=sign(newer, STRANGER)))
+        assert host.world.manifest.epoch == 3
+        assert "manifest refused" in caplog.text
+        await it.admitted(admission(envelope=sign(newer, OWNER)))
+        assert host.world.manifest.epoch == 9

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+from peer.link import Health, LinkStatus
+from runtime.children import ChildStatus
+from sidecar.admission import AdmissionStatus
+from sidecar.phases import Report
+from sidecar.report import Facts, document
+from tests.sidecar.world import manifest
+from xds.stream import Nack
+
+KEYS = {
+    "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
+    "admission", "links", "routes", "xds", "manifest_epoch",
+}  # fmt: skip
+
+
+def test_document_has_the_shape_that_the_architecture_promises() -> None:
+    """Every part of the contract, with values, and it is JSON."""
+    shown = document(
+        Facts(
+            peer_id="api-0",
+            group="api",
+            address="100.96.0.10",
+            report=Report(phase="ready", reasons=()),
+            insecure=("quotes",),
+            manifest=manifest(),
+            endpoints={"api": ("api-0", "api-1")},
+            children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
+            admission=AdmissionStatus(state="admitted", coordinator="https://one.test", lease_seconds=15, expires_at=9),
+            links=(
+                LinkStatus(
+                    peer_id="api-1",
+                    public_key="k",
+                    path="direct",
+                    health=Health.UP,
+                    handshake_age_s=1.5,
+                    endpoint="1.2.3.4:5",
+                    round_trip_s=0.1,
+                ),
+            ),
+            xds_version="v1",
+            nacks=(Nack(type_url="type.googleapis.com/envoy.Listener", names=("l",), message="no", version="v0"),),
+            problems=("names: x",),
+        )
+    )
+    assert set(shown) == KEYS
+    assert shown["ready"] is True
+    assert shown["children"] == {"envoy": {"pid": 7, "restarts": 1, "state": "running", "last_exit": "SIGKILL"}}
+    assert shown["admission"]["coordinator"] == "https://one.test"
+    assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "handshake_age_s": 1.5}]
+    assert shown["routes"] == [
+        {"name": "api", "role": None, "vip": "127.10.0.1", "port": 8080, "endpoints": ["api-0", "api-1"]}
+    ]
+    assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
+    assert shown["manifest_epoch"] == 3
+    json.dumps(shown)
+
+
+def test_document_of_a_process_that_has_just_started() -> None:
+    """The same keys, with nothing known yet."""
+    shown = document(
+        Facts(
+            peer_id=None,
+            group="api",
+            address=None,
+            report=Report(phase="identity", reasons=("identity: has not begun",)),
+            insecure=(),
+            manifest=manifest(),
+            endpoints={},
+            children={},
+            admission=None,
+            links=(),
+            xds_version=None,
+            nacks=(),
+            problems=(),
+        )
+    )
+    assert set(shown) == KEYS
+    assert shown["ready"] is False
+    assert shown["admission"]["state"] == "waiting"
+    assert shown["routes"][0]["endpoints"] == []

@@ -1,0 +1,201 @@
+"""The shipped process in a network namespace of its own, without coordinators: what starts, is told, and is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sidecar.world import environment
+from tests.support import ROOT, network_namespace, process_runs, tool
+
+ENTER = (
+    "import ctypes, os, sys; netns = os.open('/var/run/netns/' + sys.argv[1], os.O_RDONLY)\n"
+    "ctypes.CDLL(None).setns(netns, 0x40000000) and os._exit(125)\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])\n"
+)
+ADDRESSES = (
+    "from pyroute2 import IPRoute\n"
+    "with IPRoute() as link: print(*[m.get_attr('IFA_LOCAL') for m in link.get_addr(family=2)])\n"
+)
+LOOKUP = (
+    "from dnslib import DNSRecord as R\nprint(R.parse(R.question('api').send('127.10.0.53', 53, timeout=5)).a.rdata)\n"
+)
+HOLD = (
+    "import socket, time; s = socket.socket(); s.bind(('127.10.0.53', 53)); s.listen()\n"
+    "print('bound', flush=True); time.sleep(60)\n"
+)
+
+
+class Sidecar:
+    """`python -m sidecar` in the namespace `name`."""
+
+    def __init__(self, name: str, folder: Path, **changes: str | None) -> None:
+        self._enter = (sys.executable, "-S", "-c", ENTER, name)
+        self.folder = folder
+        self.state = folder / "private"
+        self._env = {
+            "PATH": os.environ["PATH"],
+            **environment(
+                MESH_STATE_DIR=str(self.state),
+                MESH_RUN_DIR=str(folder / "run"),
+                MESH_GUEST_AGENT=str(folder / "dstack.sock"),
+                MESH_ENVOY=tool("envoy"),
+                MESH_CONSUL=tool("consul"),
+                MESH_WIREGUARD_GO=tool("wireguard-go"),
+                **changes,
+            ),
+        }
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*self._enter, sys.executable, "-m", "sidecar"], cwd=ROOT, env=self._env, stdout=log, stderr=log
+            )
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Python with `argv` in the same namespace, with the same environment."""
+        command = [*self._enter, sys.executable, *argv]
+        return subprocess.run(command, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=30)
+
+    def status(self) -> dict[str, Any]:
+        """The status document; empty while nobody answers."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            try:
+                connection.connect(str(self.state / "status.sock"))
+                connection.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            except OSError:
+                return {}
+        found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+        return found
+
+    def wait(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """The first status that fits."""
+        end = time.monotonic() + 20
+        while True:
+            now = self.status()
+            if now and condition(now):
+                return now
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log()}"
+            assert time.monotonic() < end, f"not in 20 s: {what}; {now}\n{self.log()}"
+            time.sleep(0.02)
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        """Both children, once they run."""
+        found: dict[str, dict[str, Any]] = self.wait(both_run, "both children")["children"]
+        return found
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def addresses(self) -> list[str]:
+        return self.run("-c", ADDRESSES).stdout.split()
+
+
+def both_run(status: dict[str, Any]) -> bool:
+    """Whether Envoy and wireguard-go have PIDs (there is no Consul agent before an admission)."""
+    return len([1 for child in status["children"].values() if child["pid"]]) == 2
+
+
+@contextlib.contextmanager
+def sidecar(**changes: str | None) -> Iterator[Sidecar]:
+    with network_namespace() as name, tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        it = Sidecar(name, Path(folder), **changes)
+        try:
+            yield it
+        finally:
+            if it.process.poll() is None:
+                it.process.kill()
+            it.process.wait()
+
+
+def wait_gone(*pids: int) -> None:
+    end = time.monotonic() + 5
+    while any(process_runs(pid) for pid in pids):
+        assert time.monotonic() < end, f"of {pids} some are still there"
+        time.sleep(0.01)
+
+
+@pytest.mark.netns
+def test_names_work_before_anyone_admits_and_a_clean_stop_leaves_nothing() -> None:
+    """Without a guest agent, VIP, DNS, files and Envoy are up and status says what is missing; SIGTERM undoes it."""
+    with sidecar() as it:
+        now = it.wait(lambda s: both_run(s) and "guest agent" in str(s["reasons"]), "names up, identity waits")
+        assert (now["phase"], now["ready"]) == ("identity", False)
+        assert it.addresses() == ["127.0.0.1", "127.10.0.1"]
+        assert it.run("-c", LOOKUP).stdout.strip() == "127.10.0.1"
+        assert "127.10.0.1 api" in (it.folder / "run/hosts").read_text()
+        assert not (it.folder / "run/ready").exists()
+        assert it.state.stat().st_mode & 0o777 == 0o700
+        health = it.run("-m", "sidecar", "health")
+        assert health.returncode == 1
+        assert "identity: guest agent" in health.stderr
+        it.process.send_signal(signal.SIGTERM)
+        assert it.process.wait(20) == 0, it.log()
+        wait_gone(*(child["pid"] for child in now["children"].values()))
+        assert it.addresses() == ["127.0.0.1"]
+        assert not (it.state / "status.sock").exists()
+
+
+@pytest.mark.netns
+def test_killed_envoy_is_replaced_and_its_sibling_keeps_its_pid() -> None:
+    """SIGKILL of Envoy: a new one; wireguard-go is not touched."""
+    with sidecar() as it:
+        old = it.children()
+        os.kill(old["envoy"]["pid"], signal.SIGKILL)
+        new = it.wait(lambda s: s["children"]["envoy"]["pid"] not in (None, old["envoy"]["pid"]), "replaced")[
+            "children"
+        ]
+        assert new["envoy"]["restarts"] == 1
+        assert new["envoy"]["last_exit"] == "SIGKILL"
+        assert new["wireguard"]["pid"] == old["wireguard"]["pid"]
+
+
+@pytest.mark.netns
+def test_sidecar_that_dies_takes_its_children_along() -> None:
+    """SIGKILL of the sidecar leaves no Envoy and no WireGuard behind that nobody supervises."""
+    with sidecar() as it:
+        children = it.children()
+        it.process.kill()
+        it.process.wait()
+        wait_gone(*(child["pid"] for child in children.values()))
+
+
+@pytest.mark.netns
+def test_taken_dns_address_exits_2_and_leaves_nothing_half_up() -> None:
+    """One message with address and remedy, exit code 2, VIPs taken back."""
+    with network_namespace() as name, tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        command = [sys.executable, "-S", "-c", ENTER, name, sys.executable, "-S", "-c", HOLD]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            try:
+                assert holder.stdout is not None
+                assert holder.stdout.readline() == "bound\n"
+                it = Sidecar(name, Path(folder))
+                assert it.process.wait(20) == 2, it.log()
+            finally:
+                holder.kill()
+        assert "127.10.0.53" in it.log()
+        assert "Traceback" not in it.log()
+        assert it.addresses() == ["127.0.0.1"]
+
+
+@pytest.mark.netns
+def test_second_signal_cuts_a_stop_short() -> None:
+    """Two SIGTERMs end the process at once, its children too."""
+    with sidecar(MESH_DRAIN_SECONDS="3600") as it:
+        children = it.children()
+        it.process.send_signal(signal.SIGTERM)
+        it.process.send_signal(signal.SIGTERM)
+        assert it.process.wait(10) in (0, 1), it.log()
+        wait_gone(*(child["pid"] for child in children.values()))

@@ -1,0 +1,149 @@
+"""A small manifest, and Consul's answers as its API gives them, for the sidecar's tests."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from coordinator.protocol import MeshPeer
+from topology.manifest import (
+    BackendEntry,
+    CoordinatorPeer,
+    Coordinators,
+    GroupEntry,
+    KeyProvider,
+    Manifest,
+    OsImage,
+    PeerEntry,
+    RouteEntry,
+    TcbPolicy,
+    sign,
+)
+
+OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+OWNER_RAW = OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+OWNER_KEY = base64.urlsafe_b64encode(OWNER_RAW).decode().rstrip("=")
+
+
+def backend(service: str, *, owner: str = "platform", port: int = 8080, sidecar_port: int = 20001) -> BackendEntry:
+    """A backend of `service`."""
+    return BackendEntry(
+        port=port, sidecar_port=sidecar_port, service=service, identity=f"spiffe://demo/{service}", owner=owner
+    )
+
+
+def route(name: str, service: str, *, vip: str = "127.10.0.1", port: int = 8080, role: str | None = None) -> RouteEntry:
+    """A route to `service`."""
+    return RouteEntry(name=name, group=service, backend=service, service=service, role=role, vip=vip, port=port)
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Cluster demo: groups api (two slots, one backend) and client (one slot, no backend), route api."""
+    base = Manifest(
+        version=1,
+        epoch=3,
+        cluster="demo",
+        key_provider=KeyProvider(name="kms", id="30aa"),
+        os_images=(OsImage(os_image_hash="05", mrtd="01", rtmr0="02", rtmr1="03", rtmr2="04"),),
+        tcb=TcbPolicy(),
+        coordinators=Coordinators(
+            app_id="ab" * 20,
+            compose_hashes=("cd" * 32,),
+            peers=(CoordinatorPeer(peer_id="coordinator-0", address="100.96.0.9", url="https://one.test"),),
+        ),
+        rendezvous=(),
+        groups={
+            "api": GroupEntry(
+                app_id="11" * 20,
+                compose_hashes=("22" * 32,),
+                peers=(
+                    PeerEntry(peer_id="api-0", address="100.96.0.10"),
+                    PeerEntry(peer_id="api-1", address="100.96.0.11"),
+                ),
+                backends={"api": backend("api")},
+            ),
+            "client": GroupEntry(
+                app_id="33" * 20,
+                compose_hashes=("44" * 32,),
+                peers=(PeerEntry(peer_id="client-0", address="100.96.0.12"),),
+                backends={},
+            ),
+        },
+        routes=(route("api", "api"),),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """A complete environment of an api CVM; a change to None unsets a variable."""
+    values: dict[str, str | None] = {
+        "MESH_CLUSTER": "demo",
+        "MESH_GROUP": "api",
+        "MESH_PEER_ID": "api-0",
+        "MESH_MANIFEST": sign(manifest(), OWNER),
+        "MESH_OWNER_KEY": OWNER_KEY,
+        **changes,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def peer(peer_id: str, address: str, kind: str = "workload") -> MeshPeer:
+    """An admitted peer; its key is a fixed function of its ID."""
+    key = base64.b64encode(peer_id.encode().ljust(32, b"\0")).decode()
+    return MeshPeer(peer_id=peer_id, public_key=key, address=address, kind=kind)
+
+
+def kv(entries: dict[str, str]) -> list[dict[str, Any]]:
+    """The answer of `/v1/kv/...`."""
+    return [
+        {"Key": key, "Value": base64.b64encode(value.encode()).decode(), "ModifyIndex": 7}
+        for key, value in entries.items()
+    ]
+
+
+def kv_peers(*peers: MeshPeer) -> list[dict[str, Any]]:
+    """The answer of `/v1/kv/mesh/peers/?recurse`."""
+    return kv({f"mesh/peers/{one.peer_id}": json.dumps(dataclasses.asdict(one)) for one in peers})
+
+
+def health(
+    node: str, address: str, *, service: str = "api", tags: tuple[str, ...] = (), index: int = 10, port: int = 20001
+) -> dict[str, Any]:
+    """One entry of the answer of `/v1/health/connect/<service>`."""
+    return {
+        "Node": {"Node": node, "Address": address},
+        "Service": {
+            "Kind": "connect-proxy",
+            "ID": f"{service}-{node}-sidecar-proxy",
+            "Service": f"{service}-sidecar-proxy",
+            "Address": "",
+            "Port": port,
+            "Tags": list(tags),
+            "ModifyIndex": index,
+            "Proxy": {"DestinationServiceName": service, "DestinationServiceID": f"{service}-{node}"},
+        },
+        "Checks": [],
+    }
+
+
+ROOTS = {
+    "ActiveRootID": "a",
+    "TrustDomain": "11111111-2222-3333-4444-555555555555.consul",
+    "Roots": [{"ID": "a", "RootCert": "ROOT-A\n"}, {"ID": "b", "RootCert": "ROOT-B"}],
+}
+
+
+def leaf(service: str = "api", chain: str = "LEAF") -> dict[str, Any]:
+    """The answer of `/v1/agent/connect/ca/leaf/<service>`."""
+    return {
+        "Service": service,
+        "ServiceURI": f"spiffe://{ROOTS['TrustDomain']}/ns/default/dc/demo/svc/{service}",
+        "CertPEM": chain,
+        "PrivateKeyPEM": "leaf-key",
+    }

@@ -1,0 +1,63 @@
+"""What many tests need: the real tools, private network namespaces, bounded waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tool(name: str) -> str:
+    """The path of a real tool (`consul`, `envoy`, `wireguard-go`), found as the product does; skips without it."""
+    from meshctl import tools
+
+    found = tools.find(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: run ./mesh tools")
+    return str(found)
+
+
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Waits until `condition()` holds; fails the test naming `what` after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds} s: {what}")
+        await asyncio.sleep(0.01)
+
+
+def need_root_or_userns() -> None:
+    """Skips a test that makes namespaces where the machine does not allow it."""
+    if os.geteuid() != 0:
+        pytest.skip("makes network namespaces: run as root, or through ./mesh test, which enters a user namespace")
+
+
+@contextmanager
+def network_namespace() -> Iterator[str]:
+    """A fresh network namespace with `lo` up; yields its name. Removed at the end."""
+    from pyroute2 import NetNS, netns
+
+    need_root_or_userns()
+    name = f"t{os.getpid()}-{time.monotonic_ns() % 10**9}"
+    netns.create(name)
+    try:
+        with NetNS(name) as link:
+            link.link("set", index=link.link_lookup(ifname="lo")[0], state="up")
+        yield name
+    finally:
+        netns.remove(name)
+
+
+def process_runs(pid: int) -> bool:
+    """Whether process `pid` lives. A zombie does not: who reaps it, and when, is not ours to say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

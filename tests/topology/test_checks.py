@@ -1,0 +1,233 @@
+"""Every plan-time check: what is refused, where the message points, and what it says to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.topology.support import COMPOSE, backend, group, only, problems, write
+from topology import addresses, cluster
+
+
+def test_a_variable_in_an_image_reference_is_refused(tmp_path: Path) -> None:
+    """Template check 1: images are literal; the message has file and line."""
+    write(tmp_path, group("api"), compose=COMPOSE.replace("ghcr.io/example/app:1", "${APP_IMAGE}"))
+    only(problems(tmp_path), "compose/app.yaml:9:", "services.app.image", "${APP_IMAGE}", "not measured")
+
+
+def test_one_route_name_in_two_groups_is_refused(tmp_path: Path) -> None:
+    """Template check 2: route names are unique; both entries are named."""
+    route = 'web = { backend = "%s", role = null }'
+    write(tmp_path, group("api", routes=route % "api"), group("site", routes=route % "site"))
+    found = problems(tmp_path)
+    assert any(
+        "cluster.tf" in p and "workload_groups.site.routes.web" in p and "workload_groups.api.routes.web" in p
+        for p in found
+    ), found
+
+
+def test_one_route_name_twice_in_a_group_is_refused(tmp_path: Path) -> None:
+    """A key written twice would be dropped silently by Terraform."""
+    route = 'api = { backend = "api", role = null }'
+    write(tmp_path, group("api", routes=f"{route}\n{route}"))
+    only(problems(tmp_path), "workload_groups.api.routes.api", "is written twice")
+
+
+def test_one_backend_name_with_two_parents_is_refused(tmp_path: Path) -> None:
+    """Template check 3: a backend has one parent."""
+    first = group("a", backends=backend("db", parent="one"), routes="")
+    write(tmp_path, first, group("b", backends=backend("db", parent="two"), routes=""))
+    only(problems(tmp_path), "workload_groups.b.backends.db.registration", "'one'", "'two'", "one parent and one owner")
+
+
+def test_one_backend_name_with_two_owners_is_refused(tmp_path: Path) -> None:
+    """Template check 3: a backend has one owner."""
+    first = group("a", backends=backend("db"), routes="")
+    write(tmp_path, first, group("b", backends=backend("db", owner="workload"), routes=""))
+    only(problems(tmp_path), "workload_groups.b.backends.db.registration", "by the workload", "by the platform")
+
+
+def test_one_parent_with_two_owners_is_refused(tmp_path: Path) -> None:
+    """Two backends that share a parent must agree on who keeps it."""
+    first = group("a", backends=backend("x", parent="db"), routes="")
+    write(tmp_path, first, group("b", backends=backend("y", parent="db", owner="workload"), routes=""))
+    only(problems(tmp_path), "workload_groups.b.backends.y.registration.parent", "workload_groups.a.backends.x")
+
+
+def test_two_backends_of_a_group_with_one_parent_are_refused(tmp_path: Path) -> None:
+    """A route could not tell the two ports of one CVM apart."""
+    both = backend("x", parent="db") + backend("y", parent="db", port="8081")
+    write(tmp_path, group("a", backends=both, routes=""))
+    only(problems(tmp_path), "workload_groups.a.backends.y.registration.parent", "backend 'x'")
+
+
+def test_groups_may_share_a_workload_owned_parent(tmp_path: Path) -> None:
+    """The template's shared parent: two groups of one database are one Consul service."""
+    first = group("a", backends=backend("x", parent="db", owner="workload"), routes="")
+    write(tmp_path, first, group("b", backends=backend("y", parent="db", owner="workload"), routes=""))
+    assert [g.backends[0].parent for g in cluster.load(tmp_path).groups] == ["db", "db"]
+
+
+@pytest.mark.parametrize("replicas", ["0", "-1", "1.5", '"two"', "true", "null", "[2]", "1001"])
+def test_replicas_must_be_a_positive_whole_number(tmp_path: Path, replicas: str) -> None:
+    """Template check 4: a group has at least one slot."""
+    write(tmp_path, group("api", replicas=replicas))
+    only(problems(tmp_path), "workload_groups.api.replicas", "whole number from 1 to 1000")
+
+
+def test_a_group_cannot_take_the_coordinators_peer_ids(tmp_path: Path) -> None:
+    """Template check 5: peer IDs are unique; `<group>-<n>` can only meet the coordinators'."""
+    write(tmp_path, group("coordinator"))
+    only(problems(tmp_path), "workload_groups.coordinator", "coordinators", "peer IDs must be unique")
+
+
+def test_groups_whose_names_nest_have_distinct_peers(tmp_path: Path) -> None:
+    """`a` with many replicas and `a-1` never meet: `a-1` is a peer of one and a group of the other."""
+    write(tmp_path, group("a", replicas="30"), group("a-1", replicas="30"))
+    peers = [peer for found in cluster.load(tmp_path).groups for peer in found.peers()]
+    assert len(peers) == len(set(peers)) == 60
+
+
+def test_two_routes_with_one_vip_are_refused(tmp_path: Path) -> None:
+    """Template check 6: VIPs are unique; the message has a free one that then works."""
+    taken = addresses.vip_of("api")
+    routes = 'site = { backend = "site", role = null, vip = "%s" }'
+    write(tmp_path, group("api"), group("site", routes=routes % taken))
+    found = problems(tmp_path)
+    only(found, "workload_groups.site.routes.site", taken, "route 'api'", "vip = ")
+    free = found[0].rpartition('vip = "')[2].partition('"')[0]
+    write(tmp_path, group("api"), group("site", routes=routes % free))
+    assert cluster.load(tmp_path).vips()["site"] == free
+
+
+def test_two_cvms_with_one_mesh_address_are_refused(tmp_path: Path) -> None:
+    """Mesh addresses are unique too, coordinators included."""
+    taken = addresses.mesh_address_of("coordinator-0")
+    write(tmp_path, group("api", more=f'mesh_addresses = {{ "api-1" = "{taken}" }}'))
+    found = problems(tmp_path)
+    only(found, "workload_groups.api", "'api-1'", taken, "'coordinator-0'", "mesh_addresses = ")
+    free = found[0].rpartition('" = "')[2].partition('"')[0]
+    write(tmp_path, group("api", more=f'mesh_addresses = {{ "api-1" = "{free}" }}'))
+    assert cluster.load(tmp_path).mesh_addresses()["api-1"] == free
+
+
+@pytest.mark.parametrize("vip", ["127.10.0.53", "127.10.0.0", "127.10.255.255", "127.10.0.255", "127.11.1.1", "web"])
+def test_a_pinned_vip_must_be_one_that_may_be_given_out(tmp_path: Path, vip: str) -> None:
+    """The DNS server's address, the reserved start, the broadcast address and other networks are refused."""
+    write(tmp_path, group("api", routes=f'api = {{ backend = "api", role = null, vip = "{vip}" }}'))
+    only(problems(tmp_path), "workload_groups.api.routes.api.vip", vip, "127.10.1.0")
+
+
+def test_a_pinned_mesh_address_must_be_of_the_pool_and_of_a_peer(tmp_path: Path) -> None:
+    """Another network and an unknown peer are refused."""
+    pins = 'mesh_addresses = { "api-0" = "10.0.0.1", "api-2" = "100.96.9.9" }'
+    write(tmp_path, group("api", more=pins))
+    found = problems(tmp_path)
+    assert len(found) == 2
+    assert "mesh_addresses.api-0" in found[0]
+    assert "100.96.1.0" in found[0]
+    assert "mesh_addresses.api-2" in found[1]
+    assert "is no peer of this group" in found[1]
+
+
+def test_two_backends_on_one_port_are_refused(tmp_path: Path) -> None:
+    """Template check 7, the plain case: one CVM, one port, two servers."""
+    write(tmp_path, group("a", backends=backend("x") + backend("y"), routes=""))
+    only(problems(tmp_path), "workload_groups.a.backends.y.port", "8080", "backend 'x'")
+
+
+def test_two_backends_with_one_sidecar_port_are_refused(tmp_path: Path) -> None:
+    """Template check 7: different ports whose sidecar port is the same."""
+    both = backend("x", port="1000") + backend("y", port="41000")
+    write(tmp_path, group("a", backends=both, routes=""))
+    only(problems(tmp_path), "workload_groups.a.backends.y.port", "21000", "backend 'x'")
+
+
+def test_two_groups_may_use_one_port(tmp_path: Path) -> None:
+    """Groups never share a CVM."""
+    write(tmp_path, group("a"), group("b"))
+    assert len(cluster.load(tmp_path).groups) == 2
+
+
+@pytest.mark.parametrize("port", sorted(addresses.PLATFORM_PORTS))
+def test_a_port_of_the_platform_is_refused(tmp_path: Path, port: int) -> None:
+    """What the platform or the mesh holds in every CVM cannot be a backend's port; the holder is named."""
+    write(tmp_path, group("a", backends=backend("a", port=str(port))))
+    only(problems(tmp_path), "workload_groups.a.backends.a.port", str(port), addresses.PLATFORM_PORTS[port])
+
+
+@pytest.mark.parametrize("port", [31820, 31821])
+def test_a_sidecar_port_of_the_platform_is_refused(tmp_path: Path, port: int) -> None:
+    """A port whose sidecar port is WireGuard's or the rendezvous' is refused too."""
+    write(tmp_path, group("a", backends=backend("a", port=str(port))))
+    only(problems(tmp_path), "workload_groups.a.backends.a.port", str(port + 20000), "sidecar port")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", '"http"', "80.5", "null"])
+def test_a_port_must_be_one(tmp_path: Path, port: str) -> None:
+    """Ports are whole numbers from 1 to 65535."""
+    write(tmp_path, group("a", backends=backend("a", port=port), routes=""))
+    only(problems(tmp_path), "workload_groups.a.backends.a.port", "whole number from 1 to 65535")
+
+
+def test_a_role_on_a_platform_owned_backend_is_refused(tmp_path: Path) -> None:
+    """Nobody would ever set the tag, so the route would have no endpoint for ever."""
+    write(tmp_path, group("a", routes='a = { backend = "a", role = "master" }'))
+    only(problems(tmp_path), "workload_groups.a.routes.a.role", "'master'", 'owner = "workload"')
+
+
+def test_a_role_must_be_a_name(tmp_path: Path) -> None:
+    """A role becomes a Consul tag and part of a cluster's name."""
+    written = backend("a", owner="workload")
+    write(tmp_path, group("a", backends=written, routes='a = { backend = "a", role = "The Master" }'))
+    only(problems(tmp_path), "workload_groups.a.routes.a.role", "'The Master'", "DNS label")
+
+
+def test_a_route_to_another_groups_backend_is_refused(tmp_path: Path) -> None:
+    """A route belongs to the group that hosts its backend."""
+    write(tmp_path, group("a", routes='r = { backend = "b", role = null }'), group("b"))
+    only(problems(tmp_path), "workload_groups.a.routes.r.backend", "backend of group 'b'", "move the route")
+
+
+def test_a_route_to_no_backend_gets_a_hint(tmp_path: Path) -> None:
+    """A misspelt backend is named with the closest one."""
+    write(tmp_path, group("api", routes='r = { backend = "aip", role = null }'))
+    only(problems(tmp_path), "workload_groups.api.routes.r.backend", "did you mean 'api'?")
+
+
+@pytest.mark.parametrize("name", ["localhost", "mesh"])
+def test_reserved_route_names_are_refused(tmp_path: Path, name: str) -> None:
+    """These names are taken inside every CVM."""
+    write(tmp_path, group("a", routes=f'{name} = {{ backend = "a", role = null }}'))
+    only(problems(tmp_path), f"routes.{name}", "reserved")
+
+
+def test_reserved_parents_and_workloads_are_refused(tmp_path: Path) -> None:
+    """`consul` is Consul's own service, `node` the identity that every CVM has."""
+    write(tmp_path, group("a", backends=backend("node", parent="consul"), routes=""))
+    found = problems(tmp_path)
+    assert len(found) == 2
+    assert "backends.node.registration.parent" in found[0]
+    assert "backends.node.workload" in found[1]
+
+
+@pytest.mark.parametrize("name", ["API", "a_b", "-a", "a-", "1a", "a.b", "a" * 64, "ä"])
+def test_names_must_be_dns_labels(tmp_path: Path, name: str) -> None:
+    """Group, backend, route, workload and parent become parts of host names and identities."""
+    write(tmp_path, group(name))
+    found = problems(tmp_path)
+    entries = [f"workload_groups.{name}: ", f"backends.{name}: ", f"routes.{name}: ", ".workload: ", ".parent: "]
+    for entry in entries:
+        assert any(entry in p and "DNS label" in p and repr(name) in p for p in found), (entry, found)
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    """One run, all mistakes, each with its own line."""
+    broken = group("a", replicas="0", backends=backend("a", port="8090"), routes='a = { backend = "b", role = null }')
+    write(tmp_path, group("ok"), broken.replace("compose  =", "kompose ="), compose=COMPOSE.replace("host", "bridge"))
+    found = problems(tmp_path)
+    assert [p for p in found if "replicas" in p]
+    assert [p for p in found if "kompose" in p and "did you mean 'compose'" in p]
+    assert [p for p in found if "network_mode" in p]
+    assert all(str(tmp_path) in p for p in found)

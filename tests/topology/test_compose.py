@@ -1,0 +1,223 @@
+"""Compose files: what is read, what is refused, and interpolation as Docker Compose does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import ROOT
+from tests.topology.support import COMPOSE, COORDINATOR, only
+from topology import compose
+from topology.problems import ClusterError
+
+WAITS = "    depends_on:\n      sidecar:\n        condition: service_healthy\n"
+COMMITTED = sorted((ROOT / "clusters").glob("*/compose/*.yaml"))
+
+
+def refused(text: str) -> list[str]:
+    """The problems of a compose file with this text."""
+    with pytest.raises(ClusterError) as caught:
+        compose.parse(text, Path("c.yaml"))
+    return caught.value.problems
+
+
+def test_a_good_file_is_read() -> None:
+    """Services in order, with what the lab needs to start them."""
+    found = compose.parse(COMPOSE, Path("c.yaml"))
+    assert [service.name for service in found.services] == ["sidecar", "app"]
+    sidecar, app = found.sidecar, found.applications[0]
+    assert (sidecar.is_sidecar, sidecar.command, sidecar.line) == (True, ("sidecar",), 2)
+    assert (app.entrypoint, app.command, app.line) == (("/run/mesh/exec.sh",), ("/app/app",), 8)
+    assert app.volumes == ("/tmp/dstack-runtime/mesh:/run/mesh:ro",)
+    assert (app.depends_on, app.waits_healthy, app.restart) == (("sidecar",), ("sidecar",), "no")
+    assert found.text == COMPOSE
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+def test_committed_files_are_in_dstacks_form(path: Path) -> None:
+    """Each has the sidecar, a literal owner key placeholder, and only variables that the mesh or compose_env sets."""
+    found = compose.load(path)
+    assert found.sidecar.environment["MESH_OWNER_KEY"] == "REPLACE_WITH_YOUR_OWNER_KEY"
+    assert found.sidecar.restart == "unless-stopped"
+    assert "/var/run/dstack.sock:/var/run/dstack.sock" in found.sidecar.volumes
+    assert "/tmp/dstack-runtime/mesh:/run/mesh" in found.sidecar.volumes
+    assert found.sidecar.command == (("coordinator",) if path.stem == "coordinator" else ("sidecar",))
+    insecure = [name for name in compose.variables(found.text) if "INSECURE" in name]
+    assert not insecure, "the environment is not measured: a host could switch the protection off"
+
+
+def test_both_forms_of_lists_and_maps_are_read() -> None:
+    """`environment`, `depends_on`, `volumes`, `command` in their other spelling."""
+    text = (
+        COMPOSE.replace(
+            '    environment:\n      MESH_OWNER_KEY: "R',
+            '    environment:\n      - A=b=c\n      - PASS\n      - "KEY=R',
+        )
+        .replace(
+            "    depends_on:\n      sidecar:\n        condition: service_healthy\n",
+            "    depends_on: {sidecar: {condition: service_healthy}}\n",
+        )
+        .replace(
+            "      - /tmp/dstack-runtime/mesh:/run/mesh:ro",
+            "      - {type: bind, source: /tmp/x, target: /run/mesh, read_only: true}",
+        )
+        .replace('command: ["/app/app"]', "command: /app/app --name 'two words'\n    restart: no")
+    )
+    found = compose.parse(text, Path("c.yaml"))
+    assert found.sidecar.environment == {"A": "b=c", "PASS": "${PASS}", "KEY": "REPLACE_WITH_YOUR_OWNER_KEY"}
+    app = found.applications[0]
+    assert app.volumes == ("/tmp/x:/run/mesh:ro",)
+    assert app.command == ("/app/app", "--name", "two words")
+    assert app.restart == "no"
+
+
+def test_what_is_started_first_and_what_must_be_healthy_first() -> None:
+    """A list only orders the starts; a map may demand a passed health check."""
+    helper = "  helper:\n    image: x\n    entrypoint: [/run/mesh/exec.sh, /x]\n    network_mode: host\n"
+    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh]\n" + WAITS + "      app:\n"
+    found = compose.parse(COMPOSE + helper, Path("c.yaml"))
+    assert (found.services[2].depends_on, found.services[2].waits_healthy) == (("sidecar", "app"), ("sidecar",))
+    text = COMPOSE.replace('    command: ["sidecar"]', '    command: ["sidecar"]\n    depends_on: [app]')
+    assert compose.parse(text, Path("c.yaml")).sidecar.depends_on == ("app",)
+
+
+def test_a_value_without_text_takes_the_variable_of_its_name() -> None:
+    """`NAME:` passes the variable on; numbers become text."""
+    text = COMPOSE.replace("    environment:\n", "    environment:\n      PASS:\n      COUNT: 5\n")
+    environment = compose.parse(text, Path("c.yaml")).sidecar.environment
+    assert (environment["PASS"], environment["COUNT"]) == ("${PASS}", "5")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ghcr.io/example/app:1", "${IMAGE}", ("c.yaml:9:", "services.app.image", "not measured")),
+        ("ghcr.io/example/app:1", "ghcr.io/example/app:${TAG:-1}", ("c.yaml:9:", "services.app.image")),
+        ("ghcr.io/example/sidecar:1", "$IMAGE", ("c.yaml:3:", "services.sidecar.image")),
+        ("    image: ghcr.io/example/app:1\n", "    build: .\n", ("c.yaml:8:", "services.app.image", "is missing")),
+        ("  sidecar:\n    image", "  mesh:\n    image", ("c.yaml:1:", "no service 'sidecar'")),
+        ('"/run/mesh/exec.sh"', '"/bin/sh"', ("c.yaml:10:", "skips /run/mesh/exec.sh", "entrypoint: [")),
+        ('    entrypoint: ["/run/mesh/exec.sh"]\n', "", ("c.yaml:8:", "skips /run/mesh/exec.sh")),
+        ('    command: ["/app/app"]\n', "", ("services.app.command", "nothing to start")),
+        ("/run/mesh:ro", "/mnt:ro", ("c.yaml:13:", "services.app.volumes", "/run/mesh")),
+        ("service_healthy", "service_started", ("c.yaml:15:", "services.app.depends_on", "wait for the mesh")),
+        ("network_mode: host\n    volumes", "network_mode: bridge\n    volumes", ("c.yaml:12:", "must be host")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNER_KEY}", ("services.sidecar.environment", "nobody measures")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_DEV_ROOT: ${ROOT:-}',
+         ("services.sidecar.environment", "MESH_INSECURE_DEV_ROOT", "nobody measures")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_UNSIGNED_MANIFEST:',
+         ("services.sidecar.environment", "MESH_INSECURE_UNSIGNED_MANIFEST", "nobody measures")),
+        ('    command: ["sidecar"]', '    env_file: .env\n    command: ["sidecar"]',
+         ("services.sidecar.env_file", "nobody measures")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', "true", ("services.sidecar.environment", "put it in quotes")),
+        ('["/app/app"]', "{a: b}", ("services.app.command", "list of words")),
+        ('["/app/app"]', "\"it's\"", ("services.app.command", "quotation")),
+        ("    volumes:\n      - /tmp", "    volumes:\n      - 5\n      - /tmp", ("services.app.volumes", "holds 5")),
+        ('["/app/app"]', '["/app/app", "${A:-${B}}"]', ("services.app.command", "`${A:-${B}}`", "$$")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      A: "5 $"', ("services.sidecar.environment", "`$`")),
+        (WAITS, "    depends_on: [sidecar]\n", ("services.app.depends_on", "wait for the mesh")),
+        ("    volumes:\n      - /tmp", "    volumes:\n      x: /tmp", ("services.app.volumes", "must be a list")),
+        (WAITS, "    depends_on: x\n", ("services.app.depends_on", "a list of services")),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_refused_with_its_line(old: str, new: str, words: tuple[str, ...]) -> None:
+    """One change, one mistake, named by file, line and entry."""
+    assert old in COMPOSE
+    found = [p for p in refused(COMPOSE.replace(old, new, 1)) if all(word in p for word in words)]
+    only(found, *words)
+
+
+def test_a_file_without_sidecar_is_told_only_so() -> None:
+    """The applications are not blamed for waiting on what is not there."""
+    text = COMPOSE[: COMPOSE.index("  sidecar:")] + COMPOSE[COMPOSE.index("  app:") :].split("    depends_on")[0]
+    only(refused(text), "c.yaml:1", "no service 'sidecar'")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ("c.yaml:1", "no services")),
+        ("services: []\n", ("c.yaml:1", "no services")),
+        ("just text", ("c.yaml:1", "no services")),
+        ("services:\n  a: [\n", ("c.yaml:3", "not valid YAML")),
+        ("services:\n  a: {image: x}\n  a: {image: y}\n", ("c.yaml:3", "a is written twice")),
+        ("services: !!python/object:os.system {}\n", ("c.yaml:1", "not valid YAML")),
+        ("services:\n  sidecar:\n", ("c.yaml:2", "services.sidecar", "is empty")),
+    ],
+)
+def test_what_is_no_compose_file_is_refused(text: str, words: tuple[str, ...]) -> None:
+    """Empty, of another shape, broken, ambiguous, or with tags of Python."""
+    assert any(all(word in problem for word in words) for problem in refused(text)), refused(text)
+
+
+def test_every_problem_of_a_file_is_reported_at_once() -> None:
+    """Two services, three mistakes."""
+    text = COMPOSE.replace("ghcr.io/example/app:1", "$A").replace("sidecar:1", "$B").replace("exec.sh", "run.sh")
+    assert len(refused(text)) == 3
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, or a folder: one message, no traceback."""
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "c.yaml", tmp_path):
+        with pytest.raises(ClusterError, match="cannot be read"):
+            compose.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("${A}", "a"),
+        ("$A-$A", "a-a"),
+        ("${A}${EMPTY}${UNSET}", "a"),
+        ("$$A $${A}", "$A ${A}"),
+        ("${UNSET:-d}", "d"),
+        ("${EMPTY:-d}", "d"),
+        ("${EMPTY-d}", ""),
+        ("${UNSET-d}", "d"),
+        ("${A:-d}", "a"),
+        ("${UNSET:-}", ""),
+        ("${A:+yes}", "yes"),
+        ("${EMPTY:+yes}|${EMPTY+yes}", "|yes"),
+        ("${A:?needed}", "a"),
+        ("${MESH_PEER_ID:-}", ""),
+    ],
+)
+def test_interpolation(text: str, expected: str) -> None:
+    """Each operator with a variable that is set, empty and unset."""
+    assert compose.interpolate(text, {"A": "a", "EMPTY": ""}) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("${UNSET:?set it}", "UNSET is not set: set it"),
+        ("${EMPTY:?}", "EMPTY is not set"),
+        ("${UNSET?}", "UNSET is not set"),
+        ("a $ b", "at 2"),
+        ("${1}", "at 0"),
+        ("${A", "at 0"),
+        ("${A:=x}", "at 0"),
+    ],
+)
+def test_interpolation_that_cannot_be_done_is_refused(text: str, words: str) -> None:
+    """A demanded variable that is missing, and a dollar that starts nothing."""
+    with pytest.raises(ValueError, match=words):
+        compose.interpolate(text, {"EMPTY": ""})
+
+
+@given(st.text())
+def test_a_value_passes_through_interpolation_unchanged(value: str) -> None:
+    """What a variable holds is never interpolated again; doubling dollars protects any text."""
+    assert compose.interpolate("<${A}>", {"A": value}) == f"<{value}>"
+    assert compose.interpolate(value.replace("$", "$$"), {}) == value
+
+
+def test_variables_lists_each_name_once() -> None:
+    """Escaped dollars are no variables."""
+    assert compose.variables("${B:-x} $A ${A} $${C}") == ("A", "B")
+    assert compose.variables(COORDINATOR) == ()

@@ -1,0 +1,90 @@
+"""The manifest's JSON and its signed envelope."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import ROOT
+from tests.topology.test_render import KEY, PUBLIC, deployment, starter
+from topology import manifest, render
+
+MADE = render.manifest(starter(), deployment())
+
+
+def test_decode_refuses_what_it_does_not_know() -> None:
+    """An unknown or missing entry is named with its place."""
+    tree = json.loads(manifest.encode(MADE))
+    tree["groups"]["api"]["extra"] = 1
+    with pytest.raises(manifest.ManifestError, match=r"manifest\.groups\.api has unknown entries \['extra'\]"):
+        manifest.decode(json.dumps(tree).encode())
+    del tree["groups"]["api"]["extra"]
+    del tree["groups"]["api"]["app_id"]
+    with pytest.raises(manifest.ManifestError, match=r"manifest\.groups\.api lacks \['app_id'\]"):
+        manifest.decode(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("epoch",), "7"),
+        (("epoch",), True),
+        (("groups",), []),
+        (("routes", 0, "port"), None),
+        (("routes", 0, "role"), 5),
+        (("os_images",), {}),
+        (("coordinators", "compose_hashes"), "abc"),
+        (("version",), 2),
+    ],
+)
+def test_decode_refuses_values_of_a_wrong_kind(path: tuple[str | int, ...], value: object) -> None:
+    """The message names the entry; nothing is converted silently."""
+    tree = json.loads(manifest.encode(MADE))
+    at = tree
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    with pytest.raises(manifest.ManifestError, match=str(path[-1])):
+        manifest.decode(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"null", b"{}", b"[" * 100_000])
+def test_decode_refuses_garbage(data: bytes) -> None:
+    """Whatever arrives, the error is a ManifestError."""
+    with pytest.raises(manifest.ManifestError):
+        manifest.decode(data)
+
+
+def test_a_foreign_signature_is_refused() -> None:
+    """Another key, another payload, and no signature at all."""
+    other = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
+    newer = dataclasses.replace(MADE, epoch=8)
+    mixed = manifest.sign(newer, KEY).partition(".")[0] + "." + manifest.sign(MADE, KEY).partition(".")[2]
+    for envelope in (manifest.sign(MADE, other), mixed, manifest.unsigned(MADE)):
+        with pytest.raises(manifest.ManifestError, match="not signed by the owner key"):
+            manifest.open_envelope(envelope, PUBLIC)
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_the_opening(text: str) -> None:
+    """Any word is refused with a ManifestError, signed or not."""
+    for key in (PUBLIC, None):
+        with pytest.raises(manifest.ManifestError):
+            manifest.open_envelope(text, key)
+
+
+def test_the_sidecars_part_imports_neither_hcl_nor_yaml() -> None:
+    """A process inside a CVM reads the manifest without the command line's libraries."""
+    code = (
+        "import sys, topology.manifest, topology.addresses; "
+        "print([name for name in ('hcl2', 'lark', 'yaml') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

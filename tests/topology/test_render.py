@@ -1,0 +1,233 @@
+"""What a cluster becomes: manifest, environment, app-compose."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.support import ROOT
+from topology import cluster, compose, manifest, render
+from topology.problems import ClusterError
+
+STARTER = ROOT / "clusters" / "starter"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+OWNER_KEY = base64.urlsafe_b64encode(PUBLIC).decode().rstrip("=")
+URLS = ("https://a-8787s.example",)
+
+
+def starter() -> cluster.Cluster:
+    """The committed starter."""
+    return cluster.load(STARTER)
+
+
+def facts(digit: str) -> render.AppFacts:
+    """The facts of one app."""
+    return render.AppFacts(app_id=digit * 40, compose_hashes=(digit * 64,))
+
+
+def deployment() -> render.Deployment:
+    """A deployment of the starter."""
+    return render.Deployment(
+        key_provider=manifest.KeyProvider(name="kms", id="00ff"),
+        os_images=(manifest.OsImage(os_image_hash="1", mrtd="2", rtmr0="3", rtmr1="4", rtmr2="5"),),
+        tcb=manifest.TcbPolicy(),
+        coordinator=facts("c"),
+        groups={"api": facts("a"), "worker": facts("b")},
+        coordinator_urls=URLS,
+        rendezvous=(manifest.Rendezvous(public_key="k", endpoint="1.2.3.4:51820", address="100.96.0.1"),),
+        epoch=7,
+    )
+
+
+def test_the_manifest_has_what_the_cluster_says() -> None:
+    """Peers, backends, routes and the facts of the deployment, each at its place."""
+    found = render.manifest(starter(), deployment())
+    assert (found.version, found.epoch, found.cluster) == (1, 7, "starter")
+    assert [p.peer_id for p in found.groups["worker"].peers] == ["worker-0", "worker-1"]
+    assert found.groups["worker"].peers[1].address == "100.96.201.77"
+    assert found.groups["worker"].app_id == "b" * 40
+    backend = found.groups["worker"].backends["worker"]
+    assert (backend.port, backend.sidecar_port, backend.service) == (9090, 29090, "worker")
+    assert (backend.identity, backend.owner) == ("spiffe://starter/worker", "platform")
+    assert found.coordinators.peers[0] == manifest.CoordinatorPeer(
+        peer_id="coordinator-0", address="100.96.34.161", url=URLS[0]
+    )
+    route = found.routes[1]
+    assert (route.name, route.group, route.backend, route.service, route.port) == (
+        "worker", "worker", "worker", "worker", 9090,
+    )  # fmt: skip
+    assert found.identities("worker") == ("spiffe://starter/node", "spiffe://starter/worker")
+
+
+def test_load_render_sign_and_open_is_a_round_trip() -> None:
+    """What a CVM opens is what was rendered; the text has no form but the canonical one."""
+    made = render.manifest(starter(), deployment())
+    assert manifest.decode(manifest.encode(made)) == made
+    assert manifest.open_envelope(manifest.sign(made, KEY), PUBLIC) == made
+    assert manifest.open_envelope(manifest.unsigned(made), None) == made
+
+
+def test_phalas_prefix_of_an_app_id_is_dropped() -> None:
+    """The quote has the bare 40 digits, Phala's API puts `app_` before them."""
+    with_prefix = dataclasses.replace(facts("a"), app_id="app_" + "a" * 40)
+    given = dataclasses.replace(deployment(), groups={"api": with_prefix, "worker": facts("b")})
+    assert render.manifest(starter(), given).groups["api"].app_id == "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"coordinator_urls": ()}, ("has 0 coordinator URLs", "expected 1")),
+        ({"groups": {"api": facts("a")}}, ("lacks group 'worker'",)),
+        ({"groups": {"api": facts("a"), "worker": facts("b"), "x": facts("d")}}, ("has group 'x'",)),
+        ({"coordinator": render.AppFacts(app_id="C" * 40, compose_hashes=("c" * 64,))}, ("app ID", "coordinator")),
+        ({"coordinator": render.AppFacts(app_id="c" * 40, compose_hashes=())}, ("compose hashes", "at least one")),
+        ({"coordinator": render.AppFacts(app_id="c" * 40, compose_hashes=("0x",))}, ("compose hashes", "'0x'")),
+        (
+            {"rendezvous": (manifest.Rendezvous(public_key="k", endpoint="e", address="100.96.34.161"),)},
+            ("rendezvous 0", "coordinator-0"),
+        ),
+    ],
+)
+def test_a_deployment_that_does_not_fit_is_refused(change: dict[str, object], words: tuple[str, ...]) -> None:
+    """Missing or foreign groups, malformed facts, taken addresses."""
+    with pytest.raises(ClusterError) as caught:
+        render.manifest(starter(), dataclasses.replace(deployment(), **change))  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 1
+    assert all(word in caught.value.problems[0] for word in words), caught.value.problems
+
+
+def environment(peer_id: str | None = "api-1", group: str = "api") -> dict[str, str]:
+    """The environment of one CVM of the starter."""
+    return render.sidecar_environment(
+        starter(), group, peer_id, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
+    )
+
+
+def test_the_environment_of_a_workload_cvm() -> None:
+    """Identity, coordinators, manifest and all routes of the cluster, not only the group's own."""
+    found = environment()
+    assert (found["MESH_CLUSTER"], found["MESH_GROUP"], found["MESH_PEER_ID"]) == ("starter", "api", "api-1")
+    assert json.loads(found["MESH_COORDINATORS"]) == list(URLS)
+    assert found["MESH_MANIFEST"] == "p.s"
+    api, worker = json.loads(found["MESH_ROUTES_JSON"])
+    assert api == {
+        "name": "api", "vip": "127.10.167.253", "port": 8080, "role": None, "backend": "api", "service": "api",
+    }  # fmt: skip
+    assert (worker["name"], worker["vip"], worker["port"]) == ("worker", "127.10.171.184", 9090)
+    assert "MESH_OWNER_KEY" not in found
+
+
+def test_the_slot_may_be_left_to_the_coordinator() -> None:
+    """Without a peer ID the variable is absent, and the owner key is there where asked for."""
+    assert "MESH_PEER_ID" not in environment(None)
+    found = render.coordinator_environment(
+        starter(), None, manifest_envelope="p.s", owner_key=OWNER_KEY, coordinator_urls=URLS
+    )
+    assert found["MESH_OWNER_KEY"] == OWNER_KEY
+    assert (found["MESH_GROUP"], "MESH_ROUTES_JSON" in found) == ("coordinator", False)
+
+
+def test_compose_env_is_passed_through() -> None:
+    """The group's own variables reach the environment and the measured names."""
+    whole = starter()
+    group = dataclasses.replace(whole.groups[0], compose_env={"DERIVE": "1"})
+    found = render.sidecar_environment(
+        whole, group, None, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
+    )
+    assert found["DERIVE"] == "1"
+    assert "DERIVE" in render.environment_names(group)
+
+
+@pytest.mark.parametrize("peer_id", ["api-2", "worker-0", "api"])
+def test_a_peer_of_another_group_is_refused(peer_id: str) -> None:
+    """A slot that the group does not have."""
+    with pytest.raises(ClusterError, match="is not of group 'api'"):
+        environment(peer_id)
+    with pytest.raises(ClusterError, match="is not a coordinator"):
+        render.coordinator_environment(
+            starter(), peer_id, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
+        )
+
+
+@pytest.mark.parametrize(("value", "words"), [("x" * (1 << 18), "dstack takes"), ("a\\b", "backslash")])
+def test_values_that_dstack_would_not_carry_are_refused(value: str, words: str) -> None:
+    """Too great, or corrupted by the environment file."""
+    whole = starter()
+    group = dataclasses.replace(whole.groups[0], compose_env={"BIG": value})
+    with pytest.raises(ClusterError, match=f"BIG.*{words}"):
+        render.sidecar_environment(whole, group, None, manifest_envelope="p", owner_key=None, coordinator_urls=URLS)
+
+
+@pytest.mark.parametrize("name", ["api", "worker", "coordinator"])
+def test_the_compose_file_takes_exactly_the_names_that_are_measured(name: str) -> None:
+    """No variable of the file is unset, no name is measured for nothing."""
+    group = None if name == "coordinator" else starter().group(name)
+    text = (STARTER / "compose" / f"{name}.yaml").read_text()
+    assert compose.variables(text) == render.environment_names(group)
+
+
+def test_the_environment_has_only_measured_names() -> None:
+    """dstack drops what is not in allowed_envs."""
+    assert set(environment()) == set(render.environment_names(starter().group("api")))
+
+
+def test_app_compose_is_canonical_and_hashes_as_the_sdk_does() -> None:
+    """The bytes are the deployer's canonical form, so the SDK's own hash of the same document agrees."""
+    from dstack_sdk import get_compose_hash
+
+    file = compose.load(STARTER / "compose" / "api.yaml")
+    text = render.app_compose("starter-api", file, ("B", "A", "A"), owner_key=OWNER_KEY)
+    tree = json.loads(text)
+    assert render.compose_hash(text) == get_compose_hash(tree)
+    assert tree["allowed_envs"] == ["A", "B"]
+    assert tree["docker_compose_file"] == render.with_owner_key(file.text, OWNER_KEY)
+    assert (tree["kms_enabled"], tree["no_instance_id"], tree["name"]) == (True, False, "starter-api")
+    assert render.compose_hash(render.app_compose("other", file, ("A", "B"), owner_key=OWNER_KEY)) != (
+        render.compose_hash(text)
+    )
+
+
+def test_the_owner_key_changes_one_line() -> None:
+    """Only the literal line differs, comments included; doing it twice changes nothing more."""
+    text = (STARTER / "compose" / "api.yaml").read_text()
+    keyed = render.with_owner_key(text, OWNER_KEY)
+    changed = [(a, b) for a, b in zip(text.splitlines(), keyed.splitlines(), strict=True) if a != b]
+    assert changed == [
+        ('      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"', f'      MESH_OWNER_KEY: "{OWNER_KEY}"'),
+    ]
+    assert render.with_owner_key(keyed, OWNER_KEY) == keyed
+    file = compose.parse(text, Path("api.yaml"))
+    assert render.keyed(file, OWNER_KEY).sidecar.environment["MESH_OWNER_KEY"] == OWNER_KEY
+
+
+@pytest.mark.parametrize(
+    "line", ["MESH_OWNER_KEY: {}", "MESH_OWNER_KEY: '{}'  # mine", "- MESH_OWNER_KEY={}", '- "MESH_OWNER_KEY={}"']
+)
+def test_every_spelling_of_the_literal_is_found(line: str) -> None:
+    """Map or list form, quoted or not, with a comment."""
+    before = line.format(render.OWNER_KEY_PLACEHOLDER)
+    assert render.with_owner_key(f"a\n  {before}\nb\n", OWNER_KEY) == f"a\n  {line.format(OWNER_KEY)}\nb\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MESH_OWNER_KEY: ${MESH_OWNER_KEY}", "# MESH_OWNER_KEY: abc", "MESH_OWNER_KEY: a\nMESH_OWNER_KEY: b"]
+)
+def test_a_file_without_one_literal_key_is_refused(text: str) -> None:
+    """None, a variable, a comment, or two."""
+    with pytest.raises(ValueError, match=r"literal lines MESH_OWNER_KEY"):
+        render.with_owner_key(text, OWNER_KEY)
+
+
+@pytest.mark.parametrize("key", ["", "short", OWNER_KEY + "=", OWNER_KEY[:-1] + "+", OWNER_KEY + "\nx: y"])
+def test_what_is_no_owner_key_is_refused(key: str) -> None:
+    """Anything that is not 32 bytes in base64url: it would be pasted into a measured file."""
+    with pytest.raises(ValueError, match="the owner key is"):
+        render.with_owner_key("MESH_OWNER_KEY: a", key)

@@ -1,0 +1,119 @@
+"""Fields, types and optional parts of a workload group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.topology.support import backend, group, only, problems, write
+from topology import cluster
+from topology.manifest import Permissions
+
+
+@pytest.mark.parametrize(
+    ("written", "field", "hint"),
+    [
+        (group("a", more="replica = 2"), "workload_groups.a.replica", "replicas"),
+        (group("a", backends=backend("a", more="prt = 1")), "backends.a.prt", "port"),
+        (group("a", backends=backend("a").replace("owner =", "owned =")), "registration.owned", "owner"),
+        (group("a", backends=backend("a", more="consul_permission = {}")), ".consul_permission", "consul_permissions"),
+        (
+            group("a", backends=backend("a", more="consul_permissions = { sesion_write = true }")),
+            "consul_permissions.sesion_write",
+            "session_write",
+        ),
+        (group("a", routes='a = { backend = "a", rule = null }'), "routes.a.rule", "role"),
+    ],
+)
+def test_an_unknown_field_gets_a_hint(tmp_path: Path, written: str, field: str, hint: str) -> None:
+    """A misspelt field is refused where Terraform would pass over it, with the name that was meant."""
+    write(tmp_path, written)
+    found = [problem for problem in problems(tmp_path) if "unknown field" in problem]
+    only(found, "cluster.tf:", field, f"did you mean {hint!r}?")
+
+
+@pytest.mark.parametrize("field", ["replicas", "compose"])
+def test_a_group_without_a_required_field_is_refused(tmp_path: Path, field: str) -> None:
+    """The message names the group and what it lacks."""
+    lines = group("a").splitlines()
+    write(tmp_path, "\n".join(line for line in lines if not line.strip().startswith(field)) + "\n")
+    only(problems(tmp_path), "workload_groups.a", f"lacks {field}")
+
+
+@pytest.mark.parametrize("field", ["port", "workload", "registration"])
+def test_a_backend_without_a_required_field_is_refused(tmp_path: Path, field: str) -> None:
+    """The message names the backend and what it lacks."""
+    lines = [line for line in backend("a").splitlines() if not line.strip().startswith(field)]
+    write(tmp_path, group("a", backends="\n".join(lines), routes=""))
+    only(problems(tmp_path), "workload_groups.a.backends.a", f"lacks {field}")
+
+
+@pytest.mark.parametrize("owner", ["Platform", "me", ""])
+def test_an_owner_is_platform_or_workload(tmp_path: Path, owner: str) -> None:
+    """No third owner exists."""
+    write(tmp_path, group("a", backends=backend("a", owner=owner), routes=""))
+    only(problems(tmp_path), "registration.owner")
+
+
+def test_a_list_of_parents_is_refused(tmp_path: Path) -> None:
+    """A backend has exactly one parent service."""
+    written = backend("a").replace('parent = "a"', 'parent = ["a", "b"]')
+    write(tmp_path, group("a", backends=written, routes=""))
+    only(problems(tmp_path), "registration.parent", "a list", "one text")
+
+
+def test_the_optional_parts_may_be_left_out_or_null(tmp_path: Path) -> None:
+    """A group of pure clients needs no backend, route, environment or permissions."""
+    text = 'a = {\n replicas = 1\n compose = "${path.module}/compose/app.yaml"\n compose_env = null\n}\n'
+    write(tmp_path, text)
+    (found,) = cluster.load(tmp_path).groups
+    assert (found.backends, found.routes, found.compose_env, found.mesh_addresses) == ((), (), {}, {})
+
+
+def test_permissions_are_read(tmp_path: Path) -> None:
+    """The template's `consul_permissions` of a workload-owned database."""
+    more = 'consul_permissions = { key_prefixes = ["service/${var.cluster_name}"], session_write = true }'
+    written = backend("db", owner="workload", parent="var.cluster_name", more=more)
+    routes = 'db-master = { backend = "db", role = "master" }'
+    write(tmp_path, group("db", backends=written, routes=routes))
+    (found,) = cluster.load(tmp_path).groups
+    assert found.backends[0].permissions == Permissions(key_prefixes=("service/demo",), session_write=True)
+    assert found.backends[0].parent == "demo"
+    assert found.routes[0].role == "master"
+
+
+@pytest.mark.parametrize(
+    ("written", "entry"),
+    [
+        ('consul_permissions = { key_prefixes = ["/"] }', "key_prefixes"),
+        ('consul_permissions = { key_prefixes = "service/x" , session_write = "yes" }', "session_write"),
+        ("consul_permissions = { key_prefixes = [1] }", "key_prefixes"),
+        ("consul_permissions = true", "consul_permissions"),
+    ],
+)
+def test_permissions_of_a_wrong_kind_are_refused(tmp_path: Path, written: str, entry: str) -> None:
+    """A prefix that means every key, or a value that is not of its type."""
+    write(tmp_path, group("a", backends=backend("a", more=written)))
+    only(problems(tmp_path), entry)
+
+
+def test_compose_env_is_read_and_its_names_are_checked(tmp_path: Path) -> None:
+    """Text goes through; a MESH_ name, a name that no shell takes and a number are refused."""
+    write(tmp_path, group("a", more='compose_env = { DERIVE_PASSWORDS = "1" }'))
+    assert cluster.load(tmp_path).groups[0].compose_env == {"DERIVE_PASSWORDS": "1"}
+    write(tmp_path, group("a", more='compose_env = { MESH_X = "1", "A-B" = "2", C = 3 }'))
+    found = problems(tmp_path)
+    assert [("MESH_X" in p, "A-B" in p, "compose_env.C" in p) for p in found] == [
+        (False, False, True),
+        (True, False, False),
+        (False, True, False),
+    ]
+
+
+def test_groups_and_routes_must_be_maps(tmp_path: Path) -> None:
+    """A list where a map belongs is named as such."""
+    write(tmp_path, 'a = "x"\n')
+    assert any("workload_groups.a" in p and "expected a map" in p for p in problems(tmp_path))
+    write(tmp_path, group("a").replace("routes = {", "routes = [] \n other = {"))
+    assert any("workload_groups.a.routes" in p and "a list" in p for p in problems(tmp_path))

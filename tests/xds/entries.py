@@ -1,0 +1,50 @@
+"""Spec entries that tests build with."""
+
+from __future__ import annotations
+
+from runtime.secret import Secret
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
+
+PEM = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"
+LEAF = Leaf(name="me", chain_pem=PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----\nk\n"))
+
+
+def endpoint(last: int) -> Endpoint:
+    """An endpoint."""
+    return Endpoint(address=f"100.96.0.{last}", port=19090)
+
+
+def route(name: str = "worker", **changes: object) -> EgressRoute:
+    """A route with two endpoints."""
+    values: dict[str, object] = {
+        "name": name,
+        "vip": "127.10.0.5",
+        "port": 9090,
+        "endpoints": (endpoint(1), endpoint(2)),
+        "identity": "me",
+        "peer_sans": ("spiffe://mesh/worker",),
+    }
+    return EgressRoute(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def ingress(*allowed: str, **changes: object) -> Ingress:
+    """An ingress that lets `allowed` in."""
+    values: dict[str, object] = {
+        "name": "api",
+        "address": "100.96.0.9",
+        "port": 18080,
+        "identity": "me",
+        "target": Endpoint(address="127.0.0.1", port=8080),
+        "allowed": tuple(Principal(uri=uri) for uri in allowed),
+    }
+    return Ingress(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def spec(*entries: EgressRoute | Ingress, leaves: tuple[Leaf, ...] = (LEAF,), roots: str = PEM) -> Spec:
+    """A spec of these entries."""
+    return Spec(
+        egress=tuple(entry for entry in entries if isinstance(entry, EgressRoute)),
+        ingress=tuple(entry for entry in entries if isinstance(entry, Ingress)),
+        leaves=leaves,
+        roots_pem=roots,
+    )

@@ -1,0 +1,46 @@
+"""The lean import gives the same messages and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_SAME = """
+import warnings, sys
+warnings.simplefilter("ignore")
+if {plain}:
+    import pydantic, betterproto2, envoy_data_plane.envoy.config.cluster.v3
+from xds import protos
+from tests.xds.entries import ingress, route, spec
+from xds.snapshot import build
+snapshot = build(spec(route(), ingress("spiffe://mesh/a")))
+import pydantic.dataclasses
+print(pydantic.dataclasses.is_pydantic_dataclass(protos.Cluster), snapshot.version)
+"""
+
+
+def _version(plain: bool) -> tuple[str, str]:
+    """(whether messages are pydantic classes, version of a snapshot), in a process of its own."""
+    script = _SAME.format(plain=plain)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    pydantic, version = done.stdout.split()
+    return pydantic, version
+
+
+def test_standard_and_pydantic_classes_give_the_same_bytes() -> None:
+    """The lean form is the same wire format; with the libraries loaded as they are, everything works too."""
+    lean, full = _version(plain=False), _version(plain=True)
+    assert (lean[0], full[0]) == ("False", "True")
+    assert lean[1] == full[1]
+
+
+def test_the_stand_ins_are_gone_after_the_import() -> None:
+    """Whoever imports pydantic or grpclib afterwards gets the real ones, and neither was loaded for us."""
+    script = (
+        "import sys, xds.protos\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('pydantic', 'pydantic_core', 'grpclib')))\n"
+        "import grpclib.server, pydantic\n"
+        "print(pydantic.BaseModel.__name__, grpclib.server.Server.__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "BaseModel Server"]

@@ -1,0 +1,111 @@
+"""Snapshots are values: deterministic, consistent, and built again only where something changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.xds.entries import LEAF, PEM, endpoint, ingress, route, spec
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTES, SECRET, TYPES, Snapshot, build
+from xds.spec import Principal
+from xds.transport import ConnectStreams, OwnConnections
+
+
+def versions(snapshot: Snapshot, type_url: str) -> dict[str, str]:
+    """Name → version of one type."""
+    return {name: resource.version for name, resource in snapshot.resources[type_url].items()}
+
+
+def changed(before: Snapshot, after: Snapshot) -> set[str]:
+    """The types in which something changed, by their last word."""
+    return {t.rsplit(".", 1)[1] for t in TYPES if versions(before, t) != versions(after, t)}
+
+
+def test_each_entry_has_its_resources() -> None:
+    """A route: cluster, endpoints, listener; an ingress: cluster, listener, routes; secrets of what is used."""
+    snapshot = build(spec(route(), ingress("spiffe://mesh/a"), leaves=(LEAF, replace(LEAF, name="unused"))))
+    assert {t: set(names) for t, names in snapshot.resources.items()} == {
+        CLUSTER: {"egress/worker", "local/api"},
+        ENDPOINT: {"egress/worker"},
+        LISTENER: {"egress/127.10.0.5:9090", "ingress/100.96.0.9:18080"},
+        ROUTES: {"ingress/api"},
+        SECRET: {"leaf:me", "roots"},
+    }
+
+
+def test_an_empty_spec_is_a_snapshot() -> None:
+    """A CVM without routes needs an answer too."""
+    assert not any(build(spec(leaves=(), roots="")).resources.values())
+
+
+def test_equal_specs_give_equal_bytes_with_or_without_a_previous_snapshot() -> None:
+    """The cache saves work and changes nothing."""
+    first = build(spec(route(), ingress("spiffe://mesh/a")))
+    other = build(spec(route(generation="9", endpoints=())), None)
+    for previous in (None, first, other):
+        again = build(spec(route(), ingress("spiffe://mesh/a")), previous)
+        assert again.version == first.version
+        assert again.resources == first.resources
+
+
+@pytest.mark.parametrize(
+    ("change", "types"),
+    [
+        ({"endpoints": (endpoint(1),)}, {"ClusterLoadAssignment"}),
+        ({"endpoints": (endpoint(2), endpoint(1), endpoint(2))}, set()),
+        ({"generation": "2"}, {"Listener"}),
+        ({"peer_sans": ("spiffe://mesh/other",)}, {"Cluster"}),
+        ({"vip": "127.10.0.6"}, {"Listener"}),
+    ],
+)
+def test_a_change_touches_only_its_own_resource(change: dict[str, object], types: set[str]) -> None:
+    """Endpoints never touch a listener, or held connections would be cut; a generation touches nothing else."""
+    before = build(spec(route(), route("other", vip="127.10.0.7")))
+    after = build(spec(route(**change), route("other", vip="127.10.0.7")), before)
+    assert changed(before, after) == types
+    assert after.resources[CLUSTER]["egress/other"] is before.resources[CLUSTER]["egress/other"]
+
+
+def test_a_rotated_leaf_touches_only_its_secret() -> None:
+    """Clusters and listeners name the secret, not its content."""
+    before = build(spec(route(), ingress("spiffe://mesh/a")))
+    rotated = replace(LEAF, chain_pem=PEM + "2")
+    after = build(spec(route(), ingress("spiffe://mesh/a"), leaves=(rotated,)), before)
+    assert changed(before, after) == {"Secret"}
+
+
+def test_routes_may_swap_vips() -> None:
+    """Listeners are named by address, so the swap is two changes and no clash."""
+    before = build(spec(route("a", vip="127.10.0.1"), route("b", vip="127.10.0.2")))
+    after = build(spec(route("a", vip="127.10.0.2"), route("b", vip="127.10.0.1")), before)
+    assert set(after.resources[LISTENER]) == set(before.resources[LISTENER])
+
+
+def test_one_more_caller_changes_routes_only_and_a_revoked_one_the_chain_too() -> None:
+    """Held connections survive a permission that is given and do not survive one that is taken."""
+    one = build(spec(ingress("spiffe://mesh/a")))
+    two = build(spec(ingress("spiffe://mesh/a", "spiffe://mesh/b")), one)
+    assert changed(one, two) == {"RouteConfiguration"}
+    less = build(spec(ingress("spiffe://mesh/b")), two)
+    assert changed(two, less) == {"RouteConfiguration", "Listener"}
+    wide = replace(ingress(), allowed=(Principal(uri="spiffe://mesh/", prefix=True),))
+    assert changed(less, build(spec(wide), less)) == {"RouteConfiguration"}
+    narrow = build(spec(ingress("spiffe://mesh/b")), build(spec(wide), less))
+    assert versions(narrow, LISTENER) != versions(less, LISTENER)
+
+
+def test_another_transport_rebuilds_everything_that_it_shapes() -> None:
+    """The choice is kept from snapshot to snapshot until it is changed."""
+    connect = build(spec(route()), None, ConnectStreams())
+    own = build(spec(route()), connect, OwnConnections())
+    assert changed(connect, own) == {"Cluster", "Listener"}
+    assert build(spec(route()), own).version == own.version
+
+
+def test_keys_show_nowhere() -> None:
+    """Neither a snapshot nor a resource prints a private key."""
+    snapshot = build(spec(route()))
+    assert b"PRIVATE KEY" in snapshot.resources[SECRET]["leaf:me"].body
+    assert "PRIVATE" not in repr(snapshot)
+    assert "PRIVATE" not in str(snapshot.resources[SECRET]["leaf:me"])

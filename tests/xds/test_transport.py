@@ -1,0 +1,402 @@
+"""Both transports with two real Envoys back to back: what a client of a VIP sees, and what cuts it (rule 20:
+convergence). Long because each promise is shown for both transports on the same pair of Envoys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+import xds.transport as transport_module
+from runtime.tasks import TaskScope
+from tests.support import eventually
+from tests.xds.mesh import CALLEE, CALLER, INGRESS_PORT, PORT, Handler, Pair, closing, loopback, pair
+from xds.spec import Endpoint, Principal
+from xds.transport import ConnectStreams, OwnConnections, Transport
+
+OTHER = Principal(uri="spiffe://test/other")
+TRANSPORTS: list[Transport] = [ConnectStreams(), OwnConnections()]
+both_transports = pytest.mark.parametrize("transport", TRANSPORTS, ids=["connect", "own"])
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def says(stream: Stream, data: bytes = b"hello") -> bool:
+    """True if the echo answers on `stream`; False if it was closed."""
+    reader, writer = stream
+    try:
+        async with asyncio.timeout(5):
+            writer.write(data)
+            return await reader.readexactly(len(data)) == data
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return False
+
+
+async def closed(stream: Stream, seconds: float = 5.0) -> None:
+    """Returns once the other side closed `stream`, which is idle."""
+    async with asyncio.timeout(seconds):
+        with contextlib.suppress(ConnectionError):
+            assert await stream[0].read() == b""
+
+
+@contextlib.asynccontextmanager
+async def held(both: Pair, count: int = 4) -> AsyncIterator[list[Stream]]:
+    """Connections that work, enough to be on both of Envoy's workers."""
+    streams = [await both.dial() for _ in range(count)]
+    try:
+        for stream in streams:
+            assert await says(stream)
+        yield streams
+    finally:
+        for _, writer in streams:
+            writer.transport.abort()
+
+
+@both_transports
+async def test_first_byte_through_the_vip(transport: Transport) -> None:
+    """A connection to the VIP reaches the backend behind the other Envoy, and nothing was rejected."""
+    async with pair(transport=transport) as both:
+        assert await both.ask(b"ping") == b"ping"
+        assert both.caller.server.status().nacks == ()
+        assert both.callee.server.status().nacks == ()
+
+
+async def test_state_of_the_world_variant_serves_and_moves_a_route() -> None:
+    """Envoy on the older protocol gets the same mesh, changes and removals included."""
+    async with pair(delta=False) as both:
+        assert await both.ask() == b"ping"
+        extra = both.route(name="extra", vip=loopback())
+        await both.caller.apply(both.egress(both.route(), extra))
+        await both.caller.apply(both.egress(both.route(generation="2")))
+        await both.settles_on(b"ping")
+        clusters = await both.caller.get("/clusters")
+        assert "egress/worker::" in clusters
+        assert "egress/extra::" not in clusters
+
+
+@both_transports
+async def test_a_server_with_another_identity_is_refused(transport: Transport) -> None:
+    """The route requires its own service's SAN, exactly; a valid certificate of someone else is no server."""
+    async with pair(transport=transport) as both:
+        for san in ("spiffe://test/other", CALLEE[:-1], CALLEE + "/x"):
+            await both.caller.apply(both.egress(both.route(peer_sans=(san,))))
+            await both.settles_on(b"")
+        await both.caller.counted("cluster.egress/worker.ssl.fail_verify_san")
+
+
+@both_transports
+async def test_a_caller_without_certificate_is_refused(transport: Transport) -> None:
+    """The ingress ends a handshake that brings no client certificate."""
+    async with pair(transport=transport) as both:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        # In TLS 1.3 the client's own handshake is done before the server refuses: the alert comes with the first read.
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            reader, writer = await asyncio.open_connection(both.address, INGRESS_PORT, ssl=context)
+            with closing(writer):
+                assert await reader.read() == b""
+        await both.callee.counted("listener.*ssl.fail_verify_no_cert")
+
+
+async def test_tls_below_1_3_is_refused() -> None:
+    """There is one version."""
+    async with pair() as both:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(both.address, INGRESS_PORT, ssl=context)
+
+
+@both_transports
+async def test_a_caller_of_another_root_is_refused(transport: Transport) -> None:
+    """A certificate with the right name from the wrong authority opens nothing."""
+    async with pair(transport=transport) as both:
+        stranger = type(both.authority)()
+        both.caller_leaf = stranger.leaf("caller", CALLER)
+        await both.caller.apply(both.egress(both.route(generation="2")))
+        await both.caller.kill()
+        await both.caller.exec()
+        await eventually(lambda: both.caller.server.status().acked_version is not None, "the new Envoy is configured")
+        await both.listening()
+        await both.settles_on(b"")
+
+
+@both_transports
+async def test_no_byte_of_a_caller_that_is_not_allowed_reaches_the_backend(transport: Transport) -> None:
+    """RBAC decides first (with a connection each, the backend sees a connection open and close, but nothing in it)."""
+    seen = 0
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        data = await reader.read(4)
+        seen += len(data)
+        writer.write(data)
+        writer.close()
+
+    async with pair(transport=transport, serve=count) as both:
+        await both.callee.apply(both.ingress(OTHER))
+        await both.settles_on(b"")
+        seen = 0
+        await both.settles_on(b"")
+        assert seen == 0
+        await both.callee.apply(both.ingress(Principal(uri="spiffe://test/", prefix=True)))
+        await both.settles_on(b"ping")
+
+
+async def test_allowing_one_more_caller_cuts_nobody_and_revoking_one_cuts_all_that_are_held() -> None:
+    """The list is applied to new streams at once; a revocation also closes what was let in before."""
+    async with pair() as both:
+        async with held(both) as streams:
+            await both.callee.apply(both.ingress(Principal(uri=CALLER), OTHER))
+            assert all([await says(stream) for stream in streams])
+            await both.callee.apply(both.ingress(OTHER))
+            for stream in streams:
+                await closed(stream)
+        await both.settles_on(b"")
+
+
+@both_transports
+async def test_benign_changes_cut_nothing(transport: Transport) -> None:
+    """Endpoints added and removed, leaves rotated on both sides, a root added, another route added: held connections
+    go on."""
+    async with pair(transport=transport) as both, held(both) as streams:
+        here = Endpoint(address=both.address, port=INGRESS_PORT)
+        more = both.route(endpoints=(here, Endpoint(address=loopback(), port=INGRESS_PORT)))
+        await both.caller.apply(both.egress(more))
+        await both.caller.apply(both.egress())
+        await both.caller.apply(both.egress(both.route(endpoints=())))
+        await both.caller.apply(both.egress(both.route(), both.route(name="more", vip=loopback())))
+        both.caller_leaf = both.authority.leaf("caller", CALLER)
+        both.callee_leaf = both.authority.leaf("callee", CALLEE)
+        await both.caller.apply(both.egress())
+        await both.callee.apply(both.ingress())
+        assert all([await says(stream) for stream in streams])
+        assert await both.ask() == b"ping"
+
+
+@both_transports
+async def test_a_new_generation_closes_idle_and_busy_connections_of_that_route_only(transport: Transport) -> None:
+    """The lever for a changed leader: every held connection ends at once, other routes' do not."""
+    async with pair(transport=transport) as both:
+        other = both.route(name="other", vip=loopback())
+        await both.caller.apply(both.egress(both.route(), other))
+        bystander = await asyncio.open_connection(other.vip, PORT)
+        assert await says(bystander)
+        async with held(both) as streams, asyncio.timeout(10), TaskScope() as scope:
+            scope.start("busy client", _talk(streams[0]))
+            await both.caller.apply(both.egress(both.route(generation="2"), other))
+            for stream in streams[1:]:
+                await closed(stream)
+        assert await both.ask() == b"ping"
+        assert await says(bystander)
+        bystander[1].transport.abort()
+
+
+def _answers(name: bytes) -> Handler:
+    """A server that answers its own name to whatever it gets."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(100):
+                writer.write(name)
+            writer.close()
+
+    return serve
+
+
+async def test_a_leader_change_closes_held_connections_and_no_new_one_reaches_the_old_leader() -> None:
+    """Endpoints and generation in one publish: the first connection after the close is at the new leader."""
+    async with pair(serve=_answers(b"A")) as both:
+        spec, other = both.ingress(), loopback()
+        second = replace(spec.ingress[0], name="b", address=loopback(), target=Endpoint(address=other, port=PORT))
+        await both.callee.apply(replace(spec, ingress=(*spec.ingress, second)))
+        leaders = [Endpoint(address=address, port=INGRESS_PORT) for address in (both.address, second.address)]
+        async with await asyncio.start_server(_answers(b"B"), other, PORT):  # type: ignore[arg-type]
+            for term in range(20):
+                new = (term + 1) % 2
+                reader, writer = await both.dial()
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"AB"[1 - new : 2 - new]
+                both.caller.publish(both.egress(both.route(endpoints=(leaders[new],), generation=str(term))))
+                await closed((reader, writer))
+                assert await both.ask(b"x") == b"AB"[new : new + 1]
+                writer.transport.abort()
+
+
+async def _talk(stream: Stream) -> None:
+    """Talks until the connection is closed."""
+    going = True
+    while going:
+        going = await says(stream)
+
+
+@both_transports
+async def test_a_client_that_shut_down_its_side_gets_the_whole_answer(transport: Transport) -> None:
+    """Half-close passes through: the backend sees the end and still answers."""
+
+    async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = await reader.read()
+        await asyncio.sleep(0.05)
+        writer.write(hashlib.sha256(data).digest())
+        await writer.drain()
+        writer.close()
+
+    async with pair(transport=transport, serve=digest) as both:
+        reader, writer = await both.dial()
+        with closing(writer):
+            writer.write(b"x" * 100_000)
+            writer.write_eof()
+            async with asyncio.timeout(10):
+                assert await reader.read() == hashlib.sha256(b"x" * 100_000).digest()
+
+
+@both_transports
+async def test_the_backends_close_and_reset_reach_the_client(transport: Transport) -> None:
+    """Whatever way the backend ends a connection, the client's read ends."""
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1) == b"R":
+            writer.transport.abort()
+        else:
+            writer.close()
+
+    async with pair(transport=transport, serve=end) as both:
+        for how in (b"R", b"F"):
+            stream = await both.dial()
+            stream[1].write(how)
+            await closed(stream)
+            stream[1].transport.abort()
+
+
+async def test_killing_the_other_envoy_closes_held_connections_and_its_return_serves_new_ones() -> None:
+    """The client sees a close at once, not a hang; a restarted Envoy is configured by its server without help."""
+    async with pair() as both:
+        async with held(both) as streams:
+            await both.callee.kill()
+            for stream in streams:
+                await closed(stream)
+        await both.callee.exec()
+        await eventually(lambda: both.callee.server.status().acked_version is not None, "the new Envoy is configured")
+        await both.listening()
+        assert await both.ask() == b"ping"
+
+
+async def test_a_peer_that_stopped_answering_is_noticed_by_those_who_wait() -> None:
+    """No FIN comes from a dead host: pings end the connection, and new ones go to an endpoint that lives."""
+    async with pair() as both, held(both) as streams:
+        both.callee.pause(True)
+        try:
+            for stream in streams:
+                await closed(stream, 12)
+        finally:
+            both.callee.pause(False)
+
+
+async def test_a_dead_endpoint_costs_a_retry_not_a_connection() -> None:
+    """With one endpoint that refuses and one that works, every connection works, and the dead one is soon left out."""
+    async with pair() as both:
+        dead = Endpoint(address=loopback(), port=1)
+        here = Endpoint(address=both.address, port=INGRESS_PORT)
+        await both.caller.apply(both.egress(both.route(endpoints=(dead, here))))
+        assert [await both.ask() for _ in range(12)] == [b"ping"] * 12
+
+
+async def test_a_backend_that_refuses_costs_a_retry_not_a_connection() -> None:
+    """An instance whose Envoy lives and whose server does not: the stream is refused before a byte is lost, and tried
+    elsewhere."""
+    async with pair() as both:
+        spec = both.ingress()
+        down = replace(spec.ingress[0], name="down", address=loopback(), target=Endpoint(address=both.backend, port=1))
+        await both.callee.apply(replace(spec, ingress=(*spec.ingress, down)))
+        places = tuple(Endpoint(address=address, port=INGRESS_PORT) for address in (both.address, down.address))
+        await both.caller.apply(both.egress(both.route(endpoints=places)))
+        assert [await both.ask() for _ in range(12)] == [b"ping"] * 12
+
+
+async def test_a_renewed_connection_keeps_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a shared connection comes of age, on either side, new streams get a new one and open streams stay."""
+    monkeypatch.setattr(transport_module, "RENEW_AFTER", timedelta(seconds=0.3))
+    monkeypatch.setattr(transport_module, "RENEW_AT_THE_LATEST", timedelta(seconds=0.4))
+    async with pair() as both, held(both) as streams:
+        renewed = "cluster.egress/worker.upstream_cx_max_duration_reached"
+        async with asyncio.timeout(20):
+            while await both.caller.stat(renewed) < 4:
+                assert await both.ask() == b"ping"
+        assert all([await says(stream) for stream in streams])
+
+
+async def test_no_endpoint_closes_the_connection_at_once() -> None:
+    """A route without endpoints refuses by closing, it does not hang."""
+    async with pair() as both:
+        await both.caller.apply(both.egress(both.route(endpoints=())))
+        await both.settles_on(b"")
+
+
+@both_transports
+async def test_300_parallel_connections(transport: Transport) -> None:
+    """Limits that default to 100 or 1024 do not bite."""
+    async with pair(transport=transport) as both, held(both, 300) as streams:
+        answers = await asyncio.gather(*(says(stream, b"%08d" % n) for n, stream in enumerate(streams)))
+        assert answers == [True] * 300
+
+
+async def test_clients_that_do_not_read_hold_up_nobody_else() -> None:
+    """Streams share a connection but not its window: the connection's is as large as all of theirs."""
+    async with pair() as both:
+        stuck = []
+        try:
+            for _ in range(40):
+                reader, writer = await both.dial()
+                writer.transport.pause_reading()
+                writer.write(bytes(8 << 20))
+                stuck.append((reader, writer))
+            assert [await both.ask() for _ in range(8)] == [b"ping"] * 8
+        finally:
+            for _, writer in stuck:
+                writer.transport.abort()
+
+
+@both_transports
+async def test_64_mib_arrive_whole(transport: Transport) -> None:
+    """Bulk data in both directions at once comes through unchanged."""
+    async with pair(transport=transport) as both:
+        block = os.urandom(1 << 20)
+        sent, got = hashlib.sha256(), hashlib.sha256()
+        reader, writer = await both.dial()
+
+        async def push() -> None:
+            for _ in range(64):
+                sent.update(block)
+                writer.write(block)
+                await writer.drain()
+            writer.write_eof()
+
+        with closing(writer):
+            async with asyncio.timeout(60), TaskScope() as scope:
+                scope.start("push", push())
+                while data := await reader.read(1 << 18):
+                    got.update(data)
+        assert got.digest() == sent.digest()
+
+
+async def test_many_aborted_connections_do_not_harm_a_held_one() -> None:
+    """Clients that reset their connections look like a rapid-reset attack; the shared connection must survive them."""
+    async with pair() as both, held(both) as streams:
+        for _ in range(1200):
+            _, writer = await both.dial()
+            writer.get_extra_info("socket").setsockopt(_SOL_SOCKET, _SO_LINGER, _RESET)
+            writer.transport.abort()
+        assert all([await says(stream) for stream in streams])
+
+
+_SOL_SOCKET, _SO_LINGER = 1, 13
+_RESET = (1).to_bytes(4, "little") + bytes(4)

@@ -1,0 +1,115 @@
+"""Where routes and CVMs live: stable VIPs, mesh addresses and sidecar ports. Pure.
+
+An address depends on nothing but the name, so adding or removing a group moves no one else's. Terraform has the same:
+    cidrhost(pool, 256 + parseint(substr(sha256(name), 0, 12), 16) % (pow(2, 32 - prefix) - 257))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+VIP_POOL = "127.10.0.0/16"
+MESH_POOL = "100.96.0.0/16"
+DNS_ADDRESS = "127.10.0.53"
+RESERVED = 256
+"""Addresses at the start of a pool that no name gets: the network, the DNS server, what comes to need a fixed one."""
+_HASH_DIGITS = 12
+"""Hex digits of the hash that are used: 48 bits, which every number type of Terraform and JSON holds exactly."""
+_SMALLEST_PREFIX = 22
+"""A pool with fewer than 1,024 addresses would collide all the time."""
+
+SIDECAR_OFFSET = 20000
+PLATFORM_PORTS: Mapping[int, str] = {
+    8090: "the dstack guest agent",
+    9182: "the platform's WireGuard (dstack-wg0)",
+    8787: "the admission broker",
+    51820: "the mesh's WireGuard",
+    51821: "the rendezvous",
+    8300: "Consul's RPC",
+    8301: "Consul's serf",
+    8302: "Consul's serf (WAN)",
+    8500: "the Consul agent's HTTP API",
+}
+"""Ports that are taken inside every CVM (dstack.md 5 and 6; docs/architecture.md)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clash:
+    """Two names that got one address."""
+
+    first: str
+    second: str
+    address: str
+    free: str
+    """An address of the pool that nobody has: what to pin one of the two to."""
+
+
+def network(pool: str) -> IPv4Network:
+    """The pool as a network. ValueError when it is not an IPv4 network of at least a /22."""
+    found = IPv4Network(pool)
+    if found.prefixlen > _SMALLEST_PREFIX:
+        raise ValueError(f"the pool {pool!r} is too small, expected a /{_SMALLEST_PREFIX} or greater; try a /16")
+    return found
+
+
+def vip_of(route_name: str, pool: str = VIP_POOL) -> str:
+    """The loopback address of a route, before pins."""
+    return _address_of(route_name, pool)
+
+
+def mesh_address_of(peer_id: str, pool: str = MESH_POOL) -> str:
+    """The mesh address of a CVM, before pins."""
+    return _address_of(peer_id, pool)
+
+
+def sidecar_port_of(port: int) -> int:
+    """The port of the ingress listener on the mesh address for the backend that listens on `port`."""
+    return port + SIDECAR_OFFSET if port + SIDECAR_OFFSET < 61000 else port - SIDECAR_OFFSET
+
+
+def why_not(address: str, pool: str) -> str | None:
+    """Why `address` cannot be pinned in `pool`, as the end of a sentence; None when it can."""
+    net = network(pool)
+    first, last = net[RESERVED], net[-2]
+    try:
+        found = IPv4Address(address)
+    except ValueError:
+        return f"is {address!r}, expected an IPv4 address from {first} to {last}"
+    if not first <= found <= last:
+        return f"is {address!r}, outside of what may be given out; expected an address from {first} to {last}"
+    return None
+
+
+def clashes(addresses: Mapping[str, str], pool: str) -> tuple[Clash, ...]:
+    """Every pair of names that share an address, each with a free address as the way out."""
+    taken: set[str] = set(addresses.values())
+    owners: dict[str, str] = {}
+    found: list[Clash] = []
+    for name, address in addresses.items():
+        if address not in owners:
+            owners[address] = name
+            continue
+        free = _free_address(name, taken, pool)
+        taken.add(free)
+        found.append(Clash(first=owners[address], second=name, address=address, free=free))
+    return tuple(found)
+
+
+def _address_of(name: str, pool: str) -> str:
+    net = network(pool)
+    # Everything between the reserved start and the broadcast address.
+    usable = net.num_addresses - RESERVED - 1
+    number = int(hashlib.sha256(name.encode()).hexdigest()[:_HASH_DIGITS], 16)
+    return str(net[RESERVED + number % usable])
+
+
+def _free_address(name: str, taken: set[str], pool: str) -> str:
+    attempt = 0
+    while True:
+        candidate = _address_of(f"{name}#{attempt}", pool)
+        if candidate not in taken:
+            return candidate
+        attempt += 1

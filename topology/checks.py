@@ -1,0 +1,202 @@
+"""The plan-time checks that concern several entries at once: names, parents, owners, peers, ports, addresses. Pure.
+
+The template's seven are: literal images (`topology.compose`), unique route names, one parent and owner per backend,
+at least one slot (`topology.shape`), unique peer IDs, unique VIPs, unique producer sidecar ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from topology import addresses
+from topology.model import COORDINATOR, Backend, Cluster, Group, Route
+from topology.problems import Problems, Where, did_you_mean
+
+_RESERVED_ROUTES = frozenset({"localhost", "mesh"})
+"""`localhost` would take the loopback's own name; `mesh` is the zone of peer names."""
+
+
+_RESERVED_PARENTS = frozenset({"consul"})
+"""Consul registers its servers under this name."""
+_RESERVED_WORKLOADS = frozenset({"node"})
+"""`spiffe://<cluster>/node` is the identity of every admitted CVM."""
+
+
+class Checker:
+    """Checks one cluster; `places` says where each entry is written."""
+
+    def __init__(self, cluster: Cluster, places: Mapping[str, Where], problems: Problems) -> None:
+        self._cluster = cluster
+        self._places = places
+        self._problems = problems
+
+    def run(self) -> None:
+        """Runs every check; what is wrong is added to the problems."""
+        self._peers()
+        self._routes()
+        self._parents()
+        self._reserved()
+        for group in self._cluster.groups:
+            self._ports(group)
+            self._pins(group)
+        self._addresses()
+
+    def _peers(self) -> None:
+        owners = dict.fromkeys(self._cluster.coordinator_peers(), COORDINATOR)
+        for group in self._cluster.groups:
+            if group.name == COORDINATOR:
+                message = "is the name of the coordinators; choose another, peer IDs must be unique"
+                self._add(f"workload_groups.{group.name}", message)
+                continue
+            for peer in group.peers():
+                if owners.setdefault(peer, group.name) != group.name:
+                    message = f"has the peer ID {peer!r}, as group {owners[peer]!r} has; rename one of the groups"
+                    self._add(f"workload_groups.{group.name}", message)
+
+    def _routes(self) -> None:
+        first: dict[str, str] = {}
+        for entry, group, route in self._all_routes():
+            if route.name in first:
+                message = f"has the same name as {first[route.name]}; route names are unique in the cluster, rename one"
+                self._add(entry, message)
+            first.setdefault(route.name, entry)
+            if route.name in _RESERVED_ROUTES:
+                self._add(entry, "is a reserved name; choose another")
+            self._route_backend(entry, group, route)
+
+    def _route_backend(self, entry: str, group: Group, route: Route) -> None:
+        own = {backend.name: backend for backend in group.backends}
+        if route.backend in own:
+            if route.role is not None and own[route.backend].owner != "workload":
+                message = (
+                    f"is {route.role!r}, but backend {route.backend!r} is owned by the platform, which sets no roles; "
+                    'use role = null, or owner = "workload" and a workload that publishes its role'
+                )
+                self._add(f"{entry}.role", message)
+            return
+        others = [g.name for g in self._cluster.groups if route.backend in {b.name for b in g.backends}]
+        if others:
+            message = f"is {route.backend!r}, a backend of group {others[0]!r}; move the route into that group"
+        else:
+            message = (
+                f"is {route.backend!r}, which is no backend of group {group.name!r}; {did_you_mean(route.backend, own)}"
+            )
+        self._add(f"{entry}.backend", message)
+
+    def _parents(self) -> None:
+        by_backend: dict[str, tuple[str, Backend]] = {}
+        by_parent: dict[str, tuple[str, Backend]] = {}
+        for entry, backend in self._all_backends():
+            where, other = by_backend.setdefault(backend.name, (entry, backend))
+            if (other.parent, other.owner) != (backend.parent, backend.owner):
+                message = (
+                    f"is registered in {backend.parent!r} by the {backend.owner}, but {where} of the same name in "
+                    f"{other.parent!r} by the {other.owner}; a backend has one parent and one owner, rename one"
+                )
+                self._add(f"{entry}.registration", message)
+                continue
+            where, other = by_parent.setdefault(backend.parent, (entry, backend))
+            if other.owner != backend.owner:
+                message = (
+                    f"is {backend.parent!r}, which {where} registers as owned by the {other.owner}, "
+                    f"and this one by the {backend.owner}; use another parent, or one owner for both"
+                )
+                self._add(f"{entry}.registration.parent", message)
+        for group in self._cluster.groups:
+            self._parents_within(group)
+
+    def _reserved(self) -> None:
+        for entry, backend in self._all_backends():
+            if backend.parent in _RESERVED_PARENTS:
+                self._add(
+                    f"{entry}.registration.parent", f"is {backend.parent!r}, a service of Consul's; choose another"
+                )
+            if backend.workload in _RESERVED_WORKLOADS:
+                message = f"is {backend.workload!r}, the identity that every CVM has; choose another"
+                self._add(f"{entry}.workload", message)
+
+    def _parents_within(self, group: Group) -> None:
+        seen: dict[str, str] = {}
+        for backend in group.backends:
+            if backend.parent in seen:
+                message = (
+                    f"is {backend.parent!r}, as that of backend {seen[backend.parent]!r} of this group; "
+                    "a route could not tell their ports apart, use another parent"
+                )
+                self._add(f"workload_groups.{group.name}.backends.{backend.name}.registration.parent", message)
+            seen.setdefault(backend.parent, backend.name)
+
+    def _ports(self, group: Group) -> None:
+        ports: dict[int, str] = {}
+        sidecar_ports: dict[int, str] = {}
+        for backend in group.backends:
+            entry = f"workload_groups.{group.name}.backends.{backend.name}.port"
+            if backend.port in addresses.PLATFORM_PORTS:
+                used_by = addresses.PLATFORM_PORTS[backend.port]
+                self._add(entry, f"is {backend.port}, which {used_by} uses inside every CVM; choose another")
+            if backend.port in ports:
+                message = (
+                    f"is {backend.port}, as that of backend {ports[backend.port]!r} in the same CVM; choose another"
+                )
+                self._add(entry, message)
+                continue
+            ports[backend.port] = backend.name
+            outer = addresses.sidecar_port_of(backend.port)
+            if outer in addresses.PLATFORM_PORTS:
+                used_by = addresses.PLATFORM_PORTS[outer]
+                message = (
+                    f"is {backend.port}, so its sidecar port would be {outer}, which {used_by} uses; choose another"
+                )
+                self._add(entry, message)
+            elif outer in sidecar_ports:
+                message = (
+                    f"is {backend.port}, so its sidecar port would be {outer}, as that of backend "
+                    f"{sidecar_ports[outer]!r}; choose another port"
+                )
+                self._add(entry, message)
+            sidecar_ports.setdefault(outer, backend.name)
+
+    def _pins(self, group: Group) -> None:
+        entry = f"workload_groups.{group.name}"
+        for route in group.routes:
+            if route.vip is not None and (why := addresses.why_not(route.vip, addresses.VIP_POOL)) is not None:
+                self._add(f"{entry}.routes.{route.name}.vip", why)
+        for peer, address in group.mesh_addresses.items():
+            if peer not in group.peers():
+                message = f"is no peer of this group; {did_you_mean(peer, group.peers())}"
+                self._add(f"{entry}.mesh_addresses.{peer}", message)
+            elif (why := addresses.why_not(address, addresses.MESH_POOL)) is not None:
+                self._add(f"{entry}.mesh_addresses.{peer}", why)
+
+    def _addresses(self) -> None:
+        routes = {route.name: entry for entry, _, route in self._all_routes()}
+        for clash in addresses.clashes(self._cluster.vips(), addresses.VIP_POOL):
+            message = (
+                f"has the VIP {clash.address}, as route {clash.first!r} has; "
+                f'pin one of them, for example vip = "{clash.free}" here'
+            )
+            self._add(routes[clash.second], message)
+        group_of = {peer: group.name for group in self._cluster.groups for peer in group.peers()}
+        for clash in addresses.clashes(self._cluster.mesh_addresses(), addresses.MESH_POOL):
+            message = (
+                f"{clash.second!r} has the mesh address {clash.address}, as {clash.first!r} has; "
+                f'pin it: mesh_addresses = {{ "{clash.second}" = "{clash.free}" }}'
+            )
+            self._add(f"workload_groups.{group_of.get(clash.second, clash.second)}", message)
+
+    def _all_routes(self) -> Iterator[tuple[str, Group, Route]]:
+        for group in self._cluster.groups:
+            for route in group.routes:
+                yield f"workload_groups.{group.name}.routes.{route.name}", group, route
+
+    def _all_backends(self) -> Iterator[tuple[str, Backend]]:
+        for group in self._cluster.groups:
+            for backend in group.backends:
+                yield f"workload_groups.{group.name}.backends.{backend.name}", backend
+
+    def _add(self, entry: str, message: str) -> None:
+        outer, where = entry, self._places.get(entry)
+        while where is None and "." in outer:
+            outer = outer.rpartition(".")[0]
+            where = self._places.get(outer)
+        self._problems.add(where or Where(file=str(self._cluster.folder)), entry, message)

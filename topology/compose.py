@@ -1,0 +1,338 @@
+"""Compose files as far as the mesh reads them: services, images, what an application is started with. `parse` is pure.
+
+Refuses what would make the measured file say less than it runs: an image that is not a literal, an owner key from the
+environment; and an application that is started without the mesh's names.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from topology.problems import ClusterError, Problems, Where
+
+SIDECAR = "sidecar"
+"""The name of the service that is the mesh: in a workload's file and in the coordinators'."""
+EXEC_SH = "/run/mesh/exec.sh"
+MESH_MOUNT = "/run/mesh"
+OWNER_KEY = "MESH_OWNER_KEY"
+INSECURE = "MESH_INSECURE_"
+"""Variables with this beginning switch a protection off: a host that sets the environment must not reach them."""
+
+Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One service. Texts are as written: pass what may hold variables through `interpolate`."""
+
+    name: str
+    image: str
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    """Short syntax, `source:target[:mode]`."""
+    depends_on: tuple[str, ...] = ()
+    """Services that are started before this one."""
+    waits_healthy: tuple[str, ...] = ()
+    """Those of them whose health check must pass first (`condition: service_healthy`)."""
+    restart: str = "no"
+    network_mode: str = ""
+    is_sidecar: bool = False
+    line: int = 0
+    """Where the service starts in the file, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposeFile:
+    """A compose file that passed the checks."""
+
+    path: Path
+    text: str
+    services: tuple[Service, ...]
+
+    @property
+    def sidecar(self) -> Service:
+        """The sidecar service; there is exactly one."""
+        return next(service for service in self.services if service.is_sidecar)
+
+    @property
+    def applications(self) -> tuple[Service, ...]:
+        """Every other service."""
+        return tuple(service for service in self.services if not service.is_sidecar)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key written twice is refused as Docker Compose does, where PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is written twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> ComposeFile:
+    """Reads and checks the compose file of a group, or of the coordinators. ClusterError has every problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ClusterError([f"{path}: the compose file {reason}; write it, or change compose in cluster.tf"]) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> ComposeFile:
+    """As `load`, from text; `path` is for messages."""
+    problems = Problems()
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+        lines = _service_lines(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else None
+        why = getattr(error, "problem", None) or str(error)
+        problems.add(Where(file=str(path), line=line), path.name, f"is not valid YAML: {why}")
+        problems.finish()
+        raise
+    if not isinstance(tree, dict) or not isinstance(tree.get("services"), dict) or not tree["services"]:
+        problems.add(
+            Where(file=str(path), line=1), path.name, "has no services; expected a map `services:` with the sidecar"
+        )
+        problems.finish()
+    reader = _Reader(path, lines, problems)
+    services = tuple(reader.service(str(name), body) for name, body in tree["services"].items())
+    reader.check(services)
+    problems.finish()
+    return ComposeFile(path=path, text=text, services=services)
+
+
+_REFERENCE = re.compile(
+    r"\$(?:(?P<escaped>\$)"
+    r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\}"
+    r"|(?P<plain>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|(?P<wrong>))"
+)
+
+
+def interpolate(text: str, env: Mapping[str, str]) -> str:
+    """`text` with its variables replaced as Compose does.
+
+    `${VAR}`, `$VAR`, `${VAR:-default}`, `${VAR-default}`, `${VAR:?error}`, `${VAR:+word}` and `$$`. An unset variable
+    without default gives "". ValueError names a reference that is malformed, or demanded and missing.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return "$"
+        if match["wrong"] is not None:
+            raise ValueError(
+                f"{text!r} has a '$' at {match.start()} that starts no variable; expected ${{NAME}}, or $$ for a dollar"
+            )
+        name = match["braced"] or match["plain"]
+        operator, word = match["operator"] or "", match["word"] or ""
+        present = name in env and (bool(env[name]) or not operator.startswith(":"))
+        if operator.endswith("+"):
+            return word if present else ""
+        if not present and operator.endswith("?"):
+            raise ValueError(f"{name} is not set: {word or 'it is required'}; set it in compose_env")
+        if not present and operator.endswith("-"):
+            return word
+        return env.get(name, "")
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def variables(text: str) -> tuple[str, ...]:
+    """The names of the variables that `text` refers to, sorted."""
+    return tuple(sorted({name for match in _REFERENCE.finditer(text) if (name := match["braced"] or match["plain"])}))
+
+
+def malformed(text: str) -> str | None:
+    """The first place of `text` that `interpolate` refuses whatever the variables are; None when there is none."""
+    found = next((match for match in _REFERENCE.finditer(text) if match["wrong"] is not None), None)
+    return None if found is None else text[found.start() : found.start() + 20]
+
+
+class _Reader:
+    def __init__(self, path: Path, lines: Mapping[tuple[str, str], int], problems: Problems) -> None:
+        self._path = path
+        self._lines = lines
+        self._problems = problems
+
+    def service(self, name: str, body: Plain) -> Service:
+        if not isinstance(body, dict):
+            self._add(name, "", "is empty; expected a map with image, command and so on")
+            body = {}
+        if name == SIDECAR and body.get("env_file"):
+            # All of the file's variables would get in, also those that switch a protection off.
+            self._add(name, "env_file", "brings values that nobody measures; name each variable under environment")
+        conditions = self._depends_on(name, body.get("depends_on"))
+        return Service(
+            name=name,
+            image=self._image(name, body),
+            entrypoint=self._words(name, "entrypoint", body.get("entrypoint")),
+            command=self._words(name, "command", body.get("command")),
+            environment=self._environment(name, body.get("environment")),
+            volumes=self._volumes(name, body.get("volumes")),
+            depends_on=tuple(conditions),
+            waits_healthy=tuple(key for key, condition in conditions.items() if condition == "service_healthy"),
+            # YAML 1.1 reads a bare `no` as false.
+            restart="no" if body.get("restart") in (None, False) else str(body["restart"]),
+            network_mode=str(body.get("network_mode") or ""),
+            is_sidecar=name == SIDECAR,
+            line=self._lines.get((name, ""), 0),
+        )
+
+    def check(self, services: tuple[Service, ...]) -> None:
+        """What concerns the mesh: a sidecar, and applications that are started through it."""
+        sidecar = next((service for service in services if service.is_sidecar), None)
+        if sidecar is None:
+            message = f"has no service {SIDECAR!r}; copy it from clusters/starter, it joins this CVM to the mesh"
+            self._problems.add(Where(file=str(self._path), line=1), self._path.name, message)
+        for service in services:
+            self._check_references(service)
+            if service.network_mode != "host":
+                self._add(
+                    service.name, "network_mode", "must be host: VIPs and the mesh address are in the CVM's own network"
+                )
+            if not service.is_sidecar:
+                self._check_application(service, sidecar)
+        for key, value in sidecar.environment.items() if sidecar is not None else ():
+            if "$" in value and (key == OWNER_KEY or key.startswith(INSECURE)):
+                message = f"{key} comes from the environment, which nobody measures; write the value itself here"
+                self._add(SIDECAR, "environment", message)
+
+    def _check_references(self, service: Service) -> None:
+        fields = {
+            "environment": service.environment.values(),
+            "entrypoint": service.entrypoint,
+            "command": service.command,
+            "volumes": service.volumes,
+        }
+        for field_name, texts in fields.items():
+            for found in filter(None, map(malformed, texts)):
+                message = (
+                    f"has `{found}`, which is no variable; use ${{NAME}} or ${{NAME:-default}}, and $$ for a dollar"
+                )
+                self._add(service.name, field_name, message)
+
+    def _check_application(self, service: Service, sidecar: Service | None) -> None:
+        if service.entrypoint[:1] != (EXEC_SH,):
+            message = (
+                f"skips {EXEC_SH}, so route names would not resolve; "
+                f'use entrypoint: ["{EXEC_SH}"] and put the program into command'
+            )
+            self._add(service.name, "entrypoint", message)
+        elif not service.command and len(service.entrypoint) == 1:
+            # Compose drops the image's CMD when entrypoint is set.
+            self._add(service.name, "command", f"is missing: {EXEC_SH} has nothing to start; write the program here")
+        targets = [volume.split(":")[1] for volume in service.volumes if volume.count(":") >= 1]
+        if MESH_MOUNT not in targets:
+            message = f"do not mount {MESH_MOUNT}; add - /tmp/dstack-runtime/mesh:{MESH_MOUNT}:ro"
+            self._add(service.name, "volumes", message)
+        if sidecar is not None and SIDECAR not in service.waits_healthy:
+            message = "does not wait for the mesh; add sidecar: { condition: service_healthy }"
+            self._add(service.name, "depends_on", message)
+
+    def _image(self, name: str, body: dict[str, Plain]) -> str:
+        image = body.get("image")
+        if not isinstance(image, str) or not image:
+            self._add(name, "image", "is missing; expected a literal image reference (build is not measured)")
+            return ""
+        if "$" in image:
+            message = (
+                f"is {image!r}: a variable in an image reference is not measured, so the compose hash would not say "
+                "what runs; write the reference itself, best with a digest"
+            )
+            self._add(name, "image", message)
+        return image
+
+    def _words(self, name: str, field: str, value: Plain) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            try:
+                return tuple(shlex.split(value))
+            except ValueError as error:
+                self._add(name, field, f"is {value!r}: {error}")
+                return ()
+        if isinstance(value, list) and all(isinstance(word, str | int | float) for word in value):
+            return tuple(str(word) for word in value)
+        self._add(name, field, "must be text or a list of words")
+        return ()
+
+    def _environment(self, name: str, value: Plain) -> dict[str, str]:
+        if value is None:
+            return {}
+        if isinstance(value, list):
+            pairs = [str(item).partition("=") for item in value]
+            # `- NAME` and `NAME:` take the value of the same name from the environment of compose.
+            return {key: text if equals else f"${{{key}}}" for key, equals, text in pairs}
+        if not isinstance(value, dict):
+            self._add(name, "environment", "must be a map or a list of NAME=value")
+            return {}
+        found: dict[str, str] = {}
+        for key, item in value.items():
+            if isinstance(item, bool | list | dict):
+                self._add(name, "environment", f"{key} is {str(item).lower()}, expected text; put it in quotes")
+            else:
+                found[str(key)] = f"${{{key}}}" if item is None else str(item)
+        return found
+
+    def _volumes(self, name: str, value: Plain) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self._add(name, "volumes", "must be a list")
+            return ()
+        found: list[str] = []
+        for item in value:
+            if isinstance(item, str):
+                found.append(item)
+            elif isinstance(item, dict) and isinstance(item.get("target"), str):
+                mode = ":ro" if item.get("read_only") is True else ""
+                found.append(f"{item.get('source') or ''}:{item['target']}{mode}")
+            else:
+                self._add(name, "volumes", f"holds {item!r:.60}, expected source:target[:ro]")
+        return tuple(found)
+
+    def _depends_on(self, name: str, value: Plain) -> dict[str, str]:
+        if isinstance(value, list):
+            return {str(item): "service_started" for item in value}
+        if isinstance(value, dict):
+            return {
+                key: str(item.get("condition", "service_started")) if isinstance(item, dict) else "service_started"
+                for key, item in value.items()
+            }
+        if value is not None:
+            self._add(name, "depends_on", "must be a map or a list of services")
+        return {}
+
+    def _add(self, service: str, field: str, message: str) -> None:
+        line = self._lines.get((service, field)) or self._lines.get((service, ""))
+        entry = f"services.{service}.{field}" if field else f"services.{service}"
+        self._problems.add(Where(file=str(self._path), line=line), entry, message)
+
+
+def _service_lines(root: yaml.Node | None) -> dict[tuple[str, str], int]:
+    """(service, field) to line; (service, "") is the service itself."""
+    lines: dict[tuple[str, str], int] = {}
+    for top, services in root.value if isinstance(root, yaml.MappingNode) else ():
+        if top.value != "services" or not isinstance(services, yaml.MappingNode):
+            continue
+        for name, body in services.value:
+            lines[name.value, ""] = name.start_mark.line + 1
+            for key, _ in body.value if isinstance(body, yaml.MappingNode) else ():
+                lines[name.value, str(key.value)] = key.start_mark.line + 1
+    return lines

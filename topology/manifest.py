@@ -1,0 +1,281 @@
+"""The manifest: which measured workloads may join, as whom, with which rights, routes and addresses.
+
+Lives here: the frozen value, its JSON form (decode refuses what it does not know) and the signed envelope. Pure.
+The coordinator enforces a manifest, a sidecar reads its coordinator entry and its routes, `topology.render` writes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import functools
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+MANIFEST_VERSION = 1
+_SIGNATURE_CONTEXT = b"cvm-mesh manifest v1\0"
+
+
+class ManifestError(ValueError):
+    """The manifest, or its envelope, is not what it must be. The message names the entry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyProvider:
+    """Where a CVM's keys must come from: the payload of the `key-provider` event (dstack.md 2.2)."""
+
+    name: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OsImage:
+    """One allowed OS image: its hash and its measurements (hex). RTMR0 varies with the CVM's shape: list each."""
+
+    os_image_hash: str
+    mrtd: str
+    rtmr0: str
+    rtmr1: str
+    rtmr2: str
+    development: bool = False
+    """A development image (root login). Refused unless the manifest says `allow_development_images`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcbPolicy:
+    """Which TCB states are good enough."""
+
+    allowed_statuses: tuple[str, ...] = ("UpToDate",)
+    rejected_advisories: tuple[str, ...] = ()
+    min_evaluation_data_number: int = 0
+    allow_development_images: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerEntry:
+    """One CVM that may exist: its peer ID and its mesh address."""
+
+    peer_id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorPeer:
+    """One coordinator CVM and the URL at which its admission broker answers (RA-TLS)."""
+
+    peer_id: str
+    address: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinators:
+    """The coordinators' app: what they must measure, and where they are."""
+
+    app_id: str
+    compose_hashes: tuple[str, ...]
+    peers: tuple[CoordinatorPeer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendezvous:
+    """A UDP-reachable host that learns NAT mappings and relays ciphertext. A WireGuard peer of every admitted CVM."""
+
+    public_key: str
+    """WireGuard public key, base64."""
+    endpoint: str
+    """Public `ip:port` (UDP)."""
+    address: str
+    """Its mesh address; its control API listens there only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """Extra Consul rights of a backend's identity (the template's `consul_permissions`)."""
+
+    key_prefixes: tuple[str, ...] = ()
+    session_write: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendEntry:
+    """One local server of a group."""
+
+    port: int
+    """Where the workload listens on 127.0.0.1."""
+    sidecar_port: int
+    """Where the ingress Envoy listens on the mesh address."""
+    service: str
+    """The Consul service: the template's `registration.parent`."""
+    identity: str
+    """`spiffe://<cluster>/<workload>`."""
+    owner: str
+    """`platform` or `workload`."""
+    permissions: Permissions = Permissions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupEntry:
+    """One workload group: one dstack app."""
+
+    app_id: str
+    compose_hashes: tuple[str, ...]
+    peers: tuple[PeerEntry, ...]
+    backends: dict[str, BackendEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteEntry:
+    """A stable name that applications dial."""
+
+    name: str
+    group: str
+    backend: str
+    service: str
+    """Consul service whose passing instances are the endpoints."""
+    role: str | None
+    vip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intention:
+    """`source` (a Consul service name, or `*` for every admitted identity) may call `destination`."""
+
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the coordinator enforces."""
+
+    version: int
+    epoch: int
+    """Grows with every change; a smaller epoch never replaces a greater one."""
+    cluster: str
+    key_provider: KeyProvider
+    os_images: tuple[OsImage, ...]
+    tcb: TcbPolicy
+    coordinators: Coordinators
+    rendezvous: tuple[Rendezvous, ...]
+    groups: dict[str, GroupEntry]
+    routes: tuple[RouteEntry, ...]
+    intentions: tuple[Intention, ...] = (Intention(source="*", destination="*"),)
+    vip_pool: str = "127.10.0.0/16"
+    mesh_pool: str = "100.96.0.0/16"
+
+    def identities(self, group: str) -> tuple[str, ...]:
+        """The SPIFFE identities that a CVM of `group` is admitted as: the node's, then one a backend."""
+        own = [backend.identity for _, backend in sorted(self.groups[group].backends.items())]
+        return (f"spiffe://{self.cluster}/node", *dict.fromkeys(own))
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(dataclasses.asdict(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in `data`, or ManifestError naming the entry. Unknown and missing keys are refused."""
+    try:
+        tree = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ManifestError(f"the manifest is not JSON: {error}") from error
+    manifest: Manifest = from_tree(Manifest, tree, "manifest")
+    if manifest.version != MANIFEST_VERSION:
+        raise ManifestError(
+            f"manifest.version is {manifest.version!r}, expected {MANIFEST_VERSION}; upgrade this program"
+        )
+    return manifest
+
+
+def sign(manifest: Manifest, key: Ed25519PrivateKey) -> str:
+    """The signed envelope as one base64url word, fit for an environment value: `<payload>.<signature>`."""
+    payload = encode(manifest)
+    return f"{_b64(payload)}.{_b64(key.sign(_SIGNATURE_CONTEXT + payload))}"
+
+
+def unsigned(manifest: Manifest) -> str:
+    """An envelope without signature, for local use; `open_envelope` takes it only when told so explicitly."""
+    return f"{_b64(encode(manifest))}."
+
+
+def open_envelope(envelope: str, owner_key: bytes | None) -> Manifest:
+    """The manifest in `envelope` after its signature was checked with the owner's Ed25519 public key (32 bytes).
+
+    `owner_key=None` skips the signature: only for a configuration that says it is insecure.
+    """
+    payload_text, dot, signature_text = envelope.strip().partition(".")
+    if not dot:
+        raise ManifestError("the manifest envelope is not '<payload>.<signature>' in base64url")
+    payload, signature = _unb64(payload_text, "payload"), _unb64(signature_text, "signature")
+    if owner_key is not None:
+        try:
+            Ed25519PublicKey.from_public_bytes(owner_key).verify(signature, _SIGNATURE_CONTEXT + payload)
+        except (InvalidSignature, ValueError) as error:
+            raise ManifestError("the manifest is not signed by the owner key in the measured compose file") from error
+    return decode(payload)
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _unb64(text: str, what: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError) as error:
+        raise ManifestError(f"the manifest's {what} is not base64url") from error
+
+
+T = TypeVar("T")
+
+
+def from_tree(kind: Any, tree: object, where: str) -> Any:
+    """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        inner = [arg for arg in get_args(kind) if arg is not type(None)]
+        return None if tree is None else from_tree(inner[0], tree, where)
+    if origin is tuple:
+        if not isinstance(tree, list):
+            raise ManifestError(f"{where} must be a list, not {tree!r:.80}")
+        return tuple(from_tree(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(tree))
+    if origin is dict:
+        if not isinstance(tree, dict):
+            raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
+        return {key: from_tree(get_args(kind)[1], item, f"{where}.{key}") for key, item in tree.items()}
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where)
+    # bool is an int in Python; a manifest that says `true` for a port is wrong.
+    if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
+        raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
+    return tree
+
+
+def _dataclass_from_tree(kind: type[T], tree: object, where: str) -> T:
+    if not isinstance(tree, dict):
+        raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
+    hints = _hints(typing.cast("Any", kind))
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(tree) - set(fields))
+    if unknown:
+        raise ManifestError(f"{where} has unknown entries {unknown}; expected {sorted(fields)}")
+    missing = [n for n, f in fields.items() if n not in tree and f.default is dataclasses.MISSING]
+    if missing:
+        raise ManifestError(f"{where} lacks {missing}")
+    return kind(**{name: from_tree(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Resolving annotations costs more than the rest of a decode."""
+    return get_type_hints(kind)

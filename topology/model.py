@@ -1,0 +1,93 @@
+"""The cluster as a value: groups, backends, routes. Pure; made by `topology.cluster`, rendered by `topology.render`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from topology.addresses import MESH_POOL, VIP_POOL, mesh_address_of, vip_of
+from topology.manifest import Permissions
+
+COORDINATOR = "coordinator"
+"""The group name of the coordinators; no workload group may have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A local server of a group, bound to `127.0.0.1:<port>`."""
+
+    name: str
+    port: int
+    workload: str
+    """Suffix of the admission identity `spiffe://<cluster>/<workload>`."""
+    owner: str
+    """`platform` or `workload`: who keeps the Consul registration up to date."""
+    parent: str
+    """The Consul service in which the backend is registered."""
+    permissions: Permissions = field(default_factory=Permissions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A stable name that applications dial, on the port of its backend."""
+
+    name: str
+    backend: str
+    """A backend of the same group."""
+    role: str | None = None
+    """Only instances with this tag are endpoints."""
+    vip: str | None = None
+    """A pinned VIP; None takes the one that follows from the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A workload group: one dstack app with `replicas` CVMs."""
+
+    name: str
+    replicas: int
+    compose: Path
+    compose_env: dict[str, str] = field(default_factory=dict)
+    backends: tuple[Backend, ...] = ()
+    routes: tuple[Route, ...] = ()
+    mesh_addresses: dict[str, str] = field(default_factory=dict)
+    """Pinned mesh addresses by peer ID; the others follow from the peer ID."""
+
+    def peers(self) -> tuple[str, ...]:
+        """The peer IDs of the group."""
+        return tuple(f"{self.name}-{index}" for index in range(self.replicas))
+
+    def backend(self, name: str) -> Backend:
+        """The backend called `name`; KeyError when there is none."""
+        return {backend.name: backend for backend in self.backends}[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A checked cluster."""
+
+    name: str
+    folder: Path
+    coordinators: int
+    coordinator_compose: Path
+    groups: tuple[Group, ...]
+    public: tuple[str, ...] = ()
+    """Groups that have a public URL: `outputs.tf` has an output `<group>_url`."""
+
+    def group(self, name: str) -> Group:
+        """The group called `name`; KeyError when there is none."""
+        return {group.name: group for group in self.groups}[name]
+
+    def coordinator_peers(self) -> tuple[str, ...]:
+        """The peer IDs of the coordinators."""
+        return tuple(f"{COORDINATOR}-{index}" for index in range(self.coordinators))
+
+    def vips(self, pool: str = VIP_POOL) -> dict[str, str]:
+        """Route name to VIP, pins applied."""
+        return {route.name: route.vip or vip_of(route.name, pool) for group in self.groups for route in group.routes}
+
+    def mesh_addresses(self, pool: str = MESH_POOL) -> dict[str, str]:
+        """Peer ID to mesh address, coordinators first, pins applied."""
+        pinned = {peer: address for group in self.groups for peer, address in group.mesh_addresses.items()}
+        peers = [*self.coordinator_peers(), *(peer for group in self.groups for peer in group.peers())]
+        return {peer: pinned.get(peer) or mesh_address_of(peer, pool) for peer in peers}

@@ -1,0 +1,322 @@
+"""What a cluster becomes: the manifest, each CVM's environment, and the app-compose.json that dstack measures. Pure.
+
+No secret passes through here: nothing of this is confidential, and dstack's environment is not authenticated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from topology import addresses
+from topology.compose import OWNER_KEY, SIDECAR, ComposeFile, parse
+from topology.manifest import (
+    MANIFEST_VERSION,
+    BackendEntry,
+    CoordinatorPeer,
+    Coordinators,
+    GroupEntry,
+    KeyProvider,
+    Manifest,
+    OsImage,
+    PeerEntry,
+    Rendezvous,
+    RouteEntry,
+    TcbPolicy,
+)
+from topology.model import COORDINATOR, Cluster, Group
+from topology.problems import ClusterError
+
+OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
+"""What the committed compose files have for the owner key."""
+
+_COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_MANIFEST", "MESH_PEER_ID")
+_WORKLOAD_NAMES = ("MESH_ROUTES_JSON",)
+_MAX_VALUE = 128 << 10
+"""Bytes of one environment value that dstack takes (dstack.md 5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppFacts:
+    """What dstack says of one app."""
+
+    app_id: str
+    """40 hex digits; the `app_` that Phala's API puts before them is dropped."""
+    compose_hashes: tuple[str, ...]
+    """64 hex digits each: the revisions that may join."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What is known only once the apps exist."""
+
+    key_provider: KeyProvider
+    os_images: tuple[OsImage, ...]
+    tcb: TcbPolicy
+    coordinator: AppFacts
+    groups: dict[str, AppFacts]
+    coordinator_urls: tuple[str, ...]
+    """One a coordinator, in order of their peer IDs."""
+    rendezvous: tuple[Rendezvous, ...]
+    epoch: int
+
+
+def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
+    """The manifest of `cluster` as deployed. ClusterError when the deployment does not fit the cluster."""
+    problems = _misfits(cluster, deployment)
+    if problems:
+        raise ClusterError(problems)
+    mesh = cluster.mesh_addresses()
+    coordinators = zip(cluster.coordinator_peers(), deployment.coordinator_urls, strict=True)
+    return Manifest(
+        version=MANIFEST_VERSION,
+        epoch=deployment.epoch,
+        cluster=cluster.name,
+        key_provider=deployment.key_provider,
+        os_images=deployment.os_images,
+        tcb=deployment.tcb,
+        coordinators=Coordinators(
+            app_id=_app_id(deployment.coordinator.app_id),
+            compose_hashes=deployment.coordinator.compose_hashes,
+            peers=tuple(CoordinatorPeer(peer_id=peer, address=mesh[peer], url=url) for peer, url in coordinators),
+        ),
+        rendezvous=deployment.rendezvous,
+        groups={group.name: _group(cluster, group, deployment.groups[group.name], mesh) for group in cluster.groups},
+        routes=routes(cluster),
+        vip_pool=addresses.VIP_POOL,
+        mesh_pool=addresses.MESH_POOL,
+    )
+
+
+def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
+    """Every route of the cluster with its VIP and port."""
+    vips = cluster.vips()
+    return tuple(
+        RouteEntry(
+            name=route.name,
+            group=group.name,
+            backend=route.backend,
+            service=group.backend(route.backend).parent,
+            role=route.role,
+            vip=vips[route.name],
+            port=group.backend(route.backend).port,
+        )
+        for group in cluster.groups
+        for route in group.routes
+    )
+
+
+def routes_json(cluster: Cluster) -> str:
+    """MESH_ROUTES_JSON: a list of {name, vip, port, role, backend, service}."""
+    fields = ("name", "vip", "port", "role", "backend", "service")
+    return _json([{field: getattr(route, field) for field in fields} for route in routes(cluster)])
+
+
+def sidecar_environment(
+    cluster: Cluster,
+    group: Group | str,
+    peer_id: str | None,
+    *,
+    manifest_envelope: str,
+    owner_key: str | None,
+    coordinator_urls: tuple[str, ...],
+) -> dict[str, str]:
+    """The environment of one CVM of `group`: the MESH_ variables and the group's `compose_env`.
+
+    `peer_id=None` leaves the slot to the coordinator. `owner_key` is for where no compose file has it as a literal.
+    ClusterError when `peer_id` is not of the group, or a value is greater than dstack takes.
+    """
+    found = cluster.group(group) if isinstance(group, str) else group
+    if peer_id is not None and peer_id not in found.peers():
+        raise ClusterError([f"peer {peer_id!r} is not of group {found.name!r}, which has {', '.join(found.peers())}"])
+    environment = _common(cluster, found.name, peer_id, manifest_envelope, owner_key, coordinator_urls)
+    return _checked({**found.compose_env, **environment, "MESH_ROUTES_JSON": routes_json(cluster)})
+
+
+def coordinator_environment(
+    cluster: Cluster,
+    peer_id: str | None,
+    *,
+    manifest_envelope: str,
+    owner_key: str | None,
+    coordinator_urls: tuple[str, ...],
+) -> dict[str, str]:
+    """The environment of one coordinator CVM. Errors and arguments as in `sidecar_environment`."""
+    if peer_id is not None and peer_id not in cluster.coordinator_peers():
+        peers = ", ".join(cluster.coordinator_peers())
+        raise ClusterError([f"peer {peer_id!r} is not a coordinator of this cluster, which has {peers}"])
+    return _checked(_common(cluster, COORDINATOR, peer_id, manifest_envelope, owner_key, coordinator_urls))
+
+
+def environment_names(group: Group | None) -> tuple[str, ...]:
+    """The names that a CVM of `group` (None: a coordinator) may be given: the measured `allowed_envs`. Sorted."""
+    if group is None:
+        return tuple(sorted(_COMMON_NAMES))
+    return tuple(sorted({*_COMMON_NAMES, *_WORKLOAD_NAMES, *group.compose_env}))
+
+
+def app_compose(name: str, compose: ComposeFile, env_names: tuple[str, ...], *, owner_key: str | None) -> str:
+    """The text of app-compose.json, in canonical JSON. `owner_key=None` leaves the compose text as it is."""
+    text = compose.text if owner_key is None else with_owner_key(compose.text, owner_key)
+    return _json(
+        {
+            "allowed_envs": sorted(set(env_names)),
+            "docker_compose_file": text,
+            "gateway_enabled": True,
+            "kms_enabled": True,
+            "local_key_provider_enabled": False,
+            "manifest_version": 2,
+            "name": name,
+            # The gateway reaches one coordinator, not just any, through its instance ID.
+            "no_instance_id": False,
+            "public_logs": False,
+            "public_sysinfo": False,
+            # A stranger may read what the CVM measured: that is what attestation is for.
+            "public_tcbinfo": True,
+            "runner": "docker-compose",
+            # Certificates and collateral are judged by the clock.
+            "secure_time": True,
+            "storage_fs": "zfs",
+        }
+    )
+
+
+def compose_hash(text: str) -> str:
+    """The compose hash of an app-compose.json: SHA-256 of its bytes, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_OWNER_KEY_LINE = re.compile(
+    rf"""^(?P<head>\s*(?:-\s*)?["']?{OWNER_KEY}["']?\s*[:=]\s*)(?P<quote>["']?)(?P<value>[A-Za-z0-9_-]+)(?P=quote)(?P<tail>["']?\s*(?:\#.*)?)$""",
+    re.MULTILINE,
+)
+_OWNER_KEY_VALUE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def with_owner_key(compose_text: str, key: str) -> str:
+    """`compose_text` with the literal MESH_OWNER_KEY replaced by `key` (Ed25519 public key, base64url without padding).
+
+    ValueError when there is not exactly one such literal, or `key` is no such key.
+    """
+    if not _OWNER_KEY_VALUE.fullmatch(key):
+        raise ValueError(
+            f"the owner key is {key!r:.60}, expected 32 bytes in base64url without padding (43 characters)"
+        )
+    found = _OWNER_KEY_LINE.findall(compose_text)
+    if len(found) != 1:
+        raise ValueError(
+            f'the compose file has {len(found)} literal lines {OWNER_KEY}: "…", expected one in the environment of the '
+            f'service {SIDECAR!r}; add {OWNER_KEY}: "{OWNER_KEY_PLACEHOLDER}"'
+        )
+    return _OWNER_KEY_LINE.sub(
+        lambda line: f"{line['head']}{line['quote']}{key}{line['quote']}{line['tail']}", compose_text
+    )
+
+
+def keyed(compose: ComposeFile, owner_key: str) -> ComposeFile:
+    """`compose` with the owner key in its text and its services. ValueError as `with_owner_key`."""
+    return parse(with_owner_key(compose.text, owner_key), compose.path)
+
+
+def _common(
+    cluster: Cluster, group: str, peer_id: str | None, envelope: str, owner_key: str | None, urls: tuple[str, ...]
+) -> dict[str, str]:
+    found = {
+        "MESH_CLUSTER": cluster.name,
+        "MESH_GROUP": group,
+        "MESH_COORDINATORS": _json(list(urls)),
+        "MESH_MANIFEST": envelope,
+    }
+    if peer_id is not None:
+        found["MESH_PEER_ID"] = peer_id
+    if owner_key is not None:
+        found[OWNER_KEY] = owner_key
+    return found
+
+
+def _checked(environment: dict[str, str]) -> dict[str, str]:
+    problems = []
+    for name, value in environment.items():
+        if len(value.encode()) > _MAX_VALUE:
+            problems.append(
+                f"{name} has {len(value.encode())} bytes, dstack takes {_MAX_VALUE}; use fewer groups or replicas"
+            )
+        # dstack's environment file escapes quotes and newlines, but not a backslash (dstack.md 5).
+        if "\\" in value:
+            problems.append(
+                f"{name} has a backslash, which dstack would corrupt; encode the value, for example base64url"
+            )
+    if problems:
+        raise ClusterError(problems)
+    return environment
+
+
+def _group(cluster: Cluster, group: Group, facts: AppFacts, mesh: Mapping[str, str]) -> GroupEntry:
+    return GroupEntry(
+        app_id=_app_id(facts.app_id),
+        compose_hashes=facts.compose_hashes,
+        peers=tuple(PeerEntry(peer_id=peer, address=mesh[peer]) for peer in group.peers()),
+        backends={
+            backend.name: BackendEntry(
+                port=backend.port,
+                sidecar_port=addresses.sidecar_port_of(backend.port),
+                service=backend.parent,
+                identity=f"spiffe://{cluster.name}/{backend.workload}",
+                owner=backend.owner,
+                permissions=backend.permissions,
+            )
+            for backend in group.backends
+        },
+    )
+
+
+def _app_id(text: str) -> str:
+    return text.removeprefix("app_")
+
+
+def _misfits(cluster: Cluster, deployment: Deployment) -> list[str]:
+    problems = []
+    if len(deployment.coordinator_urls) != cluster.coordinators:
+        problems.append(
+            f"the deployment has {len(deployment.coordinator_urls)} coordinator URLs, expected {cluster.coordinators}: "
+            "one a coordinator, in the order of their peer IDs"
+        )
+    names = {group.name for group in cluster.groups}
+    problems += [
+        f"the deployment lacks group {name!r}; deploy its app first" for name in sorted(names - set(deployment.groups))
+    ]
+    problems += [
+        f"the deployment has group {name!r}, which the cluster does not; remove it, or add the group to cluster.tf"
+        for name in sorted(set(deployment.groups) - names)
+    ]
+    for name, facts in (("coordinator", deployment.coordinator), *sorted(deployment.groups.items())):
+        if not re.fullmatch(r"[0-9a-f]{40}", _app_id(facts.app_id)):
+            problems.append(f"app {name!r} has the app ID {facts.app_id!r}, expected 40 lower-case hex digits")
+        bad = [found for found in facts.compose_hashes if not re.fullmatch(r"[0-9a-f]{64}", found)]
+        if bad or not facts.compose_hashes:
+            problems.append(
+                f"app {name!r} has the compose hashes {bad}, expected at least one of 64 lower-case hex digits"
+            )
+    problems += _rendezvous_misfits(cluster, deployment)
+    return problems
+
+
+def _rendezvous_misfits(cluster: Cluster, deployment: Deployment) -> list[str]:
+    owners = {address: peer for peer, address in cluster.mesh_addresses().items()}
+    problems = []
+    for index, rendezvous in enumerate(deployment.rendezvous):
+        name = f"rendezvous {index}"
+        if rendezvous.address in owners:
+            problems.append(
+                f"{name} has the mesh address {rendezvous.address}, as {owners[rendezvous.address]!r} has; "
+                "give it one of the pool's first 256, which no CVM gets"
+            )
+        owners[rendezvous.address] = name
+    return problems
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

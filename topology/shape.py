@@ -1,0 +1,239 @@
+"""Turns evaluated HCL into groups: which fields there are, their types and names. Pure.
+
+What concerns several entries at once (unique names, ports, addresses) is in `topology.checks`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from topology.expressions import Node, Unknown
+from topology.manifest import Permissions
+from topology.model import Backend, Group, Route
+from topology.problems import Problems, Where, did_you_mean
+
+MAX_REPLICAS = 1000
+MOST_DIGITS = 19
+"""Python converts no more than 4300 at once; counts need far fewer."""
+_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "mesh_addresses")
+_BACKEND_FIELDS = ("port", "workload", "registration", "consul_permissions")
+_REGISTRATION_FIELDS = ("owner", "parent")
+_PERMISSION_FIELDS = ("key_prefixes", "session_write")
+_ROUTE_FIELDS = ("backend", "role", "vip")
+OWNERS = ("platform", "workload")
+
+
+def why_no_label(name: str) -> str | None:
+    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
+    if _LABEL.fullmatch(name):
+        return None
+    return f"is {name!r}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
+
+
+def whole_number(text: str) -> int | str:
+    """The number in `text`; `text` itself when it is none, or none that a count could be."""
+    return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else text
+
+
+class Reader:
+    """Reads `local.workload_groups`. Places of the entries are kept in `places` for later checks."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+        self.places: dict[str, Where] = {}
+        """Entry (`workload_groups.api.routes.api`) to the place where it is written."""
+
+    def groups(self, node: Node, replicas: Mapping[str, str]) -> tuple[Group, ...]:
+        """The groups in `node`; `replicas` are overrides by group name. Broken groups are left out and noted."""
+        entry = "workload_groups"
+        found = [self._group(name, item, replicas.get(name)) for name, item in self._map(node, entry).items()]
+        for name in replicas:
+            if name not in self._map(node, entry):
+                where = Where(file=f"override replicas.{name}")
+                message = f"is not a workload group; {did_you_mean(name, self._map(node, entry))}"
+                self._problems.add(where, name, message)
+        return tuple(group for group in found if group is not None)
+
+    def _group(self, name: str, node: Node, replicas: str | None) -> Group | None:
+        entry = f"workload_groups.{name}"
+        self._label(name, node.where, entry)
+        fields = self._fields(node, entry, _GROUP_FIELDS)
+        count = self._count(fields, node, entry, replicas)
+        compose = self._text(fields, node, entry, "compose")
+        backends = [
+            self._backend(key, item, entry) for key, item in self._optional_map(fields, entry, "backends").items()
+        ]
+        routes = [self._route(key, item, entry) for key, item in self._optional_map(fields, entry, "routes").items()]
+        if count is None or compose is None or None in backends or None in routes:
+            return None
+        return Group(
+            name=name,
+            replicas=count,
+            compose=Path(compose),
+            compose_env=self._compose_env(fields, entry),
+            backends=tuple(backend for backend in backends if backend is not None),
+            routes=tuple(route for route in routes if route is not None),
+            mesh_addresses=self._texts(fields, entry, "mesh_addresses"),
+        )
+
+    def _count(self, fields: dict[str, Node], node: Node, entry: str, override: str | None) -> int | None:
+        if override is not None:
+            where = Where(file=f"override replicas.{entry.rpartition('.')[2]}")
+            fields = {
+                **fields,
+                "replicas": Node(value=whole_number(override), where=where),
+            }
+        return self._integer(fields, node, entry, "replicas", least=1, most=MAX_REPLICAS)
+
+    def _backend(self, name: str, node: Node, group: str) -> Backend | None:
+        entry = f"{group}.backends.{name}"
+        self._label(name, node.where, entry)
+        fields = self._fields(node, entry, _BACKEND_FIELDS)
+        port = self._integer(fields, node, entry, "port", least=1, most=65535)
+        workload = self._name(fields, node, entry, "workload")
+        if "registration" not in fields:
+            message = 'lacks registration; add registration = { owner = "platform", parent = "' + name + '" }'
+            self._problems.add(node.where, entry, message)
+            return None
+        where = fields["registration"]
+        registration = self._fields(where, f"{entry}.registration", _REGISTRATION_FIELDS)
+        owner = self._text(registration, where, f"{entry}.registration", "owner")
+        parent = self._name(registration, where, f"{entry}.registration", "parent")
+        if owner is not None and owner not in OWNERS:
+            message = f'is {owner!r}, expected "platform" or "workload"; {did_you_mean(owner, OWNERS)}'
+            self._problems.add(registration["owner"].where, f"{entry}.registration.owner", message)
+        permissions = self._permissions(fields, entry)
+        if port is None or workload is None or owner is None or parent is None:
+            return None
+        return Backend(name=name, port=port, workload=workload, owner=owner, parent=parent, permissions=permissions)
+
+    def _permissions(self, fields: dict[str, Node], backend: str) -> Permissions:
+        entry = f"{backend}.consul_permissions"
+        node = fields.get("consul_permissions")
+        if node is None or node.value is None:
+            return Permissions()
+        inner = self._fields(node, entry, _PERMISSION_FIELDS)
+        write = inner.get("session_write", Node(value=False, where=node.where))
+        if not isinstance(write.value, bool | Unknown):
+            self._problems.add(write.where, f"{entry}.session_write", f"is {_show(write)}, expected true or false")
+        prefixes = inner.get("key_prefixes", Node(value=(), where=node.where))
+        texts: list[str] = []
+        items = prefixes.value if isinstance(prefixes.value, tuple) else (prefixes,)
+        for item in items:
+            if isinstance(item.value, str) and item.value.strip("/"):
+                texts.append(item.value)
+            elif not isinstance(item.value, Unknown):
+                message = f'holds {_show(item)}, expected a list of key prefixes, such as ["service/name"]'
+                self._problems.add(item.where, f"{entry}.key_prefixes", message)
+        return Permissions(key_prefixes=tuple(texts), session_write=write.value is True)
+
+    def _route(self, name: str, node: Node, group: str) -> Route | None:
+        entry = f"{group}.routes.{name}"
+        self._label(name, node.where, entry)
+        fields = self._fields(node, entry, _ROUTE_FIELDS)
+        backend = self._text(fields, node, entry, "backend")
+        role = self._optional_text(fields, entry, "role")
+        if role is not None and (why := why_no_label(role)) is not None:
+            self._problems.add(fields["role"].where, f"{entry}.role", why)
+        vip = self._optional_text(fields, entry, "vip")
+        return None if backend is None else Route(name=name, backend=backend, role=role, vip=vip)
+
+    def _compose_env(self, fields: dict[str, Node], entry: str) -> dict[str, str]:
+        found = self._texts(fields, entry, "compose_env")
+        for name in found:
+            where = self.places.get(f"{entry}.compose_env.{name}", fields["compose_env"].where)
+            if not _VARIABLE.fullmatch(name):
+                message = "is no name for an environment variable; use letters, digits and '_'"
+                self._problems.add(where, f"{entry}.compose_env.{name}", message)
+            elif name.startswith("MESH_"):
+                message = "belongs to the mesh, which sets all MESH_ variables; choose another name"
+                self._problems.add(where, f"{entry}.compose_env.{name}", message)
+        return found
+
+    def _texts(self, fields: dict[str, Node], entry: str, name: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, item in self._optional_map(fields, entry, name).items():
+            self.places[f"{entry}.{name}.{key}"] = item.where
+            if isinstance(item.value, str):
+                found[key] = item.value
+            elif not isinstance(item.value, Unknown):
+                message = f"is {_show(item)}, expected text; put it in quotes"
+                self._problems.add(item.where, f"{entry}.{name}.{key}", message)
+        return found
+
+    def _fields(self, node: Node, entry: str, known: tuple[str, ...]) -> dict[str, Node]:
+        self.places[entry] = node.where
+        found = self._map(node, entry)
+        for name, item in found.items():
+            self.places.setdefault(f"{entry}.{name}", item.where)
+            if name not in known:
+                self._problems.add(item.where, f"{entry}.{name}", f"is an unknown field; {did_you_mean(name, known)}")
+        return {name: item for name, item in found.items() if name in known}
+
+    def _map(self, node: Node, entry: str) -> dict[str, Node]:
+        if isinstance(node.value, dict):
+            return node.value
+        if not isinstance(node.value, Unknown):
+            self._problems.add(node.where, entry, f"is {_show(node)}, expected a map {{ … }}")
+        return {}
+
+    def _optional_map(self, fields: dict[str, Node], entry: str, name: str) -> dict[str, Node]:
+        node = fields.get(name)
+        return {} if node is None or node.value is None else self._map(node, f"{entry}.{name}")
+
+    def _text(self, fields: dict[str, Node], parent: Node, entry: str, name: str) -> str | None:
+        node = fields.get(name)
+        if node is None:
+            if not isinstance(parent.value, Unknown):
+                self._problems.add(parent.where, entry, f"lacks {name}; add it")
+            return None
+        if isinstance(node.value, str) and node.value:
+            return node.value
+        if not isinstance(node.value, Unknown):
+            self._problems.add(node.where, f"{entry}.{name}", f"is {_show(node)}, expected one text in quotes")
+        return None
+
+    def _optional_text(self, fields: dict[str, Node], entry: str, name: str) -> str | None:
+        node = fields.get(name)
+        return None if node is None or node.value is None else self._text(fields, node, entry, name)
+
+    def _name(self, fields: dict[str, Node], parent: Node, entry: str, name: str) -> str | None:
+        text = self._text(fields, parent, entry, name)
+        if text is not None:
+            self._label(text, fields[name].where, f"{entry}.{name}")
+        return text
+
+    def _label(self, name: str, where: Where, entry: str) -> None:
+        if (why := why_no_label(name)) is not None:
+            self._problems.add(where, entry, why)
+
+    def _integer(
+        self, fields: dict[str, Node], parent: Node, entry: str, name: str, *, least: int, most: int
+    ) -> int | None:
+        node = fields.get(name)
+        if node is None:
+            if not isinstance(parent.value, Unknown):
+                self._problems.add(parent.where, entry, f"lacks {name}; add it")
+            return None
+        value = int(node.value) if isinstance(node.value, float) and node.value.is_integer() else node.value
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        if not isinstance(value, Unknown):
+            message = f"is {_show(node)}, expected a whole number from {least} to {most}"
+            self._problems.add(node.where, f"{entry}.{name}", message)
+        return None
+
+
+def _show(node: Node) -> str:
+    if isinstance(node.value, dict):
+        return "a map"
+    if isinstance(node.value, tuple):
+        return "a list"
+    if isinstance(node.value, bool):
+        return str(node.value).lower()
+    return "null" if node.value is None else repr(node.value)

@@ -1,0 +1,105 @@
+"""The document that Envoy starts with, and its command line. Pure.
+
+Everything else comes by ADS; the document never changes while a CVM runs, so a restarted Envoy starts with the same
+one.
+"""
+
+from __future__ import annotations
+
+import json
+
+MAX_MESSAGE_WINDOW = 1 << 24
+"""Bytes under way on the ADS stream: a snapshot of thousands of routes in one go."""
+MAX_DOWNSTREAM_CONNECTIONS = 50_000
+"""Envoy warns without a limit; two descriptors each stay under the usual hard limit of descriptors in a container
+(1,048,576)."""
+
+
+def bootstrap(*, node_id: str, cluster: str, xds_socket: str, admin_socket: str, delta: bool = True) -> str:
+    """The bootstrap as JSON. Sockets are absolute paths; `delta=False` uses the state-of-the-world protocol."""
+    grpc = {
+        "envoy_grpc": {
+            "cluster_name": "xds",
+            # Envoy's own back-off grows to 30 s. The server is local and supervised: after an outage it should be
+            # found at once.
+            "retry_policy": {"retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"}},
+        }
+    }
+    # 0: wait for the first clusters and listeners for ever. "Live" then means configured, and nothing half-known is
+    # served.
+    source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+    document = {
+        "node": {"id": node_id, "cluster": cluster},
+        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC" if delta else "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [grpc],
+                "set_node_on_first_message_only": True,
+            },
+            "cds_config": source,
+            "lds_config": source,
+        },
+        "static_resources": {"clusters": [_xds_cluster(xds_socket)]},
+        # No sinks, so statistics need no timer: they are brought up to date when somebody asks.
+        "stats_flush_on_admin": True,
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3."
+                        "DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": MAX_DOWNSTREAM_CONNECTIONS,
+                    },
+                }
+            ]
+        },
+    }
+    return json.dumps(document, indent=1, sort_keys=True)
+
+
+def argv(
+    envoy_path: str, config_path: str, *, drain_seconds: int = 0, concurrency: int = 2, log_level: str = "warning"
+) -> tuple[str, ...]:
+    """Envoy's command line. `drain_seconds=0`: a replaced filter chain closes its connections at once
+    (`EgressRoute.generation`).
+
+    A graceful stop is therefore the supervisor's: it waits until connections are gone, or its deadline, before it
+    ends Envoy.
+    """
+    return (
+        envoy_path,
+        "--config-path",
+        config_path,
+        "--drain-time-s",
+        str(drain_seconds),
+        "--drain-strategy",
+        "immediate",
+        "--disable-hot-restart",
+        "--concurrency",
+        str(concurrency),
+        "--log-level",
+        log_level,
+    )
+
+
+def _xds_cluster(xds_socket: str) -> dict[str, object]:
+    http2 = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {
+            "http2_protocol_options": {
+                "initial_stream_window_size": MAX_MESSAGE_WINDOW,
+                "initial_connection_window_size": MAX_MESSAGE_WINDOW,
+            }
+        },
+    }
+    endpoint = {"endpoint": {"address": {"pipe": {"path": xds_socket}}}}
+    return {
+        "name": "xds",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
+        "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }

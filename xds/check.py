@@ -1,0 +1,106 @@
+"""Is a spec consistent? Pure. Envoy itself accepts references to nothing, so they are checked here, before publishing.
+
+Checks that look at one entry (`check_egress` …) run when that entry changed; `check_together` looks across entries
+and is cheap enough to run each time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Spec, SpecError
+
+
+def check_together(spec: Spec) -> None:
+    """SpecError if two entries claim one name or one address, or an entry names a leaf that is not there."""
+    _unique("egress route", [route.name for route in spec.egress])
+    _unique("ingress", [ingress.name for ingress in spec.ingress])
+    _unique("leaf", [leaf.name for leaf in spec.leaves])
+    places = [(route.vip, route.port) for route in spec.egress]
+    places += [(ingress.address, ingress.port) for ingress in spec.ingress]
+    # Thousands of routes are checked at every change: sets first, names only when there is something to say.
+    if len(set(places)) != len(places):
+        _say_who_clash(spec)
+    leaves = {leaf.name for leaf in spec.leaves}
+    users = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
+    if not users <= leaves:
+        _say_who_lacks(spec, leaves)
+    if users and "-----BEGIN CERTIFICATE-----" not in spec.roots_pem:
+        raise SpecError("roots_pem holds no certificate, so nobody could be trusted; expected PEM certificates")
+
+
+def check_egress(route: EgressRoute) -> None:
+    """SpecError if the route cannot work by itself."""
+    entry = f"egress route {route.name!r}"
+    _named(route.name, entry)
+    _place(route.vip, route.port, entry)
+    for endpoint in route.endpoints:
+        _place(endpoint.address, endpoint.port, f"an endpoint of {entry}")
+    if not route.peer_sans or not all(route.peer_sans):
+        raise SpecError(
+            f"{entry} has peer_sans {route.peer_sans!r}; expected the URI SAN of its service, or any server would do"
+        )
+
+
+def check_ingress(ingress: Ingress) -> None:
+    """SpecError if the ingress cannot work by itself."""
+    entry = f"ingress {ingress.name!r}"
+    _named(ingress.name, entry)
+    _place(ingress.address, ingress.port, entry)
+    _target(ingress.target, entry)
+    if not all(principal.uri for principal in ingress.allowed):
+        raise SpecError(f"{entry} allows an empty principal; expected a URI such as spiffe://mesh/api")
+
+
+def check_leaf(leaf: Leaf) -> None:
+    """SpecError if the texts are not even PEM. Whether key and certificate fit is Envoy's to say (it rejects them
+    whole)."""
+    _named(leaf.name, f"leaf {leaf.name!r}")
+    if "-----BEGIN CERTIFICATE-----" not in leaf.chain_pem or "PRIVATE KEY-----" not in leaf.key_pem.reveal():
+        raise SpecError(f"leaf {leaf.name!r} is not a PEM certificate chain with a PEM private key")
+
+
+def _say_who_clash(spec: Spec) -> None:
+    owner: dict[tuple[str, int], str] = {}
+    places = [((route.vip, route.port), f"egress route {route.name!r}") for route in spec.egress]
+    places += [((ingress.address, ingress.port), f"ingress {ingress.name!r}") for ingress in spec.ingress]
+    for place, entry in places:
+        if place in owner:
+            where = f"{place[0]}:{place[1]}"
+            raise SpecError(f"{entry} and {owner[place]} both listen on {where}; give one another address or port")
+        owner[place] = entry
+
+
+def _say_who_lacks(spec: Spec, leaves: set[str]) -> None:
+    users = [(route.identity, f"egress route {route.name!r}") for route in spec.egress]
+    users += [(ingress.identity, f"ingress {ingress.name!r}") for ingress in spec.ingress]
+    for identity, entry in users:
+        if identity not in leaves:
+            raise SpecError(
+                f"{entry} presents leaf {identity!r}, which is not among {sorted(leaves)}; add the leaf first"
+            )
+
+
+def _unique(what: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError(f"{what} {twice!r} is there twice; names are unique")
+
+
+def _named(name: str, entry: str) -> None:
+    # "*" alone is xDS's wildcard: a resource of that name could never be unsubscribed.
+    if not name or name == "*":
+        raise SpecError(f"{entry} has no usable name; expected a non-empty text other than '*'")
+
+
+def _place(address: str, port: int, entry: str) -> None:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise SpecError(f"{entry} has address {address!r}; expected an IP address") from None
+    if not 0 < port < 65536:
+        raise SpecError(f"{entry} has port {port!r}; expected 1 to 65535")
+
+
+def _target(target: Endpoint, entry: str) -> None:
+    _place(target.address, target.port, f"the target of {entry}")

@@ -1,0 +1,171 @@
+"""Spec entries → Envoy messages: clusters, endpoints, listeners. Pure.
+
+Names: `egress/<route>` and `local/<ingress>` for clusters, `egress/<vip>:<port>` and `ingress/<address>:<port>` for
+listeners (by address, so that two routes may swap VIPs without ever claiming one twice), `ingress/<ingress>` for
+route configurations.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from xds import tls
+from xds.protos import (
+    Address,
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    Cluster,
+    ClusterCommonLbConfig,
+    ClusterDiscoveryType,
+    ClusterEdsClusterConfig,
+    ClusterLbPolicy,
+    ClusterLoadAssignment,
+    FilterChain,
+    LbAddress,
+    LbEndpoint,
+    Listener,
+    LocalityLbEndpoints,
+    OutlierDetection,
+    Percent,
+    RouteConfiguration,
+    SocketAddress,
+)
+from xds.spec import EgressRoute, Endpoint, Ingress
+from xds.transport import Transport
+
+CONNECT_TIMEOUT = timedelta(seconds=1)
+"""For TCP and TLS together: five round trips of 200 ms. A lost SYN costs an attempt, and there are several."""
+LOCAL_CONNECT_TIMEOUT = timedelta(seconds=10)
+"""For the local server: a full backlog drops SYNs, which come again after 1, 3 and 7 s. There is no other server to
+try instead."""
+UNLIMITED = 1_000_000
+"""Envoy's thresholds default to 1024, which 300 clients with a few connections each would reach. The file limit
+bounds us first."""
+
+
+def egress_cluster_name(route: EgressRoute) -> str:
+    """The cluster behind a route, and its endpoints' resource name."""
+    return f"egress/{route.name}"
+
+
+def ingress_cluster_name(ingress: Ingress) -> str:
+    """The cluster of the local server behind an ingress."""
+    return f"local/{ingress.name}"
+
+
+def egress_listener_name(route: EgressRoute) -> str:
+    """The listener on a route's VIP."""
+    return f"egress/{route.vip}:{route.port}"
+
+
+def ingress_listener_name(ingress: Ingress) -> str:
+    """The listener of an ingress."""
+    return f"ingress/{ingress.address}:{ingress.port}"
+
+
+def ingress_routes_name(ingress: Ingress) -> str:
+    """The route configuration of an ingress."""
+    return f"ingress/{ingress.name}"
+
+
+def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
+    """The route's cluster: endpoints by EDS, TLS and protocol by the transport."""
+    name = egress_cluster_name(route)
+    cluster = _cluster(name)
+    cluster.type = ClusterDiscoveryType.EDS
+    cluster.eds_cluster_config = ClusterEdsClusterConfig(eds_config=tls.ads())
+    cluster.outlier_detection = _outliers()
+    cluster.ignore_health_on_host_removal = True
+    transport.egress_cluster(route, cluster)
+    return cluster
+
+
+def assignment(route: EgressRoute) -> ClusterLoadAssignment:
+    """The route's endpoints, sorted, each once: another order in the catalog is not a change."""
+    hosts = [_lb_endpoint(endpoint) for endpoint in sorted(set(route.endpoints))]
+    return ClusterLoadAssignment(
+        cluster_name=egress_cluster_name(route), endpoints=[LocalityLbEndpoints(lb_endpoints=hosts)] if hosts else []
+    )
+
+
+def egress_listener(route: EgressRoute, transport: Transport) -> Listener:
+    """The listener on the VIP. Its one chain carries the generation in its name and nothing that changes otherwise."""
+    chain = FilterChain(
+        name=f"{route.name}/{route.generation}", filters=transport.egress_filters(route, egress_cluster_name(route))
+    )
+    return _listener(egress_listener_name(route), route.vip, route.port, chain)
+
+
+def ingress_cluster(ingress: Ingress) -> Cluster:
+    """The local server behind an ingress."""
+    name = ingress_cluster_name(ingress)
+    cluster = _cluster(name)
+    cluster.type = ClusterDiscoveryType.STATIC
+    cluster.connect_timeout = LOCAL_CONNECT_TIMEOUT
+    hosts = LocalityLbEndpoints(lb_endpoints=[_lb_endpoint(ingress.target)])
+    cluster.load_assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[hosts])
+    return cluster
+
+
+def ingress_listener(ingress: Ingress, transport: Transport, cut: int) -> Listener:
+    """The listener of an ingress. `cut` counts the revocations so far: a new chain name closes what is held."""
+    chain = FilterChain(
+        name=f"{ingress.name}/{cut}",
+        transport_socket=transport.ingress_socket(ingress),
+        filters=transport.ingress_filters(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress)),
+    )
+    return _listener(ingress_listener_name(ingress), ingress.address, ingress.port, chain)
+
+
+def ingress_routes(ingress: Ingress, transport: Transport) -> RouteConfiguration | None:
+    """Who may call the ingress and where it leads, for transports that route."""
+    return transport.ingress_routes(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress))
+
+
+def _cluster(name: str) -> Cluster:
+    limits = CircuitBreakersThresholds(
+        max_connections=UNLIMITED, max_pending_requests=UNLIMITED, max_requests=UNLIMITED, max_retries=UNLIMITED
+    )
+    return Cluster(
+        name=name,
+        connect_timeout=CONNECT_TIMEOUT,
+        lb_policy=ClusterLbPolicy.ROUND_ROBIN,
+        # 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than an error.
+        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0)),
+        circuit_breakers=CircuitBreakers(thresholds=[limits]),
+    )
+
+
+def _outliers() -> OutlierDetection:
+    """A CVM that died is skipped before the catalog says so: two failed connects in a row, looked at on each failure.
+
+    Half of the endpoints at most: with a single endpoint there is nowhere else to go, and ejecting it would only
+    delay its return.
+    """
+    return OutlierDetection(
+        split_external_local_origin_errors=True,
+        consecutive_local_origin_failure=2,
+        consecutive_5xx=0,
+        enforcing_consecutive_5xx=0,
+        consecutive_gateway_failure=3,
+        enforcing_consecutive_gateway_failure=100,
+        enforcing_success_rate=0,
+        enforcing_local_origin_success_rate=0,
+        interval=timedelta(seconds=1),
+        base_ejection_time=timedelta(seconds=3),
+        max_ejection_time=timedelta(seconds=15),
+        max_ejection_percent=50,
+    )
+
+
+def _lb_endpoint(endpoint: Endpoint) -> LbEndpoint:
+    return LbEndpoint(endpoint=LbAddress(address=_address(endpoint.address, endpoint.port)))
+
+
+def _address(address: str, port: int) -> Address:
+    return Address(socket_address=SocketAddress(address=address, port_value=port))
+
+
+def _listener(name: str, address: str, port: int, chain: FilterChain) -> Listener:
+    # Free bind: the listener may come before its address is on the device (a VIP being added, WireGuard restarting).
+    return Listener(name=name, address=_address(address, port), filter_chains=[chain], freebind=True)

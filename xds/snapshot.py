@@ -1,0 +1,176 @@
+"""A spec → a snapshot: every resource as bytes with a version that is a hash of them. Pure.
+
+A snapshot is a value. It carries what it was built from, so that the next build only does what changed: an entry, or
+a part of it, that is as before keeps its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import betterproto2
+
+from xds import check, resources, tls
+from xds.spec import EgressRoute, Ingress, Leaf, Spec
+from xds.transport import ConnectStreams, Transport
+
+_PREFIX = "type.googleapis.com/"
+CLUSTER = f"{_PREFIX}envoy.config.cluster.v3.Cluster"
+ENDPOINT = f"{_PREFIX}envoy.config.endpoint.v3.ClusterLoadAssignment"
+SECRET = f"{_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
+LISTENER = f"{_PREFIX}envoy.config.listener.v3.Listener"
+ROUTES = f"{_PREFIX}envoy.config.route.v3.RouteConfiguration"
+TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTES)
+"""Type URLs in the order in which additions go out (make before break)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One serialised resource."""
+
+    name: str
+    version: str
+    """Hash of `body`: equal content has an equal version, in every process."""
+    body: bytes = field(repr=False)
+    """The message, serialised. A secret's holds a private key: hence no repr."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One resource and what it was made from."""
+
+    made_from: object = field(repr=False)
+    type_url: str
+    resource: Resource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One spec entry and its parts."""
+
+    entry: object = field(repr=False)
+    parts: tuple[_Part, ...]
+    cut: int = 0
+    """Ingress only: revocations so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A consistent set of resources."""
+
+    version: str
+    """Hash of everything in it."""
+    resources: Mapping[str, Mapping[str, Resource]]
+    """Type URL → name → resource. Every type of `TYPES` is there."""
+    entries: Mapping[Hashable, _Entry] = field(repr=False)
+    """What it was built from; only for the next `build`."""
+    transport: Transport = field(repr=False)
+
+
+def build(spec: Spec, previous: Snapshot | None = None, transport: Transport | None = None) -> Snapshot:
+    """The snapshot of `spec`; `previous` saves work. SpecError names the entry that does not fit.
+
+    `transport`: how Envoys talk to each other, by default as in `previous`, else `ConnectStreams`.
+    """
+    check.check_together(spec)
+    chosen = transport or (previous.transport if previous else ConnectStreams())
+    old: Mapping[Hashable, _Entry] = previous.entries if previous and previous.transport is chosen else {}
+    entries: dict[Hashable, _Entry] = {}
+    for route in spec.egress:
+        key = ("egress", route.name)
+        entries[key] = _egress(route, old.get(key), chosen)
+    for ingress in spec.ingress:
+        key = ("ingress", ingress.name)
+        entries[key] = _ingress(ingress, old.get(key), chosen)
+    # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
+    used = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
+    for leaf in spec.leaves:
+        if leaf.name in used:
+            key = ("leaf", leaf.name)
+            entries[key] = _leaf(leaf, old.get(key))
+    if used:
+        entries["roots"] = _roots(spec.roots_pem, old.get("roots"))
+    found: dict[str, dict[str, Resource]] = {type_url: {} for type_url in TYPES}
+    for entry in entries.values():
+        for part in entry.parts:
+            found[part.type_url][part.resource.name] = part.resource
+    return Snapshot(version=_version_of(found), resources=found, entries=entries, transport=chosen)
+
+
+def _egress(route: EgressRoute, old: _Entry | None, transport: Transport) -> _Entry:
+    if old and old.entry == route:
+        return old
+    check.check_egress(route)
+    listener_from = (route.name, route.vip, route.port, route.generation)
+    parts = (
+        _part(
+            old,
+            0,
+            CLUSTER,
+            (route.name, route.identity, route.peer_sans),
+            lambda: resources.egress_cluster(route, transport),
+        ),
+        _part(old, 1, ENDPOINT, (route.name, route.endpoints), lambda: resources.assignment(route)),
+        _part(old, 2, LISTENER, listener_from, lambda: resources.egress_listener(route, transport)),
+    )
+    return _Entry(entry=route, parts=parts)
+
+
+def _ingress(ingress: Ingress, old: _Entry | None, transport: Transport) -> _Entry:
+    if old and old.entry == ingress:
+        return old
+    check.check_ingress(ingress)
+    cut = old.cut + _revokes(old.entry, ingress) if old else 0
+    parts = [
+        _part(old, 0, CLUSTER, (ingress.name, ingress.target), lambda: resources.ingress_cluster(ingress)),
+        _part(old, 1, LISTENER, (ingress, cut), lambda: resources.ingress_listener(ingress, transport, cut)),
+    ]
+    routes = resources.ingress_routes(ingress, transport)
+    if routes is not None:
+        parts.append(_part(old, 2, ROUTES, (ingress.name, ingress.allowed), lambda: routes))
+    return _Entry(entry=ingress, parts=tuple(parts), cut=cut)
+
+
+def _revokes(old: object, new: Ingress) -> bool:
+    """True if somebody who was allowed is not allowed any more."""
+    return isinstance(old, Ingress) and not all(any(p.covers(was) for p in new.allowed) for was in old.allowed)
+
+
+def _leaf(leaf: Leaf, old: _Entry | None) -> _Entry:
+    if old and old.entry == leaf:
+        return old
+    check.check_leaf(leaf)
+    return _Entry(entry=leaf, parts=(_part(None, 0, SECRET, None, lambda: tls.leaf_secret(leaf)),))
+
+
+def _roots(roots_pem: str, old: _Entry | None) -> _Entry:
+    if old and old.entry == roots_pem:
+        return old
+    return _Entry(entry=roots_pem, parts=(_part(None, 0, SECRET, None, lambda: tls.roots_secret(roots_pem)),))
+
+
+def _part(
+    old: _Entry | None, index: int, type_url: str, made_from: object, make: Callable[[], betterproto2.Message]
+) -> _Part:
+    """The part of `old` at `index` when it was made from the same, else a new one."""
+    if old is not None and old.parts[index].made_from == made_from:
+        return old.parts[index]
+    message = make()
+    body = bytes(message)
+    name: str = getattr(message, "cluster_name" if type_url == ENDPOINT else "name")
+    return _Part(made_from=made_from, type_url=type_url, resource=Resource(name=name, version=_hash(body), body=body))
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=10).hexdigest()
+
+
+def _version_of(found: Mapping[str, Mapping[str, Resource]]) -> str:
+    """Of the versions alone: they are hashes of bodies, and a body holds its name."""
+    whole = hashlib.blake2b(digest_size=10)
+    for type_url in TYPES:
+        versions = sorted([resource.version for resource in found[type_url].values()])
+        whole.update(f"{type_url}\0{len(versions)}\0{''.join(versions)}".encode())
+    return whole.hexdigest()

@@ -1,0 +1,102 @@
+"""What the local Envoy is to do, in our own words. Pure values; nothing here knows Envoy.
+
+`sidecar.desired` writes a `Spec`, `xds.snapshot.build` turns it into Envoy's resources. The words: an *egress* route
+is a virtual address (VIP) that local programs dial; an *ingress* is where other CVMs reach a local server; a *leaf*
+is a certificate with its key; a *principal* is a caller named by the URI in its certificate (a SPIFFE ID).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.secret import Secret
+
+
+class SpecError(ValueError):
+    """The spec is inconsistent. The message names the entry; whoever built it keeps the last good snapshot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Endpoint:
+    """One place to connect to."""
+
+    address: str
+    """IP address as text; never a name, because Envoy does not resolve here."""
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressRoute:
+    """A VIP and what is behind it."""
+
+    name: str
+    """Unique among the egress routes; names the cluster and shows in Envoy's statistics."""
+    vip: str
+    """IP address that local programs dial. One listener for each VIP and port."""
+    port: int
+    endpoints: tuple[Endpoint, ...]
+    """Ingresses of the instances that may be used now. Order and repetition mean nothing; empty closes new
+    connections at once."""
+    identity: str
+    """Name of the leaf that we present."""
+    peer_sans: tuple[str, ...]
+    """URI SANs of which the server's certificate must carry one, compared exactly."""
+    generation: str = ""
+    """Part of the filter chain's name. A new value closes every connection held through this route at once, idle ones
+    too; as long as it stays, no other change of the route cuts anything (a changed address or port apart)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """A caller."""
+
+    uri: str
+    """The URI SAN, or the beginning of it."""
+    prefix: bool = False
+    """True: every URI that starts with `uri`."""
+
+    def covers(self, other: Principal) -> bool:
+        """True if whoever `other` lets in is let in by this one too."""
+        if self.prefix:
+            return other.uri.startswith(self.uri)
+        return not other.prefix and other.uri == self.uri
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingress:
+    """Where other CVMs reach one local server."""
+
+    name: str
+    """Unique among the ingresses."""
+    address: str
+    """Mesh address that is listened on."""
+    port: int
+    identity: str
+    """Name of the leaf that the server presents."""
+    target: Endpoint
+    """The local server."""
+    allowed: tuple[Principal, ...]
+    """Who may call. Empty: nobody. Adding one cuts nothing; taking one away closes every connection through this
+    ingress, so that none of the revoked caller's survives (the others reconnect)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A certificate chain and its private key, both PEM."""
+
+    name: str
+    """What `identity` of a route or ingress refers to."""
+    chain_pem: str
+    """Leaf first, then intermediates."""
+    key_pem: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """Everything that the local Envoy is to do."""
+
+    egress: tuple[EgressRoute, ...]
+    ingress: tuple[Ingress, ...]
+    leaves: tuple[Leaf, ...]
+    roots_pem: str
+    """The certificates that peers must chain to, PEM, one after the other."""
