@@ -1,12 +1,17 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
-`GET /status`, `POST /machines/<peer_id>/{start,stop,kill}`, `POST /end`.
+`GET /status`; `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
+`…/signal?process=<name>&number=<signal>`; `POST /end`. What is done to a CVM is answered with `at`: the moment (of
+CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from lab.machine import Machine
+from lab.nat import Direction
 
 if TYPE_CHECKING:
     from lab.host import Host
@@ -29,7 +35,7 @@ class ControlServer:
         self._host = host
         application = web.Application()
         application.router.add_get("/status", self._status)
-        application.router.add_post("/machines/{peer_id}/{action:start|stop|kill}", self._act)
+        application.router.add_post("/machines/{peer_id}/{action:start|stop|kill|cut|heal|signal}", self._act)
         application.router.add_post("/end", self._end)
         self._runner = web.AppRunner(application, access_log=None)
 
@@ -60,6 +66,7 @@ class ControlServer:
             "group": machine.plan.group,
             "kind": machine.plan.kind,
             "state": machine.state,
+            "cut": self._host.cut_of(machine.plan.peer_id),
             "containers": [
                 {
                     "name": container.name,
@@ -95,10 +102,44 @@ class ControlServer:
         if peer_id not in self._host.machines:
             known = ", ".join(sorted(self._host.machines))
             return web.json_response({"error": f"there is no CVM {peer_id!r}; this mesh has {known}"}, status=404)
+        at = time.monotonic()
+        try:
+            more = await self._do(peer_id, action, request.query)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        document = {"peer_id": peer_id, "state": self._host.machines[peer_id].state, "at": at}
+        return web.json_response(document | more)
+
+    async def _do(self, peer_id: str, action: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """Does it; what else there is to say. ValueError for what cannot be."""
+        if action == "signal":
+            return self._signal(peer_id, query)
+        if action in ("cut", "heal"):
+            await self._host.cut(peer_id, _direction(query) if action == "cut" else None)
+            return {"cut": self._host.cut_of(peer_id)}
         act = {"start": self._host.boot, "stop": self._host.stop, "kill": self._host.kill}[action]
         await act(peer_id)
-        return web.json_response({"peer_id": peer_id, "state": self._host.machines[peer_id].state})
+        return {}
+
+    def _signal(self, peer_id: str, query: Mapping[str, str]) -> dict[str, Any]:
+        process, number = query.get("process", ""), query.get("number", str(int(signal.SIGKILL)))
+        if not number.isdigit() or int(number) not in set(signal.Signals):
+            raise ValueError(f"there is no signal {number!r}")
+        machine = self._host.machines[peer_id]
+        pids = machine.signal(process, int(number)) if process else []
+        if not pids:
+            running = ", ".join(machine.processes()) or f"nothing: the CVM is {machine.state}"
+            raise ValueError(f"no process {process!r} runs in {peer_id}; there is {running}")
+        return {"pids": pids}
 
     async def _end(self, _request: web.Request) -> web.Response:
         self._host.ending.set()
         return web.json_response({})
+
+
+def _direction(query: Mapping[str, str]) -> Direction:
+    directions: dict[str, Direction] = {"in": "in", "out": "out", "both": "both"}
+    asked = query.get("direction", "both")
+    if asked not in directions:
+        raise ValueError(f"direction {asked!r} is none of in, out, both")
+    return directions[asked]

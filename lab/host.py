@@ -28,7 +28,7 @@ from lab.control import ControlServer
 from lab.gateway import Gateway
 from lab.machine import Machine
 from lab.namespaces import inside_network
-from lab.nat import Nat
+from lab.nat import Direction, Nat
 from lab.network import LabNetwork
 from lab.pccs import PccsServer
 from lab.resolver import Resolver
@@ -140,6 +140,22 @@ class Host:
     async def kill(self, peer_id: str) -> None:
         """Takes a CVM away from one moment to the next."""
         await self.machines[peer_id].kill()
+
+    async def cut(self, peer_id: str, direction: Direction | None) -> None:
+        """Cuts a CVM off from the network one way or both; None heals it. ValueError for what is no CVM."""
+        if peer_id == plans.RENDEZVOUS:
+            raise ValueError(
+                f"{peer_id} is a public host, no CVM: it has no router to cut it off at; ./mesh stop {peer_id}"
+            )
+        # From a thread: netlink blocks for milliseconds, in which the gateway would stand still.
+        if direction is None:
+            await asyncio.to_thread(self._network.heal, peer_id)
+        else:
+            await asyncio.to_thread(self._network.cut, peer_id, direction)
+
+    def cut_of(self, peer_id: str) -> Direction | None:
+        """Which way a CVM is cut off now."""
+        return self._network.cut_of(peer_id)
 
     async def close(self) -> None:
         """Ends all machines and removes the network.

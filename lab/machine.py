@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from lab import processes
 from lab.container import ContainerSpec, Mount
 from runtime.backoff import Backoff
 from runtime.secret import Secret
@@ -131,6 +132,23 @@ class Machine:
     async def kill(self) -> None:
         """The CVM is gone from one moment to the next: nothing gets a chance to say goodbye."""
         await self._down("killed", graceful=False)
+
+    def signal(self, process: str, number: int) -> list[int]:
+        """Sends signal `number` to the containers' processes called `process`; their PIDs here, none without one."""
+        running = processes.snapshot()
+        first = [pid for container in self.containers.values() if (pid := container.first_pid()) is not None]
+        found = [pid for start in first for pid in processes.called(process, start, running)]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return found
+
+    def processes(self) -> list[str]:
+        """What runs in the containers, by the names that `signal` takes."""
+        running = processes.snapshot()
+        first = [pid for container in self.containers.values() if (pid := container.first_pid()) is not None]
+        inside = [running[pid] for start in first for pid in processes.below(start, running)]
+        return sorted({name for process in inside for name in process.names})
 
     async def _down(self, state: str, *, graceful: bool) -> None:
         if self.state != "running":

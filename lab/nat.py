@@ -30,6 +30,8 @@ _NETWORK_HEADER = 1
 _SOURCE_OFFSET, _DESTINATION_OFFSET = 12, 16
 _IFNAMSIZ = 16
 _PRIORITY_SOURCE_NAT, _PRIORITY_FILTER, _PRIORITY_FAULT = 100, 0, -200
+_PRIORITY_ARRIVAL = -300
+"""Before connection tracking (-200): a packet that is lost on the wire leaves no trace in the router."""
 
 Expressions = list[dict[str, Any]]
 
@@ -49,19 +51,41 @@ def install_router(wan: str, lan: str, nat: Nat) -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
-def install_udp_block(blocks: Sequence[tuple[str | None, Direction]]) -> None:
-    """Replaces the faults of the current namespace: each (remote address or None for all, direction) drops UDP."""
+def install_faults(wan: str, lan: str, blocks: Sequence[tuple[str | None, Direction]], cut: Direction | None) -> None:
+    """Replaces the faults of the current namespace, a router's.
+
+    Each of `blocks` (remote address or None for all, direction) drops UDP; `cut` drops everything to (`in`) or from
+    (`out`) the CVM behind it.
+    """
     with _nftables() as nft:
-        # `add` first: deleting a table that is not there is an error, adding one that is there is none.
-        nft.table("add", name="fault")
-        nft.table("del", name="fault")
-        if not blocks:
-            return
-        nft.table("add", name="fault")
-        nft.chain("add", table="fault", name="forward", hook="forward", priority=_PRIORITY_FAULT)
+        _renew_table(nft)
+        if blocks:
+            nft.chain("add", table="fault", name="forward", hook="forward", priority=_PRIORITY_FAULT)
         for remote, direction in blocks:
             for match in _directions(remote, direction):
                 _rule(nft, "fault", "forward", [*_udp(), *match, *verdict(_DROP)])
+        _drop_on_arrival(nft, [way for way, parts in ((lan, ("out", "both")), (wan, ("in", "both"))) if cut in parts])
+
+
+def drop_arrivals(interfaces: Sequence[str]) -> None:
+    """Replaces the faults of the current namespace: everything that arrives on `interfaces` is dropped."""
+    with _nftables() as nft:
+        _renew_table(nft)
+        _drop_on_arrival(nft, interfaces)
+
+
+def _renew_table(nft: Any) -> None:
+    # `add` first: deleting a table that is not there is an error, adding one that is there is none.
+    nft.table("add", name="fault")
+    nft.table("del", name="fault")
+    nft.table("add", name="fault")
+
+
+def _drop_on_arrival(nft: Any, interfaces: Sequence[str]) -> None:
+    if interfaces:
+        nft.chain("add", table="fault", name="arrival", hook="prerouting", priority=_PRIORITY_ARRIVAL)
+    for interface in interfaces:
+        _rule(nft, "fault", "arrival", [*_interface(_META_IIFNAME, interface), *verdict(_DROP)])
 
 
 @contextmanager

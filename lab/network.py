@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from lab.nat import Direction, Nat, install_router, install_udp_block
+from lab.nat import Direction, Nat, drop_arrivals, install_faults, install_router
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class _Cvm:
     index: int
     nat: Nat
     blocks: list[tuple[str | None, Direction]]
-    connected: bool = True
+    cut: Direction | None = None
 
 
 class LabNetwork:
@@ -159,27 +159,31 @@ class LabNetwork:
         """Drops UDP between CVM `name` and public address `remote` (None: everyone) at its router. Blocks add up."""
         cvm = self._cvm(name)
         cvm.blocks.append((remote, direction))
-        self._call(self._in, cvm.router, install_udp_block, tuple(cvm.blocks))
+        self._call(self._install_faults, cvm)
 
     def unblock_udp(self, name: str) -> None:
         """Ends every block of CVM `name`."""
         cvm = self._cvm(name)
         cvm.blocks.clear()
-        self._call(self._in, cvm.router, install_udp_block, ())
+        self._call(self._install_faults, cvm)
 
-    def cut(self, name: str) -> None:
-        """Unplugs CVM `name` from everything, as a dead machine or a pulled cable would."""
+    def cut(self, name: str, direction: Direction = "both") -> None:
+        """Loses every packet to (`in`), from (`out`) or to and from CVM `name`, on the segment and the platform's link.
+
+        `both` is a pulled cable. The CVM's interfaces stay up, as they do when the fault is in the network. Cuts add
+        up.
+        """
         cvm = self._cvm(name)
-        if cvm.connected:
-            self._call(self._plug, cvm.index, connected=False)
-            cvm.connected = False
+        self._call(self._cut, cvm, direction if cvm.cut in (None, direction) else "both")
 
     def heal(self, name: str) -> None:
-        """Plugs CVM `name` in again."""
-        cvm = self._cvm(name)
-        if not cvm.connected:
-            self._call(self._plug, cvm.index, connected=True)
-            cvm.connected = True
+        """Ends every cut of CVM `name`."""
+        self._call(self._cut, self._cvm(name), None)
+
+    def cut_of(self, name: str) -> Direction | None:
+        """Which way CVM `name` is cut off now; None when it is not, or is no CVM."""
+        cvm = self._cvms.get(name)
+        return cvm.cut if cvm else None
 
     def close(self) -> None:
         """Lets go of every namespace. Idempotent."""
@@ -306,19 +310,32 @@ class LabNetwork:
         self._cvms[name] = _Cvm(net=net, namespace=namespace, router=router, index=index, nat=kind, blocks=[])
         return net
 
-    def _plug(self, index: int, *, connected: bool) -> None:
+    def _install_faults(self, cvm: _Cvm) -> None:
+        _setns(cvm.router)
+        install_faults("wan", "lan", cvm.blocks, cvm.cut)
+
+    def _cut(self, cvm: _Cvm, direction: Direction | None) -> None:
         # Carrier is left alone: a link that comes up is used only after the kernel's link watch, up to 1 s later.
-        _setns(self._segment)
-        with _links() as links:
-            port = links.link_lookup(ifname=f"c{index}")[0]
-            links.link("set", index=port, master=self._bridge if connected else 0)
+        before, cvm.cut = cvm.cut, direction
+        self._install_faults(cvm)
         _setns(self._host_fds[self._gateway])
-        with _links() as links:
-            neighbour = {"dst": _platform_address(index), "ifindex": links.link_lookup(ifname=f"cvm{index}")[0]}
-            if connected:
-                links.neigh("del", **neighbour)
-            else:
-                links.neigh("replace", lladdr=_NOBODY, state="permanent", **neighbour)
+        self._install_platform_faults()
+        # What the gateway sends is lost on its way: a rule here would let the gateway's own programs see an error.
+        lost, was_lost = direction in ("in", "both"), before in ("in", "both")
+        if lost != was_lost:
+            with _links() as links:
+                neighbour = {
+                    "dst": _platform_address(cvm.index),
+                    "ifindex": links.link_lookup(ifname=f"cvm{cvm.index}")[0],
+                }
+                if lost:
+                    links.neigh("replace", lladdr=_NOBODY, state="permanent", **neighbour)
+                else:
+                    links.neigh("del", **neighbour)
+
+    def _install_platform_faults(self) -> None:
+        """What CVMs send over their platform link is dropped where it arrives. Runs in the gateway's namespace."""
+        drop_arrivals([f"cvm{each.index}" for each in self._cvms.values() if each.cut in ("out", "both")])
 
     def _plug_platform(self, index: int) -> None:
         _setns(self._host_fds[self._gateway])
@@ -335,6 +352,8 @@ class LabNetwork:
             with _links() as links:
                 for index in links.link_lookup(ifname=port):
                     links.link("del", index=index)
+        _setns(self._host_fds[self._gateway])
+        self._install_platform_faults()
         for fd in (cvm.namespace, cvm.router):
             self._fds.remove(fd)
             os.close(fd)

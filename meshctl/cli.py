@@ -25,6 +25,10 @@ def _lab(attribute: str, text: str) -> Entry:
     return Entry(module="meshctl.lab_commands", attribute=attribute, help=text)
 
 
+def _fault(attribute: str, text: str) -> Entry:
+    return Entry(module="meshctl.fault_commands", attribute=attribute, help=text)
+
+
 COMMANDS: dict[str, Entry] = {
     "demo": _lab("demo", "Bring up the starter mesh, call through it and show how to go on."),
     "up": _lab("up", "Bring up a cluster on this machine."),
@@ -33,9 +37,11 @@ COMMANDS: dict[str, Entry] = {
     "logs": _lab("logs", "Show what a peer logs."),
     "exec": _lab("exec_", "Run a program in the app container's view of a peer."),
     "sh": _lab("sh", "Open a shell in the app container's view of a peer."),
-    "kill": _lab("kill", "Kill a peer as a power cut would."),
-    "stop": _lab("stop", "Stop a peer cleanly."),
-    "start": _lab("start", "Start a killed or stopped peer again."),
+    "kill": _fault("kill", "Kill a peer as a power cut would, or one process in it."),
+    "stop": _fault("stop", "Stop a peer cleanly."),
+    "start": _fault("start", "Start a killed or stopped peer again."),
+    "cut": _fault("cut", "Cut a peer off from the network, one way or both."),
+    "heal": _fault("heal", "End the cuts of a peer."),
     "list": Entry(module="meshctl.info", attribute="clusters", help="List the clusters in this checkout."),
     "tools": Entry(
         module="meshctl.tools_command", attribute="command", help="Install the tools and show where they are."

@@ -1,4 +1,4 @@
-"""The commands that work on a mesh on this machine: up, demo, down, status, logs, exec, kill, stop, start."""
+"""The commands that work on a mesh on this machine: up, demo, down, status, logs, exec, sh."""
 
 from __future__ import annotations
 
@@ -272,26 +272,3 @@ def sh(peer: str, container: str | None, name: str | None) -> None:
     exec_.main(
         args=[*(["--container", container] if container else []), *(["--name", name] if name else []), peer, "sh"]
     )
-
-
-def _action(action: str, text: str) -> click.Command:
-    @click.command(name=action, help=text)
-    @click.argument("peers", nargs=-1, required=True)
-    @_name_option
-    def act(peers: tuple[str, ...], name: str | None) -> None:
-        run = runs.find(name)
-        known = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"]]
-        # All names first: a typo in the last must not leave half of it done.
-        for peer in peers:
-            if peer not in known:
-                raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(known))}")
-        for peer in peers:
-            answer = run.call("POST", f"/machines/{peer}/{action}", seconds=60.0)
-            click.echo(f"{peer} is {answer['state']}")
-
-    return act
-
-
-kill = _action("kill", "Takes a CVM away from one moment to the next, as a power cut would.")
-stop = _action("stop", "Shuts a CVM down cleanly.")
-start = _action("start", "Starts a CVM that was killed or stopped.")

@@ -143,6 +143,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
         "admission": own.get("admission"),
         "links": own.get("links") or [],
         "insecure": own.get("insecure") or [],
+        "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
     }
 
@@ -160,7 +161,7 @@ def print_table(document: dict[str, Any]) -> None:
             peer["peer_id"],
             peer["group"],
             peer["address"] or "-",
-            "ready" if peer["ready"] else "; ".join(peer["reasons"]) or "starting",
+            _state(peer),
             str((peer["admission"] or {}).get("state") or "-"),
             _links(peer["links"]),
             _child(peer, "consul"),
@@ -176,6 +177,11 @@ def print_table(document: dict[str, Any]) -> None:
     for peer in document["peers"]:
         for nack in peer["nacks"]:
             console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+
+
+def _state(peer: dict[str, Any]) -> str:
+    state = "ready" if peer["ready"] else "; ".join(peer["reasons"]) or "starting"
+    return f"{state}; the lab cuts it off ({peer['cut']})" if peer["cut"] else state
 
 
 def _links(links: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -120,3 +121,19 @@ async def test_spec_file_is_private(tmp_path: Path) -> None:
         await eventually(spec.exists, "the spec is written")
         assert spec.stat().st_mode & 0o077 == 0
         await own.kill()
+
+
+async def test_one_process_of_a_cvm_is_killed(tmp_path: Path) -> None:
+    """A signal meets the processes of that name in this CVM's containers and nothing else."""
+    own = machine(tmp_path, "sleep 301 & echo > /run/mesh/ready; wait; exec sleep 302")
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually(lambda: "sleep" in own.processes(), "the sidecar's child runs", 30.0)
+        before = own.containers["sidecar"].first_pid()
+        assert own.signal("envoy", signal.SIGKILL) == []
+        killed = own.signal("sleep", signal.SIGKILL)
+        assert killed
+        await eventually(lambda: not any(process_runs(pid) for pid in killed), "they ended", 30.0)
+        assert own.containers["sidecar"].first_pid() == before
+        await own.kill()
+        assert own.signal("sleep", signal.SIGKILL) == []

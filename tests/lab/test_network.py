@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import pytest
 
+from lab.nat import Direction
 from lab.network import CVM_ADDRESS, PLATFORM_GATEWAY, LabNetwork, LabNetworkError, enter
 from tests.support import ROOT, need_root_or_userns
 
@@ -50,11 +51,26 @@ class Sockets:
         made.bind(("", port))
         return made
 
-    def listen(self, netns: str, port: int) -> None:
+    def listen(self, netns: str, port: int) -> socket.socket:
         """A TCP listener on all addresses of a namespace; nobody needs to accept."""
         made = self._stack.enter_context(inside(netns, socket.socket))
         made.bind(("", port))
         made.listen()
+        return made
+
+    def accept(self, listener: socket.socket) -> socket.socket:
+        """The next connection."""
+        listener.settimeout(30)
+        made = self._stack.enter_context(listener.accept()[0])
+        made.settimeout(QUIET)
+        return made
+
+    def connect(self, netns: str, address: str, port: int) -> socket.socket:
+        """A TCP connection from a namespace."""
+        made = self._stack.enter_context(inside(netns, socket.socket))
+        made.settimeout(30)
+        made.connect((address, port))
+        return made
 
     def connects(self, netns: str, address: str, port: int) -> bool:
         """Whether a TCP connection comes about."""
@@ -182,12 +198,76 @@ def test_cut_and_heal(network: LabNetwork, sockets: Sockets) -> None:
     assert sockets.connects(host.netns, cvm.platform_address, 8080)
 
 
+@pytest.mark.parametrize(
+    ("direction", "there", "back"), [("both", False, False), ("out", False, True), ("in", True, False)]
+)
+def test_one_way_cuts(network: LabNetwork, sockets: Sockets, direction: Direction, there: bool, back: bool) -> None:
+    """A cut loses what it says and nothing else, on the segment and the platform's link; healed, all is as before."""
+    platform, cvm = network.add_host("platform"), network.add_cvm("c0")
+    other, outside = sockets.udp(network.add_cvm("c1").netns), sockets.udp(platform.netns, 4000)
+    client = sockets.udp(cvm.netns, 51820)
+    ways = {
+        "segment": ((platform.address, 4000), (cvm.public_address, 51820)),
+        "platform link": ((PLATFORM_GATEWAY, 4000), (cvm.platform_address, 51820)),
+    }
+
+    def reach() -> set[tuple[bool, bool]]:
+        return {
+            (arrives(client, outside, to) is not None, arrives(outside, client, back) is not None)
+            for to, back in ways.values()
+        }
+
+    assert reach() == {(True, True)}
+    network.cut("c0", direction)
+    assert network.cut_of("c0") == direction
+    assert reach() == {(there, back)}
+    assert arrives(other, outside, (platform.address, 4000)) is not None
+    network.heal("c0")
+    assert network.cut_of("c0") is None
+    assert reach() == {(True, True)}
+
+
+def test_cuts_add_up_and_stay_with_their_cvm(network: LabNetwork, sockets: Sockets) -> None:
+    """In and out make both; a block of UDP, the cut of another CVM and its removal leave a cut as it is."""
+    host, cvm = network.add_host("platform"), network.add_cvm("c0")
+    network.add_cvm("c1")
+    client, server = sockets.udp(cvm.netns, 51820), sockets.udp(host.netns, 4000)
+    sockets.listen(cvm.netns, 8080)
+    network.cut("c0", "in")
+    network.cut("c0", "out")
+    assert network.cut_of("c0") == "both"
+    network.cut("c1", "out")
+    network.block_udp("c0", "192.0.2.1")
+    network.unblock_udp("c0")
+    network.remove_cvm("c1")
+    assert arrives(client, server, (host.address, 4000)) is None
+    assert arrives(client, server, (PLATFORM_GATEWAY, 4000)) is None
+    assert not sockets.connects(host.netns, cvm.platform_address, 8080)
+    assert network.cut_of("c9") is None
+
+
+def test_a_connection_survives_a_cut_that_ends(network: LabNetwork, sockets: Sockets) -> None:
+    """What was sent over an open connection during a cut arrives after it: packets are lost, nothing is reset."""
+    host, cvm = network.add_host("platform"), network.add_cvm("c0")
+    server = sockets.listen(host.netns, 4000)
+    client = sockets.connect(cvm.netns, host.address, 4000)
+    accepted = sockets.accept(server)
+    network.cut("c0", "out")
+    client.sendall(b"late")
+    with pytest.raises(TimeoutError):
+        accepted.recv(10)
+    network.heal("c0")
+    accepted.settimeout(30)
+    assert accepted.recv(10) == b"late"
+
+
 def test_a_reset_cvm_is_new_with_the_same_addresses(network: LabNetwork, sockets: Sockets) -> None:
     """A boot finds a fresh namespace: what the last one left is gone, faults included, and the network works."""
     host = network.add_host("rendezvous")
     before = network.add_cvm("c0", "random", 7)
     network.cut("c0")
     after = network.reset_cvm("c0")
+    assert network.cut_of("c0") is None
     assert after.public_address == before.public_address
     assert after.platform_address == before.platform_address
     server = sockets.udp(host.netns, 4000)

@@ -1,0 +1,84 @@
+"""The commands that break a CVM and mend it: kill, stop, start, cut, heal."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+import click
+
+from meshctl import runs
+from meshctl.errors import UserError
+
+_name_option = click.option("--name", help="Which mesh, when several run. Default: the cluster's name.")
+_peers_argument = click.argument("peers", nargs=-1, required=True)
+
+
+def chosen(name: str | None, peers: tuple[str, ...]) -> runs.Run:
+    """The mesh, once all `peers` are CVMs of it: a typo in the last must not leave half of it done."""
+    run = runs.find(name)
+    known = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"]]
+    for peer in peers:
+        if peer not in known:
+            raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(known))}")
+    return run
+
+
+@click.command()
+@_peers_argument
+@click.option("--process", metavar="NAME", help="Kill only this program, in the CVM's containers: envoy, postgres, …")
+@_name_option
+def kill(peers: tuple[str, ...], process: str | None, name: str | None) -> None:
+    """Takes a CVM away from one moment to the next, as a power cut would; with --process, one program in it."""
+    run = chosen(name, peers)
+    for peer in peers:
+        if process is None:
+            answer = run.call("POST", f"/machines/{peer}/kill", seconds=60.0)
+            click.echo(f"{peer} is {answer['state']}")
+        else:
+            run.call("POST", f"/machines/{peer}/signal?{urlencode({'process': process})}")
+            click.echo(f"{process} in {peer} was killed")
+
+
+def _action(action: str, text: str) -> click.Command:
+    @click.command(name=action, help=text)
+    @_peers_argument
+    @_name_option
+    def act(peers: tuple[str, ...], name: str | None) -> None:
+        run = chosen(name, peers)
+        for peer in peers:
+            answer = run.call("POST", f"/machines/{peer}/{action}", seconds=60.0)
+            click.echo(f"{peer} is {answer['state']}")
+
+    return act
+
+
+stop = _action("stop", "Shuts a CVM down cleanly.")
+start = _action("start", "Starts a CVM that was killed or stopped.")
+
+
+@click.command()
+@_peers_argument
+@click.option(
+    "--direction",
+    type=click.Choice(["in", "out", "both"]),
+    default="both",
+    help="Which packets are lost: those to the CVM, those from it, or all (default).",
+)
+@_name_option
+def cut(peers: tuple[str, ...], direction: str, name: str | None) -> None:
+    """Cuts a CVM off from the network: its packets are lost, while it and its interfaces go on."""
+    run = chosen(name, peers)
+    for peer in peers:
+        answer = run.call("POST", f"/machines/{peer}/cut?{urlencode({'direction': direction})}")
+        click.echo(f"{peer} is cut off ({answer['cut']}); ./mesh heal {peer} ends it")
+
+
+@click.command()
+@_peers_argument
+@_name_option
+def heal(peers: tuple[str, ...], name: str | None) -> None:
+    """Ends every cut of a CVM."""
+    run = chosen(name, peers)
+    for peer in peers:
+        run.call("POST", f"/machines/{peer}/heal")
+        click.echo(f"{peer} is connected")

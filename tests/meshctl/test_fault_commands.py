@@ -1,0 +1,67 @@
+"""What the commands that break a CVM ask of the lab; they break real ones in tests/e2e/test_faults.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from meshctl import fault_commands, runs
+from meshctl.errors import UserError
+
+
+class FakeRun:
+    """A lab with two CVMs that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def call(self, method: str, path: str, **_: Any) -> Any:
+        """Answers as the control API does."""
+        if path == "/status":
+            return {"machines": [{"peer_id": "a-0"}, {"peer_id": "b-0"}]}
+        self.asked.append((method, path))
+        return {"state": "done", "cut": "in", "pids": [1]}
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    """The only running mesh."""
+    run = FakeRun()
+    monkeypatch.setattr(runs, "find", lambda _name: run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "path"),
+    [
+        ("kill", [], "kill"),
+        ("kill", ["--process", "a b"], "signal?process=a+b"),
+        ("stop", [], "stop"),
+        ("start", [], "start"),
+        ("cut", [], "cut?direction=both"),
+        ("cut", ["--direction", "in"], "cut?direction=in"),
+        ("heal", [], "heal"),
+    ],
+)
+def test_each_command_asks_once_per_peer(lab: FakeRun, command: str, arguments: list[str], path: str) -> None:
+    """Every peer is met, in the order given."""
+    done = CliRunner().invoke(getattr(fault_commands, command), ["b-0", "a-0", *arguments])
+    assert done.exit_code == 0, done.output
+    assert lab.asked == [("POST", f"/machines/b-0/{path}"), ("POST", f"/machines/a-0/{path}")]
+
+
+def test_a_typo_in_the_last_peer_breaks_nothing(lab: FakeRun) -> None:
+    """All names are checked before the first CVM is met."""
+    done = CliRunner().invoke(fault_commands.cut, ["a-0", "b-1"])
+    assert isinstance(done.exception, UserError)
+    assert "a-0, b-0" in str(done.exception)
+    assert lab.asked == []
+
+
+def test_directions_are_a_closed_list(lab: FakeRun) -> None:
+    """Anything but in, out and both is refused."""
+    done = CliRunner().invoke(fault_commands.cut, ["a-0", "--direction", "sideways"])
+    assert done.exit_code == 2
+    assert lab.asked == []
