@@ -24,7 +24,7 @@ def tool(name: str) -> str:
     return str(found)
 
 
-async def eventually(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     """Waits until `condition()` holds; fails the test naming `what` after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
