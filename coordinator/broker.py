@@ -112,10 +112,10 @@ class Broker:
         if len(request.instance_id) > _MAX_INSTANCE_ID:
             # It is remembered with the reservation, and nobody has proven anything yet.
             raise RefusalError(Code.BAD_REQUEST, f"instance_id has {len(request.instance_id)} characters, expected 40")
-        slots = policy.group_slots(self.rules.manifest, request.group)
+        peer_ids = policy.peer_ids(self.rules.manifest, request.group)
         if request.group != COORDINATORS:
             self._check_ready()
-        peer_id = self._slot_for(request, tuple(slot.peer_id for slot in slots))
+        peer_id = self._slot_for(request, peer_ids)
         if self._challenges.full:
             raise RefusalError(Code.NOT_READY, "too many attestations at once; try again later")
         nonce = self._challenges.issue(self._random(RANDOM_BYTES), self._clocks.monotonic())

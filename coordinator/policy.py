@@ -59,15 +59,13 @@ def find_slot(manifest: Manifest, peer_id: str) -> Slot:
     raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no peer {peer_id!r:.80}")
 
 
-def group_slots(manifest: Manifest, group: str) -> tuple[Slot, ...]:
-    """The slots of `group`; RefusalError ADMISSION_REJECTED when the manifest has no such group."""
+def peer_ids(manifest: Manifest, group: str) -> tuple[str, ...]:
+    """The peer IDs of `group`; RefusalError ADMISSION_REJECTED when the manifest has no such group."""
     if group == COORDINATORS:
-        peers = [(peer.peer_id, peer.address) for peer in manifest.coordinators.peers]
-    elif group in manifest.groups:
-        peers = [(peer.peer_id, peer.address) for peer in manifest.groups[group].peers]
-    else:
+        return tuple(peer.peer_id for peer in manifest.coordinators.peers)
+    if group not in manifest.groups:
         raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no group {group!r:.80}")
-    return tuple(Slot(peer_id=peer_id, group=group, address=address) for peer_id, address in peers)
+    return tuple(peer.peer_id for peer in manifest.groups[group].peers)
 
 
 def identities(manifest: Manifest, group: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def test_slots_are_found_in_groups_and_among_coordinators() -> None:
 
 def test_unknown_slots_and_groups_are_rejected() -> None:
     """What the manifest does not have is ADMISSION_REJECTED."""
-    for call in (lambda: policy.find_slot(MANIFEST, "x"), lambda: policy.group_slots(MANIFEST, "x")):
+    for call in (lambda: policy.find_slot(MANIFEST, "x"), lambda: policy.peer_ids(MANIFEST, "x")):
         with pytest.raises(RefusalError) as error:
             call()
         assert error.value.code is Code.ADMISSION_REJECTED
