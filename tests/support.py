@@ -24,13 +24,20 @@ def tool(name: str) -> str:
     return str(found)
 
 
-async def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    """Waits until `condition()` holds; fails the test naming `what` after `seconds`."""
+async def soon(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether `condition()` holds within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            pytest.fail(f"not within {seconds} s: {what}")
+            return False
         await asyncio.sleep(0.01)
+    return True
+
+
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Waits until `condition()` holds; fails the test naming `what` after `seconds`."""
+    if not await soon(condition, seconds):
+        pytest.fail(f"not within {seconds} s: {what}")
 
 
 def need_root_or_userns() -> None:
