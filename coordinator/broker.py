@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import base64
 import json
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from coordinator import policy
+from coordinator import grants, policy
 from coordinator.feed import Feed
+from coordinator.grants import Tokens
 from coordinator.keys import ClusterKeys, agent_certificate
 from coordinator.leases import Lease, LeaseError, seal, unseal
-from coordinator.ledger import Ledger, Token
+from coordinator.ledger import Ledger
 from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
 from coordinator.policy import COORDINATORS, Slot
 from coordinator.protocol import (
@@ -29,19 +29,18 @@ from coordinator.protocol import (
     ChallengeRequest,
     Code,
     ConsulGrant,
+    LeaseRequest,
     MeshPeer,
     Renewal,
 )
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Taken, claim, dead, propose
-from coordinator.tokens import TOKEN_SECONDS, token_body
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
 from evidence.verify import Evidence
-from runtime.secret import Secret
 from topology.manifest import Manifest, ManifestError, from_tree
 
 T = TypeVar("T")
@@ -150,14 +149,16 @@ class Broker:
         image = policy.image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         return await self._admit(rules, slot, binding, image)
 
-    async def renew(self, text: str) -> Renewal:
-        """Prolongs a lease; with a fresh token when the old one is past half its life."""
-        lease = self._lease(text)
+    async def renew(self, request: LeaseRequest) -> Renewal:
+        """Prolongs a lease; with fresh tokens when the old ones are past half their life, and with the secrets when the
+        sidecar has those of another manifest.
+        """
+        lease = self._lease(request.lease)
         rules = self.rules
         if lease.group == COORDINATORS:
             holder = self._held(self._siblings, lease)
             self._siblings[lease.peer_id] = replace(holder, renewed_at=self._clocks.unix())
-            return _renewal(rules.manifest.epoch, None)
+            return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=rules.manifest.epoch)
         self._check_ready()
         holder = self._held(self._ledger.slots, lease)
         if not policy.allowed(rules.manifest, holder.peer_id, holder.compose_hash, holder.image):
@@ -166,12 +167,20 @@ class Broker:
                 Code.LEASE_INVALID, f"the manifest no longer allows {holder.peer_id} with its app and OS image"
             )
         await self._ledger.renew(holder)
-        token = None
-        if holder.token_expires_at - self._clocks.unix() < TOKEN_SECONDS / 2:
-            token = self._new_token()
-            await self._ledger.issue(self._token_body(rules.manifest, holder.peer_id, holder.group), token)
-            await self._ledger.replace_token(holder, token)
-        return _renewal(rules.manifest.epoch, token)
+        tokens = None
+        if grants.due(holder, rules.manifest, self._clocks.unix()):
+            tokens = self._new_tokens(rules, holder.group)
+            await self._ledger.issue(tokens.bodies(rules.manifest, holder.peer_id, holder.group))
+            await self._ledger.replace_tokens(holder, tokens)
+        news = request.secrets_epoch is not None and request.secrets_epoch < rules.manifest.epoch
+        return Renewal(
+            lease_seconds=LEASE_SECONDS,
+            manifest_epoch=rules.manifest.epoch,
+            token=tokens.node.secret.reveal() if tokens else None,
+            token_expires_at=int(tokens.expires_at) if tokens else None,
+            workload_token=_workload_token(tokens) if tokens else None,
+            secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
+        )
 
     async def release(self, text: str) -> None:
         """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""
@@ -201,19 +210,19 @@ class Broker:
         )
         if slot.group == COORDINATORS:
             self._take_sibling(wanted, peer)
-            token = None
+            tokens = None
         else:
             self._check_ready()
-            token = self._new_token()
-            await self._ledger.take(replace(wanted, accessor=token.accessor, token_expires_at=token.expires_at), peer)
-            await self._ledger.issue(self._token_body(rules.manifest, slot.peer_id, slot.group), token)
+            tokens = self._new_tokens(rules, slot.group)
+            await self._ledger.take(tokens.noted(wanted), peer)
+            await self._ledger.issue(tokens.bodies(rules.manifest, slot.peer_id, slot.group))
         self._reserved.pop(slot.peer_id, None)
         if rules.manifest.rendezvous:
             await self._feed.applied(self._feed.version)
         return Admission(
             peer_id=slot.peer_id,
             address=slot.address,
-            consul=self._grant(rules.manifest, slot, binding, token),
+            consul=self._grant(rules.manifest, slot, binding, tokens),
             peers=tuple(peer for peer in self._registry.peers() if peer.kind == "coordinator"),
             lease=seal(
                 Lease(
@@ -226,10 +235,13 @@ class Broker:
             ).reveal(),
             lease_seconds=LEASE_SECONDS,
             manifest=rules.envelope,
+            manifest_epoch=rules.manifest.epoch,
+            workload_token=_workload_token(tokens),
+            secrets=grants.secrets(self._keys, rules.manifest, slot.group) if tokens else {},
         )
 
-    def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, token: Token | None) -> ConsulGrant:
-        """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`token` is None)."""
+    def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
+        """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""
         datacenter = manifest.cluster
         certificate = agent_certificate(
             self._keys,
@@ -241,9 +253,9 @@ class Broker:
         )
         return ConsulGrant(
             datacenter=datacenter,
-            token=token.secret.reveal() if token else "",
-            token_expires_at=int(token.expires_at) if token else 0,
-            gossip_key=self._keys.gossip_key.reveal() if token else "",
+            token=tokens.node.secret.reveal() if tokens else "",
+            token_expires_at=int(tokens.expires_at) if tokens else 0,
+            gossip_key=self._keys.gossip_key.reveal() if tokens else "",
             ca_pem=self._keys.rpc_ca_pem,
             certificate_pem=certificate,
             servers=tuple(peer.address for peer in manifest.coordinators.peers),
@@ -310,28 +322,16 @@ class Broker:
             raise RefusalError(Code.LEASE_INVALID, f"{lease.peer_id} is no longer held by this boot; attest again")
         return holder
 
-    def _new_token(self) -> Token:
-        return Token(
-            secret=Secret(str(uuid.UUID(bytes=self._random(16), version=4))),
-            accessor=str(uuid.UUID(bytes=self._random(16), version=4)),
-            expires_at=self._clocks.unix() + TOKEN_SECONDS,
-        )
-
-    def _token_body(self, manifest: Manifest, peer_id: str, group: str) -> dict[str, object]:
-        return token_body(peer_id, group, manifest.groups[group], manifest.cluster)
+    def _new_tokens(self, rules: Rules, group: str) -> Tokens:
+        return grants.new_tokens(rules.manifest, group, self._random, self._clocks.unix())
 
     def _check_ready(self) -> None:
         if self.not_ready is not None:
             raise RefusalError(Code.NOT_READY, self.not_ready)
 
 
-def _renewal(epoch: int, token: Token | None) -> Renewal:
-    return Renewal(
-        lease_seconds=LEASE_SECONDS,
-        token=token.secret.reveal() if token else None,
-        token_expires_at=int(token.expires_at) if token else None,
-        manifest_epoch=epoch,
-    )
+def _workload_token(tokens: Tokens | None) -> str:
+    return tokens.workload.secret.reveal() if tokens and tokens.workload else ""
 
 
 def _hex(request: AttestRequest, name: str) -> bytes:

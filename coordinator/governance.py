@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
-from coordinator.tokens import intention_entries, policy_body
+from coordinator.tokens import intention_entries, policy_bodies
 from runtime.consul import ConsulClient, ConsulError
 from topology.manifest import Manifest, ManifestError, open_envelope
 
@@ -26,8 +26,7 @@ async def establish(consul: ConsulClient, manifest: Manifest) -> None:
     """
     _, existing = await consul.get("/v1/acl/policies")
     ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
-    for group, entry in sorted(manifest.groups.items()):
-        body = policy_body(group, entry)
+    for body in policy_bodies(manifest):
         known = ids.get(str(body["Name"]))
         try:
             await consul.put(f"/v1/acl/policy/{known}" if known else "/v1/acl/policy", body)

@@ -40,6 +40,8 @@ class ClusterKeys:
     """Base64 of 32 bytes."""
     broker_key: bytes = field(repr=False)
     """HMAC key of challenges and leases."""
+    workload_root: Secret
+    """What workload secrets are derived from; hex."""
     rpc_ca_key: ec.EllipticCurvePrivateKey
     rpc_ca: x509.Certificate
     connect_cluster_id: str
@@ -63,6 +65,7 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         management_token=Secret(str(uuid.UUID(bytes=_bytes(root, cluster, "management-token", 16), version=4))),
         gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
         broker_key=_bytes(root, cluster, "broker", 32),
+        workload_root=Secret(_bytes(root, cluster, "workload-secrets", 32).hex()),
         rpc_ca_key=rpc_key,
         rpc_ca=_authority(f"{cluster} agents", rpc_key, ()),
         connect_cluster_id=cluster_id,
@@ -73,6 +76,16 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         .decode(),
         connect_root_key_pem=Secret(private_pem(connect_key)),
     )
+
+
+def workload_secret(keys: ClusterKeys, owner: str, name: str) -> Secret:
+    """The secret `name` that group `owner` declares: 32 bytes as 64 hex digits, text that any program takes.
+
+    It follows from the coordinators' GetKey alone: the same at every coordinator and start, for every manifest.
+    """
+    info = f"cvm-mesh workload secret {owner}/{name}".encode()
+    root = bytes.fromhex(keys.workload_root.reveal())
+    return Secret(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root).hex())
 
 
 def agent_certificate(

@@ -7,21 +7,22 @@ here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip alread
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from coordinator.grants import Tokens
 from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry, decode_peer, encode_peer
 from coordinator.slots import Holder, Node, NodeState, Taken, claim, doubled, left_behind
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.consul import ConsulClient, ConsulError
-from runtime.secret import Secret
 from topology.manifest import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,6 @@ SLOTS_PREFIX = LEDGER_PREFIX + "slots/"
 INSTANCES_PREFIX = LEDGER_PREFIX + "instances/"
 ATTEMPTS = 4
 """Times that an admission is decided anew after another coordinator was faster."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A Consul token. Both IDs are chosen here, so that the slot's record names the token in the same write."""
-
-    secret: Secret
-    accessor: str
-    expires_at: float
-    """Unix seconds."""
 
 
 class Ledger:
@@ -83,18 +74,26 @@ class Ledger:
             await self.refresh()
         raise RefusalError(Code.SLOT_TAKEN, f"{wanted.peer_id} is wanted by several at once; try again")
 
-    async def issue(self, body: Mapping[str, object], token: Token) -> None:
-        """Makes `token` in Consul with the rights in `body`. RefusalError TOKEN_ISSUE_FAILED."""
-        named = {"AccessorID": token.accessor, "SecretID": token.secret.reveal()}
-        try:
-            await self._consul.put("/v1/acl/token", {**body, **named})
-        except ConsulError as error:
-            raise RefusalError(Code.TOKEN_ISSUE_FAILED, str(error)) from error
+    async def issue(self, bodies: Iterable[Mapping[str, object]]) -> None:
+        """Makes tokens in Consul, all at once. RefusalError TOKEN_ISSUE_FAILED."""
+        writes = [self._consul.put("/v1/acl/token", body) for body in bodies]
+        # Each is waited for, also after one failed: none is left to come into being later.
+        for error in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(error, ConsulError):
+                raise RefusalError(Code.TOKEN_ISSUE_FAILED, str(error)) from error
+            if isinstance(error, BaseException):
+                raise error
 
-    async def replace_token(self, holder: Holder, token: Token) -> None:
-        """Notes the token that `holder` runs with from now on; the one before expires by itself."""
-        self._note(holder, accessor=token.accessor, token_expires_at=token.expires_at)
+    async def replace_tokens(self, holder: Holder, tokens: Tokens) -> None:
+        """Notes the tokens that `holder` runs with from now on. old ones expire by themselves; a workload's
+        without a successor is revoked.
+        """
+        withdrawn = holder.workload_accessor if tokens.workload is None else ""
+        current = self.slots.get(holder.peer_id)
+        if current is not None and current.boot_key == holder.boot_key:
+            self.slots[holder.peer_id] = tokens.noted(current)
         await self._rewrite(holder.peer_id)
+        await self._revoke(withdrawn)
 
     async def renew(self, holder: Holder) -> None:
         """Notes that the holder lives. Written down only when gossip thinks otherwise, for the other coordinators to
@@ -126,6 +125,7 @@ class Ledger:
         self._registry.remove(peer_id, index)
         log.info("slot freed", extra={"peer_id": peer_id, "reason": reason})
         await self._revoke(current.accessor)
+        await self._revoke(current.workload_accessor)
         return True
 
     def doubled(self) -> tuple[Holder, ...]:
@@ -202,13 +202,8 @@ class Ledger:
         if held is None or held.boot_key != holder.boot_key:
             return holder if renewed_at == holder.renewed_at else replace(holder, renewed_at=renewed_at)
         newer = held if held.token_expires_at > holder.token_expires_at else holder
-        merged = replace(
-            holder,
-            renewed_at=max(renewed_at, held.renewed_at),
-            joined=holder.joined or held.joined,
-            accessor=newer.accessor,
-            token_expires_at=newer.token_expires_at,
-        )
+        merged = replace(holder, renewed_at=max(renewed_at, held.renewed_at), joined=holder.joined or held.joined)
+        merged = merged.with_tokens(newer.accessor, newer.workload_accessor, newer.token_expires_at)
         return held if merged == held else merged
 
     def _note(self, holder: Holder, **changes: Any) -> None:

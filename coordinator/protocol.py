@@ -6,7 +6,7 @@ HTTP over RA-TLS on port 8787 (architecture.md). Every body is one JSON object; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 ADMISSION_PORT = 8787
@@ -164,20 +164,34 @@ class Admission:
     """The slot is freed when nothing renewed it for so long and the node is not alive in Consul."""
     manifest: str
     """The newest signed envelope that the coordinator holds."""
+    manifest_epoch: int = 0
+    """Epoch of the manifest that is enforced."""
+    workload_token: str = ""
+    """Secret. ACL token of the group's workload; empty where no backend is owned by the workload. Expires with
+    `consul.token`."""
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Secret. What the manifest grants to the group, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
-    """`POST /v1/admission/renew` with `{"lease"}`: a fresh token when the old one is past half its life."""
+    """`POST /v1/admission/renew` with a LeaseRequest: fresh tokens when the old ones are past half their life."""
 
     lease_seconds: float
-    token: str | None
-    token_expires_at: int | None
     manifest_epoch: int
+    token: str | None = None
+    """Secret."""
+    token_expires_at: int | None = None
+    workload_token: str | None = None
+    """Secret. Comes with `token`; empty when the workload is to have none any more."""
+    secrets: dict[str, str] | None = None
+    """Secret. All that the group is granted, when that is under a newer manifest than the sidecar's were."""
 
 
 PEERS_PREFIX = "mesh/peers/"
 """Consul KV prefix of the peer registry: `mesh/peers/<peer_id>` = MeshPeer as JSON. Every agent token may read it."""
+WORKLOAD_TOKEN = "consul-token"
+"""Name of the file beside the secrets that holds the workload's token; no secret has it."""
 MANIFEST_KEY = "mesh/manifest"
 """Consul KV key of the newest signed manifest envelope. Every agent token may read it."""
 
@@ -188,3 +202,5 @@ class LeaseRequest:
 
     lease: str
     """Secret."""
+    secrets_epoch: int | None = None
+    """Epoch of the manifest under which the sidecar was given its secrets; None: it asks for none."""

@@ -41,7 +41,7 @@ def application(broker: Broker, feed: Feed, not_ready: Callable[[], str | None])
         return _answer(await broker.attest(decode(AttestRequest, await _body(request))))
 
     async def renew(request: web.Request) -> web.StreamResponse:
-        return _answer(await broker.renew(decode(LeaseRequest, await _body(request)).lease))
+        return _answer(await broker.renew(decode(LeaseRequest, await _body(request))))
 
     async def release(request: web.Request) -> web.StreamResponse:
         await broker.release(decode(LeaseRequest, await _body(request)).lease)

@@ -52,12 +52,18 @@ class Holder:
     """Unix seconds of the admission or the last renewal that is known here."""
     accessor: str = ""
     """Accessor ID of the Consul token."""
+    workload_accessor: str = ""
+    """Likewise of the workload's token; empty where there is none. Both expire together."""
     token_expires_at: float = 0.0
     """Unix seconds."""
     joined: bool = False
     """Its node was alive once."""
     released: bool = False
     """Stopped cleanly, or found dead. The entry stays to give the instance its old slot."""
+
+    def with_tokens(self, accessor: str, workload_accessor: str, expires_at: float) -> Holder:
+        """The same holder with other tokens."""
+        return replace(self, accessor=accessor, workload_accessor=workload_accessor, token_expires_at=expires_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ class Listener(Protocol):
         """A new admission, the first or a later one."""
 
     async def renewed(self, renewed: Renewed) -> None:
-        """A renewal; it may carry a new token."""
+        """A renewal; it may carry new tokens and secrets."""
 
 
 def make_binding(claim: Claim, peer_id: str, now: float) -> bytes:
@@ -117,6 +117,7 @@ class Admission:
         self._sleep = sleep
         self._rng = rng or Random()
         self._lease: Secret | None = None
+        self._secrets_epoch = 0
         self._first = 0
         self._peer_id = claim.peer_id
         self.status = AdmissionStatus(state="waiting", reason="no coordinator was asked yet")
@@ -125,7 +126,7 @@ class Admission:
         """Admits, then renews; for ever. Ends only by cancellation."""
         while True:
             admitted = await self._admit()
-            self._lease = admitted.lease
+            self._lease, self._secrets_epoch = admitted.lease, admitted.manifest_epoch
             # The slot of this boot: a re-admission asks for the same one.
             self._peer_id = admitted.peer_id
             await self._listener.admitted(admitted)
@@ -203,7 +204,9 @@ class Admission:
             if lease is None:
                 return
             try:
-                broker, renewed = await self._any(lambda broker: broker.renew(lease))  # noqa: B023 - called at once
+                broker, renewed = await self._any(
+                    lambda broker: broker.renew(lease, self._secrets_epoch)  # noqa: B023 - called at once
+                )
             except RefusedError as error:
                 log.warning("lease lost, attesting again", extra={"reason": str(error)})
                 return
@@ -216,6 +219,8 @@ class Admission:
             attempt, lease_seconds = 0, renewed.lease_seconds
             self._set_admitted(broker.url, lease_seconds)
             await self._listener.renewed(renewed)
+            if renewed.secrets is not None:
+                self._secrets_epoch = renewed.manifest_epoch
 
     async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:
         """The first answer of any coordinator. CoordinatorError when none can be used; RefusedError is final.

@@ -19,16 +19,18 @@ from urllib.parse import urlsplit
 
 from coordinator.protocol import (
     MAX_BODY,
+    WORKLOAD_TOKEN,
     AttestRequest,
     Challenge,
     ChallengeRequest,
     Code,
     ConsulGrant,
+    LeaseRequest,
     MeshPeer,
     Renewal,
 )
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree
+from topology.manifest import ManifestError, from_tree, why_no_label
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -78,16 +80,23 @@ class Admitted:
     lease_seconds: float
     envelope: str
     """The newest manifest that the coordinator holds; empty when it sent none."""
+    manifest_epoch: int
+    workload_token: Secret
+    """Empty where there is none."""
+    secrets: Mapping[str, Secret]
+    """Granted to our group, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewed:
-    """`coordinator.protocol.Renewal`, its secret wrapped."""
+    """`coordinator.protocol.Renewal`, its secrets wrapped. None is what stays as it was."""
 
     lease_seconds: float
     token: Secret | None
     token_expires_at: int | None
     manifest_epoch: int
+    workload_token: Secret | None = None
+    secrets: Mapping[str, Secret] | None = None
 
 
 class Broker:
@@ -114,9 +123,10 @@ class Broker:
         """Admission, for evidence that holds."""
         return decode_admission(await self._post("attest", asdict(request)), self.url)
 
-    async def renew(self, lease: Secret) -> Renewed:
-        """A longer lease, and a new token when it is time."""
-        return decode_renewal(await self._post("renew", {"lease": lease.reveal()}))
+    async def renew(self, lease: Secret, secrets_epoch: int) -> Renewed:
+        """A longer lease, new tokens when it is time, and the secrets when a manifest after `secrets_epoch` counts."""
+        request = LeaseRequest(lease=lease.reveal(), secrets_epoch=secrets_epoch)
+        return decode_renewal(await self._post("renew", asdict(request)))
 
     async def release(self, lease: Secret) -> None:
         """Gives the slot back."""
@@ -236,6 +246,9 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             lease=Secret(_text(tree["lease"])),
             lease_seconds=float(tree["lease_seconds"]),
             envelope=_text(tree["manifest"]),
+            manifest_epoch=int(tree["manifest_epoch"]),
+            workload_token=Secret(_text(tree["workload_token"])),
+            secrets=_secrets(tree["secrets"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None
@@ -249,6 +262,8 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         token=Secret(renewal.token) if renewal.token else None,
         token_expires_at=renewal.token_expires_at,
         manifest_epoch=renewal.manifest_epoch,
+        workload_token=None if renewal.workload_token is None else Secret(renewal.workload_token),
+        secrets=None if renewal.secrets is None else _secrets(renewal.secrets),
     )
 
 
@@ -261,6 +276,16 @@ def _from(kind: Any, tree: Any, *floats: str) -> Any:
     except ManifestError:
         # Not the error's text: it quotes the value, which may be a secret.
         raise CoordinatorError(f"the answer cannot be read as {kind.__name__}") from None
+
+
+def _secrets(tree: Any) -> Mapping[str, Secret]:
+    """Names become those of files: one that could lead elsewhere, or over the token's, refuses the whole answer."""
+    if not isinstance(tree, dict) or any(why_no_label(name) or name == WORKLOAD_TOKEN for name in tree):
+        raise CoordinatorError("the answer has secrets whose names cannot be those of files")
+    try:
+        return {name: Secret(_text(value)) for name, value in tree.items()}
+    except TypeError:
+        raise CoordinatorError("the answer has secrets that are not text") from None
 
 
 def _text(it: object) -> str:

@@ -80,7 +80,12 @@ VARIABLES = (
     Variable(
         name="MESH_RUN_DIR",
         default="/run/mesh",
-        meaning="Folder that app containers see read-only: names, `exec.sh`, `ready`.",
+        meaning="Folder that app containers see read-only: names, `exec.sh`, `ready`, `secrets/`.",
+    ),
+    Variable(
+        name="MESH_SECRETS_GID",
+        default="0",
+        meaning="Numeric group that may read `secrets/` in MESH_RUN_DIR: that of the application that needs them.",
     ),
     Variable(name="MESH_GUEST_AGENT", default="/var/run/dstack.sock", meaning="Unix socket of the dstack guest agent."),
     Variable(name="MESH_ENVOY", default="/usr/local/bin/envoy", meaning="The Envoy program."),
@@ -119,6 +124,7 @@ class Config:
     """DER."""
     state_dir: Path
     run_dir: Path
+    secrets_gid: int
     guest_agent: Path
     envoy: Path
     consul: Path
@@ -164,6 +170,7 @@ def parse(environ: Mapping[str, str]) -> Config:
             "MESH_RESOLV_CONF",
         )
     )
+    secrets_gid = reader.optional("MESH_SECRETS_GID", _gid, int(_default("MESH_SECRETS_GID")))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, _default("MESH_LOG_LEVEL"))
     drain_seconds = reader.optional("MESH_DRAIN_SECONDS", _seconds, float(_default("MESH_DRAIN_SECONDS")))
     if manifest is not None:
@@ -187,6 +194,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         dev_root=dev_root,
         state_dir=state_dir,
         run_dir=run_dir,
+        secrets_gid=secrets_gid,
         guest_agent=guest_agent,
         envoy=envoy,
         consul=consul,
@@ -275,6 +283,13 @@ def _route_differences(manifest: Manifest, routes: list[dict[str, Any]]) -> list
         if signed[name] != given[name]:
             found.append(f"route {name!r} is {given[name]}, but the signed manifest says {signed[name]}")
     return [f"{problem}; render manifest and routes together" for problem in found]
+
+
+def _gid(text: str) -> int:
+    # 2^32 - 1 means "leave it" to the kernel.
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < (1 << 32) - 1):
+        raise ValueError(f"is {text!r}, expected a numeric group ID, such as 999")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from dns.server import DnsServer
 from dns.zone import ZoneError, build
+from runtime.secret import Secret
 from sidecar.desired import Desired
 from sidecar.files import Identity, RunFiles
 from vip.netlink import VipError, VipTable
@@ -37,7 +38,7 @@ class Effects:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.dns = DnsServer(DNS_ADDRESS, DNS_PORT, resolv_conf=config.resolv_conf)
-        self.files = RunFiles(config.run_dir)
+        self.files = RunFiles(config.run_dir, config.secrets_gid)
         self._vips = VipTable(config.manifest.vip_pool)
         self.link: Link | None = None
         self.xds: XdsServer | None = None
@@ -59,7 +60,8 @@ class Effects:
         except OSError as error:
             folder = str(self._config.run_dir)
             raise OSError(
-                f"MESH_RUN_DIR: {folder!r} cannot be used ({error.strerror}); mount a writable folder there"
+                f"MESH_RUN_DIR: {folder!r} cannot be used ({error.strerror}); mount a writable folder there, and have "
+                f"MESH_SECRETS_GID name a group that this process may give files to (it is {self._config.secrets_gid})"
             ) from error
         # In a thread, because netlink's module takes a while to load; the loop meanwhile asks for the identity.
         await asyncio.to_thread(self._vips.apply, wish.vips)
@@ -87,6 +89,16 @@ class Effects:
             self.link.set_peers(wish.peers)
         self._publish(wish.spec)
         self._held = wish
+
+    def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
+        """Writes `secrets` for the CVM's programs and takes away all others; False when the files are refused."""
+        try:
+            self.files.write_secrets(secrets)
+        except OSError as error:
+            self._refused("secrets", error)
+            return False
+        self.problems.pop("secrets", None)
+        return True
 
     @property
     def endpoints(self) -> dict[str, tuple[str, ...]]:

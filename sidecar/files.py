@@ -1,20 +1,24 @@
 """`/run/mesh`, the folder that app containers see: what its files say (pure functions), and `RunFiles`, which writes
 them.
 
-Every file is world-readable and appears whole: written beside its place, then renamed. A file whose content is
-already right is left alone, because a container may have mounted that very file.
+Every file appears whole: written beside its place, then renamed. A file whose content is already right is left alone,
+because a container may have mounted that very file. All are world-readable, those in `secrets/` apart: only their group
+may read them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dns import resolvconf
 from dns.zone import APEX, peer_name
+from runtime.secret import Secret
 
 HOSTS_BEGIN = "# cvm-mesh begin"
 HOSTS_END = "# cvm-mesh end"
@@ -65,8 +69,11 @@ def identity_json(identity: Identity) -> str:
 class RunFiles:
     """The folder. Methods raise OSError when the file system refuses; each leaves either the old file or the new."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, secrets_gid: int | None = None) -> None:
+        """`secrets_gid`: group of the secrets; None leaves them to the process's own."""
         self._folder = folder
+        self._secrets = folder / "secrets"
+        self._gid = os.getegid() if secrets_gid is None else secrets_gid
 
     def prepare(self) -> None:
         """Makes the folder, takes back a `ready` that an earlier run left, and puts `exec.sh` there. First of all
@@ -76,6 +83,31 @@ class RunFiles:
         self._folder.chmod(0o755)
         self.mark_not_ready(("the sidecar is starting",))
         self._write("exec.sh", _EXEC_SH.read_text(), mode=0o755)
+        self._prepare_secrets()
+
+    def _prepare_secrets(self) -> None:
+        """An empty folder for secrets. What an earlier run left may no longer be granted; the folder itself stays if it
+        is one, because a container may have mounted it.
+        """
+        if self._secrets.is_symlink() or not self._secrets.is_dir():
+            self._secrets.unlink(missing_ok=True)
+            self._secrets.mkdir(mode=0o700)
+        for entry in self._secrets.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if self._secrets.stat().st_gid != self._gid:
+            os.chown(self._secrets, -1, self._gid)
+        self._secrets.chmod(0o750)
+
+    def write_secrets(self, secrets: Mapping[str, Secret]) -> None:
+        """Writes each secret into the file of its name, without a line end, and takes all other files away."""
+        for entry in self._secrets.iterdir():
+            if entry.name not in secrets:
+                entry.unlink()
+        for name, secret in secrets.items():
+            self._write(f"secrets/{name}", secret.reveal(), mode=0o440, gid=self._gid)
 
     def write_hosts(self, routes: Mapping[str, str], own: Identity | None) -> None:
         """Writes `hosts` for routes (name to VIP) and, once it is known, our own peer name."""
@@ -99,24 +131,28 @@ class RunFiles:
         (self._folder / "ready").unlink(missing_ok=True)
         self._write("reasons", "".join(_one_line(reason) + "\n" for reason in reasons))
 
-    def _write(self, name: str, text: str, mode: int = 0o644) -> None:
+    def _write(self, name: str, text: str, mode: int = 0o644, gid: int | None = None) -> None:
         path = self._folder / name
         data = text.encode()
-        if _has(path, data, mode):
+        if _has(path, data, mode, gid):
             return
-        beside = self._folder / f".{name}.new"
+        beside = path.with_name(f".{path.name}.new")
         # One process writes here; what a killed one left beside is overwritten, never followed as a link.
         beside.unlink(missing_ok=True)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            if gid is not None and os.fstat(file.fileno()).st_gid != gid:
+                os.fchown(file.fileno(), -1, gid)
             os.fchmod(file.fileno(), mode)
         beside.replace(path)
 
 
-def _has(path: Path, data: bytes, mode: int) -> bool:
+def _has(path: Path, data: bytes, mode: int, gid: int | None) -> bool:
     try:
-        return not path.is_symlink() and path.stat().st_mode & 0o7777 == mode and path.read_bytes() == data
+        found = path.lstat()
+        as_meant = stat.S_ISREG(found.st_mode) and found.st_mode & 0o7777 == mode and gid in (None, found.st_gid)
+        return as_meant and path.read_bytes() == data
     except OSError:
         return False
 

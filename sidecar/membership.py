@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, Protocol
 
+from coordinator.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError
+from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
@@ -46,6 +48,9 @@ class Host(Protocol):
 
     def see(self, world: World) -> None:
         """Makes `world` what is known, and has it carried out."""
+
+    def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
+        """Makes `secrets`, and no others, those that the CVM's programs find; False when that cannot be now."""
 
     def wait(self, phase: str, reason: str) -> None:
         """`phase` waits for `reason`."""
@@ -92,7 +97,7 @@ class Membership:
         world = self._host.world
         self._host.see(sources.with_admission(world, admitted.peers, admitted.address, admitted.datacenter))
         self._take_manifest(admitted.envelope)
-        self._host.done("admission")
+        self._keep_secrets()
         if first is None:
             self._host.run("mesh", self._connect(admitted))
             return
@@ -102,13 +107,34 @@ class Membership:
 
     async def renewed(self, renewed: Renewed) -> None:
         """See `admission.Listener`."""
-        if renewed.token is None or self.admission is None:
+        if self.admission is None:
+            return
+        if renewed.secrets is not None:
+            self.admission = dataclasses.replace(self.admission, secrets=renewed.secrets)
+            log.info("secrets taken", extra={"names": sorted(renewed.secrets)})
+        if renewed.workload_token is not None:
+            self.admission = dataclasses.replace(self.admission, workload_token=renewed.workload_token)
+        self._keep_secrets()
+        if renewed.token is None:
             return
         self.admission = dataclasses.replace(self.admission, token=renewed.token)
         self._agent.write(self.admission, self._keys)
         self._consul.use_token(renewed.token)
         await self._give_token(self.admission)
         log.info("token renewed")
+
+    def _keep_secrets(self) -> None:
+        """Hands secrets and the workload's token to the programs of this CVM. Nobody may start without what it was
+        granted; what could not be written is tried again with each renewal.
+        """
+        assert self.admission is not None
+        secrets = dict(self.admission.secrets)
+        if self.admission.workload_token:
+            secrets[WORKLOAD_TOKEN] = self.admission.workload_token
+        if self._host.keep_secrets(secrets):
+            self._host.done("admission")
+        else:
+            self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
         """After a lease was lost: the servers may have come back knowing nobody and nothing."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from runtime.backoff import Backoff
 from runtime.children import Child
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.init import Init
+from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from sidecar import memory, modules, report
@@ -204,6 +205,10 @@ class Supervisor:
             if self._member is not None:
                 self._member.watch()
         self._dirty.set()
+
+    def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
+        """See `membership.Host`."""
+        return self._effects.keep_secrets(secrets)
 
     def _has_link(self, link: Link) -> None:
         self._effects.link = link

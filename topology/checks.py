@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from topology import addresses
+from topology.manifest import EXCLUSIVE_ROLES, RESERVED_KEYS
 from topology.model import COORDINATOR, Backend, Cluster, Group, Route
 from topology.problems import Problems, Where, did_you_mean
 
@@ -18,6 +19,7 @@ _RESERVED_ROUTES = frozenset({"localhost", "mesh"})
 
 _RESERVED_PARENTS = frozenset({"consul"})
 """Consul registers its servers under this name."""
+_RESERVED_SECRETS = frozenset({"consul-token"})
 _RESERVED_WORKLOADS = frozenset({"node"})
 """`spiffe://<cluster>/node` is the identity of every admitted CVM."""
 
@@ -36,6 +38,8 @@ class Checker:
         self._routes()
         self._parents()
         self._reserved()
+        self._permissions()
+        self._secrets()
         for group in self._cluster.groups:
             self._ports(group)
             self._pins(group)
@@ -67,12 +71,7 @@ class Checker:
     def _route_backend(self, entry: str, group: Group, route: Route) -> None:
         own = {backend.name: backend for backend in group.backends}
         if route.backend in own:
-            if route.role is not None and own[route.backend].owner != "workload":
-                message = (
-                    f"is {route.role!r}, but backend {route.backend!r} is owned by the platform, which sets no roles; "
-                    'use role = null, or owner = "workload" and a workload that publishes its role'
-                )
-                self._add(f"{entry}.role", message)
+            self._roles(entry, group, route, own[route.backend])
             return
         others = [g.name for g in self._cluster.groups if route.backend in {b.name for b in g.backends}]
         if others:
@@ -82,6 +81,93 @@ class Checker:
                 f"is {route.backend!r}, which is no backend of group {group.name!r}; {did_you_mean(route.backend, own)}"
             )
         self._add(f"{entry}.backend", message)
+
+    def _roles(self, entry: str, group: Group, route: Route, backend: Backend) -> None:
+        asked = {"role": route.role, "fallback": route.fallback}
+        for field, role in asked.items():
+            if role is None:
+                continue
+            if backend.owner != "workload":
+                message = (
+                    f"is {role!r}, but backend {backend.name!r} is owned by the platform, which sets no roles; "
+                    f'use {field} = null, or owner = "workload" and a workload that publishes its role'
+                )
+                self._add(f"{entry}.{field}", message)
+            elif role not in backend.roles:
+                message = (
+                    f"is {role!r}, a role that no instance of backend {backend.name!r} can have; "
+                    f"{did_you_mean(role, backend.roles)}, or add it to its registration.roles"
+                )
+                self._add(f"{entry}.{field}", message)
+            elif role in EXCLUSIVE_ROLES:
+                self._leader(f"{entry}.{field}", f"workload_groups.{group.name}.backends.{backend.name}", role, backend)
+        if route.fallback is not None:
+            self._fallback(f"{entry}.fallback", route)
+
+    def _fallback(self, entry: str, route: Route) -> None:
+        if route.role is None:
+            self._add(entry, f"is {route.fallback!r}, but the route asks for no role; remove it, or add a role")
+        elif route.fallback == route.role:
+            self._add(entry, f"is {route.fallback!r}, the role of the route itself; use another role, or remove it")
+        elif route.role in EXCLUSIVE_ROLES:
+            message = (
+                f"is {route.fallback!r}, but {route.role!r} is a role of one instance, and callers that need it are "
+                "not served by others; remove it"
+            )
+            self._add(entry, message)
+
+    def _leader(self, asking: str, entry: str, role: str, backend: Backend) -> None:
+        """What the workload needs to hold an exclusive role: the lock's key, and a session to hold it with."""
+        lacking = [] if backend.permissions.key_prefixes else ['key_prefixes = ["service/…"]']
+        if not backend.permissions.session_write:
+            lacking.append("session_write = true")
+        if lacking:
+            message = (
+                f"lacks {' and '.join(lacking)}: {asking} asks for {role!r}, which one instance holds by a lock in "
+                "Consul; add it"
+            )
+            self._add(f"{entry}.consul_permissions", message)
+
+    def _permissions(self) -> None:
+        for entry, backend in self._all_backends():
+            for prefix in backend.permissions.key_prefixes:
+                folder = f"{prefix.rstrip('/')}/"
+                message = ""
+                if folder.startswith(RESERVED_KEYS):
+                    taken = folder.partition("/")[0]
+                    message = f"holds {prefix!r}, but the keys below {taken!r} are the mesh's own; choose another"
+                elif prefix.startswith("/"):
+                    message = f"holds {prefix!r}; keys in Consul begin without '/', use {prefix.strip('/')!r}"
+                if message:
+                    self._add(f"{entry}.consul_permissions.key_prefixes", message)
+
+    def _secrets(self) -> None:
+        first: dict[str, str] = {}
+        groups = [group.name for group in self._cluster.groups]
+        for group in self._cluster.groups:
+            for secret in group.secrets:
+                entry = f"workload_groups.{group.name}.secrets.{secret.name}"
+                if secret.name in _RESERVED_SECRETS:
+                    self._add(entry, "is the name of the file with the workload's Consul token; choose another")
+                if secret.name in first:
+                    message = f"has the same name as {first[secret.name]}; names of secrets are unique in the cluster"
+                    self._add(entry, message)
+                first.setdefault(secret.name, entry)
+                self._grant(f"{entry}.grant", group.name, secret.grant, groups)
+
+    def _grant(self, entry: str, owner: str, grant: tuple[str, ...], groups: list[str]) -> None:
+        for name in grant:
+            if name not in groups:
+                self._add(entry, f"holds {name!r}, which is no workload group; {did_you_mean(name, groups)}")
+        if not grant:
+            message = f"is empty: the secret would be granted to nobody but {owner!r}, which owns it; name a group"
+            self._add(entry, message)
+        elif set(grant) == {owner}:
+            message = (
+                f"holds {owner!r} only, which owns the secret and has it anyway; name another group, or have the "
+                "workload derive a secret of its own with GetKey"
+            )
+            self._add(entry, message)
 
     def _parents(self) -> None:
         by_backend: dict[str, tuple[str, Backend]] = {}

@@ -9,9 +9,10 @@ from topology import compose
 from topology.checks import Checker
 from topology.expressions import Unknown
 from topology.hcl import Module
+from topology.manifest import why_no_label
 from topology.model import Backend, Cluster, Group, Route
 from topology.problems import ClusterError, Problems, Where
-from topology.shape import Reader, whole_number, why_no_label
+from topology.shape import Reader, whole_number
 
 __all__ = ["Backend", "Cluster", "ClusterError", "Group", "Route", "load"]
 

@@ -11,16 +11,29 @@ import binascii
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 MANIFEST_VERSION = 1
+EXCLUSIVE_ROLES = frozenset({"master"})
+"""Roles that one instance holds at a time."""
+RESERVED_KEYS = ("mesh/", "coordinator/")
+"""Prefixes in Consul's KV that only coordinators write."""
+_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _SIGNATURE_CONTEXT = b"cvm-mesh manifest v1\0"
+
+
+def why_no_label(name: str) -> str | None:
+    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
+    if _LABEL.fullmatch(name):
+        return None
+    return f"is {name!r}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
 class ManifestError(ValueError):
@@ -143,6 +156,20 @@ class RouteEntry:
     role: str | None
     vip: str
     port: int
+    fallback: str | None = None
+    """Where no instance has the role, those with this one are the endpoints."""
+    leader_key: str | None = None
+    """Consul KV key of the lock that says who has the exclusive role; its value is the holder's peer ID."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretEntry:
+    """One workload secret: a random text that coordinators derive, the same at every start."""
+
+    owner: str
+    """The group that declares it, which receives it too."""
+    groups: tuple[str, ...]
+    """The groups that it is granted to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +196,8 @@ class Manifest:
     groups: dict[str, GroupEntry]
     routes: tuple[RouteEntry, ...]
     intentions: tuple[Intention, ...] = (Intention(source="*", destination="*"),)
+    secrets: dict[str, SecretEntry] = field(default_factory=dict)
+    """By name, which is the name of the file that holds it."""
     vip_pool: str = "127.10.0.0/16"
     mesh_pool: str = "100.96.0.0/16"
 
@@ -176,6 +205,14 @@ class Manifest:
         """The SPIFFE identities that a CVM of `group` is admitted as: the node's, then one a backend."""
         own = [backend.identity for _, backend in sorted(self.groups[group].backends.items())]
         return (f"spiffe://{self.cluster}/node", *dict.fromkeys(own))
+
+    def secrets_of(self, group: str) -> tuple[str, ...]:
+        """The names of the secrets that a CVM of `group` receives. Sorted."""
+        return tuple(sorted(name for name, it in self.secrets.items() if group == it.owner or group in it.groups))
+
+    def leader_keys(self) -> tuple[str, ...]:
+        """The leader keys of all routes. Sorted."""
+        return tuple(sorted({route.leader_key for route in self.routes if route.leader_key is not None}))
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -269,10 +306,14 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str) -> T:
     unknown = sorted(set(tree) - set(fields))
     if unknown:
         raise ManifestError(f"{where} has unknown entries {unknown}; expected {sorted(fields)}")
-    missing = [n for n, f in fields.items() if n not in tree and f.default is dataclasses.MISSING]
+    missing = [n for n, f in fields.items() if n not in tree and _required(f)]
     if missing:
         raise ManifestError(f"{where} lacks {missing}")
     return kind(**{name: from_tree(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+
+
+def _required(it: dataclasses.Field[Any]) -> bool:
+    return it.default is dataclasses.MISSING and it.default_factory is dataclasses.MISSING
 
 
 @functools.cache

@@ -8,6 +8,8 @@ from pathlib import Path
 from topology.addresses import MESH_POOL, VIP_POOL, mesh_address_of, vip_of
 from topology.manifest import Permissions
 
+ROLES = ("master", "replica")
+"""The roles of a workload-owned backend that does not say which: Patroni's."""
 COORDINATOR = "coordinator"
 """The group name of the coordinators; no workload group may have it."""
 
@@ -24,6 +26,8 @@ class Backend:
     """`platform` or `workload`: who keeps the Consul registration up to date."""
     parent: str
     """The Consul service in which the backend is registered."""
+    roles: tuple[str, ...] = ROLES
+    """The roles that its instances can have; only a workload-owned one has any."""
     permissions: Permissions = field(default_factory=Permissions)
 
 
@@ -36,8 +40,18 @@ class Route:
     """A backend of the same group."""
     role: str | None = None
     """Only instances with this tag are endpoints."""
+    fallback: str | None = None
+    """The role that counts where no instance has `role`."""
     vip: str | None = None
     """A pinned VIP; None takes the one that follows from the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSecret:
+    """A secret that a group declares and other groups are granted."""
+
+    name: str
+    grant: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +64,7 @@ class Group:
     compose_env: dict[str, str] = field(default_factory=dict)
     backends: tuple[Backend, ...] = ()
     routes: tuple[Route, ...] = ()
+    secrets: tuple[WorkloadSecret, ...] = ()
     mesh_addresses: dict[str, str] = field(default_factory=dict)
     """Pinned mesh addresses by peer ID; the others follow from the peer ID."""
 

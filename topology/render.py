@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from topology import addresses
 from topology.compose import OWNER_KEY, SIDECAR, ComposeFile, parse
 from topology.manifest import (
+    EXCLUSIVE_ROLES,
     MANIFEST_VERSION,
     BackendEntry,
     CoordinatorPeer,
@@ -25,9 +26,10 @@ from topology.manifest import (
     PeerEntry,
     Rendezvous,
     RouteEntry,
+    SecretEntry,
     TcbPolicy,
 )
-from topology.model import COORDINATOR, Cluster, Group
+from topology.model import COORDINATOR, Backend, Cluster, Group, Route
 from topology.problems import ClusterError
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
@@ -88,6 +90,11 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
         routes=routes(cluster),
         vip_pool=addresses.VIP_POOL,
         mesh_pool=addresses.MESH_POOL,
+        secrets={
+            secret.name: SecretEntry(owner=group.name, groups=tuple(sorted(set(secret.grant) - {group.name})))
+            for group in cluster.groups
+            for secret in group.secrets
+        },
     )
 
 
@@ -103,10 +110,22 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
             role=route.role,
             vip=vips[route.name],
             port=group.backend(route.backend).port,
+            fallback=route.fallback,
+            leader_key=leader_key(group.backend(route.backend), route),
         )
         for group in cluster.groups
         for route in group.routes
     )
+
+
+def leader_key(backend: Backend, route: Route) -> str | None:
+    """The KV key of the lock that says who has the exclusive role that `route` asks for (itself or as its fallback):
+    Patroni's, whose scope is the last part of the backend's first key prefix. None where there is no such role.
+    """
+    prefixes = backend.permissions.key_prefixes
+    if backend.owner != "workload" or not prefixes or not EXCLUSIVE_ROLES & {route.role, route.fallback}:
+        return None
+    return f"{prefixes[0].rstrip('/')}/leader"
 
 
 def routes_json(cluster: Cluster) -> str:

@@ -10,29 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from topology.expressions import Node, Unknown
-from topology.manifest import Permissions
-from topology.model import Backend, Group, Route
+from topology.manifest import Permissions, why_no_label
+from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.problems import Problems, Where, did_you_mean
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
 """Python converts no more than 4300 at once; counts need far fewer."""
-_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "mesh_addresses")
+_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "mesh_addresses")
 _BACKEND_FIELDS = ("port", "workload", "registration", "consul_permissions")
-_REGISTRATION_FIELDS = ("owner", "parent")
+_REGISTRATION_FIELDS = ("owner", "parent", "roles")
 _PERMISSION_FIELDS = ("key_prefixes", "session_write")
-_ROUTE_FIELDS = ("backend", "role", "vip")
+_ROUTE_FIELDS = ("backend", "role", "fallback", "vip")
+_SECRET_FIELDS = ("grant",)
 OWNERS = ("platform", "workload")
-
-
-def why_no_label(name: str) -> str | None:
-    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
-    if _LABEL.fullmatch(name):
-        return None
-    return f"is {name!r}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
 def whole_number(text: str) -> int | str:
@@ -69,6 +62,7 @@ class Reader:
             self._backend(key, item, entry) for key, item in self._optional_map(fields, entry, "backends").items()
         ]
         routes = [self._route(key, item, entry) for key, item in self._optional_map(fields, entry, "routes").items()]
+        secrets = [self._secret(key, item, entry) for key, item in self._optional_map(fields, entry, "secrets").items()]
         if count is None or compose is None or None in backends or None in routes:
             return None
         return Group(
@@ -78,6 +72,7 @@ class Reader:
             compose_env=self._compose_env(fields, entry),
             backends=tuple(backend for backend in backends if backend is not None),
             routes=tuple(route for route in routes if route is not None),
+            secrets=tuple(secrets),
             mesh_addresses=self._texts(fields, entry, "mesh_addresses"),
         )
 
@@ -107,10 +102,25 @@ class Reader:
         if owner is not None and owner not in OWNERS:
             message = f'is {owner!r}, expected "platform" or "workload"; {did_you_mean(owner, OWNERS)}'
             self._problems.add(registration["owner"].where, f"{entry}.registration.owner", message)
+        roles = self._roles(registration, f"{entry}.registration", owner)
         permissions = self._permissions(fields, entry)
         if port is None or workload is None or owner is None or parent is None:
             return None
-        return Backend(name=name, port=port, workload=workload, owner=owner, parent=parent, permissions=permissions)
+        return Backend(
+            name=name, port=port, workload=workload, owner=owner, parent=parent, roles=roles, permissions=permissions
+        )
+
+    def _roles(self, registration: dict[str, Node], entry: str, owner: str | None) -> tuple[str, ...]:
+        node = registration.get("roles")
+        if node is None or node.value is None:
+            return ROLES if owner == "workload" else ()
+        if owner == "platform":
+            message = 'is given, but the platform sets no roles; remove it, or use owner = "workload"'
+            self._problems.add(node.where, f"{entry}.roles", message)
+        roles = self._list(node, f"{entry}.roles", 'a list of roles, such as ["master", "replica"]')
+        for role in roles:
+            self._label(role, node.where, f"{entry}.roles")
+        return tuple(dict.fromkeys(roles))
 
     def _permissions(self, fields: dict[str, Node], backend: str) -> Permissions:
         entry = f"{backend}.consul_permissions"
@@ -122,15 +132,18 @@ class Reader:
         if not isinstance(write.value, bool | Unknown):
             self._problems.add(write.where, f"{entry}.session_write", f"is {_show(write)}, expected true or false")
         prefixes = inner.get("key_prefixes", Node(value=(), where=node.where))
+        texts = self._list(prefixes, f"{entry}.key_prefixes", 'a list of key prefixes, such as ["service/name"]')
+        return Permissions(key_prefixes=texts, session_write=write.value is True)
+
+    def _list(self, node: Node, entry: str, expected: str) -> tuple[str, ...]:
+        """The texts of a list; what is no text, or nothing but slashes, is noted and left out."""
         texts: list[str] = []
-        items = prefixes.value if isinstance(prefixes.value, tuple) else (prefixes,)
-        for item in items:
+        for item in node.value if isinstance(node.value, tuple) else (node,):
             if isinstance(item.value, str) and item.value.strip("/"):
                 texts.append(item.value)
             elif not isinstance(item.value, Unknown):
-                message = f'holds {_show(item)}, expected a list of key prefixes, such as ["service/name"]'
-                self._problems.add(item.where, f"{entry}.key_prefixes", message)
-        return Permissions(key_prefixes=tuple(texts), session_write=write.value is True)
+                self._problems.add(item.where, entry, f"holds {_show(item)}, expected {expected}")
+        return tuple(texts)
 
     def _route(self, name: str, node: Node, group: str) -> Route | None:
         entry = f"{group}.routes.{name}"
@@ -140,8 +153,18 @@ class Reader:
         role = self._optional_text(fields, entry, "role")
         if role is not None and (why := why_no_label(role)) is not None:
             self._problems.add(fields["role"].where, f"{entry}.role", why)
+            role = None
+        fallback = self._optional_text(fields, entry, "fallback")
         vip = self._optional_text(fields, entry, "vip")
-        return None if backend is None else Route(name=name, backend=backend, role=role, vip=vip)
+        return None if backend is None else Route(name=name, backend=backend, role=role, fallback=fallback, vip=vip)
+
+    def _secret(self, name: str, node: Node, group: str) -> WorkloadSecret:
+        entry = f"{group}.secrets.{name}"
+        # The name becomes that of a file.
+        self._label(name, node.where, entry)
+        fields = self._fields(node, entry, _SECRET_FIELDS)
+        grant = fields.get("grant", Node(value=(), where=node.where))
+        return WorkloadSecret(name=name, grant=self._list(grant, f"{entry}.grant", 'a list of groups, such as ["api"]'))
 
     def _compose_env(self, fields: dict[str, Node], entry: str) -> dict[str, str]:
         found = self._texts(fields, entry, "compose_env")

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from coordinator.keys import ClusterKeys, agent_certificate, derive
+from coordinator.keys import ClusterKeys, agent_certificate, derive, workload_secret
 from runtime.secret import Secret
 
 SEED = Secret("ab" * 32)
@@ -22,6 +22,8 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
         keys.management_token.reveal(),
         keys.gossip_key.reveal(),
         keys.broker_key.hex(),
+        keys.workload_root.reveal(),
+        workload_secret(keys, "db", "database").reveal(),
         keys.rpc_ca_pem,
         keys.connect_cluster_id,
         keys.connect_root_pem,
@@ -46,6 +48,15 @@ def test_seed_and_cluster_change_everything() -> None:
     found = everything(derive(SEED, "tests"))
     for other in (derive(Secret("cd" * 32), "tests"), derive(SEED, "other")):
         assert not set(found) & set(everything(other))
+
+
+def test_workload_secrets_differ_by_name_and_owner() -> None:
+    """Each is 64 hex digits, the same at every derivation; no two of them, nor owner and name shifted, meet."""
+    keys = derive(SEED, "tests")
+    found = [workload_secret(keys, *entry).reveal() for entry in (("db", "a"), ("db", "b"), ("api", "a"), ("d", "ba"))]
+    assert len(set(found)) == 4
+    assert all(len(bytes.fromhex(text)) == 32 for text in found)
+    assert workload_secret(derive(SEED, "tests"), "db", "a").reveal() == found[0]
 
 
 def test_the_management_token_is_a_uuid() -> None:

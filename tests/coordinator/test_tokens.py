@@ -6,16 +6,30 @@ import dataclasses
 import json
 from typing import Any
 
-from coordinator.tokens import intention_entries, policy_body, policy_name, services, token_body
-from tests.coordinator.world import make_manifest
+from coordinator.tokens import (
+    intention_entries,
+    policy_bodies,
+    policy_body,
+    policy_name,
+    services,
+    session_policy_name,
+    token_body,
+    workload_policy_body,
+    workload_policy_name,
+    workload_token_body,
+)
+from tests.coordinator.world import make_database_manifest, make_manifest
 from topology.manifest import GroupEntry, Intention, Permissions
 
 MANIFEST = make_manifest()
 
 
-def rules(group: str, entry: GroupEntry) -> dict[str, Any]:
+LEADER = "service/api/leader"
+
+
+def rules(group: str, entry: GroupEntry, *leader_keys: str) -> dict[str, Any]:
     """The rules in a group's policy."""
-    text = policy_body(group, entry)["Rules"]
+    text = policy_body(group, entry, leader_keys)["Rules"]
     assert isinstance(text, str)
     found: dict[str, Any] = json.loads(text)
     return found
@@ -29,21 +43,63 @@ def with_prefixes(*prefixes: str) -> GroupEntry:
 
 
 def test_permissions_become_rules() -> None:
-    """Key prefixes are writable, sessions on the group's own nodes too; the mesh's own records are readable at most."""
+    """Key prefixes are writable, and sessions on the one own node; the mesh's own records are readable at most."""
     found = rules("api", MANIFEST.groups["api"])
     assert found["key_prefix"] == {
         "service/api/": {"policy": "write"},
         "mesh/": {"policy": "read"},
         "coordinator/": {"policy": "deny"},
     }
-    assert found["session_prefix"] == {"api-": {"policy": "write"}}
+    assert "session_prefix" not in found
+    (session,) = [body for body in policy_bodies(MANIFEST) if body["Name"] == "mesh-session_api-0"]
+    assert json.loads(str(session["Rules"])) == {"session": {"api-0": {"policy": "write"}}}
 
 
 def test_a_group_without_permissions_writes_nothing() -> None:
     """A client has no writable key and no sessions."""
     found = rules("client", MANIFEST.groups["client"])
     assert found["key_prefix"] == {"mesh/": {"policy": "read"}, "coordinator/": {"policy": "deny"}}
-    assert "session_prefix" not in found
+    names = [body["Name"] for body in policy_bodies(MANIFEST)]
+    assert names == ["mesh-api", "mesh-session_api-0", "mesh-session_api-1", "mesh-client"]
+
+
+def test_everyone_reads_the_leader_keys_and_their_owner_still_writes_them() -> None:
+    """A rule for one key beats every prefix, so who may write the key's prefix gets no rule for the key."""
+    assert rules("client", MANIFEST.groups["client"], LEADER)["key"] == {LEADER: {"policy": "read"}}
+    assert "key" not in rules("api", MANIFEST.groups["api"], LEADER)
+
+
+def test_a_workload_has_a_token_of_its_own_rights() -> None:
+    """Its services with proxies, its keys, its node's sessions, the catalog: not the node, not the mesh's keys."""
+    entry = make_database_manifest().groups["db"]
+    assert workload_token_body("db-0", "db", entry, 600) == {
+        "Description": "workload of db-0",
+        "Policies": [{"Name": "mesh-workload_db"}, {"Name": "mesh-session_db-0"}],
+        "ExpirationTTL": "600s",
+    }
+    text = workload_policy_body("db", entry)["Rules"]
+    assert json.loads(str(text)) == {
+        "node_prefix": {"": {"policy": "read"}},
+        "service_prefix": {"": {"policy": "read"}},
+        "service": {"db": {"policy": "write"}, "db-sidecar-proxy": {"policy": "write"}},
+        "key_prefix": {
+            "service/db": {"policy": "write"},
+            "mesh/": {"policy": "deny"},
+            "coordinator/": {"policy": "deny"},
+        },
+    }
+
+
+def test_a_group_whose_backends_are_the_platforms_has_no_workload_token() -> None:
+    """Its registrations are kept by the sidecar, with the sidecar's token."""
+    assert workload_token_body("api-0", "api", MANIFEST.groups["api"]) is None
+    assert "mesh-workload_api" not in [body["Name"] for body in policy_bodies(MANIFEST)]
+
+
+def test_policies_of_groups_never_meet_those_of_workloads_and_sessions() -> None:
+    """Whatever a group is called: its policy is not another group's workload's."""
+    for group in ("workload-db", "session-db-0", "db-workload"):
+        assert policy_name(group) not in (workload_policy_name("db"), session_policy_name("db-0"))
 
 
 def test_permissions_never_reach_the_mesh_records() -> None:
@@ -57,7 +113,7 @@ def test_a_token_names_node_services_policy_and_life() -> None:
     body = token_body("api-0", "api", MANIFEST.groups["api"], "tests", 600)
     assert body["NodeIdentities"] == [{"NodeName": "api-0", "Datacenter": "tests"}]
     assert body["ServiceIdentities"] == [{"ServiceName": "api"}]
-    assert body["Policies"] == [{"Name": policy_name("api")}]
+    assert body["Policies"] == [{"Name": policy_name("api")}, {"Name": "mesh-session_api-0"}]
     assert body["ExpirationTTL"] == "600s"
 
 

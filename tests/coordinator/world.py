@@ -43,6 +43,7 @@ from topology.manifest import Manifest
 COORDINATOR_COMPOSE = '{"manifest_version":2,"name":"coordinator","docker_compose_file":"services: {}"}'
 API_COMPOSE = '{"manifest_version":2,"name":"api","docker_compose_file":"services: {api: {}}"}'
 CLIENT_COMPOSE = '{"manifest_version":2,"name":"client","docker_compose_file":"services: {client: {}}"}'
+DB_COMPOSE = '{"manifest_version":2,"name":"db","docker_compose_file":"services: {db: {}}"}'
 TEE = DevTee(b"coordinator tests")
 OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OWNER_KEY = base64.urlsafe_b64encode(
@@ -118,6 +119,39 @@ def make_manifest(
         },
         routes=(),
         mesh_pool="127.0.0.0/8",
+    )
+
+
+def make_database_manifest(base: Manifest | None = None) -> Manifest:
+    """The cluster and a database: group `db` (two replicas), which keeps its registration itself, and a secret of it
+    that `client` is granted.
+    """
+    base = base or make_manifest()
+    found = cvm(DB_COMPOSE, "db-0")
+    backend = manifests.BackendEntry(
+        port=5432,
+        sidecar_port=25432,
+        service="db",
+        identity="spiffe://tests/db",
+        owner="workload",
+        permissions=manifests.Permissions(key_prefixes=("service/db",), session_write=True),
+    )
+    network = base.groups["api"].peers[0].address.rpartition(".")[0]
+    database = manifests.GroupEntry(
+        app_id=found.app_id,
+        compose_hashes=(found.compose_hash,),
+        peers=tuple(manifests.PeerEntry(peer_id=f"db-{n}", address=f"{network}.{40 + n}") for n in range(2)),
+        backends={"db": backend},
+    )
+    route = manifests.RouteEntry(
+        name="db-master", group="db", backend="db", service="db", role="master", vip="127.10.9.1", port=5432,
+        leader_key="service/db/leader",
+    )  # fmt: skip
+    return replace(
+        base,
+        groups={**base.groups, "db": database},
+        routes=(*base.routes, route),
+        secrets={"database": manifests.SecretEntry(owner="db", groups=("client",))},
     )
 
 

@@ -35,6 +35,7 @@ class FakeBroker:
         self.asked: list[ChallengeRequest] = []
         self.renewal = Renewed(lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=3)
         self.closed = False
+        self.epochs: list[int] = []
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -52,8 +53,9 @@ class FakeBroker:
         self._call("attest")
         return decode_admission(ADMISSION, self.url)
 
-    async def renew(self, lease: Secret) -> Renewed:
+    async def renew(self, lease: Secret, secrets_epoch: int) -> Renewed:
         assert lease.reveal() == "s3cret-lease"
+        self.epochs.append(secrets_epoch)
         self._call("renew")
         return self.renewal
 
@@ -158,6 +160,20 @@ async def test_lease_is_renewed_at_a_third_of_its_life() -> None:
         await rig.slept(2)
         assert broker.calls == ["challenge", "attest", "renew"]
         assert [type(one) for one in rig.heard] == [Admitted, Renewed]
+
+
+async def test_renewal_says_of_which_manifest_the_secrets_are() -> None:
+    """That of the admission, until a renewal brings those of a later one."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        for renewal, slept in ((None, 2), ({"database": Secret("new")}, 3), (None, 4)):
+            broker.renewal = Renewed(
+                lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=9, secrets=renewal
+            )
+            rig.pass_on.release()
+            await rig.slept(slept)
+        assert broker.epochs == [3, 3, 9]
 
 
 async def test_next_coordinator_is_asked_at_once_and_remembered() -> None:

@@ -47,6 +47,9 @@ ADMISSION = {
     "lease": "s3cret-lease",
     "lease_seconds": 15,
     "manifest": "envelope",
+    "manifest_epoch": 3,
+    "workload_token": "s3cret-workload",
+    "secrets": {"database": "s3cret-database"},
 }
 ASK = ChallengeRequest(group="api", instance_id="aa")
 
@@ -204,17 +207,28 @@ def test_admission_is_decoded_with_its_secrets_wrapped() -> None:
     """Token, gossip key and lease hide themselves; whole numbers do for seconds."""
     admitted = decode_admission(ADMISSION, "https://one.test")
     assert admitted.token == Secret("s3cret-token")
+    assert admitted.workload_token == Secret("s3cret-workload")
+    assert admitted.secrets == {"database": Secret("s3cret-database")}
     assert admitted.lease_seconds == 15.0
     assert admitted.servers == ("100.96.0.9",)
     assert admitted.peers == (peer("coordinator-0", "100.96.0.9", "coordinator"),)
     assert "s3cret" not in repr(admitted)
 
 
-@pytest.mark.parametrize("broken", ["peer_id", "consul", "lease", "peers", "lease_seconds"])
+@pytest.mark.parametrize("name", ["../hosts", "consul-token", "", ".x", "a/b", "A"])
+def test_secret_that_could_not_be_a_file_of_its_own_is_refused(name: str) -> None:
+    """Names become those of files: none leads out of the folder, or to the token's file."""
+    with pytest.raises(CoordinatorError, match="names cannot be those of files"):
+        decode_admission({**ADMISSION, "secrets": {name: "x"}}, "u")
+
+
+@pytest.mark.parametrize(
+    "broken", ["peer_id", "consul", "lease", "peers", "lease_seconds", "workload_token", "secrets"]
+)
 def test_admission_that_does_not_fit_is_refused_without_quoting_it(broken: str) -> None:
     """Every part is needed in its form, and no secret gets into the error."""
     for value in (None, 7, {"token": "s3cret-token"}, ["s3cret"]):
-        if (broken, value) == ("lease_seconds", 7):
+        if (broken, value) in (("lease_seconds", 7), ("secrets", {"token": "s3cret-token"})):
             continue
         with pytest.raises(CoordinatorError) as caught:
             decode_admission({**ADMISSION, broken: value}, "u")
@@ -230,6 +244,12 @@ def test_challenge_and_renewal() -> None:
     assert plain.token is None
     fresh = decode_renewal({"lease_seconds": 15.0, "token": "s3cret", "token_expires_at": 5, "manifest_epoch": 3})
     assert fresh.token == Secret("s3cret")
+    assert (fresh.workload_token, fresh.secrets) == (None, None)
+    more = decode_renewal(
+        {"lease_seconds": 15, "manifest_epoch": 3, "workload_token": "", "secrets": {"database": "s3cret"}}
+    )
+    assert (more.workload_token, more.secrets) == (Secret(""), {"database": Secret("s3cret")})
+    assert "s3cret" not in repr(more)
     with pytest.raises(CoordinatorError) as caught:
         decode_renewal({"lease_seconds": "s3cret"})
     assert "s3cret" not in str(caught.value)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dns import resolvconf
+from runtime.secret import Secret
 from sidecar import files
 from sidecar.files import Identity, RunFiles
 
@@ -98,6 +99,7 @@ def test_every_file_is_world_readable_whatever_the_umask(folder: Path) -> None:
         "identity.json": 0o644,
         "ready": 0o644,
         "resolv.conf": 0o644,
+        "secrets": 0o750,
     }
     assert json.loads((folder / "identity.json").read_text()) == {
         "cluster": "starter",
@@ -106,6 +108,54 @@ def test_every_file_is_world_readable_whatever_the_umask(folder: Path) -> None:
         "address": "100.96.0.5",
     }
     assert (folder / "exec.sh").read_bytes() == Path(files.__file__).with_name("exec.sh").read_bytes()
+
+
+def test_secrets_are_for_their_group_only(folder: Path) -> None:
+    """Folder 0750, files 0440, of the group that is wanted, without a line end; nothing else in the folder."""
+    gid = os.getegid() if os.geteuid() else 4242
+    run = RunFiles(folder, gid)
+    run.prepare()
+    run.write_secrets({"database": Secret("word"), "consul-token": Secret("uuid")})
+    secrets = folder / "secrets"
+    assert (mode(secrets), secrets.stat().st_gid) == (0o750, gid)
+    assert {path.name: (mode(path), path.stat().st_gid, path.read_text()) for path in secrets.iterdir()} == {
+        "database": (0o440, gid, "word"),
+        "consul-token": (0o440, gid, "uuid"),
+    }
+
+
+def test_withdrawn_secret_disappears_and_a_renewed_one_is_replaced(folder: Path) -> None:
+    """A reader of the old file sees all of the old text, never half of the new one."""
+    run = RunFiles(folder)
+    run.prepare()
+    run.write_secrets({"database": Secret("word"), "consul-token": Secret("first")})
+    unchanged = (folder / "secrets/database").stat().st_ino
+    with (folder / "secrets/consul-token").open() as reader:
+        run.write_secrets({"database": Secret("word"), "consul-token": Secret("second")})
+        assert reader.read() == "first"
+    assert (folder / "secrets/database").stat().st_ino == unchanged
+    run.write_secrets({"consul-token": Secret("second")})
+    assert [path.name for path in (folder / "secrets").iterdir()] == ["consul-token"]
+
+
+def test_secrets_of_an_earlier_run_are_gone_after_the_start(folder: Path, tmp_path: Path) -> None:
+    """They may no longer be granted. The folder stays the same one; a link in its place is not followed."""
+    run = RunFiles(folder)
+    run.prepare()
+    run.write_secrets({"database": Secret("word")})
+    (folder / "secrets/.database.new").write_text("cut off")
+    (folder / "secrets/folder").mkdir()
+    inode = (folder / "secrets").stat().st_ino
+    RunFiles(folder).prepare()
+    assert list((folder / "secrets").iterdir()) == []
+    assert (folder / "secrets").stat().st_ino == inode
+    (folder / "secrets").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine").write_text("mine")
+    (folder / "secrets").symlink_to(tmp_path / "elsewhere")
+    run.prepare()
+    assert not (folder / "secrets").is_symlink()
+    assert (tmp_path / "elsewhere/mine").read_text() == "mine"
 
 
 def test_ready_and_reasons_take_turns(folder: Path) -> None:

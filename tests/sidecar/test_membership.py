@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,16 @@ class FakeHost:
         self.world = World(manifest=config.manifest, own=config.own, group=config.group)
         self.phases: list[str] = []
         self.started: list[str] = []
+        self.secrets: dict[str, str] = {}
+        self.full = False
 
     def see(self, world: World) -> None:
         self.world = world
+
+    def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
+        if not self.full:
+            self.secrets = {name: secret.reveal() for name, secret in secrets.items()}
+        return not self.full
 
     def wait(self, phase: str, reason: str) -> None:
         self.phases.append(f"{phase}: {reason}")
@@ -117,6 +124,35 @@ async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
         assert agent_token(tmp_path) == "third"
         assert it.admission is not None
         assert it.admission.token == Secret("third")
+
+
+async def test_secrets_and_workload_token_follow_admission_and_renewals(tmp_path: Path) -> None:
+    """What is granted is there, what a renewal brings replaces it, what it withdraws goes."""
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(admission())
+        assert host.secrets == {"database": "s3cret-database", "consul-token": "s3cret-workload"}
+        plain = Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3)
+        await it.renewed(plain)
+        assert host.secrets == {"database": "s3cret-database", "consul-token": "s3cret-workload"}
+        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret("second")))
+        assert host.secrets == {"database": "s3cret-database", "consul-token": "second"}
+        await it.renewed(dataclasses.replace(plain, secrets={"other": Secret("o")}))
+        assert host.secrets == {"other": "o", "consul-token": "second"}
+        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret(""), secrets={}))
+        assert host.secrets == {}
+
+
+async def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
+    """A folder that cannot be written holds up the admission phase, says so, and is tried again."""
+    async with membership(tmp_path) as (it, host):
+        host.full = True
+        await it.admitted(admission())
+        assert "admission done" not in host.phases
+        assert "the secrets cannot be written" in host.phases[-1]
+        host.full = False
+        await it.renewed(Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3))
+        assert host.phases[-1] == "admission done"
+        assert host.secrets["database"] == "s3cret-database"
 
 
 async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(

@@ -231,3 +231,112 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     assert [p for p in found if "kompose" in p and "did you mean 'compose'" in p]
     assert [p for p in found if "network_mode" in p]
     assert all(str(tmp_path) in p for p in found)
+
+
+PERMISSIONS = 'consul_permissions = { key_prefixes = ["service/pg"], session_write = true }'
+MASTER = '"pg-master" = { backend = "pg", role = "master" }'
+
+
+def database(*, routes: str = MASTER, permissions: str = PERMISSIONS, more: str = "", name: str = "pg") -> str:
+    """A group with a workload-owned backend, as a Patroni cluster has it."""
+    return group(name, backends=backend("pg", owner="workload", more=permissions), routes=routes, more=more)
+
+
+@pytest.mark.parametrize(
+    ("route", "field", "words"),
+    [
+        ('role = "leader"', "role", ("'leader'", "no instance", "master, replica", "registration.roles")),
+        ('role = "mastr"', "role", ("'mastr'", "no instance", "did you mean 'master'?")),
+        ('role = "replica", fallback = "mater"', "fallback", ("'mater'", "no instance", "did you mean 'master'?")),
+        ('role = null, fallback = "master"', "fallback", ("'master'", "asks for no role")),
+        ('role = "replica", fallback = "replica"', "fallback", ("'replica'", "the role of the route itself")),
+        ('role = "master", fallback = "replica"', "fallback", ("'replica'", "'master' is a role of one instance")),
+        ('role = "replica", fallback = "The Master"', "fallback", ("'The Master'", "no instance")),
+        ('role = "replica", fallback = 1', "fallback", ("1", "expected one text")),
+    ],
+)
+def test_roles_that_lead_nowhere_are_refused(tmp_path: Path, route: str, field: str, words: tuple[str, ...]) -> None:
+    """A role or fallback that no instance can have, or that no caller should be given."""
+    write(tmp_path, database(routes=f'r = {{ backend = "pg", {route} }}'))
+    only(problems(tmp_path), f"workload_groups.pg.routes.r.{field}", *words)
+
+
+def test_a_fallback_on_a_platform_owned_backend_is_refused(tmp_path: Path) -> None:
+    """The platform sets no roles, so the fallback would have no endpoint either."""
+    write(tmp_path, group("a", routes='a = { backend = "a", role = null, fallback = "master" }'))
+    found = problems(tmp_path)
+    assert all("workload_groups.a.routes.a.fallback" in problem for problem in found)
+    assert any("owned by the platform" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("permissions", "words"),
+    [
+        ("", ("lacks key_prefixes", "and session_write = true")),
+        ("consul_permissions = {}", ("lacks key_prefixes", "and session_write = true")),
+        ("consul_permissions = { session_write = true }", ("lacks key_prefixes",)),
+        ('consul_permissions = { key_prefixes = ["service/pg"] }', ("lacks session_write = true",)),
+    ],
+)
+@pytest.mark.parametrize("route", [MASTER, '"pg-replica" = { backend = "pg", role = "replica", fallback = "master" }'])
+def test_a_parent_without_what_its_workload_needs_is_refused(
+    tmp_path: Path, permissions: str, words: tuple[str, ...], route: str
+) -> None:
+    """An exclusive role is held by a lock: without its key and a session nobody would ever lead."""
+    write(tmp_path, database(routes=route, permissions=permissions))
+    name = route.partition('"')[2].partition('"')[0]
+    entry = "workload_groups.pg.backends.pg.consul_permissions"
+    only(problems(tmp_path), entry, *words, f"workload_groups.pg.routes.{name}.", "'master'")
+
+
+def test_a_role_that_is_not_exclusive_needs_no_permissions(tmp_path: Path) -> None:
+    """Replicas need no lock."""
+    write(tmp_path, database(routes='r = { backend = "pg", role = "replica" }', permissions=""))
+    assert cluster.load(tmp_path).groups[0].routes[0].role == "replica"
+
+
+@pytest.mark.parametrize("prefix", ["mesh", "mesh/", "mesh/peers", "coordinator", "coordinator/slots/x", "/service/pg"])
+def test_a_key_prefix_below_a_reserved_one_is_refused(tmp_path: Path, prefix: str) -> None:
+    """The coordinators would leave it out of the rights, silently; a slash at the start matches no key at all."""
+    permissions = f'consul_permissions = {{ key_prefixes = ["{prefix}"], session_write = true }}'
+    write(tmp_path, database(permissions=permissions))
+    only(problems(tmp_path), "backends.pg.consul_permissions.key_prefixes", repr(prefix))
+
+
+@pytest.mark.parametrize("prefix", ["meshed", "service/mesh", "coordinators/x"])
+def test_a_key_prefix_beside_a_reserved_one_is_fine(tmp_path: Path, prefix: str) -> None:
+    """Only the mesh's own keys are taken."""
+    write(
+        tmp_path, database(permissions=f'consul_permissions = {{ key_prefixes = ["{prefix}"], session_write = true }}')
+    )
+    assert cluster.load(tmp_path).groups[0].backends[0].permissions.key_prefixes == (prefix,)
+
+
+@pytest.mark.parametrize(
+    ("written", "entry", "words"),
+    [
+        ("word = {}", "secrets.word.grant", ("granted to nobody", "'pg'")),
+        ("word = { grant = [] }", "secrets.word.grant", ("granted to nobody",)),
+        ('word = { grant = ["pg"] }', "secrets.word.grant", ("'pg' only", "GetKey")),
+        ('word = { grant = ["web", "wob"] }', "secrets.word.grant", ("'wob'", "did you mean 'web'?")),
+        ('word = { grant = ["coordinator"] }', "secrets.word.grant", ("'coordinator'", "no workload group")),
+        ("word = { grant = [1] }", "secrets.word.grant", ("1", "a list of groups")),
+        ('word = { grants = ["web"] }', "secrets.word.grants", ("unknown field", "did you mean 'grant'?")),
+        ('"consul-token" = { grant = ["web"] }', "secrets.consul-token", ("Consul token", "choose another")),
+        ('"../word" = { grant = ["web"] }', "secrets.../word", ("DNS label",)),
+        ('"a.b" = { grant = ["web"] }', "secrets.a.b", ("DNS label",)),
+        ('word = ["web"]', "secrets.word", ("a list", "expected a map")),
+    ],
+)
+def test_secrets_that_cannot_be_are_refused(tmp_path: Path, written: str, entry: str, words: tuple[str, ...]) -> None:
+    """Granted to nobody, to the owner only, to an unknown group, or by a name that is no file of its own."""
+    write(tmp_path, database(more=f"secrets = {{ {written} }}"), group("web"))
+    found = [problem for problem in problems(tmp_path) if f"workload_groups.pg.{entry}:" in problem]
+    assert any(all(word in problem for word in words) for problem in found), problems(tmp_path)
+
+
+def test_one_secret_name_in_two_groups_is_refused(tmp_path: Path) -> None:
+    """A CVM that is granted both could keep one of them only."""
+    more = 'secrets = { word = { grant = ["web"] } }'
+    write(tmp_path, database(more=more), group("api", more=more), group("web"))
+    only(problems(tmp_path), "workload_groups.api.secrets.word", "workload_groups.pg.secrets.word", "unique")

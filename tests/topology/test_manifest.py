@@ -31,9 +31,20 @@ def test_decode_refuses_what_it_does_not_know() -> None:
         manifest.decode(json.dumps(tree).encode())
 
 
+def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
+    """What is new has a value for whoever does not know it."""
+    tree = json.loads(manifest.encode(MADE))
+    del tree["secrets"]
+    for route in tree["routes"]:
+        del route["fallback"], route["leader_key"]
+    assert manifest.decode(json.dumps(tree).encode()) == MADE
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (("secrets",), []),
+        (("routes", 0, "fallback"), 5),
         (("epoch",), "7"),
         (("epoch",), True),
         (("groups",), []),

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ROOT
+from tests.topology.support import group, write
 from topology import cluster, compose, manifest, render
 from topology.problems import ClusterError
 
@@ -64,6 +65,43 @@ def test_the_manifest_has_what_the_cluster_says() -> None:
         "worker", "worker", "worker", "worker", 9090,
     )  # fmt: skip
     assert found.identities("worker") == ("spiffe://starter/node", "spiffe://starter/worker")
+
+
+DATABASE = """
+      backends = { db = {
+        port = 5432
+        workload = "db"
+        registration = { owner = "workload", parent = "db" }
+        consul_permissions = { key_prefixes = ["service/demo/", "other"], session_write = true }
+      } }
+      routes = {
+        db-master  = { backend = "db", role = "master" }
+        db-replica = { backend = "db", role = "replica", fallback = "master" }
+        db-any     = { backend = "db", role = null }
+        db-spare   = { backend = "db", role = "replica" }
+      }
+      secrets = { word = { grant = ["web", "db", "web"] } }
+"""
+
+
+def test_leader_keys_and_secrets_get_into_the_manifest(tmp_path: Path) -> None:
+    """Each route that may lead to the one leader has the key of its lock; a secret names its owner and the others."""
+    groups = f'db = {{\n replicas = 2\n compose = "${{path.module}}/compose/app.yaml"\n{DATABASE}}}\n'
+    write(tmp_path, groups, group("web"))
+    facts_of = {"db": facts("a"), "web": facts("b")}
+    made = render.manifest(cluster.load(tmp_path), dataclasses.replace(deployment(), groups=facts_of))
+    found = {route.name: (route.role, route.fallback, route.leader_key) for route in made.routes}
+    assert found == {
+        "db-master": ("master", None, "service/demo/leader"),
+        "db-replica": ("replica", "master", "service/demo/leader"),
+        "db-any": (None, None, None),
+        "db-spare": ("replica", None, None),
+        "web": (None, None, None),
+    }
+    assert made.leader_keys() == ("service/demo/leader",)
+    assert made.secrets == {"word": manifest.SecretEntry(owner="db", groups=("web",))}
+    assert [made.secrets_of(group) for group in ("db", "web", "other")] == [("word",), ("word",), ()]
+    assert manifest.decode(manifest.encode(made)) == made
 
 
 def test_load_render_sign_and_open_is_a_round_trip() -> None:

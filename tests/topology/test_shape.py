@@ -117,3 +117,39 @@ def test_groups_and_routes_must_be_maps(tmp_path: Path) -> None:
     assert any("workload_groups.a" in p and "expected a map" in p for p in problems(tmp_path))
     write(tmp_path, group("a").replace("routes = {", "routes = [] \n other = {"))
     assert any("workload_groups.a.routes" in p and "a list" in p for p in problems(tmp_path))
+
+
+def test_roles_fallback_and_secrets_are_read(tmp_path: Path) -> None:
+    """Roles are Patroni's unless the registration says others; the rest is as written."""
+    more = 'consul_permissions = { key_prefixes = ["service/db"], session_write = true }'
+    written = backend("db", owner="workload", more=more)
+    routes = 'db-replica = { backend = "db", role = "replica", fallback = "master" }'
+    secrets = 'secrets = { "db-word" = { grant = ["web"] } }'
+    write(tmp_path, group("db", backends=written, routes=routes, more=secrets), group("web"))
+    db, web = cluster.load(tmp_path).groups
+    assert db.backends[0].roles == ("master", "replica")
+    assert (db.routes[0].role, db.routes[0].fallback) == ("replica", "master")
+    assert [(secret.name, secret.grant) for secret in db.secrets] == [("db-word", ("web",))]
+    assert (web.secrets, web.backends[0].roles, web.routes[0].fallback) == ((), (), None)
+    routes = 'db = { backend = "db", role = "arbiter" }'
+    roles = written.replace('parent = "db"', 'parent = "db", roles = ["primary", "arbiter"]')
+    write(tmp_path, group("db", backends=roles, routes=routes))
+    assert cluster.load(tmp_path).groups[0].backends[0].roles == ("primary", "arbiter")
+
+
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [('["The Master"]', ("'The Master'", "DNS label")), ("[1]", ("1", "a list of roles")), ("true", ("a list of",))],
+)
+def test_roles_of_a_wrong_kind_are_refused(tmp_path: Path, roles: str, words: tuple[str, ...]) -> None:
+    """Roles become tags."""
+    written = backend("db", owner="workload").replace('parent = "db"', f'parent = "db", roles = {roles}')
+    write(tmp_path, group("db", backends=written, routes=""))
+    only(problems(tmp_path), "workload_groups.db.backends.db.registration.roles", *words)
+
+
+def test_roles_of_a_platform_owned_backend_are_refused(tmp_path: Path) -> None:
+    """Nobody would set them."""
+    written = backend("db").replace('parent = "db"', 'parent = "db", roles = ["master"]')
+    write(tmp_path, group("db", backends=written, routes=""))
+    only(problems(tmp_path), "workload_groups.db.backends.db.registration.roles", "the platform sets no roles")

@@ -1,0 +1,241 @@
+"""What a CVM is handed, and, in a real Consul, what it can do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from coordinator import grants
+from coordinator.keys import derive, workload_secret
+from coordinator.slots import Holder
+from coordinator.tokens import TOKEN_SECONDS
+from runtime.consul import ConsulClient, ConsulError
+from runtime.secret import Secret
+from tests.coordinator.world import (
+    API_COMPOSE,
+    CLIENT_COMPOSE,
+    DB_COMPOSE,
+    OWNER,
+    Applicant,
+    Cluster,
+    Running,
+    cluster,
+    cvm,
+    make_database_manifest,
+)
+from tests.support import eventually
+from topology.manifest import sign
+
+MANIFEST = make_database_manifest()
+KEYS = derive(Secret("11" * 32), "tests")
+COMPOSES = {"api": API_COMPOSE, "client": CLIENT_COMPOSE, "db": DB_COMPOSE}
+
+
+def holder(group: str, **changes: object) -> Holder:
+    """A holder of the group's first slot with a token of full life."""
+    held = Holder(
+        peer_id=f"{group}-0", group=group, instance_id="i", boot_key="k", compose_hash="c", renewed_at=0.0,
+        token_expires_at=float(TOKEN_SECONDS),
+    )  # fmt: skip
+    return dataclasses.replace(held, **changes)  # type: ignore[arg-type]
+
+
+def test_secrets_are_for_the_owner_and_the_granted() -> None:
+    """Nobody else gets them, and everybody who does gets the same."""
+    assert grants.secrets(KEYS, MANIFEST, "db") == {"database": workload_secret(KEYS, "db", "database").reveal()}
+    assert grants.secrets(KEYS, MANIFEST, "client") == grants.secrets(KEYS, MANIFEST, "db")
+    assert grants.secrets(KEYS, MANIFEST, "api") == {}
+
+
+def test_tokens_are_fresh_and_hide_themselves() -> None:
+    """One for the node, and one for the workload where there is such a backend."""
+    tokens = grants.new_tokens(MANIFEST, "db", os.urandom, 100.0)
+    assert tokens.workload is not None
+    shown = repr(tokens)
+    for token in (tokens.node, tokens.workload):
+        assert token.secret.reveal() not in shown
+    assert tokens.expires_at == 100.0 + TOKEN_SECONDS
+    bodies = tokens.bodies(MANIFEST, "db-0", "db")
+    assert [body["Description"] for body in bodies] == ["admitted db-0", "workload of db-0"]
+    assert len({body["SecretID"] for body in bodies} | {body["AccessorID"] for body in bodies}) == 4
+    assert grants.new_tokens(MANIFEST, "api", os.urandom, 100.0).workload is None
+
+
+def test_tokens_are_due_past_half_life_and_when_the_workload_comes_or_goes() -> None:
+    """And at no other time: each renewal of tokens costs every service of the CVM a registration."""
+    assert not grants.due(holder("api"), MANIFEST, 0.0)
+    assert grants.due(holder("api"), MANIFEST, TOKEN_SECONDS / 2 + 1)
+    assert grants.due(holder("api", workload_accessor="a"), MANIFEST, 0.0)
+    assert grants.due(holder("db"), MANIFEST, 0.0)
+    assert not grants.due(holder("db", workload_accessor="a"), MANIFEST, 0.0)
+
+
+@contextlib.asynccontextmanager
+async def database() -> AsyncIterator[tuple[Cluster, Running]]:
+    """A coordinator of the cluster with a database."""
+    async with cluster() as mesh:
+        mesh.manifest = make_database_manifest(mesh.manifest)
+        await mesh.start()
+        yield mesh, await mesh.ready()
+
+
+def applicant(lead: Running, peer_id: str) -> Applicant:
+    """An honest CVM for that slot."""
+    group = peer_id.rpartition("-")[0]
+    return Applicant(url=lead.url, manifest=lead.config.manifest, group=group, who=cvm(COMPOSES[group], peer_id))
+
+
+async def refused(call: object) -> None:
+    """Expects that Consul's ACLs refuse `call`."""
+    with pytest.raises(ConsulError, match="403"):
+        await call  # type: ignore[misc]
+
+
+async def test_a_workload_token_does_its_own_things_and_nothing_else() -> None:
+    """Each right is used, and its neighbour in another group, node, key or interface is tried and refused."""
+    async with database() as (_, lead):
+        admission = await applicant(lead, "db-0").admitted()
+        await applicant(lead, "db-1").admitted()
+        async with ConsulClient(Secret(admission["workload_token"]), port=lead.http_port) as db:
+            node = {"Node": "db-0", "Address": "100.96.0.9"}
+            async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as sidecar:
+                await sidecar.put("/v1/catalog/register", node)
+            known = node | {"SkipNodeUpdate": True}
+            service = {"Service": "db", "ID": "db-db-0", "Port": 5432, "Tags": ["master"]}
+            proxy = {
+                "Kind": "connect-proxy", "Service": "db-sidecar-proxy", "ID": "db-db-0-sidecar-proxy", "Port": 25432,
+                "Proxy": {"DestinationServiceName": "db", "DestinationServiceID": "db-db-0"},
+            }  # fmt: skip
+            for own in (service, proxy):
+                assert await db.put("/v1/catalog/register", known | {"Service": own})
+            for other in ({"Service": "api", "Port": 1}, {"Service": "db2", "Port": 1}, {**proxy, "Service": "x"}):
+                await refused(db.put("/v1/catalog/register", known | {"Service": other}))
+            await refused(db.put("/v1/catalog/register", {"Node": "db-9", "Address": "100.96.0.9"}))
+            assert [entry["ServiceID"] for entry in (await db.get("/v1/catalog/service/db"))[1]] == ["db-db-0"]
+            # The lock that says who leads: a session on the own node, and the key held with it.
+            made = await db.put("/v1/session/create", {"Node": "db-0", "Behavior": "delete", "NodeChecks": []})
+            lock = {"acquire": made["ID"]}
+            assert await db.put("/v1/kv/service/db/leader", b"db-0", params=lock)
+            assert await db.put(f"/v1/session/renew/{made['ID']}")
+            for key in (
+                "service/api/leader",
+                "service/x",
+                "mesh/peers/db-0",
+                "mesh/manifest",
+                "coordinator/slots/db-0",
+            ):
+                await refused(db.put(f"/v1/kv/{key}", b"x"))
+            await refused(db.get("/v1/kv/mesh/manifest"))
+            await refused(db.put("/v1/session/create", {"Node": "db-1", "NodeChecks": []}))
+            for path in ("/v1/agent/connect/ca/leaf/api", "/v1/acl/tokens", "/v1/operator/keyring", "/v1/agent/self"):
+                await refused(db.get(path))
+            for path, body in (
+                ("/v1/acl/policy", {"Name": "x"}),
+                ("/v1/event/fire/x", None),
+                ("/v1/agent/join/127.0.0.1", None),
+                ("/v1/config", {"Kind": "service-defaults", "Name": "api"}),
+            ):
+                await refused(db.put(path, body))
+
+
+async def test_everyone_may_read_who_leads_and_the_leader_may_write_it() -> None:
+    """The sidecars of all groups watch the leader key; none but the database's own may touch it."""
+    async with database() as (_, lead):
+        clients = [await applicant(lead, peer).admitted() for peer in ("db-0", "api-0", "client-0")]
+        async with contextlib.AsyncExitStack() as stack:
+            db, api, client = [
+                await stack.enter_async_context(ConsulClient(Secret(each["consul"]["token"]), port=lead.http_port))
+                for each in clients
+            ]
+            assert await db.put("/v1/kv/service/db/leader", b"db-0")
+            for other in (api, client):
+                assert (await other.get("/v1/kv/service/db/leader"))[1][0]["Key"] == "service/db/leader"
+                await refused(other.put("/v1/kv/service/db/leader", b"api-0"))
+                await refused(other.get("/v1/kv/service/db/config"))
+
+
+async def test_a_session_of_another_cvm_cannot_be_ended() -> None:
+    """Not by a sibling's workload, nor by a group whose name begins the same: its locks would fall with it."""
+    async with database() as (_, lead):
+        first, second = [await applicant(lead, peer).admitted() for peer in ("db-0", "db-1")]
+        async with (
+            ConsulClient(Secret(first["workload_token"]), port=lead.http_port) as one,
+            ConsulClient(Secret(second["workload_token"]), port=lead.http_port) as two,
+            ConsulClient(Secret(first["consul"]["token"]), port=lead.http_port) as sidecar,
+        ):
+            await sidecar.put("/v1/catalog/register", {"Node": "db-0", "Address": "100.96.0.9"})
+            made = await one.put("/v1/session/create", {"Node": "db-0", "NodeChecks": []})
+            await refused(two.put(f"/v1/session/destroy/{made['ID']}"))
+            assert await one.put(f"/v1/session/destroy/{made['ID']}")
+
+
+async def test_both_tokens_end_with_the_slot() -> None:
+    """A CVM that releases its slot leaves no token behind."""
+    async with database() as (_, lead):
+        asker = applicant(lead, "db-0")
+        admission = await asker.admitted()
+        assert (await asker.post("release", {"lease": admission["lease"]}))[0] == 200
+        for text in (admission["consul"]["token"], admission["workload_token"]):
+            async with ConsulClient(Secret(text), port=lead.http_port) as consul:
+                await refused(consul.get("/v1/acl/token/self"))
+
+
+async def test_a_renewal_past_half_life_brings_both_tokens() -> None:
+    """They work, and are what the slot's record names: freeing it ends them."""
+    async with database() as (_, lead):
+        asker = applicant(lead, "db-0")
+        admission = await asker.admitted()
+        ledger = lead.coordinator.ledger
+        half = time.time() + TOKEN_SECONDS / 2 - 1
+        renewal: dict[str, object] = {"token": None}
+        for _ in range(50):
+            # A watch that answers meanwhile brings the written expiry back.
+            ledger.slots["db-0"] = dataclasses.replace(ledger.slots["db-0"], token_expires_at=half)
+            _, renewal = await asker.post("renew", {"lease": admission["lease"]})
+            if renewal["token"] is not None:
+                break
+        fresh = [str(renewal["token"]), str(renewal["workload_token"])]
+        assert not set(fresh) & {admission["consul"]["token"], admission["workload_token"]}
+        async with ConsulClient(Secret(fresh[1]), port=lead.http_port) as consul:
+            assert await consul.put("/v1/kv/service/db/x", b"x")
+        assert (await asker.post("release", {"lease": admission["lease"]}))[0] == 200
+        for text in fresh:
+            async with ConsulClient(Secret(text), port=lead.http_port) as consul:
+                await refused(consul.get("/v1/acl/token/self"))
+
+
+async def test_secrets_are_granted_at_the_admission_and_change_with_the_manifest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Owner and granted get the same text at every coordinator start; a newer manifest's grants come with a renewal."""
+    caplog.set_level(logging.DEBUG)
+    async with database() as (mesh, lead):
+        db, client, api = [applicant(lead, peer) for peer in ("db-0", "client-0", "api-0")]
+        first, second, third = [await each.admitted() for each in (db, client, api)]
+        word = first["secrets"]["database"]
+        assert (second["secrets"], third["secrets"]) == ({"database": word}, {})
+        asked = {"lease": third["lease"], "secrets_epoch": third["manifest_epoch"]}
+        assert (await api.post("renew", asked))[1]["secrets"] is None
+        entry = dataclasses.replace(mesh.manifest.secrets["database"], groups=("api",))
+        newer = dataclasses.replace(mesh.manifest, epoch=2, secrets={"database": entry})
+        await lead.coordinator.consul.put("/v1/kv/mesh/manifest", sign(newer, OWNER).encode())
+        await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
+        renewed = (await api.post("renew", asked))[1]
+        assert (renewed["secrets"], renewed["manifest_epoch"]) == ({"database": word}, 2)
+        withdrawn = await client.post("renew", {"lease": second["lease"], "secrets_epoch": second["manifest_epoch"]})
+        assert withdrawn[1]["secrets"] == {}
+        shown = json.dumps(lead.coordinator.document()) + caplog.text
+        for text in (word, first["workload_token"], first["consul"]["token"]):
+            assert text not in shown
+    async with cluster() as again:
+        again.manifest = make_database_manifest(again.manifest)
+        await again.start()
+        lead = await again.ready()
+        assert (await applicant(lead, "db-0").admitted())["secrets"]["database"] == word
