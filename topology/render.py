@@ -99,7 +99,7 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
 
 
 def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
-    """Every route of the cluster with its VIP and port."""
+    """Every route of the cluster with its VIP and port, by group and name: Terraform knows no other order."""
     vips = cluster.vips()
     return tuple(
         RouteEntry(
@@ -113,8 +113,8 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
             fallback=route.fallback,
             leader_key=leader_key(group.backend(route.backend), route),
         )
-        for group in cluster.groups
-        for route in group.routes
+        for group in sorted(cluster.groups, key=lambda item: item.name)
+        for route in sorted(group.routes, key=lambda item: item.name)
     )
 
 

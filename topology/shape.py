@@ -176,6 +176,9 @@ class Reader:
             elif name.startswith("MESH_"):
                 message = "belongs to the mesh, which sets all MESH_ variables; choose another name"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
+            if "\\" in found[name]:
+                message = "has a backslash, which dstack would corrupt; encode the value, for example base64url"
+                self._problems.add(where, f"{entry}.compose_env.{name}", message)
         return found
 
     def _texts(self, fields: dict[str, Node], entry: str, name: str) -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_a_variable_is_converted_as_terraform_does(tmp_path: Path, kind: str, de
     ("written", "value"),
     [
         ('"plain"', "plain"),
-        (r'"tab\tquote\"uA\\"', 'tab\tquote"uA\\'),
+        (r'"tab\tquote\"\u0041"', 'tab\tquote"A'),
         ('"$${kept} and %%{kept}"', "${kept} and %{kept}"),
         ('"${var.cluster_name}-${local.size}"', "demo-7"),
         ('"${local.names[1]}/${local.map.key}/${local.map["key"]}"', "two/value/value"),

@@ -1,0 +1,183 @@
+# The checks that concern several entries at once: what topology/checks.py does, with the same verdicts.
+locals {
+  route_names = [for r in local.routes : r.name]
+  route_problems = concat(
+    [
+      for i, r in local.routes :
+      "${r.entry}: has the same name as ${local.routes[index(local.route_names, r.name)].entry}; route names are unique in the cluster, rename one"
+      if index(local.route_names, r.name) != i
+    ],
+    [for r in local.routes : "${r.entry}: is a reserved name; choose another" if contains(["localhost", "mesh"], r.name)],
+    [
+      for r in local.routes :
+      "${r.entry}.role: is '${r.role}', but backend '${r.backend}' is owned by the platform, which sets no roles; use role = null, or owner = \"workload\" and a workload that publishes its role"
+      if r.role != null && anytrue([for b in local.backends : b.group == r.group && b.name == r.backend && b.owner != "workload"])
+    ],
+    [
+      for r in local.routes :
+      "${r.entry}.backend: is '${r.backend}', ${try("a backend of group '${[for b in local.backends : b.group if b.name == r.backend][0]}'; move the route into that group", "which is no backend of group '${r.group}'; its backends are: ${join(", ", [for b in local.backends : b.name if b.group == r.group])}")}"
+      if !anytrue([for b in local.backends : b.group == r.group && b.name == r.backend])
+    ],
+  )
+
+  # One backend name has one parent and one owner; then one parent has one owner.
+  backend_names = [for b in local.backends : b.name]
+  first_of_name = [for b in local.backends : local.backends[index(local.backend_names, b.name)]]
+  agreeing = [
+    for i, b in local.backends : b
+    if b.parent == local.first_of_name[i].parent && b.owner == local.first_of_name[i].owner
+  ]
+  agreeing_parents = [for b in local.agreeing : b.parent]
+  parent_problems = concat(
+    [
+      for i, b in local.backends :
+      "${b.entry}.registration: is registered in '${b.parent}' by the ${b.owner}, but ${local.first_of_name[i].entry} of the same name in '${local.first_of_name[i].parent}' by the ${local.first_of_name[i].owner}; a backend has one parent and one owner, rename one"
+      if b.parent != local.first_of_name[i].parent || b.owner != local.first_of_name[i].owner
+    ],
+    [
+      for b in local.agreeing :
+      "${b.entry}.registration.parent: is '${b.parent}', which ${local.agreeing[index(local.agreeing_parents, b.parent)].entry} registers as owned by the ${local.agreeing[index(local.agreeing_parents, b.parent)].owner}, and this one by the ${b.owner}; use another parent, or one owner for both"
+      if b.owner != local.agreeing[index(local.agreeing_parents, b.parent)].owner
+    ],
+    flatten([
+      for g, group in local.groups : [
+        for i, b in local.by_group[g] :
+        "${b.entry}.registration.parent: is '${b.parent}', as that of backend '${local.by_group[g][index(local.by_group[g][*].parent, b.parent)].name}' of this group; a route could not tell their ports apart, use another parent"
+        if index(local.by_group[g][*].parent, b.parent) != i
+      ]
+    ]),
+    [for b in local.backends : "${b.entry}.registration.parent: is '${b.parent}', a service of Consul's; choose another" if b.parent == "consul"],
+    [for b in local.backends : "${b.entry}.workload: is '${b.workload}', the identity that every CVM has; choose another" if b.workload == "node"],
+  )
+  by_group = { for g, group in local.groups : g => [for b in local.backends : b if b.group == g] }
+
+  # `<group>-<n>` of two groups never meet: neither name can end in the other's number.
+  peer_problems = concat(
+    [for g, group in local.groups : "workload_groups.${g}: is the name of the coordinators; choose another, peer IDs must be unique" if g == "coordinator"],
+    flatten([
+      for g, group in local.groups : [
+        for peer in keys(group.pins) : "workload_groups.${g}.mesh_addresses.${peer}: is no peer of this group; its peers are ${group.peers[0]} to ${group.peers[length(group.peers) - 1]}"
+        if !contains(group.peers, peer)
+      ]
+    ]),
+  )
+
+  # The first backend of a group on each port; a second one on the same port has its problem and no other.
+  on_own_port = [
+    for b in local.backends : b
+    if try([for x in local.by_group[b.group] : x.name if x.port == b.port][0], "") == b.name
+  ]
+  port_problems = concat(
+    [
+      for b in local.backends :
+      "${b.entry}.port: is ${b.port}, which ${local.platform_ports[tostring(b.port)]} uses inside every CVM; choose another"
+      if contains(keys(local.platform_ports), tostring(b.port))
+    ],
+    [
+      for b in local.backends :
+      "${b.entry}.port: is ${b.port}, as that of backend '${try([for x in local.by_group[b.group] : x.name if x.port == b.port][0], "")}' in the same CVM; choose another"
+      if try([for x in local.by_group[b.group] : x.name if x.port == b.port][0], "") != b.name
+    ],
+    [
+      for b in local.on_own_port :
+      "${b.entry}.port: is ${b.port}, so its sidecar port would be ${b.sidecar_port}, which ${local.platform_ports[tostring(b.sidecar_port)]} uses; choose another"
+      if contains(keys(local.platform_ports), tostring(b.sidecar_port))
+    ],
+    [
+      for b in local.on_own_port :
+      "${b.entry}.port: is ${b.port}, so its sidecar port would be ${b.sidecar_port}, as that of backend '${try([for x in local.on_own_port : x.name if x.group == b.group && x.sidecar_port == b.sidecar_port][0], "")}'; choose another port"
+      if !contains(keys(local.platform_ports), tostring(b.sidecar_port)) && try([for x in local.on_own_port : x.name if x.group == b.group && x.sidecar_port == b.sidecar_port][0], "") != b.name
+    ],
+  )
+
+  # Addresses: pins must be ones that may be given out, and no two names may have one address.
+  ipv4 = "^(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\\.(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\\.(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\\.(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$"
+  pinned = concat(
+    [for r in local.routes : { entry = "${r.entry}.vip", address = r.pin, pool = local.vip_pool } if r.pin != null],
+    flatten([
+      for g, group in local.groups : [
+        for peer, address in group.pins : { entry = "workload_groups.${g}.mesh_addresses.${peer}", address = address, pool = local.mesh_pool }
+        if contains(group.peers, peer)
+      ]
+    ]),
+  )
+  pin_problems = [
+    for p in local.pinned :
+    "${p.entry}: is '${p.address}', expected an IPv4 address from ${cidrhost(p.pool, local.reserved)} to ${cidrhost(p.pool, -2)}"
+    if !can(regex(local.ipv4, p.address)) || try(cidrhost("${p.address}/16", 0) != cidrhost(p.pool, 0), false) || try(split(".", p.address)[2] == "0", false) || try(join(".", slice(split(".", p.address), 2, 4)) == "255.255", false)
+  ]
+  vip_names   = distinct(local.route_names)
+  vip_of      = { for name in local.vip_names : name => local.vips[name][length(local.vips[name]) - 1] }
+  vip_values  = [for name in local.vip_names : local.vip_of[name]]
+  peer_names  = distinct(local.peers[*].id)
+  mesh_of     = { for name in local.peer_names : name => local.mesh_addresses[name][0] }
+  mesh_values = [for name in local.peer_names : local.mesh_of[name]]
+  # Proposals for a name whose address is taken: hashed again, as the first was.
+  clashing = concat(
+    [
+      for i, name in local.vip_names : {
+        name  = name, other = local.vip_names[index(local.vip_values, local.vip_of[name])], address = local.vip_of[name],
+        entry = local.routes[index(local.route_names, name)].entry, mesh = false, pool = local.vip_pool
+      } if index(local.vip_values, local.vip_of[name]) != i
+    ],
+    [
+      for i, name in local.peer_names : {
+        name  = name, other = local.peer_names[index(local.mesh_values, local.mesh_of[name])], address = local.mesh_of[name],
+        entry = "workload_groups.${[for p in local.peers : p.group if p.id == name][0]}", mesh = true, pool = local.mesh_pool
+      } if index(local.mesh_values, local.mesh_of[name]) != i
+    ],
+  )
+  clashes = [
+    for c in local.clashing : merge(c, {
+      free = [
+        for attempt in range(64) : cidrhost(c.pool, local.reserved + parseint(substr(sha256("${c.name}#${attempt}"), 0, 12), 16) % local.usable)
+        if !contains(concat(local.vip_values, local.mesh_values), cidrhost(c.pool, local.reserved + parseint(substr(sha256("${c.name}#${attempt}"), 0, 12), 16) % local.usable))
+      ][0]
+    })
+  ]
+  address_problems = concat(local.pin_problems, [
+    for c in local.clashes : (
+      c.mesh
+      ? "${c.entry}: '${c.name}' has the mesh address ${c.address}, as '${c.other}' has; pin it: mesh_addresses = { \"${c.name}\" = \"${c.free}\" }"
+      : "${c.entry}: has the VIP ${c.address}, as route '${c.other}' has; pin one of them, for example vip = \"${c.free}\" here"
+    )
+  ])
+}
+
+# What is wrong ends the plan before anything is made. One precondition per check, so that all of them report at once.
+resource "terraform_data" "checks" {
+  lifecycle {
+    precondition {
+      condition     = length(local.shape_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: cluster.tf has fields that are wrong or missing."], local.shape_problems))
+    }
+    precondition {
+      condition     = length(local.compose_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: compose files are missing, do not say what runs, or start it without the mesh."], local.compose_problems))
+    }
+    precondition {
+      condition     = length(local.route_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: route names must be unique, and each must lead to a backend of its own group."], local.route_problems))
+    }
+    precondition {
+      condition     = length(local.parent_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: each backend must have one parent service and one owner."], local.parent_problems))
+    }
+    precondition {
+      condition     = length(local.slot_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: each workload group must have at least one slot."], local.slot_problems))
+    }
+    precondition {
+      condition     = length(local.peer_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: peer IDs must be unique."], local.peer_problems))
+    }
+    precondition {
+      condition     = length(local.address_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: route VIPs and mesh addresses must be unique, and of their pool."], local.address_problems))
+    }
+    precondition {
+      condition     = length(local.port_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: producer ports must be free in their CVM, and sidecar ports unique."], local.port_problems))
+    }
+  }
+}

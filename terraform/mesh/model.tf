@@ -1,0 +1,70 @@
+# The cluster as values of one type each: what topology/model.py and topology/addresses.py do.
+locals {
+  vip_pool       = "127.10.0.0/16"
+  mesh_pool      = "100.96.0.0/16"
+  reserved       = 256 # addresses at the start of a pool that no name gets
+  usable         = pow(2, 16) - local.reserved - 1
+  sidecar_offset = 20000
+  platform_ports = {
+    "8090"  = "the dstack guest agent"
+    "9182"  = "the platform's WireGuard (dstack-wg0)"
+    "8787"  = "the admission broker"
+    "51820" = "the mesh's WireGuard"
+    "51821" = "the rendezvous"
+    "8300"  = "Consul's RPC"
+    "8301"  = "Consul's serf"
+    "8302"  = "Consul's serf (WAN)"
+    "8500"  = "the Consul agent's HTTP API"
+  }
+
+  groups = {
+    for g, group in local.given : g => {
+      replicas    = tonumber(group.replicas)
+      compose     = tostring(group.compose)
+      compose_env = { for t in local.texts : t.name => tostring(jsondecode(t.json)) if t.group == g && t.field == "compose_env" && startswith(t.json, "\"") }
+      pins        = { for t in local.texts : t.name => tostring(jsondecode(t.json)) if t.group == g && t.field == "mesh_addresses" && startswith(t.json, "\"") }
+      peers       = [for index in range(tonumber(group.replicas)) : "${g}-${index}"]
+    } if !contains(local.broken, g)
+  }
+  backends = [
+    for b in local.given_backends : {
+      group        = b.group
+      name         = b.name
+      entry        = b.entry
+      port         = tonumber(b.value.port)
+      sidecar_port = b.value.port + local.sidecar_offset < 61000 ? b.value.port + local.sidecar_offset : b.value.port - local.sidecar_offset
+      workload     = tostring(b.value.workload)
+      owner        = tostring(b.value.registration.owner)
+      parent       = tostring(b.value.registration.parent)
+      permissions = {
+        key_prefixes  = flatten([for p in local.permissions : [for x in p.prefixes : jsondecode(x) if startswith(x, "\"") && trim(x, "\"/") != ""] if p.group == b.group && p.name == b.name])
+        session_write = contains([for p in local.permissions : p.write if p.group == b.group && p.name == b.name], "true")
+      }
+    } if !contains(local.broken, b.group)
+  ]
+  routes = [
+    for r in local.given_routes : {
+      group   = r.group
+      name    = r.name
+      entry   = r.entry
+      backend = tostring(r.value.backend)
+      role    = try(startswith(jsonencode(r.value.role), "\"") ? tostring(r.value.role) : null, null)
+      pin     = try(startswith(jsonencode(r.value.vip), "\"") ? tostring(r.value.vip) : null, null)
+    } if !contains(local.broken, r.group)
+  ]
+
+  coordinator_peers = [for index in range(var.coordinators) : "coordinator-${index}"]
+  peers = concat(
+    [for peer in local.coordinator_peers : { id = peer, group = "coordinator" }],
+    flatten([for g, group in local.groups : [for peer in group.peers : { id = peer, group = g }]]),
+  )
+
+  # An address follows from the name alone, so that adding or removing a group moves no one else's.
+  hashed = {
+    for name in distinct(concat([for r in local.routes : r.name], [for p in local.peers : p.id])) :
+    name => local.reserved + parseint(substr(sha256(name), 0, 12), 16) % local.usable
+  }
+  pins           = merge([for g, group in local.groups : group.pins]...)
+  vips           = { for r in local.routes : r.name => coalesce(r.pin, cidrhost(local.vip_pool, local.hashed[r.name]))... }
+  mesh_addresses = { for p in local.peers : p.id => coalesce(try(local.pins[p.id], null), cidrhost(local.mesh_pool, local.hashed[p.id]))... }
+}

@@ -1,0 +1,101 @@
+# What CVMs get: what topology/render.py does, byte for byte (tests/topology/test_terraform.py).
+locals {
+  # Checks have failed before a route without backend is looked at.
+  rendered_routes = [
+    for r in local.routes : {
+      name    = r.name
+      group   = r.group
+      backend = r.backend
+      service = try([for b in local.backends : b.parent if b.group == r.group && b.name == r.backend][0], "")
+      role    = r.role
+      vip     = local.vip_of[r.name]
+      port    = try([for b in local.backends : b.port if b.group == r.group && b.name == r.backend][0], 0)
+    }
+  ]
+  routes_json = jsonencode([for r in local.rendered_routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }])
+
+  # The signed manifest, once there is one: who the coordinators are, and the routes that go with it.
+  payload_text = replace(replace(split(".", var.manifest)[0], "-", "+"), "_", "/")
+  payload = try(
+    jsondecode(base64decode("${local.payload_text}${substr("====", 0, (4 - length(local.payload_text) % 4) % 4)}")),
+    null,
+  )
+  coordinator_urls = try([for peer in local.payload.coordinators.peers : peer.url], [])
+  signed_routes    = try(jsonencode([for r in local.payload.routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }]), local.routes_json)
+
+  common = {
+    MESH_CLUSTER      = var.cluster_name
+    MESH_COORDINATORS = jsonencode(local.coordinator_urls)
+    MESH_MANIFEST     = trimspace(var.manifest)
+  }
+}
+
+output "cluster" {
+  description = "Name of the cluster."
+  value       = var.cluster_name
+}
+
+output "groups" {
+  description = "Per workload group: its peer IDs and its compose file."
+  value       = { for g, group in local.groups : g => { peers = group.peers, compose = group.compose } }
+}
+
+output "coordinators" {
+  description = "The coordinators' peer IDs and compose file."
+  value       = { peers = local.coordinator_peers, compose = var.coordinator_compose }
+}
+
+output "mesh_addresses" {
+  description = "Mesh address of each CVM by peer ID."
+  value       = local.mesh_of
+}
+
+output "vips" {
+  description = "VIP of each route by name."
+  value       = local.vip_of
+}
+
+output "routes_json" {
+  description = "MESH_ROUTES_JSON of cluster.tf as it is now."
+  value       = local.routes_json
+}
+
+output "environment" {
+  description = "Per group, and for the coordinators under `coordinator`: the environment of its CVMs. The slot is not in it: a CVM's own is proposed by the coordinator, from the attested instance."
+  value = merge(
+    { coordinator = merge(local.common, { MESH_GROUP = "coordinator" }) },
+    { for g, group in local.groups : g => merge(group.compose_env, local.common, { MESH_GROUP = g, MESH_ROUTES_JSON = local.signed_routes }) },
+  )
+}
+
+output "policy" {
+  description = "What the manifest will say of groups, peers, rights and routes. The rest of it is known once the apps exist."
+  value = {
+    cluster      = var.cluster_name
+    coordinators = [for peer in local.coordinator_peers : { peer_id = peer, address = local.mesh_of[peer] }]
+    groups = {
+      for g, group in local.groups : g => {
+        peers = [for peer in group.peers : { peer_id = peer, address = local.mesh_of[peer] }]
+        backends = {
+          for b in local.by_group[g] : b.name => {
+            port         = b.port
+            sidecar_port = b.sidecar_port
+            service      = b.parent
+            identity     = "spiffe://${var.cluster_name}/${b.workload}"
+            owner        = b.owner
+            permissions  = b.permissions
+          }
+        }
+      }
+    }
+    routes     = local.rendered_routes
+    intentions = [{ source = "*", destination = "*" }]
+    vip_pool   = local.vip_pool
+    mesh_pool  = local.mesh_pool
+  }
+}
+
+output "signed" {
+  description = "What the given manifest says, null without one. For the checks of whoever deploys."
+  value       = local.payload
+}

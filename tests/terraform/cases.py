@@ -1,0 +1,268 @@
+"""Clusters, good and broken, that Terraform and `topology` must judge and render alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.topology.support import COMPOSE, backend, group, write
+from topology import addresses
+
+Write = Callable[[Path], object]
+
+
+def _groups(*groups: str, compose: str = COMPOSE, extra: str = "", variables: str = "") -> Write:
+    return lambda folder: write(folder, *groups, compose=compose, extra=extra, variables=variables)
+
+
+def _compose(old: str, new: str) -> Write:
+    assert old in COMPOSE, old
+    return _groups(group("api"), compose=COMPOSE.replace(old, new, 1))
+
+
+_DATABASE = """
+    "db" = {
+      replicas = 3
+      compose  = "${path.module}/compose/app.yaml"
+      compose_env = { DERIVE_PATRONI_PASSWORDS = "1", TEXT = "a \\"b\\" <c> & d" }
+      backends = {
+        postgres = {
+          port = 5432
+          workload = "postgres"
+          registration = { owner = "workload", parent = var.cluster_name }
+          consul_permissions = { key_prefixes = ["service/${var.cluster_name}"], session_write = true }
+        }
+      }
+      routes = {
+        "postgres-replica" = { backend = "postgres", role = "replica", vip = "127.10.77.7" }
+        "postgres-master"  = { backend = "postgres", role = "master" }
+      }
+      mesh_addresses = { "db-1" = "100.96.9.9" }
+    }
+"""
+
+GOOD: dict[str, Write] = {
+    "one": _groups(group("a")),
+    "no-entries": _groups(group("a", backends="", routes="")),
+    "database": _groups(group("web"), _DATABASE),
+    "other-order": _groups(group("zeta"), group("alpha"), group("mid", replicas="11")),
+    "two-backends": _groups(
+        group("a", backends=backend("x") + backend("y", port="45000"), routes='r = { backend = "y" }')
+    ),
+    "shared-parent": _groups(
+        group("a", backends=backend("x", parent="db", owner="workload"), routes=""),
+        group("b", backends=backend("y", parent="db", owner="workload"), routes=""),
+    ),
+    "nulls": _groups(
+        group(
+            "a",
+            backends=backend("a", more="consul_permissions = null"),
+            more="compose_env = null\nmesh_addresses = null",
+        )
+    ),
+    "variables": _groups(
+        group("a", replicas="var.n", more="compose_env = local.shared"),
+        group("b", replicas="2.0", more="compose_env = local.shared"),
+        extra='shared = { CLUSTER = "${var.cluster_name}-x", EMPTY = "" }',
+        variables='variable "n" {\n  type    = number\n  default = 4\n}\n',
+    ),
+    "environment-list": _compose(
+        '    environment:\n      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"\n',
+        '    environment: ["MESH_OWNER_KEY=abc", PLAIN]\n',
+    ),
+    "long-volume": _compose(
+        "      - /tmp/dstack-runtime/mesh:/run/mesh:ro\n",
+        "      - { type: bind, source: /tmp/dstack-runtime/mesh, target: /run/mesh, read_only: true }\n",
+    ),
+    "text-entrypoint": _compose(
+        '    entrypoint: ["/run/mesh/exec.sh"]\n    command: ["/app/app"]\n',
+        "    entrypoint: /run/mesh/exec.sh /app/app\n",
+    ),
+}
+
+_PIN = 'site = { backend = "site", role = null, vip = "%s" }'
+BROKEN: dict[str, Write] = {
+    # check 1: literal images
+    "image-variable": _compose("ghcr.io/example/app:1", "${APP_IMAGE}"),
+    "image-default": _compose("ghcr.io/example/sidecar:1", "ghcr.io/example/${NAME:-sidecar}:1"),
+    "image-missing": _compose("    image: ghcr.io/example/app:1\n", ""),
+    # check 2: unique route names
+    "route-twice": _groups(group("a", routes='web = { backend = "a" }'), group("b", routes='web = { backend = "b" }')),
+    # check 3: one parent and owner per backend
+    "two-parents": _groups(
+        group("a", backends=backend("db", parent="one"), routes=""),
+        group("b", backends=backend("db", parent="two"), routes=""),
+    ),
+    "two-owners": _groups(
+        group("a", backends=backend("db"), routes=""), group("b", backends=backend("db", owner="workload"), routes="")
+    ),
+    "parent-two-owners": _groups(
+        group("a", backends=backend("x", parent="db"), routes=""),
+        group("b", backends=backend("y", parent="db", owner="workload"), routes=""),
+    ),
+    "parent-twice": _groups(
+        group("a", backends=backend("x", parent="db") + backend("y", parent="db", port="8081"), routes="")
+    ),
+    # check 4: at least one slot
+    **{
+        f"slots-{i}": _groups(group("a", replicas=text), group("b"))
+        for i, text in enumerate(["0", "-1", "1.5", '"2"', "true", "null", "[2]", "1001", "{}"])
+    },
+    # check 5: unique peer IDs
+    "coordinator-group": _groups(group("coordinator"), group("a")),
+    "pin-of-nobody": _groups(group("a", more='mesh_addresses = { "a-7" = "100.96.9.9", "b-0" = "100.96.9.8" }')),
+    # check 6: unique VIPs
+    "vip-twice": _groups(group("api"), group("site", routes=_PIN % addresses.vip_of("api"))),
+    "vip-pins": _groups(
+        group("a", routes='a = { backend = "a", vip = "127.10.9.9" }'),
+        group("b", routes='b = { backend = "b", vip = "127.10.9.9" }'),
+    ),
+    "mesh-twice": _groups(
+        group("api", more=f'mesh_addresses = {{ "api-1" = "{addresses.mesh_address_of("coordinator-0")}" }}')
+    ),
+    **{
+        f"vip-{i}": _groups(group("site", routes=_PIN % text))
+        for i, text in enumerate(
+            [
+                "127.10.0.53",
+                "127.10.0.0",
+                "127.10.255.255",
+                "127.10.0.255",
+                "127.11.1.1",
+                "web",
+                "127.10.01.1",
+                "127.10.1",
+                "127.10.256.1",
+            ]
+        )
+    },
+    "mesh-pins": _groups(group("a", more='mesh_addresses = { "a-0" = "10.0.0.1", "a-1" = "100.96.0.9" }')),
+    # check 7: unique producer ports
+    "port-twice": _groups(group("a", backends=backend("x") + backend("y"), routes="")),
+    "sidecar-port-twice": _groups(
+        group("a", backends=backend("x", port="1000") + backend("y", port="41000"), routes="")
+    ),
+    **{
+        f"port-{port}": _groups(group("a", backends=backend("a", port=str(port))))
+        for port in (*addresses.PLATFORM_PORTS, 31820, 31821)
+    },
+    **{
+        f"port-bad-{i}": _groups(group("a", backends=backend("a", port=text)))
+        for i, text in enumerate(["0", "65536", "-1", '"http"', "80.5", "null", "[80]"])
+    },
+    # fields
+    "unknown-field": _groups(group("a", more="kompose = 1").replace("replicas", "replicas = 2\n      kind")),
+    "unknown-backend-field": _groups(group("a", backends=backend("a", more="prot = 1"))),
+    "unknown-route-field": _groups(group("a", routes='a = { backend = "a", rolle = "x" }')),
+    "unknown-registration-field": _groups(group("a").replace('parent = "a"', 'parent = "a", ttl = 5')),
+    "unknown-permission": _groups(group("a", backends=backend("a", more="consul_permissions = { root = true }"))),
+    "no-compose": _groups(group("a").replace("compose  =", "compost  ="), group("b")),
+    "no-port": _groups(group("a").replace("port = 8080", ""), group("b")),
+    "no-registration": _groups(group("a").replace("registration =", "enrolment ="), group("b")),
+    "no-owner": _groups(group("a").replace('owner = "platform", ', ""), group("b")),
+    "no-route-backend": _groups(group("a", routes="a = { role = null }"), group("b")),
+    "wrong-owner": _groups(group("a", backends=backend("a", owner="operator"))),
+    "not-maps": _groups('a = 5\n b = "x"\n c = null\n d = [1]', group("z")),
+    "not-maps-inside": _groups(
+        group("a", more="compose_env = [1]\nmesh_addresses = 5").replace("routes = {", "roots = {")
+    ),
+    "backends-list": _groups(
+        'a = { replicas = 1, compose = "${path.module}/compose/app.yaml", backends = [1], routes = "x" }'
+    ),
+    "registration-text": _groups(
+        'a = { replicas = 1, compose = "${path.module}/compose/app.yaml", '
+        'backends = { b = { port = 1, workload = "b", registration = "x" } } }'
+    ),
+    "wrong-texts": _groups(
+        group(
+            "a",
+            backends=backend("a", more="consul_permissions = 5").replace('workload = "a"', "workload = 5"),
+            compose="7",
+        )
+    ),
+    "empty-texts": _groups(
+        group(
+            "a",
+            backends=backend("a").replace('workload = "a"', 'workload = ""'),
+            routes='a = { backend = "", role = "", vip = "" }',
+        )
+    ),
+    "wrong-env": _groups(
+        group("a", more=r'compose_env = { "a-b" = "x", MESH_X = "y", N = 5, B = true, L = [1], Z = null, S = "a\\b" }')
+    ),
+    "wrong-permissions": _groups(
+        group(
+            "a",
+            backends=backend(
+                "a", more='consul_permissions = { key_prefixes = ["", "/", 5, "ok"], session_write = "yes" }'
+            ),
+        )
+    ),
+    "null-permissions": _groups(
+        group("a", backends=backend("a", more="consul_permissions = { key_prefixes = null, session_write = null }"))
+    ),
+    **{f"name-{i}": _groups(group(name)) for i, name in enumerate(["API", "a_b", "-a", "a-", "1a", "a.b", "a" * 64])},
+    # routes
+    "route-elsewhere": _groups(group("a", routes='r = { backend = "b" }'), group("b")),
+    "route-nowhere": _groups(group("a", routes='r = { backend = "c" }'), group("b")),
+    "route-role": _groups(group("a", routes='a = { backend = "a", role = "master" }')),
+    "route-bad-role": _groups(
+        group("a", backends=backend("a", owner="workload"), routes='a = { backend = "a", role = "The Master" }')
+    ),
+    "route-reserved": _groups(group("a", routes='localhost = { backend = "a" }\nmesh = { backend = "a" }')),
+    "reserved-words": _groups(group("a", backends=backend("node", parent="consul"), routes="")),
+    # compose files
+    "compose-missing": _groups(group("a", compose='"${path.module}/compose/none.yaml"')),
+    "compose-no-yaml": _groups(group("a"), compose="services: [\n"),
+    "compose-no-services": _groups(group("a"), compose="volumes: {}\n"),
+    "compose-no-sidecar": _compose("  sidecar:\n    image", "  other:\n    image"),
+    "compose-bridge": _compose("    network_mode: host\n    volumes", "    network_mode: bridge\n    volumes"),
+    "compose-no-network": _compose("    network_mode: host\n    volumes", "    volumes"),
+    "compose-no-exec": _compose('    entrypoint: ["/run/mesh/exec.sh"]\n', ""),
+    "compose-no-command": _compose('    command: ["/app/app"]\n', ""),
+    "compose-no-mount": _compose("/run/mesh:ro", "/elsewhere:ro"),
+    "compose-no-wait": _compose("        condition: service_healthy\n", "        condition: service_started\n"),
+    "compose-wait-list": _compose(
+        "    depends_on:\n      sidecar:\n        condition: service_healthy\n", "    depends_on: [sidecar]\n"
+    ),
+    "compose-owner-key": _compose('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNER_KEY}"),
+    "compose-owner-list": _compose(
+        '    environment:\n      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"\n', "    environment: [MESH_OWNER_KEY]\n"
+    ),
+    "compose-insecure": _compose(
+        "      MESH_OWNER_KEY:", "      MESH_INSECURE_DEV_ROOT: ${ROOT:-}\n      MESH_OWNER_KEY:"
+    ),
+    "compose-env-file": _compose("    environment:\n", "    env_file: .env\n    environment:\n"),
+    "compose-dollar": _compose('command: ["/app/app"]', 'command: ["/app/app", "$5"]'),
+    "compose-bool": _compose("      MESH_OWNER_KEY:", "      DEBUG: true\n      MESH_OWNER_KEY:"),
+    "compose-volumes": _compose("    volumes:\n      - /tmp/dstack-runtime/mesh:/run/mesh:ro\n", "    volumes: 5\n"),
+}
+
+
+def random_clusters(count: int, seed: int) -> Iterator[tuple[str, Write]]:
+    """`count` clusters that nobody chose, without a mistake in them."""
+    chance = random.Random(seed)
+    for number in range(count):
+        names = chance.sample(["a", "bee", "c-3", "delta", "e5e", "fox-trot", "golf", "hotel-9"], chance.randint(1, 5))
+        yield f"random-{number}", _groups(*(_random_group(chance, name) for name in names))
+
+
+def _random_group(chance: random.Random, name: str) -> str:
+    backends, routes = [], []
+    for index in range(chance.randint(0, 3)):
+        own = f"{name}-b{index}"
+        owner = chance.choice(["platform", "workload"])
+        permissions = chance.choice(
+            ["", "consul_permissions = {}", f'consul_permissions = {{ key_prefixes = ["x/{own}", "y"] }}']
+        )
+        backends.append(backend(own, port=str(chance.randint(9200, 40999) + index * 3), owner=owner, more=permissions))
+        for role in chance.sample([None, "master", "replica"], chance.randint(0, 2)):
+            if owner == "workload" or role is None:
+                text = "null" if role is None else f'"{role}"'
+                routes.append(f'"{own}-{role or "any"}" = {{ backend = "{own}", role = {text} }}')
+    replicas = chance.randint(1, 12)
+    more = f'compose_env = {{ X{chance.randint(0, 9)} = "{chance.choice(["", "v", "a b", "ä€", "$x"])}" }}'
+    if chance.random() < 0.3:
+        more += f'\nmesh_addresses = {{ "{name}-{chance.randrange(replicas)}" = "100.96.1.{chance.randint(0, 255)}" }}'
+    return group(name, replicas=str(replicas), backends="".join(backends), routes="\n".join(routes), more=more)

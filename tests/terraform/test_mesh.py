@@ -1,0 +1,162 @@
+"""`terraform/mesh` against `topology/`: the same clusters, equal verdicts, equal rendered values, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from tests.terraform import cases, world
+from topology import cluster, manifest, render
+from topology.model import Cluster
+from topology.problems import ClusterError
+
+GOOD = cases.GOOD | dict(cases.random_clusters(20, seed=7))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of all good clusters, and what Terraform makes of each."""
+    folder = tmp_path_factory.mktemp("good")
+    for name, make in GOOD.items():
+        make(folder / name)
+    world.root(folder, GOOD)
+    return folder, world.planned(folder)
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """The folder of all broken clusters, and what Terraform says of each."""
+    folder = tmp_path_factory.mktemp("broken")
+    for name, make in cases.BROKEN.items():
+        make(folder / name)
+    world.root(folder, cases.BROKEN, named=True)
+    return folder, world.refusals(folder)
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_good_clusters_are_rendered_alike(rendered: tuple[Path, dict[str, Any]], name: str) -> None:
+    """Addresses, VIPs, routes, rights and the environment of every group are the same bytes."""
+    folder, theirs = rendered
+    ours = cluster.load(folder / name)
+    found = theirs[name]
+    assert found["cluster"] == ours.name
+    assert found["vips"] == ours.vips()
+    assert found["mesh_addresses"] == ours.mesh_addresses()
+    assert found["routes_json"] == render.routes_json(ours)
+    assert _canonical(found["policy"]) == _canonical(_policy(ours))
+    assert {g: entry["peers"] for g, entry in found["groups"].items()} == {g.name: list(g.peers()) for g in ours.groups}
+    for group in ours.groups:
+        assert found["environment"][group.name] == _environment(ours, group.name, "", ())
+        assert Path(found["groups"][group.name]["compose"]).name == group.compose.name
+    assert found["environment"]["coordinator"] == _environment(ours, None, "", ())
+
+
+@pytest.mark.parametrize("name", sorted(cases.BROKEN))
+def test_broken_clusters_are_refused_alike(refused: tuple[Path, dict[str, list[str]]], name: str) -> None:
+    """The same entries are named, of compose files also the file and the line."""
+    folder, theirs = refused
+    with pytest.raises(ClusterError) as caught:
+        cluster.load(folder / name)
+    assert name in theirs, "Terraform takes what topology refuses"
+    assert sorted({_entry(line) for line in theirs[name]}) == sorted({_entry(text) for text in caught.value.problems})
+
+
+def test_a_signed_manifest_is_read_as_topology_renders_with_it(tmp_path: Path) -> None:
+    """With a manifest, the environment has it, its coordinators' URLs and its routes."""
+    folder = tmp_path / "signed"
+    cases.GOOD["database"](folder)
+    ours = cluster.load(folder)
+    facts = deployment(ours)
+    envelope = manifest.unsigned(render.manifest(ours, facts)) + "c2lnbmF0dXJl"
+    world.root(tmp_path, ["signed"], more=f'manifest = "{envelope}"')
+    found = world.planned(tmp_path)["signed"]["environment"]
+    for group in (*(group.name for group in ours.groups), None):
+        assert found[group or "coordinator"] == _environment(ours, group, envelope, facts.coordinator_urls)
+
+
+def test_a_tag_is_refused_where_digests_are_required(tmp_path: Path) -> None:
+    """With `require_digests` a tag is refused by file, line and service; a digest is taken."""
+    folder = tmp_path / "tags"
+    cases.GOOD["one"](folder)
+    world.root(tmp_path, ["tags"], more="require_digests = true")
+    lines = world.refusals(tmp_path)["demo"]
+    wanted = [
+        "app.yaml:3: services.sidecar.image",
+        "app.yaml:9: services.app.image",
+        "coordinator.yaml:3: services.sidecar.image",
+    ]
+    assert sorted(map(_entry, lines)) == sorted(wanted)
+    assert all("pin it by digest" in line for line in lines)
+    for file in (folder / "compose").iterdir():
+        file.write_text(re.sub(r"(ghcr\S+):1", rf"\1@sha256:{'0a' * 32}", file.read_text()))
+    assert world.planned(tmp_path)["tags"]["cluster"] == "demo"
+
+
+def test_the_modules_are_formatted() -> None:
+    """`terraform fmt` has nothing to change in modules and clusters."""
+    for folder in ("terraform", "clusters"):
+        world.run(ROOT / folder, "fmt", "-check", "-recursive")
+
+
+def test_the_mesh_module_needs_no_provider() -> None:
+    """Nothing has to be downloaded to plan it."""
+    text = "\n".join(path.read_text() for path in world.MESH.glob("*.tf"))
+    assert "required_providers" not in text
+    assert set(re.findall(r'^(?:resource|data) "(\w+)"', text, re.MULTILINE)) == {"terraform_data"}
+
+
+def deployment(ours: Cluster) -> render.Deployment:
+    """What would be known once the apps of `ours` exist."""
+    facts = render.AppFacts(app_id="a" * 40, compose_hashes=("b" * 64,))
+    return render.Deployment(
+        key_provider=manifest.KeyProvider(name="kms", id="00ff"),
+        os_images=(manifest.OsImage(os_image_hash="1", mrtd="2", rtmr0="3", rtmr1="4", rtmr2="5"),),
+        tcb=manifest.TcbPolicy(),
+        coordinator=facts,
+        groups={group.name: facts for group in ours.groups},
+        coordinator_urls=tuple(f"https://{peer}-8787s.example" for peer in ours.coordinator_peers()),
+        rendezvous=(),
+        epoch=1,
+    )
+
+
+def _environment(ours: Cluster, group: str | None, envelope: str, urls: tuple[str, ...]) -> dict[str, str]:
+    if group is None:
+        return render.coordinator_environment(
+            ours, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+        )
+    return render.sidecar_environment(
+        ours, group, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+    )
+
+
+def _policy(ours: Cluster) -> dict[str, Any]:
+    """What of the manifest follows from cluster.tf alone."""
+    whole = json.loads(manifest.encode(render.manifest(ours, deployment(ours))))
+    for name in ("version", "epoch", "key_provider", "os_images", "tcb", "rendezvous"):
+        del whole[name]
+    whole["coordinators"] = [{"peer_id": p["peer_id"], "address": p["address"]} for p in whole["coordinators"]["peers"]]
+    for entry in whole["groups"].values():
+        del entry["app_id"], entry["compose_hashes"]
+    return dict(whole)
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _entry(problem: str) -> str:
+    """`workload_groups.a.port`, or `app.yaml:9: services.app.image`, of a problem of either side."""
+    inside = re.search(r"workload_groups(\.[^:]*)?(?=: )", problem)
+    if inside is not None and "services." not in problem.split(": ")[1]:
+        return inside[0]
+    file = re.match(r"(?:\S*/)?([\w.-]+\.yaml)(:\d+)?: (services\.[\w.]+)?", problem)
+    assert file is not None, problem
+    # Terraform does not say where YAML is broken.
+    line = "" if "is not valid YAML" in problem else file[2] or ""
+    return f"{file[1]}{line}: {file[3] or ''}"
