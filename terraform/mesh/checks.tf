@@ -1,5 +1,15 @@
 # The checks that concern several entries at once: what topology/checks.py does, with the same verdicts.
 locals {
+  # Every role that a route asks for, itself or as its fallback, with the backend that would have to have it.
+  asked = flatten([
+    for r in local.routes : [
+      for b in local.backends : [
+        for field in ["role", "fallback"] :
+        { route = r, backend = b, field = field, role = r[field], entry = "${r.entry}.${field}" } if r[field] != null
+      ] if b.group == r.group && b.name == r.backend
+    ]
+  ])
+
   route_names = [for r in local.routes : r.name]
   route_problems = concat(
     [
@@ -9,9 +19,24 @@ locals {
     ],
     [for r in local.routes : "${r.entry}: is a reserved name; choose another" if contains(["localhost", "mesh"], r.name)],
     [
-      for r in local.routes :
-      "${r.entry}.role: is '${r.role}', but backend '${r.backend}' is owned by the platform, which sets no roles; use role = null, or owner = \"workload\" and a workload that publishes its role"
-      if r.role != null && anytrue([for b in local.backends : b.group == r.group && b.name == r.backend && b.owner != "workload"])
+      for a in local.asked :
+      "${a.entry}: is '${a.role}', but backend '${a.backend.name}' is owned by the platform, which sets no roles; use ${a.field} = null, or owner = \"workload\" and a workload that publishes its role"
+      if a.backend.owner != "workload"
+    ],
+    [
+      for a in local.asked :
+      "${a.entry}: is '${a.role}', a role that no instance of backend '${a.backend.name}' can have; expected one of ${join(", ", a.backend.roles)}, or add it to its registration.roles"
+      if a.backend.owner == "workload" && !contains(a.backend.roles, a.role)
+    ],
+    [
+      for a in local.asked :
+      "${a.backend.entry}.consul_permissions: lacks ${join(" and ", compact([length(a.backend.permissions.key_prefixes) == 0 ? "key_prefixes = [\"service/…\"]" : "", a.backend.permissions.session_write ? "" : "session_write = true"]))}: ${a.entry} asks for '${a.role}', which one instance holds by a lock in Consul; add it"
+      if a.backend.owner == "workload" && contains(a.backend.roles, a.role) && contains(local.exclusive_roles, a.role) && !(a.backend.permissions.session_write && length(a.backend.permissions.key_prefixes) > 0)
+    ],
+    [
+      for a in local.asked :
+      "${a.entry}: is '${a.role}', ${a.route.role == null ? "but the route asks for no role; remove it, or add a role" : a.route.role == a.role ? "the role of the route itself; use another role, or remove it" : "but '${a.route.role}' is a role of one instance, and callers that need it are not served by others; remove it"}"
+      if a.field == "fallback" && (a.route.role == null || a.route.role == a.role || contains(local.exclusive_roles, coalesce(a.route.role, "-")))
     ],
     [
       for r in local.routes :
@@ -50,6 +75,41 @@ locals {
     [for b in local.backends : "${b.entry}.workload: is '${b.workload}', the identity that every CVM has; choose another" if b.workload == "node"],
   )
   by_group = { for g, group in local.groups : g => [for b in local.backends : b if b.group == g] }
+
+  permission_problems = flatten([
+    for b in local.backends : [
+      for prefix in b.permissions.key_prefixes :
+      anytrue([for taken in local.reserved_keys : startswith("${trimsuffix(prefix, "/")}/", taken)])
+      ? "${b.entry}.consul_permissions.key_prefixes: holds '${prefix}', but the keys below '${split("/", prefix)[0]}' are the mesh's own; choose another"
+      : "${b.entry}.consul_permissions.key_prefixes: holds '${prefix}'; keys in Consul begin without '/', use '${trim(prefix, "/")}'"
+      if startswith(prefix, "/") || anytrue([for taken in local.reserved_keys : startswith("${trimsuffix(prefix, "/")}/", taken)])
+    ]
+  ])
+  entry_problems = concat(local.shape_problems, local.permission_problems, local.secret_problems)
+
+  secret_names = [for s in local.secrets : s.name]
+  secret_problems = concat(
+    [for s in local.secrets : "${s.entry}: is the name of the file with the workload's Consul token; choose another" if s.name == "consul-token"],
+    [
+      for i, s in local.secrets :
+      "${s.entry}: has the same name as ${local.secrets[index(local.secret_names, s.name)].entry}; names of secrets are unique in the cluster"
+      if index(local.secret_names, s.name) != i
+    ],
+    flatten([
+      for s in local.secrets : [
+        for name in s.grant : "${s.entry}.grant: holds '${name}', which is no workload group; expected some of ${join(", ", keys(local.groups))}"
+        if !contains(keys(local.groups), name)
+      ]
+    ]),
+    [
+      for s in local.secrets : "${s.entry}.grant: is empty: the secret would be granted to nobody but '${s.group}', which owns it; name a group"
+      if length(s.grant) == 0
+    ],
+    [
+      for s in local.secrets : "${s.entry}.grant: holds '${s.group}' only, which owns the secret and has it anyway; name another group, or have the workload derive a secret of its own with GetKey"
+      if length(s.grant) > 0 && alltrue([for name in s.grant : name == s.group])
+    ],
+  )
 
   # `<group>-<n>` of two groups never meet: neither name can end in the other's number.
   peer_problems = concat(
@@ -148,8 +208,8 @@ locals {
 resource "terraform_data" "checks" {
   lifecycle {
     precondition {
-      condition     = length(local.shape_problems) == 0
-      error_message = join("\n", concat(["Cluster ${var.cluster_name}: cluster.tf has fields that are wrong or missing."], local.shape_problems))
+      condition     = length(local.entry_problems) == 0
+      error_message = join("\n", concat(["Cluster ${var.cluster_name}: cluster.tf has fields that are wrong or missing."], local.entry_problems))
     }
     precondition {
       condition     = length(local.compose_problems) == 0

@@ -36,22 +36,38 @@ locals {
       workload     = tostring(b.value.workload)
       owner        = tostring(b.value.registration.owner)
       parent       = tostring(b.value.registration.parent)
+      roles = (
+        try(b.value.registration.owner, "") != "workload" ? [] :
+        distinct(lookup(local.texts_of, "${b.group}/${b.name}/roles", ["master", "replica"]))
+      )
       permissions = {
-        key_prefixes  = flatten([for p in local.permissions : [for x in p.prefixes : jsondecode(x) if startswith(x, "\"") && trim(x, "\"/") != ""] if p.group == b.group && p.name == b.name])
-        session_write = contains([for p in local.permissions : p.write if p.group == b.group && p.name == b.name], "true")
+        key_prefixes  = lookup(local.texts_of, "${b.group}/${b.name}/key_prefixes", [])
+        session_write = try(jsonencode(b.value.consul_permissions.session_write), "false") == "true"
       }
     } if !contains(local.broken, b.group)
   ]
   routes = [
     for r in local.given_routes : {
-      group   = r.group
-      name    = r.name
-      entry   = r.entry
-      backend = tostring(r.value.backend)
-      role    = try(startswith(jsonencode(r.value.role), "\"") ? tostring(r.value.role) : null, null)
-      pin     = try(startswith(jsonencode(r.value.vip), "\"") ? tostring(r.value.vip) : null, null)
+      group    = r.group
+      name     = r.name
+      entry    = r.entry
+      backend  = tostring(r.value.backend)
+      role     = try(startswith(jsonencode(r.value.role), "\"") && can(regex(local.label, r.value.role)) ? tostring(r.value.role) : null, null)
+      fallback = try(startswith(jsonencode(r.value.fallback), "\"") && r.value.fallback != "" ? tostring(r.value.fallback) : null, null)
+      pin      = try(startswith(jsonencode(r.value.vip), "\"") ? tostring(r.value.vip) : null, null)
     } if !contains(local.broken, r.group)
   ]
+
+  secrets = [
+    for s in local.given_secrets : {
+      group = s.group
+      name  = s.name
+      entry = s.entry
+      grant = lookup(local.texts_of, "${s.group}/${s.name}/grant", [])
+    } if !contains(local.broken, s.group)
+  ]
+  exclusive_roles = ["master"]
+  reserved_keys   = ["mesh/", "coordinator/"] # only coordinators write below these
 
   coordinator_peers = [for index in range(var.coordinators) : "coordinator-${index}"]
   peers = concat(

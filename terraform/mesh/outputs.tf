@@ -3,16 +3,24 @@ locals {
   # Checks have failed before a route without backend is looked at.
   rendered_routes = [
     for r in local.routes : {
-      name    = r.name
-      group   = r.group
-      backend = r.backend
-      service = try([for b in local.backends : b.parent if b.group == r.group && b.name == r.backend][0], "")
-      role    = r.role
-      vip     = local.vip_of[r.name]
-      port    = try([for b in local.backends : b.port if b.group == r.group && b.name == r.backend][0], 0)
+      name     = r.name
+      group    = r.group
+      backend  = r.backend
+      service  = try([for b in local.backends : b.parent if b.group == r.group && b.name == r.backend][0], "")
+      role     = r.role
+      fallback = r.fallback
+      # Where the exclusive role is asked for: Patroni's lock, whose scope is the last part of the first key prefix.
+      leader_key = try([
+        for b in local.backends : "${replace(b.permissions.key_prefixes[0], "//+$/", "")}/leader"
+        if b.group == r.group && b.name == r.backend && b.owner == "workload" && length(setintersection(local.exclusive_roles, compact([r.role, r.fallback]))) > 0
+      ][0], null)
+      vip  = local.vip_of[r.name]
+      port = try([for b in local.backends : b.port if b.group == r.group && b.name == r.backend][0], 0)
     }
   ]
   routes_json = jsonencode([for r in local.rendered_routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }])
+
+  by_secret = { for s in local.secrets : s.name => s... }
 
   # The signed manifest, once there is one: who the coordinators are, and the routes that go with it.
   payload_text = replace(replace(split(".", var.manifest)[0], "-", "+"), "_", "/")
@@ -89,6 +97,7 @@ output "policy" {
       }
     }
     routes     = local.rendered_routes
+    secrets    = { for name, found in local.by_secret : name => { owner = found[0].group, groups = sort(setsubtract(found[0].grant, [found[0].group])) } }
     intentions = [{ source = "*", destination = "*" }]
     vip_pool   = local.vip_pool
     mesh_pool  = local.mesh_pool

@@ -5,11 +5,12 @@ locals {
   label    = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
   variable = "^[A-Za-z_][A-Za-z0-9_]*$"
   known = {
-    group        = ["backends", "compose", "compose_env", "mesh_addresses", "replicas", "routes"]
+    group        = ["backends", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
     backend      = ["consul_permissions", "port", "registration", "workload"]
-    registration = ["owner", "parent"]
+    registration = ["owner", "parent", "roles"]
     permissions  = ["key_prefixes", "session_write"]
-    route        = ["backend", "role", "vip"]
+    route        = ["backend", "fallback", "role", "vip"]
+    secret       = ["grant"]
   }
 
   # The maps inside: a value that is no map is a problem below, and has no entries here.
@@ -27,6 +28,13 @@ locals {
     ]
   ])
 
+  given_secrets = flatten([
+    for g, group in local.given : [
+      for s, secret in try({ for k, v in group.secrets : k => v if can(keys(group.secrets)) }, {}) :
+      { group = g, name = s, entry = "workload_groups.${g}.secrets.${s}", value = secret }
+    ]
+  ])
+
   # Everything that must be a map, and the fields that it may have (null: its keys are names).
   maps = concat(
     [{
@@ -41,7 +49,7 @@ locals {
     ],
     flatten([
       for g, group in local.given : [
-        for field in ["backends", "routes", "compose_env", "mesh_addresses"] : {
+        for field in ["backends", "routes", "compose_env", "mesh_addresses", "secrets"] : {
           entry = "workload_groups.${g}.${field}", json = try(jsonencode(keys(group[field])), null),
           shown = substr(jsonencode(group[field]), 0, 60), known = null
         } if try(group[field] != null, false)
@@ -69,6 +77,12 @@ locals {
       for r in local.given_routes : {
         entry = r.entry, json = try(jsonencode(keys(r.value)), null), shown = substr(jsonencode(r.value), 0, 60),
         known = local.known.route
+      }
+    ],
+    [
+      for s in local.given_secrets : {
+        entry = s.entry, json = try(jsonencode(keys(s.value)), null), shown = substr(jsonencode(s.value), 0, 60),
+        known = local.known.secret
       }
     ],
   )
@@ -124,6 +138,7 @@ locals {
         for f in [
           { field = "backend", rule = "text", needed = true },
           { field = "role", rule = "label", needed = false },
+          { field = "fallback", rule = "text", needed = false },
           { field = "vip", rule = "text", needed = false },
           ] : {
           group = r.group, parent = r.entry, entry = "${r.entry}.${f.field}", field = f.field,
@@ -174,6 +189,12 @@ locals {
     [for g, group in local.given : { entry = "workload_groups.${g}", text = g }],
     [for b in local.given_backends : { entry = b.entry, text = b.name }],
     [for r in local.given_routes : { entry = r.entry, text = r.name }],
+    [for s in local.given_secrets : { entry = s.entry, text = s.name }],
+    flatten([
+      for l in local.lists : [
+        for item in l.items : { entry = l.entry, text = jsondecode(item) } if startswith(item, "\"") && trim(item, "\"/") != ""
+      ] if l.field == "roles"
+    ]),
     [
       for f in local.fields : { entry = f.entry, text = jsondecode(f.json) }
       if f.rule == "label" && f.given && !contains(local.fields_wrong, f)
@@ -216,37 +237,66 @@ locals {
     ],
   )
 
-  # consul_permissions: key_prefixes may be one text or a list of them.
-  permissions = [
-    for b in local.given_backends : {
-      entry = "${b.entry}.consul_permissions"
-      group = b.group
-      name  = b.name
-      write = try(jsonencode(b.value.consul_permissions.session_write), "false")
-      prefixes = (
-        !can(b.value.consul_permissions.key_prefixes) ? [] :
-        startswith(jsonencode(b.value.consul_permissions.key_prefixes), "[")
-        ? [for p in b.value.consul_permissions.key_prefixes : jsonencode(p)]
-        : [jsonencode(b.value.consul_permissions.key_prefixes)]
-      )
-    } if can(b.value.registration)
-  ]
-  permission_problems = concat(
+  # Lists of texts; one text alone is taken as a list of it.
+  lists = concat(
     [
-      for p in local.permissions : "${p.entry}.session_write: is ${substr(p.write, 0, 60)}, expected true or false"
-      if !contains(["true", "false"], p.write)
+      for b in local.given_backends : {
+        group  = b.group, name = b.name, field = "key_prefixes", entry = "${b.entry}.consul_permissions.key_prefixes"
+        wanted = "a list of key prefixes, such as [\"service/name\"]"
+        items = (
+          !can(b.value.consul_permissions.key_prefixes) ? [] :
+          startswith(jsonencode(b.value.consul_permissions.key_prefixes), "[")
+          ? [for item in b.value.consul_permissions.key_prefixes : jsonencode(item)]
+          : [jsonencode(b.value.consul_permissions.key_prefixes)]
+        )
+      } if can(b.value.registration)
     ],
+    [
+      for b in local.given_backends : {
+        group  = b.group, name = b.name, field = "roles", entry = "${b.entry}.registration.roles"
+        wanted = "a list of roles, such as [\"master\", \"replica\"]"
+        items = (
+          startswith(jsonencode(b.value.registration.roles), "[")
+          ? [for item in b.value.registration.roles : jsonencode(item)]
+          : [jsonencode(b.value.registration.roles)]
+        )
+      } if try(b.value.registration.roles != null, false)
+    ],
+    [
+      for s in local.given_secrets : {
+        group  = s.group, name = s.name, field = "grant", entry = "${s.entry}.grant"
+        wanted = "a list of groups, such as [\"api\"]"
+        items = (
+          !can(s.value.grant) ? [] :
+          startswith(jsonencode(s.value.grant), "[") ? [for item in s.value.grant : jsonencode(item)] : [jsonencode(s.value.grant)]
+        )
+      }
+    ],
+  )
+  list_problems = concat(
     flatten([
-      for p in local.permissions : [
-        for prefix in p.prefixes :
-        "${p.entry}.key_prefixes: holds ${substr(prefix, 0, 60)}, expected a list of key prefixes, such as [\"service/name\"]"
-        if !startswith(prefix, "\"") || trim(prefix, "\"/") == ""
+      for l in local.lists : [
+        for item in l.items : "${l.entry}: holds ${substr(item, 0, 60)}, expected ${l.wanted}"
+        if !startswith(item, "\"") || trim(item, "\"/") == ""
       ]
     ]),
+    [
+      for l in local.lists : "${l.entry}: is given, but the platform sets no roles; remove it, or use owner = \"workload\""
+      if l.field == "roles" && anytrue([for b in local.given_backends : try(b.value.registration.owner == "platform", false) if b.group == l.group && b.name == l.name])
+    ],
+    [
+      for b in local.given_backends : "${b.entry}.consul_permissions.session_write: is not true or false; expected one of them"
+      if try(!contains(["true", "false"], jsonencode(b.value.consul_permissions.session_write)), false) && can(b.value.registration)
+    ],
   )
+  # Their texts, by "group/name/field".
+  texts_of = {
+    for l in local.lists : "${l.group}/${l.name}/${l.field}" =>
+    [for item in l.items : jsondecode(item) if startswith(item, "\"") && trim(item, "\"/") != ""]
+  }
 
   shape_problems = distinct(concat(
-    local.map_problems, local.field_problems, local.label_problems, local.text_problems, local.permission_problems,
+    local.map_problems, local.field_problems, local.label_problems, local.text_problems, local.list_problems,
   ))
 
   # A group that lacks what the other checks need is left out there; it has its problem already.

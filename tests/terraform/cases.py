@@ -35,12 +35,24 @@ _DATABASE = """
         }
       }
       routes = {
-        "postgres-replica" = { backend = "postgres", role = "replica", vip = "127.10.77.7" }
+        "postgres-replica" = { backend = "postgres", role = "replica", fallback = "master", vip = "127.10.77.7" }
         "postgres-master"  = { backend = "postgres", role = "master" }
       }
       mesh_addresses = { "db-1" = "100.96.9.9" }
+      secrets        = { word = { grant = ["web", "db", "web"] }, other = { grant = "web" } }
     }
 """
+
+_LOCK = 'consul_permissions = { key_prefixes = ["service/pg"], session_write = true }'
+
+
+def _roles(route: str, *, roles: str | None = None, permissions: str = _LOCK) -> str:
+    """A group with a workload-owned backend and one route."""
+    written = backend("pg", owner="workload", more=permissions)
+    if roles is not None:
+        written = written.replace('parent = "pg"', f'parent = "pg", roles = {roles}')
+    return group("pg", backends=written, routes=f'r = {{ backend = "pg", {route} }}')
+
 
 GOOD: dict[str, Write] = {
     "one": _groups(group("a")),
@@ -54,6 +66,7 @@ GOOD: dict[str, Write] = {
         group("a", backends=backend("x", parent="db", owner="workload"), routes=""),
         group("b", backends=backend("y", parent="db", owner="workload"), routes=""),
     ),
+    "own-roles": _groups(_roles('role = "arbiter", fallback = "primary"', roles='["primary", "arbiter", "primary"]')),
     "nulls": _groups(
         group(
             "a",
@@ -212,6 +225,50 @@ BROKEN: dict[str, Write] = {
     ),
     "route-reserved": _groups(group("a", routes='localhost = { backend = "a" }\nmesh = { backend = "a" }')),
     "reserved-words": _groups(group("a", backends=backend("node", parent="consul"), routes="")),
+    "role-nobody-has": _groups(_roles('role = "leader"'), group("web")),
+    "fallback-nobody-has": _groups(_roles('role = "replica", fallback = "mater"')),
+    "fallback-alone": _groups(_roles('role = null, fallback = "master"')),
+    "fallback-same": _groups(_roles('role = "replica", fallback = "replica"')),
+    "fallback-of-master": _groups(_roles('role = "master", fallback = "replica"')),
+    "fallback-no-label": _groups(_roles('role = "replica", fallback = "The Master"')),
+    "fallback-number": _groups(_roles('role = "replica", fallback = 1')),
+    "fallback-platform": _groups(group("a", routes='a = { backend = "a", role = null, fallback = "master" }')),
+    "lock-lacking": _groups(_roles('role = "master"', permissions="consul_permissions = { session_write = true }")),
+    "session-lacking": _groups(
+        _roles('role = "replica", fallback = "master"', permissions='consul_permissions = { key_prefixes = ["a"] }')
+    ),
+    "roles-no-label": _groups(_roles('role = "a"', roles='["a", "The Master", 5]')),
+    "roles-no-list": _groups(_roles('role = "a"', roles="true")),
+    "roles-platform": _groups(_roles("role = null", roles='["a"]').replace('"workload"', '"platform"')),
+    "reserved-keys": _groups(
+        _roles(
+            "role = null", permissions='consul_permissions = { key_prefixes = ["mesh/x", "coordinator", "/a", "ok"] }'
+        )
+    ),
+    **{
+        f"secret-{i}": _groups(group("pg", more=f"secrets = {{ {text} }}"), group("web"))
+        for i, text in enumerate(
+            [
+                "word = {}",
+                "word = { grant = [] }",
+                'word = { grant = ["pg", "pg"] }',
+                'word = { grant = ["web", "wob"] }',
+                'word = { grant = ["coordinator"] }',
+                "word = { grant = [1, null] }",
+                "word = { grant = null }",
+                'word = { grants = ["web"] }',
+                '"consul-token" = { grant = ["web"] }',
+                '"a.b" = { grant = ["web"] }',
+                'word = ["web"]',
+                "word = null",
+            ]
+        )
+    },
+    "secrets-list": _groups(group("a", more="secrets = [1]")),
+    "secret-twice": _groups(
+        group("a", more='secrets = { word = { grant = ["b"] } }'),
+        group("b", more='secrets = { word = { grant = ["a"] } }'),
+    ),
     # compose files
     "compose-missing": _groups(group("a", compose='"${path.module}/compose/none.yaml"')),
     "compose-no-yaml": _groups(group("a"), compose="services: [\n"),
@@ -253,9 +310,9 @@ def _random_group(chance: random.Random, name: str) -> str:
     for index in range(chance.randint(0, 3)):
         own = f"{name}-b{index}"
         owner = chance.choice(["platform", "workload"])
-        permissions = chance.choice(
-            ["", "consul_permissions = {}", f'consul_permissions = {{ key_prefixes = ["x/{own}", "y"] }}']
-        )
+        permissions = f'consul_permissions = {{ key_prefixes = ["x/{own}", "y"], session_write = true }}'
+        if owner == "platform":
+            permissions = chance.choice(["", "consul_permissions = {}", permissions])
         backends.append(backend(own, port=str(chance.randint(9200, 40999) + index * 3), owner=owner, more=permissions))
         for role in chance.sample([None, "master", "replica"], chance.randint(0, 2)):
             if owner == "workload" or role is None:
