@@ -159,6 +159,12 @@ def value(tree: object) -> str | None:
     return None
 
 
+def lock_holder(tree: object) -> str | None:
+    """The text of the one entry in the answer of `/v1/kv/<key>` while a session holds it; None when none does."""
+    entries = _list(tree or [], "lock")
+    return value([entry for entry in entries if isinstance(entry, dict) and entry.get("Session")])
+
+
 def _list(tree: object, what: str) -> list[Any]:
     if not isinstance(tree, list):
         raise CatalogError(f"{what} is {tree!r:.60}, expected a list")

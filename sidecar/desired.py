@@ -13,11 +13,10 @@ from ipaddress import IPv4Address, IPv4Network
 from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
+from sidecar.roles import Choice, Leader, choose, generation
 from topology.manifest import BackendEntry, GroupEntry, Manifest, RouteEntry
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
 
-EXCLUSIVE_ROLES = frozenset({"master"})
-"""Roles that one instance holds at a time. Of several claims only the latest counts: no route ever has two leaders."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -42,6 +41,8 @@ class World:
     held: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     """Instances that were good when the servers lost what they knew. They stay endpoints until they are listed again,
     or for so long as the caller holds them: an empty catalog after a recovery says nothing about them."""
+    leaders: Mapping[str, Leader] = field(default_factory=dict)
+    """By leader key."""
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     """Intentions by own service."""
     admitted_peers: tuple[MeshPeer, ...] = ()
@@ -65,6 +66,8 @@ class Desired:
     """Who the link connects to."""
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to the peer IDs behind it, for status."""
+    conflicts: Mapping[str, tuple[str, ...]]
+    """Route name to the peer IDs that all claim its exclusive role, where several do."""
     spec: Spec | None
     """None until there are roots and every leaf."""
 
@@ -85,7 +88,8 @@ def watched_services(manifest: Manifest) -> tuple[str, ...]:
 def desired(world: World) -> Desired:
     """The wish for `world`."""
     world = replace(world, catalog=_in_mesh(world, world.catalog), held=_in_mesh(world, world.held))
-    chosen = {route.name: _choose(world, route) for route in world.manifest.routes}
+    choices = {route.name: _choose(world, route) for route in world.manifest.routes}
+    chosen = {name: choice.instances for name, choice in choices.items()}
     return Desired(
         vips=frozenset(route.vip for route in world.manifest.routes),
         names={route.name: route.vip for route in world.manifest.routes},
@@ -97,6 +101,7 @@ def desired(world: World) -> Desired:
         },
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
+        conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
         spec=_spec(world, chosen),
     )
 
@@ -116,31 +121,13 @@ def _in_mesh(world: World, found: Mapping[str, tuple[Instance, ...]]) -> Mapping
     return {service: tuple(filter(good, listed)) for service, listed in found.items()}
 
 
-def _choose(world: World, route: RouteEntry) -> tuple[Instance, ...]:
-    listed = select(route, world.catalog.get(route.service, ()))
-    held = select(route, world.held.get(route.service, ()))
-    if route.role is not None:
-        # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
-        return listed or held
-    known = {instance.proxy_id for instance in listed}
-    return (*listed, *(instance for instance in held if instance.proxy_id not in known))
-
-
-def select(route: RouteEntry, found: Iterable[Instance]) -> tuple[Instance, ...]:
-    """The instances that `route` may use: those with its role, and the latest claim alone where a role is exclusive."""
-    if route.role is None:
-        return tuple(found)
-    having = tuple(instance for instance in found if route.role in instance.tags)
-    if route.role in EXCLUSIVE_ROLES and having:
-        return (max(having, key=lambda instance: (instance.modify_index, instance.proxy_id)),)
-    return having
-
-
-def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
-    """Cuts the connections held through the route when it changes: the holder of an exclusive role, else constant."""
-    if route.role not in EXCLUSIVE_ROLES:
-        return ""
-    return ",".join(f"{instance.peer_id}/{instance.proxy_id}" for instance in chosen)
+def _choose(world: World, route: RouteEntry) -> Choice:
+    return choose(
+        route,
+        world.catalog.get(route.service, ()),
+        world.held.get(route.service, ()),
+        world.leaders.get(route.leader_key) if route.leader_key is not None else None,
+    )
 
 
 def service_uri(trust_domain: str, datacenter: str, service: str) -> str:

@@ -88,6 +88,8 @@ class Effects:
         if self.link is not None:
             self.link.set_peers(wish.peers)
         self._publish(wish.spec)
+        if wish.conflicts and (held is None or held.conflicts != wish.conflicts):
+            log.warning("an exclusive role is claimed by several", extra={"claims": dict(wish.conflicts)})
         self._held = wish
 
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
@@ -99,6 +101,11 @@ class Effects:
             return False
         self.problems.pop("secrets", None)
         return True
+
+    @property
+    def conflicts(self) -> dict[str, tuple[str, ...]]:
+        """Route name to the peer IDs that all claim its exclusive role, where several do."""
+        return dict(self._held.conflicts) if self._held is not None else {}
 
     @property
     def endpoints(self) -> dict[str, tuple[str, ...]]:

@@ -28,7 +28,7 @@ from sidecar.desired import World
 from sidecar.identity import Keys
 from sidecar.link import Link
 from sidecar.registrar import Registrar
-from sidecar.watches import Watches
+from sidecar.watches import Apply, Watches
 
 log = logging.getLogger(__name__)
 
@@ -221,9 +221,9 @@ class Membership:
         """Paths of Consul that have no current answer."""
         return self._watches.stale()
 
-    def _taker(self, change: sources.Change) -> Callable[[Any], None]:
-        def take(tree: Any) -> None:
-            self._host.see(change(self._host.world, tree))
+    def _taker(self, change: sources.Change) -> Apply:
+        def take(tree: Any, index: int) -> None:
+            self._host.see(change(self._host.world, tree, index))
 
         return take
 

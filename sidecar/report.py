@@ -29,6 +29,8 @@ class Facts:
     manifest: Manifest
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to peer IDs."""
+    conflicts: Mapping[str, tuple[str, ...]]
+    """Likewise, those that all claim the route's exclusive role, where several do."""
     children: Mapping[str, ChildStatus]
     admission: AdmissionStatus | None
     links: Iterable[LinkStatus]
@@ -73,6 +75,7 @@ def document(facts: Facts) -> dict[str, Any]:
                 "vip": route.vip,
                 "port": route.port,
                 "endpoints": list(facts.endpoints.get(route.name, ())),
+                "conflict": list(facts.conflicts.get(route.name, ())),
             }
             for route in facts.manifest.routes
         ],

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
-from sidecar import catalog
+from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.desired import World, own_services, watched_services
 from topology.manifest import Manifest, ManifestError, open_envelope
 
-Change = Callable[[World, Any], World]
-"""(world, answer) → the world with the answer in it; CatalogError when the answer does not fit."""
+Change = Callable[[World, Any, int], World]
+"""(world, answer, its index) → the world with the answer in it; CatalogError when the answer does not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +27,11 @@ class Query:
 def queries(world: World, owner_key: bytes | None) -> Mapping[Query, Change]:
     """Everything to watch for `world`."""
     wanted: dict[Query, Change] = {
-        Query(path="/v1/agent/connect/ca/roots"): lambda now, tree: replace(now, roots=catalog.roots(tree)),
-        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree: replace(
+        Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
+        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree, _: replace(
             now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
         ),
-        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree: take_manifest(now, tree, owner_key),
+        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree, _: take_manifest(now, tree, owner_key),
     }
     for service in own_services(world.group, world.own):
         wanted[Query(path=f"/v1/agent/connect/ca/leaf/{service}")] = _leaf(service)
@@ -40,6 +40,8 @@ def queries(world: World, owner_key: bytes | None) -> Mapping[Query, Change]:
         wanted[query] = _rules(service)
     for service in watched_services(world.manifest):
         wanted.update(instances_of(service))
+    for key in world.manifest.leader_keys():
+        wanted[Query(path=f"/v1/kv/{key}")] = _leader(key)
     return wanted
 
 
@@ -47,7 +49,13 @@ def instances_of(service: str) -> Mapping[Query, Change]:
     """The watch of one service's passing instances."""
     # `cached`: from the agent's own stream of the service, pushed by the servers, and still there without them.
     query = Query(path=f"/v1/health/connect/{service}", params=(("passing", ""), ("cached", "")))
-    return {query: lambda now, tree: replace(now, catalog={**now.catalog, service: catalog.instances(tree)})}
+
+    def change(world: World, tree: Any, _: int) -> World:
+        found = catalog.instances(tree)
+        same = world.catalog.get(service) == found
+        return world if same else replace(world, catalog={**world.catalog, service: found})
+
+    return {query: change}
 
 
 def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tuple[MeshPeer, ...]:
@@ -84,7 +92,7 @@ def hold(world: World) -> World:
 
 def let_go(world: World) -> World:
     """The world in which only what Consul lists counts."""
-    return replace(world, held={})
+    return replace(world, held={}, leaders={key: roles.let_go(leader) for key, leader in world.leaders.items()})
 
 
 def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -92,15 +100,24 @@ def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
 
 
 def _leaf(service: str) -> Change:
-    def change(world: World, tree: Any) -> World:
+    def change(world: World, tree: Any, _: int) -> World:
         return replace(world, leaves={**world.leaves, service: catalog.leaf(tree)})
 
     return change
 
 
 def _rules(service: str) -> Change:
-    def change(world: World, tree: Any) -> World:
+    def change(world: World, tree: Any, _: int) -> World:
         return replace(world, rules={**world.rules, service: catalog.rules(tree, service)})
+
+    return change
+
+
+def _leader(key: str) -> Change:
+    def change(world: World, tree: Any, index: int) -> World:
+        before = world.leaders.get(key)
+        after = roles.heard(before, catalog.lock_holder(tree), index, holding=bool(world.held))
+        return world if after == before else replace(world, leaders={**world.leaders, key: after})
 
     return change
 

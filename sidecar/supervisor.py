@@ -302,6 +302,7 @@ class Supervisor:
                 insecure=self._config.insecure,
                 manifest=self.world.manifest,
                 endpoints=effects.endpoints,
+                conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},
                 admission=self._admission.status if self._admission else None,
                 links=effects.link.status() if effects.link else (),

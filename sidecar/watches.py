@@ -26,7 +26,8 @@ AGAIN = Backoff(base=0.05, cap=1.0)
 WAIT_SECONDS = 300.0
 
 
-Apply = Callable[[Any], None]
+Apply = Callable[[Any, int], None]
+"""(answer, its index)."""
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Watches:
                 index, tree = await self.consul.get(
                     query.path, index=index, wait=WAIT_SECONDS, params=dict(query.params)
                 )
-                apply(tree)
+                apply(tree, index)
             except (ConsulError, CatalogError) as error:
                 self._mark(query, fresh=False)
                 self.on_failure(error)

@@ -26,7 +26,7 @@ from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.trust import coordinator_check
-from sidecar.watches import Watches
+from sidecar.watches import Apply, Watches
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm, free_port
 from tests.sidecar.test_broker import ADMISSION
 from tests.support import eventually, tool
@@ -145,9 +145,9 @@ async def follow(it: Joined, scope: TaskScope) -> Watches:
     """Watches everything that a sidecar watches; the answers go into `it.world`."""
     kept = Watches(it.consul, scope)
 
-    def taker(change: sources.Change) -> object:
-        def take(tree: object) -> None:
-            it.world = change(it.world, tree)
+    def taker(change: sources.Change) -> Apply:
+        def take(tree: object, index: int) -> None:
+            it.world = change(it.world, tree, index)
 
         return take
 
@@ -155,7 +155,7 @@ async def follow(it: Joined, scope: TaskScope) -> Watches:
     wanted = sources.queries(it.world, public)
     # The test cluster has no routes: the instances of its one service are watched as a route's would be.
     wanted = {**wanted, **sources.instances_of("api")}
-    kept.keep({query: taker(change) for query, change in wanted.items()})  # type: ignore[misc]
+    kept.keep({query: taker(change) for query, change in wanted.items()})
     return kept
 
 

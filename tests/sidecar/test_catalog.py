@@ -99,3 +99,15 @@ def test_value_of_a_key() -> None:
     assert catalog.value(None) is None
     with pytest.raises(CatalogError):
         catalog.value([{"Value": None}])
+
+
+def test_holder_of_a_lock() -> None:
+    """Who wrote the key counts only while a session holds it; a key that is gone is nobody's."""
+    entry = kv({"service/pg/leader": "pg-0"})[0]
+    assert catalog.lock_holder([entry | {"Session": "5e55"}]) == "pg-0"
+    assert catalog.lock_holder([entry]) is None
+    assert catalog.lock_holder([entry | {"Session": ""}]) is None
+    assert catalog.lock_holder(None) is None
+    for broken in ({}, [entry | {"Session": "5e55", "Value": None}], "pg-0"):
+        with pytest.raises(CatalogError):
+            catalog.lock_holder(broken or "nothing")

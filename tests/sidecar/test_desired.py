@@ -7,7 +7,7 @@ import pytest
 from dns.zone import SrvTarget
 from sidecar import catalog
 from sidecar.catalog import Instance, Rule
-from sidecar.desired import World, desired, generation, own_services, principals, select
+from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal
 
@@ -139,17 +139,6 @@ def test_own_services_are_granted_by_the_coordinator() -> None:
         assert own_services(group, entry) == services(group, entry)
 
 
-def test_roles_select_by_tag_and_exclusive_ones_by_the_latest_claim() -> None:
-    """Two claims to be master leave one endpoint; replicas are all those with the tag; no tag, no role."""
-    old, new = instance("pg-0", "master", index=5), instance("pg-1", "master", index=9)
-    replica, unknown = instance("pg-2", "replica"), instance("pg-3")
-    found = (old, new, replica, unknown)
-    assert select(route("m", "pg", role="master"), found) == (new,)
-    assert select(route("r", "pg", role="replica"), found) == (replica,)
-    assert select(route("r", "pg", role="replica"), (old, unknown)) == ()
-    assert select(route("all", "pg"), found) == found
-
-
 def test_held_instances_stay_endpoints_until_they_are_listed_again() -> None:
     """A catalog that lost everything does not empty a route; what is listed again counts as listed."""
     held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])}
@@ -168,17 +157,6 @@ def test_role_that_is_listed_is_never_joined_by_one_that_is_remembered() -> None
     both = world(manifest=manifest(routes=routes), catalog={"pg": new}, held={"pg": old})
     assert desired(both).endpoints == {"m": ("pg-1",)}
     assert desired(dataclasses.replace(both, catalog={"pg": ()})).endpoints == {"m": ("pg-0",)}
-
-
-def test_generation_changes_with_the_leader_only() -> None:
-    """Held connections are cut when an exclusive role moves or is lost, and by nothing else."""
-    master = route("m", "pg", role="master")
-    first = generation(master, (instance("pg-0", "master", index=5),))
-    assert generation(master, (instance("pg-0", "master", index=50),)) == first
-    assert generation(master, (instance("pg-1", "master"),)) != first
-    assert generation(master, ()) == ""
-    for harmless in (route("r", "pg", role="replica"), route("all", "pg")):
-        assert generation(harmless, (instance("pg-0"),)) == generation(harmless, (instance("pg-1"), instance("pg-2")))
 
 
 def allowed(*rules: Rule) -> list[str]:

@@ -27,6 +27,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             insecure=("quotes",),
             manifest=manifest(),
             endpoints={"api": ("api-0", "api-1")},
+            conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
             admission=AdmissionStatus(state="admitted", coordinator="https://one.test", lease_seconds=15, expires_at=9),
             links=(
@@ -51,7 +52,14 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     assert shown["admission"]["coordinator"] == "https://one.test"
     assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "handshake_age_s": 1.5}]
     assert shown["routes"] == [
-        {"name": "api", "role": None, "vip": "127.10.0.1", "port": 8080, "endpoints": ["api-0", "api-1"]}
+        {
+            "name": "api",
+            "role": None,
+            "vip": "127.10.0.1",
+            "port": 8080,
+            "endpoints": ["api-0", "api-1"],
+            "conflict": ["api-0", "api-1"],
+        }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
     assert shown["manifest_epoch"] == 3
@@ -69,6 +77,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             insecure=(),
             manifest=manifest(),
             endpoints={},
+            conflicts={},
             children={},
             admission=None,
             links=(),
@@ -80,4 +89,4 @@ def test_document_of_a_process_that_has_just_started() -> None:
     assert set(shown) == KEYS
     assert shown["ready"] is False
     assert shown["admission"]["state"] == "waiting"
-    assert shown["routes"][0]["endpoints"] == []
+    assert shown["routes"][0]["endpoints"] == shown["routes"][0]["conflict"] == []

@@ -28,7 +28,7 @@ def test_each_answer_changes_its_part_of_the_world() -> None:
     assert {query.path for query in wanted} == set(answers)
     world = first
     for query, change in wanted.items():
-        world = change(world, answers[query.path])
+        world = change(world, answers[query.path], 7)
     assert world.roots is not None
     assert list(world.leaves) == ["api"]
     assert [one.peer_id for one in world.catalog["api"]] == ["api-1"]

@@ -12,7 +12,7 @@ from runtime.tasks import TaskScope
 from sidecar import watches
 from sidecar.catalog import CatalogError
 from sidecar.sources import Query
-from sidecar.watches import Watches
+from sidecar.watches import Apply, Watches
 from tests.support import eventually
 
 ROOTS, LEAF = Query(path="/roots"), Query(path="/leaf")
@@ -38,6 +38,11 @@ class FakeConsul:
         return len(self.asked), answer
 
 
+def note(seen: list[Any]) -> Apply:
+    """A taker that keeps the answers."""
+    return lambda tree, _: seen.append(tree)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "AGAIN", Backoff(base=0.001, cap=0.002))
@@ -48,7 +53,7 @@ async def test_each_answer_is_applied_and_blocks_on_its_index() -> None:
     consul, seen = FakeConsul(), []
     async with TaskScope() as scope:
         kept = Watches(consul, scope)  # type: ignore[arg-type]
-        kept.keep({ROOTS: seen.append})
+        kept.keep({ROOTS: note(seen)})
         consul.say("/roots", "one")
         consul.say("/roots", "two")
         await eventually(lambda: seen == ["one", "two"], "both answers")
@@ -57,12 +62,24 @@ async def test_each_answer_is_applied_and_blocks_on_its_index() -> None:
         kept.keep({})
 
 
+async def test_each_answer_comes_with_its_index() -> None:
+    """What it says may depend on whether the servers know less than before."""
+    consul, seen = FakeConsul(), []
+    async with TaskScope() as scope:
+        kept = Watches(consul, scope)  # type: ignore[arg-type]
+        kept.keep({ROOTS: lambda tree, index: seen.append((tree, index))})
+        consul.say("/roots", "one")
+        consul.say("/roots", "two")
+        await eventually(lambda: seen == [("one", 1), ("two", 2)], "both answers")
+        kept.keep({})
+
+
 async def test_failure_keeps_the_last_answer_and_starts_over_without_index() -> None:
     """An agent that went away counts anew; until it answers, the path is named as stale."""
     consul, seen = FakeConsul(), []
     async with TaskScope() as scope:
         kept = Watches(consul, scope)  # type: ignore[arg-type]
-        kept.keep({ROOTS: seen.append})
+        kept.keep({ROOTS: note(seen)})
         consul.say("/roots", "one")
         consul.say("/roots", ConsulError(0, "refused"))
         consul.say("/roots", ConsulError(500, "no leader"))
@@ -80,7 +97,7 @@ async def test_answer_that_does_not_fit_is_a_failure() -> None:
     """A CatalogError from the taker is handled like a failed call."""
     consul, seen = FakeConsul(), []
 
-    def take(tree: Any) -> None:
+    def take(tree: Any, _: int) -> None:
         if tree == "bad":
             raise CatalogError("bad")
         seen.append(tree)
@@ -99,11 +116,11 @@ async def test_set_changes_leave_the_others_running() -> None:
     consul, seen = FakeConsul(), []
     async with TaskScope() as scope:
         kept = Watches(consul, scope)  # type: ignore[arg-type]
-        kept.keep({ROOTS: seen.append})
+        kept.keep({ROOTS: note(seen)})
         await eventually(lambda: len(consul.asked) == 1, "roots asked")
-        kept.keep({ROOTS: seen.append, LEAF: seen.append})
+        kept.keep({ROOTS: note(seen), LEAF: note(seen)})
         await eventually(lambda: len(consul.asked) == 2, "leaf asked")
-        kept.keep({LEAF: seen.append})
+        kept.keep({LEAF: note(seen)})
         consul.say("/roots", "gone")
         consul.say("/leaf", "here")
         await eventually(lambda: seen == ["here"], "only the leaf")

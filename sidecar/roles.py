@@ -1,0 +1,94 @@
+"""Which instances a route may use: by role, by who holds the leader key, and by what is remembered. Pure.
+
+Terms: an instance *claims* a role by its tag. The *holder* is the peer ID in a leader key that a session holds; it is
+what decides of several claims to an exclusive role, and without it none counts. *Listed* instances are those that
+Consul lists now; *held* ones were good when the servers lost what they knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sidecar.catalog import Instance
+from topology.manifest import EXCLUSIVE_ROLES, RouteEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leader:
+    """What a leader key said last."""
+
+    holder: str | None
+    """None: nobody holds it."""
+    index: int
+    """Consul's index of that answer. It only grows, unless the servers lost what they knew."""
+    remembered: bool = False
+    """The servers lost the key with everything else; `holder` held it before, and nobody took it since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is behind a route."""
+
+    instances: tuple[Instance, ...]
+    conflict: tuple[str, ...] = ()
+    """Peer IDs of all who claim the route's exclusive role, when there are several."""
+
+
+def heard(before: Leader | None, holder: str | None, index: int, *, holding: bool) -> Leader:
+    """The leader after an answer of Consul. `holding`: we hold on to what was good before the servers lost it.
+
+    A key that is gone because somebody let go of it is nobody's at once. Only one that is gone together with the
+    servers' memory, which the index shows, stays its holder's for as long as we hold on.
+    """
+    if holder is not None or before is None or before.holder is None or not holding:
+        return Leader(holder=holder, index=index)
+    lost = before.remembered or index < before.index
+    return Leader(holder=before.holder if lost else None, index=index, remembered=lost)
+
+
+def let_go(leader: Leader) -> Leader:
+    """The leader once nothing is held on to any more."""
+    return Leader(holder=None, index=leader.index) if leader.remembered else leader
+
+
+def choose(
+    route: RouteEntry, listed: tuple[Instance, ...], held: tuple[Instance, ...], leader: Leader | None
+) -> Choice:
+    """What is behind `route`. `leader` is None until its leader key was read once, and where it has none."""
+    known = {instance.proxy_id for instance in listed}
+    remembered = tuple(instance for instance in held if instance.proxy_id not in known)
+    if route.role is None:
+        return Choice(instances=(*listed, *remembered))
+    conflict: tuple[str, ...] = ()
+    if route.role in EXCLUSIVE_ROLES:
+        claims = sorted({instance.peer_id for instance in _claims(route.role, listed)})
+        conflict = tuple(claims) if len(claims) > 1 else ()
+    for role in (route.role, route.fallback):
+        # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
+        for found in (listed, remembered):
+            if role is not None and (having := _having(role, found, leader)):
+                return Choice(instances=having, conflict=conflict)
+    return Choice(instances=(), conflict=conflict)
+
+
+def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
+    """Cuts the connections held through the route when it changes: the holder of an exclusive role, else constant."""
+    if route.role not in EXCLUSIVE_ROLES:
+        return ""
+    return ",".join(f"{instance.peer_id}/{instance.proxy_id}" for instance in chosen)
+
+
+def _having(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:
+    """The instances of `found` that have `role`; of an exclusive role one at most."""
+    claims = _claims(role, found)
+    if role not in EXCLUSIVE_ROLES:
+        return claims
+    if leader is not None:
+        claims = tuple(instance for instance in claims if instance.peer_id == leader.holder)
+    # Without a key to go by, and of two registrations of the holder: the latest.
+    return tuple(sorted(claims, key=lambda instance: (instance.modify_index, instance.proxy_id)))[-1:]
+
+
+def _claims(role: str, found: Iterable[Instance]) -> tuple[Instance, ...]:
+    return tuple(instance for instance in found if role in instance.tags)

@@ -1,0 +1,279 @@
+"""A role route from end to end: a real Consul says who leads, real Envoys carry the connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.consul import ConsulClient
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from sidecar import catalog, sources
+from sidecar.config import parse
+from sidecar.desired import World, desired, service_uri
+from sidecar.effects import Effects
+from sidecar.watches import Apply, Watches
+from tests.coordinator.test_grants import applicant
+from tests.coordinator.world import Cluster, Running, cluster, make_database_manifest
+from tests.sidecar.test_effects import FakeVips
+from tests.sidecar.world import environment
+from tests.support import eventually, tool
+from tests.xds.mesh import INGRESS_PORT, Node, closing, loopback
+from topology.manifest import Manifest
+from xds.spec import Endpoint, Ingress, Leaf, Principal, Spec
+
+KEY = "service/db/leader"
+SOON = 30.0
+"""Bound of every wait: far above what it takes, for machines that are busy."""
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Member:
+    """A database CVM: its Envoy, a server that says its name and echoes, and its tokens in Consul."""
+
+    def __init__(self, peer_id: str, admission: dict[str, Any], lead: Running, folder: Path) -> None:
+        self.peer_id = peer_id
+        self.address, self.backend = loopback(), loopback()
+        self.envoy = Node(peer_id, folder)
+        self._workload = ConsulClient(Secret(admission["workload_token"]), port=lead.http_port)
+        self._sidecar = ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
+        self._session = ""
+
+    async def start(self, datacenter: str) -> None:
+        """Serves behind a real ingress with the certificate that Consul gives the service."""
+        self._server = await asyncio.start_server(self._serve, self.backend, 5432)
+        roots = catalog.roots((await self._sidecar.get("/v1/agent/connect/ca/roots"))[1])
+        leaf = catalog.leaf((await self._sidecar.get("/v1/agent/connect/ca/leaf/db"))[1])
+        everyone = service_uri(roots.trust_domain, datacenter, "")
+        ingress = Ingress(
+            name="db", address=self.address, port=INGRESS_PORT, identity="db",
+            target=Endpoint(address=self.backend, port=5432), allowed=(Principal(uri=everyone, prefix=True),),
+        )  # fmt: skip
+        held = Leaf(name="db", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
+        await self.envoy.start()
+        await self.envoy.apply(Spec(egress=(), ingress=(ingress,), leaves=(held,), roots_pem=roots.pem), seconds=SOON)
+        await self._sidecar.put("/v1/catalog/register", {"Node": self.peer_id, "Address": self.address})
+
+    async def say(self, role: str) -> None:
+        """Registers with `role` as its tag."""
+        own, tags = f"db-{self.peer_id}", [role] if role else []
+        proxy = {
+            "Kind": "connect-proxy", "Service": "db-sidecar-proxy", "ID": f"{own}-sidecar-proxy", "Tags": tags,
+            "Address": self.address, "Port": INGRESS_PORT,
+            "Proxy": {"DestinationServiceName": "db", "DestinationServiceID": own},
+        }  # fmt: skip
+        body = {"Node": self.peer_id, "Address": self.address, "SkipNodeUpdate": True, "Service": proxy}
+        await self._workload.put("/v1/catalog/register", body)
+
+    async def lead(self) -> None:
+        """Takes the leader key."""
+        asked = {"Node": self.peer_id, "Behavior": "delete", "LockDelay": "0s", "NodeChecks": []}
+        made = await self._workload.put("/v1/session/create", asked)
+        self._session = made["ID"]
+        taken = await self._workload.put(f"/v1/kv/{KEY}", self.peer_id.encode(), params={"acquire": self._session})
+        assert taken, f"{self.peer_id} cannot take the key"
+
+    async def lose(self) -> None:
+        """Its session ends, and the key with it."""
+        await self._workload.put(f"/v1/session/destroy/{self._session}")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(self.peer_id.encode())
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        writer.close()
+
+    async def close(self) -> None:
+        """Ends all of it."""
+        self._server.close()
+        await self.envoy.close()
+        await self._workload.close()
+        await self._sidecar.close()
+
+
+class Caller:
+    """The client's CVM: everything of a sidecar that a role route passes through, with a real Envoy at the end."""
+
+    def __init__(self, manifest: Manifest, folder: Path, address: str) -> None:
+        self.vip = next(route.vip for route in manifest.routes if route.name == "db-master")
+        self.envoy = Node("client", folder)
+        self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
+        self.effects._vips = FakeVips()  # type: ignore[assignment]
+        self.effects.on_publish = self._count
+        own = manifest.groups["client"]
+        self.world = World(manifest=manifest, own=own, group="client", address=address, datacenter=manifest.cluster)
+        self.published = 0
+        self._dirty = asyncio.Event()
+
+    def _count(self) -> None:
+        self.published += 1
+
+    def take(self, change: sources.Change) -> Apply:
+        """As the membership does it."""
+
+        def apply(tree: Any, index: int) -> None:
+            self.world = change(self.world, tree, index)
+            self._dirty.set()
+
+        return apply
+
+    async def run(self) -> None:
+        """As the supervisor does it."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self.effects.apply(desired(self.world), None)
+
+    async def dial(self) -> tuple[Connection, str]:
+        """A connection through the route, and who answers; empty where it is closed at once."""
+        connection = await asyncio.open_connection(self.vip, 5432)
+        try:
+            async with asyncio.timeout(SOON):
+                return connection, (await connection[0].read(4)).decode()
+        except ConnectionError:
+            return connection, ""
+
+    async def reaches(self, wanted: str) -> Connection:
+        """The first connection that `wanted` answers."""
+        async with asyncio.timeout(SOON):
+            while True:
+                try:
+                    connection, found = await self.dial()
+                except ConnectionError:
+                    connection, found = None, ""
+                if connection is not None and found == wanted:
+                    return connection
+                if connection is not None:
+                    connection[1].transport.abort()
+                await asyncio.sleep(0.02)
+
+
+async def says(connection: Connection) -> bool:
+    """Whether a held connection still carries bytes both ways."""
+    connection[1].write(b"ping")
+    async with asyncio.timeout(SOON):
+        return await connection[0].readexactly(4) == b"ping"
+
+
+async def is_closed(connection: Connection) -> None:
+    """Returns when the other side has closed a connection on which nothing is sent."""
+    async with asyncio.timeout(SOON):
+        with contextlib.suppress(ConnectionError):
+            assert await connection[0].read(1) == b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Everything that the test moves."""
+
+    caller: Caller
+    members: dict[str, Member]
+    mesh: Cluster
+
+    def behind(self) -> tuple[str, ...]:
+        """The peers behind the route, as carried out."""
+        return self.caller.effects.endpoints.get("db-master", ())
+
+    def tags(self, peer_id: str) -> str:
+        """The tags of a member, as the caller's CVM knows them."""
+        listed = self.caller.world.catalog["db"]
+        return next((",".join(one.tags) for one in listed if one.peer_id == peer_id), "not listed")
+
+    async def sees(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits for something that the sidecar carries out."""
+        await eventually(condition, f"{what}: {self.behind()} {self.caller.world.leaders}", SOON)
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """Three database members and a caller, each with an Envoy, around one coordinator."""
+    tool("envoy")
+    async with cluster() as mesh, contextlib.AsyncExitStack() as stack:
+        mesh.manifest = make_database_manifest(mesh.manifest)
+        vip = loopback()
+        mesh.manifest = dataclasses.replace(
+            mesh.manifest, routes=tuple(dataclasses.replace(route, vip=vip) for route in mesh.manifest.routes)
+        )
+        await mesh.start()
+        lead = await mesh.ready()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mesh-test-", dir="/dev/shm")))
+        members = {}
+        for peer_id in ("db-0", "db-1"):
+            member = members[peer_id] = Member(peer_id, await applicant(lead, peer_id).admitted(), lead, folder)
+            stack.push_async_callback(member.close)
+            await member.start(mesh.manifest.cluster)
+        admission = await applicant(lead, "client-0").admitted()
+        consul = await stack.enter_async_context(
+            ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
+        )
+        caller = Caller(mesh.manifest, folder, admission["address"])
+        stack.push_async_callback(caller.envoy.close)
+        await caller.envoy.start()
+        caller.effects.files.prepare()
+        caller.effects.xds = caller.envoy.server
+        scope = await stack.enter_async_context(TaskScope())
+        watches = Watches(consul, scope)
+        wanted = sources.queries(caller.world, lead.config.owner_key)
+        watches.keep({query: caller.take(change) for query, change in wanted.items()})
+        running = scope.start("reconcile", caller.run())
+        try:
+            yield Stage(caller, members, mesh)
+        finally:
+            watches.keep({})
+            running.cancel()
+
+
+async def test_held_connections_follow_the_leader_key_and_nothing_else() -> None:
+    """Idle connections are closed when the key moves, stay when a replica comes and goes; the next dial finds the new
+    leader, though the old one still claims to be it.
+    """
+    async with stage() as it:
+        old, new = it.members["db-0"], it.members["db-1"]
+        await old.lead()
+        await old.say("master")
+        idle = await it.caller.reaches("db-0")
+        with closing(idle[1]):
+            before = it.caller.published
+            for role in ("replica", "", "replica"):
+                await new.say(role)
+                await it.sees(lambda role=role: it.tags("db-1") == role, "the replica's news")
+            assert await says(idle)
+            assert it.caller.published == before, "a replica is nothing to the master's route"
+            await old.lose()
+            await is_closed(idle)
+            await it.sees(lambda: it.behind() == (), "nobody leads")
+            assert it.caller.published == before + 1, "the key's end is one push"
+        await new.lead()
+        await it.sees(lambda: it.caller.world.leaders[KEY].holder == "db-1", "the key is held again")
+        assert it.behind() == (), "who holds the key but says nothing of its role is no endpoint yet"
+        await new.say("master")
+        held = await it.caller.reaches("db-1")
+        with closing(held[1]):
+            assert it.caller.published == before + 2, "the new leader is one push"
+            assert it.caller.effects.conflicts == {"db-master": ("db-0", "db-1")}
+            await old.say("replica")
+            await it.sees(lambda: it.caller.effects.conflicts == {}, "the old leader gave up its claim")
+            assert await says(held)
+            assert it.caller.published == before + 2
+
+
+async def test_the_last_leader_stays_while_the_coordinators_are_gone() -> None:
+    """Held connections go on and new ones are made with what was known last."""
+    async with stage() as it:
+        leader = it.members["db-0"]
+        await leader.lead()
+        await leader.say("master")
+        held = await it.caller.reaches("db-0")
+        with closing(held[1]):
+            await it.mesh.lose(0)
+            assert await says(held)
+            again = await it.caller.reaches("db-0")
+            again[1].transport.abort()
+            assert await says(held)
+            assert it.behind() == ("db-0",)
