@@ -21,7 +21,7 @@ from meshctl.console import Console, Outcome, Progress, elapsed, stream
 from meshctl.errors import USAGE_EXIT_CODE, UserError, render
 from meshctl.locks import exclusive
 
-EXTRAS = ("cli", "test")
+EXTRAS = ("cli", "patroni", "test")
 NEEDS_TOOLS = frozenset({"bench", "demo", "test", "tools", "up"})
 """Commands that want the Go tools, so their build starts beside pip's downloads."""
 POINTER = "cvm-mesh.pth"

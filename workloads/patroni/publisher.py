@@ -1,0 +1,105 @@
+"""Keeps the local Consul agent told what a member is. IO: Consul.
+
+One task does all the writing, so that two changes never overtake each other; whoever has to know waits until the agent,
+or the catalog, has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from runtime.consul import ConsulClient, ConsulError
+from workloads.patroni import roles
+from workloads.patroni.roles import Place, Public
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 3.0
+"""Between two renewals of the checks' time to live."""
+RETRY_SECONDS = 0.1
+POLL_SECONDS = 0.02
+
+
+class Publisher:
+    """Publishes this member at `where`."""
+
+    def __init__(self, consul: ConsulClient, where: Place, peer_id: str) -> None:
+        self._consul = consul
+        self._where = where
+        self._peer_id = peer_id
+        self._known: Public | None = None
+        self._changed = asyncio.Event()
+        self._written = asyncio.Event()
+        self.wanted = Public()
+
+    def want(self, *, member: bool | None = None, database: bool | None = None, role: str | None = "") -> None:
+        """Changes what is wanted; None (for a role: "") leaves a part as it is. Returns at once."""
+        now = self.wanted
+        wanted = replace(
+            now,
+            member=now.member if member is None else member,
+            database=now.database if database is None else database,
+            role=now.role if role == "" else role,
+        )
+        if wanted != now:
+            log.info("publishing", extra={"member": wanted.member, "database": wanted.database, "role": wanted.role})
+            self.wanted = wanted
+            self._changed.set()
+
+    async def reached(self) -> None:
+        """Returns once the agent was told what is wanted now."""
+        while self._known != self.wanted:
+            self._written.clear()
+            await self._written.wait()
+
+    async def in_catalog(self, *, healthy: bool) -> None:
+        """Returns once the servers have the member check at this status: a session can be made with it, or fell."""
+        wanted = roles.PASSING if healthy else roles.CRITICAL
+        while True:
+            try:
+                _, checks = await self._consul.get(f"/v1/health/node/{self._peer_id}")
+            except ConsulError as error:
+                log.debug("catalog does not answer", extra={"reason": str(error)})
+                checks = ()
+            if any(c.get("CheckID") == self._where.member_check and c.get("Status") == wanted for c in checks or ()):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def run(self) -> None:
+        """Writes changes as they come, and renews what passes. Ends only by cancellation."""
+        while True:
+            self._changed.clear()
+            wanted = self.wanted
+            due = self._known == wanted
+            calls = roles.beats(self._where, wanted) if due else self._calls(wanted)
+            try:
+                for call in calls:
+                    # Checks that an earlier registration had (the sidecar's placeholder) go.
+                    params = {"replace-existing-checks": "true"} if call.path.endswith("/register") else None
+                    await self._consul.put(call.path, call.body, params=params)
+            except ConsulError as error:
+                self._lost(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._known = wanted
+            self._written.set()
+            if self.wanted == wanted:
+                await self._pause()
+
+    def _calls(self, wanted: Public) -> tuple[roles.Write, ...]:
+        return roles.writes(self._where, self._peer_id, self._known, wanted)
+
+    def _lost(self, error: ConsulError) -> None:
+        # Whatever was written may be gone: an agent that restarted on empty state knows nothing.
+        if self._known is not None:
+            log.warning("agent refused an update", extra={"reason": str(error)})
+        self._known = None
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(BEAT_SECONDS):
+                await self._changed.wait()
+        except TimeoutError:
+            return

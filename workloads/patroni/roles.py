@@ -1,0 +1,174 @@
+"""What a member publishes in Consul: one service, its role as a tag, and two checks. Pure.
+
+The member check says that Patroni may run here: its session names it, so the leader key falls with it. The database
+check says that PostgreSQL answers. `writes` orders the calls so that bad news is told first and good news last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MASTER = "master"
+REPLICA = "replica"
+_PRIMARY = frozenset({"primary", "master", "promoted"})
+_FOLLOWING = frozenset({"replica", "standby_leader", "sync_standby", "quorum_standby"})
+PASSING = "passing"
+CRITICAL = "critical"
+MEMBER_TTL = "30s"
+"""Of the member check: it runs out only where the supervisor hangs; a dead one takes its member along."""
+DATABASE_TTL = "30s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the sidecar registered this member: what the workload's own registration has to repeat."""
+
+    service_id: str
+    service: str
+    address: str
+    port: int
+    proxy_address: str
+    proxy_port: int
+
+    @property
+    def member_check(self) -> str:
+        """ID of the member check."""
+        return f"{self.service_id}:member"
+
+    @property
+    def database_check(self) -> str:
+        """ID of the database check."""
+        return f"{self.service_id}:database"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Public:
+    """What the others are to know."""
+
+    member: bool = False
+    """Patroni may run, and hold the leader key."""
+    database: bool = False
+    """PostgreSQL answers."""
+    role: str | None = None
+    """The tag; None where it is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One call to the agent: a registration, or the status of a check."""
+
+    path: str
+    body: dict[str, Any]
+
+
+def announced(action: str, role: str) -> str | None:
+    """The role that a callback of Patroni announces, as a tag; None when it stops or is none that is published."""
+    if action == "on_stop":
+        return None
+    return MASTER if role in _PRIMARY else REPLICA if role in _FOLLOWING else None
+
+
+def confirmed(claim: str | None, in_recovery: bool | None) -> str | None:
+    """The tag: what Patroni announced, once the database itself is in that state.
+
+    Patroni announces a promotion when it asks for it. A master that still replays would refuse its first writers: until
+    it has stopped, it is the replica that it was.
+    """
+    if claim is None or in_recovery is None:
+        return None
+    if in_recovery:
+        return REPLICA
+    return MASTER if claim == MASTER else None
+
+
+def outdated(claim: str | None, tag: str | None) -> bool:
+    """Whether `tag` has to go at once, before the database was asked: nothing says it any more, or it is no leader."""
+    return tag is not None and (claim is None or (tag == MASTER and claim != MASTER))
+
+
+def place(service: Any, proxy: Any) -> Place:
+    """The place out of the agent's answers for the service and its proxy, as the sidecar registered them.
+
+    ValueError when they are not what the mesh registers.
+    """
+    try:
+        return Place(
+            service_id=str(service["ID"]),
+            service=str(service["Service"]),
+            address=str(service["Address"]),
+            port=int(service["Port"]),
+            proxy_address=str(proxy["Address"]),
+            proxy_port=int(proxy["Port"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the sidecar's registration cannot be read: {error!r}") from error
+
+
+def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
+    """The whole service. The agent keeps the status of a check that it knows; the ones in here are for a new one."""
+    database = PASSING if public.database else CRITICAL
+    return {
+        "ID": where.service_id,
+        "Name": where.service,
+        "Address": where.address,
+        "Port": where.port,
+        "Tags": [public.role] if public.role else [],
+        "Meta": {"peer-id": peer_id, "owner": "workload"},
+        "EnableTagOverride": False,
+        "Checks": [
+            {
+                "CheckID": where.member_check,
+                "Name": "Patroni may hold the leader key",
+                "TTL": MEMBER_TTL,
+                "Status": PASSING if public.member else CRITICAL,
+            },
+            {
+                "CheckID": where.database_check,
+                "Name": "PostgreSQL answers",
+                "TTL": DATABASE_TTL,
+                "Status": database,
+            },
+        ],
+        "Connect": {
+            "SidecarService": {
+                "Address": where.proxy_address,
+                "Port": where.proxy_port,
+                "Checks": [
+                    {
+                        "CheckID": f"{where.service_id}:proxy",
+                        "Name": f"as {where.service_id}",
+                        "AliasService": where.service_id,
+                        "Status": PASSING if public.member and public.database else CRITICAL,
+                    }
+                ],
+            }
+        },
+    }
+
+
+def writes(where: Place, peer_id: str, known: Public | None, wanted: Public) -> tuple[Write, ...]:
+    """The calls that bring the agent from `known` (None: it may hold anything) to `wanted`, in order."""
+    checks = (
+        (where.member_check, None if known is None else known.member, wanted.member),
+        (where.database_check, None if known is None else known.database, wanted.database),
+    )
+    changed = [(check, now) for check, before, now in checks if before is not now]
+    bad = [status(check, healthy=False) for check, now in changed if not now]
+    good = [status(check, healthy=True) for check, now in changed if now]
+    register = Write(path="/v1/agent/service/register", body=registration(where, wanted, peer_id))
+    if known is None:
+        # The checks may not exist yet.
+        return (register, *bad, *good)
+    return (*bad, *((register,) if known.role != wanted.role else ()), *good)
+
+
+def status(check: str, *, healthy: bool) -> Write:
+    """The call that sets a check."""
+    return Write(path=f"/v1/agent/check/update/{check}", body={"Status": PASSING if healthy else CRITICAL})
+
+
+def beats(where: Place, wanted: Public) -> tuple[Write, ...]:
+    """The calls that keep the passing checks from running out."""
+    pairs = ((where.member_check, wanted.member), (where.database_check, wanted.database))
+    return tuple(status(check, healthy=True) for check, healthy in pairs if healthy)
