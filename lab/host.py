@@ -67,6 +67,7 @@ class Request:
     envoy: str
     consul: str
     wireguard_go: str | None
+    postgres: str
     listeners: tuple[Listener, ...]
 
     @classmethod
@@ -106,7 +107,13 @@ class Host:
             checkout=Path(request.checkout),
             keep=request.keep,
             app_folder=self._write_app_folder(),
-            tools=plans.Tools(envoy=request.envoy, consul=request.consul, wireguard_go=request.wireguard_go),
+            tools=plans.Tools(
+                envoy=request.envoy,
+                consul=request.consul,
+                wireguard_go=request.wireguard_go,
+                postgres=request.postgres,
+            ),
+            volumes=self._run_dir / "volumes",
             resolver=platform.address,
             rendezvous_address=hosts[plans.RENDEZVOUS].address,
         )
@@ -200,7 +207,7 @@ class Host:
         """`/app` of the demo images: one small program a workload."""
         folder = self._run_dir / "app"
         folder.mkdir(exist_ok=True)
-        for name in ("api", "worker", "webdemo"):
+        for name in ("api", "patroni", "webdemo", "worker"):
             program = folder / name
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workloads.{name} "$@"\n', encoding="utf-8")
             program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -29,6 +30,8 @@ _RESTART = Backoff(base=0.1, cap=10.0)
 STOP_SECONDS = 10.0
 """What compose gives a container between SIGTERM and SIGKILL."""
 _HEALTH_POLL = 0.02
+GUEST_AGENT = "/var/run/dstack.sock"
+"""Where compose files mount the guest agent's socket from. A service that does not ask for it does not get it."""
 
 
 class Agent(Protocol):
@@ -58,6 +61,8 @@ class MachinePlan:
     """Paths that every container sees as they are."""
     app_folder: Path
     """What is mounted at /app in application containers."""
+    volumes: Path
+    """Where the named volumes are: this CVM's disk, which a boot finds as it was."""
     resolver: str
     """Address of the DNS server of the segment."""
     private_files: Mapping[str, Secret] = field(default_factory=dict)
@@ -234,6 +239,19 @@ class Machine:
                 container.launcher.kill()
                 await container.launcher.wait()
 
+    def _asked_for(self, service: Service) -> list[Mount]:
+        """What of an application's volumes there is here: the guest agent's socket, and this CVM's disk."""
+        found = []
+        for volume in service.volumes:
+            named = named_volume(volume)
+            if named is not None:
+                folder = self.plan.volumes / named[0]
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                found.append(Mount(source=str(folder), target=named[1]))
+            elif volume.split(":")[0] == GUEST_AGENT and self._agent is not None:
+                found.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
+        return found
+
     def _write_spec(self, service: Service, netns: str) -> Path:
         own = self._folder / f"container-{service.name}"
         shutil.rmtree(own, ignore_errors=True)
@@ -250,6 +268,7 @@ class Machine:
                 mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         else:
             mounts.append(Mount(source=str(self.plan.app_folder), target="/app", read_only=True))
+            mounts += self._asked_for(service)
         spec = ContainerSpec(
             name=f"{self.plan.peer_id}/{service.name}",
             hostname=self.plan.peer_id,
@@ -264,6 +283,13 @@ class Machine:
         path.touch(mode=0o600)
         path.write_text(spec.to_json(), encoding="utf-8")
         return path
+
+
+def named_volume(volume: str) -> tuple[str, str] | None:
+    """(name, target) of a compose volume in short syntax that is a named one; None for a folder or a file."""
+    source, _, rest = volume.partition(":")
+    target = rest.partition(":")[0]
+    return (source, target) if target and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", source) else None
 
 
 def this_python() -> str:

@@ -43,6 +43,8 @@ class Tools:
     envoy: str
     consul: str
     wireguard_go: str | None
+    postgres: str
+    """The program `postgres`; its siblings are beside it."""
 
     def environment(self) -> dict[str, str]:
         """The variables by which an image names its tools."""
@@ -59,6 +61,8 @@ class Site:
     tools: Tools
     keep: tuple[str, ...]
     app_folder: Path
+    volumes: Path
+    """Where the CVMs' disks are, a folder each."""
     resolver: str
     rendezvous_address: str
 
@@ -217,6 +221,7 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
         programs={s.name: _program(site, s) for s in services},
         keep=site.keep,
         app_folder=site.app_folder,
+        volumes=site.volumes / peer_id,
         resolver=site.resolver,
     )
     return CvmPlan(identity=app.identities[ordinal], machine=machine)
@@ -236,8 +241,9 @@ def _environment(site: Site, service: Service, variables: Mapping[str, str]) -> 
 
 
 def _base_environment(site: Site) -> dict[str, str]:
+    own = f"{Path(site.python).parent}:{Path(site.tools.postgres).parent}"
     return {
-        "PATH": f"{Path(site.python).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(site.checkout),
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",
@@ -275,6 +281,7 @@ def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, k
         private_files={_KEY_FILE: key},
         keep=site.keep,
         app_folder=site.app_folder,
+        volumes=site.volumes / RENDEZVOUS,
         resolver=site.resolver,
     )
 

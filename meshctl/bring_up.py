@@ -39,9 +39,9 @@ class Entry:
 
 
 def cluster_folder(text: str) -> Path:
-    """The folder of a cluster named by path (`clusters/starter`) or by name (`starter`)."""
+    """The folder of a cluster named by path (`clusters/starter`), name (`starter`) or short name (`patroni`)."""
     clusters = runs.CHECKOUT / "clusters"
-    for folder in (Path(text), clusters / text):
+    for folder in (Path(text), clusters / text, clusters / f"{text}-demo"):
         if (folder / "cluster.tf").is_file():
             return folder.resolve()
     known = sorted(path.parent.name for path in clusters.glob("*/cluster.tf"))
@@ -87,6 +87,7 @@ def bring_up(
         envoy=found["envoy"],
         consul=found["consul"],
         wireguard_go=found.get("wireguard-go"),
+        postgres=found["postgres"],
         listeners=tuple(Listener(group=group, port=ports[group], fd=sockets[group].fileno()) for group in ports),
     )
     path = run.folder / "request.json"
@@ -103,7 +104,7 @@ def bring_up(
 
 
 def _tools(progress: Progress) -> dict[str, str]:
-    return {name: str(path) for name, path in tools.ensure(("envoy", "consul", "wireguard-go"), progress).items()}
+    return {name: str(path) for name, path in tools.ensure(tools.REQUIRED, progress).items()}
 
 
 def _keep(found: Mapping[str, str]) -> tuple[str, ...]:
@@ -142,6 +143,33 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
         "what its CVMs said last is above",
         exit_code=1,
     )
+
+
+def wait_roles(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS) -> dict[str, Any]:
+    """Waits until every role route has an endpoint in every CVM; returns the status document. UserError in time."""
+    started = time.monotonic()
+    while True:
+        document = status.contract(status.collect(run))
+        waiting = vacant(document)
+        if not waiting:
+            return document
+        if time.monotonic() - started > seconds:
+            raise UserError(
+                f"no instance took a role within {seconds:.0f} s:\n" + "\n".join(waiting), "./mesh logs shows why"
+            )
+        progress.update(waiting[0])
+        time.sleep(0.1)
+
+
+def vacant(document: Mapping[str, Any]) -> list[str]:
+    """The role routes that lead nowhere yet, a line each."""
+    return [
+        f"{peer['peer_id']}: route {route['name']} waits for a {route['role']}"
+        for peer in document["peers"]
+        if peer["ready"]
+        for route in peer["routes"]
+        if route["role"] and not route["endpoints"]
+    ]
 
 
 def refuse_hopeless(run: runs.Run, raw: Mapping[str, Any]) -> None:

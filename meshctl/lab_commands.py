@@ -119,9 +119,11 @@ def _say_how_to_go_on(run: runs.Run, entries: tuple[lab.Entry, ...]) -> None:
     option = "" if len([r for r in runs.all_runs() if r.alive]) == 1 else f" --name {run.name}"
     for entry in entries:
         click.echo(f"public entry of {entry.group}: {entry.url}")
+    peers = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"] if machine["kind"] == "workload"]
+    first, last = peers[0], peers[-1]
     click.echo(
-        f"go on with:  ./mesh status{option}   ./mesh logs api-0 -f{option}   ./mesh exec{option} api-0 -- sh\n"
-        f"             ./mesh kill|stop|start worker-1{option}   ./mesh down{option}"
+        f"go on with:  ./mesh status{option}   ./mesh logs {first} -f{option}   ./mesh exec{option} {first} -- sh\n"
+        f"             ./mesh kill|stop|start {last}{option}   ./mesh down{option}"
     )
 
 
@@ -136,11 +138,14 @@ def demo(
     nat: Nat,
     name: str | None,
 ) -> None:
-    """Brings the starter mesh up, calls through it and shows what happened. Runs on until `./mesh down`."""
-    from meshctl.tour import tour
+    """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`."""
+    from meshctl.tour import failover, tour
 
-    run, document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
-    tour(run, document, entries)
+    run, _document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    progress = Console()
+    document = lab.wait_roles(run, progress)
+    tour(run, document, entries, progress)
+    failover(run, document, entries, progress)
     statuses.print_table(statuses.contract(statuses.collect(run)))
     _say_how_to_go_on(run, entries)
 

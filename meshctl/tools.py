@@ -156,7 +156,9 @@ def _on_this_machine(tool: Tool, environ: Mapping[str, str]) -> list[tuple[str, 
     if on_path and tool.siblings:
         found = [("PATH", Path(on_path).resolve())]
     off_path = [Path(place) for pattern in tool.places for place in glob.glob(pattern)]  # noqa: PTH207 (absolute patterns)
-    return found + [("system", path) for path in sorted(off_path, key=lambda p: version_of(tool, p) or (), reverse=True)]
+    return found + [
+        ("system", path) for path in sorted(off_path, key=lambda p: version_of(tool, p) or (), reverse=True)
+    ]
 
 
 def _in_wheel(wheel: tuple[str, str, str]) -> Path | None:

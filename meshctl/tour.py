@@ -1,36 +1,100 @@
-"""The guided calls of `./mesh demo`: from inside an application container, and through the public entry."""
+"""The guided calls of `./mesh demo`: from inside an application container, through the public entry, and (where the
+cluster has a leader) what happens when the leader is lost.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from meshctl import runs
+from meshctl import runs, status
 from meshctl.bring_up import Entry
+from meshctl.console import Progress
 from meshctl.errors import UserError
 
+T = TypeVar("T")
 _FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
-_PATHS = {"api": ("/hello", "/worker", "/all"), "webdemo": ("/hello", "/all")}
+_PATHS = {"api": ("/hello", "/worker", "/all"), "webdemo": ("/hello", "/all", "/db")}
 """What the demo programs serve; other public groups are asked for /hello."""
 
 
-def tour(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]) -> None:
+def tour(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...], progress: Progress) -> None:
     """Makes the calls and prints each with its answer; UserError when one fails."""
     for entry in entries:
         peer = next(p["peer_id"] for p in document["peers"] if p["group"] == entry.group)
         port = next(r["port"] for p in document["peers"] for r in p["routes"] if r["name"] == entry.group)
         inside = f"http://{entry.group}:{port}"
+        _wait_for_database(entry, progress)
         for path in _PATHS.get(entry.group, ("/hello",)):
             _show(f"in {peer}: GET {inside}{path}", partial(_from_inside, run, peer, inside + path))
         for path in _PATHS.get(entry.group, ("/hello",)):
             _show(f"public entry: GET {entry.url}{path}", partial(_from_outside, entry.url + path))
+
+
+def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...], progress: Progress) -> None:
+    """Takes the leader's CVM away and shows that the names follow. Nothing in a cluster without a leader."""
+    route = next((r for p in document["peers"] for r in p["routes"] if r["role"] == "master" and r["endpoints"]), None)
+    if route is None:
+        return
+    leader = route["endpoints"][0]
+    click.secho(f"$ ./mesh kill {leader}   # it leads: {route['name']} leads to it", fg="cyan")
+    began = time.monotonic()
+    run.call("POST", f"/machines/{leader}/kill", seconds=60.0)
+
+    def elsewhere() -> str | None:
+        now = status.contract(status.collect(run))
+        found = {e for p in now["peers"] if p["ready"] for r in p["routes"] if r["name"] == route["name"]
+                 for e in r["endpoints"][:1] or [""]}  # fmt: skip
+        return found.pop() if len(found) == 1 and not found & {leader, ""} else None
+
+    successor = _until(elsewhere, f"{route['name']} leads elsewhere", progress)
+    click.echo(f"  {route['name']} leads to {successor} in every CVM, {time.monotonic() - began:.1f} s later")
+    for entry in entries:
+        _wait_for_database(entry, progress)
+        if "/db" in _PATHS.get(entry.group, ()):
+            _show(f"public entry: GET {entry.url}/db", partial(_from_outside, f"{entry.url}/db"))
+    click.secho(f"$ ./mesh start {leader}", fg="cyan")
+    run.call("POST", f"/machines/{leader}/start", seconds=60.0)
+
+    def back() -> bool:
+        now = status.contract(status.collect(run))
+        return any(leader in r["endpoints"] for p in now["peers"] for r in p["routes"] if r["role"] == "replica")
+
+    _until(back, f"{leader} follows {successor}", progress)
+    click.echo(f"  {leader} is back, as a replica of {successor}")
+
+
+def _wait_for_database(entry: Entry, progress: Progress) -> None:
+    """Returns when `/db` answers, where there is one: the database's role for webdemo follows its first leader."""
+    if "/db" not in _PATHS.get(entry.group, ()):
+        return
+
+    def answers() -> bool:
+        try:
+            return _from_outside(f"{entry.url}/db") != ""
+        except UserError:
+            return False
+
+    _until(answers, f"{entry.group} can log in to the database", progress)
+
+
+def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 120.0) -> T:
+    """What `condition` gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise UserError(f"not within {seconds:.0f} s: {what}", "./mesh status")
+        progress.update(f"waiting until {what}")
+        time.sleep(0.1)
+    return found
 
 
 def _show(title: str, call: Callable[[], str]) -> None:

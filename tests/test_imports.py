@@ -35,6 +35,11 @@ EXCEPTIONS: dict[str, set[str]] = {
     "peer.rendezvous": {"runtime", "evidence", "topology"},
     # The one translation of a manifest's demands, for the coordinator, the sidecar and the rendezvous.
     "evidence.manifest": {"topology"},
+    # The database's supervisor is a part of the mesh in an application's container.
+    **{
+        f"workloads.patroni.{name}": {"runtime"}
+        for name in ("__main__", "config", "database", "passwords", "publisher", "settings", "supervisor")
+    },
 }
 """Modules that may import more, and why."""
 

@@ -1,1 +1,1 @@
-"""Demo programs that run as application containers of a mesh. Standard library only, nothing of the mesh."""
+"""Programs that run as application containers of a mesh. The demo programs are small and know nothing of the mesh."""

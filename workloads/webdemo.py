@@ -1,4 +1,4 @@
-"""The template's public demo: `/hello`, and `/all`, a fan-out to its own service through the mesh, on port 8080.
+"""The template's public demo: `/hello`, `/all`, a fan-out to its own service through the mesh, and `/db`, on port 8080.
 
 It listens on 127.0.0.1 for the mesh and on the host interface for the gateway. Run with `python -m workloads.webdemo`.
 """
@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import sys
 
+from workloads import database
 from workloads.program import all_answers, hello, run
-from workloads.server import Paths
+from workloads.server import Answer, Paths, document
 from workloads.settings import Settings
 
 
 def paths(settings: Settings) -> Paths:
     """What webdemo answers."""
-    return {"/hello": lambda: hello(settings), "/all": lambda: all_answers(settings)}
+    return {
+        "/hello": lambda: hello(settings),
+        "/all": lambda: all_answers(settings),
+        "/db": lambda: database_answer(settings),
+    }
+
+
+def database_answer(settings: Settings) -> Answer:
+    """`/db`: who leads the database, and the rows behind both routes; 502 with the reason."""
+    try:
+        return document(database.from_environment(settings.peer))
+    except database.DatabaseError as error:
+        return document({"error": str(error)}, 502)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def machine(folder: Path, script: str, application: str = "exec sleep 300") -> M
         programs={"sidecar": ("/bin/sh", "-c", script), "app": ("/bin/sh", "-c", application)},
         keep=(str(folder),),
         app_folder=folder / "app",
+        volumes=folder / "volumes",
         resolver="192.0.2.1",
     )
     return Machine(plan, folder=folder / "machine", logs=folder / "logs", python=sys.executable)

@@ -17,9 +17,10 @@ from topology.cluster import load
 SITE = Site(
     python="/venv/bin/python",
     checkout=ROOT,
-    tools=Tools(envoy="/t/envoy", consul="/t/consul", wireguard_go=None),
+    tools=Tools(envoy="/t/envoy", consul="/t/consul", wireguard_go=None, postgres="/t/pg/postgres"),
     keep=(),
     app_folder=Path("/run/app"),
+    volumes=Path("/run/volumes"),
     resolver="198.18.0.1",
     rendezvous_address="198.18.0.2",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_every_requirement_is_pinned() -> None:
     """Each direct requirement has its exact version in the constraints."""
     lines = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    names = {item.split("=")[0].split(">")[0].split("<")[0].lower() for item in setup.requirements(ROOT)}
+    names = {re.split("[=<>[]", item)[0].lower() for item in setup.requirements(ROOT)}
     assert names - pinned == set()
 
 

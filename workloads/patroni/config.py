@@ -1,4 +1,4 @@
-"""Patroni's configuration as a value. Pure; the supervisor writes it, as JSON (which is YAML), readable to itself alone.
+"""Patroni's configuration as a value. Pure; the supervisor writes it, as JSON (which is YAML), for itself alone.
 
 The numbers, and why:
 - `ttl` 20 is Patroni's least; Consul turns it into a session of 10 s, its own least. It only bounds what no check sees.
@@ -122,11 +122,18 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
             f"host replication {REPLICATION} 127.0.0.1/32 scram-sha-256",
             "host all all 127.0.0.1/32 scram-sha-256",
         ],
-        "callbacks": {name: callback for name in ("on_start", "on_stop", "on_restart", "on_role_change")},
+        "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
         "basebackup": [{"checkpoint": "fast"}],
     }
 
 
+_CALLBACK = """\
+#!/bin/sh
+# Written by the supervisor; Patroni calls it with action, role and scope.
+printf '%s %s\\n' "$1" "$2" >'{events}'
+"""
+
+
 def callback_script(events: Path) -> str:
     """The program that Patroni starts at a role change: one write into a pipe, about a millisecond."""
-    return f"#!/bin/sh\n# Written by the supervisor. Arguments: action, role, scope.\nprintf '%s %s\\n' \"$1\" \"$2\" >'{events}'\n"
+    return _CALLBACK.format(events=events)

@@ -55,9 +55,7 @@ class Database:
                 await connection.execute("SET log_min_duration_statement = -1")
                 if not await self._exists("SELECT 1 FROM pg_roles WHERE rolname = %s", role):
                     await connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
-                await connection.execute(
-                    sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(verifier))
-                )
+                await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(verifier)))
                 if not await self._exists("SELECT 1 FROM pg_database WHERE datname = %s", role):
                     await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
         except TimeoutError as error:

@@ -86,10 +86,10 @@ def has_failed(name: str, members: Any) -> bool:
 
 
 def _ask_agent(consul: dict[str, Any]) -> Any:
-    request = urllib.request.Request(  # noqa: S310 - a literal scheme
+    request = urllib.request.Request(
         f"http://{consul['host']}/v1/agent/members", headers={"X-Consul-Token": str(consul.get("token", ""))}
     )
-    with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as answer:
         return json.load(answer)
 
 
@@ -104,7 +104,7 @@ def main(config_file: str) -> None:
     from patroni.daemon import abstract_main
     from patroni.request import PatroniRequest
 
-    class Request(PatroniRequest):
+    class Request(PatroniRequest):  # type: ignore[misc]
         """Patroni's client to other members; see the module's docstring."""
 
         def __init__(self, config: Any) -> None:
@@ -120,7 +120,7 @@ def main(config_file: str) -> None:
                 raise ConnectionError(f"gossip says that {member.name} has failed")
             return super().__call__(member, *args, **kwargs)
 
-    class Member(Patroni):
+    class Member(Patroni):  # type: ignore[misc]
         """Patroni with that client."""
 
         def __init__(self, config: Any, logger: Any) -> None:

@@ -36,9 +36,7 @@ def derive(key: Secret) -> Passwords:
     def one(purpose: str) -> Secret:
         return Secret(hmac.digest(bytes.fromhex(key.reveal()), purpose.encode(), hashlib.sha256).hex())
 
-    return Passwords(
-        superuser=one("superuser"), replication=one("replication"), rewind=one("rewind"), rest=one("rest")
-    )
+    return Passwords(superuser=one("superuser"), replication=one("replication"), rewind=one("rewind"), rest=one("rest"))
 
 
 async def fetch(guest: GuestAgent, cluster: str) -> Passwords:

@@ -32,6 +32,7 @@ class Publisher:
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
+        self._moved = asyncio.Event()
         self.wanted = Public()
 
     def want(self, *, member: bool | None = None, database: bool | None = None, role: str | None = "") -> None:
@@ -47,6 +48,13 @@ class Publisher:
             log.info("publishing", extra={"member": wanted.member, "database": wanted.database, "role": wanted.role})
             self.wanted = wanted
             self._changed.set()
+            self._moved.set()
+            self._moved = asyncio.Event()
+
+    async def leads(self, yes: bool) -> None:
+        """Returns once this member is wanted as the master (or, with False, once it is not)."""
+        while (self.wanted.role == roles.MASTER) is not yes:
+            await self._moved.wait()
 
     async def reached(self) -> None:
         """Returns once the agent was told what is wanted now."""

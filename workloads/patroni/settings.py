@@ -89,7 +89,7 @@ def _identity(text: str, reader: EnvReader) -> Identity:
         tree = json.loads(text)
         found = Identity(cluster=tree["cluster"], peer_id=tree["peer_id"], address=tree["address"])
         ipaddress.IPv4Address(found.address)
-        if not all(isinstance(name, str) and name for name in (found.cluster, found.peer_id)):
+        if not all(isinstance(tree[name], str) and tree[name] for name in ("cluster", "peer_id")):
             raise ValueError("cluster and peer_id must be text")
     except (ValueError, KeyError, TypeError) as error:
         reader.problems.append(

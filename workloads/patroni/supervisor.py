@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 from runtime.backoff import Backoff
-from runtime.consul import ConsulClient, ConsulError, write_config, write_private
+from runtime.consul import ConsulClient, ConsulError, write_config
 from runtime.guest import GuestAgent, GuestError
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -209,16 +209,14 @@ class Supervisor:
         """Makes the applications' roles each time that this member has become leader."""
         users = self._settings.users
         while users:
-            while self._publisher.wanted.role != roles.MASTER:
-                await asyncio.sleep(WAIT_SECONDS)
+            await self._publisher.leads(True)
             # Its own connection: the watch must not wait for it.
             own = database.another()
             try:
                 for user in users:
                     await own.ensure_user(user.role, await self._read_secret(user.secret))
                 log.info("application roles are there", extra={"roles": [user.role for user in users]})
-                while self._publisher.wanted.role == roles.MASTER:
-                    await asyncio.sleep(WAIT_SECONDS)
+                await self._publisher.leads(False)
             except (DatabaseDownError, SlowDatabaseError) as error:
                 log.warning("application roles wait", extra={"reason": str(error)})
                 await asyncio.sleep(1.0)

@@ -5,6 +5,7 @@ Patroni and PostgreSQL. A small proxy stands in for the mesh: it leads to whoeve
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
@@ -25,14 +26,13 @@ import psycopg
 from lab.agent import GuestAgentServer
 from lab.container import ContainerSpec, Mount
 from lab.tee import DevTee, make_cvm
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, node_id
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
+from sidecar import registration
 from tests.coordinator.world import free_port
 from tests.support import ROOT, need_root_or_userns, tool
 from topology.manifest import BackendEntry, Permissions
-
-from sidecar import registration  # isort: skip
 
 CLUSTER = "tests"
 MANAGEMENT = str(uuid.UUID(int=7))
@@ -75,9 +75,19 @@ class Member:
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if entry.name.isdigit() and (entry / "ns/pid").readlink() == namespace and all(w in line for w in words):
+                if (
+                    entry.name.isdigit()
+                    and (entry / "ns/pid").readlink() == namespace
+                    and all(w in line for w in words)
+                ):
                     found.append(int(entry.name))
         return sorted(found)
+
+    def stop_agent(self) -> None:
+        """SIGKILL for its Consul agent."""
+        assert self.agent is not None
+        self.agent.kill()
+        self.agent.wait(20)
 
     def patroni(self) -> int:
         """PID of Patroni."""
@@ -100,6 +110,9 @@ class World:
     master_port: int
     options: dict[str, str]
     guests: list[GuestAgentServer] = field(default_factory=list)
+    target: int | None = None
+    """Port of the published master."""
+    held: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def tagged(self, role: str) -> list[str]:
         """Peer IDs of the passing members with tag `role`, as the servers list them."""
@@ -142,8 +155,6 @@ class World:
         _, found = await self.consul.get(f"/v1/kv/service/{CLUSTER}/{key}")
         if not found:
             return None
-        import base64
-
         text = base64.b64decode(found[0]["Value"] or "").decode()
         return json.loads(text) if text.startswith(("{", "[")) else text
 
@@ -161,7 +172,7 @@ class World:
             row = await cursor.fetchone() if cursor.description else None
             return row[0] if row else None
 
-    async def start_member(self, member: Member) -> None:
+    def start_member(self, member: Member) -> None:
         """Starts the container of `member`."""
         spec = _spec(self, member)
         path = member.folder / "spec.json"
@@ -218,6 +229,7 @@ def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[
 def _config(folder: Path, name: str, address: str, http: int, server: str) -> dict[str, Any]:
     return {
         "node_name": name,
+        "node_id": node_id(CLUSTER, name),
         "datacenter": CLUSTER,
         "data_dir": str(folder / f"data-{name}"),
         "bind_addr": address,
@@ -268,12 +280,10 @@ def write_secret(member: Member, name: str, text: str) -> None:
     (folder / f".{name}.new").replace(folder / name)
 
 
-async def _prepare(world: World, member: Member, server: str) -> None:
+async def _prepare(world: World, member: Member) -> None:
     """Agent, token, guest agent, files and the sidecar's placeholder of one member."""
     (member.folder / "pgdata").mkdir(parents=True)
     (member.folder / "mesh").mkdir()
-    config = _config(member.folder, member.peer_id, member.address, member.http, server)
-    member.agent = _agent(member.folder, config, member.peer_id)
     member.token = await new_token(world, member.peer_id)
     write_secret(member, "consul-token", member.token)
     write_secret(member, "db-app", APP_PASSWORD)
@@ -285,6 +295,13 @@ async def _prepare(world: World, member: Member, server: str) -> None:
     await guest.start(member.folder / "dstack.sock")
     world.guests.append(guest)
     member.consul = ConsulClient(Secret(MANAGEMENT), port=member.http)
+    await restart_agent(world, member)
+
+
+async def restart_agent(world: World, member: Member) -> None:
+    """Starts the agent of `member`, and registers its placeholder as the sidecar does."""
+    config = _config(member.folder, member.peer_id, member.address, member.http, f"{world.network}.1")
+    member.agent = _agent(member.folder, config, member.peer_id)
     backend = BackendEntry(
         port=member.port, sidecar_port=21000, service=CLUSTER, identity="spiffe://tests/postgres", owner="workload",
         permissions=Permissions(key_prefixes=(f"service/{CLUSTER}",), session_write=True),
@@ -300,33 +317,32 @@ async def _registered(member: Member, body: dict[str, Any]) -> bool:
     return True
 
 
-async def _proxy(world: World, scope: TaskScope) -> None:
-    """Leads each new connection to the master; connections to another one are cut when it changes, as the mesh does."""
-    held: set[asyncio.StreamWriter] = set()
-    target: int | None = None
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+
+async def _listen(world: World) -> asyncio.Server:
+    """The master's route: each new connection goes to `world.target`."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if target is None:
-            writer.close()
-            return
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", world.target or 1)
         except OSError:
             writer.close()
             return
-        held.add(writer)
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-        held.discard(writer)
+        world.held.add(writer)
+        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        world.held.discard(writer)
 
-    server = await asyncio.start_server(handle, "127.0.0.1", world.master_port)
-    scope.start("proxy server", server.serve_forever())
+    return await asyncio.start_server(handle, "127.0.0.1", world.master_port)
+
+
+async def _follow(world: World) -> None:
+    """Keeps the target at the published master; when that changes, held connections are cut, as the mesh does."""
     index: int | None = None
     while True:
         try:
@@ -337,10 +353,10 @@ async def _proxy(world: World, scope: TaskScope) -> None:
             await asyncio.sleep(0.1)
             continue
         masters = [e["Node"]["Node"] for e in found or () if "master" in (e["Service"].get("Tags") or ())]
-        ports = [m.port for m in world.members if masters == [m.peer_id]]
-        if (ports[0] if ports else None) != target:
-            target = ports[0] if ports else None
-            for writer in list(held):
+        target = next((m.port for m in world.members if masters == [m.peer_id]), None)
+        if target != world.target:
+            world.target = target
+            for writer in list(world.held):
                 writer.transport.abort()
 
 
@@ -348,6 +364,22 @@ async def _proxy(world: World, scope: TaskScope) -> None:
 async def world(members: int, **options: str) -> AsyncIterator[World]:
     """A cluster of `members`; `options` are environment variables of every supervisor."""
     need_root_or_userns()
+    async with agents(members, **options) as made, TaskScope() as scope:
+        server = await _listen(made)
+        follower = scope.start("follow the master", _follow(made))
+        try:
+            for member in made.members:
+                made.start_member(member)
+            yield made
+        finally:
+            follower.cancel()
+            server.close()
+            _kill(made)
+
+
+@contextlib.asynccontextmanager
+async def agents(members: int, **options: str) -> AsyncIterator[World]:
+    """The Consul side of `members` alone: server, agents, placeholders. Nothing runs in the containers yet."""
     number = next(_numbers)
     network = f"127.{100 + number // 250 % 100}.{number % 250}"
     with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
@@ -366,19 +398,8 @@ async def world(members: int, **options: str) -> AsyncIterator[World]:
                     port=free_port(),
                 )  # fmt: skip
                 made.members.append(member)
-                await _prepare(made, member, f"{network}.1")
-            async with TaskScope() as scope:
-                proxy = scope.start("proxy", _proxy(made, scope))
-                for member in made.members:
-                    await made.start_member(member)
-                try:
-                    yield made
-                finally:
-                    proxy.cancel()
-                    _kill(made)
-                    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                        if task.get_name() == "proxy server":
-                            task.cancel()
+                await _prepare(made, member)
+            yield made
         finally:
             _kill(made)
             for guest in made.guests:

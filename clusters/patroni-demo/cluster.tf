@@ -1,0 +1,56 @@
+# The shape of the cluster: this is the file to edit. The fields are explained in clusters/starter/README.md.
+locals {
+  workload_groups = {
+    webdemo = {
+      replicas    = 2
+      compose     = "${path.module}/compose/webdemo.yaml"
+      compose_env = {}
+
+      backends = {
+        webdemo = {
+          port               = 8080
+          workload           = "webdemo"
+          registration       = { owner = "platform", parent = "webdemo" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        webdemo = { backend = "webdemo", role = null }
+      }
+    }
+
+    postgres = {
+      replicas = var.postgres_replicas
+      compose  = "${path.module}/compose/postgres.yaml"
+
+      compose_env = {
+        DERIVE_PATRONI_PASSWORDS = "1"
+        POSTGRES_SYNCHRONOUS     = var.synchronous
+      }
+
+      backends = {
+        postgres = {
+          port         = 5432
+          workload     = "postgres"
+          registration = { owner = "workload", parent = var.cluster_name }
+
+          consul_permissions = {
+            key_prefixes  = ["service/${var.cluster_name}"]
+            session_write = true
+          }
+        }
+      }
+
+      routes = {
+        "postgres-master"  = { backend = "postgres", role = "master" }
+        "postgres-replica" = { backend = "postgres", role = "replica", fallback = "master" }
+      }
+
+      # The password of the database role webdemo: /run/mesh/secrets/db-webdemo in both groups, and nowhere else.
+      secrets = {
+        "db-webdemo" = { grant = ["webdemo"] }
+      }
+    }
+  }
+}

@@ -1,0 +1,43 @@
+variable "cluster_name" {
+  description = "Name of the cluster: a DNS label. Part of every identity, spiffe://<cluster_name>/<workload>."
+  type        = string
+  default     = "patroni-demo"
+
+  validation {
+    condition     = can(regex("^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", var.cluster_name))
+    error_message = "cluster_name must be a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'."
+  }
+}
+
+variable "coordinators" {
+  description = "How many coordinator CVMs. One is enough to try; three survive the loss of one."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.coordinators >= 1 && var.coordinators <= 9 && floor(var.coordinators) == var.coordinators
+    error_message = "coordinators must be a whole number from 1 to 9."
+  }
+}
+
+variable "postgres_replicas" {
+  description = "How many PostgreSQL CVMs: one leads, the others follow. Three keep a synchronous standby when one is lost."
+  type        = number
+  default     = 3
+
+  validation {
+    condition     = var.postgres_replicas >= 1 && var.postgres_replicas <= 9 && floor(var.postgres_replicas) == var.postgres_replicas
+    error_message = "postgres_replicas must be a whole number from 1 to 9."
+  }
+}
+
+variable "synchronous" {
+  description = "on: a write is acknowledged when a standby has it too. off: faster, and a failover may lose the last writes."
+  type        = string
+  default     = "on"
+
+  validation {
+    condition     = contains(["on", "off"], var.synchronous)
+    error_message = "synchronous must be on or off."
+  }
+}

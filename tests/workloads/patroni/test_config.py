@@ -1,0 +1,85 @@
+"""Patroni's configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from runtime.secret import Secret
+from tests.workloads.patroni.test_settings import settings
+from workloads.patroni import config
+from workloads.patroni.passwords import derive
+
+PASSWORDS = derive(Secret("ab" * 32))
+
+
+def rendered(**changes: str) -> Any:
+    """The configuration of a member with `changes` to its environment, as Patroni reads it."""
+    tree = config.render(settings(**changes), PASSWORDS, Secret("a-token"), "demo-postgres-1:member", Path("/pg/bin"))
+    return json.loads(json.dumps(tree))
+
+
+def test_session_falls_with_gossip_and_with_the_supervisors_check() -> None:
+    """The leader key hangs on both checks, and Patroni keeps no registration of its own."""
+    consul = rendered()["consul"]
+    assert consul["checks"] == ["serfHealth", "demo-postgres-1:member"]
+    assert consul["register_service"] is False
+    assert (consul["host"], consul["token"]) == ("127.0.0.1:8500", "a-token")
+
+
+def test_members_follow_the_route() -> None:
+    """Replication, rewind and base backups go to the leader's name; the server itself listens on loopback only."""
+    postgres = rendered()["postgresql"]
+    assert postgres["connect_address"] == "postgres-master:5432"
+    assert postgres["listen"] == "127.0.0.1:5432"
+
+
+def test_superuser_cannot_come_from_the_network() -> None:
+    """The first rule that a connection of the superuser over TCP meets refuses it."""
+    hosts = [rule.split() for rule in rendered()["postgresql"]["pg_hba"] if rule.startswith("host")]
+    assert hosts[0] == ["host", "all", "postgres", "all", "reject"]
+    assert all(rule[3] == "127.0.0.1/32" for rule in hosts[1:])
+
+
+def test_nobody_changes_anything_over_the_rest_interface_without_the_password() -> None:
+    """The REST interface is on the mesh address, for members, with a password."""
+    rest = rendered()["restapi"]
+    assert rest["listen"] == rest["connect_address"] == "100.96.1.2:8008"
+    assert rest["allowlist_include_members"] is True
+    assert rest["authentication"]["password"] == PASSWORDS.rest.reveal()
+
+
+def test_cluster_settings_hold_no_secret() -> None:
+    """What goes into Consul's KV has no password and no token in it."""
+    text = json.dumps(rendered()["bootstrap"])
+    secrets = [getattr(PASSWORDS, name).reveal() for name in PASSWORDS.__slots__]
+    assert not [secret for secret in [*secrets, "a-token"] if secret in text]
+
+
+def test_asynchronous_mode_is_a_choice() -> None:
+    """Synchronous unless told otherwise."""
+    assert rendered()["bootstrap"]["dcs"]["synchronous_mode"] is True
+    assert rendered(POSTGRES_SYNCHRONOUS="off")["bootstrap"]["dcs"]["synchronous_mode"] is False
+
+
+def test_numbers_fit_patronis_rule() -> None:
+    """`loop_wait + 2 * retry_timeout <= ttl`, or Patroni changes them."""
+    dcs = rendered()["bootstrap"]["dcs"]
+    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]
+
+
+def test_callback_writes_one_line_into_the_pipe(tmp_path: Path) -> None:
+    """The script hands action and role over and ends at once."""
+    pipe, script = tmp_path / "events", tmp_path / "callback.sh"
+    os.mkfifo(pipe)
+    script.write_text(config.callback_script(pipe))
+    script.chmod(0o700)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        subprocess.run([str(script), "on_role_change", "primary", "demo"], check=True, timeout=10)
+        assert os.read(reader, 4096) == b"on_role_change primary\n"
+    finally:
+        os.close(reader)

@@ -1,0 +1,33 @@
+"""`python -m workloads.patroni`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workloads.patroni import __main__
+from workloads.patroni.supervisor import find_postgres
+
+
+def test_missing_identity_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the sidecar's files there is one line and exit code 2."""
+    monkeypatch.setattr(__main__, "IDENTITY", tmp_path / "identity.json")
+    assert __main__.main() == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "identity.json" in said
+
+
+def test_postgres_is_found_through_links(tmp_path: Path) -> None:
+    """The folder is that of the program itself, where its siblings are."""
+    real, path = tmp_path / "real", tmp_path / "bin"
+    real.mkdir()
+    path.mkdir()
+    (real / "postgres").touch(mode=0o755)
+    (path / "postgres").symlink_to(real / "postgres")
+    assert find_postgres(str(path)) == real
+    with pytest.raises(FileNotFoundError, match="PostgreSQL 15"):
+        find_postgres(str(tmp_path))

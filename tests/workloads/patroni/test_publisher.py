@@ -1,0 +1,103 @@
+"""Publishing against a real Consul server and agent."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from runtime.consul import ConsulClient
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
+from tests.workloads.patroni.world import CLUSTER, Member, World, agents, restart_agent
+from workloads.patroni import roles
+from workloads.patroni.publisher import Publisher
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@contextlib.asynccontextmanager
+async def publishing(made: World) -> AsyncIterator[Publisher]:
+    """A publisher for the first member, with the rights of a workload and no more."""
+    member = made.members[0]
+    consul = ConsulClient(Secret(member.token), port=member.http)
+    _, service = await consul.get(f"/v1/agent/service/{member.service_id}")
+    _, proxy = await consul.get(f"/v1/agent/service/{member.service_id}-sidecar-proxy")
+    it = Publisher(consul, roles.place(service, proxy), member.peer_id)
+    async with TaskScope() as scope:
+        task = scope.start("publish", it.run())
+        try:
+            yield it
+        finally:
+            task.cancel()
+            await consul.close()
+
+
+async def _session(member: Member) -> str:
+    """A session as Patroni makes it."""
+    client = ConsulClient(Secret(member.token), port=member.http)
+    body = {"Checks": ["serfHealth", f"{member.service_id}:member"], "LockDelay": "1ms", "Behavior": "delete"}
+    made = await client.put("/v1/session/create", body | {"TTL": "10s"})
+    key = await client.put(f"/v1/kv/service/{CLUSTER}/leader", b"x", params={"acquire": made["ID"]})
+    await client.close()
+    assert key is True
+    return str(made["ID"])
+
+
+async def _key(made: World) -> Any:
+    _, found = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
+    return found
+
+
+async def test_leader_key_falls_with_the_member_check() -> None:
+    """A session that names the check takes the key along the moment the check is critical: no TTL is waited for."""
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="master")
+        await it.reached()
+        await it.in_catalog(healthy=True)
+        assert await made.until(lambda: made.tagged("master"), "it is published") == ["postgres-0"]
+        await made.until(lambda: _session(made.members[0]), "a session is made with the check")
+        assert await _key(made)
+        it.want(member=False, database=False, role=None)
+        await it.in_catalog(healthy=False)
+
+        async def gone() -> bool:
+            return not await _key(made)
+
+        await made.until(gone, "the key falls with the session")
+        assert await made.tagged("master") == []
+
+
+async def test_role_change_keeps_the_session() -> None:
+    """Registering the service again with another tag leaves its checks, and the session on them, alone."""
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="replica")
+        await it.in_catalog(healthy=True)
+        session = await made.until(lambda: _session(made.members[0]), "a session is made with the check")
+        for role in ("master", None, "replica", "master"):
+            it.want(role=role)
+            await it.reached()
+            if role:
+                await made.until(lambda role=role: made.tagged(role), f"it is published as {role}")
+        _, found = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
+        assert found[0]["Session"] == session
+
+
+async def test_lost_agent_is_told_again() -> None:
+    """An agent that comes back on empty state learns everything anew, also where the placeholder is back."""
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="replica")
+        await made.until(lambda: made.tagged("replica"), "it is published")
+        member = made.members[0]
+        member.stop_agent()
+        shutil.rmtree(member.folder / f"data-{member.peer_id}")
+        await restart_agent(made, member)
+
+        async def published() -> bool:
+            _, service = await member.consul.get(f"/v1/agent/service/{member.service_id}")
+            return service["Tags"] == ["replica"] and await made.tagged("replica") == ["postgres-0"]
+
+        await made.until(published, "it is published again")

@@ -1,0 +1,169 @@
+"""Real members: Patroni and PostgreSQL under supervisors, with real Consul agents and the rights of a workload."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from runtime.guest import GuestAgent
+from runtime.secret import Secret
+from tests.support import process_runs
+from tests.workloads.patroni.world import APP_PASSWORD, CLUSTER, Member, World, new_token, world, write_secret
+from workloads.patroni import passwords
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+
+
+async def _write(made: World, value: int) -> bool:
+    """One row through the master's route; True once it is acknowledged."""
+    async with await made.connect(made.master_port) as connection:
+        await connection.execute("INSERT INTO t VALUES (%s)", (value,))
+    return True
+
+
+async def _rows(made: World) -> list[int]:
+    async with await made.connect(made.master_port) as connection:
+        cursor = await connection.execute("SELECT i FROM t ORDER BY i")
+        return [row[0] for row in await cursor.fetchall()]
+
+
+async def _kill_and_write(made: World, value: int, victim: str) -> tuple[Member, Member]:
+    """Kills a process of the leader; (old, new) leader once the next write is acknowledged."""
+    old = await made.settled(1)
+    family = old.pids("postgres")
+    os.kill(old.patroni() if victim == "patroni" else old.postmaster(), signal.SIGKILL)
+    await made.until(lambda: _write(made, value), "a write is acknowledged again")
+    assert [pid for pid in family if process_runs(pid)] == []
+    new = await made.master()
+    assert new is not old
+    return old, new
+
+
+async def test_killed_leaders_hand_over_and_come_back() -> None:
+    """Patroni's death, then PostgreSQL's: the standby leads, nothing acknowledged is lost, the old one follows."""
+    async with world(2) as made:
+        await made.settled(1)
+        async with await made.connect(made.master_port) as connection:
+            await connection.execute("CREATE TABLE t (i int)")
+        await _write(made, 1)
+        first, second = await _kill_and_write(made, 2, "patroni")
+        assert "critical" not in await _checks(made, second)
+        # Back through pg_rewind or as it was, following the new leader through the route.
+        await _kill_and_write(made, 3, "postmaster")
+        await made.settled(1)
+        assert await _rows(made) == [1, 2, 3]
+        assert await made.dcs("leader") == first.peer_id
+        assert await made.sql(second.port, "SELECT pg_is_in_recovery()") is True
+        assert await made.sql(second.port, "SELECT count(*) FROM t") == 3
+        await _no_secret_leaks(made)
+
+
+async def _checks(made: World, member: Member) -> str:
+    _, checks = await made.consul.get(f"/v1/health/node/{member.peer_id}")
+    return " ".join(check["Status"] for check in checks)
+
+
+async def _no_secret_leaks(made: World) -> None:
+    """No password or token is in a command line, an environment, a log or Consul."""
+    async with GuestAgent(made.members[0].folder / "dstack.sock") as guest:
+        derived = await passwords.fetch(guest, CLUSTER)
+    secrets = [APP_PASSWORD, *(getattr(derived, name).reveal() for name in derived.__slots__)]
+    secrets += [member.token for member in made.members]
+    _, keys = await made.consul.get(f"/v1/kv/service/{CLUSTER}/", params={"recurse": "", "raw": ""})
+    places = {"Consul": str([(await made.dcs(k["Key"].split("/", 2)[2])) for k in keys])}
+    for member in made.members:
+        places[f"log of {member.peer_id}"] = member.log()
+        for pid in member.pids():
+            for name in ("cmdline", "environ"):
+                places[f"{name} of {pid}"] = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+    assert [(where, text[:80]) for where, text in places.items() if any(s in text for s in secrets)] == []
+
+
+async def test_clean_stop_hands_over() -> None:
+    """SIGTERM of the container: PostgreSQL shuts down, the standby leads, and the container ends with 0."""
+    async with world(2) as made:
+        leader = await made.settled(1)
+        assert leader.container is not None
+        leader.container.terminate()
+        await made.until(lambda: _is_ended(leader), "the container ends")
+        assert leader.container.returncode == 0
+        assert "database system is shut down" in leader.log()
+        assert await made.master() is not leader
+
+
+async def _is_ended(member: Member) -> bool:
+    assert member.container is not None
+    return member.container.poll() is not None
+
+
+async def test_renewed_token_and_application_password_reach_the_database() -> None:
+    """A new token is taken in place: nothing restarts when the old one is gone. The application can log in."""
+    async with world(1) as made:
+        member = await made.settled(0)
+        patroni, postmaster = member.patroni(), member.postmaster()
+        assert await made.until(lambda: made.sql(made.master_port, "SELECT 7"), "the application logs in") == 7
+        assert await made.sql(made.master_port, "SHOW mesh.peer_id") == member.peer_id
+        stored = "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await made.sql(made.master_port, stored)
+        fresh = await new_token(made, member.peer_id)
+        write_secret(member, "consul-token", fresh)
+        await made.until(lambda: _said(member, "token renewed"), "the supervisor takes the token")
+        old, member.token = member.token, fresh
+        _, listed = await made.consul.get("/v1/acl/tokens")
+        accessor = await _accessor(made, old, listed)
+        # Patroni reads its configuration again after its current cycle.
+        await made.until(lambda: _said(member, "Reloading", "Changed", "no action"), "Patroni goes on")
+        await asyncio.sleep(0)
+        await made.consul.delete(f"/v1/acl/token/{accessor}")
+        before = await _renewals(made, member)
+
+        async def renewed() -> bool:
+            return await _renewals(made, member) > before + 2
+
+        await made.until(renewed, "Patroni goes on with the new token")
+        assert (member.patroni(), member.postmaster()) == (patroni, postmaster)
+        assert await made.tagged("master") == [member.peer_id]
+
+
+async def _said(member: Member, *texts: str) -> bool:
+    return any(text in member.log() for text in texts)
+
+
+async def _accessor(made: World, secret: str, listed: list[dict[str, Any]]) -> str:
+    for token in listed:
+        _, whole = await made.consul.get(f"/v1/acl/token/{token['AccessorID']}")
+        if whole["SecretID"] == secret:
+            return str(whole["AccessorID"])
+    raise AssertionError("the old token is not listed")
+
+
+async def _renewals(made: World, member: Member) -> int:
+    """How often Patroni has told of a cycle as leader."""
+    return member.log().count("the leader with the lock")
+
+
+async def test_killed_supervisor_leaves_no_leader_behind() -> None:
+    """The container dies as a whole; the next one first lets the old key go, then leads again on the same data."""
+    async with world(1) as made:
+        member = await made.settled(0)
+        await made.until(lambda: made.sql(made.master_port, "SELECT 1"), "the application logs in")
+        async with await made.connect(made.master_port) as connection:
+            await connection.execute("CREATE TABLE t AS SELECT 5 AS i")
+        family = member.pids()
+        os.kill(member.first_pid(), signal.SIGKILL)
+        await made.until(lambda: _is_ended(member), "the container ends")
+        assert [pid for pid in family if process_runs(pid)] == []
+        made.start_member(member)
+        assert await made.until(lambda: made.sql(made.master_port, "SELECT i FROM t"), "it leads again") == 5
+
+
+def test_secret_type_is_used() -> None:
+    """What is derived does not print itself."""
+    assert "***" in repr(passwords.derive(Secret("00" * 32)))
