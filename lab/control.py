@@ -66,7 +66,7 @@ class ControlServer:
             "group": machine.plan.group,
             "kind": machine.plan.kind,
             "state": machine.state,
-            "cut": self._host.cut_of(machine.plan.peer_id),
+            "cut": self._host.cut_of(machine.plan.peer_id) if machine.state == "running" else None,
             "containers": [
                 {
                     "name": container.name,

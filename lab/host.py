@@ -146,6 +146,9 @@ class Host:
 
     async def kill(self, peer_id: str) -> None:
         """Takes a CVM away from one moment to the next."""
+        if peer_id != plans.RENDEZVOUS:
+            # First of all: the kernel closes the sockets of a process that is killed, and a dead machine says nothing.
+            await self.cut(peer_id, "both")
         await self.machines[peer_id].kill()
 
     async def cut(self, peer_id: str, direction: Direction | None) -> None:

@@ -30,6 +30,7 @@ GROUPS: dict[str, str] = {
     "change": "catalog change and failed check, as a caller sees them",
     "path": "throughput, round trip, connection set-up",
     "failures": "killed Consul agent, killed Envoy",
+    "failover": "role changes of a database cluster, as its clients see them",
     "footprint": "memory and idle CPU",
     "start": "start to ready",
     "dns": "route-name DNS beside dnsmasq",
@@ -75,13 +76,15 @@ def measure(groups: tuple[str, ...], *, quick: bool, with_anchor: bool, progress
         raise UserError("this is no checkout: benchmarks/ is missing", "run ./mesh bench in a clone of the repository")
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    from benchmarks import parts
+    from benchmarks import failover, parts
 
     rows: list[Row] = []
+
     alone: dict[str, Callable[[], list[Row]]] = {
         "dns": parts.dns,
         "admissions": lambda: parts.admissions(50 if quick else 300),
         "xds": parts.xds,
+        "failover": lambda: failover.measure(progress, quick=quick),
     }
     for group, take in alone.items():
         if group in groups:

@@ -47,6 +47,9 @@ COMMANDS: dict[str, Entry] = {
         module="meshctl.tools_command", attribute="command", help="Install the tools and show where they are."
     ),
     "test": Entry(module="meshctl.testing", attribute="command", help="Run every test; arguments go to pytest."),
+    "chaos": Entry(
+        module="meshctl.chaos", attribute="command", help="Break a database cluster under load and count what is lost."
+    ),
     "bench": Entry(
         module="meshctl.bench", attribute="command", help="Measure, beside the anchor, and write the report."
     ),

@@ -72,13 +72,14 @@ def up(
     name: str | None,
 ) -> None:
     """Brings a cluster up on this machine and waits until it serves."""
-    run, _document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    run, _document, entries = start_mesh(cluster, _overrides(replicas, coordinators, variables), nat, name)
     _say_how_to_go_on(run, entries)
 
 
-def _up(
+def start_mesh(
     cluster: str, overrides: dict[str, str], nat: Nat, name: str | None
 ) -> tuple[runs.Run, dict[str, Any], tuple[lab.Entry, ...]]:
+    """Brings a cluster up and waits until it serves: the mesh, its status, its entries. Nothing stays half up."""
     progress = Console()
     reason = userns.check()
     if reason is not None:
@@ -141,7 +142,7 @@ def demo(
     """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`."""
     from meshctl.tour import failover, tour
 
-    run, _document, entries = _up(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    run, _document, entries = start_mesh(cluster, _overrides(replicas, coordinators, variables), nat, name)
     progress = Console()
     document = lab.wait_roles(run, progress)
     tour(run, document, entries, progress)

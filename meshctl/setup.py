@@ -22,7 +22,7 @@ from meshctl.errors import USAGE_EXIT_CODE, UserError, render
 from meshctl.locks import exclusive
 
 EXTRAS = ("cli", "patroni", "test")
-NEEDS_TOOLS = frozenset({"bench", "demo", "test", "tools", "up"})
+NEEDS_TOOLS = frozenset({"bench", "chaos", "demo", "test", "tools", "up"})
 """Commands that want the Go tools, so their build starts beside pip's downloads."""
 POINTER = "cvm-mesh.pth"
 """In site-packages; one line, the checkout: an editable installation, without a build back-end to fetch."""

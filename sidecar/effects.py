@@ -149,12 +149,23 @@ class Effects:
             self._refused("envoy", error)
             return
         self.problems.pop("envoy", None)
+        self._tell_moves(spec)
         self._spec = spec
         if self.snapshot is None or snapshot.version != self.snapshot.version:
             self.snapshot = snapshot
             self.xds.publish(snapshot)
             self.on_publish()
         self.snapshot = snapshot
+
+    def _tell_moves(self, spec: Spec) -> None:
+        """One line per route whose holder of an exclusive role changes: its connections are cut with this update."""
+        before = {route.name: route.generation for route in self._spec.egress} if self._spec is not None else {}
+        for route in spec.egress:
+            was = before.get(route.name, route.generation)
+            if was != route.generation:
+                log.info(
+                    "role moves", extra={"route": route.name, "was": _peer_of(was), "now": _peer_of(route.generation)}
+                )
 
     def _refused(self, effector: str, error: Exception) -> None:
         self.problems[effector] = str(error)
@@ -163,3 +174,7 @@ class Effects:
 
 def _names_of(wish: Desired) -> tuple[object, ...]:
     return (wish.names, wish.peer_addresses, wish.services)
+
+
+def _peer_of(generation: str) -> str:
+    return generation.partition("/")[0] or "nobody"

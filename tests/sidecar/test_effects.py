@@ -141,3 +141,16 @@ async def test_refused_part_keeps_its_last_state_and_is_named(rig: Rig) -> None:
     rig.vips.refuse = False
     await rig.effects.apply(desired(good), OWN)
     assert rig.effects.problems == {}
+
+
+async def test_a_role_that_moves_is_told_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The moment at which connections to an old leader are cut is in the log, with both names; nothing else is."""
+    caplog.set_level("INFO", logger="sidecar.effects")
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    first = whole_world(manifest=manifest(routes=(route("api-master", "api", role="master"),)))
+    for leader in ("api-0", "api-0", "api-1", ""):
+        own = [health(f"api-{n}", f"100.96.0.1{n}", tags=("master",) if leader == f"api-{n}" else ()) for n in range(2)]
+        await rig.effects.apply(desired(dataclasses.replace(first, catalog={"api": catalog.instances(own)})), OWN)
+    told = [(r.__dict__["was"], r.__dict__["now"]) for r in caplog.records if r.getMessage() == "role moves"]
+    assert told == [("api-0", "api-1"), ("api-1", "nobody")]

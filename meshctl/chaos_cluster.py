@@ -1,0 +1,298 @@
+"""The database cluster that chaos is made in: who leads, whether it is whole, what breaks and mends it. IO: the lab's
+control API, programs inside CVMs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from meshctl import runs, status
+from meshctl.chaos_figures import Fault, decision
+from meshctl.errors import UserError
+from meshctl.lab_commands import exec_argv
+from meshctl.probes import Probe, ProbeError
+
+PROBE = "workloads.dbprobe"
+ROUTES = ("postgres-master", "postgres-replica")
+PORT = 5432
+REST_PORT = 8008
+COMMAND_SECONDS = 60.0
+LEADER_SECONDS = 120.0
+"""A fresh cluster makes its first database in some 10 s."""
+
+
+class ChaosError(Exception):
+    """The run cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A cluster that chaos knows how to use."""
+
+    name: str
+    cluster: str
+    """Folder below `clusters/`."""
+    application: str
+    """Group in which the clients run."""
+    user: str
+    """Role and database that they use."""
+    password_file: str
+    patroni: str
+    """What Patroni's process is called."""
+    configuration: str
+    """Patroni's file, inside a database CVM."""
+
+
+SCENARIOS = {
+    "patroni": Scenario(
+        name="patroni",
+        cluster="patroni-demo",
+        application="webdemo",
+        user="webdemo",
+        password_file="/run/mesh/secrets/db-webdemo",
+        patroni="workloads.patroni.member",
+        configuration="/run/patroni/patroni.yml",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A fault that was made."""
+
+    victim: str
+    at: float
+    """Just before."""
+    process: subprocess.Popen[bytes] | None = None
+    """A command that goes on meanwhile."""
+
+
+class Cluster:
+    """The running mesh of a scenario."""
+
+    def __init__(self, run: runs.Run, scenario: Scenario) -> None:
+        self.run = run
+        self.scenario = scenario
+        document, group = self._wait_leader()
+        self.members = tuple(p["peer_id"] for p in document["peers"] if p["group"] == group)
+        found = [p["peer_id"] for p in document["peers"] if p["group"] == scenario.application]
+        if not found or len(self.members) < 2:
+            raise UserError(
+                f"mesh {run.name!r} has {len(found)} CVMs of the group {scenario.application!r} and {len(self.members)}"
+                " of a database; chaos needs one and two at least",
+                f"./mesh up clusters/{scenario.cluster}, or leave out --name",
+            )
+        self.application = found[0]
+        self.clients = Probe(run, self.application, PROBE)
+        self._inside: dict[str, Probe] = {}
+
+    def document(self) -> dict[str, Any]:
+        """The status contract, with PIDs as the lab sees them: quicker than the host's view."""
+        return status.contract(self.run.call("GET", "/status"))
+
+    def _wait_leader(self) -> tuple[dict[str, Any], str]:
+        """The status document once the leader's route leads to somebody, and that group."""
+        end = time.monotonic() + LEADER_SECONDS
+        while time.monotonic() < end:
+            document = self.document()
+            leads = {
+                e for p in document["peers"] for r in p["routes"] if r["name"] == ROUTES[0] for e in r["endpoints"]
+            }
+            groups = {p["group"] for p in document["peers"] if p["peer_id"] in leads}
+            if len(groups) == 1:
+                return document, str(groups.pop())
+            time.sleep(0.1)
+        raise UserError(
+            f"mesh {self.run.name!r} has no leader behind {ROUTES[0]!r}",
+            "./mesh status shows what is missing",
+            exit_code=1,
+        )
+
+    def target(self, route: str) -> dict[str, Any]:
+        """Where clients of the application log in."""
+        return {
+            "host": route,
+            "port": PORT,
+            "user": self.scenario.user,
+            "database": self.scenario.user,
+            "password_file": self.scenario.password_file,
+        }
+
+    def inside(self, peer: str) -> Probe:
+        """A probe beside the database of `peer`; a new one when the last has ended."""
+        if peer not in self._inside:
+            self._inside[peer] = Probe(self.run, peer, PROBE)
+        return self._inside[peer]
+
+    def forget(self, peer: str) -> None:
+        """Ends the probe of `peer`, whose container may be another one now."""
+        probe = self._inside.pop(peer, None)
+        if probe is not None:
+            probe.close()
+
+    def ask(self, peer: str, command: str, **fields: Any) -> Any:
+        """One command beside the database of `peer`. ProbeError when it cannot be asked."""
+        try:
+            return self.inside(peer).do(command, **fields)
+        except UserError as error:
+            raise ProbeError(str(error)) from error
+        except ProbeError:
+            self.forget(peer)
+            raise
+
+    def leader(self) -> str | None:
+        """Where the application's CVM sends those who dial the leader now."""
+        endpoints = self._endpoints(self.document(), self.application, ROUTES[0])
+        return endpoints[0] if len(endpoints) == 1 else None
+
+    def _endpoints(self, document: dict[str, Any], peer: str, route: str) -> list[str]:
+        own = next((p for p in document["peers"] if p["peer_id"] == peer), None)
+        return next((r["endpoints"] for r in own["routes"] if r["name"] == route), []) if own else []
+
+    def missing(self, *, synchronous: bool) -> str:
+        """What keeps the cluster from being whole; empty when it is."""
+        document = self.document()
+        for peer in document["peers"]:
+            if not peer["ready"]:
+                return f"{peer['peer_id']}: {'; '.join(peer['reasons']) or 'starting'}"
+        leaders = self._endpoints(document, self.application, ROUTES[0])
+        if len(leaders) != 1:
+            return f"{ROUTES[0]} leads to {leaders or 'nobody'}"
+        for peer in (p["peer_id"] for p in document["peers"] if p["kind"] == "workload"):
+            if self._endpoints(document, peer, ROUTES[0]) != leaders:
+                return f"{peer} does not see {leaders[0]} as the leader"
+            replicas = self._endpoints(document, peer, ROUTES[1])
+            if set(replicas) != set(self.members) - set(leaders):
+                return f"{peer} sees {', '.join(replicas) or 'nobody'} behind {ROUTES[1]}"
+        return self._replication(document, leaders[0], synchronous=synchronous)
+
+    def _replication(self, document: dict[str, Any], leader: str, *, synchronous: bool) -> str:
+        """What Patroni says that is not in order."""
+        address = next(p["address"] for p in document["peers"] if p["peer_id"] == leader)
+        try:
+            answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/cluster")
+            members = json.loads(answer["body"])["members"]
+            roles = {member["name"]: (member["role"], member["state"]) for member in members}
+        except (ProbeError, ValueError, KeyError, TypeError) as error:
+            return f"Patroni of {leader} does not say how its cluster is: {error}"
+        if sorted(roles) != sorted(self.members):
+            return f"Patroni knows {', '.join(sorted(roles)) or 'nobody'}"
+        if roles[leader] != ("leader", "running"):
+            return f"Patroni calls {leader} {' '.join(roles[leader])}"
+        for name, (role, state) in roles.items():
+            if name != leader and state != "streaming":
+                return f"{name} ({role}) is {state}"
+        if synchronous and not any(role in ("sync_standby", "quorum_standby") for role, _ in roles.values()):
+            return "there is no synchronous standby"
+        return ""
+
+    def timeline(self) -> int:
+        """The leader's, through the mesh: the highest timeline so far."""
+        state = self.clients.do("hold", target=self.target(ROUTES[0]), pause=0.005)
+        return int(state["idle"]["timeline"])
+
+    def decided(self, leader: str, after: float) -> float | None:
+        """When the caller's sidecar took the route away from `leader`, after the moment `after` (CLOCK_MONOTONIC)."""
+        # Its log has the time of day; what lies between the two clocks does not change within a round.
+        between = time.time() - time.monotonic()
+        log = self.run.folder / "logs" / f"{self.application}.sidecar.log"
+        with contextlib.suppress(OSError):
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            found = decision(lines, ROUTES[0], leader, after + between)
+            return None if found is None else found - between
+        return None
+
+    def hit(self, fault: Fault, leader: str, number: int) -> Hit:
+        """Makes the fault."""
+        if fault == "switchover":
+            argv = self._patronictl(leader, "switchover", "--leader", leader, "--force")
+            at = time.monotonic()
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=runs.CHECKOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            return Hit(victim=leader, at=at, process=process)
+        # The caller's Envoy and the leader's in turns.
+        victim = self.application if fault == "crash-envoy" and number % 2 else leader
+        asked = {
+            "crash-postgres": ("signal", {"process": "postgres"}),
+            "crash-patroni": ("signal", {"process": self.scenario.patroni}),
+            "crash-envoy": ("signal", {"process": "envoy"}),
+            "cvm-loss": ("kill", {}),
+            "partition-both": ("cut", {"direction": "both"}),
+            "partition-in": ("cut", {"direction": "in"}),
+            "partition-out": ("cut", {"direction": "out"}),
+        }
+        action, query = asked[fault]
+        return Hit(victim=victim, at=float(self.act(victim, action, query)["at"]))
+
+    def act(self, peer: str, action: str, query: dict[str, str] | None = None) -> dict[str, Any]:
+        """One action of the lab on a CVM."""
+        suffix = f"?{urlencode(query)}" if query else ""
+        answer: dict[str, Any] = self.run.call("POST", f"/machines/{peer}/{action}{suffix}", seconds=COMMAND_SECONDS)
+        return answer
+
+    def mend(self) -> None:
+        """Ends every cut and starts every CVM that does not run."""
+        for machine in self.run.call("GET", "/status")["machines"]:
+            if machine["cut"]:
+                self.act(machine["peer_id"], "heal")
+            if machine["state"] in ("killed", "stopped"):
+                self.forget(machine["peer_id"])
+                self.act(machine["peer_id"], "start")
+
+    def finish(self, hit: Hit) -> str:
+        """Waits for the command of a fault; what it said when it failed."""
+        if hit.process is None:
+            return ""
+        try:
+            said, _ = hit.process.communicate(timeout=COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            hit.process.kill()
+            said, _ = hit.process.communicate()
+        return "" if hit.process.returncode == 0 else said.decode(errors="replace").strip()[-500:]
+
+    def synchronous(self) -> bool:
+        """Whether the cluster runs in synchronous mode."""
+        return self.configuration().get("synchronous_mode") in (True, "on", "quorum")
+
+    def configuration(self) -> dict[str, Any]:
+        """Patroni's cluster-wide configuration."""
+        leader = self.leader() or self.members[0]
+        address = next(p["address"] for p in self.document()["peers"] if p["peer_id"] == leader)
+        try:
+            answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/config")
+            tree: dict[str, Any] = json.loads(answer["body"])
+        except (ProbeError, ValueError) as error:
+            raise ChaosError(f"Patroni of {leader} does not tell its configuration: {error}") from error
+        return tree
+
+    def set_synchronous(self, on: bool) -> None:
+        """Switches synchronous mode."""
+        leader = self.leader() or self.members[0]
+        argv = self._patronictl(
+            leader, "edit-config", "--force", "--quiet", "--set", f"synchronous_mode={'true' if on else 'false'}"
+        )
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=runs.CHECKOUT, check=False,
+            timeout=COMMAND_SECONDS,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise ChaosError(f"patronictl in {leader} failed: {(done.stdout + done.stderr).strip()[-500:]}")
+
+    def _patronictl(self, peer: str, *arguments: str) -> list[str]:
+        return exec_argv(self.run, peer, None, ("patronictl", "-c", self.scenario.configuration, *arguments))
+
+    def close(self) -> None:
+        """Ends every probe; the mesh is the caller's."""
+        with contextlib.suppress(ProbeError):
+            self.clients.do("clear", target=self.target(ROUTES[0]))
+        self.clients.close()
+        for peer in list(self._inside):
+            self.forget(peer)
