@@ -46,6 +46,12 @@ COMMANDS: dict[str, Entry] = {
     "tools": Entry(
         module="meshctl.tools_command", attribute="command", help="Install the tools and show where they are."
     ),
+    "keygen": Entry(
+        module="meshctl.manifest_keys", attribute="keygen", help="Make the owner key and put its public half in place."
+    ),
+    "manifest": Entry(
+        module="meshctl.manifest", attribute="command", help="Render, sign and show what may join a deployed mesh."
+    ),
     "test": Entry(module="meshctl.testing", attribute="command", help="Run every test; arguments go to pytest."),
     "chaos": Entry(
         module="meshctl.chaos", attribute="command", help="Break a database cluster under load and count what is lost."

@@ -235,6 +235,12 @@ def with_owner_key(compose_text: str, key: str) -> str:
     )
 
 
+def owner_key_of(compose_text: str) -> str | None:
+    """The owner key that is a literal of `compose_text`; None where there is none yet, or more than one."""
+    found = [match["value"] for match in _OWNER_KEY_LINE.finditer(compose_text)]
+    return found[0] if len(found) == 1 and _OWNER_KEY_VALUE.fullmatch(found[0]) else None
+
+
 def keyed(compose: ComposeFile, owner_key: str) -> ComposeFile:
     """`compose` with the owner key in its text and its services. ValueError as `with_owner_key`."""
     return parse(with_owner_key(compose.text, owner_key), compose.path)

@@ -2,7 +2,7 @@
 locals {
   workload_groups = {
     api = {
-      replicas    = 2
+      replicas    = var.api_replicas
       compose     = "${path.module}/compose/api.yaml"
       compose_env = {}
 
@@ -21,7 +21,7 @@ locals {
     }
 
     worker = {
-      replicas    = 2
+      replicas    = var.worker_replicas
       compose     = "${path.module}/compose/worker.yaml"
       compose_env = {}
 

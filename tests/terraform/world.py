@@ -70,7 +70,7 @@ def run(folder: Path, *arguments: str, ok: bool = True, **more: str) -> str:
     result = subprocess.run(argv, cwd=folder, capture_output=True, text=True, env=environment() | more, timeout=110)
     if ok:
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return result.stdout
+    return result.stdout if ok else result.stdout + result.stderr
 
 
 def root(folder: Path, names: Iterable[str], *, more: str = "", named: bool = False) -> None:

@@ -1,0 +1,297 @@
+"""From what Terraform reports of a deployment to what the manifest says of it. Pure.
+
+What the cloud reports is not evidence: the owner signs what the owner has seen to be right. So each app's measured
+app-compose.json is held against the files here, its hash and event log against each other, and whatever cannot be
+compared with anything is listed for a person to judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evidence.errors import EvidenceError
+from evidence.eventlog import Identity, parse
+from topology.cluster import Cluster
+from topology.manifest import KeyProvider, Manifest, ManifestError, OsImage, Rendezvous, TcbPolicy, from_tree
+from topology.model import COORDINATOR
+from topology.problems import ClusterError
+from topology.render import AppFacts, Deployment
+
+FORMAT = 1
+_DEMANDED: Mapping[str, tuple[object, object]] = {
+    "runner": ("docker-compose", None),
+    "kms_enabled": (True, False),
+    "local_key_provider_enabled": (False, False),
+    "gateway_enabled": (True, False),
+    "public_logs": (False, False),
+    "public_sysinfo": (False, False),
+    "public_tcbinfo": (True, True),
+    "no_instance_id": (False, False),
+    "secure_time": (True, True),
+}
+"""Fields of app-compose.json: the value that a mesh needs, and what dstack takes where the field is absent."""
+_COMPARED = frozenset({"manifest_version", "name", "docker_compose_file", "allowed_envs", "pre_launch_script"})
+_SCRIPTS = ("init_script", "bash_script")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppReport:
+    """What Terraform reports of one app."""
+
+    app_id: str
+    name: str
+    environment: tuple[str, ...]
+    """Names of the variables that its CVMs are given."""
+    instance_ids: tuple[str, ...]
+    attestation: str | None
+    """The `tcb_info` of its first CVM, JSON."""
+    complaint: str | None
+    """Why there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The output `deployment` of terraform/phala."""
+
+    format: int
+    cluster: str
+    coordinator_urls: tuple[str, ...]
+    apps: dict[str, AppReport]
+    rendezvous: tuple[Rendezvous, ...]
+    tcb: TcbPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviewed:
+    """What goes into the manifest, and what a person should look at before signing it."""
+
+    deployment: Deployment
+    notes: tuple[str, ...]
+
+
+def read(text: str) -> tuple[Report, Any]:
+    """The report in `text`, and the policy that Terraform rendered. ClusterError names what is wrong.
+
+    `text` is what `terraform output -json deployment` prints, or all of `terraform output -json`.
+    """
+    try:
+        tree = json.loads(text)
+        if isinstance(tree, dict) and isinstance(tree.get("deployment"), dict):
+            tree = tree["deployment"]["value"]
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            raise ManifestError(f"expected the output `deployment` of terraform/phala, format {FORMAT}")
+        policy = tree.pop("policy", None)
+        report: Report = from_tree(Report, tree, "deployment")
+    except (ValueError, RecursionError, KeyError) as error:
+        message = f"Terraform's outputs cannot be used: {error}; give what `terraform output -json deployment` prints"
+        raise ClusterError([message]) from error
+    return report, policy
+
+
+def review(
+    cluster: Cluster,
+    report: Report,
+    policy: Any,
+    files: Mapping[str, str],
+    *,
+    images: tuple[OsImage, ...] | None,
+    pre_launch: frozenset[str],
+    earlier: Manifest | None,
+    epoch: int,
+) -> Reviewed:
+    """What of `report` the manifest takes over. ClusterError with everything that is not as the files here say.
+
+    `files` has the compose file's text by app. `images` are those that the owner approves, None takes the reported.
+    `pre_launch` has the SHA-256 of each accepted pre-launch script. The compose hashes of `earlier` stay allowed.
+    """
+    problems = list(_misfits(cluster, report, policy))
+    notes: list[str] = []
+    facts: dict[str, AppFacts] = {}
+    seen: dict[OsImage, str] = {}
+    providers: dict[KeyProvider, str] = {}
+    for name, app in sorted(report.apps.items()):
+        if name not in files:
+            continue
+        try:
+            measured = _Measured(name, app)
+        except ClusterError as error:
+            problems += error.problems
+            continue
+        problems += measured.problems(files[name], pre_launch)
+        notes += measured.notes()
+        kept = _hashes(earlier, name)
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys((measured.compose_hash, *kept))))
+        seen.setdefault(measured.image, name)
+        providers.setdefault(measured.key_provider, name)
+    problems += _image_problems(seen, images)
+    if len(providers) > 1:
+        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
+        problems.append(f"the apps have their keys from different providers: {told}; all must use one")
+    if not report.rendezvous:
+        notes.append(
+            "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
+        )
+    if images is None:
+        notes.append("OS images are as the cloud reports them: compare them with the ones that you built or trust")
+    if problems:
+        raise ClusterError(problems)
+    development = report.tcb.allow_development_images
+    taken = images or tuple(dataclasses.replace(image, development=development) for image in seen)
+    deployment = Deployment(
+        key_provider=next(iter(providers)),
+        os_images=taken,
+        tcb=report.tcb,
+        coordinator=facts[COORDINATOR],
+        groups={name: found for name, found in facts.items() if name != COORDINATOR},
+        coordinator_urls=report.coordinator_urls,
+        rendezvous=report.rendezvous,
+        epoch=epoch,
+    )
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+
+
+def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
+    again = "run terraform apply, then this again"
+    if report.cluster != cluster.name:
+        yield f"the deployment is of cluster {report.cluster!r}, the files are of {cluster.name!r}; {again}"
+        return
+    wanted = {COORDINATOR, *(group.name for group in cluster.groups)}
+    for name in sorted(wanted ^ set(report.apps)):
+        yield f"app {name!r} is {'not deployed' if name in wanted else 'deployed, but not in cluster.tf'}; {again}"
+    try:
+        deployed = {p["peer_id"] for group in policy["groups"].values() for p in group["peers"]}
+        deployed |= {peer["peer_id"] for peer in policy["coordinators"]}
+    except (KeyError, TypeError):
+        yield f"Terraform's outputs have no usable policy; {again}"
+        return
+    for peer in sorted(deployed ^ set(cluster.mesh_addresses())):
+        where = "deployed, but not" if peer in deployed else "not deployed, but"
+        yield f"peer {peer!r} is {where} in cluster.tf; {again}"
+
+
+def _hashes(earlier: Manifest | None, app: str) -> tuple[str, ...]:
+    if earlier is None:
+        return ()
+    if app == COORDINATOR:
+        return earlier.coordinators.compose_hashes
+    return earlier.groups[app].compose_hashes if app in earlier.groups else ()
+
+
+def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | None) -> Iterator[str]:
+    measured = {(i.mrtd, i.rtmr0, i.rtmr1, i.rtmr2) for i in images or ()}
+    for image, name in seen.items():
+        if images is not None and (image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2) not in measured:
+            yield (
+                f"app {name!r} runs an OS image that is none of the approved ones (MRTD {image.mrtd:.16}…, RTMR1 "
+                f"{image.rtmr1:.16}…); deploy an approved image, or add this one after you have checked it"
+            )
+
+
+class _Measured:
+    """What one app's first CVM says it measured. ClusterError when that does not hold together."""
+
+    def __init__(self, name: str, app: AppReport) -> None:
+        self._name = name
+        self._app = app
+        if not app.attestation:
+            reason = f" ({app.complaint})" if app.complaint else ""
+            raise self._error(f"has no attestation yet{reason}; wait until its CVM runs, and run terraform apply again")
+        try:
+            tree = json.loads(app.attestation)
+            self._text: str = tree["app_compose"]
+            self.compose_hash = str(tree["compose_hash"])
+            log = parse(json.dumps(tree["event_log"]))
+            self._identity = log.identity(allow_application_events=True)
+            self._compose: Any = json.loads(self._text)
+            registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._error(f"has an attestation that cannot be read: {error!r}") from error
+        except EvidenceError as error:
+            raise self._error(f"has an attestation that cannot be used: {error.reason}") from error
+        if not isinstance(self._compose, dict):
+            raise self._error("measured an app-compose.json that is no object")
+        self._consistent(registers["rtmr3"], log.replay()[3].hex())
+        stated = self._identity.os_image_hash or str(tree.get("os_image_hash") or "")
+        self.image = OsImage(
+            os_image_hash=stated,
+            mrtd=registers["mrtd"],
+            rtmr0=registers["rtmr0"],
+            rtmr1=registers["rtmr1"],
+            rtmr2=registers["rtmr2"],
+        )
+        self.key_provider = KeyProvider(name=self._identity.key_provider_name, id=self._identity.key_provider_id)
+
+    def _error(self, what: str) -> ClusterError:
+        return ClusterError([f"app {self._name!r} {what}"])
+
+    def _consistent(self, stated: str, replayed: str) -> None:
+        own: Identity = self._identity
+        pairs = (
+            ("app-compose.json", hashlib.sha256(self._text.encode()).hexdigest(), self.compose_hash),
+            ("compose hash in the event log", own.compose_hash, self.compose_hash),
+            ("app ID in the event log", own.app_id, self._app.app_id),
+            ("replay of the event log", replayed, stated),
+        )
+        for what, found, wanted in pairs:
+            if found != wanted:
+                raise self._error(f"has an attestation that contradicts itself: its {what} gives {found}, not {wanted}")
+
+    def problems(self, compose_text: str, pre_launch: frozenset[str]) -> Iterator[str]:
+        """What the app measured and this mesh does not want."""
+        prefix = f"app {self._name!r} measured"
+        tree = self._compose
+        if tree.get("docker_compose_file") != compose_text:
+            line = _first_difference(str(tree.get("docker_compose_file")), compose_text)
+            yield f"{prefix} another compose file than the one here (they differ from line {line}); run terraform apply"
+        if tree.get("name") != self._app.name:
+            yield f"{prefix} the name {tree.get('name')!r}, expected {self._app.name!r}"
+        missing = sorted(set(self._app.environment) - set(tree.get("allowed_envs") or ()))
+        if missing:
+            yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
+        for field, (wanted, absent) in _DEMANDED.items():
+            found = tree.get(field, absent)
+            if field == "kms_enabled" and tree.get("key_provider") == "kms":
+                continue
+            if found != wanted:
+                yield f"{prefix} {field} = {json.dumps(found)}, expected {json.dumps(wanted)}"
+        for field in _SCRIPTS:
+            if tree.get(field):
+                yield f"{prefix} a {field}, which runs before the mesh and was not in the files here"
+        script = str(tree.get("pre_launch_script") or "")
+        digest = hashlib.sha256(script.encode()).hexdigest()
+        if script and digest not in pre_launch:
+            yield (
+                f"{prefix} a pre-launch script of {len(script.splitlines())} lines that is not of these files: read it "
+                f"(meshctl manifest script {self._name}), then accept it with --accept-pre-launch {digest}"
+            )
+
+    def notes(self) -> Iterator[str]:
+        """What the app measured and nothing here can be compared with."""
+        known = {*_DEMANDED, *_COMPARED, *_SCRIPTS, "key_provider", "storage_fs"}
+        for field in sorted(set(self._compose) - known):
+            shown = json.dumps(self._compose[field])
+            yield f"app {self._name!r} measured {field} = {shown if len(shown) < 120 else shown[:117] + '…'}"
+        more = sorted(set(self._compose.get("allowed_envs") or ()) - set(self._app.environment))
+        if more:
+            yield f"app {self._name!r} may be given the variables {', '.join(more)}, which no compose file here uses"
+        if self._compose.get("pre_launch_script"):
+            yield f"app {self._name!r} runs an accepted pre-launch script"
+
+
+def script_of(report: Report, app: str) -> str:
+    """The pre-launch script that `app` measured, "" without one. ClusterError when there is no such app."""
+    if app not in report.apps:
+        raise ClusterError([f"app {app!r} is not deployed; expected one of {', '.join(sorted(report.apps))}"])
+    measured = _Measured(app, report.apps[app])
+    return str(measured._compose.get("pre_launch_script") or "")
+
+
+def _first_difference(one: str, other: str) -> int:
+    lines = zip(one.splitlines(), other.splitlines(), strict=False)
+    same = next((index for index, (a, b) in enumerate(lines) if a != b), None)
+    return 1 + (min(len(one.splitlines()), len(other.splitlines())) if same is None else same)

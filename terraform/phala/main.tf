@@ -1,0 +1,81 @@
+# One app per workload group and one for the coordinators; its first slot comes with the app, each further one is a resource.
+# Apply with -parallelism=1: apps that are created at once are refused by the platform.
+locals {
+  apps = merge({ coordinator = var.mesh.coordinators }, var.mesh.groups)
+
+  # The first slot has the app's name; a slot keeps its name when its CVM is replaced.
+  app_names = { for a, app in local.apps : a => "${var.mesh.cluster}-${a}" }
+  slots = {
+    for a, app in local.apps : a => [
+      for index, peer in app.peers : index == 0 ? local.app_names[a] : "${var.mesh.cluster}-${peer}"
+    ]
+  }
+  further = merge([for a, app in local.apps : { for name in slice(local.slots[a], 1, length(local.slots[a])) : name => a }]...)
+  names   = flatten(values(local.slots))
+
+  # The owner key is a literal of each compose file, because only that is measured.
+  owner_keys = {
+    for path in distinct([for app in local.apps : app.compose]) :
+    path => try(regexall("(?m)^\\s*(?:-\\s*)?[\"']?MESH_OWNER_KEY[\"']?\\s*[:=]\\s*[\"']?([A-Za-z0-9_-]+)", file(path))[*][0], [])
+  }
+}
+
+resource "phala_app" "app" {
+  for_each = local.apps
+
+  name           = local.app_names[each.key]
+  size           = lookup(var.size, each.key, var.size["default"])
+  region         = var.region
+  image          = var.attestation.image
+  disk_size      = var.disk_size
+  kms            = var.kms
+  docker_compose = file(each.value.compose)
+  members        = local.slots[each.key]
+
+  # No secret is here: these values are in the state, and a plan prints them. Every slot of the app gets the same ones, so
+  # a CVM's slot is not among them: the coordinator gives it one, by the attested instance.
+  env = var.mesh.environment[each.key]
+
+  # Part of the compose hash, so said in full. The gateway reaches one coordinator, not just any, by its instance ID.
+  public_logs     = false
+  public_sysinfo  = false
+  public_tcbinfo  = true
+  gateway_enabled = true
+  secure_time     = true
+  storage_fs      = "zfs"
+  listed          = false
+
+  lifecycle {
+    precondition {
+      condition     = length(local.owner_keys[each.value.compose]) == 1 && can(regex("^[A-Za-z0-9_-]{43}$", one(local.owner_keys[each.value.compose])))
+      error_message = "${each.value.compose}: MESH_OWNER_KEY is not the public half of an owner key; run `meshctl keygen` on this cluster, which makes one and writes it into the compose files."
+    }
+    precondition {
+      condition     = length(distinct(flatten(values(local.owner_keys)))) <= 1
+      error_message = "The compose files have different MESH_OWNER_KEYs: ${join(", ", [for path, keys in local.owner_keys : "${path} has ${join(" and ", keys)}"])}; one key signs the manifest of all."
+    }
+    precondition {
+      condition     = alltrue([for name in local.slots[each.key] : can(regex("^[A-Za-z][A-Za-z0-9-]{4,62}$", name))])
+      error_message = "CVM names must have 5 to 63 characters: ${join(", ", local.slots[each.key])}; change cluster_name or the name of the group."
+    }
+    precondition {
+      condition     = length([for name in local.names : name if contains(local.slots[each.key], name)]) == length(local.slots[each.key])
+      error_message = "CVM names meet: ${join(", ", sort(local.names))}; a group must not be called as another one's slot, rename it."
+    }
+  }
+}
+
+resource "phala_app_instance" "slot" {
+  for_each = local.further
+
+  app_id = phala_app.app[each.value].app_id
+  name   = each.key
+  # No env: it would replace the CVM at each change, and the app's own is sent to every slot anyway.
+}
+
+# What the first CVM of each app measured, for the owner to review and sign (`meshctl manifest`).
+data "phala_attestation" "app" {
+  for_each = var.read_attestation ? local.apps : {}
+
+  cvm_id = phala_app.app[each.key].primary_cvm_id
+}

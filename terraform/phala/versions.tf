@@ -1,0 +1,11 @@
+terraform {
+  required_version = ">= 1.5"
+
+  required_providers {
+    phala = {
+      source = "phala-network/phala"
+      # Exact: only pre-releases exist, which no range matches.
+      version = "0.3.0-beta.3"
+    }
+  }
+}

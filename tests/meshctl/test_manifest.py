@@ -1,0 +1,145 @@
+"""`./mesh manifest`: the files it reads and writes, what it refuses. The whole way: tests/terraform/test_phala.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from meshctl.cli import cli
+from meshctl.errors import UserError
+from tests.meshctl.test_manifest_facts import FILES, outputs
+from tests.support import ROOT
+from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
+from topology import manifest
+from topology.render import OWNER_KEY_PLACEHOLDER, owner_key_of
+
+
+class Owner:
+    """Somebody with a copy of the starter, a key, and what Terraform printed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cluster = Path(shutil.copytree(ROOT / "clusters" / "starter", folder / "starter"))
+        self.key = folder / "owner.pem"
+        self.printed = folder / "outputs.json"
+        self.run("keygen", str(self.cluster), "--key", str(self.key))
+        public = owner_key_of((self.cluster / "compose" / "api.yaml").read_text())
+        assert public is not None
+        changes = {
+            name: {"docker_compose_file": text.replace(OWNER_KEY_PLACEHOLDER, public)} for name, text in FILES.items()
+        }
+        self.printed.write_text(json.dumps(outputs(**changes)))
+
+    def run(self, *arguments: str) -> Result:
+        """A command of ./mesh."""
+        return CliRunner().invoke(cli, arguments)
+
+    def render(self, *more: str) -> Result:
+        """`manifest render` with the answers that it asks for."""
+        fixed = ("--outputs", str(self.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
+        return self.run("manifest", "render", str(self.cluster), *fixed, *(more or ("--take-reported-images",)))
+
+    def sign(self, *more: str) -> Result:
+        """`manifest sign`."""
+        return self.run("manifest", "sign", str(self.cluster), *(more or ("--key", str(self.key))))
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Owner:
+    """An owner."""
+    return Owner(tmp_path)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Asserts that the command ended with a message that has all `words`."""
+    assert isinstance(result.exception, UserError), result.output
+    assert all(word in str(result.exception) for word in words), str(result.exception)
+
+
+def test_render_sign_show(owner: Owner) -> None:
+    """The draft is readable JSON; the signed file is one line that the compose files' key verifies; epochs grow."""
+    rendered = owner.render()
+    assert rendered.exit_code == 0, rendered.exception
+    assert "look at: " in rendered.output
+    draft = (owner.cluster / "manifest.json").read_text()
+    assert manifest.decode(draft.encode()).epoch == 1
+    assert owner.sign().exit_code == 0
+    signed = (owner.cluster / "manifest.signed").read_text()
+    assert signed.count("\n") == 1
+    shown = owner.run("manifest", "show", str(owner.cluster))
+    assert "manifest of starter, epoch 1" in shown.output
+    assert "route worker:9090 → worker/worker" in shown.output
+    assert owner.render().exit_code == 0
+    assert owner.sign().exit_code == 0
+    assert "epoch 2" in owner.run("manifest", "show", str(owner.cluster)).output
+
+
+def test_the_images_that_may_run_must_be_said(owner: Owner) -> None:
+    """Neither the cloud's word nor a list is taken unasked."""
+    fixed = ("manifest", "render", str(owner.cluster), "--outputs", str(owner.printed))
+    refused(owner.run(*fixed), "--os-images", "--take-reported-images")
+    approved = owner.cluster / "images.json"
+    image = TEE.os_image("0.6.0", False)
+    approved.write_text(
+        json.dumps([{name: getattr(image, name) for name in ("os_image_hash", "mrtd", "rtmr0", "rtmr1", "rtmr2")}])
+    )
+    assert owner.render("--os-images", str(approved)).exit_code == 0
+    approved.write_text('[{"mrtd": "x"}]')
+    refused(owner.render("--os-images", str(approved)), "is no list of OS images", "os_image_hash")
+    approved.write_text("[]")
+    refused(owner.render("--os-images", str(approved)), "approves no OS image")
+
+
+def test_what_cannot_be_read_is_named(owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing outputs, no Terraform, no draft, nothing signed yet."""
+    missing = str(tmp_path / "none.json")
+    refused(
+        owner.run("manifest", "render", str(owner.cluster), "--outputs", missing, "--take-reported-images"), missing
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(owner.run("manifest", "render", str(owner.cluster), "--take-reported-images"), "terraform is not on PATH")
+    refused(owner.sign(), "manifest.json", "manifest render")
+    refused(owner.run("manifest", "show", str(owner.cluster)), "has no manifest.signed yet")
+
+
+def test_only_the_key_of_the_compose_files_signs(owner: Owner, tmp_path: Path) -> None:
+    """A manifest that no CVM would believe is not signed."""
+    owner.render()
+    other = tmp_path / "other.pem"
+    from meshctl import manifest_keys
+
+    manifest_keys.create(other)
+    refused(owner.sign("--key", str(other)), "another MESH_OWNER_KEY")
+
+
+def test_an_older_or_foreign_draft_is_not_signed(owner: Owner) -> None:
+    """Coordinators never take a smaller epoch, so it is refused here, where someone can act."""
+    owner.render()
+    first = (owner.cluster / "manifest.json").read_text()
+    owner.sign()
+    owner.render()
+    owner.sign()
+    (owner.cluster / "manifest.json").write_text(first)
+    refused(owner.sign(), "epoch 1", "epoch 2")
+    (owner.cluster / "manifest.json").write_text(first.replace('"cluster": "starter"', '"cluster": "other"'))
+    refused(owner.sign(), "is of cluster 'other'")
+    (owner.cluster / "manifest.json").write_text("{}")
+    refused(owner.sign(), "is no manifest")
+
+
+def test_a_signed_file_that_was_changed_is_refused(owner: Owner) -> None:
+    """Whoever can write the folder cannot make a manifest."""
+    owner.render()
+    owner.sign()
+    path = owner.cluster / "manifest.signed"
+    path.write_text("A" + path.read_text()[1:])
+    refused(owner.run("manifest", "show", str(owner.cluster)), "not signed by the owner key")
+
+
+def test_the_script_of_an_app_is_shown(owner: Owner) -> None:
+    """What the platform runs before the mesh can be read."""
+    shown = owner.run("manifest", "script", str(owner.cluster), "api", "--outputs", str(owner.printed))
+    assert "pulling images" in shown.output

@@ -1,0 +1,93 @@
+"""`./mesh keygen`: one key per cluster, in the owner's hands, its public half in every compose file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from meshctl import manifest_keys
+from meshctl.cli import cli
+from meshctl.errors import UserError
+from tests.support import ROOT
+from topology.render import OWNER_KEY_PLACEHOLDER, owner_key_of
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the starter; the owner's configuration is beside it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return Path(shutil.copytree(ROOT / "clusters" / "starter", tmp_path / "starter"))
+
+
+def keygen(cluster: Path, *more: str) -> Result:
+    """Runs the command."""
+    return CliRunner().invoke(cli, ["keygen", str(cluster), *more])
+
+
+def test_a_key_is_made_once_and_its_public_half_put_in_place(cluster: Path, tmp_path: Path) -> None:
+    """The private half is for its owner's eyes; a second run changes nothing."""
+    first = keygen(cluster)
+    path = tmp_path / "config" / "cvm-mesh" / "starter.owner.pem"
+    assert first.exit_code == 0
+    assert f"made the owner key {path}" in first.output
+    assert path.stat().st_mode & 0o777 == 0o600
+    texts = [file.read_text() for file in sorted((cluster / "compose").iterdir())]
+    assert {owner_key_of(text) for text in texts} == {manifest_keys.public_half(manifest_keys.load(path))}
+    assert not any(OWNER_KEY_PLACEHOLDER in text for text in texts)
+    private = path.read_text()
+    assert private.splitlines()[1] not in first.output
+    second = keygen(cluster)
+    assert "found the owner key" in second.output
+    assert "have it already" in second.output
+    assert path.read_text() == private
+    assert [file.read_text() for file in sorted((cluster / "compose").iterdir())] == texts
+
+
+def test_a_key_inside_a_checkout_is_refused(cluster: Path, tmp_path: Path) -> None:
+    """What is in a checkout gets published."""
+    (tmp_path / "project" / ".git").mkdir(parents=True)
+    target = tmp_path / "project" / "keys" / "owner.pem"
+    found = keygen(cluster, "--key", str(target))
+    assert isinstance(found.exception, UserError)
+    assert "inside a git checkout" in found.exception.message
+    assert not target.exists()
+
+
+def test_a_compose_file_without_a_place_for_the_key_is_refused(cluster: Path) -> None:
+    """The message names the file and what to add."""
+    file = cluster / "compose" / "worker.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "MESH_OWNER_KEY" not in line) + "\n")
+    found = keygen(cluster)
+    assert isinstance(found.exception, UserError)
+    assert str(file) in found.exception.message
+    assert "add MESH_OWNER_KEY" in found.exception.message
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [("x", 0o600, "holds no private key"), ("x", 0o644, "may be read by others"), (None, 0, "cannot be read")],
+)
+def test_a_file_that_is_no_key_is_refused(tmp_path: Path, content: str | None, mode: int, words: str) -> None:
+    """Each with its reason."""
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    with pytest.raises(UserError, match=words):
+        manifest_keys.load(path)
+
+
+def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
+    """Manifests are signed with Ed25519."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    path = tmp_path / "key"
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.chmod(0o600)
+    with pytest.raises(UserError, match="expected an Ed25519 key"):
+        manifest_keys.load(path)

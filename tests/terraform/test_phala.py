@@ -1,0 +1,173 @@
+"""`terraform/phala` and the starter with a real Terraform, against a stand-in for the provider and its cloud."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.terraform import provider, world
+from tests.terraform.deployed import PRE_LAUNCH_HASH, Sandbox
+from topology import manifest, render
+from topology.cluster import load
+
+SLOTS = [
+    "starter-api",
+    "starter-coordinator",
+    "starter-worker",
+    "starter-api-1",
+    "starter-worker-1",
+    "starter-worker-2",
+]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """The starter with three workers, applied once, without a manifest yet."""
+    sandbox = Sandbox(top=tmp_path_factory.mktemp("cloud"))
+    world.terraform()
+    rendezvous = 'rendezvous = [{ public_key = "' + "A" * 43 + '=", endpoint = "203.0.113.5:51820" }]\n'
+    sandbox.prepare(tfvars=f"worker_replicas = 3\n{rendezvous}")
+    with provider.serve(sandbox.top, sandbox.cloud) as sandbox.variables:
+        sandbox.terraform("init", "-no-color", "-input=false")
+        sandbox.terraform("validate", "-no-color")
+        sandbox.apply()
+        yield sandbox
+
+
+def _signed(deployed: Sandbox) -> manifest.Manifest:
+    """Renders and signs the manifest of what is deployed."""
+    folder = str(deployed.folder)
+    rendered = deployed.mesh(
+        "manifest", "render", folder, "--outputs", str(deployed.outputs()),
+        "--take-reported-images", "--accept-pre-launch", PRE_LAUNCH_HASH,
+    )  # fmt: skip
+    assert rendered.exit_code == 0, rendered
+    signed = deployed.mesh("manifest", "sign", folder, "--key", str(deployed.key))
+    assert signed.exit_code == 0, signed
+    shown = deployed.mesh("manifest", "show", folder, "--json")
+    return manifest.decode(shown.output.encode())
+
+
+def test_one_app_a_group_and_one_instance_a_further_slot(deployed: Sandbox) -> None:
+    """The first slot comes with its app; further ones are resources; nothing else is made."""
+    created = [line for line in deployed.cloud.log if line.startswith("create")]
+    assert sorted(line.split()[-1] for line in created[:6]) == sorted(SLOTS)
+    assert {line.split()[1] for line in created[:3]} == {"phala_app"}
+    members = json.loads(deployed.terraform("output", "-json", "members"))
+    assert [slot["slot"] for slot in members["worker"]] == ["starter-worker", "starter-worker-1", "starter-worker-2"]
+    assert all(re.fullmatch("[0-9a-f]{40}", slot["instance_id"]) for slots in members.values() for slot in slots)
+    url = deployed.terraform("output", "-raw", "api_url")
+    assert re.fullmatch(rf"https://[0-9a-f]{{40}}-8080\.{provider.GATEWAY}", url)
+
+
+def test_a_deployment_becomes_a_signed_manifest_and_then_an_update_in_place(deployed: Sandbox) -> None:
+    """Render, sign, apply: the envelope reaches every app by a change in place, and rendering agrees with topology."""
+    made = _signed(deployed)
+    ours = load(deployed.folder)
+    assert [peer.peer_id for peer in made.groups["worker"].peers] == list(ours.group("worker").peers())
+    assert made.rendezvous[0].address == "100.96.0.1"
+    assert made.coordinators.peers[0].url.startswith("https://")
+    plan = deployed.plan()
+    changes = {r["address"]: r["change"]["actions"] for r in plan["resource_changes"]}
+    changed = {f'module.phala.phala_app.app["{name}"]' for name in ("api", "coordinator", "worker")}
+    assert set(_changed(plan)) == changed
+    assert all(changes[address] == ["update"] for address in changed)
+    envelope = (deployed.folder / "manifest.signed").read_text().strip()
+    planned = {
+        resource["index"]: resource["values"]["env"]
+        for module in plan["planned_values"]["root_module"]["child_modules"]
+        for resource in module["resources"]
+        if resource["type"] == "phala_app"
+    }
+    urls = tuple(peer.url for peer in made.coordinators.peers)
+    for group in ("api", "worker"):
+        assert planned[group] == render.sidecar_environment(
+            ours, group, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+        )
+    deployed.apply()
+    assert _changed(deployed.plan()) == []
+
+
+def test_a_manifest_of_another_cluster_is_warned_of(deployed: Sandbox) -> None:
+    """More replicas than the signed manifest has: Terraform goes on, and says what to do next."""
+    _signed(deployed)
+    tfvars = deployed.folder / "terraform.tfvars"
+    before = tfvars.read_text()
+    try:
+        tfvars.write_text(before.replace("worker_replicas = 3", "worker_replicas = 4"))
+        shown = deployed.terraform("plan", "-no-color", "-input=false", ok=False)
+    finally:
+        tfvars.write_text(before)
+    assert "The signed manifest is of another cluster.tf" in shown
+    assert 'phala_app_instance.slot["starter-worker-3"] will be created' in shown
+    assert "Error" not in shown
+
+
+def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
+    """Neither the API key, nor the owner's private key, nor anything that a coordinator or a CVM derives."""
+    _signed(deployed)
+    state = (deployed.folder / "terraform.tfstate").read_text()
+    plan = json.dumps(deployed.plan())
+    pem = deployed.key.read_text().splitlines()
+    for text in (state, plan):
+        assert deployed.variables["PHALA_CLOUD_API_KEY"] not in text
+        assert not any(line in text for line in pem if len(line) > 16)
+        assert not re.search(r'"[^"]*(password|passwd|gossip|private|token)[^"]*"\s*:', text, re.IGNORECASE)
+    allowed = {"MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_MANIFEST", "MESH_ROUTES_JSON"}
+    apps = [r for r in json.loads(state)["resources"] if r["type"] == "phala_app"]
+    names = {name for r in apps for instance in r["instances"] for name in instance["attributes"]["env"]}
+    assert apps
+    assert names == allowed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "require_digests = false",
+            "require_digests = true",
+            ["pin it by digest", "compose/api.yaml:4: services.sidecar.image"],
+        ),
+        ("require_digests = false", 'require_digests = false, image = "dstack-dev-0.5.7"', ["is a development image"]),
+        ("worker_replicas = 3", 'worker_replicas = 3\nkms = "ethereum"', ["kms must be", "phala"]),
+        ("worker_replicas = 3", 'worker_replicas = 3\ncluster_name = "' + "c" * 60 + '"', ["5 to 63 characters"]),
+        ("worker_replicas = 3", "worker_replicas = 0", ["workload_groups.worker.replicas", "at least one slot"]),
+        ("203.0.113.5:51820", "relay.example", ["rendezvous", "IPv4 address and a UDP port"]),
+    ],
+)
+def test_what_the_provider_would_find_late_is_refused_at_plan(
+    deployed: Sandbox, old: str, new: str, words: list[str]
+) -> None:
+    """The provider plans these cleanly and fails while it applies; the modules refuse them before anything is made."""
+    _refused(deployed, deployed.folder / "terraform.tfvars", old, new, words)
+
+
+def test_a_deployment_without_owner_key_is_refused(deployed: Sandbox) -> None:
+    """The placeholder, and different keys in different files, are named with the remedy."""
+    compose = deployed.folder / "compose" / "api.yaml"
+    key = render.owner_key_of(compose.read_text())
+    assert key is not None
+    _refused(deployed, compose, key, render.OWNER_KEY_PLACEHOLDER, ["compose/api.yaml", "meshctl keygen"])
+    _refused(deployed, compose, key, "B" * 43, ["different MESH_OWNER_KEYs", "B" * 43, key])
+
+
+def _changed(plan: dict[str, Any]) -> list[str]:
+    return [r["address"] for r in plan["resource_changes"] if r["change"]["actions"] not in (["no-op"], ["read"])]
+
+
+def _refused(deployed: Sandbox, file: Path, old: str, new: str, words: list[str]) -> None:
+    before = file.read_text()
+    assert old in before
+    try:
+        file.write_text(before.replace(old, new, 1))
+        shown = deployed.terraform("plan", "-no-color", "-input=false", ok=False)
+    finally:
+        file.write_text(before)
+    flat = " ".join(shown.replace("│", " ").split())
+    assert "Error" in flat
+    assert all(word in flat for word in words), shown
