@@ -137,7 +137,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             if name in children
         },
         "routes": [
-            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints")}
+            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints", "conflict")}
             for route in own.get("routes") or []
         ],
         "admission": own.get("admission"),
@@ -166,7 +166,7 @@ def print_table(document: dict[str, Any]) -> None:
             _links(peer["links"]),
             _child(peer, "consul"),
             _child(peer, "envoy"),
-            "\n".join(f"{r['name']} → {', '.join(r['endpoints']) or 'nobody'}" for r in peer["routes"]) or "-",
+            "\n".join(_route(route) for route in peer["routes"]) or "-",
         )
     # A pipe has no width of its own; a table cut to 80 columns would be unreadable in a log.
     console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
@@ -177,6 +177,11 @@ def print_table(document: dict[str, Any]) -> None:
     for peer in document["peers"]:
         for nack in peer["nacks"]:
             console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+
+
+def _route(route: dict[str, Any]) -> str:
+    leads = f"{route['name']} → {', '.join(route['endpoints']) or 'nobody'}"
+    return f"{leads} (claimed by {', '.join(route['conflict'])})" if route["conflict"] else leads
 
 
 def _state(peer: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -239,3 +241,35 @@ async def test_secrets_are_granted_at_the_admission_and_change_with_the_manifest
         await again.start()
         lead = await again.ready()
         assert (await applicant(lead, "db-0").admitted())["secrets"]["database"] == word
+
+
+async def renewed_until(asker: Applicant, lease: str, wanted: str) -> Any:
+    """The first renewal that has `wanted`: policies follow a manifest a moment after it is adopted."""
+    async with asyncio.timeout(30):
+        while True:
+            status, answer = await asker.post("renew", {"lease": lease})
+            if status == 200 and answer[wanted] is not None:
+                return answer
+            await asyncio.sleep(0.05)
+
+
+async def test_a_workload_that_a_newer_manifest_makes_or_unmakes_gets_or_loses_its_token() -> None:
+    """With the next renewal, not only with the next half of a token's life."""
+    async with database() as (mesh, lead):
+        asker = applicant(lead, "api-0")
+        admission = await asker.admitted()
+        assert admission["workload_token"] == ""
+        consul, group = lead.coordinator.consul, mesh.manifest.groups["api"]
+        backend = dataclasses.replace(group.backends["api"], owner="workload")
+        owned = dataclasses.replace(group, backends={"api": backend})
+        newer = dataclasses.replace(mesh.manifest, epoch=2, groups={**mesh.manifest.groups, "api": owned})
+        await consul.put("/v1/kv/mesh/manifest", sign(newer, OWNER).encode())
+        token = (await renewed_until(asker, admission["lease"], "workload_token"))["workload_token"]
+        async with ConsulClient(Secret(token), port=lead.http_port) as workload:
+            assert await workload.put("/v1/kv/service/api/x", b"x")
+            back = dataclasses.replace(mesh.manifest, epoch=3)
+            await consul.put("/v1/kv/mesh/manifest", sign(back, OWNER).encode())
+            assert (await renewed_until(asker, admission["lease"], "workload_token"))["workload_token"] == ""
+            await refused(workload.get("/v1/acl/token/self"))
+        status, answer = await asker.post("renew", {"lease": admission["lease"]})
+        assert (status, answer["token"], answer["workload_token"]) == (200, None, None)

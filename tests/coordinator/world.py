@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -324,11 +325,14 @@ async def cluster(coordinators: int = 1) -> AsyncIterator[Cluster]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody had a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody has. Not one of those that the kernel gives to outgoing connections, of which any program
+    on the machine may take it before it is used here.
+    """
+    while True:
+        port = random.randrange(10_000, 20_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(kw_only=True)

@@ -80,6 +80,12 @@ BAD_CLUSTERS = {
         'backend = "worker", role = "primary"',
         ["worker.routes.worker.role", "owned by the platform, which sets no roles", 'owner = "workload"'],
     ),
+    "secret": (
+        "cluster.tf",
+        "compose_env = {}",
+        "compose_env = {}\n      secrets     = { word = { grant = [] } }",
+        ["cluster.tf:8", "workload_groups.api.secrets.word.grant", "granted to nobody but 'api'"],
+    ),
     "zero": ("cluster.tf", "replicas    = 2", "replicas    = 0", ["is 0, expected a whole number from 1 to"]),
     "vip": (
         "cluster.tf",

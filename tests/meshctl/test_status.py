@@ -17,7 +17,15 @@ SIDECAR = {
     "address": "100.96.4.7",
     "children": {"envoy": {"pid": 12, "restarts": 1, "state": "running"}, "consul": {"pid": 9, "restarts": 0}},
     "routes": [
-        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "extra": 1}
+        {
+            "name": "worker",
+            "role": None,
+            "vip": "127.10.1.2",
+            "port": 9090,
+            "endpoints": ["worker-0"],
+            "conflict": [],
+            "extra": 1,
+        }
     ],
     "admission": {"state": "admitted"},
     "links": [{"peer_id": "worker-0", "path": "direct"}],
@@ -38,8 +46,15 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     assert document["cluster"] == "starter"
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
-        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"]}
+        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "conflict": []}
     ]
+
+
+def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two leaders are something that a person has to see."""
+    route = {"name": "db", "role": "master", "vip": "x", "port": 1, "endpoints": ["db-1"], "conflict": ["db-0", "db-1"]}
+    status.print_table(status.contract(raw(sidecar=SIDECAR | {"routes": [route]})))
+    assert "db → db-1 (claimed by db-0, db-1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sidecar.desired import World, desired, service_uri
 from sidecar.effects import Effects
 from sidecar.watches import Apply, Watches
 from tests.coordinator.test_grants import applicant
-from tests.coordinator.world import Cluster, Running, cluster, make_database_manifest
+from tests.coordinator.world import OWNER, Cluster, Running, cluster, make_database_manifest
 from tests.sidecar.test_effects import FakeVips
 from tests.sidecar.world import environment
 from tests.support import eventually, tool
@@ -44,6 +44,11 @@ class Member:
         self._sidecar = ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
         self._session = ""
 
+    def admitted_again(self, admission: dict[str, Any]) -> None:
+        """New tokens, after the coordinators forgot the old ones."""
+        self._workload.use_token(Secret(admission["workload_token"]))
+        self._sidecar.use_token(Secret(admission["consul"]["token"]))
+
     async def start(self, datacenter: str) -> None:
         """Serves behind a real ingress with the certificate that Consul gives the service."""
         self._server = await asyncio.start_server(self._serve, self.backend, 5432)
@@ -57,7 +62,16 @@ class Member:
         held = Leaf(name="db", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
         await self.envoy.start()
         await self.envoy.apply(Spec(egress=(), ingress=(ingress,), leaves=(held,), roots_pem=roots.pem), seconds=SOON)
+        await self.join()
+
+    async def join(self) -> None:
+        """Becomes a node."""
         await self._sidecar.put("/v1/catalog/register", {"Node": self.peer_id, "Address": self.address})
+
+    async def write(self, times: int) -> None:
+        """Ages the servers by so many writes."""
+        for number in range(times):
+            await self._workload.put("/v1/kv/service/db/history", str(number).encode())
 
     async def say(self, role: str) -> None:
         """Registers with `role` as its tag."""
@@ -100,7 +114,7 @@ class Member:
 class Caller:
     """The client's CVM: everything of a sidecar that a role route passes through, with a real Envoy at the end."""
 
-    def __init__(self, manifest: Manifest, folder: Path, address: str) -> None:
+    def __init__(self, manifest: Manifest, folder: Path, address: str, consul: ConsulClient, scope: TaskScope) -> None:
         self.vip = next(route.vip for route in manifest.routes if route.name == "db-master")
         self.envoy = Node("client", folder)
         self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
@@ -110,11 +124,19 @@ class Caller:
         self.world = World(manifest=manifest, own=own, group="client", address=address, datacenter=manifest.cluster)
         self.published = 0
         self._dirty = asyncio.Event()
+        self.consul = consul
+        self.watches = Watches(consul, scope)
+
+    def watch(self) -> None:
+        """Asks for everything anew."""
+        self.watches.keep({})
+        wanted = sources.queries(self.world, OWNER.public_key().public_bytes_raw())
+        self.watches.keep({query: self._take(change) for query, change in wanted.items()})
 
     def _count(self) -> None:
         self.published += 1
 
-    def take(self, change: sources.Change) -> Apply:
+    def _take(self, change: sources.Change) -> Apply:
         """As the membership does it."""
 
         def apply(tree: Any, index: int) -> None:
@@ -212,20 +234,18 @@ async def stage() -> AsyncIterator[Stage]:
         consul = await stack.enter_async_context(
             ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
         )
-        caller = Caller(mesh.manifest, folder, admission["address"])
+        scope = await stack.enter_async_context(TaskScope())
+        caller = Caller(mesh.manifest, folder, admission["address"], consul, scope)
         stack.push_async_callback(caller.envoy.close)
         await caller.envoy.start()
         caller.effects.files.prepare()
         caller.effects.xds = caller.envoy.server
-        scope = await stack.enter_async_context(TaskScope())
-        watches = Watches(consul, scope)
-        wanted = sources.queries(caller.world, lead.config.owner_key)
-        watches.keep({query: caller.take(change) for query, change in wanted.items()})
+        caller.watch()
         running = scope.start("reconcile", caller.run())
         try:
             yield Stage(caller, members, mesh)
         finally:
-            watches.keep({})
+            caller.watches.keep({})
             running.cancel()
 
 
@@ -277,3 +297,40 @@ async def test_the_last_leader_stays_while_the_coordinators_are_gone() -> None:
             again[1].transport.abort()
             assert await says(held)
             assert it.behind() == ("db-0",)
+
+
+async def test_coordinators_that_come_back_with_nothing_move_no_leader() -> None:
+    """The key is gone, but nobody let go of it: connections stay until somebody has taken it and lets go."""
+    async with stage() as it:
+        leader, replica = it.members["db-0"], it.members["db-1"]
+        await replica.write(100)
+        await leader.lead()
+        await leader.say("master")
+        held = await it.caller.reaches("db-0")
+        with closing(held[1]):
+            await it.mesh.lose(0)
+            await it.mesh.start(0)
+            lead = await it.mesh.ready()
+            before = it.caller.published
+            it.caller.consul.use_token(Secret((await applicant(lead, "client-0").admitted())["consul"]["token"]))
+            # What `membership` does when a lease was lost.
+            it.caller.world = sources.hold(it.caller.world)
+            it.caller.watch()
+            await it.sees(lambda: it.caller.world.leaders[KEY].remembered, "the servers do not know the key")
+            await it.sees(lambda: it.caller.world.catalog["db"] == (), "nor the instances")
+            assert it.behind() == ("db-0",)
+            for member in (leader, replica):
+                member.admitted_again(await applicant(lead, member.peer_id).admitted())
+                await member.join()
+            await replica.say("replica")
+            await it.sees(lambda: it.tags("db-1") == "replica", "a replica is back")
+            await leader.lead()
+            await it.sees(lambda: not it.caller.world.leaders[KEY].remembered, "the key is held again")
+            await leader.say("master")
+            await it.sees(lambda: it.tags("db-0") == "master", "the leader is back")
+            assert await says(held)
+            # The new roots are the old ones, but the certificate is another.
+            assert it.behind() == ("db-0",)
+            assert it.caller.published <= before + 1
+            await leader.lose()
+            await is_closed(held)
