@@ -125,6 +125,29 @@ def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
     assert names == allowed
 
 
+def test_the_patroni_demo_plans_without_a_secret(tmp_path: Path) -> None:
+    """The database cluster with its workload secret: its name is planned, and no value of it exists anywhere here."""
+    world.terraform()
+    sandbox = Sandbox(top=tmp_path, name="patroni-demo")
+    sandbox.prepare(tfvars="postgres_replicas = 2\n")
+    with provider.serve(sandbox.top, sandbox.cloud) as sandbox.variables:
+        sandbox.terraform("init", "-no-color", "-input=false")
+        plan = sandbox.plan()
+    assert len(_changed(plan)) == 1 + 3 + 2
+    envs = {
+        resource["index"]: resource["values"]["env"]
+        for module in plan["planned_values"]["root_module"]["child_modules"]
+        for resource in module["resources"]
+        if resource["type"] == "phala_app"
+    }
+    assert {name: value for name, value in envs["postgres"].items() if not name.startswith("MESH_")} == {
+        "DERIVE_PATRONI_PASSWORDS": "1",
+        "POSTGRES_SYNCHRONOUS": "on",
+    }
+    assert not re.search(r'"[^"]*(password|passwd)[^"]*"\s*:\s*"(?!1")', json.dumps(plan), re.IGNORECASE)
+    assert sandbox.cloud.log == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
