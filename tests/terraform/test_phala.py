@@ -108,6 +108,26 @@ def test_a_manifest_of_another_cluster_is_warned_of(deployed: Sandbox) -> None:
     assert "Error" not in shown
 
 
+def test_a_plan_against_the_state_sees_what_is_deployed(deployed: Sandbox) -> None:
+    """`./mesh plan` reads Terraform's own state: nothing changes, until something does."""
+    state = deployed.folder / "terraform.tfstate"
+    shown = deployed.top / "state.json"
+    shown.write_text(deployed.terraform("show", "-json"))
+    for against in (state, shown):
+        found = deployed.mesh("plan", str(deployed.folder), "--against", str(against))
+        assert "nothing changes" in found.output, found.output
+    tfvars = deployed.folder / "terraform.tfvars"
+    before = tfvars.read_text()
+    try:
+        tfvars.write_text(before.replace("worker_replicas = 3", "worker_replicas = 4"))
+        found = deployed.mesh("plan", str(deployed.folder), "--against", str(state), "--json", "-")
+    finally:
+        tfvars.write_text(before)
+    assert [(c["kind"], c["name"], c["effect"]) for c in json.loads(found.output)["changes"]] == [
+        ("cvm", "worker-3", "create")
+    ]
+
+
 def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
     """Neither the API key, nor the owner's private key, nor anything that a coordinator or a CVM derives."""
     _signed(deployed)
