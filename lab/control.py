@@ -80,22 +80,8 @@ class ControlServer:
                 for container in [machine.containers.get(service.name)]
                 if container is not None
             ],
-            "sidecar": await self._sidecar(machine),
+            "sidecar": await ask(machine.status_socket) if machine.state == "running" else None,
         }
-
-    async def _sidecar(self, machine: Machine) -> dict[str, Any] | None:
-        path = machine.status_socket
-        if machine.state != "running" or not path.exists():
-            return None
-        timeout = aiohttp.ClientTimeout(total=_STATUS_SECONDS)
-        with contextlib.suppress(OSError, aiohttp.ClientError, TimeoutError, ValueError):
-            async with (
-                aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session,
-                session.get("http://sidecar/status") as answer,
-            ):
-                document: dict[str, Any] = await answer.json()
-                return document
-        return None
 
     async def _act(self, request: web.Request) -> web.Response:
         peer_id, action = request.match_info["peer_id"], request.match_info["action"]
@@ -143,3 +129,18 @@ def _direction(query: Mapping[str, str]) -> Direction:
     if asked not in directions:
         raise ValueError(f"direction {asked!r} is none of in, out, both")
     return directions[asked]
+
+
+async def ask(status_socket: Path) -> dict[str, Any] | None:
+    """The status document that a sidecar or coordinator serves at `status_socket`; None when it does not answer."""
+    if not status_socket.exists():
+        return None
+    timeout = aiohttp.ClientTimeout(total=_STATUS_SECONDS)
+    with contextlib.suppress(OSError, aiohttp.ClientError, TimeoutError, ValueError):
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(status_socket)), timeout=timeout) as session,
+            session.get("http://sidecar/status") as answer,
+        ):
+            document: dict[str, Any] = await answer.json()
+            return document
+    return None

@@ -16,7 +16,6 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ControlServer
-from lab.gateway import Gateway
 from lab.machine import Machine
-from lab.namespaces import inside_network
 from lab.nat import Direction, Nat
 from lab.network import LabNetwork
-from lab.pccs import PccsServer
-from lab.resolver import Resolver
+from lab.platform import start_platform
 from lab.tee import DevTee
 from runtime.tasks import TaskScope
 from topology.cluster import load as load_cluster
@@ -120,7 +116,18 @@ class Host:
         self._plan = plans.make_plan(cluster, self._tee, Ed25519PrivateKey.generate(), site)
         for index, cvm in enumerate(self._plan.cvms):
             self._network.add_cvm(cvm.machine.peer_id, nat=request.nat, index=index)
-        await self._start_platform(platform.netns, platform.address)
+        entries = tuple(
+            (socket.socket(fileno=item.fd), self._plan.manifest.groups[item.group].app_id, item.port)
+            for item in request.listeners
+        )
+        await start_platform(
+            self._scope,
+            self._tee,
+            platform,
+            entries,
+            hosts_of=self._plan.hosts_of,
+            address_of=self._network.gateway_address,
+        )
         for machine_plan in (self._plan.rendezvous, *(cvm.machine for cvm in self._plan.cvms)):
             self.machines[machine_plan.peer_id] = Machine(
                 machine_plan, folder=MACHINES / machine_plan.peer_id, logs=self._run_dir / "logs", python=sys.executable
@@ -174,37 +181,6 @@ class Host:
         """
         await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
         self._network.close()
-
-    async def _start_platform(self, netns: str, address: str) -> None:
-        table = {plans.PCCS_NAME: address}
-
-        def lookup(name: str) -> str | None:
-            return address if name.endswith("." + plans.GATEWAY_BASE) else table.get(name)
-
-        def new_socket() -> socket.socket:
-            with inside_network(netns):
-                return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-
-        with inside_network(netns):
-            dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            dns.bind((address, 53))
-            pccs = socket.create_server((address, plans.PCCS_PORT))
-            public = socket.create_server((address, 443), backlog=256)
-        await Resolver.start(dns, lookup)
-        await PccsServer(self._tee).start(pccs)
-        gateway = Gateway(base=plans.GATEWAY_BASE, resolve=self._addresses, make_socket=new_socket)
-        self._scope.start("gateway", gateway.serve(self._scope, public))
-        assert self._plan is not None
-        for listener in self.request.listeners:
-            app_id = self._plan.manifest.groups[listener.group].app_id
-            entry = socket.socket(fileno=listener.fd)
-            self._scope.start(
-                f"public entry {listener.group}", gateway.serve_plain(self._scope, entry, app_id, listener.port)
-            )
-
-    def _addresses(self, identity: str) -> Sequence[str]:
-        assert self._plan is not None
-        return [self._network.gateway_address(peer_id) for peer_id in self._plan.hosts_of(identity)]
 
     def _write_app_folder(self) -> Path:
         """`/app` of the demo images: one small program a workload."""

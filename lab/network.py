@@ -131,8 +131,11 @@ class LabNetwork:
         """Where the gateway reaches CVM `name`."""
         return self._cvm(name).net.platform_address
 
-    def add_cvm(self, name: str, nat: Nat = "preserving", index: int | None = None) -> CvmNet:
-        """A CVM behind its own NAT. `index` (default: the first free one) fixes its addresses."""
+    def add_cvm(self, name: str, nat: Nat = "preserving", index: int | None = None, adopt: str | None = None) -> CvmNet:
+        """A CVM behind its own NAT. `index` (default: the first free one) fixes its addresses.
+
+        `adopt` is the path of a namespace that is there already, a container's; without it, one is made.
+        """
         self._check_free(name)
         if self._gateway not in self._hosts:
             self.add_host(self._gateway)
@@ -141,7 +144,7 @@ class LabNetwork:
             index = next(number for number in range(MAX_CVMS) if number not in taken)
         if index in taken or not 0 <= index < MAX_CVMS:
             raise LabNetworkError(f"index {index!r} for {name!r} is taken or outside 0..{MAX_CVMS - 1}; leave it out")
-        return self._call(self._make_cvm, name, nat, index)
+        return self._call(self._make_cvm, name, nat, index, adopt)
 
     def remove_cvm(self, name: str) -> None:
         """Forgets a CVM; its interfaces go when its processes are gone."""
@@ -222,6 +225,15 @@ class LabNetwork:
                 f"cannot make a network namespace: {reason}; run as root, or allow unprivileged user namespaces"
                 " (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
             )
+        return self._settle()
+
+    def _adopted_namespace(self, path: str) -> int:
+        """The namespace at `path`, entered, with `lo` up; the descriptor that holds it."""
+        enter(path)
+        return self._settle()
+
+    def _settle(self) -> int:
+        """Holds and prepares the namespace that the thread is in."""
         # Inheritable it must not be: a child that keeps the descriptor would keep the namespace.
         fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._fds.append(fd)
@@ -247,7 +259,7 @@ class LabNetwork:
 
     def _make_host(self, name: str) -> HostNet:
         number = len(self._hosts)
-        address = f"198.18.0.{10 + number}"
+        address = host_address(number)
         fd = self._new_namespace()
         self._join_segment("eth0", f"h{number}", address)
         if name == self._gateway:
@@ -274,13 +286,13 @@ class LabNetwork:
         finally:
             os.close(here)
 
-    def _make_cvm(self, name: str, kind: Nat, index: int) -> CvmNet:
+    def _make_cvm(self, name: str, kind: Nat, index: int, adopt: str | None) -> CvmNet:
         public = f"198.18.{1 + index // _PER_OCTET}.{1 + index % _PER_OCTET}"
         platform = _platform_address(index)
         router = self._new_namespace()
         self._join_segment("wan", f"c{index}", public)
         install_router("wan", "lan", kind)
-        namespace = self._new_namespace()
+        namespace = self._adopted_namespace(adopt) if adopt else self._new_namespace()
         with _links() as links:
             links.link("add", ifname="eth0", kind="veth", peer={"ifname": "lan", "net_ns_fd": router})
             eth0 = links.link_lookup(ifname="eth0")[0]
@@ -369,6 +381,11 @@ def _links() -> Iterator[Any]:
         yield links
     finally:
         links.close()
+
+
+def host_address(number: int) -> str:
+    """The public address of the host that was added as the `number`th, from 0."""
+    return f"198.18.0.{10 + number}"
 
 
 def _platform_address(index: int) -> str:

@@ -22,8 +22,8 @@ from topology import compose as composes
 from topology import manifest as manifests
 from topology import render
 from topology.addresses import MESH_POOL
-from topology.cluster import Cluster, Group
 from topology.compose import ComposeFile, Service, interpolate
+from topology.model import Cluster, Group
 
 DOMAIN = "lab.test"
 GATEWAY_BASE = f"gateway.{DOMAIN}"
@@ -73,6 +73,14 @@ class CvmPlan:
 
     identity: CvmIdentity
     machine: MachinePlan
+    compose: ComposeFile
+    """With the owner key in it: what the identity measures."""
+    variables: Mapping[str, str]
+    """What dstack's environment file would have, for `${…}` in the compose file."""
+    insecure: Mapping[str, str]
+    """Settings of the simulated TEE, which no compose file carries."""
+    instance_seed: bytes
+    """From which `lab.tee.make_cvm` makes the identity again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +193,17 @@ def _app(tee: DevTee, cluster: Cluster, group: Group | None, owner_key: str) -> 
             tee,
             app_compose=measured,
             app_id=app_id,
-            instance_seed=hashlib.sha256(f"{cluster.name}/{name}/{i}".encode()).digest(),
+            instance_seed=instance_seed(cluster.name, name, i),
             os_version=OS_VERSIONS[i % len(OS_VERSIONS)],
         )
         for i in range(group.replicas if group else cluster.coordinators)
     )
     return _App(name=name, compose=compose, measured=measured, identities=identities)
+
+
+def instance_seed(cluster: str, app: str, ordinal: int) -> bytes:
+    """What makes replica `ordinal` of an app the same instance each time that it boots."""
+    return hashlib.sha256(f"{cluster}/{app}/{ordinal}".encode()).digest()
 
 
 def _facts(app: _App) -> render.AppFacts:
@@ -224,7 +237,14 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
         volumes=site.volumes / peer_id,
         resolver=site.resolver,
     )
-    return CvmPlan(identity=app.identities[ordinal], machine=machine)
+    return CvmPlan(
+        identity=app.identities[ordinal],
+        machine=machine,
+        compose=app.compose,
+        variables={name: value for name, value in variables.items() if name not in settings.insecure},
+        insecure=settings.insecure,
+        instance_seed=instance_seed(cluster.name, app.name, ordinal),
+    )
 
 
 def _environment(site: Site, service: Service, variables: Mapping[str, str]) -> dict[str, str]:

@@ -42,14 +42,15 @@ COMMANDS: dict[str, Entry] = {
     "start": _fault("start", "Start a killed or stopped peer again."),
     "cut": _fault("cut", "Cut a peer off from the network, one way or both."),
     "heal": _fault("heal", "End the cuts of a peer."),
+    "compose": Entry(
+        module="meshctl.compose_commands", attribute="compose", help="Run a cluster on a Docker engine, from its files."
+    ),
+    "images": Entry(
+        module="meshctl.images_command", attribute="images", help="Build this project's images; pin compose files."
+    ),
     "list": Entry(module="meshctl.info", attribute="clusters", help="List the clusters in this checkout."),
     "tools": Entry(
         module="meshctl.tools_command", attribute="command", help="Install the tools and show where they are."
-    ),
-    "plan": Entry(
-        module="meshctl.plan",
-        attribute="command",
-        help="Show what a change to a cluster will do, before it is applied.",
     ),
     "keygen": Entry(
         module="meshctl.manifest_keys", attribute="keygen", help="Make the owner key and put its public half in place."

@@ -93,15 +93,17 @@ def stream(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     log: IO[str] | None = None,
+    stdin: IO[bytes] | None = None,
 ) -> Outcome:
-    """Runs `argv` without input and calls `on_tick(line, seconds so far)` for each line, and each second with "".
+    """Runs `argv` and calls `on_tick(line, seconds so far)` for each line, and each second with "".
 
-    The program is killed when this call is left by an exception (an interrupt, for instance).
+    `stdin` is a file that it reads; without one it has no input. The program is killed when this call is left by an
+    exception (an interrupt, for instance).
     """
     started = time.monotonic()
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=cwd
+        argv, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=cwd
     ) as process:
         assert process.stdout is not None
         try:

@@ -27,7 +27,7 @@ def version(as_json: bool) -> None:
     """Print the version of cvm-mesh and of the tools that it installs."""
     from meshctl import tools
 
-    versions = {"cvm-mesh": project_version(), **{t.name: t.version for t in tools.TOOLS.values() if not t.optional}}
+    versions = {"cvm-mesh": project_version(), **{name: tools.TOOLS[name].version for name in tools.REQUIRED}}
     click.echo(json.dumps(versions) if as_json else "\n".join(f"{name} {text}" for name, text in versions.items()))
 
 

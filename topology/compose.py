@@ -164,6 +164,12 @@ def malformed(text: str) -> str | None:
     return None if found is None else text[found.start() : found.start() + 20]
 
 
+def named_volume(volume: str) -> str | None:
+    """The name of a volume in short syntax, when it is a named one; None for a folder or a file."""
+    source, colon, _ = volume.partition(":")
+    return source if colon and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", source) else None
+
+
 class _Reader:
     def __init__(self, path: Path, lines: Mapping[tuple[str, str], int], problems: Problems) -> None:
         self._path = path
@@ -177,6 +183,8 @@ class _Reader:
         if name == SIDECAR and body.get("env_file"):
             # All of the file's variables would get in, also those that switch a protection off.
             self._add(name, "env_file", "brings values that nobody measures; name each variable under environment")
+        if body.get("image") and body.get("build"):
+            self._add(name, "build", "makes an image that nobody measured, from a folder the CVM lacks; remove it")
         conditions = self._depends_on(name, body.get("depends_on"))
         return Service(
             name=name,
@@ -208,10 +216,24 @@ class _Reader:
                 )
             if not service.is_sidecar:
                 self._check_application(service, sidecar)
+        self._check_shared_volumes(services)
         for key, value in sidecar.environment.items() if sidecar is not None else ():
             if "$" in value and (key == OWNER_KEY or key.startswith(INSECURE)):
                 message = f"{key} comes from the environment, which nobody measures; write the value itself here"
                 self._add(SIDECAR, "environment", message)
+
+    def _check_shared_volumes(self, services: tuple[Service, ...]) -> None:
+        """dstack shows a named volume that two containers mount as empty in the second one."""
+        owners: dict[str, str] = {}
+        for service in services:
+            for name in dict.fromkeys(filter(None, map(named_volume, service.volumes))):
+                first = owners.setdefault(name, service.name)
+                if first != service.name:
+                    message = (
+                        f"mount {name!r}, which {first!r} mounts too: dstack shows a shared named volume as empty; "
+                        "share a folder below /tmp/dstack-runtime, or give each service a volume of its own"
+                    )
+                    self._add(service.name, "volumes", message)
 
     def _check_references(self, service: Service) -> None:
         fields = {

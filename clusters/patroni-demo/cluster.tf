@@ -2,7 +2,7 @@
 locals {
   workload_groups = {
     webdemo = {
-      replicas    = var.webdemo_replicas
+      replicas    = 2
       compose     = "${path.module}/compose/webdemo.yaml"
       compose_env = {}
 

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from meshctl import __main__, info
+from meshctl import __main__, info, tools
 from tests.support import ROOT
 
 
@@ -17,7 +17,7 @@ def test_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
     versions = json.loads(capsys.readouterr().out)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert versions["cvm-mesh"] == project["version"]
-    assert set(versions) == {"cvm-mesh", "consul", "envoy", "wireguard-go"}
+    assert set(versions) == {"cvm-mesh", *tools.REQUIRED}
 
 
 def test_list_names_the_starter(capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,3 +159,7 @@ def test_go_mod_pins_what_the_table_says() -> None:
     assert f"github.com/hashicorp/consul v{CONSUL.version} " in text
     assert f"golang.zx2c4.com/wireguard v{WIREGUARD.version}-" in text
     assert tools_build.wanted_go(text) >= (1, 25)
+    compose = tools.TOOLS["docker-compose"]
+    text = (ROOT / "tools" / compose.modules / "go.mod").read_text()
+    assert f"github.com/docker/compose/v2 v{compose.version} " in text
+    assert compose.link.endswith(f"Version={compose.version}")

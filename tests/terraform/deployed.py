@@ -63,10 +63,9 @@ def attest(app: Mapping[str, Any], **changes: object) -> str:
 
 @dataclass
 class Sandbox:
-    """A copy of a cluster with the modules beside it, and the cloud that it is deployed to."""
+    """A copy of the starter with the modules beside it, and the cloud that it is deployed to."""
 
     top: Path
-    name: str = "starter"
     cloud: Cloud = field(default_factory=lambda: Cloud(attest=attest))
     variables: dict[str, str] = field(default_factory=dict)
     """With which Terraform finds the cloud."""
@@ -74,7 +73,7 @@ class Sandbox:
     @property
     def folder(self) -> Path:
         """The cluster's folder."""
-        return self.top / "clusters" / self.name
+        return self.top / "clusters" / "starter"
 
     @property
     def key(self) -> Path:
@@ -82,7 +81,7 @@ class Sandbox:
         return self.top / "owner.pem"
 
     def prepare(self, *, tfvars: str = "") -> None:
-        """Copies the clusters and gives this one an owner key."""
+        """Copies the starter and gives it an owner key."""
         for name in ("terraform", "clusters"):
             shutil.copytree(
                 ROOT / name, self.top / name, ignore=shutil.ignore_patterns(".terraform*", "*.tfvars", "*.tfstate*")

@@ -97,6 +97,8 @@ def test_a_value_without_text_takes_the_variable_of_its_name() -> None:
         ("ghcr.io/example/app:1", "${IMAGE}", ("c.yaml:9:", "services.app.image", "not measured")),
         ("ghcr.io/example/app:1", "ghcr.io/example/app:${TAG:-1}", ("c.yaml:9:", "services.app.image")),
         ("ghcr.io/example/sidecar:1", "$IMAGE", ("c.yaml:3:", "services.sidecar.image")),
+        ("    image: ghcr.io/example/app:1\n", "    image: x:1\n    build: .\n",
+         ("c.yaml:10:", "services.app.build", "nobody measured")),
         ("    image: ghcr.io/example/app:1\n", "    build: .\n", ("c.yaml:8:", "services.app.image", "is missing")),
         ("  sidecar:\n    image", "  mesh:\n    image", ("c.yaml:1:", "no service 'sidecar'")),
         ('"/run/mesh/exec.sh"', '"/bin/sh"', ("c.yaml:10:", "skips /run/mesh/exec.sh", "entrypoint: [")),
@@ -221,3 +223,15 @@ def test_variables_lists_each_name_once() -> None:
     """Escaped dollars are no variables."""
     assert compose.variables("${B:-x} $A ${A} $${C}") == ("A", "B")
     assert compose.variables(COORDINATOR) == ()
+
+
+def test_a_named_volume_belongs_to_one_service() -> None:
+    """Two services with one named volume are refused; folders may be shared, and volumes of one's own are fine."""
+    helper = "  helper:\n    image: x\n    entrypoint: [/run/mesh/exec.sh, /x]\n    network_mode: host\n"
+    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh, 'data:/other']\n" + WAITS
+    text = COMPOSE.replace("/run/mesh:ro\n", "/run/mesh:ro\n      - data:/data\n") + helper
+    (problem,) = refused(text)
+    assert problem.startswith("c.yaml:2")
+    assert "services.helper.volumes: mount 'data', which 'app' mounts too" in problem
+    compose.parse(text.replace("'data:/other'", "'other:/other'"), Path("c.yaml"))
+    compose.parse(text.replace("data:/data", "/tmp/x:/data").replace("'data:/other'", "'/tmp/x:/o'"), Path("c.yaml"))

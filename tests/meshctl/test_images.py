@@ -1,0 +1,108 @@
+"""What images are built from."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from meshctl import images
+from meshctl.errors import UserError
+from tests.support import ROOT
+
+
+def names(archive: bytes) -> list[str]:
+    """The names in a build context."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        return opened.getnames()
+
+
+def test_context_has_what_the_image_needs_and_nothing_else(tmp_path: Path) -> None:
+    """Sources and built tools are in it; compiled files and other images are not."""
+    tool = tmp_path / "consul"
+    tool.write_text("x")
+    found = names(images.context(ROOT, images.IMAGES["sidecar"], {"consul": tool}))
+    assert {"images/sidecar/Dockerfile", "pyproject.toml", "sidecar/exec.sh", "xds/server.py"} <= set(found)
+    assert "tools-cache/tools/consul-1.22.7/consul" in found
+    assert not [name for name in found if "__pycache__" in name or name.startswith(("lab/", "tests/", "workloads/"))]
+
+
+def test_context_says_nothing_of_the_checkout(tmp_path: Path) -> None:
+    """Two checkouts with the same content and other times and modes give the same bytes."""
+    archives = []
+    for index, name in enumerate(("a", "b")):
+        (tmp_path / name / "images" / "worker").mkdir(parents=True)
+        (tmp_path / name / "images" / "worker" / "Dockerfile").write_text("FROM x\n")
+        (tmp_path / name / "workloads").mkdir()
+        source = tmp_path / name / "workloads" / "a.py"
+        source.write_text("1\n")
+        source.chmod((0o600, 0o664)[index])
+        archives.append(images.context(tmp_path / name, images.IMAGES["worker"], {}))
+    assert archives[0] == archives[1]
+
+
+def test_every_image_has_its_dockerfile_on_a_pinned_base() -> None:
+    """All published images name the same base, by digest, and copy only what their context has."""
+    base = images.pinned_base(ROOT)
+    for image in images.IMAGES.values():
+        text = (ROOT / "images" / image.name / "Dockerfile").read_text()
+        if image.published:
+            assert f"ARG BASE={base}\n" in text
+            assert "org.opencontainers.image.licenses" in text
+        joined = text.replace("\\\n", " ")
+        sources = re.findall(r"^COPY (?!--from)(.+) \S+$", joined, re.MULTILINE)
+        wanted = {word.rstrip("*") for line in sources for word in line.split()} - {"tools-cache"}
+        assert wanted <= set(image.sources)
+
+
+def test_images_share_their_first_step() -> None:
+    """The step that installs Python is the same text everywhere, so its layer is stored and pulled once."""
+    steps = set()
+    for name in ("sidecar", "api", "worker", "webdemo", "patroni"):
+        text = (ROOT / "images" / name / "Dockerfile").read_text()
+        steps.add(text[text.index("FROM ${BASE} AS base") :].split("\nRUN ")[1].split("\n\n")[0].split("\n#")[0])
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("ghcr.io/dstack-mesh/cvm-mesh-api:0.1.0", "api"),
+        ("ghcr.io/dstack-mesh/cvm-mesh-api:0.1.0@sha256:" + "0" * 64, "api"),
+        ("ghcr.io/dstack-mesh/cvm-mesh-api", "api"),
+        ("ghcr.io/dstack-mesh/cvm-mesh-lab:1", None),
+        ("ghcr.io/example/cvm-mesh-api:1", None),
+        ("debian:12", None),
+    ],
+)
+def test_own_references_are_known(reference: str, name: str | None) -> None:
+    """Whatever its tag or digest, a published reference means this checkout's image; others are left alone."""
+    found = images.of_reference(reference)
+    assert (found.name if found else None) == name
+
+
+def test_what_an_image_stands_on_is_built_first() -> None:
+    """The lab's image is built on the sidecar's."""
+    assert [image.name for image in images.with_needs(("lab", "api"))] == ["sidecar", "lab", "api"]
+
+
+def test_time_of_the_layers() -> None:
+    """SOURCE_DATE_EPOCH is taken; what is no number is refused."""
+    assert images.epoch({"SOURCE_DATE_EPOCH": "5"}) == 5
+    assert images.epoch({}) == images.EPOCH
+    with pytest.raises(UserError, match="SOURCE_DATE_EPOCH is 'now'"):
+        images.epoch({"SOURCE_DATE_EPOCH": "now"})
+
+
+def test_a_fresh_root_gets_settings_and_loses_what_changes(tmp_path: Path) -> None:
+    """dpkg's settings are there; archives, lists and logs of the making are not."""
+    for folder in ("etc/dpkg/dpkg.cfg.d", "var/cache/apt/archives", "var/lib/apt/lists", "var/log"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("var/cache/apt/archives/a.deb", "var/lib/apt/lists/deb_x", "var/log/bootstrap.log"):
+        (tmp_path / name).touch()
+    images.settle(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert [name for name in left if not name.endswith(".crt")] == ["etc/dpkg/dpkg.cfg.d/cvm-mesh"]
