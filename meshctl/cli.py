@@ -52,6 +52,11 @@ COMMANDS: dict[str, Entry] = {
     "tools": Entry(
         module="meshctl.tools_command", attribute="command", help="Install the tools and show where they are."
     ),
+    "plan": Entry(
+        module="meshctl.plan",
+        attribute="command",
+        help="Show what a change to a cluster will do, before it is applied.",
+    ),
     "keygen": Entry(
         module="meshctl.manifest_keys", attribute="keygen", help="Make the owner key and put its public half in place."
     ),

@@ -4,6 +4,7 @@ cluster has a leader) what happens when the leader is lost.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from meshctl.errors import UserError
 
 T = TypeVar("T")
 _FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
+_PATRONI_CONFIG = "/run/patroni/patroni.yml"
 _PATHS = {"api": ("/hello", "/worker", "/all"), "webdemo": ("/hello", "/all", "/db")}
 """What the demo programs serve; other public groups are asked for /hello."""
 
@@ -45,6 +47,17 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
     if route is None:
         return
     leader = route["endpoints"][0]
+    synchronous = "synchronous_mode: true" in _patronictl(run, leader, "show-config")
+
+    def ready() -> str:
+        listed = _patronictl(run, leader, "list", "-f", "json")
+        return _patronictl(run, leader, "list") if has_standby(listed, synchronous=synchronous) else ""
+
+    click.secho(f"$ ./mesh exec {leader} -- patronictl -c {_PATRONI_CONFIG} list", fg="cyan")
+    # Before there is a standby that has everything, nobody may take over.
+    click.echo(
+        "  " + _until(ready, f"{leader} has a standby that may take over", progress).strip().replace("\n", "\n  ")
+    )
     click.secho(f"$ ./mesh kill {leader}   # it leads: {route['name']} leads to it", fg="cyan")
     began = time.monotonic()
     run.call("POST", f"/machines/{leader}/kill", seconds=60.0)
@@ -84,6 +97,26 @@ def _wait_for_database(entry: Entry, progress: Progress) -> None:
             return False
 
     _until(answers, f"{entry.group} can log in to the database", progress)
+
+
+def has_standby(listed: str, *, synchronous: bool) -> bool:
+    """Whether, in the JSON of `patronictl list`, somebody may take over: in a synchronous cluster its synchronous
+    standby and nobody else, in another one any replica that streams.
+    """
+    try:
+        members = json.loads(listed)
+    except ValueError:
+        return False
+    roles = {"Sync Standby"} if synchronous else {"Replica"}
+    return any(member.get("Role") in roles and member.get("State") == "streaming" for member in members)
+
+
+def _patronictl(run: runs.Run, peer: str, *arguments: str) -> str:
+    from meshctl.lab_commands import exec_argv
+
+    argv = exec_argv(run, peer, None, ("patronictl", "-c", _PATRONI_CONFIG, *arguments))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=runs.CHECKOUT, check=False)
+    return done.stdout if done.returncode == 0 else ""
 
 
 def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 120.0) -> T:

@@ -17,7 +17,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,6 +49,8 @@ from topology.manifest import Manifest, ManifestError, open_envelope
 
 log = logging.getLogger(__name__)
 
+KEY_COMMAND = "key"
+_KEY_FILE = "MESH_RENDEZVOUS_KEY_FILE"
 _RELAY_PORTS = range(52000, 53000)
 _VERIFY_AGAIN_AFTER = 3600.0
 """Seconds after which a coordinator's evidence is verified anew: what counts as an up-to-date platform changes."""
@@ -150,7 +152,7 @@ def read_config(environ: Mapping[str, str]) -> Config:
     pccs = reader.optional("MESH_PCCS_URL", str, "https://pccs.phala.network")
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     wireguard_go = reader.optional("MESH_WIREGUARD_GO", str, "/usr/local/bin/wireguard-go")
-    key = reader.required("MESH_RENDEZVOUS_KEY_FILE", _key_file, Secret(""), "a file for the WireGuard private key")
+    key = reader.required(_KEY_FILE, _key_file, Secret(""), "a file for the WireGuard private key")
     if manifest is not None and address and key:
         reader.problems += _disagreements(manifest, address, public_key(key))
     reader.finish()
@@ -166,6 +168,17 @@ def read_config(environ: Mapping[str, str]) -> Config:
         dev_root=dev_root,
         wireguard_go=wireguard_go,
     )
+
+
+def own_public_key(environ: Mapping[str, str]) -> str:
+    """The public half of our WireGuard key, which the manifest has to name; the key is made where there is none.
+
+    ConfigError without a usable file for it.
+    """
+    reader = EnvReader({name: text for name, text in environ.items() if name == _KEY_FILE})
+    key = reader.required(_KEY_FILE, _key_file, Secret(""), "a file for the WireGuard private key")
+    reader.finish()
+    return public_key(key)
 
 
 async def serve(config: Config) -> None:
@@ -188,10 +201,16 @@ async def serve(config: Config) -> None:
             await device.remove()
 
 
-def main() -> int:
-    """The process: 0 after SIGTERM or SIGINT, 2 when the configuration is wrong."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """The process: 0 after SIGTERM or SIGINT, 2 when the configuration is wrong. `key` only prints the public key."""
     configure()
     try:
+        if list(arguments) == [KEY_COMMAND]:
+            print(own_public_key(os.environ))
+            return 0
+        if arguments:
+            message = f"{' '.join(arguments)!r} is no command of it; expected {KEY_COMMAND!r}, or nothing"
+            raise ConfigError([Problem("command", message)])
         config = read_config(os.environ)
         missing = premises.problems({})
         if missing:
@@ -277,7 +296,7 @@ def _disagreements(manifest: Manifest, address: str, key: str) -> list[Problem]:
     if address not in known:
         return [Problem("MESH_RENDEZVOUS_ADDRESS", f"is {address!r}, expected one of the manifest's: {sorted(known)}")]
     message = f"holds the key {key}, but the manifest names {known[address]} for {address}; use that key's file"
-    return [Problem("MESH_RENDEZVOUS_KEY_FILE", message)]
+    return [Problem(_KEY_FILE, message)]
 
 
 def _key_file(text: str) -> Secret:
@@ -313,4 +332,4 @@ def _port(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -40,10 +40,11 @@ class Module:
         self.variables: dict[str, Variable] = {}
         self.outputs: dict[str, Where] = {}
         self.locals: dict[str, Expression] = {}
+        self.given: dict[str, Expression] = {}
+        """What `terraform.tfvars` sets."""
         self.whole = True
         """False after `read` when a file could not be read: what is missing may be in it."""
         self._problems = problems
-        self._given: dict[str, Expression] = {}
         self._overrides: dict[str, str] = {}
         self._known: dict[str, Node | str] = {}
         self._busy: list[str] = []
@@ -60,8 +61,8 @@ class Module:
         tfvars = self.folder / TFVARS
         if tfvars.exists():
             for body, source in self._parse(tfvars):
-                self._given = dict(self._attributes(body, source))
-        for name, expression in self._given.items():
+                self.given = dict(self._attributes(body, source))
+        for name, expression in self.given.items():
             if name not in self.variables:
                 self._unknown_variable(expression.where, name)
 
@@ -110,7 +111,7 @@ class Module:
             where = Where(file=f"override {name}")
             value: Value = _from_text(self._overrides[name], variable, self._default_of(name, variable))
             return self._typed(Node(value=value, where=where), name, variable)
-        expression = self._given.get(name, variable.default)
+        expression = self.given.get(name, variable.default)
         if expression is None:
             return f"has no value: set {name} in {self.folder / TFVARS}, or give it a default"
         return self._typed(evaluate(expression, None, entry, self._problems), name, variable)

@@ -2,7 +2,7 @@
 locals {
   workload_groups = {
     webdemo = {
-      replicas    = 2
+      replicas    = var.webdemo_replicas
       compose     = "${path.module}/compose/webdemo.yaml"
       compose_env = {}
 

@@ -1,6 +1,15 @@
 # An output "<group>_url" makes a group public: its own address is opened on the host interface through the gateway.
-# The value is known once the group is deployed.
 output "webdemo_url" {
   description = "Public URL of the webdemo group."
-  value       = null
+  value       = module.phala.urls["webdemo"]
+}
+
+output "members" {
+  description = "The slots of each app, and the instance that is in each now."
+  value       = module.phala.members
+}
+
+output "deployment" {
+  description = "For `meshctl manifest render`."
+  value       = module.phala.deployment
 }

@@ -41,3 +41,47 @@ variable "synchronous" {
     error_message = "synchronous must be on or off."
   }
 }
+
+variable "webdemo_replicas" {
+  description = "How many CVMs run webdemo."
+  type        = number
+  default     = 2
+}
+
+# What follows is for Phala Cloud alone; a mesh on one machine does not look at it.
+
+variable "rendezvous" {
+  description = "Bootstrap endpoints: hosts that run clusters/relay. Each with the public key that its container prints and its public ip:port."
+  type        = list(object({ public_key = string, endpoint = string }))
+  default     = []
+}
+
+variable "kms" {
+  description = "Where the CVMs' keys come from. Only \"phala\" can be created with this provider."
+  type        = string
+  default     = "phala"
+}
+
+variable "attestation" {
+  description = "What a CVM must prove, and the image that is deployed to prove it; see terraform/phala."
+  type = object({
+    image                    = optional(string)
+    allow_development_images = optional(bool, false)
+    allowed_tcb_statuses     = optional(list(string), ["UpToDate"])
+    rejected_advisories      = optional(list(string), [])
+    require_digests          = optional(bool, true)
+  })
+  default = {}
+}
+
+variable "size" {
+  description = "Instance type by group; `default` is for those not named, `coordinator` for the coordinators."
+  type        = map(string)
+  default     = { default = "tdx.small" }
+}
+
+variable "region" {
+  description = "Region of all CVMs; null leaves it to the platform."
+  type        = string
+  default     = null
+}

@@ -294,3 +294,36 @@ async def test_bad_answers_are_link_errors(coordinator: Coordinator) -> None:
             await away.watch(0)
     finally:
         await away.close()
+
+
+def _run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "peer.rendezvous", *arguments]
+    return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_the_public_key_is_printed_before_there_is_a_manifest(tmp_path: Path) -> None:
+    """The manifest has to name it: `key` needs nothing but the file, makes it once, and prints the same key again."""
+    path = tmp_path / "made"
+    first = _run({"MESH_RENDEZVOUS_KEY_FILE": str(path), "MESH_MANIFEST": ""}, "key")
+    assert first.returncode == 0, first.stderr
+    assert len(base64.b64decode(first.stdout.strip(), validate=True)) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().strip() not in first.stdout + first.stderr
+    assert _run({"MESH_RENDEZVOUS_KEY_FILE": str(path)}, "key").stdout == first.stdout
+    signed = sign(_manifest(first.stdout.strip()), OWNER)
+    config = read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path), MESH_MANIFEST=signed))
+    assert config.private_key.reveal() == path.read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "words"),
+    [
+        ({}, ("key",), "MESH_RENDEZVOUS_KEY_FILE: is not set"),
+        ({}, ("keys",), "'keys' is no command of it; expected 'key'"),
+    ],
+)
+def test_a_wrong_call_ends_with_two(environ: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
+    """One message that says what was expected."""
+    result = _run(environ, *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr

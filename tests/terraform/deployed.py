@@ -63,9 +63,10 @@ def attest(app: Mapping[str, Any], **changes: object) -> str:
 
 @dataclass
 class Sandbox:
-    """A copy of the starter with the modules beside it, and the cloud that it is deployed to."""
+    """A copy of a cluster with the modules beside it, and the cloud that it is deployed to."""
 
     top: Path
+    name: str = "starter"
     cloud: Cloud = field(default_factory=lambda: Cloud(attest=attest))
     variables: dict[str, str] = field(default_factory=dict)
     """With which Terraform finds the cloud."""
@@ -73,7 +74,7 @@ class Sandbox:
     @property
     def folder(self) -> Path:
         """The cluster's folder."""
-        return self.top / "clusters" / "starter"
+        return self.top / "clusters" / self.name
 
     @property
     def key(self) -> Path:
@@ -81,7 +82,7 @@ class Sandbox:
         return self.top / "owner.pem"
 
     def prepare(self, *, tfvars: str = "") -> None:
-        """Copies the starter and gives it an owner key."""
+        """Copies the clusters and gives this one an owner key."""
         for name in ("terraform", "clusters"):
             shutil.copytree(
                 ROOT / name, self.top / name, ignore=shutil.ignore_patterns(".terraform*", "*.tfvars", "*.tfstate*")

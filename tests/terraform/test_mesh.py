@@ -97,6 +97,20 @@ def test_a_tag_is_refused_where_digests_are_required(tmp_path: Path) -> None:
     assert world.planned(tmp_path)["tags"]["cluster"] == "demo"
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("not one", "one line"), ("YQ.", "one line"), ("a" * 131073 + ".b", "131072 bytes")],
+    ids=["two words", "unsigned", "too great"],
+)
+def test_a_manifest_that_no_cvm_could_take_is_refused(tmp_path: Path, value: str, words: str) -> None:
+    """Not an envelope, not signed, or greater than an environment value may be."""
+    cases.GOOD["one"](tmp_path / "one")
+    world.root(tmp_path, ["one"], more=f'manifest = "{value}"')
+    shown = world.run(tmp_path, "plan", "-no-color", "-input=false", ok=False)
+    assert "Invalid value for variable" in shown
+    assert words in " ".join(shown.replace("│", " ").split())
+
+
 def test_the_modules_are_formatted() -> None:
     """`terraform fmt` has nothing to change in modules and clusters."""
     for folder in ("terraform", "clusters"):

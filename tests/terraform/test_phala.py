@@ -108,6 +108,26 @@ def test_a_manifest_of_another_cluster_is_warned_of(deployed: Sandbox) -> None:
     assert "Error" not in shown
 
 
+def test_a_plan_against_the_state_sees_what_is_deployed(deployed: Sandbox) -> None:
+    """`./mesh plan` reads Terraform's own state: nothing changes, until something does."""
+    state = deployed.folder / "terraform.tfstate"
+    shown = deployed.top / "state.json"
+    shown.write_text(deployed.terraform("show", "-json"))
+    for against in (state, shown):
+        found = deployed.mesh("plan", str(deployed.folder), "--against", str(against))
+        assert "nothing changes" in found.output, found.output
+    tfvars = deployed.folder / "terraform.tfvars"
+    before = tfvars.read_text()
+    try:
+        tfvars.write_text(before.replace("worker_replicas = 3", "worker_replicas = 4"))
+        found = deployed.mesh("plan", str(deployed.folder), "--against", str(state), "--json", "-")
+    finally:
+        tfvars.write_text(before)
+    assert [(c["kind"], c["name"], c["effect"]) for c in json.loads(found.output)["changes"]] == [
+        ("cvm", "worker-3", "create")
+    ]
+
+
 def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
     """Neither the API key, nor the owner's private key, nor anything that a coordinator or a CVM derives."""
     _signed(deployed)
@@ -123,6 +143,29 @@ def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
     names = {name for r in apps for instance in r["instances"] for name in instance["attributes"]["env"]}
     assert apps
     assert names == allowed
+
+
+def test_the_patroni_demo_plans_without_a_secret(tmp_path: Path) -> None:
+    """The database cluster with its workload secret: its name is planned, and no value of it exists anywhere here."""
+    world.terraform()
+    sandbox = Sandbox(top=tmp_path, name="patroni-demo")
+    sandbox.prepare(tfvars="postgres_replicas = 2\n")
+    with provider.serve(sandbox.top, sandbox.cloud) as sandbox.variables:
+        sandbox.terraform("init", "-no-color", "-input=false")
+        plan = sandbox.plan()
+    assert len(_changed(plan)) == 1 + 3 + 2
+    envs = {
+        resource["index"]: resource["values"]["env"]
+        for module in plan["planned_values"]["root_module"]["child_modules"]
+        for resource in module["resources"]
+        if resource["type"] == "phala_app"
+    }
+    assert {name: value for name, value in envs["postgres"].items() if not name.startswith("MESH_")} == {
+        "DERIVE_PATRONI_PASSWORDS": "1",
+        "POSTGRES_SYNCHRONOUS": "on",
+    }
+    assert not re.search(r'"[^"]*(password|passwd)[^"]*"\s*:\s*"(?!1")', json.dumps(plan), re.IGNORECASE)
+    assert sandbox.cloud.log == []
 
 
 @pytest.mark.parametrize(

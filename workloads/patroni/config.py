@@ -106,7 +106,7 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
             # Shared memory in /dev/shm would outlive a process that is killed; files in the data directory do not.
             "dynamic_shared_memory_type": "mmap",
             # The mesh moves the name first: ask again soon, not after 5 s.
-            "wal_retrieve_retry_interval": "200ms",
+            "wal_retrieve_retry_interval": "500ms",
             "wal_receiver_timeout": "10s",
             "wal_sender_timeout": "10s",
             "log_statement": "none",

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support import ROOT, process_runs
-from workloads.patroni.member import has_failed
-
-MEMBERS = [{"Name": "postgres-0", "Status": 4}, {"Name": "postgres-1", "Status": 1}, "nonsense"]
+from workloads.patroni.member import has_failed, hasten_stop
 
 
-@pytest.mark.parametrize(("name", "failed"), [("postgres-0", True), ("postgres-1", False), ("postgres-2", False)])
-def test_gossip_says_who_has_failed(name: str, failed: bool) -> None:
-    """Only who is known and failed has failed."""
-    assert has_failed(name, MEMBERS) is failed
+@pytest.mark.parametrize(
+    ("checks", "failed"),
+    [
+        ([{"CheckID": "serfHealth", "Status": "critical"}, "nonsense"], True),
+        ([{"CheckID": "serfHealth", "Status": "passing"}, {"CheckID": "x:member", "Status": "critical"}], False),
+        ([], False),
+    ],
+)
+def test_gossip_says_who_has_failed(checks: list[object], failed: bool) -> None:
+    """Only gossip's own check counts: a member whose Patroni has just ended is asked as any other."""
+    assert has_failed(checks) is failed
+
+
+def test_a_stop_is_looked_at_often_and_never_sleeps_over_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patroni's own names are the ones that are changed, and a stop goes on with everything but that callback."""
+    from patroni import postgresql
+
+    monkeypatch.setattr(postgresql, "STOP_POLLING_INTERVAL", postgresql.STOP_POLLING_INTERVAL)
+    assert "on_shutdown" in inspect.signature(postgresql.Postgresql.stop).parameters
+    asked: list[object] = []
+    fake = SimpleNamespace(stop=lambda *args, **kwargs: asked.append((args, kwargs)))
+    hasten_stop(postgresql, fake)
+    fake.stop("fast", checkpoint=True, on_shutdown=print)
+    assert asked == [(("fast",), {"checkpoint": True, "on_shutdown": None})]
+    assert postgresql.STOP_POLLING_INTERVAL == 0.01
 
 
 def test_process_is_not_user_0_and_its_files_are_ours(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The patroni demo as a person sees it: names that follow the leader, through the loss of the leader's CVM and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.e2e.user import Mesh, running, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
+
+
+def database(mesh: Mesh) -> dict[str, Any]:
+    """What `/db` answers, or {} while it cannot."""
+    done = mesh.run("exec", "webdemo-0", "--", "python3", "-c", _ASK, "http://webdemo:8080/db")
+    found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return found
+
+
+_ASK = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=20).read().decode())"
+
+
+def test_demo_loses_its_leader_and_goes_on() -> None:
+    """The tour shows who leads, takes that CVM away, and the names lead to the other one with every row; then back."""
+    options = ("--replicas", "webdemo=1", "--replicas", "postgres=2")
+    with running("patroni", "demo", "patroni", *options) as mesh:
+        out = mesh.up_output
+        killed = re.search(r"\$ \./mesh kill (postgres-\d)", out)
+        moved = re.search(r"postgres-master leads to (postgres-\d) in every CVM, \d+\.\d s later", out)
+        assert killed, out
+        assert moved, out
+        old, new = killed[1], moved[1]
+        assert {old, new} == {"postgres-0", "postgres-1"}
+        assert "GET http://webdemo:8080/db" in out
+        assert f'"leader": "{old}"' in out
+        assert f'"leader": "{new}"' in out
+        assert f"{old} is back, as a replica of {new}" in out
+        routes = {route["name"]: route["endpoints"] for route in mesh.peer("webdemo-0")["routes"]}
+        assert routes["postgres-master"] == [new]
+        assert routes["postgres-replica"] == [old]
+
+        def caught_up() -> bool:
+            seen = database(mesh).get("routes", {})
+            master, replica = seen.get("postgres-master", {}), seen.get("postgres-replica", {})
+            # The row of this very question may still be on its way to the replica.
+            return (
+                (master.get("peer"), master.get("role")) == (new, "master")
+                and (replica.get("peer"), replica.get("role")) == (old, "replica")
+                and replica["rows"] >= master["rows"] - 1 > 2
+            )
+
+        wait_for(caught_up, "the old leader follows the new one over the mesh", 60)

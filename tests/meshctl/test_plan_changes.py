@@ -1,0 +1,177 @@
+"""What changes between two clusters, and what each change does to CVMs on Phala Cloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshctl import plan_changes as plans
+from meshctl.manifest_keys import compose_files
+from meshctl.plan_snapshot import Snapshot, of_cluster
+from tests.topology.support import COMPOSE, backend, group, write
+from topology.cluster import load
+
+SETTINGS: dict[str, Any] = {
+    "region": "us", "kms": "phala", "size": {"default": "tdx.small"},
+    "attestation": {"image": None, "require_digests": False},
+}  # fmt: skip
+
+
+def snapshot(folder: Path, *groups: str, settings: dict[str, Any] = SETTINGS, **more: str) -> Snapshot:
+    """The snapshot of a cluster with `groups`."""
+    found = load(write(folder, *groups, **more))
+    return of_cluster(found, {app: path.read_text() for app, path in compose_files(found).items()}, settings)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Snapshot:
+    """Two groups of two."""
+    return snapshot(tmp_path / "before", group("api"), group("worker", backends=backend("worker", port="9090")))
+
+
+def changes(plan: plans.Plan, *kinds: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Kind and name to action and effect."""
+    return {(c.kind, c.name): (c.action, c.effect) for c in plan.changes if not kinds or c.kind in kinds}
+
+
+def test_nothing_changes_between_equal_clusters(before: Snapshot) -> None:
+    """An empty plan needs no manifest."""
+    plan = plans.compare(before, before, "itself")
+    assert plan.changes == ()
+    assert not plan.needs_manifest
+
+
+def test_against_nothing_everything_is_new(before: Snapshot) -> None:
+    """Every CVM is made, with its routes, rights and images."""
+    plan = plans.compare(None, before, "nothing")
+    assert plan.cvms(plans.CREATE) == ("api-0", "api-1", "coordinator-0", "worker-0", "worker-1")
+    assert {change.action for change in plan.changes} == {"add"}
+    assert {change.effect for change in plan.changes if change.kind in ("image", "compose")} == {plans.CREATE}
+
+
+def test_more_and_fewer_replicas(before: Snapshot, tmp_path: Path) -> None:
+    """Slots are made and deleted at the end; nobody else's CVM is touched."""
+    after = snapshot(
+        tmp_path, group("api", replicas="1"), group("worker", replicas="3", backends=backend("worker", port="9090"))
+    )
+    plan = plans.compare(before, after, "")
+    assert changes(plan) == {
+        ("cvm", "worker-2"): ("add", plans.CREATE),
+        ("cvm", "api-1"): ("remove", plans.DELETE),
+    }
+    assert plan.needs_manifest
+
+
+def test_a_group_that_comes_and_one_that_goes(before: Snapshot, tmp_path: Path) -> None:
+    """With its routes, ports and images; and code that dials the lost name is warned of."""
+    after = snapshot(tmp_path, group("api"), group("cache", replicas="1", backends=backend("cache", port="6379")))
+    plan = plans.compare(before, after, "")
+    found = changes(plan)
+    assert found["cvm", "cache-0"] == found["image", "cache/app"] == ("add", plans.CREATE)
+    assert found["cvm", "worker-1"] == found["compose", "worker"] == ("remove", plans.DELETE)
+    assert found["route", "worker"] == found["vip", "worker"] == ("remove", plans.MANIFEST)
+    assert any("code that dials worker" in warning for warning in plan.warnings)
+    assert not any(name.startswith("api") for _, name in found)
+
+
+def test_routes_ports_rights_and_secrets_change_the_manifest_only(before: Snapshot, tmp_path: Path) -> None:
+    """What a manifest says needs no new revision of any app."""
+    api = group(
+        "api",
+        routes='api = { backend = "api", vip = "127.10.9.9" }',
+        more='secrets = { word = { grant = ["worker"] } }',
+    )
+    rights = 'consul_permissions = { key_prefixes = ["x"], session_write = true }'
+    after = snapshot(tmp_path, api, group("worker", backends=backend("worker", port="9191", more=rights)))
+    assert changes(plans.compare(before, after, "")) == {
+        ("vip", "api"): ("change", plans.MANIFEST),
+        ("route", "worker"): ("change", plans.MANIFEST),
+        ("port", "worker/worker"): ("change", plans.MANIFEST),
+        ("permission", "worker/worker"): ("change", plans.MANIFEST),
+        ("secret", "word"): ("add", plans.MANIFEST),
+    }
+
+
+def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path) -> None:
+    """The compose file is measured: all CVMs that run it are updated."""
+    groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
+    after = snapshot(tmp_path, *groups, compose=COMPOSE.replace("app:1", "app:2"))
+    plan = plans.compare(before, after, "")
+    assert plan.cvms(plans.REDEPLOY) == ("api-0", "api-1", "worker-0", "worker-1")
+    assert changes(plan, "image") == {("image", f"{app}/app"): ("change", plans.REDEPLOY) for app in ("api", "worker")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "effect"),
+    [
+        ('{ A = "1" }', '{ A = "2" }', plans.RESTART),
+        ('{ A = "1" }', '{ A = "1", B = "" }', plans.REDEPLOY),
+        ("{}", '{ A = "1" }', plans.REDEPLOY),
+    ],
+)
+def test_values_of_variables_restart_and_names_redeploy(tmp_path: Path, old: str, new: str, effect: str) -> None:
+    """dstack measures which variables there may be, not what they hold."""
+    one, other = (
+        snapshot(tmp_path / name, group("a", more=f"compose_env = {text}"), group("b"))
+        for name, text in (("one", old), ("other", new))
+    )
+    plan = plans.compare(one, other, "")
+    assert plan.cvms(effect) == ("a-0", "a-1")
+    assert set(changes(plan, "environment").values()) <= {("change", effect), ("add", effect)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "effect", "cvms"),
+    [
+        ("region", "eu", plans.REPLACE, 5),
+        ("kms", "other", plans.REPLACE, 5),
+        ("size", {"default": "tdx.small", "api": "tdx.large"}, plans.RESTART, 2),
+        ("attestation", {"image": "dstack-0.6.0"}, plans.RESTART, 5),
+        (
+            "attestation",
+            {"image": None, "require_digests": False, "allowed_tcb_statuses": ["OutOfDate"]},
+            plans.MANIFEST,
+            0,
+        ),
+    ],
+)
+def test_what_only_terraform_uses(
+    before: Snapshot, tmp_path: Path, setting: str, value: Any, effect: str, cvms: int
+) -> None:
+    """Region and key service replace every CVM; sizes and OS images change in place."""
+    groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
+    after = snapshot(tmp_path, *groups, settings={**SETTINGS, setting: value})
+    plan = plans.compare(before, after, "")
+    assert changes(plan, "setting") == {("setting", setting): ("change", effect)}
+    assert len(plan.cvms(effect)) == cvms
+
+
+def test_another_name_replaces_everything(before: Snapshot, tmp_path: Path) -> None:
+    """The name is part of every app's, so of every compose hash and identity."""
+    groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
+    folder = write(tmp_path, *groups)
+    (folder / "terraform.tfvars").write_text('cluster_name = "other"\n')
+    found = load(folder)
+    after = of_cluster(found, {app: path.read_text() for app, path in compose_files(found).items()}, SETTINGS)
+    plan = plans.compare(before, after, "")
+    assert len(plan.cvms(plans.REPLACE)) == 5
+    assert any("renamed from demo to other" in warning for warning in plan.warnings)
+    assert ("change", plans.MANIFEST) in changes(plan, "permission").values()
+
+
+def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:
+    """As Terraform will treat them."""
+    strict = snapshot(tmp_path, group("a"), settings={})
+    assert any("Terraform refuses them" in warning for warning in plans.compare(None, strict, "").warnings)
+    assert any("can be moved" in warning for warning in plans.compare(None, before, "").warnings)
+
+
+def test_the_document_is_the_documented_one(before: Snapshot) -> None:
+    """Its fields are a contract."""
+    document = plans.compare(None, before, "nothing").document()
+    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "warnings"}
+    assert set(document["changes"][0]) == {"kind", "name", "action", "before", "after", "effect", "note"}
+    assert set(document["cvms"]) == {"create", "delete", "replace", "redeploy", "restart"}
+    assert {change["effect"] for change in document["changes"]} <= set(plans.EFFECTS)
