@@ -35,7 +35,7 @@ def render(
         "scope": own.cluster,
         "name": own.peer_id,
         "namespace": "/service/",
-        "log": {"level": "INFO", "format": "patroni %(levelname)s %(message)s"},
+        "log": {"level": "INFO", "format": "patroni %(asctime)s %(levelname)s %(message)s"},
         # Other members ask it how far they are: on the mesh address, inside the peer link. What changes anything
         # wants the password, and comes from a member's address only.
         "restapi": {
@@ -52,7 +52,7 @@ def render(
         },
         "bootstrap": {
             "dcs": _cluster_wide(settings),
-            "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
+            "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth": "scram-sha-256"}, "data-checksums"],
         },
         "postgresql": _postgresql(settings, passwords, postgres_bin),
     }

@@ -43,10 +43,10 @@ class Database:
 
         What is sent is the verifier that PostgreSQL stores: the password itself never reaches it, nor its log.
         """
-        connection = await self._connect()
         name = sql.Identifier(role)
         try:
             async with asyncio.timeout(SECONDS * 4):
+                connection = await self._connect()
                 verifier = connection.pgconn.encrypt_password(
                     password.reveal().encode(), role.encode(), b"scram-sha-256"
                 ).decode()

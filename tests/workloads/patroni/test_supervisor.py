@@ -37,8 +37,14 @@ async def _kill_and_write(made: World, value: int, victim: str) -> tuple[Member,
     old = await made.settled(1)
     family = old.pids("postgres")
     os.kill(old.patroni() if victim == "patroni" else old.postmaster(), signal.SIGKILL)
-    await made.until(lambda: _write(made, value), "a write is acknowledged again")
+
+    async def taken_over() -> bool:
+        return await made.tagged("master") not in ([], [old.peer_id])
+
+    await made.until(taken_over, "the standby leads")
+    # The order that makes it safe: when somebody else leads, nothing of the old leader is left to acknowledge a write.
     assert [pid for pid in family if process_runs(pid)] == []
+    await made.until(lambda: _write(made, value), "a write is acknowledged again")
     new = await made.master()
     assert new is not old
     return old, new
