@@ -82,12 +82,13 @@ class Effects:
                 self.problems.pop("vips", None)
             except VipError as error:
                 self._refused("vips", error)
+        if self.link is not None:
+            self.link.set_peers(wish.peers)
+        # Before the names, which take longer to make than a moved endpoint: connections to the old one wait for it.
+        self._publish(wish.spec)
         names_changed = held is None or self._identity != identity or _names_of(held) != _names_of(wish)
         if names_changed or "names" in self.problems:
             self._names(wish, identity)
-        if self.link is not None:
-            self.link.set_peers(wish.peers)
-        self._publish(wish.spec)
         if wish.conflicts and (held is None or held.conflicts != wish.conflicts):
             log.warning("an exclusive role is claimed by several", extra={"claims": dict(wish.conflicts)})
         self._held = wish

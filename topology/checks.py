@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from topology import addresses
 from topology.manifest import EXCLUSIVE_ROLES, RESERVED_KEYS
-from topology.model import COORDINATOR, Backend, Cluster, Group, Route
+from topology.model import COORDINATOR, Backend, Cluster, Group, Route, leader_key
 from topology.problems import Problems, Where, did_you_mean
 
 _RESERVED_ROUTES = frozenset({"localhost", "mesh"})
@@ -39,6 +39,7 @@ class Checker:
         self._parents()
         self._reserved()
         self._permissions()
+        self._leader_keys()
         self._secrets()
         for group in self._cluster.groups:
             self._ports(group)
@@ -140,6 +141,24 @@ class Checker:
                     message = f"holds {prefix!r}; keys in Consul begin without '/', use {prefix.strip('/')!r}"
                 if message:
                     self._add(f"{entry}.consul_permissions.key_prefixes", message)
+
+    def _leader_keys(self) -> None:
+        """Who leads a service is decided by whoever may write its leader key: nobody but its own workload."""
+        keys = {
+            (key, backend.parent): entry
+            for entry, group, route in self._all_routes()
+            for backend in group.backends
+            if backend.name == route.backend and (key := leader_key(backend, route)) is not None
+        }
+        for entry, backend in self._all_backends():
+            for prefix in backend.permissions.key_prefixes:
+                for (key, parent), route in keys.items():
+                    if key.startswith(prefix) and parent != backend.parent:
+                        message = (
+                            f"holds {prefix!r}, which reaches {key!r}, the leader key of {route}; give each database a "
+                            "prefix of its own, and end one that another begins with in '/'"
+                        )
+                        self._add(f"{entry}.consul_permissions.key_prefixes", message)
 
     def _secrets(self) -> None:
         first: dict[str, str] = {}

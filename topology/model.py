@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from topology.addresses import MESH_POOL, VIP_POOL, mesh_address_of, vip_of
-from topology.manifest import Permissions
+from topology.manifest import EXCLUSIVE_ROLES, Permissions
 
 ROLES = ("master", "replica")
 """The roles of a workload-owned backend that does not say which: Patroni's."""
@@ -106,3 +106,13 @@ class Cluster:
         pinned = {peer: address for group in self.groups for peer, address in group.mesh_addresses.items()}
         peers = [*self.coordinator_peers(), *(peer for group in self.groups for peer in group.peers())]
         return {peer: pinned.get(peer) or mesh_address_of(peer, pool) for peer in peers}
+
+
+def leader_key(backend: Backend, route: Route) -> str | None:
+    """The KV key of the lock that says who has the exclusive role that `route` asks for (itself or as its fallback):
+    Patroni's, whose scope is the last part of the backend's first key prefix. None where there is no such role.
+    """
+    prefixes = backend.permissions.key_prefixes
+    if backend.owner != "workload" or not prefixes or not EXCLUSIVE_ROLES & {route.role, route.fallback}:
+        return None
+    return f"{prefixes[0].rstrip('/')}/leader"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from topology import addresses
 from topology.compose import OWNER_KEY, SIDECAR, ComposeFile, parse
 from topology.manifest import (
-    EXCLUSIVE_ROLES,
     MANIFEST_VERSION,
     BackendEntry,
     CoordinatorPeer,
@@ -29,7 +28,7 @@ from topology.manifest import (
     SecretEntry,
     TcbPolicy,
 )
-from topology.model import COORDINATOR, Backend, Cluster, Group, Route
+from topology.model import COORDINATOR, Cluster, Group, leader_key
 from topology.problems import ClusterError
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
@@ -116,16 +115,6 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
         for group in sorted(cluster.groups, key=lambda item: item.name)
         for route in sorted(group.routes, key=lambda item: item.name)
     )
-
-
-def leader_key(backend: Backend, route: Route) -> str | None:
-    """The KV key of the lock that says who has the exclusive role that `route` asks for (itself or as its fallback):
-    Patroni's, whose scope is the last part of the backend's first key prefix. None where there is no such role.
-    """
-    prefixes = backend.permissions.key_prefixes
-    if backend.owner != "workload" or not prefixes or not EXCLUSIVE_ROLES & {route.role, route.fallback}:
-        return None
-    return f"{prefixes[0].rstrip('/')}/leader"
 
 
 def routes_json(cluster: Cluster) -> str:

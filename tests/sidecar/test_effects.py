@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.protocol import MeshPeer
+from runtime.secret import Secret
 from sidecar import catalog
 from sidecar.config import parse
 from sidecar.desired import desired
@@ -107,6 +110,32 @@ async def test_parts_wait_for_link_and_xds_and_then_get_the_newest_wish(rig: Rig
     assert [peer.peer_id for peer in link.peers] == ["coordinator-0"]
     assert rig.published == 1
     assert rig.effects.endpoints == {"api": ("api-0", "api-1")}
+
+
+def test_secrets_that_cannot_be_written_are_named_until_they_can(rig: Rig) -> None:
+    """The folder's error is told without what was to be in it."""
+    (rig.folder / "run/secrets").rmdir()
+    assert not rig.effects.keep_secrets({"database": Secret("s3cret")})
+    assert "secrets" in rig.effects.problems
+    assert "s3cret" not in rig.effects.problems["secrets"]
+    (rig.folder / "run/secrets").mkdir()
+    assert rig.effects.keep_secrets({"database": Secret("s3cret")})
+    assert rig.effects.problems == {}
+    assert (rig.folder / "run/secrets/database").read_text() == "s3cret"
+
+
+async def test_a_group_that_files_cannot_be_given_to_is_refused_at_the_start(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace only some groups exist; the message names the variable."""
+
+    def chown(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "chown", chown)
+    config = parse(environment(MESH_RUN_DIR=str(rig.folder / "run"), MESH_SECRETS_GID="4294967290"))
+    with pytest.raises(OSError, match=r"MESH_SECRETS_GID .* 4294967290"):
+        await Effects(config).start(desired(world()))
 
 
 async def test_equal_wishes_publish_nothing_and_changes_publish_once(rig: Rig) -> None:

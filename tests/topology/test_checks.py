@@ -340,3 +340,26 @@ def test_one_secret_name_in_two_groups_is_refused(tmp_path: Path) -> None:
     more = 'secrets = { word = { grant = ["web"] } }'
     write(tmp_path, database(more=more), group("api", more=more), group("web"))
     only(problems(tmp_path), "workload_groups.api.secrets.word", "workload_groups.pg.secrets.word", "unique")
+
+
+def other(prefix: str, parent: str = "other") -> str:
+    """Another group with a key prefix."""
+    more = f'consul_permissions = {{ key_prefixes = ["{prefix}"] }}'
+    return group("other", backends=backend("other", owner="workload", parent=parent, more=more), routes="")
+
+
+@pytest.mark.parametrize("prefix", ["service/pg", "service/pg/", "service", "s", "service/pg/leader"])
+def test_a_key_prefix_that_reaches_anothers_leader_key_is_refused(tmp_path: Path, prefix: str) -> None:
+    """Whoever writes it says who leads."""
+    write(tmp_path, database(), other(prefix))
+    entry = "workload_groups.other.backends.other.consul_permissions.key_prefixes"
+    only(problems(tmp_path), entry, repr(prefix), "'service/pg/leader'", "workload_groups.pg.routes.pg-master")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "parent"), [("service/pg2", "other"), ("service/p/", "other"), ("service/pg", "pg")]
+)
+def test_a_key_prefix_beside_anothers_or_of_the_same_service_is_fine(tmp_path: Path, prefix: str, parent: str) -> None:
+    """Two groups of one service share its lock; a name that only begins the same is another's."""
+    write(tmp_path, database(), other(prefix, parent))
+    assert len(cluster.load(tmp_path).groups) == 2
