@@ -17,6 +17,7 @@ from dns.zone import ZoneError, build
 from runtime.secret import Secret
 from sidecar.desired import Desired
 from sidecar.files import Identity, RunFiles
+from sidecar.terms import Term, settle
 from vip.netlink import VipError, VipTable
 from xds.spec import Spec, SpecError
 
@@ -50,6 +51,7 @@ class Effects:
         """The newest published one."""
         self._held: Desired | None = None
         self._spec: Spec | None = None
+        self._terms: Mapping[str, Term] = {}
         self._identity: Identity | None = None
         self._serial = 0
 
@@ -145,13 +147,14 @@ class Effects:
         from xds.snapshot import build as build_snapshot
 
         try:
-            snapshot = build_snapshot(spec, self.snapshot)
+            terms, settled = settle(self._terms, spec)
+            snapshot = build_snapshot(settled, self.snapshot)
         except SpecError as error:
             self._refused("envoy", error)
             return
         self.problems.pop("envoy", None)
         self._tell_moves(spec)
-        self._spec = spec
+        self._spec, self._terms = spec, terms
         if self.snapshot is None or snapshot.version != self.snapshot.version:
             self.snapshot = snapshot
             self.xds.publish(snapshot)

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from coordinator import records
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -216,6 +219,15 @@ class Stage:
 async def stage() -> AsyncIterator[Stage]:
     """Three database members and a caller, each with an Envoy, around one coordinator."""
     tool("envoy")
+    # Nobody here renews a lease, and on a busy machine a test may take longer than one lasts.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "SWEEP_SECONDS", 3600.0)
+        async with _stage() as it:
+            yield it
+
+
+@contextlib.asynccontextmanager
+async def _stage() -> AsyncIterator[Stage]:
     async with cluster() as mesh, contextlib.AsyncExitStack() as stack:
         mesh.manifest = make_database_manifest(mesh.manifest)
         vip = loopback()

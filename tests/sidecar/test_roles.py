@@ -15,10 +15,11 @@ from sidecar.catalog import Instance
 from sidecar.desired import World, desired
 from sidecar.roles import Choice, Leader, choose, generation, heard, let_go
 from sidecar.sources import Query
+from sidecar.terms import Term, settle
 from tests.sidecar.test_desired import instance, world
 from tests.sidecar.world import health, kv, manifest, route
 from topology.manifest import RouteEntry
-from xds.spec import EgressRoute
+from xds.spec import EgressRoute, Spec
 
 KEY = "service/pg/leader"
 MASTER = dataclasses.replace(route("pg-master", "pg", role="master", vip="127.10.0.2"), leader_key=KEY)
@@ -126,6 +127,10 @@ def test_a_key_that_the_servers_lost_stays_its_holders_until_somebody_takes_it_o
 # ---- every interleaving
 
 
+BASE = world(manifest=manifest(routes=(MASTER, REPLICA)))
+CHANGES = sources.queries(BASE, None)
+
+
 @dataclass
 class Truth:
     """What Consul would say now, and what the sidecar made of all that it heard."""
@@ -134,11 +139,13 @@ class Truth:
     passing: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(PEERS, True))
     holder: str | None = "pg-0"
     index: int = 10
-    seen: World = field(default_factory=lambda: world(manifest=manifest(routes=(MASTER, REPLICA))))
+    terms: Mapping[str, Term] = field(default_factory=dict)
+    published: EgressRoute | None = None
+    """The master route as Envoy has it."""
+    seen: World = BASE
 
     def __post_init__(self) -> None:
-        self._changes = sources.queries(self.seen, None)
-        self._made: tuple[World, dict[str, EgressRoute]] | None = None
+        self._made: tuple[World, Spec] | None = None
         self.tell_health()
         self.tell_key()
 
@@ -174,16 +181,28 @@ class Truth:
         entry = kv({KEY: self.holder})[0] | {"Session": "5e55"} if self.holder is not None else None
         self._tell(Query(path=f"/v1/kv/{KEY}"), [entry] if entry else None)
 
+    def _publish(self) -> None:
+        """As the effects do it; what is published cuts exactly when there is somebody to cut off."""
+        self.terms, settled = settle(self.terms, self._spec())
+        before = self.published
+        self.published = next(one for one in settled.egress if one.name == "pg-master")
+        if before is not None:
+            left = set(before.endpoints) - set(self.published.endpoints)
+            assert (before.generation != self.published.generation) == bool(left)
+
     def _tell(self, query: Query, tree: object) -> None:
-        self.seen = self._changes[query](self.seen, tree, self.index)
+        self.seen = CHANGES[query](self.seen, tree, self.index)
 
     def route(self, name: str) -> EgressRoute:
         """The route as Envoy would get it now."""
+        return next(one for one in self._spec().egress if one.name == name)
+
+    def _spec(self) -> Spec:
         if self._made is None or self._made[0] is not self.seen:
             spec = desired(self.seen).spec
             assert spec is not None
-            self._made = self.seen, {one.name: one for one in spec.egress}
-        return self._made[1][name]
+            self._made = self.seen, spec
+        return self._made[1]
 
     def behind(self, name: str) -> tuple[str, ...]:
         """The peers behind a route."""
@@ -199,6 +218,7 @@ class Truth:
             assert behind == (self.holder,), "the right one, as soon as everything is known"
         if before is not None:
             assert (before.generation != now.generation) == (before.endpoints != now.endpoints)
+        self._publish()
         assert self.route("pg-replica").generation == "", "connections to replicas are never cut"
         replicas = tuple(peer for peer in PEERS if self.tags[peer] == "replica" and self.passing[peer])
         assert self.behind("pg-replica") == (replicas or behind)
