@@ -60,7 +60,7 @@ class _Samples:
 
 
 def role_moves(scene: Scene) -> list[Row]:
-    """The role `master` moves from one instance to the other and back: two PUTs, the promotion first."""
+    """The role `master` moves from one instance to the other and back."""
     samples = _Samples()
     for side in scene.sides:
         scene.settle(side, {ECHOES[0]: "master", ECHOES[1]: "replica"})
@@ -71,8 +71,9 @@ def role_moves(scene: Scene) -> list[Row]:
             _move(scene, side, old, new, samples)
             roles[side.name] = (new, old)
     what = (
-        "role `master` moves by two PUTs to two local agents (promotion, then demotion), new connections every ≥ 1 ms; "
-        "ours cuts what is under way to the old instance, which the caller sees as a failed connection"
+        "role `master` moves, new connections every ≥ 1 ms. The anchor: two PUTs to two local agents (promotion, then "
+        "demotion). Ours, as Patroni does it: the new leader takes the leader key, then PUTs its tag; in between "
+        "there is no leader, and a new connection fails instead of reaching the wrong instance"
     )
     return [
         samples.row("first call", "role moves → first new connection at the right instance, from the first call",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from benchmarks.stage import CLIENT, ECHOES, MASTER, REPLICA, BenchError, Stage
 
 API = "http://127.0.0.1:8500"
 ROLE_SECONDS = 10.0
+LEADER_KEY = "service/bench/leader"
+"""What the manifest names as the leader key of the route `echo-master` (topology.render)."""
 
 
 class Side(Protocol):
@@ -24,8 +27,8 @@ class Side(Protocol):
     """And for those with the tag `replica`."""
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
-        """Registers each peer with its tag, in this order, through its local agent; before the first and after the
-        last."""
+        """Gives each peer its role, in this order, through its local agent; before the first call and after the last
+        that a caller has to wait for."""
 
     def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
         """`pass` or `fail` for a peer's check through its local agent; moments before and after."""
@@ -41,6 +44,8 @@ class Ours:
         self.master, self.replica = stage.vips[MASTER], stage.vips[REPLICA]
         services = json.loads(stage.helpers[ECHOES[0]].http("GET", f"{API}/v1/agent/services")["body"])
         self._sidecar_port = int(services["echo-echo-0-sidecar-proxy"]["Port"])
+        self._sessions: dict[str, str] = {}
+        self._holder: str | None = None
 
     def body(self, peer: str, tag: str) -> dict[str, Any]:
         """The registration of the instance in `peer`."""
@@ -50,8 +55,31 @@ class Ours:
         )
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
-        """As `Side`."""
-        return put_roles(self._stage, API, {peer: self.body(peer, tag) for peer, tag in roles.items()})
+        """As `Side`. A leader takes the leader key first, then says what it is; that the one before it is none any more
+        changes nothing for a caller, so it may say so later."""
+        bodies = {peer: self.body(peer, tag) for peer, tag in roles.items()}
+        leader = next((peer for peer, role in roles.items() if role == "master"), None)
+        if leader is None:
+            return put_roles(self._stage, API, bodies)
+        started = self._take_key(leader)
+        _, returned = put_roles(self._stage, API, {leader: bodies.pop(leader)})
+        if bodies:
+            put_roles(self._stage, API, bodies)
+        return started, returned
+
+    def _take_key(self, peer: str) -> float:
+        """Moves the leader key to `peer` in one transaction; when that began."""
+        helper = self._stage.helpers[peer]
+        if peer not in self._sessions:
+            made = helper.http("PUT", f"{API}/v1/session/create", {"LockDelay": "0s", "Behavior": "delete"})
+            self._sessions[peer] = json.loads(made["body"])["ID"]
+        value = base64.b64encode(peer.encode()).decode()
+        calls = [{"Verb": "lock", "Key": LEADER_KEY, "Value": value, "Session": self._sessions[peer]}]
+        if self._holder is not None:
+            calls.insert(0, {"Verb": "unlock", "Key": LEADER_KEY, "Session": self._sessions[self._holder]})
+        began: float = helper.http("PUT", f"{API}/v1/txn", [{"KV": call} for call in calls])["start"]
+        self._holder = peer
+        return began
 
     def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
         """As `Side`."""

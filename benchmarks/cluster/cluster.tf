@@ -19,7 +19,7 @@ locals {
           port               = 9090
           workload           = "echo"
           registration       = { owner = "workload", parent = "echo" }
-          consul_permissions = {}
+          consul_permissions = { key_prefixes = ["service/bench"], session_write = true }
         }
         plain = {
           port               = 9091

@@ -86,7 +86,12 @@ BAD_CLUSTERS = {
         "compose_env = {}\n      secrets     = { word = { grant = [] } }",
         ["cluster.tf:8", "workload_groups.api.secrets.word.grant", "granted to nobody but 'api'"],
     ),
-    "zero": ("cluster.tf", "replicas    = 2", "replicas    = 0", ["is 0, expected a whole number from 1 to"]),
+    "zero": (
+        "cluster.tf",
+        "replicas    = var.worker_replicas",
+        "replicas    = 0",
+        ["is 0, expected a whole number from 1 to"],
+    ),
     "vip": (
         "cluster.tf",
         'backend = "worker", role = null',
