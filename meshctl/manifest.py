@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIGNED = "manifest.signed"
 """The envelope's file in the cluster folder: what main.tf gives to the CVMs."""
 DRAFT = "manifest.json"
+KEPT = "manifests"
+"""Folder of the older envelopes that groups go on starting with."""
 
 
 def load_cluster(text: str) -> Cluster:
@@ -151,8 +153,13 @@ def sign(cluster: str, key: Path | None, draft: Path | None) -> None:
             f"./mesh manifest render {cluster}",
         )
     target = found.folder / SIGNED
-    target.write_text(sign_manifest(manifest, private) + "\n", encoding="utf-8")
-    click.echo(f"signed epoch {manifest.epoch}: {target}\nnext: terraform -chdir={found.folder} apply -parallelism=1")
+    envelope = sign_manifest(manifest, private)
+    kept = _keep(found, manifest, target)
+    target.write_text(f"{envelope}\n", encoding="utf-8")
+    click.echo(f"signed epoch {manifest.epoch}: {target}")
+    for name, epoch in kept.items():
+        click.echo(f"group {name} goes on starting with epoch {epoch}, and takes the newest from the coordinators")
+    click.echo(f"next: terraform -chdir={found.folder} apply -parallelism=1")
 
 
 @command.command()
@@ -228,6 +235,39 @@ def _current(cluster: Cluster) -> Manifest | None:
         raise UserError(
             f"{path}: {error}", f"remove it, or put the owner key back into {cluster.coordinator_compose}"
         ) from error
+
+
+def _keep(cluster: Cluster, manifest: Manifest, target: Path) -> dict[str, int]:
+    """Keeps, per group, the envelope that its CVMs have in their environment, where it is still good; group to epoch.
+
+    A changed environment restarts every CVM of the group. Call before `target` is written.
+    """
+    from meshctl.manifest_facts import starts_alike
+    from runtime.values import public_key
+    from topology.manifest import ManifestError, open_envelope
+    from topology.render import owner_key_of
+
+    key = public_key(owner_key_of(cluster.coordinator_compose.read_text(encoding="utf-8")) or "")
+    folder = cluster.folder / KEPT
+    kept: dict[str, int] = {}
+    for group in manifest.groups:
+        own = folder / f"{group}.signed"
+        source = own if own.exists() else target
+        try:
+            envelope = source.read_text(encoding="ascii") if source.exists() else ""
+            earlier = open_envelope(envelope, key) if envelope else None
+        except (ManifestError, UnicodeDecodeError):
+            earlier = None
+        if earlier is not None and earlier != manifest and starts_alike(earlier, manifest, group):
+            folder.mkdir(exist_ok=True)
+            own.write_text(envelope, encoding="ascii")
+            kept[group] = earlier.epoch
+        else:
+            own.unlink(missing_ok=True)
+    for stale in folder.glob("*.signed"):
+        if stale.stem not in manifest.groups:
+            stale.unlink()
+    return kept
 
 
 def _images(path: Path) -> tuple[OsImage, ...]:

@@ -7,7 +7,13 @@ module "mesh" {
   coordinator_compose = "${path.module}/compose/coordinator.yaml"
   workload_groups     = local.workload_groups
   require_digests     = var.attestation.require_digests
-  manifest            = fileexists("${path.module}/manifest.signed") ? trimspace(file("${path.module}/manifest.signed")) : ""
+
+  # What `./mesh manifest sign` writes: the newest manifest, and older ones with which a group may go on starting.
+  manifest = fileexists("${path.module}/manifest.signed") ? trimspace(file("${path.module}/manifest.signed")) : ""
+  group_manifests = {
+    for name in fileset("${path.module}/manifests", "*.signed") :
+    trimsuffix(name, ".signed") => trimspace(file("${path.module}/manifests/${name}"))
+  }
 }
 
 # Makes it so on Phala Cloud.

@@ -22,19 +22,30 @@ locals {
 
   by_secret = { for s in local.secrets : s.name => s... }
 
-  # The signed manifest, once there is one: who the coordinators are, and the routes that go with it.
-  payload_text = replace(replace(split(".", var.manifest)[0], "-", "+"), "_", "/")
-  payload = try(
-    jsondecode(base64decode("${local.payload_text}${substr("====", 0, (4 - length(local.payload_text) % 4) % 4)}")),
-    null,
+  # The signed manifests, once there are any: who the coordinators are, and the routes that go with it.
+  envelopes = merge(
+    { for g in keys(local.groups) : g => trimspace(lookup(var.group_manifests, g, var.manifest)) },
+    { coordinator = trimspace(var.manifest) },
   )
-  coordinator_urls = try([for peer in local.payload.coordinators.peers : peer.url], [])
-  signed_routes    = try(jsonencode([for r in local.payload.routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }]), local.routes_json)
-
+  payload_texts = { for app, envelope in local.envelopes : app => replace(replace(split(".", envelope)[0], "-", "+"), "_", "/") }
+  payloads = {
+    for app, text in local.payload_texts :
+    app => try(jsondecode(base64decode("${text}${substr("====", 0, (4 - length(text) % 4) % 4)}")), null)
+  }
   common = {
-    MESH_CLUSTER      = var.cluster_name
-    MESH_COORDINATORS = jsonencode(local.coordinator_urls)
-    MESH_MANIFEST     = trimspace(var.manifest)
+    for app, envelope in local.envelopes : app => {
+      MESH_CLUSTER      = var.cluster_name
+      MESH_COORDINATORS = jsonencode(try([for peer in local.payloads[app].coordinators.peers : peer.url], []))
+      MESH_GROUP        = app
+      MESH_MANIFEST     = envelope
+    }
+  }
+  # Routes go with the manifest that a CVM starts with: a sidecar holds one against the other.
+  routes_of = {
+    for app, payload in local.payloads : app => try(
+      jsonencode([for r in payload.routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }]),
+      local.routes_json,
+    )
   }
 }
 
@@ -71,8 +82,8 @@ output "routes_json" {
 output "environment" {
   description = "Per group, and for the coordinators under `coordinator`: the environment of its CVMs. The slot is not in it: a CVM's own is proposed by the coordinator, from the attested instance."
   value = merge(
-    { coordinator = merge(local.common, { MESH_GROUP = "coordinator" }) },
-    { for g, group in local.groups : g => merge(group.compose_env, local.common, { MESH_GROUP = g, MESH_ROUTES_JSON = local.signed_routes }) },
+    { coordinator = local.common["coordinator"] },
+    { for g, group in local.groups : g => merge(group.compose_env, local.common[g], { MESH_ROUTES_JSON = local.routes_of[g] }) },
   )
 }
 
@@ -106,5 +117,5 @@ output "policy" {
 
 output "signed" {
   description = "What the given manifest says, null without one. For the checks of whoever deploys."
-  value       = local.payload
+  value       = local.payloads["coordinator"]
 }

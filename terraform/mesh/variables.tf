@@ -36,6 +36,12 @@ variable "require_digests" {
   default     = false
 }
 
+variable "group_manifests" {
+  description = "Earlier signed manifests, by group, that are still good to start with: a CVM takes the newest from the coordinators, and its environment, whose change restarts it, stays as it is."
+  type        = map(string)
+  default     = {}
+}
+
 variable "manifest" {
   description = "Signed manifest envelope, one line, as `meshctl manifest sign` writes it. Empty until there is one. Not a secret."
   type        = string

@@ -193,6 +193,26 @@ def test_development_images_are_marked_where_they_are_allowed() -> None:
     assert all(image.development for image in reviewed(tree).deployment.os_images)
 
 
+def test_which_groups_may_go_on_starting_with_an_older_manifest() -> None:
+    """New routes, slots, secrets and other groups' changes restart nobody; what a start depends on does."""
+    old = render.manifest(STARTER, reviewed(outputs()).deployment)
+    worker = old.groups["worker"]
+    replace = dataclasses.replace
+    moved = replace(worker.backends["worker"], port=1, sidecar_port=2)
+    other = manifest.Rendezvous(public_key="k", endpoint="e", address="a")
+    changes: list[tuple[manifest.Manifest, bool]] = [
+        (replace(old, epoch=2, routes=()), True),
+        (replace(old, groups={**old.groups, "worker": replace(worker, peers=())}), True),
+        (replace(old, groups={**old.groups, "api": replace(old.groups["api"], backends={})}), True),
+        (replace(old, groups={**old.groups, "worker": replace(worker, backends={"worker": moved})}), False),
+        (replace(old, coordinators=replace(old.coordinators, compose_hashes=("0" * 64,))), False),
+        (replace(old, tcb=manifest.TcbPolicy(allowed_statuses=("OutOfDate",))), False),
+        (replace(old, rendezvous=(other,)), False),
+    ]
+    assert [facts.starts_alike(old, new, "worker") for new, _ in changes] == [alike for _, alike in changes]
+    assert not facts.starts_alike(old, old, "later")
+
+
 def test_earlier_revisions_stay_allowed_when_asked() -> None:
     """During an update the CVMs of both revisions are admitted."""
     first = render.manifest(STARTER, reviewed(outputs()).deployment)

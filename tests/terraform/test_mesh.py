@@ -15,6 +15,8 @@ from topology import cluster, manifest, render
 from topology.model import Cluster
 from topology.problems import ClusterError
 
+pytestmark = pytest.mark.timeout(400)
+
 GOOD = cases.GOOD | dict(cases.random_clusters(20, seed=7))
 
 

@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 def run(folder: Path, *arguments: str, ok: bool = True, **more: str) -> str:
     """What `terraform ARGUMENTS` in `folder` prints; fails the test when it fails, unless `ok` is False."""
     argv = [terraform(), *arguments]
-    result = subprocess.run(argv, cwd=folder, capture_output=True, text=True, env=environment() | more, timeout=110)
+    result = subprocess.run(argv, cwd=folder, capture_output=True, text=True, env=environment() | more, timeout=240)
     if ok:
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     return result.stdout if ok else result.stdout + result.stderr

@@ -1,0 +1,61 @@
+"""A lab daemon whose workers start with an older manifest than the coordinators have: one route and one slot fewer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lab import host
+from lab import plan as plans
+from lab.tee import DevTee
+from topology.cluster import Cluster
+from topology.manifest import Manifest, sign
+
+LATE_ROUTE, LATE_PEER = "api", "worker-1"
+
+
+def older(manifest: Manifest) -> Manifest:
+    """The manifest as it was before the route and the slot were added."""
+    workers = manifest.groups["worker"]
+    peers = tuple(peer for peer in workers.peers if peer.peer_id != LATE_PEER)
+    routes = tuple(route for route in manifest.routes if route.name != LATE_ROUTE)
+    groups = {**manifest.groups, "worker": replace(workers, peers=peers)}
+    return replace(manifest, epoch=manifest.epoch - 1, routes=routes, groups=groups)
+
+
+def changed(plan: plans.LabPlan, owner: Ed25519PrivateKey) -> plans.LabPlan:
+    """`plan` with workers that know the older manifest only, and no slot of their own, as on Phala Cloud."""
+    known = older(plan.manifest)
+    fields = ("name", "vip", "port", "role", "backend", "service")
+    told = {
+        "MESH_MANIFEST": sign(known, owner),
+        "MESH_ROUTES_JSON": json.dumps([{field: getattr(route, field) for field in fields} for route in known.routes]),
+    }
+    cvms = []
+    for cvm in plan.cvms:
+        environment = cvm.machine.environment
+        if cvm.machine.group == "worker":
+            own = {name: text for name, text in environment["sidecar"].items() if name != "MESH_PEER_ID"}
+            environment = {**environment, "sidecar": {**own, **told}}
+        cvms.append(replace(cvm, machine=replace(cvm.machine, environment=environment)))
+    return replace(plan, cvms=tuple(cvms))
+
+
+def main() -> None:
+    """As `lab.host`."""
+    genuine_plan = plans.make_plan
+
+    def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: plans.Site) -> plans.LabPlan:
+        return changed(genuine_plan(cluster, tee, owner, site), owner)
+
+    plans.make_plan = make_plan
+    asyncio.run(host.run(host.Request.load(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
