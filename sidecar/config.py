@@ -85,7 +85,8 @@ VARIABLES = (
     Variable(
         name="MESH_SECRETS_GID",
         default="0",
-        meaning="Numeric group that may read `secrets/` in MESH_RUN_DIR: that of the application that needs them.",
+        meaning="Numeric group that may read `secrets/` in MESH_RUN_DIR: that of the application that needs them. The "
+        "sidecar has to be a member (`group_add` in the compose file), or it may not give files to it.",
     ),
     Variable(name="MESH_GUEST_AGENT", default="/var/run/dstack.sock", meaning="Unix socket of the dstack guest agent."),
     Variable(name="MESH_ENVOY", default="/usr/local/bin/envoy", meaning="The Envoy program."),

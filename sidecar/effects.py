@@ -63,7 +63,7 @@ class Effects:
             folder = str(self._config.run_dir)
             raise OSError(
                 f"MESH_RUN_DIR: {folder!r} cannot be used ({error.strerror}); mount a writable folder there, and have "
-                f"MESH_SECRETS_GID name a group that this process may give files to (it is {self._config.secrets_gid})"
+                f"MESH_SECRETS_GID (it is {self._config.secrets_gid}) name a group that this process is in (group_add)"
             ) from error
         # In a thread, because netlink's module takes a while to load; the loop meanwhile asks for the identity.
         await asyncio.to_thread(self._vips.apply, wish.vips)

@@ -134,7 +134,7 @@ async def test_a_group_that_files_cannot_be_given_to_is_refused_at_the_start(
 
     monkeypatch.setattr(os, "chown", chown)
     config = parse(environment(MESH_RUN_DIR=str(rig.folder / "run"), MESH_SECRETS_GID="4294967290"))
-    with pytest.raises(OSError, match=r"MESH_SECRETS_GID .* 4294967290"):
+    with pytest.raises(OSError, match=r"MESH_SECRETS_GID .*4294967290.*group_add"):
         await Effects(config).start(desired(world()))
 
 
