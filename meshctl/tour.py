@@ -119,7 +119,7 @@ def _patronictl(run: runs.Run, peer: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 120.0) -> T:
+def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 240.0) -> T:
     """What `condition` gives once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

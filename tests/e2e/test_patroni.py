@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.user import Mesh, running, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1000)]
 
 
 def database(mesh: Mesh) -> dict[str, Any]:
@@ -26,7 +26,7 @@ _ASK = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1],
 def test_demo_loses_its_leader_and_goes_on() -> None:
     """The tour shows who leads, takes that CVM away, and the names lead to the other one with every row; then back."""
     options = ("--replicas", "webdemo=1", "--replicas", "postgres=2")
-    with running("patroni", "demo", "patroni", *options) as mesh:
+    with running("patroni", "demo", "patroni", *options, timeout=800) as mesh:
         out = mesh.up_output
         killed = re.search(r"\$ \./mesh kill (postgres-\d)", out)
         moved = re.search(r"postgres-master leads to (postgres-\d) in every CVM, \d+\.\d s later", out)
@@ -52,4 +52,4 @@ def test_demo_loses_its_leader_and_goes_on() -> None:
                 and replica["rows"] >= master["rows"] - 1 > 2
             )
 
-        wait_for(caught_up, "the old leader follows the new one over the mesh", 60)
+        wait_for(caught_up, "the old leader follows the new one over the mesh", 120)

@@ -91,11 +91,11 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> N
 
 
 @contextmanager
-def running(label: str, *args: str) -> Iterator[Mesh]:
+def running(label: str, *args: str, timeout: float = 300) -> Iterator[Mesh]:
     """A mesh of its own, started by `./mesh ARGS`."""
     need_root_or_userns()
     name = f"{label}-{os.getpid()}"
-    up = run_mesh(*args, "--name", name, timeout=300)
+    up = run_mesh(*args, "--name", name, timeout=timeout)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
         yield Mesh(name=name, up_output=up.stdout)

@@ -61,9 +61,9 @@ def alive(pid):
 def run(body: str, folder: Path) -> list[str]:
     """The lines that the script prints."""
     script = PRELUDE + "async def main():\n" + "\n".join(f"    {line}" for line in body.strip().splitlines())
-    script += "\nasyncio.run(asyncio.wait_for(main(), 60))\n"
+    script += "\nasyncio.run(asyncio.wait_for(main(), 90))\n"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()

@@ -41,9 +41,9 @@ def start(made):
 def run(body: str, folder: Path) -> str:
     """What the script prints."""
     script = PRELUDE + "async def main():\n" + "\n".join(f"    {line}" for line in body.strip().splitlines())
-    script += "\nasyncio.run(asyncio.wait_for(main(), 60))\n"
+    script += "\nasyncio.run(asyncio.wait_for(main(), 90))\n"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -16,7 +16,7 @@ from tests.workloads.patroni.world import CLUSTER, Member, World, agents, restar
 from workloads.patroni import roles
 from workloads.patroni.publisher import Publisher
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from tests.support import process_runs
 from tests.workloads.patroni.world import APP_PASSWORD, CLUSTER, Member, World, new_token, world, write_secret
 from workloads.patroni import passwords
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
 
 async def _write(made: World, value: int) -> bool:
