@@ -83,6 +83,31 @@ def test_phases_are_read_from_the_log() -> None:
     assert where_it_goes(["nothing\n"]) == ""
 
 
+def test_chaos_rounds_become_rows() -> None:
+    """Recovery times by fault, against their aims; what was held is counted from the decision to cut it."""
+    from benchmarks.failover import rows
+    from tests.meshctl.test_chaos_figures import result
+
+    rounds = [
+        result(rto=0.3),
+        result(rto=0.9),
+        result(fault="switchover", rto=0.2),
+        result(fault="partition-both", rto=3.0, decided=2.0, closed={"idle": 2.004, "talking": 2.012}),
+        result(fault="cvm-loss", rto=None, decided=None, closed={"idle": None, "talking": 2.0}),
+    ]
+    by_name = {row.name: row for row in rows(rounds)}
+    crash = by_name["PostgreSQL of the leader killed → first acknowledged write"]
+    assert crash.ours is not None
+    assert (crash.ours.p50, crash.ours.max, crash.n, crash.met) == (300, 900, 2, True)
+    assert by_name["CVM of the leader lost → first acknowledged write"].ours is None
+    assert "0 of 500 acknowledged writes lost" in crash.note
+    held = by_name["leader lost → connection held to it is closed, from the caller's sidecar's decision"]
+    assert held.ours is not None
+    assert held.ours.max == pytest.approx(12.0)
+    assert (held.n, held.met) == (2, False)
+    assert "2 of 4 closed" in held.note
+
+
 @pytest.mark.e2e
 @pytest.mark.netns
 @pytest.mark.timeout(240)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 from runtime.consul import ConsulClient, ConsulError
 from workloads.patroni import roles
@@ -81,8 +82,11 @@ class Publisher:
             self._changed.clear()
             wanted = self.wanted
             due = self._known == wanted
-            calls = roles.beats(self._where, wanted) if due else self._calls(wanted)
             try:
+                if due and not roles.stands(await self._service(), wanted):
+                    log.warning("the registration was replaced; writing it again")
+                    self._known, due = None, False
+                calls = roles.beats(self._where, wanted) if due else self._calls(wanted)
                 for call in calls:
                     # Checks that an earlier registration had (the sidecar's placeholder) go.
                     params = {"replace-existing-checks": "true"} if call.path.endswith("/register") else None
@@ -95,6 +99,10 @@ class Publisher:
             self._written.set()
             if self.wanted == wanted:
                 await self._pause()
+
+    async def _service(self) -> Any:
+        _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")
+        return service
 
     def _calls(self, wanted: Public) -> tuple[roles.Write, ...]:
         return roles.writes(self._where, self._peer_id, self._known, wanted)

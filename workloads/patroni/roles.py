@@ -105,6 +105,18 @@ def place(service: Any, proxy: Any) -> Place:
         raise ValueError(f"the sidecar's registration cannot be read: {error!r}") from error
 
 
+def stands(service: Any, public: Public) -> bool:
+    """Whether the agent's answer for the service is what `registration` wrote for `public`.
+
+    The sidecar looks whether a service is there before it writes its placeholder; after a restart of the agent, ours
+    may come in between.
+    """
+    if not isinstance(service, dict):
+        return False
+    tags = [public.role] if public.role else []
+    return service.get("Tags") == tags and sorted(service.get("Meta") or {}) == ["owner", "peer-id"]
+
+
 def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
     """The whole service. The agent keeps the status of a check that it knows; the ones in here are for a new one."""
     database = PASSING if public.database else CRITICAL

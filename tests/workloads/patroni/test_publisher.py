@@ -12,7 +12,7 @@ import pytest
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from tests.workloads.patroni.world import CLUSTER, Member, World, agents, restart_agent
+from tests.workloads.patroni.world import CLUSTER, Member, World, agents, placeholder, restart_agent
 from workloads.patroni import roles
 from workloads.patroni.publisher import Publisher
 
@@ -84,6 +84,21 @@ async def test_role_change_keeps_the_session() -> None:
                 await made.until(lambda role=role: made.tagged(role), f"it is published as {role}")
         _, found = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
         assert found[0]["Session"] == session
+
+
+async def test_a_placeholder_over_the_registration_is_replaced() -> None:
+    """The sidecar's placeholder that came in after ours, as it can when the agent restarts, does not stay."""
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="replica")
+        await made.until(lambda: made.tagged("replica"), "it is published")
+        member = made.members[0]
+        await member.consul.put("/v1/agent/service/register", placeholder(member))
+
+        async def published() -> bool:
+            _, service = await member.consul.get(f"/v1/agent/service/{member.service_id}")
+            return service["Tags"] == ["replica"] and await made.tagged("replica") == ["postgres-0"]
+
+        await made.until(published, "it is published again")
 
 
 async def test_lost_agent_is_told_again() -> None:

@@ -20,6 +20,16 @@ PUBLICS = st.builds(
 )
 
 
+@given(PUBLICS)
+def test_a_registration_stands_until_somebody_replaces_it(public: Public) -> None:
+    """What we wrote is recognised; other tags, the sidecar's placeholder and nothing at all are not."""
+    written = roles.registration(PLACE, public, "postgres-1")
+    assert roles.stands(written, public)
+    assert not roles.stands(written | {"Tags": ["other"]}, public)
+    assert not roles.stands(written | {"Meta": written["Meta"] | {"mesh-stub": "1"}}, public)
+    assert not roles.stands(None, public)
+
+
 @pytest.mark.parametrize(
     ("action", "role", "tag"),
     [

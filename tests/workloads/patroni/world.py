@@ -302,18 +302,31 @@ async def restart_agent(world: World, member: Member) -> None:
     """Starts the agent of `member`, and registers its placeholder as the sidecar does."""
     config = _config(member.folder, member.peer_id, member.address, member.http, f"{world.network}.1")
     member.agent = _agent(member.folder, config, member.peer_id)
+    body = placeholder(member)
+    member.service_id = body["ID"]
+    await world.until(lambda: _registered(member, body), f"the agent of {member.peer_id} takes a registration")
+
+
+def placeholder(member: Member) -> dict[str, Any]:
+    """What the sidecar registers until the workload does."""
     backend = BackendEntry(
         port=member.port, sidecar_port=21000, service=CLUSTER, identity="spiffe://tests/postgres", owner="workload",
         permissions=Permissions(key_prefixes=(f"service/{CLUSTER}",), session_write=True),
     )  # fmt: skip
-    member.service_id = registration.service_id(backend, member.peer_id)
-    body = registration.stub(backend, member.peer_id, member.address)
-    await world.until(lambda: _registered(member, body), f"the agent of {member.peer_id} takes a registration")
+    return registration.stub(backend, member.peer_id, member.address)
 
 
 async def _registered(member: Member, body: dict[str, Any]) -> bool:
     await member.consul.get("/v1/status/leader")
-    await member.consul.put("/v1/agent/service/register", body)
+    try:
+        _, existing = await member.consul.get(f"/v1/agent/service/{body['ID']}")
+    except ConsulError as error:
+        if error.status != 404:
+            raise
+        existing = None
+    # The workload may have been first: the sidecar leaves what is its own alone.
+    if registration.is_ours_to_replace(existing):
+        await member.consul.put("/v1/agent/service/register", body)
     return True
 
 
