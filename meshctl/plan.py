@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meshctl.plan_changes import Change, Plan
     from meshctl.plan_snapshot import Snapshot
 
-_SETTINGS = ("region", "kms", "size", "attestation")
+_SETTINGS = ("region", "kms", "size", "attestation", "rendezvous")
 _SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 _WIDTH = 160
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Plan:
     @property
     def needs_manifest(self) -> bool:
         """Whether a manifest must be rendered and signed again before the change works."""
-        return any(change.effect not in (NONE, RESTART) for change in self.changes)
+        return _needs_manifest(self.changes)
 
     def document(self) -> dict[str, Any]:
         """The documented JSON (docs/cli.md)."""
@@ -82,13 +82,22 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
     start = before or Snapshot(cluster=after.cluster, peers={}, backends={}, routes={}, secrets={})
     if whole:
         start = dataclasses.replace(start, composes={}, images={}, environment={}, public={}, settings=after.settings)
-    changes: list[Change] = []
-    fate = _app_fates(start, after)
-    changes += _cvms(start, after, fate)
-    changes += [_in_app(change, start, after, fate) for change in _tables(start, after)]
-    changes += _settings(start, after)
+    fates = _app_fates(start, after)
+    tables = [*(_in_app(change, start, after, fates) for change in _tables(start, after)), *_settings(start, after)]
+    if _needs_manifest([*tables, *_cvms(start, after, fates)]) and not whole:
+        fates.setdefault(COORDINATOR, (RESTART, "gets the new manifest"))
+    changes = [*_cvms(start, after, fates), *tables]
     return Plan(
         cluster=after.cluster, against=against, changes=tuple(changes), warnings=tuple(_warnings(start, after, whole))
+    )
+
+
+def _needs_manifest(changes: Iterable[Change]) -> bool:
+    return any(
+        change.effect not in (NONE, RESTART)
+        or change.kind in ("port", "permission")
+        or (change.kind == "setting" and change.effect == RESTART and change.name != "size")
+        for change in changes
     )
 
 
@@ -112,21 +121,30 @@ def _app_fates(before: Snapshot, after: Snapshot) -> dict[str, tuple[str, str]]:
     for name in ("region", "kms"):
         if name in before.settings and before.settings.get(name) != after.settings.get(name):
             return dict.fromkeys(apps, (REPLACE, f"{name} cannot change in place"))
-    found: dict[str, tuple[str, str]] = {}
-    for app in apps:
-        if before.composes is not None and before.composes.get(app) != (after.composes or {}).get(app):
-            found[app] = (REDEPLOY, "its compose file changed, and with it the compose hash")
-        elif before.environment is not None:
-            old, new = (_own(table, app) for table in (before.environment, after.environment or {}))
-            if old.keys() != new.keys():
-                found[app] = (REDEPLOY, "names of variables are measured, so the compose hash changes")
-            elif old != new:
-                found[app] = (RESTART, "values of its variables changed")
-        if app not in found and _size(before, app) != _size(after, app) and "size" in before.settings:
-            found[app] = (RESTART, "the instance type changed")
-        if app not in found and "attestation" in before.settings and _image(before) != _image(after):
-            found[app] = (RESTART, "the OS image changed, which is measured")
-    return found
+    fates = {app: _fate(before, after, app) for app in apps}
+    return {app: fate for app, fate in fates.items() if fate is not None}
+
+
+def _fate(before: Snapshot, after: Snapshot, app: str) -> tuple[str, str] | None:
+    """The gravest thing that happens to the CVMs of an app that stays."""
+    if before.composes is not None and before.composes.get(app) != (after.composes or {}).get(app):
+        return REDEPLOY, "its compose file changed, and with it the compose hash"
+    if before.environment is not None:
+        old, new = (_own(table, app) for table in (before.environment, after.environment or {}))
+        if old.keys() != new.keys():
+            return REDEPLOY, "names of variables are measured, so the compose hash changes"
+        if old != new:
+            return RESTART, "values of its variables changed"
+    if "size" in before.settings and _size(before, app) != _size(after, app):
+        return RESTART, "the instance type changed"
+    if "attestation" in before.settings and _image(before) != _image(after):
+        return RESTART, "the OS image changed, which is measured"
+    reason = _start_reason(before, after)
+    if reason and app != COORDINATOR:
+        return RESTART, reason
+    if _backends(before, app) != _backends(after, app):
+        return RESTART, "its own backends changed, with which its CVMs start"
+    return None
 
 
 def _cvms(before: Snapshot, after: Snapshot, fates: Mapping[str, tuple[str, str]]) -> Iterator[Change]:
@@ -168,7 +186,8 @@ def _tables(before: Snapshot, after: Snapshot) -> Iterator[Change]:
         for kind, fields in _BACKEND.items():
             one, other = ({f: row[f] for f in fields} if row else None for row in (old, new))
             if one != other:
-                yield _change(kind, name, one, other, MANIFEST)
+                kept = old is not None and new is not None
+                yield _change(kind, name, one, other, RESTART if kept else MANIFEST)
     yield from _table("secret", before.secrets, after.secrets, MANIFEST)
     yield from _table("image", before.images, after.images, REDEPLOY)
     yield from _table("environment", before.environment, after.environment, RESTART)
@@ -197,7 +216,7 @@ def _table(
 
 
 def _settings(before: Snapshot, after: Snapshot) -> Iterator[Change]:
-    effects = {"region": REPLACE, "kms": REPLACE, "size": RESTART}
+    effects = {"region": REPLACE, "kms": REPLACE, "size": RESTART, "rendezvous": RESTART}
     for name in _both(before.settings, after.settings):
         if name not in before.settings:
             continue
@@ -206,7 +225,8 @@ def _settings(before: Snapshot, after: Snapshot) -> Iterator[Change]:
             apps = {peer["group"] for peer in after.peers.values()} & {peer["group"] for peer in before.peers.values()}
             old, new = ({app: _size(it, app) for app in sorted(apps)} for it in (before, after))
         if old != new:
-            effect = effects.get(name, RESTART if _image(before) != _image(after) else MANIFEST)
+            demanded = _image(before) != _image(after) or _start_reason(before, after)
+            effect = effects.get(name, RESTART if demanded else NONE)
             yield _change("setting", name, old, new, effect)
 
 
@@ -248,6 +268,25 @@ def _change(kind: str, name: str, before: Any, after: Any, effect: str) -> Chang
 
 def _own(table: Mapping[str, str], app: str) -> dict[str, str]:
     return {name: value for name, value in table.items() if name.partition("/")[0] == app}
+
+
+def _backends(snapshot: Snapshot, app: str) -> dict[str, Any]:
+    return {name: facts for name, facts in snapshot.backends.items() if name.partition("/")[0] == app}
+
+
+def _start_reason(before: Snapshot, after: Snapshot) -> str:
+    """Why the manifest that CVMs started with is not good to start with any more; "" where it is."""
+    old, new = ({p for p, it in snapshot.peers.items() if it["group"] == COORDINATOR} for snapshot in (before, after))
+    composes = before.composes or {}
+    if old != new or (COORDINATOR in composes and composes[COORDINATOR] != (after.composes or {}).get(COORDINATOR)):
+        return "the coordinators change, and CVMs start with knowing them"
+    if "rendezvous" in before.settings and before.settings["rendezvous"] != after.settings.get("rendezvous"):
+        return "the rendezvous changes, and CVMs start with knowing it"
+    tcb = ("allow_development_images", "allowed_tcb_statuses", "rejected_advisories")
+    demands = [(it.settings.get("attestation") or {}) for it in (before, after)]
+    if "attestation" in before.settings and any(demands[0].get(name) != demands[1].get(name) for name in tcb):
+        return "what a coordinator must prove changes, and CVMs start with knowing it"
+    return ""
 
 
 def _size(snapshot: Snapshot, app: str) -> Any:

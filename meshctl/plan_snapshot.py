@@ -36,7 +36,7 @@ class Snapshot:
     """`group/NAME` → value of compose_env."""
     public: dict[str, Facts] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    """Variables that decide where and how CVMs run: region, kms, size, attestation."""
+    """Variables that decide where and how CVMs run: region, kms, size, attestation, rendezvous."""
 
 
 def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str, Any]) -> Snapshot:

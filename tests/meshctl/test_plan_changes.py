@@ -60,6 +60,7 @@ def test_more_and_fewer_replicas(before: Snapshot, tmp_path: Path) -> None:
     assert changes(plan) == {
         ("cvm", "worker-2"): ("add", plans.CREATE),
         ("cvm", "api-1"): ("remove", plans.DELETE),
+        ("cvm", "coordinator-0"): ("change", plans.RESTART),
     }
     assert plan.needs_manifest
 
@@ -76,22 +77,34 @@ def test_a_group_that_comes_and_one_that_goes(before: Snapshot, tmp_path: Path) 
     assert not any(name.startswith("api") for _, name in found)
 
 
-def test_routes_ports_rights_and_secrets_change_the_manifest_only(before: Snapshot, tmp_path: Path) -> None:
-    """What a manifest says needs no new revision of any app."""
-    api = group(
-        "api",
-        routes='api = { backend = "api", vip = "127.10.9.9" }',
-        more='secrets = { word = { grant = ["worker"] } }',
-    )
-    rights = 'consul_permissions = { key_prefixes = ["x"], session_write = true }'
-    after = snapshot(tmp_path, api, group("worker", backends=backend("worker", port="9191", more=rights)))
-    assert changes(plans.compare(before, after, "")) == {
+def test_routes_and_secrets_restart_coordinators_only(before: Snapshot, tmp_path: Path) -> None:
+    """Everybody else takes the new manifest from them."""
+    more = 'secrets = { word = { grant = ["worker"] } }'
+    api = group("api", routes='api = { backend = "api", vip = "127.10.9.9" }\nmore = { backend = "api" }', more=more)
+    after = snapshot(tmp_path, api, group("worker", backends=backend("worker", port="9090")))
+    plan = plans.compare(before, after, "")
+    assert changes(plan) == {
+        ("cvm", "coordinator-0"): ("change", plans.RESTART),
         ("vip", "api"): ("change", plans.MANIFEST),
-        ("route", "worker"): ("change", plans.MANIFEST),
-        ("port", "worker/worker"): ("change", plans.MANIFEST),
-        ("permission", "worker/worker"): ("change", plans.MANIFEST),
+        ("route", "more"): ("add", plans.MANIFEST),
+        ("vip", "more"): ("add", plans.MANIFEST),
         ("secret", "word"): ("add", plans.MANIFEST),
     }
+    assert plan.needs_manifest
+
+
+def test_ports_and_rights_restart_their_group_too(before: Snapshot, tmp_path: Path) -> None:
+    """What a CVM of the group starts with changes, so its environment does."""
+    rights = 'consul_permissions = { key_prefixes = ["x"], session_write = true }'
+    after = snapshot(tmp_path, group("api"), group("worker", backends=backend("worker", port="9191", more=rights)))
+    plan = plans.compare(before, after, "")
+    assert plan.cvms(plans.RESTART) == ("coordinator-0", "worker-0", "worker-1")
+    assert changes(plan, "route", "port", "permission") == {
+        ("route", "worker"): ("change", plans.MANIFEST),
+        ("port", "worker/worker"): ("change", plans.RESTART),
+        ("permission", "worker/worker"): ("change", plans.RESTART),
+    }
+    assert plan.needs_manifest
 
 
 def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path) -> None:
@@ -131,8 +144,8 @@ def test_values_of_variables_restart_and_names_redeploy(tmp_path: Path, old: str
         ("attestation", {"image": "dstack-0.6.0"}, plans.RESTART, 5),
         (
             "attestation",
-            {"image": None, "require_digests": False, "allowed_tcb_statuses": ["OutOfDate"]},
-            plans.MANIFEST,
+            {"image": None, "require_digests": True},
+            plans.NONE,
             0,
         ),
     ],
@@ -148,6 +161,38 @@ def test_what_only_terraform_uses(
     assert len(plan.cvms(effect)) == cvms
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rendezvous": [{"public_key": "k", "endpoint": "1.2.3.4:51820"}]},
+        {"attestation": {"require_digests": False, "allowed_tcb_statuses": ["OutOfDate"]}},
+    ],
+)
+def test_what_cvms_start_with_knowing_restarts_all(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Who the coordinators are, what they must prove, and where the rendezvous is."""
+    given = {**SETTINGS, "rendezvous": []}
+    one, other = (
+        snapshot(tmp_path / str(i), group("a"), settings=it) for i, it in enumerate([given, {**given, **settings}])
+    )
+    plan = plans.compare(one, other, "")
+    assert plan.cvms(plans.RESTART) == ("a-0", "a-1", "coordinator-0")
+    assert plan.needs_manifest
+
+
+def test_another_coordinator_restarts_all(tmp_path: Path) -> None:
+    """The new one is made; every CVM gets a manifest that names it."""
+    folder = write(tmp_path, group("a"))
+    snapshots = []
+    for count in ("1", "3"):
+        found = load(folder, {"coordinators": count})
+        snapshots.append(
+            of_cluster(found, {app: path.read_text() for app, path in compose_files(found).items()}, SETTINGS)
+        )
+    plan = plans.compare(snapshots[0], snapshots[1], "")
+    assert plan.cvms(plans.CREATE) == ("coordinator-1", "coordinator-2")
+    assert plan.cvms(plans.RESTART) == ("a-0", "a-1", "coordinator-0")
+
+
 def test_another_name_replaces_everything(before: Snapshot, tmp_path: Path) -> None:
     """The name is part of every app's, so of every compose hash and identity."""
     groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
@@ -158,7 +203,7 @@ def test_another_name_replaces_everything(before: Snapshot, tmp_path: Path) -> N
     plan = plans.compare(before, after, "")
     assert len(plan.cvms(plans.REPLACE)) == 5
     assert any("renamed from demo to other" in warning for warning in plan.warnings)
-    assert ("change", plans.MANIFEST) in changes(plan, "permission").values()
+    assert ("change", plans.RESTART) in changes(plan, "permission").values()
 
 
 def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:

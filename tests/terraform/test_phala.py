@@ -152,9 +152,8 @@ def test_a_plan_against_the_state_sees_what_is_deployed(deployed: Sandbox) -> No
         found = deployed.mesh("plan", str(deployed.folder), "--against", str(state), "--json", "-")
     finally:
         tfvars.write_text(before)
-    assert [(c["kind"], c["name"], c["effect"]) for c in json.loads(found.output)["changes"]] == [
-        ("cvm", "worker-3", "create")
-    ]
+    effects = {c["name"]: c["effect"] for c in json.loads(found.output)["changes"]}
+    assert effects == {"worker-3": "create", "coordinator-0": "restart"}
 
 
 def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
