@@ -264,14 +264,19 @@ class Cluster:
 
     def configuration(self) -> dict[str, Any]:
         """Patroni's cluster-wide configuration."""
-        leader = self.leader() or self.members[0]
-        address = next(p["address"] for p in self.document()["peers"] if p["peer_id"] == leader)
-        try:
-            answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/config")
-            tree: dict[str, Any] = json.loads(answer["body"])
-        except (ProbeError, ValueError) as error:
-            raise ChaosError(f"Patroni of {leader} does not tell its configuration: {error}") from error
-        return tree
+        end = time.monotonic() + COMMAND_SECONDS
+        while True:
+            leader = self.leader() or self.members[0]
+            address = next(p["address"] for p in self.document()["peers"] if p["peer_id"] == leader)
+            try:
+                answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/config")
+                tree: dict[str, Any] = json.loads(answer["body"])
+            except (ProbeError, ValueError) as error:
+                if time.monotonic() > end:
+                    raise ChaosError(f"Patroni of {leader} does not tell its configuration: {error}") from error
+                time.sleep(0.2)
+            else:
+                return tree
 
     def set_synchronous(self, on: bool) -> None:
         """Switches synchronous mode."""

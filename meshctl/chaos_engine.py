@@ -29,6 +29,7 @@ CLOSE_SECONDS = 20.0
 SAME_LEADER_SECONDS = 10.0
 """Writes that go on for so long without a new leader: there will be none."""
 WHOLE_SECONDS = 180.0
+LEADER_SECONDS = 60.0
 EQUAL_SECONDS = 60.0
 POLL = 0.02
 WITNESS = 1000
@@ -61,7 +62,7 @@ class Engine:
     def rounds(self, faults: Sequence[Fault], number: int, keep: Callable[[Evidence], None]) -> None:
         """Each fault once in turn, `number` times over; `keep` gets each round as it ends. ChaosError ends them all."""
         self.wait_whole()
-        self._cluster.clients.do("create", target=self._cluster.target(ROUTES[0]))
+        self._patiently("create")
         done = 0
         for turn in range(number):
             for fault in faults:
@@ -84,13 +85,22 @@ class Engine:
             time.sleep(0.1)
         raise ChaosError(f"the cluster is not whole after {WHOLE_SECONDS:.0f} s: {missing}")
 
+    def _patiently(self, command: str, **fields: Any) -> Any:
+        """One command of the clients that needs the leader, again until there is one."""
+        cluster = self._cluster
+        end = time.monotonic() + LEADER_SECONDS
+        while True:
+            try:
+                return cluster.clients.do(command, target=cluster.target(ROUTES[0]), **fields)
+            except ProbeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
     def _round(self, fault: Fault, turn: int, run: str) -> Evidence:
         cluster = self._cluster
-        leader = cluster.leader()
-        if leader is None:
-            raise ChaosError("the cluster has no leader although it was whole")
         try:
-            timeline = self._start_clients(run, leader, witness=fault in _WITNESSED)
+            run, leader, timeline = self._begin(run, witness=fault in _WITNESSED)
             self._progress.update(f"{self._label} in {leader}")
             hit = cluster.hit(fault, leader, turn)
             problem = self._wait_served(fault, hit, timeline)
@@ -101,8 +111,31 @@ class Engine:
         self.wait_whole()
         return self._account(fault, turn, run, leader, timeline, hit, problem)
 
-    def _start_clients(self, run: str, leader: str, *, witness: bool) -> int:
-        """Starts everyone and waits until they are served; the leader's timeline."""
+    def _begin(self, run: str, *, witness: bool) -> tuple[str, str, int]:
+        """Starts the clients until all of them are at the leader: what their rows are called, it, and its timeline.
+
+        Between two looks the leadership may move by itself, on a machine with too much to do.
+        """
+        end = time.monotonic() + WARM_SECONDS
+        attempt, problem = 0, ""
+        while time.monotonic() < end:
+            leader = self._cluster.leader()
+            # Numbers are never used twice, so each attempt has rows of its own.
+            attempt += 1
+            label = f"{run}.{attempt}"
+            try:
+                if leader is not None:
+                    timeline = self._start_clients(label, leader, witness=witness)
+                    if timeline is not None and self._cluster.leader() == leader:
+                        return label, leader, timeline
+                problem = "the leader moved meanwhile"
+            except ProbeError as error:
+                problem = str(error)
+            time.sleep(0.2)
+        raise ChaosError(f"the clients are not served before anything is broken: {problem}")
+
+    def _start_clients(self, run: str, leader: str, *, witness: bool) -> int | None:
+        """Starts everyone and waits until they are served; the leader's timeline, None where another one leads."""
         cluster, clients = self._cluster, self._cluster.clients
         clients.do("write", target=cluster.target(ROUTES[0]), run=run, writers=WRITERS, pause=WRITE_PAUSE)
         clients.do("read", target=cluster.target(ROUTES[1]), pause=READ_PAUSE)
@@ -118,7 +151,9 @@ class Engine:
                 raise ChaosError(f"the clients are not served before anything is broken: {state}")
             time.sleep(POLL)
             state = clients.do("state", after=0.0, timeline=0)
-        return int(held["idle"]["timeline"])
+        at_leader = all(each["peer"] == leader for each in held.values())
+        still_open = all(each["closed"] is None for each in state["held"].values())
+        return int(held["idle"]["timeline"]) if at_leader and still_open else None
 
     def _wait_served(self, fault: Fault, hit: Hit, timeline: int) -> str:
         """Waits until writes go on and what was held is closed; why that did not come about."""
@@ -157,7 +192,7 @@ class Engine:
         cluster = self._cluster
         record = cluster.clients.do("stop", _seconds=60.0)
         acks = [_ack(item) for item in record["acks"]]
-        rows = cluster.clients.do("rows", target=cluster.target(ROUTES[0]), run=run)
+        rows = self._patiently("rows", run=run)
         beside, beside_rows = self._witness(leader, run) if fault in _WITNESSED else ([], [])
         acks += beside
         rows += beside_rows
@@ -198,7 +233,7 @@ class Engine:
             record = cluster.ask(leader, "stop", _seconds=60.0)
         except ProbeError:
             return [], []
-        rows = cluster.clients.do("rows", target=cluster.target(ROUTES[0]), run=f"{run}-w")
+        rows = self._patiently("rows", run=f"{run}-w")
         return (
             [_ack([WITNESS + item[0], *item[1:]]) for item in record["acks"]],
             [[WITNESS + writer, seq] for writer, seq in rows],

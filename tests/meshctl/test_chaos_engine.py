@@ -47,7 +47,11 @@ class FakeClients:
                 "reads": [[9.0, True, "pg-1"], [9.5, True, "pg-1"]], "held": held,
             }  # fmt: skip
         if command == "rows":
+            cluster.runs.append(fields["run"])
             return [] if fields["run"].endswith("-w") else cluster.rows
+        if command == "write" and cluster.refusals:
+            cluster.refusals -= 1
+            raise ProbeError("no leader at this moment")
         return None
 
 
@@ -60,6 +64,8 @@ class FakeCluster:
         self.said: list[str] = []
         self.clients = FakeClients(self)
         self.rows = [[0, 1], [0, 2], [0, 3]]
+        self.runs: list[str] = []
+        self.refusals = 0
         self.recovers = self.closes = True
         self.missing_text = ""
         self.digests = {"pg-0": 3, "pg-1": 3}
@@ -131,6 +137,14 @@ def test_a_round_breaks_mends_waits_and_compares() -> None:
     assert result.read_gap == 0.5
     assert result.decided == pytest.approx(0.08)
     assert "write at pg-0" in cluster.said
+
+
+def test_clients_that_cannot_start_are_started_again_with_rows_of_their_own() -> None:
+    """A leader that is away for a moment before anything is broken costs an attempt, not the run."""
+    cluster = FakeCluster()
+    cluster.refusals = 2
+    assert one(cluster, "crash-postgres").result.problem == ""
+    assert cluster.runs == ["t-0.3"]
 
 
 def test_a_row_that_is_gone_is_lost() -> None:
