@@ -23,9 +23,9 @@ from meshctl.console import Console
 def command(as_json: bool, check: bool) -> int:
     """Install the tools that the mesh runs and show where each one is.
 
-    Looked for in this order: an explicit variable (MESH_CONSUL, MESH_ENVOY, MESH_WIREGUARD_GO, MESH_WG), PATH, the
-    cache (MESH_CACHE, by default ~/.cache/cvm-mesh). What is missing is built from the modules pinned below tools/;
-    docker-compose only when `./mesh compose` needs it.
+    Looked for in this order: an explicit variable (MESH_CONSUL, MESH_ENVOY, MESH_POSTGRES, MESH_WIREGUARD_GO,
+    MESH_WG), PATH, the package or cache that the set-up fills (MESH_CACHE, by default ~/.cache/cvm-mesh). What is
+    missing is built from the modules pinned below tools/; docker-compose only when `./mesh compose` needs it.
     """
     if not check:
         tools.ensure(progress=Console())

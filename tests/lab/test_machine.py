@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.machine import Machine, MachinePlan
+from lab.machine import Machine, MachinePlan, named_volume
 from runtime.tasks import TaskScope
 from tests.support import ROOT, eventually, need_root_or_userns, process_runs
 from topology.compose import Service
@@ -138,3 +138,19 @@ async def test_one_process_of_a_cvm_is_killed(tmp_path: Path) -> None:
         assert own.containers["sidecar"].first_pid() == before
         await own.kill()
         assert own.signal("sleep", signal.SIGKILL) == []
+
+
+@pytest.mark.parametrize(
+    ("volume", "named"),
+    [
+        ("pgdata:/pgdata", ("pgdata", "/pgdata")),
+        ("pgdata:/pgdata:ro", ("pgdata", "/pgdata")),
+        ("/var/run/dstack.sock:/var/run/dstack.sock", None),
+        ("./data:/data", None),
+        ("pgdata", None),
+        ("../x:/y", None),
+    ],
+)
+def test_named_volumes_are_told_from_folders(volume: str, named: tuple[str, str] | None) -> None:
+    """Only a bare name is a volume of its own."""
+    assert named_volume(volume) == named

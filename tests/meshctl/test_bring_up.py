@@ -50,3 +50,15 @@ def test_role_routes_may_be_empty() -> None:
     """A role that nobody holds yet does not keep the mesh from being up."""
     nobody = {"name": "postgres-master", "role": "master", "endpoints": []}
     assert bring_up.missing({"peers": [peer(routes=[nobody])]}) == []
+
+
+def test_short_name_of_a_demo() -> None:
+    """`patroni` is clusters/patroni-demo."""
+    assert bring_up.cluster_folder("patroni") == ROOT / "clusters" / "patroni-demo"
+
+
+def test_vacant_roles_are_named() -> None:
+    """Which role is waited for, and where; a CVM that is not ready is no reason to wait."""
+    nobody = {"name": "postgres-master", "role": "master", "endpoints": []}
+    document = {"peers": [peer(routes=[nobody]), peer(peer_id="api-1", ready=False, routes=[nobody])]}
+    assert bring_up.vacant(document) == ["api-0: route postgres-master waits for a master"]

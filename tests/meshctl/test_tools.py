@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,27 @@ def test_present_tools_are_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MESH_WIREGUARD_GO", str(program(tmp_path / "w", "wireguard-go v0.0.20250522")))
     assert tools.ensure(["consul", "wireguard-go"]) == {"consul": tmp_path / "c", "wireguard-go": tmp_path / "w"}
     assert tools.find("consul") == tmp_path / "c"
+
+
+def test_postgres_needs_its_siblings(tmp_path: Path, environ: dict[str, str]) -> None:
+    """A lone `postgres` on PATH is passed over, one with its siblings is taken, also through a link."""
+    place, tool = tmp_path / "pg", replace(tools.TOOLS["postgres"], places=(), wheel=None)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "postgres").symlink_to(program(place / "postgres", "postgres (PostgreSQL) 15.18 (Debian)"))
+    environ |= {"PATH": f"{tmp_path / 'bin'}:/bin"}
+    assert any("has no initdb" in reason for reason in tools.search(tool, environ).tried)
+    for name in tool.siblings:
+        program(place / name)
+    assert tools.search(tool, environ).found == tools.Found(path=place / "postgres", source="PATH")
+
+
+def test_postgres_off_path_is_found_newest_first(tmp_path: Path, environ: dict[str, str]) -> None:
+    """Where distributions keep several, off PATH, the newest that will do is taken; an old one never is."""
+    pattern = str(tmp_path / "*" / "bin" / "postgres")
+    tool = replace(tools.TOOLS["postgres"], places=(pattern,), wheel=None, siblings=())
+    environ |= {"PATH": str(tmp_path)}
+    program(tmp_path / "9" / "bin" / "postgres", "postgres (PostgreSQL) 9.6.1")
+    assert tools.search(tool, environ).found is None
+    program(tmp_path / "15" / "bin" / "postgres", "postgres (PostgreSQL) 15.2")
+    newest = program(tmp_path / "17" / "bin" / "postgres", "postgres (PostgreSQL) 17.1")
+    assert tools.search(tool, environ).found == tools.Found(path=newest, source="system")
