@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
 from coordinator.protocol import MeshPeer
@@ -110,15 +111,20 @@ def _in_mesh(world: World, found: Mapping[str, tuple[Instance, ...]]) -> Mapping
     """Those at a mesh address. A CVM may register its services as it likes; a bad place must not hold up the whole
     snapshot, or lead callers out of the mesh.
     """
-    pool = IPv4Network(world.manifest.mesh_pool)
+    pool = world.manifest.mesh_pool
+    return {
+        service: tuple(one for one in listed if 0 < one.port < 1 << 16 and _is_in(pool, one.address))
+        for service, listed in found.items()
+    }
 
-    def good(instance: Instance) -> bool:
-        try:
-            return IPv4Address(instance.address) in pool and 0 < instance.port < 1 << 16
-        except ValueError:
-            return False
 
-    return {service: tuple(filter(good, listed)) for service, listed in found.items()}
+@lru_cache(maxsize=1 << 14)
+def _is_in(pool: str, address: str) -> bool:
+    """Remembered, for every event asks it of every instance, and parsing is most of what an event costs."""
+    try:
+        return IPv4Address(address) in IPv4Network(pool)
+    except ValueError:
+        return False
 
 
 def _choose(world: World, route: RouteEntry) -> Choice:
