@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -27,9 +28,7 @@ def images() -> None:
 @click.option("--tag", "tags", is_flag=True, help="Give the images their published names and version as well.")
 def build(names: tuple[str, ...], base: str | None, fresh: bool, twice: bool, tags: bool) -> None:
     """Builds images (all published ones without NAMES) into the Docker engine, as cvm-mesh/NAME:local."""
-    unknown = sorted(set(names) - set(builder.IMAGES))
-    if unknown:
-        raise UserError(f"there is no image {unknown[0]!r}", f"images: {', '.join(builder.IMAGES)}")
+    _known(names)
     chosen = names or tuple(image.name for image in builder.IMAGES.values() if image.published)
     found, progress = engine.find(), Console()
     builder.build(found, chosen, progress, base=base, fresh=fresh or twice)
@@ -45,6 +44,22 @@ def build(names: tuple[str, ...], base: str | None, fresh: bool, twice: bool, ta
         if tags:
             found.run("tag", image.local, f"{image.repository}:{project_version()}")
         click.echo(f"{image.local} {' '.join(layers[name])}")
+
+
+@images.command()
+@click.argument("name")
+def sbom(name: str) -> None:
+    """Prints what is in the image NAME, which was built before, as a CycloneDX document."""
+    from meshctl.sbom import of_image
+
+    _known((name,))
+    click.echo(of_image(engine.find(), builder.IMAGES[name], builder.epoch(os.environ)))
+
+
+def _known(names: tuple[str, ...]) -> None:
+    unknown = sorted(set(names) - set(builder.IMAGES))
+    if unknown:
+        raise UserError(f"there is no image {unknown[0]!r}", f"images: {', '.join(builder.IMAGES)}")
 
 
 @images.command()

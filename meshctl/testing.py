@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from meshctl.errors import UserError
 from meshctl.info import ROOT
 
 
@@ -26,6 +29,10 @@ def command(arguments: tuple[str, ...]) -> int:
     from meshctl.console import Console
 
     tools.ensure(progress=Console())
+    if shutil.which("docker") and (not arguments or any("compose" in text for text in arguments)):
+        # Minutes, once: better here, where it is seen, than inside a test. Without it those tests say why they skip.
+        with contextlib.suppress(UserError):
+            tools.ensure(("docker-compose",), Console())
     userns.require()
     argv = [sys.executable, "-P", "-m", "pytest", *absolute(arguments, Path.cwd())]
     # A child, not exec: pytest must find the checkout as its working directory, and Ctrl-C must come back to us.

@@ -30,5 +30,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The end-to-end tests come last, whatever order chance gave: what is cheap to find is found first."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    """The end-to-end tests come last, whatever order chance gave: what is cheap to find is found first.
+
+    Those on a Docker engine come together and before the others, so that their engine is gone when the others run.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None) * (1 + ("compose" not in item.path.parts)))

@@ -1,0 +1,1 @@
+"""A cluster on a Docker engine, brought up and used as a person would."""
