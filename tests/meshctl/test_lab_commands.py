@@ -13,7 +13,7 @@ from meshctl.errors import UserError
 
 def test_options_become_overrides() -> None:
     """Replicas, coordinators and variables reach the cluster under the names that it knows."""
-    assert lab_commands._overrides(("worker=5",), 3, ("cluster_name=x",)) == {
+    assert lab_commands.overrides_of(("worker=5",), 3, ("cluster_name=x",)) == {
         "cluster_name": "x",
         "replicas.worker": "5",
         "coordinators": "3",
@@ -24,7 +24,7 @@ def test_options_become_overrides() -> None:
 def test_malformed_replicas_are_refused(text: str) -> None:
     """A malformed option is refused with its form."""
     with pytest.raises(UserError):
-        lab_commands._overrides((text,), None, ())
+        lab_commands.overrides_of((text,), None, ())
 
 
 def test_new_log_lines_are_printed_once_and_only_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
