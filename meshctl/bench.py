@@ -1,4 +1,4 @@
-"""`./mesh bench [NAME]`: measures ours beside the anchor, prints the table, writes the report.
+"""`./mesh bench [NAME]...`: measures ours beside the anchor, prints the table, writes the report.
 
 What is measured lives in `benchmarks/`, which belongs to the checkout and not to the installed package.
 """
@@ -41,33 +41,33 @@ _ON_A_MESH = ("change", "path", "failures", "footprint", "start")
 
 
 @click.command(epilog="NAME: " + "; ".join(f"{name} ({text})" for name, text in GROUPS.items()))
-@click.argument("name", required=False)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--quick", is_flag=True, help="A few samples each: shows that it works, not how fast it is.")
 @click.option("--no-anchor", is_flag=True, help="Ours alone.")
+@click.option("--report", is_flag=True, help="Write docs/benchmarks.md, though only some are measured.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there.")
-def command(name: str | None, quick: bool, no_anchor: bool, json_file: Path | None) -> None:
+def command(names: tuple[str, ...], quick: bool, no_anchor: bool, report: bool, json_file: Path | None) -> None:
     """Measure, beside the anchor, and write the report.
 
     A whole run that is not --quick writes docs/benchmarks.md. Nobody else should use the machine meanwhile.
     """
-    chosen = _chosen(name)
+    chosen = _chosen(names)
     progress = Console()
     rows = measure(chosen, quick=quick, with_anchor=not no_anchor, progress=progress)
     facts = machine()
     if json_file is not None:
         json_file.write_text(json.dumps(document(facts, rows), indent=2) + "\n", encoding="utf-8")
     print_table(rows)
-    if name is None and not quick and not no_anchor:
+    if report or (not names and not quick and not no_anchor):
         REPORT.write_text(markdown(facts, rows), encoding="utf-8")
         click.echo(f"written: {REPORT.relative_to(CHECKOUT)}")
 
 
-def _chosen(name: str | None) -> tuple[str, ...]:
-    if name is None:
-        return tuple(GROUPS)
-    if name not in GROUPS:
-        raise UserError(f"there is no benchmark {name!r}", f"choose from: {', '.join(GROUPS)}; without NAME, all")
-    return (name,)
+def _chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in GROUPS:
+            raise UserError(f"there is no benchmark {name!r}", f"choose from: {', '.join(GROUPS)}; without NAME, all")
+    return tuple(group for group in GROUPS if group in names) or tuple(GROUPS)
 
 
 def measure(groups: tuple[str, ...], *, quick: bool, with_anchor: bool, progress: Console) -> list[Row]:

@@ -150,7 +150,7 @@ INTRODUCTION = (
     "and backends, in turns.",
     "Figures hold for this machine and this run, clients and all CVMs on the same cores; ratios travel better.",
     "",
-    "`./mesh bench NAME` takes one group, `--quick` a few samples, `--json FILE` writes the contract",
+    "`./mesh bench NAME` takes a group or several, `--quick` a few samples, `--json FILE` writes the contract",
     '`{"machine": {…}, "rows": [{"name", "group", "unit", "ours", "anchor", "ratio", "beside", "aim", "met", "n",',
     '"note", "more_is_better"}]}`; `ours`, `anchor` and each of `beside` are `{"p50", "p99", "max"}` or null. `ratio`',
     "is ours through the anchor's, of the statistic that the aim names. Of rates, where more is better, p99 is what",
