@@ -85,8 +85,8 @@ class Ledger:
                 raise error
 
     async def replace_tokens(self, holder: Holder, tokens: Tokens) -> None:
-        """Notes the tokens that `holder` runs with from now on. old ones expire by themselves; a workload's
-        without a successor is revoked.
+        """Notes the tokens that `holder` runs with from now on. Old ones expire by themselves; a workload's without a
+        successor is revoked.
         """
         withdrawn = holder.workload_accessor if tokens.workload is None else ""
         current = self.slots.get(holder.peer_id)

@@ -12,6 +12,8 @@ Namespaces are held open by file descriptors of this process and by nothing else
 They are gone when this process and those inside are gone, however they ended. `netns` values are paths like
 `/proc/123/fd/7`, which `nsenter --net=`, `pyroute2.NetNS` and `setns(2)` take. Works as root, and as root of an
 unprivileged user namespace.
+
+Long because the class is one thing: what it builds, breaks and mends all needs the same descriptors and one thread.
 """
 
 from __future__ import annotations

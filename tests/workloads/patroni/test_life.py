@@ -144,18 +144,20 @@ def test_patroni_without_a_heartbeat_is_killed(tmp_path: Path) -> None:
     """One that told a heartbeat and then hangs is ended; one that never told any is waiting, and left alone."""
     body = """
 lives.PROBE_SECONDS, lives.HANG_SECONDS = 0.05, 0.3
-answers = False
-async def beats(host, port): return answers
+answers, told = False, []
+async def beats(host, port):
+    told.append(answers)
+    return answers
 lives._beats = beats
 it = Life(program("time.sleep(600)"), Publisher(), Database())
 async with TaskScope() as scope:
     tasks = [scope.start("life", it.run()), scope.start("guard", it.guard())]
     await until(lambda: it._processes.running)
     first = it._processes._pid
-    await asyncio.sleep(1.0)
+    await until(lambda: len(told) > 2 * lives.HANG_SECONDS / lives.PROBE_SECONDS)
     print(it._processes._pid == first)
     answers = True
-    await asyncio.sleep(0.2)
+    await until(lambda: any(told))
     answers = False
     await until(lambda: it._processes._pid not in (first, None))
     print(it._processes.last_exit)
