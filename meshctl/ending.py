@@ -39,10 +39,24 @@ def catching() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Inside, neither they nor SIGINT interrupt: for a short removal that must be finished."""
-    numbers = {signal.SIGINT, *_ENDING}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    """Inside, neither they nor SIGINT interrupt: for a short removal that must be finished. They count at its end.
+
+    For the main thread. Blocked signals alone would not do: the kernel hands one that this thread blocks to any other
+    thread, and Python runs the handler here all the same. They are blocked too, as the mask is what children inherit: a
+    Ctrl-C, which goes to all of them, does not end the program that does the removing.
+    """
+    numbers = (signal.SIGINT, *_ENDING)
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,16 +34,42 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_removal_is_finished_before_the_signal_counts() -> None:
-    """A signal during `held_back` is delivered at its end, not in its middle."""
+@pytest.fixture(params=["alone", "beside a thread"])
+def _other_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A thread that does not block the signals, so that the kernel may hand them to it."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    if request.param != "alone":
+        thread.start()
+    yield
+    end.set()
+    if thread.ident is not None:
+        thread.join()
+
+
+@pytest.mark.usefixtures("_other_thread")
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGTERM, ending.Ended), (signal.SIGHUP, ending.Ended), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_removal_is_finished_before_the_signal_counts(number: int, end: type[BaseException]) -> None:
+    """A signal during `held_back` is delivered at its end, not in its middle, whichever thread the kernel gives it to."""
     steps = []
 
     def remove() -> None:
         with ending.held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)  # not a wait for anything: room for a handler that runs too early
             steps.append("removed")
         steps.append("after")
 
-    with pytest.raises(ending.Ended), ending.catching():
+    with pytest.raises(end), ending.catching():
         remove()
     assert steps == ["removed"]
+
+
+def test_a_program_that_removes_is_not_ended_by_the_terminal() -> None:
+    """What is started during `held_back` has the signals blocked."""
+    with ending.held_back():
+        status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+    assert all(blocked & 1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
