@@ -49,10 +49,11 @@ def _other_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_other_thread")
 @pytest.mark.parametrize(
-    ("number", "end"), [(signal.SIGTERM, ending.Ended), (signal.SIGHUP, ending.Ended), (signal.SIGINT, KeyboardInterrupt)]
+    ("number", "end"),
+    [(signal.SIGTERM, ending.Ended), (signal.SIGHUP, ending.Ended), (signal.SIGINT, KeyboardInterrupt)],
 )
 def test_a_removal_is_finished_before_the_signal_counts(number: int, end: type[BaseException]) -> None:
-    """A signal during `held_back` is delivered at its end, not in its middle, whichever thread the kernel gives it to."""
+    """A signal during `held_back` counts at its end, not in its middle, whichever thread the kernel gives it to."""
     steps = []
 
     def remove() -> None:
