@@ -9,6 +9,7 @@ The numbers, and why:
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from runtime.secret import Secret
@@ -83,7 +84,8 @@ def _cluster_wide(settings: Settings) -> dict[str, object]:
 
 
 def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) -> dict[str, object]:
-    callback = f"{settings.run / CALLBACK}"
+    # Read by a shell, not executed: a container's tmpfs is mounted noexec.
+    callback = shlex.join(["/bin/sh", str(settings.run / CALLBACK)])
     accounts = {"superuser": (SUPERUSER, passwords.superuser), "replication": (REPLICATION, passwords.replication)}
     accounts["rewind"] = (REWIND, passwords.rewind)
     return {
