@@ -47,9 +47,23 @@ def command(cluster: str, against: str | None, json_file: str | None) -> None:
         text = json.dumps(plan.document(), indent=2) + "\n"
         if json_file == "-":
             click.echo(text, nl=False)
+            _refuse_undeployable(folder)
             return
         Path(json_file).write_text(text, encoding="utf-8")
     _print(plan)
+    _refuse_undeployable(folder)
+
+
+def _refuse_undeployable(folder: Path) -> None:
+    """UserError for what `terraform plan` will refuse although a mesh on one machine takes it: images by tag."""
+    from topology.cluster import ClusterError, load
+
+    try:
+        load(folder, deployable=True)
+    except ClusterError as error:
+        count = len(error.problems)
+        message = f"terraform apply will refuse {folder.name}, which has {count} problem(s):\n{error}"
+        raise UserError(message, "mend the entries named above") from error
 
 
 def _snapshot(folder: Path, name: str) -> Snapshot:

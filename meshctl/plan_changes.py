@@ -233,8 +233,9 @@ def _settings(before: Snapshot, after: Snapshot) -> Iterator[Change]:
 def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     required = (after.settings.get("attestation") or {}).get("require_digests", True) is not False
     tags = sorted(name for name, image in (after.images or {}).items() if "@sha256:" not in image)
-    if tags:
-        says = "Terraform refuses them" if required else "they can be moved to another image after they were measured"
+    if tags and not required:
+        # Where digests are required they are an error, which names file and line (`meshctl.plan`).
+        says = "they can be moved to another image after they were measured"
         yield f"images by tag, not by digest: {', '.join(tags)}; {says}"
     if whole:
         return

@@ -21,10 +21,15 @@ COORDINATOR_COMPOSE = "compose/coordinator.yaml"
 MAX_COORDINATORS = 9
 """Consul's servers agree on every write: more of them make it slower, not safer."""
 _REPLICAS = "replicas."
+_POLICY = "attestation"
+_DIGESTS = "require_digests"
 
 
-def load(folder: Path, overrides: Mapping[str, str] = {}) -> Cluster:
+def load(folder: Path, overrides: Mapping[str, str] = {}, *, deployable: bool = False) -> Cluster:
     """The cluster in `folder`. `overrides` set variables, and as `replicas.<group>` and `coordinators` the counts.
+
+    `deployable` asks for what a deployment needs on top of a mesh on one machine: images by digest, unless the
+    variable `attestation` says otherwise. A mesh on one machine measures no image, and runs those of this checkout.
 
     ClusterError has all problems, each with file, line, entry, expectation and remedy.
     """
@@ -53,12 +58,32 @@ def load(folder: Path, overrides: Mapping[str, str] = {}) -> Cluster:
         public=tuple(group.name for group in groups if _has_url(module, group.name)),
     )
     Checker(cluster, reader.places, problems).run()
-    _check_compose_files(cluster, reader.places, problems)
+    digests = deployable and _requires_digests(module, problems)
+    _check_compose_files(cluster, reader.places, problems, digests=digests)
     problems.finish()
     return cluster
 
 
-def _check_compose_files(cluster: Cluster, places: Mapping[str, Where], problems: Problems) -> None:
+def _requires_digests(module: Module, problems: Problems) -> bool:
+    """The policy's word, as main.tf hands it to Terraform's module: true unless it is set to false."""
+    if _POLICY not in module.variables:
+        return True
+    policy = module.variable(_POLICY)
+    if isinstance(policy, str) or not isinstance(policy.value, dict):
+        # Without a value, or refused already.
+        return True
+    node = policy.value.get(_DIGESTS)
+    value = None if node is None else node.value
+    # Terraform takes these texts for booleans.
+    value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    if node is not None and value is not None and not isinstance(value, bool | Unknown):
+        problems.add(node.where, f"{_POLICY}.{_DIGESTS}", f"is {value!r:.40}, expected true or false")
+    return value is not False
+
+
+def _check_compose_files(
+    cluster: Cluster, places: Mapping[str, Where], problems: Problems, *, digests: bool = False
+) -> None:
     for group in cluster.groups:
         meant = cluster.folder / group.compose
         if not group.compose.exists() and not group.compose.is_absolute() and meant.exists():
@@ -69,7 +94,7 @@ def _check_compose_files(cluster: Cluster, places: Mapping[str, Where], problems
             problems.add(places[entry], entry, message)
     for path in dict.fromkeys([cluster.coordinator_compose, *(group.compose for group in cluster.groups)]):
         try:
-            compose.load(path)
+            compose.load(path, digests=digests)
         except ClusterError as error:
             problems.extend(error)
 

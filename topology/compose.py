@@ -25,6 +25,8 @@ OWNER_KEY = "MESH_OWNER_KEY"
 INSECURE = "MESH_INSECURE_"
 """Variables with this beginning switch a protection off: a host that sets the environment must not reach them."""
 
+_PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
+
 Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
 
@@ -82,17 +84,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: Path) -> ComposeFile:
-    """Reads and checks the compose file of a group, or of the coordinators. ClusterError has every problem."""
+def load(path: Path, *, digests: bool = False) -> ComposeFile:
+    """Reads and checks the compose file of a group, or of the coordinators. ClusterError has every problem.
+
+    `digests`: an image that is not pinned by digest is a problem.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ClusterError([f"{path}: the compose file {reason}; write it, or change compose in cluster.tf"]) from error
-    return parse(text, path)
+    return parse(text, path, digests=digests)
 
 
-def parse(text: str, path: Path) -> ComposeFile:
+def parse(text: str, path: Path, *, digests: bool = False) -> ComposeFile:
     """As `load`, from text; `path` is for messages."""
     problems = Problems()
     try:
@@ -110,7 +115,7 @@ def parse(text: str, path: Path) -> ComposeFile:
             Where(file=str(path), line=1), path.name, "has no services; expected a map `services:` with the sidecar"
         )
         problems.finish()
-    reader = _Reader(path, lines, problems)
+    reader = _Reader(path, lines, problems, digests=digests)
     services = tuple(reader.service(str(name), body) for name, body in tree["services"].items())
     reader.check(services)
     problems.finish()
@@ -171,8 +176,9 @@ def named_volume(volume: str) -> str | None:
 
 
 class _Reader:
-    def __init__(self, path: Path, lines: Mapping[tuple[str, str], int], problems: Problems) -> None:
+    def __init__(self, path: Path, lines: Mapping[tuple[str, str], int], problems: Problems, *, digests: bool) -> None:
         self._path = path
+        self._digests = digests
         self._lines = lines
         self._problems = problems
 
@@ -276,6 +282,12 @@ class _Reader:
             message = (
                 f"is {image!r}: a variable in an image reference is not measured, so the compose hash would not say "
                 "what runs; write the reference itself, best with a digest"
+            )
+            self._add(name, "image", message)
+        elif self._digests and not _PINNED.search(image):
+            message = (
+                f"is {image!r}: a tag can be moved to another image after it was measured; pin it by digest "
+                "(image@sha256:…, ./mesh images pin), or set attestation.require_digests = false for a trial"
             )
             self._add(name, "image", message)
         return image

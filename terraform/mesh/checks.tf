@@ -76,6 +76,20 @@ locals {
   )
   by_group = { for g, group in local.groups : g => [for b in local.backends : b if b.group == g] }
 
+  # Who leads a service is decided by whoever may write its leader key: nobody but its own workload.
+  leader_keys = [
+    for r in local.rendered_routes : { key = r.leader_key, parent = r.service, route = "workload_groups.${r.group}.routes.${r.name}" }
+    if r.leader_key != null
+  ]
+  leader_key_problems = flatten([
+    for b in local.backends : [
+      for prefix in b.permissions.key_prefixes : [
+        for k in local.leader_keys :
+        "${b.entry}.consul_permissions.key_prefixes: holds '${prefix}', which reaches '${k.key}', the leader key of ${k.route}; give each database a prefix of its own, and end one that another begins with in '/'"
+        if startswith(k.key, prefix) && k.parent != b.parent
+      ]
+    ]
+  ])
   permission_problems = flatten([
     for b in local.backends : [
       for prefix in b.permissions.key_prefixes :
@@ -85,7 +99,7 @@ locals {
       if startswith(prefix, "/") || anytrue([for taken in local.reserved_keys : startswith("${trimsuffix(prefix, "/")}/", taken)])
     ]
   ])
-  entry_problems = concat(local.shape_problems, local.permission_problems, local.secret_problems)
+  entry_problems = concat(local.shape_problems, local.permission_problems, local.leader_key_problems, local.secret_problems)
 
   secret_names = [for s in local.secrets : s.name]
   secret_problems = concat(

@@ -65,6 +65,7 @@ locals {
           if can(keys(item)) ? can(regex("^\"", jsonencode(item.target))) : startswith(jsonencode(item), "\"")
         ], [])
         volumes_given = try(length(body.volumes), 0)
+        build         = !contains(["null", "\"\"", "{}", "[]", "false"], try(jsonencode(body.build), "null"))
         depends_kind  = substr(try(jsonencode(body.depends_on), "null"), 0, 1)
         waits         = try([for key, item in body.depends_on : key if can(keys(body.depends_on)) && try(item.condition == "service_healthy", false)], [])
         host          = try(body.network_mode == "host", false)
@@ -73,12 +74,24 @@ locals {
       }
     ]
   ])
+  # dstack shows a named volume that two containers mount as empty in the second one.
+  named_volumes = flatten([
+    for s in local.services : [
+      for volume in s.volumes : { path = s.path, service = s.name, line = s.line, name = split(":", volume)[0] }
+      if can(regex("^[A-Za-z0-9][A-Za-z0-9_.-]*:", volume))
+    ]
+  ])
   has_sidecar = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && s.sidecar]) }
 
   service_problems = flatten([
     for s in local.services : concat(
       can(keys(jsondecode(s.body))) ? [] : [{ s = s, field = "", says = "is empty; expected a map with image, command and so on" }],
       s.sidecar && s.env_file ? [{ s = s, field = "env_file", says = "brings values that nobody measures; name each variable under environment" }] : [],
+      startswith(s.image, "\"") && s.image != "\"\"" && s.build ? [{ s = s, field = "build", says = "makes an image that nobody measured, from a folder the CVM lacks; remove it" }] : [],
+      [
+        for v in local.named_volumes : { s = s, field = "volumes", says = "mount '${v.name}', which another service mounts too: dstack shows a shared named volume as empty; share a folder below /tmp/dstack-runtime, or give each service a volume of its own" }
+        if v.path == s.path && v.service == s.name && anytrue([for o in local.named_volumes : o.path == v.path && o.name == v.name && o.line < v.line])
+      ],
       startswith(s.image, "\"") && s.image != "\"\"" ? [] : [{ s = s, field = "image", says = "is missing; expected a literal image reference (build is not measured)" }],
       can(regex("\\$", s.image)) ? [{ s = s, field = "image", says = "is ${s.image}: a variable in an image reference is not measured, so the compose hash would not say what runs; write the reference itself, best with a digest" }] : [],
       var.require_digests && startswith(s.image, "\"") && s.image != "\"\"" && !can(regex("\\$", s.image)) && !can(regex("@sha256:[0-9a-f]{64}\"$", s.image))

@@ -66,6 +66,20 @@ def test_a_revision_without_tfvars_takes_those_of_today(cluster: Path) -> None:
     assert "nothing changes" in plan(str(cluster), "--against", "HEAD").output
 
 
+def test_images_by_tag_are_refused_as_terraform_refuses_them(cluster: Path) -> None:
+    """After the plan, by file, line and entry; not where the cluster's policy takes tags, nor once they are pinned."""
+    refused = plan(str(cluster))
+    assert "nothing changes" in refused.output
+    assert isinstance(refused.exception, UserError)
+    assert f"{cluster}/compose/api.yaml:4: services.sidecar.image" in refused.exception.message
+    (cluster / "terraform.tfvars").write_text("attestation = { require_digests = false }\n")
+    assert plan(str(cluster)).exception is None
+    (cluster / "terraform.tfvars").unlink()
+    for path in (cluster / "compose").iterdir():
+        path.write_text(path.read_text().replace(":0.1.0", f":0.1.0@sha256:{'0a' * 32}"))
+    assert plan(str(cluster)).exception is None
+
+
 def test_a_folder_and_a_revision_are_compared_with(cluster: Path, tmp_path: Path) -> None:
     """A copy made before the change, and any revision."""
     copy = Path(shutil.copytree(cluster, tmp_path / "copy"))

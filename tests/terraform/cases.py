@@ -54,6 +54,12 @@ def _roles(route: str, *, roles: str | None = None, permissions: str = _LOCK) ->
     return group("pg", backends=written, routes=f'r = {{ backend = "pg", {route} }}')
 
 
+def _reaching(prefix: str, *, parent: str = "other") -> str:
+    """Another group, which may write below `prefix`."""
+    more = f'consul_permissions = {{ key_prefixes = ["{prefix}"], session_write = true }}'
+    return group("other", backends=backend("other", owner="workload", parent=parent, more=more), routes="")
+
+
 GOOD: dict[str, Write] = {
     "one": _groups(group("a")),
     "no-entries": _groups(group("a", backends="", routes="")),
@@ -67,6 +73,8 @@ GOOD: dict[str, Write] = {
         group("b", backends=backend("y", parent="db", owner="workload"), routes=""),
     ),
     "own-roles": _groups(_roles('role = "arbiter", fallback = "primary"', roles='["primary", "arbiter", "primary"]')),
+    "keys-beside": _groups(_roles('role = "master"'), _reaching("service/pg2")),
+    "keys-of-one-service": _groups(_roles('role = "master"'), _reaching("service/pg", parent="pg")),
     "nulls": _groups(
         group(
             "a",
@@ -246,6 +254,15 @@ BROKEN: dict[str, Write] = {
         )
     ),
     **{
+        f"leader-key-{i}": _groups(_roles('role = "master"'), _reaching(prefix), group("web"))
+        for i, prefix in enumerate(["service/pg", "service/pg/", "service", "s", "service/pg/leader"])
+    },
+    "leader-key-of-fallback": _groups(_roles('role = "replica", fallback = "master"'), _reaching("service/pg")),
+    "leader-keys-of-each-other": _groups(
+        _roles('role = "master"'),
+        _reaching("service/pg").replace("routes = {", 'routes = {\nother = { backend = "other", role = "master" }'),
+    ),
+    **{
         f"secret-{i}": _groups(group("pg", more=f"secrets = {{ {text} }}"), group("web"))
         for i, text in enumerate(
             [
@@ -293,6 +310,13 @@ BROKEN: dict[str, Write] = {
     "compose-env-file": _compose("    environment:\n", "    env_file: .env\n    environment:\n"),
     "compose-dollar": _compose('command: ["/app/app"]', 'command: ["/app/app", "$5"]'),
     "compose-bool": _compose("      MESH_OWNER_KEY:", "      DEBUG: true\n      MESH_OWNER_KEY:"),
+    "compose-build": _compose("    image: ghcr.io/example/app:1\n", "    image: ghcr.io/example/app:1\n    build: .\n"),
+    "compose-shared-volume": _groups(
+        group("api"),
+        compose=COMPOSE.replace("    environment:", "    volumes: [data:/data]\n    environment:").replace(
+            "/run/mesh:ro\n", "/run/mesh:ro\n      - data:/srv\n"
+        ),
+    ),
     "compose-volumes": _compose("    volumes:\n      - /tmp/dstack-runtime/mesh:/run/mesh:ro\n", "    volumes: 5\n"),
 }
 

@@ -81,22 +81,46 @@ def test_a_signed_manifest_is_read_as_topology_renders_with_it(tmp_path: Path) -
         assert found[group or "coordinator"] == _environment(ours, group, envelope, facts.coordinator_urls)
 
 
-def test_a_tag_is_refused_where_digests_are_required(tmp_path: Path) -> None:
-    """With `require_digests` a tag is refused by file, line and service; a digest is taken."""
-    folder = tmp_path / "tags"
-    cases.GOOD["one"](folder)
-    world.root(tmp_path, ["tags"], more="require_digests = true")
-    lines = world.refusals(tmp_path)["demo"]
-    wanted = [
-        "app.yaml:3: services.sidecar.image",
-        "app.yaml:9: services.app.image",
-        "coordinator.yaml:3: services.sidecar.image",
-    ]
-    assert sorted(map(_entry, lines)) == sorted(wanted)
-    assert all("pin it by digest" in line for line in lines)
-    for file in (folder / "compose").iterdir():
-        file.write_text(re.sub(r"(ghcr\S+):1", rf"\1@sha256:{'0a' * 32}", file.read_text()))
-    assert world.planned(tmp_path)["tags"]["cluster"] == "demo"
+_POLICY = """
+variable "attestation" {
+  type    = object({ require_digests = optional(bool, true) })
+  default = {%s}
+}
+"""
+
+
+_REFUSING = ("", "require_digests = null", "require_digests = true", 'require_digests = "true"')
+_TAKING = ("require_digests = false", 'require_digests = "false"')
+
+
+def test_a_tag_is_refused_where_the_policy_wants_digests(tmp_path: Path) -> None:
+    """By file, line and service, by both; what `attestation.require_digests` is, is read alike. A digest is taken."""
+    written = {f"policy-{index}": text for index, text in enumerate((*_REFUSING, *_TAKING))}
+    for name, text in written.items():
+        cases.GOOD["one"](tmp_path / name)
+        with (tmp_path / name / "variables.tf").open("a") as file:
+            file.write(_POLICY % text)
+    world.root(tmp_path, written, more="require_digests = each.value.require_digests", named=True, digests=True)
+    theirs = world.refusals(tmp_path)
+    assert sorted(theirs) == [name for name, text in written.items() if text in _REFUSING]
+    for name in written:
+        if name not in theirs:
+            assert cluster.load(tmp_path / name, deployable=True).name == "demo"
+            continue
+        assert cluster.load(tmp_path / name).name == "demo", "a mesh on one machine takes tags"
+        with pytest.raises(ClusterError) as caught:
+            cluster.load(tmp_path / name, deployable=True)
+        for found in (theirs[name], caught.value.problems):
+            assert sorted(map(_entry, found)) == [
+                "app.yaml:3: services.sidecar.image",
+                "app.yaml:9: services.app.image",
+                "coordinator.yaml:3: services.sidecar.image",
+            ]
+            assert all("pin it by digest" in line for line in found)
+        for path in (tmp_path / name / "compose").iterdir():
+            path.write_text(re.sub(r"(ghcr\S+):1", rf"\1@sha256:{'0a' * 32}", path.read_text()))
+        assert cluster.load(tmp_path / name, deployable=True).name == "demo"
+    assert sorted(world.planned(tmp_path)) == sorted(written)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ output "case" {
     cluster_name        = var.cluster_name
     coordinator_compose = "${path.module}/compose/coordinator.yaml"
     workload_groups     = local.workload_groups
+    %s
   }
 }
 """
+_DIGESTS = "require_digests = var.attestation.require_digests"
 _ROOT = """
 module "mesh" {
   source              = "%s"
@@ -73,15 +75,15 @@ def run(folder: Path, *arguments: str, ok: bool = True, **more: str) -> str:
     return result.stdout if ok else result.stdout + result.stderr
 
 
-def root(folder: Path, names: Iterable[str], *, more: str = "", named: bool = False) -> None:
+def root(folder: Path, names: Iterable[str], *, more: str = "", named: bool = False, digests: bool = False) -> None:
     """Makes `folder` a root that gives each of its cluster folders `names` to the module `mesh`, and initialises it.
 
     The module is loaded once, for all of them: loading it is what takes the time. `more` are further arguments; with
-    `named` each cluster is called as its folder is.
+    `named` each cluster is called as its folder is; with `digests` its policy on digests is handed on, as main.tf does.
     """
     calls = ""
     for name in names:
-        (folder / name / "case.tf").write_text(_CASE)
+        (folder / name / "case.tf").write_text(_CASE % (_DIGESTS if digests else ""))
         calls += f'module "{name}" {{\n  source = "./{name}"\n}}\n'
     each = ", ".join(f"{name} = module.{name}.case" for name in names)
     called = "each.key" if named else "each.value.cluster_name"
