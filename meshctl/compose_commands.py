@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshctl import bring_up, docker_runs, ending, engine, runs
+from meshctl import bring_up, docker_runs, docker_wait, ending, engine, runs
 from meshctl import status as statuses
 from meshctl.console import Console
 from meshctl.errors import UserError
@@ -38,7 +38,10 @@ def up(
     nat: Nat,
     name: str | None,
 ) -> None:
-    """Brings CLUSTER up and waits until it serves. Images of this project are built from this checkout."""
+    """Brings CLUSTER up and waits until it serves. Images of this project are built from this checkout.
+
+    A role that no instance takes in time is told at the end, with exit code 1; the mesh is left running then.
+    """
     progress = Console()
     folder = bring_up.cluster_folder(cluster)
     run = docker_runs.run_of(name or folder.name)
@@ -49,7 +52,8 @@ def up(
         try:
             overrides = overrides_of(replicas, coordinators, variables)
             entries = docker_runs.start(found, plugin, run, folder, overrides, nat, progress)
-            document = docker_runs.wait_whole(run, progress)
+            docker_wait.wait_whole(run, progress)
+            document, vacant = docker_wait.wait_roles(found, run, progress)
         except BaseException:
             # Nothing stays half up.
             with ending.held_back():
@@ -58,12 +62,19 @@ def up(
     statuses.print_table(document)
     for entry in entries:
         click.echo(f"public entry of {entry.group}: {entry.url}")
+    example = next(peer["peer_id"] for peer in document["peers"] if peer["kind"] == "workload")
     option = f" --name {run.name}" if len(docker_runs.all_runs(found)) > 1 else ""
     click.echo(
         f"overlays: {run.folder / 'cvms'}/*/overlay.yaml\n"
-        f"go on with:  ./mesh compose ps{option}   ./mesh compose logs api-0 -f{option}\n"
-        f"             ./mesh compose exec api-0{option} -- sh   ./mesh compose down{option}"
+        f"go on with:  ./mesh compose ps{option}   ./mesh compose logs {example} -f{option}\n"
+        f"             ./mesh compose exec {example}{option} -- sh   ./mesh compose down{option}"
     )
+    if vacant:
+        raise UserError(
+            f"the mesh runs, but not all of it serves after {docker_wait.ROLE_SECONDS:.0f} s:\n" + "\n".join(vacant),
+            "./mesh compose logs PEER shows why",
+            exit_code=1,
+        )
 
 
 def _chosen(found: engine.Engine, name: str | None) -> runs.Run:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshctl import images, runs
-from meshctl import status as statuses
-from meshctl.bring_up import Entry, missing
+from meshctl.bring_up import Entry
 from meshctl.console import Progress
 from meshctl.engine import Engine
 from meshctl.errors import UserError
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 LABEL = "cvm-mesh.run"
 PEER_LABEL = "cvm-mesh.peer"
 PLATFORM = "platform"
-READY_SECONDS = 240.0
 _UP_SECONDS = 420.0
 """For one CVM's `docker compose up`, which waits for its sidecar's health; pulling images comes on top elsewhere."""
 _RESTARTS = 5
@@ -337,21 +335,6 @@ def refuse_hopeless(engine: Engine, run: runs.Run) -> None:
 
 def _tail(text: str, lines: int = 8) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
-
-
-def wait_whole(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS) -> dict[str, Any]:
-    """Waits until every CVM is ready and every route has an endpoint everywhere; the status document."""
-    started = time.monotonic()
-    waiting = ["the platform does not answer"]
-    while time.monotonic() - started < seconds:
-        document = statuses.contract(run.call("GET", "/status"))
-        waiting = missing(document)
-        if document["peers"] and not waiting:
-            progress.line(f"all {len(document['peers'])} CVMs ready")
-            return document
-        progress.update(waiting[0] if waiting else "building the network")
-        time.sleep(0.2)
-    raise UserError(f"the mesh was not ready after {seconds:.0f} s:\n" + "\n".join(waiting), exit_code=1)
 
 
 def down(engine: Engine, run: runs.Run) -> None:
