@@ -2,16 +2,18 @@
 
 envoy-data-plane was generated with betterproto2's option for pydantic classes. Imported as it is, that costs 32 MiB
 and 1 s here, and each `bytes(message)` compiles a validator for every message in it: 16 ms for a route, 29 s for
-1,000 routes with 10 endpoints. betterproto2's own default form, standard dataclasses, costs 14 MiB and 0.2 s and
-serialises 20 times faster, to the same bytes (a test compares them). So while these modules load, and only then,
-`pydantic` means a stand-in whose dataclass is the standard one, and `grpclib`, whose service stubs we do not use, is
-an empty one. Before and after, everybody gets the real ones. Nothing in the libraries is changed. What is lost is
-pydantic's checking of field types at run time: mypy checks our use, Envoy checks the result.
+1,000 routes with 10 endpoints. betterproto2's own default form, standard dataclasses, costs 14 MiB and serialises 20
+times faster, to the same bytes (a test compares them). So while these modules load, and only then, `pydantic` means a
+stand-in whose dataclass is the standard one, made when a class is first used: of 560 that load, 60 ever are. What else
+the libraries load and we do not use (gRPC stubs, dates in JSON, their own version) is an empty one. Before and after,
+everybody gets the real ones. Nothing in the libraries is changed. What is lost is pydantic's checking of field types
+at run time: mypy checks our use, Envoy checks the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,44 @@ from types import ModuleType
 from typing import Any as Anything
 
 _ABSENT = ModuleType("absent")
+_FIELDS = "__dataclass_fields__"
+_OF_ONE_CLASS = ("__init__", "__dict__", "__weakref__", "_abc_impl")
+
+
+class _Incomplete:
+    """Where `dataclasses` keeps a class's fields: whoever asks for them has the class completed first."""
+
+    def __init__(self, options: dict[str, bool]) -> None:
+        self._options = options
+
+    def __get__(self, instance: object, cls: type) -> Anything:
+        owner = next(one for one in cls.__mro__ if vars(one).get(_FIELDS) is self)
+        _complete(owner, self._options)
+        return getattr(cls, _FIELDS)
+
+
+def _lazily(cls: Anything, options: dict[str, bool]) -> Anything:
+    """`cls`, made a dataclass when it is used for the first time."""
+
+    def first(self: Anything, *args: Anything, **values: Anything) -> None:
+        _complete(cls, options)
+        cls.__init__(self, *args, **values)
+
+    cls.__init__ = first
+    setattr(cls, _FIELDS, _Incomplete(options))
+    return cls
+
+
+def _complete(cls: Anything, options: dict[str, bool]) -> None:
+    """On a twin, whose parts are then put in place: two threads may do this at the same time, and a message that a
+    third one makes meanwhile is whole. For the same reason fields stay what they are in the class itself.
+    """
+    own = {name: value for name, value in vars(cls).items() if name not in (_FIELDS, *_OF_ONE_CLASS)}
+    twin: Anything = dataclasses.dataclass(**options)(type(cls)(cls.__name__, cls.__bases__, own))
+    # betterproto2 asks for the types of all fields once for each field, and parses the annotations every time.
+    cls._type_hints = functools.cache(cls._type_hints)
+    cls.__init__ = twin.__init__
+    setattr(cls, _FIELDS, getattr(twin, _FIELDS))
 
 
 def _pydantic() -> dict[str, ModuleType]:
@@ -26,7 +66,7 @@ def _pydantic() -> dict[str, ModuleType]:
     package, classes = ModuleType("pydantic"), ModuleType("pydantic.dataclasses")
 
     def dataclass(*, config: object, **options: bool) -> Callable[[type], type]:  # noqa: ARG001
-        return dataclasses.dataclass(**options)
+        return lambda cls: _lazily(cls, options)
 
     def decorator(**_: object) -> Callable[[Anything], Anything]:
         return lambda function: function
@@ -48,10 +88,18 @@ def _grpclib() -> dict[str, ModuleType]:
     return {"grpclib": ModuleType("grpclib"), "betterproto2.grpclib": ours}
 
 
+def _unused() -> dict[str, ModuleType]:
+    """What is only loaded to read JSON's dates, and to learn betterproto2's own version: pyproject.toml pins it."""
+    dates, version = ModuleType("dateutil"), ModuleType("betterproto2._version")
+    vars(dates).update(parser=ModuleType("dateutil.parser"), __path__=[])
+    vars(version).update(__version__="as pinned", check_compiler_version=lambda _: None)
+    return {"dateutil": dates, "dateutil.parser": vars(dates)["parser"], "betterproto2._version": version}
+
+
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """While this lasts, the two packages are stand-ins; modules that are loaded already keep what they have."""
-    mine: dict[str, Anything] = {**_pydantic(), **_grpclib()}
+    """While this lasts, these packages are stand-ins; modules that are loaded already keep what they have."""
+    mine: dict[str, Anything] = {**_pydantic(), **_grpclib(), **_unused()}
     # betterproto2 does without pydantic when it finds no core: None makes an import say so.
     mine["pydantic_core"] = None
     before = {name: sys.modules.get(name, _ABSENT) for name in mine}
@@ -132,12 +180,7 @@ with _stand_ins():
     )
     from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptions as UpstreamHttpOptions
     from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
-    from envoy_data_plane.envoy.service.discovery.v3 import (
-        DeltaDiscoveryRequest,
-        DeltaDiscoveryResponse,
-        DiscoveryRequest,
-        DiscoveryResponse,
-    )
+    from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse, DiscoveryResponse
     from envoy_data_plane.envoy.service.discovery.v3 import Resource as DeltaResource
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
     from envoy_data_plane.envoy.type.v3 import Percent
@@ -161,10 +204,8 @@ __all__ = [
     "CommonTlsContextCombinedCertificateValidationContext",
     "ConfigSource",
     "DataSource",
-    "DeltaDiscoveryRequest",
     "DeltaDiscoveryResponse",
     "DeltaResource",
-    "DiscoveryRequest",
     "DiscoveryResponse",
     "DownstreamTlsContext",
     "Filter",

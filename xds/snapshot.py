@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-
-import betterproto2
+from typing import TYPE_CHECKING
 
 from xds import check, resources, tls
 from xds.spec import EgressRoute, Ingress, Leaf, Spec
 from xds.transport import ConnectStreams, Transport
+
+if TYPE_CHECKING:
+    import betterproto2
 
 _PREFIX = "type.googleapis.com/"
 CLUSTER = f"{_PREFIX}envoy.config.cluster.v3.Cluster"

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from xds.protos import (
-    Any,
-    DeltaDiscoveryRequest,
-    DeltaDiscoveryResponse,
-    DeltaResource,
-    DiscoveryRequest,
-    DiscoveryResponse,
-)
+from xds.protos import Any, DeltaDiscoveryResponse, DeltaResource, DiscoveryResponse
+from xds.requests import DeltaDiscoveryRequest, DiscoveryRequest
 from xds.snapshot import Resource
 from xds.stream import DeltaRequest, Response, StateRequest
 

@@ -44,3 +44,35 @@ def test_the_stand_ins_are_gone_after_the_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "BaseModel Server"]
+
+
+def test_only_what_is_used_becomes_a_dataclass() -> None:
+    """Loading makes none, so a start does not pay for 500 classes; one that is asked for its fields is whole."""
+    script = (
+        "from dataclasses import fields\n"
+        "from xds import protos\n"
+        "names = [name for name in protos.__all__ if '__init__' in vars(getattr(protos, name))]\n"
+        "waiting = [name for name in names if type(vars(getattr(protos, name))[protos._FIELDS]) is not dict]\n"
+        "print(names == waiting, len(waiting) > 40)\n"
+        "print([field.name for field in fields(protos.Percent)], protos.Percent(value=2) == protos.Percent(value=2))\n"
+        "print(protos.SocketAddress.parse(bytes(protos.SocketAddress(address='a', port_value=1))).address)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:3] == ["True True", "['value'] True", "a"]
+
+
+def test_a_class_is_completed_once_by_several_threads() -> None:
+    """A thread may build beside the event loop: a second completion would find the first one's leftovers."""
+    script = (
+        "import threading\n"
+        "from xds import protos\n"
+        "gate, made = threading.Barrier(8), []\n"
+        "def make():\n"
+        "    gate.wait()\n"
+        "    made.append(bytes(protos.Cluster(name='c', lb_policy=protos.ClusterLbPolicy.RANDOM)))\n"
+        "threads = [threading.Thread(target=make) for _ in range(8)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(len(made), len(set(made)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["8", "1"], "")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds import wire
-from xds.protos import DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse
+from xds.protos import DeltaDiscoveryResponse, DiscoveryResponse
+from xds.requests import DeltaDiscoveryRequest, DiscoveryRequest
 from xds.snapshot import CLUSTER, Resource
 from xds.stream import Response
 
