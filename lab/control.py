@@ -112,11 +112,11 @@ class ControlServer:
         if not number.isdigit() or int(number) not in set(signal.Signals):
             raise ValueError(f"there is no signal {number!r}")
         machine = self._host.machines[peer_id]
-        pids = machine.signal(process, int(number)) if process else []
+        pids, at = machine.signal(process, int(number)) if process else ([], 0.0)
         if not pids:
             running = ", ".join(machine.processes()) or f"nothing: the CVM is {machine.state}"
             raise ValueError(f"no process {process!r} runs in {peer_id}; there is {running}")
-        return {"pids": pids}
+        return {"pids": pids, "at": at}
 
     async def _end(self, _request: web.Request) -> web.Response:
         self._host.ending.set()

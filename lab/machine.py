@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,15 +139,19 @@ class Machine:
         """The CVM is gone from one moment to the next: nothing gets a chance to say goodbye."""
         await self._down("killed", graceful=False)
 
-    def signal(self, process: str, number: int) -> list[int]:
-        """Sends signal `number` to the containers' processes called `process`; their PIDs here, none without one."""
+    def signal(self, process: str, number: int) -> tuple[list[int], float]:
+        """Sends signal `number` to the containers' processes called `process`.
+
+        Their PIDs here, none without one, and the moment just before (CLOCK_MONOTONIC): finding them takes a while.
+        """
         running = processes.snapshot()
         first = [pid for container in self.containers.values() if (pid := container.first_pid()) is not None]
         found = [pid for start in first for pid in processes.called(process, start, running)]
+        at = time.monotonic()
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        return found
+        return found, at
 
     def processes(self) -> list[str]:
         """What runs in the containers, by the names that `signal` takes."""

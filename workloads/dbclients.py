@@ -21,8 +21,9 @@ import psycopg
 
 CONNECT_SECONDS = 2
 """The shortest limit that libpq keeps."""
-RETRY_SECONDS = 0.005
-"""Between a failure and the next attempt."""
+RETRY_SECONDS = 0.02
+"""Between a failure and the next attempt: several clients that ask more often than that keep a small machine busy with
+being refused, while it has a leader to promote."""
 PATIENCE_SECONDS = 15.0
 """How long one statement may take before its client gives the connection up, as an application with a limit would."""
 

@@ -131,13 +131,13 @@ async def test_one_process_of_a_cvm_is_killed(tmp_path: Path) -> None:
         await own.boot(scope, "", SilentAgent())
         await eventually(lambda: "sleep" in own.processes(), "the sidecar's child runs", 30.0)
         before = own.containers["sidecar"].first_pid()
-        assert own.signal("envoy", signal.SIGKILL) == []
-        killed = own.signal("sleep", signal.SIGKILL)
+        assert own.signal("envoy", signal.SIGKILL)[0] == []
+        killed, _ = own.signal("sleep", signal.SIGKILL)
         assert killed
         await eventually(lambda: not any(process_runs(pid) for pid in killed), "they ended", 30.0)
         assert own.containers["sidecar"].first_pid() == before
         await own.kill()
-        assert own.signal("sleep", signal.SIGKILL) == []
+        assert own.signal("sleep", signal.SIGKILL)[0] == []
 
 
 @pytest.mark.parametrize(

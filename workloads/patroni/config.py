@@ -5,6 +5,9 @@ The numbers, and why:
 - `loop_wait` 2: a replica sleeps in a blocking query on the leader key, which a shorter pause would turn into polling.
 - `retry_timeout` 5: a leader whose coordinators do not answer for so long asks its members whether it may go on.
 - `primary_start_timeout` 0: a leader whose PostgreSQL crashed hands over instead of recovering in place.
+- `wal-segsize` 1 (MB; PostgreSQL's own is 16): a promotion copies the last segment whole and waits until the disk has
+  it. `min_wal_size` and `max_wal_size`, which initdb counts in segments, stay at PostgreSQL's own sizes.
+- `authentication_timeout` 10 s, not a minute: before version 18 a shutdown waits for whoever has not said who he is.
 """
 
 from __future__ import annotations
@@ -53,7 +56,13 @@ def render(
         },
         "bootstrap": {
             "dcs": _cluster_wide(settings),
-            "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth": "scram-sha-256"}, "data-checksums"],
+            "initdb": [
+                {"encoding": "UTF8"},
+                {"locale": "C"},
+                {"auth": "scram-sha-256"},
+                {"wal-segsize": "1"},
+                "data-checksums",
+            ],
         },
         "postgresql": _postgresql(settings, passwords, postgres_bin),
     }
@@ -78,6 +87,8 @@ def _cluster_wide(settings: Settings) -> dict[str, object]:
                 "max_wal_senders": 10,
                 "max_replication_slots": 10,
                 "wal_keep_size": "256MB",
+                "min_wal_size": "80MB",
+                "max_wal_size": "1GB",
             },
         },
     }
@@ -105,6 +116,7 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
         "parameters": {
             "unix_socket_directories": str(settings.run),
             "password_encryption": "scram-sha-256",
+            "authentication_timeout": "10s",
             # Shared memory in /dev/shm would outlive a process that is killed; files in the data directory do not.
             "dynamic_shared_memory_type": "mmap",
             # The mesh moves the name first: ask again soon, not after 5 s.

@@ -99,13 +99,22 @@ class Life:
                     continue
                 state = None
             except DatabaseDownError:
+                if self._claim == roles.MASTER and processes.postmaster_pid(self._program.data) is not None:
+                    # It shuts down in good order, or was killed. Its replicas are to have the end of its log first: the
+                    # mesh would cut them off. What comes next says a callback, or its process, which is ours to reap.
+                    await self._pause(LOOK_SECONDS)
+                    continue
                 state = None
             role = roles.confirmed(self._claim, state)
             self._publisher.want(database=state is not None, role=role)
             turning = state is not None and role != self._claim
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TURN_SECONDS if turning else LOOK_SECONDS):
-                    await self._turn.wait()
+            await self._pause(TURN_SECONDS if turning else LOOK_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits so long, or until something turns."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._turn.wait()
 
     async def guard(self) -> None:
         """Kills a Patroni that lives without a heartbeat. One that never had any waits for Consul, and may."""
@@ -167,10 +176,12 @@ class Life:
         log.warning("postgresql died", extra={"pid": pid, "claim": self._claim})
         leading = self._claim == roles.MASTER
         self._claim = None
-        self._publisher.want(database=False, role=None)
         if leading:
-            # Patroni would notice at its next look, seconds later. Its own end is noticed now.
+            # Patroni would notice at its next look, seconds later. Its own end is noticed now, and only then is there
+            # anything to publish, in one go: the key is what the others wait for.
             self._processes.signal(signal.SIGKILL)
+        else:
+            self._publisher.want(database=False, role=None)
 
 
 async def _beats(host: str, port: int) -> bool:

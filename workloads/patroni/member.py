@@ -5,32 +5,37 @@
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
   the user of that name for real, and the folders it needs are given to it.
-- A member whose `serfHealth` is critical is given 0.3 s to say how far it is, not 2 s: that is what took the leader
-  key away, and the one who held it is most likely gone. One that lives after all, a false alarm, answers in time.
-- A PostgreSQL that is told to stop is looked at every 10 ms, not once a second: most of a switchover's pause was that.
+- A member that has not said within 0.3 s how far it is gets its 2 s only if gossip does not call it failed: that is
+  what took the leader key away, and the one who held it is most likely gone. One that lives after all, a false alarm,
+  answers in time.
+- A leader that shuts down gives its key away at once: see `handover`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import pwd
 import signal
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import quote
+
+from workloads.patroni import handover
+
+log = logging.getLogger(__name__)
 
 _CLONE_NEWUSER = 0x10000000  # linux/sched.h
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _USERS = ("postgres", "nobody", "daemon")
 """The first of these that the system has: PostgreSQL wants its user to have a name."""
 _ASK_SECONDS = 0.5
-_FAILED_SECONDS = 0.3
-_STOP_LOOK_SECONDS = 0.01
+_FIRST_SECONDS = 0.3
 
 
 def become_unprivileged(folders: tuple[Path, ...]) -> None:
@@ -102,19 +107,19 @@ def _checks_of(name: str, consul: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def hasten_stop(patroni_postgresql: ModuleType, postgresql: Any) -> None:
-    """Has Patroni notice soon that its PostgreSQL has ended.
+def ask_twice(ask: Callable[[float], Any], seconds: float, failed: Callable[[], bool]) -> Any:
+    """The answer of `ask(seconds)`: asked briefly first, and for the rest of the time only where nobody has failed.
 
-    `on_shutdown` is for a PostgreSQL that has shut down and still archives, which ours never does; it begins with a
-    second of sleep that a leader would be caught in whenever it is looked at within the last moments of its PostgreSQL.
+    `ask` raises TimeoutError where there is no answer in time, and whatever else it likes. Most answer the first time,
+    and so nobody has to find out first who has failed.
     """
-    patroni_postgresql.STOP_POLLING_INTERVAL = _STOP_LOOK_SECONDS  # type: ignore[attr-defined]
-    stop = postgresql.stop
-
-    def without_archiving(*args: Any, **kwargs: Any) -> Any:
-        return stop(*args, **{**kwargs, "on_shutdown": None})
-
-    postgresql.stop = without_archiving
+    brief = min(_FIRST_SECONDS, seconds)
+    try:
+        return ask(brief)
+    except TimeoutError:
+        if seconds <= brief or failed():
+            raise
+    return ask(seconds - brief)
 
 
 def main(config_file: str) -> None:
@@ -124,10 +129,11 @@ def main(config_file: str) -> None:
     become_unprivileged((Path(config_file).parent, Path(settings["data_dir"]).parent))
     die_with_parent(parent)
 
-    from patroni import postgresql
     from patroni.__main__ import Patroni
     from patroni.daemon import abstract_main
     from patroni.request import PatroniRequest
+    from urllib3.exceptions import MaxRetryError, NewConnectionError
+    from urllib3.exceptions import TimeoutError as LateError
 
     class Request(PatroniRequest):  # type: ignore[misc]
         """Patroni's client to other members; see the module's docstring."""
@@ -137,13 +143,27 @@ def main(config_file: str) -> None:
             self._config = config
 
         def __call__(self, member: Any, *args: Any, **kwargs: Any) -> Any:
+            if args or set(kwargs) != {"timeout", "retries"}:
+                # No question how far it is.
+                return super().__call__(member, *args, **kwargs)
+
+            def ask(seconds: float) -> Any:
+                try:
+                    return super(Request, self).__call__(member, timeout=seconds, retries=kwargs["retries"])
+                except MaxRetryError as error:
+                    # To urllib3 a refusal is one that came too late, too.
+                    if isinstance(error.reason, LateError) and not isinstance(error.reason, NewConnectionError):
+                        raise TimeoutError(str(error)) from error
+                    raise
+
+            return ask_twice(ask, kwargs["timeout"], lambda: self._failed(member.name))
+
+        def _failed(self, name: str) -> bool:
             try:
-                failed = has_failed(_checks_of(member.name, self._config["consul"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                failed = False
-            if failed:
-                kwargs["timeout"] = _FAILED_SECONDS
-            return super().__call__(member, *args, **kwargs)
+                return has_failed(_checks_of(name, self._config["consul"]))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("Consul does not say whether %s has failed: %r", name, error)
+                return False
 
     class Member(Patroni):  # type: ignore[misc]
         """Patroni with that client."""
@@ -151,7 +171,7 @@ def main(config_file: str) -> None:
         def __init__(self, config: Any, logger: Any) -> None:
             super().__init__(config, logger)
             self.request = Request(config)
-            hasten_stop(postgresql, self.postgresql)
+            handover.hasten(self.postgresql, self.ha)
 
     abstract_main(Member, config_file)
 

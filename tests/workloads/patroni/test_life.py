@@ -140,6 +140,40 @@ async with TaskScope() as scope:
     assert run(body, tmp_path) == ["replica", "None"]
 
 
+def test_leader_that_shuts_down_stays_published_until_it_has(tmp_path: Path) -> None:
+    """Its replicas still fetch the end of its log through the mesh; what is no leader is published as down at once."""
+    body = """
+lives.LOOK_SECONDS = 0.01
+looks = []
+class Counting(Database):
+    async def in_recovery(self):
+        looks.append(self.state)
+        return await super().in_recovery()
+publisher, database = Publisher(), Counting()
+it = Life(program("time.sleep(600)"), publisher, database)
+async with TaskScope() as scope:
+    task = scope.start("watch", it.watch())
+    database.state = False
+    it.on_event("on_start", "primary")
+    await until(lambda: publisher.wanted.role == "master")
+    (folder / "postmaster.pid").write_text("1234\\n")
+    database.state = None
+    await until(lambda: looks[-5:] == [None] * 5)
+    print(publisher.wanted.database, publisher.wanted.role)
+    (folder / "postmaster.pid").unlink()
+    await until(lambda: not publisher.wanted.database)
+    print(publisher.wanted.role)
+    (folder / "postmaster.pid").write_text("1234\\n")
+    database.state = True
+    it.on_event("on_start", "replica")
+    await until(lambda: publisher.wanted.role == "replica")
+    database.state = None
+    await until(lambda: not publisher.wanted.database)
+    task.cancel()
+"""
+    assert run(body, tmp_path) == ["True master", "None"]
+
+
 def test_patroni_without_a_heartbeat_is_killed(tmp_path: Path) -> None:
     """One that told a heartbeat and then hangs is ended; one that never told any is waiting, and left alone."""
     body = """

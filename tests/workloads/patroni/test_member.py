@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.support import ROOT, process_runs
-from workloads.patroni.member import has_failed, hasten_stop
+from workloads.patroni.member import ask_twice, has_failed
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,54 @@ def test_gossip_says_who_has_failed(checks: list[object], failed: bool) -> None:
     assert has_failed(checks) is failed
 
 
-def test_a_stop_is_looked_at_often_and_never_sleeps_over_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patroni's own names are the ones that are changed, and a stop goes on with everything but that callback."""
-    from patroni import postgresql
+@pytest.mark.parametrize(
+    ("answers_within", "gone", "asked", "answered"),
+    [
+        (0.1, False, [0.3], True),
+        (1.0, False, [0.3, 1.7], True),
+        (9.0, False, [0.3, 1.7], False),
+        (9.0, True, [0.3], False),
+    ],
+)
+def test_only_who_is_late_is_looked_up(answers_within: float, gone: bool, asked: list[float], answered: bool) -> None:
+    """Who answers at once costs no other question; who does not gets the rest of the time unless gossip gave it up."""
+    limits: list[float] = []
+    looked_up: list[bool] = []
 
-    monkeypatch.setattr(postgresql, "STOP_POLLING_INTERVAL", postgresql.STOP_POLLING_INTERVAL)
-    assert "on_shutdown" in inspect.signature(postgresql.Postgresql.stop).parameters
-    asked: list[object] = []
-    fake = SimpleNamespace(stop=lambda *args, **kwargs: asked.append((args, kwargs)))
-    hasten_stop(postgresql, fake)
-    fake.stop("fast", checkpoint=True, on_shutdown=print)
-    assert asked == [(("fast",), {"checkpoint": True, "on_shutdown": None})]
-    assert postgresql.STOP_POLLING_INTERVAL == 0.01
+    def ask(seconds: float) -> bool:
+        limits.append(seconds)
+        if answers_within > seconds:
+            raise TimeoutError
+        return True
+
+    def failed() -> bool:
+        looked_up.append(gone)
+        return gone
+
+    if answered:
+        assert ask_twice(ask, 2.0, failed) is True
+    else:
+        with pytest.raises(TimeoutError):
+            ask_twice(ask, 2.0, failed)
+    assert limits == pytest.approx(asked)
+    assert len(looked_up) == (answers_within > 0.3)
+
+
+def test_another_error_is_handed_on_at_once() -> None:
+    """A refusal says enough: nobody is asked again, nor Consul at all."""
+
+    def refuse(seconds: float) -> None:
+        raise ConnectionRefusedError(seconds)
+
+    with pytest.raises(ConnectionRefusedError, match=r"0\.3"):
+        ask_twice(refuse, 2.0, lambda: pytest.fail("nobody needs to be looked up"))
+
+
+def test_patroni_asks_as_expected() -> None:
+    """The question that is asked twice is told from the others by its arguments."""
+    importlib.import_module("patroni.postgresql")
+    ha = importlib.import_module("patroni.ha")
+    assert "self.patroni.request(member, timeout=2, retries=0)" in inspect.getsource(ha.Ha.fetch_node_status)
 
 
 def test_process_is_not_user_0_and_its_files_are_ours(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""How a leader that shuts down gives its key away; test_supervisor.py has the real one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import struct
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workloads.patroni import handover
+
+IN_PRODUCTION, SHUT_DOWN = 6, 1
+
+
+def _control(data: Path, state: int) -> None:
+    (data / "global").mkdir(exist_ok=True)
+    (data / "global" / "pg_control").write_bytes(struct.pack("@QIIi", 7, 1300, 202209061, state) + bytes(400))
+
+
+class _Postgresql:
+    """Stops as Patroni's does, with its control file for a program that was never started."""
+
+    def __init__(self, data: Path) -> None:
+        self.data_dir = str(data)
+        self.started = 0
+
+    def controldata(self) -> dict[str, str]:
+        self.started += 1
+        return {"Database cluster state": "shut down", "Latest checkpoint location": "0/20"}
+
+    def stop(self, mode: str, *, checkpoint: bool = False, on_shutdown: Any = None) -> str:
+        if on_shutdown is None:
+            return f"{mode} {checkpoint}"
+        assert self.controldata() == {}
+        _control(Path(self.data_dir), SHUT_DOWN)
+        on_shutdown(*self.latest_checkpoint_locations(self.controldata()))  # type: ignore[attr-defined]
+        return "handed over"
+
+
+class _Ha:
+    def __init__(self, ready_after: int) -> None:
+        self.asked: list[int] = []
+        self._ready_after = ready_after
+
+    def is_failover_possible(self, *, cluster_lsn: int = 0, exclude_failover_candidate: bool = False) -> bool:  # noqa: ARG002
+        self.asked.append(cluster_lsn)
+        return len(self.asked) > self._ready_after
+
+
+@pytest.fixture
+def _modules(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The fakes' modules have what Patroni's have."""
+    own = sys.modules[__name__]
+    monkeypatch.setattr(own, "time", time)
+    monkeypatch.setattr(own, "STOP_POLLING_INTERVAL", 1, raising=False)
+    monkeypatch.setattr(own, "parse_lsn", lambda text: int(text.partition("/")[2], 16), raising=False)
+    return own
+
+
+@pytest.mark.usefixtures("_modules")
+def test_key_goes_when_a_standby_has_the_end(tmp_path: Path) -> None:
+    """No pause, no program before the file says so, and whoever may follow is asked until it has everything."""
+    _control(tmp_path, IN_PRODUCTION)
+    postgresql, ha = _Postgresql(tmp_path), _Ha(ready_after=2)
+    handover.hasten(postgresql, ha)
+    story: list[object] = []
+
+    def on_shutdown(checkpoint: int, previous: int) -> None:
+        # As Patroni's own: a pause, then the question.
+        before = len(ha.asked)
+        sys.modules[__name__].time.sleep(3600)
+        story.append((checkpoint, previous, ha.is_failover_possible(cluster_lsn=checkpoint), before))
+
+    assert postgresql.stop("fast", checkpoint=True, on_shutdown=on_shutdown) == "handed over"
+    assert story == [(0x20, 0x20, True, 0)]
+    assert ha.asked == [0x20] * 3
+    assert postgresql.started == 1
+    # Elsewhere a pause is one, and a question is asked once.
+    assert ha.is_failover_possible() is True
+    assert postgresql.stop("immediate") == "immediate False"
+    assert postgresql.controldata()
+
+
+@pytest.mark.usefixtures("_modules")
+def test_nobody_has_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then Patroni waits for the process' end, as ever: the answer is no after a bounded time."""
+    monkeypatch.setattr(handover, "PATIENCE_SECONDS", 0.05)
+    ha = _Ha(ready_after=1 << 30)
+    handover.hasten(_Postgresql(tmp_path), ha)
+    assert ha.is_failover_possible(cluster_lsn=5) is False
+    assert len(ha.asked) > 1
+
+
+@pytest.mark.usefixtures("_modules")
+def test_a_pause_elsewhere_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the one within a hand-over is left out."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    handover.hasten(_Postgresql(tmp_path), _Ha(0))
+    sys.modules[__name__].time.sleep(2)
+    assert slept == [2]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", struct.pack("@QIIi", 7, 1300, 202209061, IN_PRODUCTION)], ids=["none", "empty", "running"]
+)
+def test_what_is_not_shut_down(tmp_path: Path, content: bytes | None) -> None:
+    """A file that cannot be read says nothing."""
+    (tmp_path / "global").mkdir()
+    if content is not None:
+        (tmp_path / "global" / "pg_control").write_bytes(content)
+    assert not handover.is_shut_down(tmp_path)
+
+
+def test_patroni_is_as_expected() -> None:
+    """Everything of Patroni that is replaced or relied upon is there under its name."""
+    importlib.import_module("patroni.postgresql")
+    postgresql, ha = sys.modules["patroni.postgresql"], importlib.import_module("patroni.ha")
+    assert postgresql.STOP_POLLING_INTERVAL == 1
+    assert postgresql.parse_lsn("0/20") == 0x20
+    assert "on_shutdown" in inspect.signature(postgresql.Postgresql.stop).parameters
+    assert list(inspect.signature(postgresql.Postgresql.latest_checkpoint_locations).parameters) == ["self", "data"]
+    assert list(inspect.signature(postgresql.Postgresql.controldata).parameters) == ["self"]
+    stop = inspect.getsource(postgresql.Postgresql._do_stop)
+    assert "data = self.controldata()" in stop
+    assert "self.latest_checkpoint_locations(data)" in stop
+    assert list(inspect.signature(ha.Ha.is_failover_possible).parameters) == [
+        "self", "cluster_lsn", "exclude_failover_candidate",
+    ]  # fmt: skip
+    for method in (ha.Ha.demote, ha.Ha.shutdown):
+        source = inspect.getsource(method)
+        assert "time.sleep(1)" in source
+        assert "self.is_failover_possible(cluster_lsn=checkpoint_location)" in source
+
+
+def test_clock_is_whole() -> None:
+    """What stands in for `time` has all of it."""
+    clock: SimpleNamespace = handover._Clock().namespace
+    assert clock.time is time.time
+    assert clock.monotonic is time.monotonic
