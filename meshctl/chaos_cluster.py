@@ -224,6 +224,7 @@ class Cluster:
             "crash-postgres": ("signal", {"process": "postgres"}),
             "crash-patroni": ("signal", {"process": self.scenario.patroni}),
             "crash-envoy": ("signal", {"process": "envoy"}),
+            "crash-sidecar": ("signal", {"process": "sidecar"}),
             "cvm-loss": ("kill", {}),
             "partition-both": ("cut", {"direction": "both"}),
             "partition-in": ("cut", {"direction": "in"}),

@@ -34,7 +34,9 @@ EQUAL_SECONDS = 60.0
 POLL = 0.02
 WITNESS = 1000
 """Number of the writer beside the old leader: it dials 127.0.0.1, past the mesh."""
-_WITNESSED: frozenset[Fault] = frozenset({"partition-both", "partition-in", "partition-out", "switchover"})
+_WITNESSED: frozenset[Fault] = frozenset(
+    {"crash-sidecar", "partition-both", "partition-in", "partition-out", "switchover"}
+)
 _MOVES: frozenset[Fault] = frozenset({"switchover"})
 """Faults in which the old leader serves on for a while, so that only a new timeline ends them."""
 

@@ -18,6 +18,7 @@ Fault = Literal[
     "crash-postgres",
     "crash-patroni",
     "crash-envoy",
+    "crash-sidecar",
     "cvm-loss",
     "partition-both",
     "partition-in",

@@ -129,6 +129,7 @@ def test_each_fault_is_one_action_of_the_lab(run: FakeRun) -> None:
         "/machines/postgres-0/signal?process=postgres",
         "/machines/postgres-0/signal?process=workloads.patroni.member",
         "/machines/postgres-0/signal?process=envoy",
+        "/machines/postgres-0/signal?process=sidecar",
         "/machines/postgres-0/kill",
         "/machines/postgres-0/cut?direction=both",
         "/machines/postgres-0/cut?direction=in",

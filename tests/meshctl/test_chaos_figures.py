@@ -175,6 +175,6 @@ def test_document_is_the_contract() -> None:
         ]
     }
     assert FAULTS == (
-        "crash-postgres", "crash-patroni", "crash-envoy", "cvm-loss", "partition-both", "partition-in",
+        "crash-postgres", "crash-patroni", "crash-envoy", "crash-sidecar", "cvm-loss", "partition-both", "partition-in",
         "partition-out", "switchover",
     )  # fmt: skip

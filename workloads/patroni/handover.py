@@ -7,8 +7,12 @@ minute and longer.
 
 Why it is safe: the control file says *shut down* when the shutdown's checkpoint has been written, which PostgreSQL
 begins when every connection of a client has ended. From then on nobody can be told of a commit, and the end of the log
-is known. Only when a member that may lead has come to that end, too, does the key go. That Patroni still has what is
-changed here is for the tests to say.
+is known. Only when a member that may lead has come to that end, too, does the key go.
+
+A leader whose PostgreSQL was *killed* gives nothing away here: Patroni would, when it looks just then, while processes
+of PostgreSQL may be alive and acknowledge. That is the supervisor's, which sees to their death first.
+
+That Patroni still has what is changed here is for the tests to say.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ LOOK_SECONDS = 0.01
 """Between looks at a PostgreSQL that was told to stop, and between questions to those who may follow it."""
 PATIENCE_SECONDS = 1.0
 """How long the others are given to have everything; it is Patroni's own. Then the end of the process is waited for."""
+KILLED_SECONDS = 10.0
+"""How long a Patroni with a killed PostgreSQL waits to be ended by its supervisor, which takes milliseconds."""
 _STATE = struct.Struct("@16xi")
 """`ControlFileData.state` follows system identifier and two version numbers, in every version since 8.2."""
 _SHUT_DOWN = 1
@@ -51,6 +57,7 @@ def hasten(postgresql: Any, ha: Any) -> None:
     postgresql.controldata = _controldata(postgresql, clock)
     postgresql.stop = _stop(postgresql, clock)
     ha.is_failover_possible = _patient(ha)
+    ha.recover = _recover(postgresql, ha)
 
 
 def _module(it: Any) -> Any:
@@ -136,3 +143,16 @@ def _patient(ha: Any) -> Callable[..., bool]:
             time.sleep(LOOK_SECONDS)
 
     return is_failover_possible
+
+
+def _recover(postgresql: Any, ha: Any) -> Callable[[], str]:
+    original = ha.recover
+
+    def recover() -> str:
+        """As Patroni has it, once the supervisor has had its turn: a PID file is left behind by one that was killed."""
+        if ha.has_lock(False) and (Path(postgresql.data_dir) / "postmaster.pid").exists():
+            time.sleep(KILLED_SECONDS)
+        done: str = original()
+        return done
+
+    return recover

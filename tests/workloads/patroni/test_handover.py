@@ -47,10 +47,17 @@ class _Ha:
     def __init__(self, ready_after: int) -> None:
         self.asked: list[int] = []
         self._ready_after = ready_after
+        self.leads = True
 
     def is_failover_possible(self, *, cluster_lsn: int = 0, exclude_failover_candidate: bool = False) -> bool:  # noqa: ARG002
         self.asked.append(cluster_lsn)
         return len(self.asked) > self._ready_after
+
+    def has_lock(self, info: bool = True) -> bool:
+        return not info and self.leads
+
+    def recover(self) -> str:
+        return "recovered"
 
 
 @pytest.fixture
@@ -107,6 +114,23 @@ def test_a_pause_elsewhere_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert slept == [2]
 
 
+@pytest.mark.usefixtures("_modules")
+@pytest.mark.parametrize(("leads", "killed", "waits"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_a_killed_leader_is_left_to_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads: bool, killed: bool, waits: bool
+) -> None:
+    """Patroni would give the key away while processes of PostgreSQL may live: it waits for its own end instead."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    ha = _Ha(0)
+    ha.leads = leads
+    if killed:
+        (tmp_path / "postmaster.pid").touch()
+    handover.hasten(_Postgresql(tmp_path), ha)
+    assert ha.recover() == "recovered"
+    assert slept == [handover.KILLED_SECONDS] * waits
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", struct.pack("@QIIi", 7, 1300, 202209061, IN_PRODUCTION)], ids=["none", "empty", "running"]
 )
@@ -133,6 +157,8 @@ def test_patroni_is_as_expected() -> None:
     assert list(inspect.signature(ha.Ha.is_failover_possible).parameters) == [
         "self", "cluster_lsn", "exclude_failover_candidate",
     ]  # fmt: skip
+    assert list(inspect.signature(ha.Ha.recover).parameters) == ["self"]
+    assert "return self.recover()" in inspect.getsource(ha.Ha._run_cycle)
     for method in (ha.Ha.demote, ha.Ha.shutdown):
         source = inspect.getsource(method)
         assert "time.sleep(1)" in source
