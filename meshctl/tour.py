@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,21 +24,43 @@ from meshctl.errors import UserError
 T = TypeVar("T")
 _FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 _PATRONI_CONFIG = "/run/patroni/patroni.yml"
-_PATHS = {"api": ("/hello", "/worker", "/all"), "webdemo": ("/hello", "/all", "/db")}
-"""What the demo programs serve; other public groups are asked for /hello."""
+_PATHS = {
+    "api": {"/hello": "api", "/worker": "worker", "/all": "worker"},
+    "webdemo": {"/hello": "webdemo", "/all": "webdemo", "/db": "postgres-master"},
+}
+"""What the demo programs serve, and the route that each answer needs."""
 
 
 def tour(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...], progress: Progress) -> None:
-    """Makes the calls and prints each with its answer; UserError when one fails."""
+    """Makes the calls and prints each with its answer; UserError when one to a demo program fails."""
+    routes = {r["name"]: r["port"] for p in document["peers"] for r in p["routes"]}
     for entry in entries:
         peer = next(p["peer_id"] for p in document["peers"] if p["group"] == entry.group)
-        port = next(r["port"] for p in document["peers"] for r in p["routes"] if r["name"] == entry.group)
-        inside = f"http://{entry.group}:{port}"
-        _wait_for_database(entry, progress)
-        for path in _PATHS.get(entry.group, ("/hello",)):
-            _show(f"in {peer}: GET {inside}{path}", partial(_from_inside, run, peer, inside + path))
-        for path in _PATHS.get(entry.group, ("/hello",)):
-            _show(f"public entry: GET {entry.url}{path}", partial(_from_outside, entry.url + path))
+        paths = paths_of(entry.group, routes)
+        if "/db" in paths:
+            _wait_for_database(entry, progress)
+        # A program of the user's own: whatever it answers shows the way to it, and what it serves is not known here.
+        foreign = not paths
+        if entry.group in routes:
+            inside = f"http://{entry.group}:{routes[entry.group]}"
+            for path in paths or ("/",):
+                call = partial(_from_inside, run, peer, inside + path)
+                _show(f"in {peer}: GET {inside}{path}", partial(_anything, call) if foreign else call)
+        for path in paths or ("/",):
+            call = partial(_from_outside, entry.url + path)
+            _show(f"public entry: GET {entry.url}{path}", partial(_anything, call) if foreign else call)
+
+
+def paths_of(group: str, routes: Container[str]) -> tuple[str, ...]:
+    """What a public group that is one of the demo's is asked for, as far as the cluster has the routes. Pure."""
+    return tuple(path for path, route in _PATHS.get(group, {}).items() if route in routes)
+
+
+def _anything(call: Callable[[], str]) -> str:
+    try:
+        return call()
+    except UserError as error:
+        return error.message
 
 
 def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...], progress: Progress) -> None:
@@ -86,9 +108,7 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
 
 
 def _wait_for_database(entry: Entry, progress: Progress) -> None:
-    """Returns when `/db` answers, where there is one: the database's role for webdemo follows its first leader."""
-    if "/db" not in _PATHS.get(entry.group, ()):
-        return
+    """Returns when `/db` answers: the database's role for webdemo follows its first leader."""
 
     def answers() -> bool:
         try:

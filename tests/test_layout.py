@@ -31,7 +31,6 @@ UNMIRRORED: dict[str, str] = {
     "lab.nat": "tests/lab/test_network.py sends packets through it",
     "lab.platform": "tests/e2e and tests/compose call through it",
     "meshctl.__main__": "tests/meshctl/test_cli.py drives it",
-    "meshctl.tour": "tests/e2e/test_demo.py reads what it prints",
     "topology.expressions": "tests/topology/test_cluster.py gives it whole files",
     "topology.hcl": "tests/topology/test_cluster.py gives it whole files",
     "topology.model": "values; tests/topology/test_cluster.py",
