@@ -1,6 +1,6 @@
 """The process that becomes Patroni: a user that PostgreSQL accepts, then Patroni's own main program.
 
-`python -m workloads.patroni.member CONFIG`. Three things differ from `patroni CONFIG`:
+`python -m workloads.patroni.member CONFIG`. Four things differ from `patroni CONFIG`:
 
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
@@ -8,6 +8,7 @@
 - A member that has not said within 0.3 s how far it is gets its 2 s only if gossip does not call it failed: that is
   what took the leader key away, and the one who held it is most likely gone. One that lives after all, a false alarm,
   answers in time.
+- A replica never pauses without watching the leader key.
 - A leader that shuts down gives its key away at once: see `handover`.
 """
 
@@ -36,6 +37,7 @@ _USERS = ("postgres", "nobody", "daemon")
 """The first of these that the system has: PostgreSQL wants its user to have a name."""
 _ASK_SECONDS = 0.5
 _FIRST_SECONDS = 0.3
+_WATCH_SECONDS = 1.0
 
 
 def become_unprivileged(folders: tuple[Path, ...]) -> None:
@@ -122,6 +124,17 @@ def ask_twice(ask: Callable[[float], Any], seconds: float, failed: Callable[[], 
     return ask(seconds - brief)
 
 
+def watch_always(dcs: Any) -> None:
+    """Has a replica watch the leader key in every pause: in one of less than a second Patroni would sleep blindly."""
+    watch = dcs.watch
+
+    def watching(leader_version: int | None, timeout: float) -> bool:
+        done: bool = watch(leader_version, max(timeout, _WATCH_SECONDS) if leader_version else timeout)
+        return done
+
+    dcs.watch = watching
+
+
 def main(config_file: str) -> None:
     """Becomes Patroni. Returns when it has ended."""
     parent = os.getppid()
@@ -160,7 +173,11 @@ def main(config_file: str) -> None:
 
         def _failed(self, name: str) -> bool:
             try:
-                return has_failed(_checks_of(name, self._config["consul"]))
+                failed = has_failed(_checks_of(name, self._config["consul"]))
+                log.info(
+                    "%s does not answer, and gossip %s", name, "has given it up" if failed else "has not given it up"
+                )
+                return failed
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("Consul does not say whether %s has failed: %r", name, error)
                 return False
@@ -171,6 +188,7 @@ def main(config_file: str) -> None:
         def __init__(self, config: Any, logger: Any) -> None:
             super().__init__(config, logger)
             self.request = Request(config)
+            watch_always(self.dcs)
             handover.hasten(self.postgresql, self.ha)
 
     abstract_main(Member, config_file)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, process_runs
-from workloads.patroni.member import ask_twice, has_failed
+from workloads.patroni.member import ask_twice, has_failed, watch_always
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,26 @@ def test_another_error_is_handed_on_at_once() -> None:
 
     with pytest.raises(ConnectionRefusedError, match=r"0\.3"):
         ask_twice(refuse, 2.0, lambda: pytest.fail("nobody needs to be looked up"))
+
+
+@pytest.mark.parametrize(
+    ("version", "pause", "watched"), [(7, 0.2, 1.0), (7, 1.8, 1.8), (None, 0.2, 0.2)], ids=["short", "long", "leader"]
+)
+def test_a_replica_watches_in_every_pause(version: int | None, pause: float, watched: float) -> None:
+    """Patroni watches for a second at least or not at all; a leader, who watches nothing, pauses as it would."""
+    seen: list[tuple[int | None, float]] = []
+
+    class Dcs:
+        def watch(self, leader_version: int | None, timeout: float) -> bool:
+            seen.append((leader_version, timeout))
+            return True
+
+    dcs = Dcs()
+    watch_always(dcs)
+    assert dcs.watch(version, pause) is True
+    assert seen == [(version, watched)]
+    consul = importlib.import_module("patroni.dcs.consul")
+    assert "while timeout >= 1:" in inspect.getsource(consul.Consul.watch)
 
 
 def test_patroni_asks_as_expected() -> None:
