@@ -47,6 +47,7 @@ class Ledger:
         self._slot_index: dict[str, int] = {}
         self._instance_index: dict[str, int] = {}
         self._decoded: dict[str, tuple[int, Holder | None]] = {}
+        self._merged: dict[str, tuple[Holder, Holder]] = {}
         self._peers: dict[str, tuple[int, MeshPeer | None]] = {}
 
     async def take(self, wanted: Holder, peer: MeshPeer) -> None:
@@ -198,6 +199,13 @@ class Ledger:
 
     def _with_memory(self, holder: Holder, held: Holder | None) -> Holder:
         """`holder` as read, with what only this process knows of the same boot."""
+        last = self._merged.get(holder.peer_id)
+        if last is None or last[0] is not holder or last[1] is not held:
+            # Else neither the record nor what we know has changed, and merging it again would give the same.
+            last = self._merged[holder.peer_id] = holder, self._merge(holder, held)
+        return last[1]
+
+    def _merge(self, holder: Holder, held: Holder | None) -> Holder:
         renewed_at = max(holder.renewed_at, self._started)
         if held is None or held.boot_key != holder.boot_key:
             return holder if renewed_at == holder.renewed_at else replace(holder, renewed_at=renewed_at)

@@ -33,10 +33,14 @@ class Registry:
         self._remote_index = 0
         self._local: dict[str, _Local] = {}
         self._merged: dict[str, MeshPeer] = {}
+        self._peers: tuple[MeshPeer, ...] | None = None
 
     def peers(self) -> tuple[MeshPeer, ...]:
         """Everyone admitted, by peer ID."""
-        return tuple(self._merged[peer_id] for peer_id in sorted(self._merged))
+        if self._peers is None:
+            # Once a change: each admission asks several times.
+            self._peers = tuple(self._merged[peer_id] for peer_id in sorted(self._merged))
+        return self._peers
 
     def get(self, peer_id: str) -> MeshPeer | None:
         """The peer of that ID, if it is admitted."""
@@ -85,7 +89,7 @@ class Registry:
             else:
                 merged[peer_id] = local.peer
         if merged != self._merged:
-            self._merged = merged
+            self._merged, self._peers = merged, None
             self._changed()
 
 
