@@ -8,6 +8,7 @@ is a certificate with its key; a *principal* is a caller named by the URI in its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.secret import Secret
 
@@ -16,9 +17,11 @@ class SpecError(ValueError):
     """The spec is inconsistent. The message names the entry; whoever built it keeps the last good snapshot."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Endpoint:
-    """One place to connect to."""
+class Endpoint(NamedTuple):
+    """One place to connect to.
+
+    A tuple, because each event compares and sorts all of them: thousands, which a dataclass does in Python.
+    """
 
     address: str
     """IP address as text; never a name, because Envoy does not resolve here."""
