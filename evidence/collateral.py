@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import urllib.parse
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ async def _fetch(url: str, fmspc: str, ca: str) -> tuple[dcap_qvl.QuoteCollatera
 
     sgx, tdx = f"{url}/sgx/certification/v4", f"{url}/tdx/certification/v4"
     try:
-        async with aiohttp.ClientSession(max_field_size=MAX_HEADER) as session:
+        async with aiohttp.ClientSession(connector=await _connector(url), max_field_size=MAX_HEADER) as session:
             # First the one that fails for a platform that does not exist.
             tcb, tcb_chain = await _get(
                 session,
@@ -158,6 +159,15 @@ async def _fetch(url: str, fmspc: str, ca: str) -> tuple[dcap_qvl.QuoteCollatera
     except aiohttp.ClientError as error:
         raise OSError(str(error) or type(error).__name__) from error
     return _assemble(_der(crl), crl_chain, tcb, tcb_chain, qe, qe_chain, _der(root_crl))
+
+
+async def _connector(url: str) -> aiohttp.TCPConnector:
+    """Connections to `url`, whose certificate has to be one that the system's authorities stand for."""
+    import aiohttp
+
+    # Made here, once a fetch: a sidecar's aiohttp does without (`sidecar.modules`). In a thread, for it reads them all.
+    context = await asyncio.to_thread(ssl.create_default_context) if url.startswith("https:") else True
+    return aiohttp.TCPConnector(ssl=context)
 
 
 async def _get(session: aiohttp.ClientSession, url: str, *headers: str) -> tuple[bytes, str]:

@@ -106,6 +106,9 @@ class Supervisor:
     async def _main(self) -> None:
         loaded = self._scope.start("load modules", asyncio.to_thread(modules.load_heavy))
         self.supervise(Child(self._envoy.spec(), self._envoy_started))
+        # Lets Envoy start: what comes next keeps this loop busy for as long as Envoy takes to be there.
+        await asyncio.sleep(0)
+        modules.lean_aiohttp()
         names = self._scope.start("names", self._start_names())
         wireguard = self._scope.start("wireguard", self._start_wireguard())
         info, keys = await self._identify()
@@ -155,6 +158,7 @@ class Supervisor:
         # A new Envoy may start before the old one's stream is seen to end; that one's ACK must not pass for its own.
         server.on_stream = self._published.set
         await server.start()
+        self._scope.start("warm", asyncio.to_thread(modules.warm))
         self._effects.xds = server
         self._dirty.set()
         await self._follow_envoy(server)

@@ -49,6 +49,10 @@ def _lazily(cls: Anything, options: dict[str, bool]) -> Anything:
     return cls
 
 
+def _field_default(self: Anything, name: str) -> Anything:
+    return self._betterproto.default_gen[name]()
+
+
 def _complete(cls: Anything, options: dict[str, bool]) -> None:
     """On a twin, whose parts are then put in place: two threads may do this at the same time, and a message that a
     third one makes meanwhile is whole. For the same reason fields stay what they are in the class itself.
@@ -57,6 +61,8 @@ def _complete(cls: Anything, options: dict[str, bool]) -> None:
     twin: Anything = dataclasses.dataclass(**options)(type(cls)(cls.__name__, cls.__bases__, own))
     # betterproto2 asks for the types of all fields once for each field, and parses the annotations every time.
     cls._type_hints = functools.cache(cls._type_hints)
+    # And guards every default, of which a message has dozens, against warnings that only calls of others could give.
+    cls._get_field_default = _field_default
     cls.__init__ = twin.__init__
     setattr(cls, _FIELDS, getattr(twin, _FIELDS))
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from evidence import collateral as module
 from evidence.collateral import FixedCollateral, HttpCollateral, signed_part
@@ -273,6 +281,45 @@ async def test_nobody_listening(raw: bytes) -> None:
 async def test_a_quote_without_a_platform_is_the_quotes_fault() -> None:
     """Nothing is fetched for bytes that name no platform."""
     assert (await failure(HttpCollateral("http://127.0.0.1:9"), b"x" * 700, NOW)).code == "QUOTE_INVALID"
+
+
+@pytest.mark.parametrize(("trusted", "failed"), [(True, "answers 404"), (False, "certificate verify failed")])
+async def test_only_a_certified_service_is_asked(
+    raw: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool, failed: str
+) -> None:
+    """Over https, the system's authorities decide, whatever aiohttp itself was loaded with."""
+    mine, other = _certificate(tmp_path / "mine.pem"), _certificate(tmp_path / "other.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(mine if trusted else other))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(mine)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await web.SockSite(runner, listener, ssl_context=context).start()
+        try:
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            assert failed in str(await failure(HttpCollateral(url), raw, NOW))
+        finally:
+            await runner.cleanup()
+
+
+def _certificate(path: Path) -> Path:
+    """Writes a key and its own certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.stem)])
+    start = datetime.now(UTC) - timedelta(hours=1)
+    address = x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    return path
 
 
 async def test_fixed_collateral_is_always_the_same(tee: DevTee, raw: bytes) -> None:

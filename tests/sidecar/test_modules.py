@@ -47,3 +47,32 @@ def test_heavy_modules_load() -> None:
     assert python(
         "import sys; from sidecar import modules; modules.load_heavy(); print('xds.server' in sys.modules)"
     ) == ("True\n")
+
+
+def test_warm_makes_the_messages_of_a_snapshot() -> None:
+    """After warm() no class is left to be made by a first snapshot with every kind of entry."""
+    code = (
+        "from sidecar import modules\n"
+        "modules.load_heavy(); modules.warm()\n"
+        "from xds import protos, snapshot\n"
+        "from tests.xds.entries import ingress, route, spec\n"
+        "late = []\n"
+        "protos._complete = lambda cls, options: late.append(cls.__name__)\n"
+        "snapshot.build(spec(route(), ingress('spiffe://mesh/a')))\n"
+        "print(late)"
+    )
+    assert python(code) == "[]\n"
+
+
+def test_aiohttp_loads_without_authorities_and_then_trusts_nobody() -> None:
+    """What asks for no context of its own is refused, rather than trusted; everybody else's contexts are as ever."""
+    code = (
+        "import ssl\n"
+        "before = ssl.create_default_context().cert_store_stats()\n"
+        "from sidecar import modules; modules.lean_aiohttp()\n"
+        "from aiohttp import connector\n"
+        "default = connector._SSL_CONTEXT_VERIFIED\n"
+        "print(default.cert_store_stats()['x509'], default.verify_mode.name, default.check_hostname)\n"
+        "print(ssl.create_default_context().cert_store_stats() == before)"
+    )
+    assert python(code) == "0 CERT_REQUIRED True\nTrue\n"
