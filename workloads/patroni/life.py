@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 RESTART = Backoff(base=0.2, cap=10.0)
 GOOD_RUN_SECONDS = 30.0
+REST_SECONDS = 1.0
+"""How long a leader that ended rests. The others elect meanwhile, and one that came back at once could only be in their
+way: its database has to recover first."""
 STOP_SECONDS = 25.0
 """SIGTERM lets Patroni shut PostgreSQL down and hand over; then everything is killed."""
 LOOK_SECONDS = 0.5
@@ -62,6 +65,8 @@ class Life:
         self._processes = Processes(self._on_orphan)
         self._rng = Random()
         self._claim: str | None = None
+        self._led = False
+        """Its PostgreSQL died while it led."""
         self._turn = asyncio.Event()
 
     async def run(self) -> None:
@@ -142,13 +147,15 @@ class Life:
             self._processes.start(self._program.argv, self._program.env)
             log.info("patroni started")
             await self._processes.ended()
-            self._claim = None
+            rest = REST_SECONDS if self._led or self._claim == roles.MASTER else 0.0
+            self._led, self._claim = False, None
             await self._processes.clear()
             failures = 1 if loop.time() - began > GOOD_RUN_SECONDS else failures + 1
             log.warning("patroni ended", extra={"last_exit": self._processes.last_exit, "failures": failures})
             self._publisher.want(member=False, database=False, role=None)
             if failures > 1:
-                await asyncio.sleep(RESTART.delay(failures - 2, self._rng))
+                rest = max(rest, RESTART.delay(failures - 2, self._rng))
+            await asyncio.sleep(rest)
 
     async def _publish(self, *, member: bool) -> None:
         """Publishes a member without a database, and returns when the servers have it."""
@@ -174,9 +181,8 @@ class Life:
         if processes.postmaster_pid(self._program.data) != pid:
             return
         log.warning("postgresql died", extra={"pid": pid, "claim": self._claim})
-        leading = self._claim == roles.MASTER
-        self._claim = None
-        if leading:
+        self._led, self._claim = self._claim == roles.MASTER, None
+        if self._led:
             # Patroni would notice at its next look, seconds later. Its own end is noticed now, and only then is there
             # anything to publish, in one go: the key is what the others wait for.
             self._processes.signal(signal.SIGKILL)
