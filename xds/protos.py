@@ -63,6 +63,8 @@ def _complete(cls: Anything, options: dict[str, bool]) -> None:
     cls._type_hints = functools.cache(cls._type_hints)
     # And guards every default, of which a message has dozens, against warnings that only calls of others could give.
     cls._get_field_default = _field_default
+    twin._type_hints = cls._type_hints
+    cls._betterproto_meta = _Metadata(twin)
     cls.__init__ = twin.__init__
     setattr(cls, _FIELDS, getattr(twin, _FIELDS))
 
@@ -121,6 +123,7 @@ def _stand_ins() -> Iterator[None]:
 
 
 with _stand_ins():
+    import betterproto2
     from envoy_data_plane.envoy.config.cluster.v3 import (
         CircuitBreakers,
         CircuitBreakersThresholds,
@@ -191,6 +194,30 @@ with _stand_ins():
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
     from envoy_data_plane.envoy.type.v3 import Percent
     from envoy_data_plane.google.protobuf import Any
+
+
+class _Types(dict[str, type]):
+    """The types of a message's fields, read when one is parsed for the first time: most are only written."""
+
+    def __init__(self, cls: type, fields: Anything) -> None:
+        super().__init__()
+        self._of = cls, tuple(fields)
+
+    def __missing__(self, name: str) -> type:
+        found: dict[str, type] = betterproto2.ProtoClassMetadata._get_cls_by_field(*self._of)
+        self.update(found)
+        return found[name]
+
+
+class _Metadata(betterproto2.ProtoClassMetadata):
+    """betterproto2's table of a class, which evaluates annotations only when it needs them."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _get_cls_by_field(message: type, fields: Anything) -> dict[str, type]:
+        return _Types(message, fields)
+
 
 __all__ = [
     "Address",

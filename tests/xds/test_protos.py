@@ -76,3 +76,21 @@ def test_a_class_is_completed_once_by_several_threads() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["8", "1"], "")
+
+
+def test_types_of_fields_are_read_when_a_message_is_parsed() -> None:
+    """Writing needs none of them; parsing gives back nested messages and enumerations as they were."""
+    script = (
+        "from xds import protos\n"
+        "place = protos.Address(socket_address=protos.SocketAddress(address='a', port_value=1))\n"
+        "end = protos.LbEndpoint(endpoint=protos.LbAddress(address=place))\n"
+        "ends = [protos.LocalityLbEndpoints(lb_endpoints=[end])]\n"
+        "made = protos.ClusterLoadAssignment(cluster_name='c', endpoints=ends)\n"
+        "cluster = protos.Cluster(name='c', lb_policy=protos.ClusterLbPolicy.RANDOM, load_assignment=made)\n"
+        "data = bytes(cluster)\n"
+        "print(len(protos.Cluster._betterproto.cls_by_field))\n"
+        "again = protos.Cluster.parse(data)\n"
+        "print(again == cluster, type(again.load_assignment) is protos.ClusterLoadAssignment, again.lb_policy.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True", "RANDOM"]
