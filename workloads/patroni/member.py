@@ -100,9 +100,18 @@ def has_failed(checks: Any) -> bool:
     )
 
 
+def consul_address(consul: dict[str, Any]) -> str:
+    """Host and port of the agent, by Patroni's section for it. Pure.
+
+    Patroni takes host and port apart in place, until its configuration is read again.
+    """
+    host = str(consul["host"])
+    return host if ":" in host else f"{host}:{consul['port']}"
+
+
 def _checks_of(name: str, consul: dict[str, Any]) -> Any:
     request = urllib.request.Request(
-        f"http://{consul['host']}/v1/health/node/{quote(name)}",
+        f"http://{consul_address(consul)}/v1/health/node/{quote(name)}",
         headers={"X-Consul-Token": str(consul.get("token", ""))},
     )
     with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as answer:

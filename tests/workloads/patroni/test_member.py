@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, process_runs
-from workloads.patroni.member import ask_twice, has_failed, watch_always
+from workloads.patroni.member import ask_twice, consul_address, has_failed, watch_always
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,17 @@ from workloads.patroni.member import ask_twice, has_failed, watch_always
 def test_gossip_says_who_has_failed(checks: list[object], failed: bool) -> None:
     """Only gossip's own check counts: a member whose Patroni has just ended is asked as any other."""
     assert has_failed(checks) is failed
+
+
+def test_agent_is_found_before_and_after_patroni_took_its_address_apart() -> None:
+    """Patroni's own client does so, to the very section that is read here."""
+    section: dict[str, object] = {"host": "127.0.0.1:8511", "token": "t", "ttl": 20, "retry_timeout": 5, "loop_wait": 2}
+    assert consul_address(section) == "127.0.0.1:8511"
+    importlib.import_module("patroni.postgresql")
+    source = inspect.getsource(importlib.import_module("patroni.dcs.consul").Consul.__init__)
+    assert "config['host'] = host" in source
+    assert "config['port'] = int(port)" in source
+    assert consul_address({"host": "127.0.0.1", "port": 8511}) == "127.0.0.1:8511"
 
 
 @pytest.mark.parametrize(
