@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,6 @@ class Supervisor:
     # ---- start
 
     async def _main(self) -> None:
-        loaded = self._scope.start("load modules", asyncio.to_thread(modules.load_heavy))
         self.supervise(Child(self._envoy.spec(), self._envoy_started))
         # Lets Envoy start: what comes next keeps this loop busy for as long as Envoy takes to be there.
         await asyncio.sleep(0)
@@ -114,9 +113,11 @@ class Supervisor:
         info, keys = await self._identify()
         await names
         userspace = await wireguard
-        self.run("xds", self._start_xds(loaded))
-        self.run("reconcile", self._reconcile())
         self._start_admission(info, keys, userspace)
+        # Loads half of all modules, in a thread, while coordinators and agents are waited for. Begun sooner, it would
+        # take turns with what the admission needs, and that is later for it.
+        self.run("xds", self._start_xds())
+        self.run("reconcile", self._reconcile())
 
     async def _start_names(self) -> None:
         self._progress.wait("names", "addresses, DNS and files are being set")
@@ -150,8 +151,8 @@ class Supervisor:
             self.supervise(child)
         return child is not None
 
-    async def _start_xds(self, loaded: Awaitable[None]) -> None:
-        await loaded
+    async def _start_xds(self) -> None:
+        await asyncio.to_thread(modules.load_heavy)
         from xds.server import XdsServer
 
         server = XdsServer(self._envoy.xds_socket)
