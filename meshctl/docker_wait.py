@@ -46,7 +46,8 @@ def wait_roles(
     started = time.monotonic()
     while True:
         document = statuses.contract(run.call("GET", "/status"))
-        waiting = vacant(document)
+        # A sidecar that does not answer just now names no routes: that is no sign that they lead somewhere.
+        waiting = missing(document) + vacant(document)
         if not waiting or time.monotonic() - started > seconds:
             break
         progress.update(f"{waiting[0]} ({time.monotonic() - started:.0f} s)")

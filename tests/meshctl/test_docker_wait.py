@@ -101,20 +101,24 @@ def test_roles_are_waited_for(answers: list[dict[str, Any]], engine: Iterator[En
     """Until each role route leads somewhere in every CVM; nothing is missing then."""
     answers += [
         raw(machine("a-0", pg_master=[]), machine("db-0", pg_master=["db-0"])),
+        raw(machine("a-0", pg_master=["db-0"]), machine("db-0") | {"sidecar": None}),
         raw(machine("a-0", pg_master=["db-0"]), machine("db-0", pg_master=["db-0"])),
     ]
     console = Lines()
     document, waiting = docker_wait.wait_roles(next(engine), RUN, console)
     assert waiting == []
     assert json.dumps(document).count('"endpoints": ["db-0"]') == 2
-    assert console.said == ["route pg_master waits for a master, in a-0 (0 s)"]
+    assert console.said == [
+        "route pg_master waits for a master, in a-0 (0 s)",
+        "db-0: the sidecar does not answer yet (0 s)",
+    ]
 
 
 def test_roles_that_nobody_takes_are_told_with_the_containers_that_fell(
     answers: list[dict[str, Any]], engine: Iterator[Engine]
 ) -> None:
     """A line per route, then a line per container that does not run."""
-    answers += [raw(machine("a-0", pg_master=[], web=[]), machine("db-0", pg_master=[]))]
+    answers += [raw(machine("a-0", pg_master=[]), machine("db-0", pg_master=[]))]
     _, waiting = docker_wait.wait_roles(next(engine), RUN, Lines(), seconds=0.0)
     assert waiting == [
         "route pg_master waits for a master, in a-0, db-0",
