@@ -2,7 +2,8 @@
 
 `python -m lab.docker_host REQUEST.json`, in a container that shares the machine's process and network namespaces and
 may administer them. It makes the networks, plugs each CVM's namespace in when its anchor (`lab.anchor`) reports,
-serves the guest agents, gateway, DNS and collateral, runs the rendezvous, and answers `GET /status` on a unix socket.
+serves the guest agents, gateway, DNS and collateral, and answers `GET /status` on a unix socket. The rendezvous is
+clusters/relay, a container with a namespace of its own that is plugged in as a public host.
 """
 
 from __future__ import annotations
@@ -24,15 +25,12 @@ from aiohttp import web
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ask
-from lab.docker_plan import HOST_RESOLVER, etc_files
-from lab.machine import Machine, MachinePlan
+from lab.docker_plan import RELAY, etc_files
 from lab.nat import Nat
 from lab.network import LabNetwork, LabNetworkError
 from lab.platform import start_platform
 from lab.tee import CvmIdentity, DevTee, make_cvm
-from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from topology.compose import Service
 
 log = logging.getLogger("lab.docker_host")
 
@@ -89,16 +87,17 @@ class DockerHost:
         self._cvms = cvms_of(request, self._tee)
         self._network = LabNetwork(prefix="docker")
         self._agents: list[GuestAgentServer] = []
-        self._rendezvous: Machine | None = None
+        self._relayed = False
         self._anchors: asyncio.Server | None = None
         self._runner = web.AppRunner(self._application(), access_log=None)
 
     async def start(self) -> None:
         """Builds everything; CVMs are plugged in as their anchors report."""
-        platform, public = (self._network.add_host(name) for name in ("platform", plans.RENDEZVOUS))
+        platform = self._network.add_host("platform")
+        self._prepare_relay()
         for cvm in self._cvms.values():
             own = self._folder / "cvms" / cvm.peer_id
-            _write_etc(own / "etc", cvm)
+            _write_etc(own / "etc", cvm.peer_id, cvm.services)
             (own / "socket").mkdir(exist_ok=True)
             agent = GuestAgentServer(self._tee, cvm.identity)
             await agent.start(own / "socket" / "dstack.sock")
@@ -115,8 +114,6 @@ class DockerHost:
             hosts_of=self._hosts_of,
             address_of=self._network.gateway_address,
         )
-        self._rendezvous = self._machine()
-        await self._rendezvous.boot(self._scope, public.netns, None)
         attach, control = self._folder / ATTACH, self._folder / CONTROL
         for path in (attach, control):
             path.parent.mkdir(exist_ok=True)
@@ -132,8 +129,6 @@ class DockerHost:
         """Ends everything."""
         if self._anchors is not None:
             self._anchors.close()
-        if self._rendezvous is not None:
-            await self._rendezvous.kill()
         for agent in self._agents:
             await agent.stop()
         await self._runner.cleanup()
@@ -146,52 +141,66 @@ class DockerHost:
             if cvm.attached and identity in (cvm.identity.app_id, cvm.identity.instance_id)
         ]
 
-    def _machine(self) -> Machine:
-        wanted = self._request["rendezvous"]
-        logs = self._folder / "logs"
-        logs.mkdir(exist_ok=True)
-        plan = MachinePlan(
-            peer_id=plans.RENDEZVOUS,
-            group=plans.RENDEZVOUS,
-            kind="host",
-            services=(Service(name=plans.RENDEZVOUS, image="", restart="unless-stopped", is_sidecar=True),),
-            environment={plans.RENDEZVOUS: wanted["environment"]},
-            programs={plans.RENDEZVOUS: tuple(wanted["program"])},
-            private_files={name: Secret(text) for name, text in wanted["files"].items()},
-            keep=(),
-            app_folder=Path("/app"),
-            volumes=Path("/run/lab/volumes"),
-            resolver=HOST_RESOLVER,
-        )
-        return Machine(plan, folder=Path("/run/lab") / plans.RENDEZVOUS, logs=logs, python=sys.executable)
+    def _prepare_relay(self) -> None:
+        """Writes the relay's files. As root: in its container it may read only what is its own."""
+        own = self._folder / "cvms" / plans.RENDEZVOUS
+        _write_etc(own / "etc", plans.RENDEZVOUS, (RELAY,))
+        (own / RELAY).mkdir(exist_ok=True, mode=0o700)
+        key = own / RELAY / "key"
+        key.unlink(missing_ok=True)
+        key.touch(mode=0o600)
+        key.write_text(self._request["relay_key"] + "\n", encoding="ascii")
 
     async def _anchor(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One CVM's namespace, for as long as its anchor stays connected."""
+        """One namespace, for as long as its anchor stays connected."""
         peer_id = (await reader.readline()).decode(errors="replace").strip()
-        cvm = self._cvms.get(peer_id)
-        pid = _pid_of(writer.get_extra_info("socket"))
+        netns = f"/proc/{_pid_of(writer.get_extra_info('socket'))}/ns/net"
         try:
-            if cvm is None or cvm.attached:
-                writer.write(b"this mesh has no such CVM\n" if cvm is None else b"another container is that CVM\n")
-                return
-            await asyncio.to_thread(
-                self._network.add_cvm, peer_id, nat=self._nat, index=cvm.index, adopt=f"/proc/{pid}/ns/net"
-            )
-            cvm.attached = True
-            log.info("plugged in %s pid=%s", peer_id, pid)
-            try:
-                writer.write(b"attached\n")
-                await reader.read()
-            finally:
-                cvm.attached = False
-                await asyncio.to_thread(self._network.remove_cvm, peer_id)
-                log.info("unplugged %s", peer_id)
+            if peer_id == plans.RENDEZVOUS:
+                await self._hold_relay(netns, reader, writer)
+            else:
+                await self._hold_cvm(peer_id, netns, reader, writer)
         except (OSError, LabNetworkError) as error:
             log.warning("cannot plug in %s: %s", peer_id, error)
             with contextlib.suppress(OSError):
                 writer.write(f"cannot plug it in: {error}\n".encode())
         finally:
             writer.close()
+
+    async def _hold_relay(self, netns: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._relayed:
+            writer.write(b"another container is the relay\n")
+            return
+        self._relayed = True
+        try:
+            await asyncio.to_thread(self._network.add_host, plans.RENDEZVOUS, netns)
+            log.info("plugged in %s", plans.RENDEZVOUS)
+            try:
+                writer.write(b"attached\n")
+                await reader.read()
+            finally:
+                await asyncio.to_thread(self._network.remove_host, plans.RENDEZVOUS)
+                log.info("unplugged %s", plans.RENDEZVOUS)
+        finally:
+            self._relayed = False
+
+    async def _hold_cvm(
+        self, peer_id: str, netns: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        cvm = self._cvms.get(peer_id)
+        if cvm is None or cvm.attached:
+            writer.write(b"this mesh has no such CVM\n" if cvm is None else b"another container is that CVM\n")
+            return
+        await asyncio.to_thread(self._network.add_cvm, peer_id, nat=self._nat, index=cvm.index, adopt=netns)
+        cvm.attached = True
+        log.info("plugged in %s", peer_id)
+        try:
+            writer.write(b"attached\n")
+            await reader.read()
+        finally:
+            cvm.attached = False
+            await asyncio.to_thread(self._network.remove_cvm, peer_id)
+            log.info("unplugged %s", peer_id)
 
     def _application(self) -> web.Application:
         application = web.Application()
@@ -221,11 +230,11 @@ class DockerHost:
         }
 
 
-def _write_etc(folder: Path, cvm: Cvm) -> None:
+def _write_etc(folder: Path, peer_id: str, services: tuple[str, ...]) -> None:
     """The files of each container that its image brings on a machine of its own. Here, as root: theirs to write."""
-    for service in cvm.services:
+    for service in services:
         (folder / service).mkdir(parents=True, exist_ok=True)
-        for name, text in etc_files(cvm.peer_id).items():
+        for name, text in etc_files(peer_id).items():
             path = folder / service / name
             # A container that runs has mounted this very file.
             if not path.exists():

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import yaml
 
 from lab import plan as plans
-from lab.machine import MachinePlan
 from lab.network import host_address
 from lab.plan import CvmPlan, LabPlan, Site, Tools
 from topology.compose import OWNER_KEY, Service, interpolate
@@ -26,6 +25,10 @@ LABEL = "cvm-mesh.run"
 """Label of everything that belongs to one run."""
 PEER_LABEL = "cvm-mesh.peer"
 PLATFORM = "platform"
+RELAY = "relay"
+"""The service of clusters/relay/compose.yaml."""
+RELAY_FOLDER = "/var/lib/mesh-relay"
+"""Where that service has its key, in a volume of its own."""
 INSIDE = "/mesh-lab"
 """Where the platform's container sees the run's folder."""
 AGENT_SOCKETS = ("/var/run/dstack.sock", "/run/dstack.sock")
@@ -57,11 +60,7 @@ SITE = Site(
     resolver=HOST_RESOLVER,
     rendezvous_address=host_address(1),
 )
-"""How things are named inside the images, for the rendezvous that runs beside the platform."""
-
-
-_PYTHONPATH = "/opt/mesh:/opt/mesh/lib"
-"""As in the sidecar's image: our packages, then those of others."""
+"""How things are named inside the images."""
 
 
 class Reset:
@@ -91,6 +90,7 @@ class Place:
     folder: Path
     """On the machine, as the engine sees it too."""
     lab_image: str
+    relay_image: str
     images: Mapping[str, str]
     """Reference in a compose file → reference in the engine, where they differ."""
 
@@ -102,51 +102,78 @@ class Place:
 def overlay(cvm: CvmPlan, place: Place) -> dict[str, Any]:
     """The overlay of one CVM."""
     peer_id = cvm.machine.peer_id
-    labels = {LABEL: place.run, PEER_LABEL: peer_id}
     raw = yaml.safe_load(cvm.compose.text)["services"]
-    services: dict[str, Any] = {
-        ANCHOR: {
-            "image": place.lab_image,
-            "command": ["lab.anchor", f"{INSIDE}/attach.sock", peer_id],
-            "network_mode": "none",
-            "hostname": peer_id,
-            # As in a CVM, where the host's namespace is used: Docker would let everyone bind every port.
-            "sysctls": {"net.ipv4.ip_unprivileged_port_start": "1024"},
-            "read_only": True,
-            "cap_drop": ["ALL"],
-            "tmpfs": ["/run"],
-            "volumes": [f"{place.folder / 'attach'}:{INSIDE}"],
-            "stop_grace_period": "5s",
-            "labels": labels,
-            "healthcheck": {
-                "test": ["CMD", "test", "-e", "/run/attached"],
-                "interval": "1s",
-                "timeout": "5s",
-                "retries": 60,
-            },
-        }
-    }
+    services: dict[str, Any] = {ANCHOR: _anchor(peer_id, place)}
     for service in cvm.compose.services:
-        services[service.name] = _service(cvm, service, place, labels) | {
+        services[service.name] = _service(cvm, service, place) | {
             key: Reset() for key in _UNKNOWN_IN_A_SHARED_NETWORK if key in (raw[service.name] or {})
         }
     return {"services": services}
 
 
-def _service(cvm: CvmPlan, service: Service, place: Place, labels: Mapping[str, str]) -> dict[str, Any]:
+def relay_overlay(plan: LabPlan, place: Place) -> dict[str, Any]:
+    """What is laid over clusters/relay/compose.yaml: a public host of the lab, the key that the manifest names."""
+    own = place.cvm(plans.RENDEZVOUS)
+    given = plan.rendezvous.environment[plans.RENDEZVOUS]
+    insecure = {name: text for name, text in given.items() if name in plan.cvms[0].insecure}
+    service = _surroundings(plans.RENDEZVOUS, RELAY, place) | {
+        "image": place.relay_image,
+        "environment": {name: value.replace("$", "$$") for name, value in insecure.items()},
+    }
+    service["volumes"] = [*service["volumes"], f"{own / RELAY}:{RELAY_FOLDER}"]
+    return {"services": {ANCHOR: _anchor(plans.RENDEZVOUS, place), RELAY: service}}
+
+
+def relay_variables(plan: LabPlan) -> dict[str, str]:
+    """What the relay's `.env` holds, for this plan."""
+    given = plan.rendezvous.environment[plans.RENDEZVOUS]
+    names = ("MESH_MANIFEST", OWNER_KEY, *(f"MESH_RENDEZVOUS_{name}" for name in ("PUBLIC", "PORT", "ADDRESS")))
+    return {name: given[name] for name in names}
+
+
+def _anchor(peer_id: str, place: Place) -> dict[str, Any]:
+    """The container whose network namespace is that of CVM (or host) `peer_id`."""
+    return {
+        "image": place.lab_image,
+        "command": ["lab.anchor", f"{INSIDE}/attach.sock", peer_id],
+        "network_mode": "none",
+        "hostname": peer_id,
+        # As in a CVM, where the host's namespace is used: Docker would let everyone bind every port.
+        "sysctls": {"net.ipv4.ip_unprivileged_port_start": "1024"},
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "tmpfs": ["/run"],
+        "volumes": [f"{place.folder / 'attach'}:{INSIDE}"],
+        "stop_grace_period": "5s",
+        "labels": {LABEL: place.run, PEER_LABEL: peer_id},
+        "healthcheck": {
+            "test": ["CMD", "test", "-e", "/run/attached"],
+            "interval": "1s",
+            "timeout": "5s",
+            "retries": 60,
+        },
+    }
+
+
+def _surroundings(peer_id: str, service: str, place: Place) -> dict[str, Any]:
+    """What every container of a CVM (or host) has: its network, its own files in /etc, the labels."""
+    own = place.cvm(peer_id)
+    return {
+        "network_mode": f"service:{ANCHOR}",
+        "depends_on": {ANCHOR: {"condition": "service_healthy"}},
+        "volumes": [f"{own / 'etc' / service / name}:/etc/{name}" for name in ("hosts", "resolv.conf")],
+        "labels": {LABEL: place.run, PEER_LABEL: peer_id},
+    }
+
+
+def _service(cvm: CvmPlan, service: Service, place: Place) -> dict[str, Any]:
     own = place.cvm(cvm.machine.peer_id)
-    volumes = [f"{own / 'etc' / service.name / name}:/etc/{name}" for name in ("hosts", "resolv.conf")]
+    found = _surroundings(cvm.machine.peer_id, service.name, place)
     for text in service.volumes:
         source, _, rest = interpolate(text, cvm.variables).partition(":")
         moved = _moved(source, own)
         if rest and moved != source:
-            volumes.append(f"{moved}:{rest}")
-    found: dict[str, Any] = {
-        "network_mode": f"service:{ANCHOR}",
-        "depends_on": {ANCHOR: {"condition": "service_healthy"}},
-        "volumes": volumes,
-        "labels": dict(labels),
-    }
+            found["volumes"].append(f"{moved}:{rest}")
     if service.image in place.images:
         found["image"] = place.images[service.image]
     if service.is_sidecar:
@@ -168,11 +195,17 @@ def _moved(source: str, own: Path) -> str:
 
 def overlay_text(cvm: CvmPlan, place: Place, digest: str) -> str:
     """The overlay as it is written and printed; `digest` says which compose file it was made for."""
-    head = (
-        f"# Laid over {cvm.compose.path} ({digest})\n"
-        f"# for {cvm.machine.peer_id} on this machine. Made by ./mesh compose.\n"
-    )
-    return head + yaml.dump(overlay(cvm, place), Dumper=_Dumper, sort_keys=False, width=1_000_000)
+    return _written(overlay(cvm, place), cvm.compose.path, digest, cvm.machine.peer_id)
+
+
+def relay_text(plan: LabPlan, place: Place, path: Path, digest: str) -> str:
+    """The relay's overlay as it is written; `path` and `digest` are of its compose file."""
+    return _written(relay_overlay(plan, place), path, digest, plans.RENDEZVOUS)
+
+
+def _written(tree: dict[str, Any], path: Path, digest: str, peer_id: str) -> str:
+    head = f"# Laid over {path} ({digest})\n# for {peer_id} on this machine. Made by ./mesh compose.\n"
+    return head + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=1_000_000)
 
 
 def env_text(variables: Mapping[str, str]) -> str:
@@ -244,17 +277,9 @@ def request(
             }
             for cvm in plan.cvms
         ],
-        "rendezvous": _rendezvous(plan.rendezvous),
+        "relay_key": next(iter(plan.rendezvous.private_files.values())).reveal(),
         "entries": [
             {"group": group, "app_id": plan.manifest.groups[group].app_id, "listen": listen, "port": port}
             for group, (listen, port) in entries.items()
         ],
-    }
-
-
-def _rendezvous(machine: MachinePlan) -> dict[str, Any]:
-    return {
-        "environment": {**machine.environment[plans.RENDEZVOUS], "PYTHONPATH": _PYTHONPATH},
-        "program": list(machine.programs[plans.RENDEZVOUS]),
-        "files": {name: secret.reveal() for name, secret in machine.private_files.items()},
     }

@@ -103,6 +103,7 @@ class LabNetwork:
         self._fds: list[int] = []
         self._hosts: dict[str, HostNet] = {}
         self._host_fds: dict[str, int] = {}
+        self._host_numbers: dict[str, int] = {}
         self._cvms: dict[str, _Cvm] = {}
         try:
             self._segment = self._call(self._make_segment)
@@ -118,11 +119,19 @@ class LabNetwork:
     ) -> None:
         self.close()
 
-    def add_host(self, name: str) -> HostNet:
+    def add_host(self, name: str, adopt: str | None = None) -> HostNet:
         """A public host: rendezvous, PCCS, a client. The one with the gateway's name (default `platform`) is the
-        gateway: it has the other ends of all `dstack-wg0`. It is made with the first CVM at the latest."""
+        gateway: it has the other ends of all `dstack-wg0`. It is made with the first CVM at the latest.
+
+        Addresses are given in the order of the calls; `adopt` as for a CVM.
+        """
         self._check_free(name)
-        return self._call(self._make_host, name)
+        return self._call(self._make_host, name, adopt)
+
+    def remove_host(self, name: str) -> None:
+        """Forgets a host that is not the gateway; its address is the next host's."""
+        self._hosts.pop(name)
+        self._call(self._drop_host, self._host_fds.pop(name), self._host_numbers.pop(name))
 
     def netns_path(self, name: str) -> str:
         """Path of the namespace of the host or CVM called `name`."""
@@ -259,24 +268,37 @@ class LabNetwork:
             links.link("set", index=self._bridge, state="up")
         return fd
 
-    def _make_host(self, name: str) -> HostNet:
-        number = len(self._hosts)
+    def _make_host(self, name: str, adopt: str | None = None) -> HostNet:
+        taken = set(self._host_numbers.values())
+        number = next(number for number in range(MAX_CVMS) if number not in taken)
         address = host_address(number)
-        fd = self._new_namespace()
-        self._join_segment("eth0", f"h{number}", address)
+        fd = self._adopted_namespace(adopt) if adopt else self._new_namespace()
+        # The same hardware address for whoever has this address next: neighbours remember it.
+        self._join_segment("eth0", f"h{number}", address, hardware=f"02:00:00:00:01:{number:02x}")
         if name == self._gateway:
             with _links() as links:
                 links.addr("add", index=1, address=PLATFORM_GATEWAY, prefixlen=32)
         host = HostNet(name=name, netns=self._path(fd), address=address)
-        self._hosts[name], self._host_fds[name] = host, fd
+        self._hosts[name], self._host_fds[name], self._host_numbers[name] = host, fd, number
         return host
 
-    def _join_segment(self, ifname: str, port: str, address: str) -> None:
+    def _drop_host(self, namespace: int, number: int) -> None:
+        # Deleting one end of a veth deletes both, also where the other end's namespace lives on.
+        _setns(self._segment)
+        with _links() as links:
+            for index in links.link_lookup(ifname=f"h{number}"):
+                links.link("del", index=index)
+        self._fds.remove(namespace)
+        os.close(namespace)
+
+    def _join_segment(self, ifname: str, port: str, address: str, hardware: str | None = None) -> None:
         """Connects the current namespace to the segment."""
         with _links() as links:
             peer = {"ifname": port, "net_ns_fd": self._segment, "master": self._bridge}
             links.link("add", ifname=ifname, kind="veth", peer=peer)
             own = links.link_lookup(ifname=ifname)[0]
+            if hardware is not None:
+                links.link("set", index=own, address=hardware)
             links.addr("add", index=own, address=address, prefixlen=SEGMENT_PREFIX)
             links.link("set", index=own, state="up")
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

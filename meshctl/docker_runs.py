@@ -26,6 +26,7 @@ from meshctl.bring_up import Entry
 from meshctl.console import Progress
 from meshctl.engine import Engine
 from meshctl.errors import UserError
+from meshctl.info import ROOT
 
 if TYPE_CHECKING:
     from lab.docker_plan import Place
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 LABEL = "cvm-mesh.run"
 PEER_LABEL = "cvm-mesh.peer"
 PLATFORM = "platform"
+RENDEZVOUS = "rendezvous"
+"""The host that clusters/relay runs on; also in `lab.plan`."""
+RELAY_COMPOSE = ROOT / "clusters" / "relay" / "compose.yaml"
 _UP_SECONDS = 420.0
 """For one CVM's `docker compose up`, which waits for its sidecar's health; pulling images comes on top elsewhere."""
 _RESTARTS = 5
@@ -207,14 +211,22 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
         made_for = hashlib.sha256(cvm.compose.path.read_bytes()).hexdigest()
         _write(own / "overlay.yaml", docker_plan.overlay_text(cvm, place, f"sha256:{made_for}"))
         _write(own / "env", docker_plan.env_text(cvm.variables))
+    relay = place.cvm(RENDEZVOUS)
+    relay.mkdir(parents=True)
+    made_for = hashlib.sha256(RELAY_COMPOSE.read_bytes()).hexdigest()
+    _write(relay / "overlay.yaml", docker_plan.relay_text(plan, place, RELAY_COMPOSE, f"sha256:{made_for}"))
+    _write(relay / "env", docker_plan.env_text(docker_plan.relay_variables(plan)))
     known = {
         "cluster": str(folder),
         "digest": digest(folder),
-        "compose": {cvm.machine.peer_id: str(cvm.compose.path) for cvm in plan.cvms},
+        "compose": {RENDEZVOUS: str(RELAY_COMPOSE)} | {c.machine.peer_id: str(c.compose.path) for c in plan.cvms},
         "containers": [
-            f"{cvm.machine.peer_id}/{name}"
-            for cvm in plan.cvms
-            for name in (docker_plan.ANCHOR, *(service.name for service in cvm.compose.services))
+            *(f"{RENDEZVOUS}/{name}" for name in (docker_plan.ANCHOR, docker_plan.RELAY)),
+            *(
+                f"{cvm.machine.peer_id}/{name}"
+                for cvm in plan.cvms
+                for name in (docker_plan.ANCHOR, *(service.name for service in cvm.compose.services))
+            ),
         ],
         "entries": {group: listen for group, (listen, _) in ports.items()},
     }
@@ -228,7 +240,13 @@ def place_of(run: runs.Run, plan: LabPlan) -> Place:
 
     used = {service.image for cvm in plan.cvms for service in cvm.compose.services}
     own = {reference: image.local for reference in used if (image := images.of_reference(reference)) is not None}
-    return Place(run=label_of(run), folder=run.folder, lab_image=images.IMAGES["lab"].local, images=own)
+    return Place(
+        run=label_of(run),
+        folder=run.folder,
+        lab_image=images.IMAGES["lab"].local,
+        relay_image=images.IMAGES["sidecar"].local,
+        images=own,
+    )
 
 
 def entries_of(run: runs.Run) -> tuple[Entry, ...]:
@@ -320,8 +338,8 @@ def _cvms_up(engine: Engine, compose: str, run: runs.Run, progress: Progress) ->
 
 
 def refuse_hopeless(engine: Engine, run: runs.Run) -> None:
-    """UserError with a sidecar's own words when it keeps ending: no waiting mends that."""
-    names = [item.name for item in containers(engine, run) if item.service == "sidecar"]
+    """UserError with a sidecar's (or the relay's) own words when it keeps ending: no waiting mends that."""
+    names = [item.name for item in containers(engine, run) if item.service in ("sidecar", "relay")]
     for found in engine.inspect(*names):
         if found["RestartCount"] >= _RESTARTS:
             name = found["Name"].removeprefix("/")

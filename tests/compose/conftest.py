@@ -7,25 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from meshctl import docker_runs, images
 from meshctl import engine as engines
 from meshctl.console import Console
 from meshctl.engine import Engine
 from meshctl.errors import UserError
 from tests.compose.engines import any_engine
-from tests.compose.user import Mesh, mesh_command, mesh_name
-
-UP_SECONDS = 420.0
-OFFLINE = (
-    "the base image is neither in the engine nor can it be pulled",
-    "debootstrap failed",
-    "Temporary failure resolving",
-    "Failed to fetch",
-    "Could not connect to",
-    "NewConnectionError",
-    "Read timed out",
-)
-"""What a build says where neither a registry nor a package archive can be reached."""
+from tests.compose.user import Mesh, build, running
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,33 +43,15 @@ def plugin(engine: Engine) -> str:
 @pytest.fixture(scope="package")
 def built(engine: Engine) -> dict[str, list[str]]:
     """The project's images, built: layers by name."""
-    names = ("sidecar", "api", "worker", "lab")
-    try:
-        images.build(engine, names, Console())
-    except UserError as error:
-        if any(sign in error.message for sign in OFFLINE):
-            pytest.skip(f"the images cannot be built here: {' / '.join(error.message.splitlines()[-2:])}")
-        raise
-    return {name: images.layers(engine, name) for name in names}
+    return build(engine, "sidecar", "api", "worker", "lab")
 
 
 @pytest.fixture(scope="package")
 def mesh(engine: Engine, plugin: str, built: dict[str, list[str]]) -> Iterator[Mesh]:
     """A running starter mesh: 1 coordinator, 1 api, 2 workers. Tests leave it as whole as they found it."""
-    name = mesh_name("starter")
-    options = ("--name", name, "--replicas", "api=1")
-    up = mesh_command(engine, "compose", "up", "clusters/starter", *options, timeout=UP_SECONDS)
-    own = Mesh(engine=engine, name=name, up_output=up.stdout)
-    run = docker_runs.run_of(name)
-    try:
-        assert up.returncode == 0, up.stdout + up.stderr
+    with running(engine, "starter", "--replicas", "api=1") as own:
         yield own
         _check_half_removed(own)
-    finally:
-        down = own.run("down")
-        assert down.returncode == 0, down.stderr
-        assert docker_runs.containers(engine, run) == []
-        assert not run.folder.exists()
 
 
 def _check_half_removed(own: Mesh) -> None:

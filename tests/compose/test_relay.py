@@ -1,7 +1,6 @@
 """The bootstrap endpoint from its own compose file: what README.md tells to do, and that a mesh really uses it.
 
-Every mesh of this folder has clusters/relay as its rendezvous; that pairs go through it is shown with the database's,
-whose CVMs are behind NATs that allow no direct way (test_patroni_demo.py).
+Every mesh of this folder has clusters/relay as its rendezvous.
 """
 
 from __future__ import annotations

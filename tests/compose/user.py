@@ -8,15 +8,32 @@ import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from meshctl import docker_runs
+import pytest
+
+from meshctl import docker_runs, images
+from meshctl.console import Console
 from meshctl.engine import Engine
+from meshctl.errors import UserError
 from tests.support import ROOT
 
 FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
+UP_SECONDS = 600.0
+"""A mesh that hangs ends sooner, with its reasons."""
+OFFLINE = (
+    "the base image is neither in the engine nor can it be pulled",
+    "debootstrap failed",
+    "Temporary failure resolving",
+    "Failed to fetch",
+    "Could not connect to",
+    "NewConnectionError",
+    "Read timed out",
+)
+"""What a build says where neither a registry nor a package archive can be reached."""
 WAIT = 90.0
 """Seconds for anything that a machine with two busy cores may be slow at."""
 
@@ -84,6 +101,35 @@ class Mesh:
             )
 
         wait_for(whole, "the mesh is whole again")
+
+
+def build(engine: Engine, *names: str) -> dict[str, list[str]]:
+    """Builds images of the project: layers by name. Skips where nothing can be fetched for them."""
+    try:
+        images.build(engine, names, Console())
+    except UserError as error:
+        if any(sign in error.message for sign in OFFLINE):
+            pytest.skip(f"the images cannot be built here: {' / '.join(error.message.splitlines()[-2:])}")
+        raise
+    return {name: images.layers(engine, name) for name in names}
+
+
+@contextmanager
+def running(engine: Engine, cluster: str, *options: str) -> Iterator[Mesh]:
+    """A mesh of clusters/CLUSTER, brought up and taken down; nothing of it may be left."""
+    name = mesh_name(cluster)
+    up = mesh_command(engine, "compose", "up", f"clusters/{cluster}", "--name", name, *options, timeout=UP_SECONDS)
+    own = Mesh(engine=engine, name=name, up_output=up.stdout)
+    run = docker_runs.run_of(name)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield own
+    finally:
+        if run.folder.exists() or docker_runs.containers(engine, run):
+            down = own.run("down")
+            assert down.returncode == 0, down.stderr
+        assert docker_runs.containers(engine, run) == []
+        assert not run.folder.exists()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = WAIT) -> None:

@@ -27,6 +27,7 @@ PLACE = Place(
     run="run-1",
     folder=Path("/runs/run-1"),
     lab_image="cvm-mesh/lab:local",
+    relay_image="cvm-mesh/sidecar:local",
     images={"ghcr.io/dstack-mesh/cvm-mesh-sidecar:0.1.0": "cvm-mesh/sidecar:local"},
 )
 CLUSTERS = sorted(path.parent for path in (ROOT / "clusters").glob("*/cluster.tf"))
@@ -41,18 +42,45 @@ def plan(folder: Path = ROOT / "clusters" / "starter") -> LabPlan:
 
 def merged(cvm: CvmPlan, folder: Path) -> dict[str, Any]:
     """What Compose itself makes of the compose file, the overlay and the environment file; skips without Compose."""
+    overlay = docker_plan.overlay_text(cvm, PLACE, "sha256:0")
+    return compose_config(cvm.compose.path, overlay, docker_plan.env_text(cvm.variables), folder)
+
+
+def compose_config(path: Path, overlay: str, env: str, folder: Path) -> dict[str, Any]:
+    """The services of `docker-compose config`."""
     found = tools.search(tools.TOOLS["docker-compose"], os.environ).found
     if found is None:
         pytest.skip("docker-compose is neither installed nor built: ./mesh compose up builds it")
-    (folder / "overlay.yaml").write_text(docker_plan.overlay_text(cvm, PLACE, "sha256:0"), encoding="utf-8")
-    (folder / "env").write_text(docker_plan.env_text(cvm.variables), encoding="utf-8")
-    argv = [str(found.path), "-p", "t", "--env-file", str(folder / "env"), "-f", str(cvm.compose.path)]
+    (folder / "overlay.yaml").write_text(overlay, encoding="utf-8")
+    (folder / "env").write_text(env, encoding="utf-8")
+    argv = [str(found.path), "-p", "t", "--env-file", str(folder / "env"), "-f", str(path)]
     argv += ["-f", str(folder / "overlay.yaml"), "config", "--format", "json"]
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 0, done.stderr
     services: dict[str, Any] = json.loads(done.stdout)["services"]
     return services
+
+
+def test_the_relay_is_the_committed_one_with_the_labs_settings(tmp_path: Path) -> None:
+    """Its rights, command and names of settings are the file's; key, network and the simulated TEE are the lab's."""
+    path = ROOT / "clusters" / "relay" / "compose.yaml"
+    text = docker_plan.relay_text(plan(), PLACE, path, "sha256:0")
+    services = compose_config(path, text, docker_plan.env_text(docker_plan.relay_variables(plan())), tmp_path)
+    assert set(services) == {ANCHOR, docker_plan.RELAY}
+    relay = services[docker_plan.RELAY]
+    assert (relay["command"], relay["image"]) == (["peer.rendezvous"], "cvm-mesh/sidecar:local")
+    assert (relay["cap_drop"], sorted(relay["cap_add"])) == (["ALL"], ["NET_ADMIN", "NET_RAW"])
+    assert relay["network_mode"] == f"service:{ANCHOR}"
+    volumes = {item["target"]: item["source"] for item in relay["volumes"]}
+    assert volumes[docker_plan.RELAY_FOLDER] == "/runs/run-1/cvms/rendezvous/relay"
+    assert "/var/run/dstack.sock" not in volumes
+    given = plan().rendezvous.environment["rendezvous"]
+    own = {"MESH_RENDEZVOUS_KEY_FILE": "/var/lib/mesh-relay/key"}
+    # By default they are the manifest's, and the image's.
+    left_out = {"MESH_COORDINATORS", "MESH_WIREGUARD_GO"}
+    wanted = {name: text for name, text in given.items() if name.startswith("MESH_") and name not in left_out}
+    assert relay["environment"] == wanted | own
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS, ids=lambda path: path.name)

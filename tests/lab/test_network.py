@@ -16,7 +16,7 @@ import pytest
 
 from lab.nat import Direction
 from lab.network import CVM_ADDRESS, PLATFORM_GATEWAY, LabNetwork, LabNetworkError, enter
-from tests.support import ROOT, need_root_or_userns
+from tests.support import ROOT, need_root_or_userns, network_namespace
 
 pytestmark = pytest.mark.netns
 T = TypeVar("T")
@@ -117,6 +117,21 @@ def test_cvms_look_out_through_their_router(network: LabNetwork, sockets: Socket
         assert cvm.address == CVM_ADDRESS
         client = sockets.udp(cvm.netns, 51820)
         assert arrives(client, server, (host.address, 4000)) == (cvm.public_address, 51820)
+
+
+def test_a_host_may_live_in_a_namespace_that_is_there(network: LabNetwork, sockets: Sockets) -> None:
+    """As a container's; when it has gone, the next one of that name has its address, and is reached as it was."""
+    cvm = network.add_cvm("c0")
+    addresses = []
+    for port in (4000, 4001):
+        with network_namespace() as name:
+            host = network.add_host("rendezvous", adopt=f"/run/netns/{name}")
+            addresses.append(host.address)
+            server = sockets.udp(host.netns, port)
+            client = sockets.udp(cvm.netns, 50000 + port)
+            assert arrives(client, server, (host.address, port)) == (cvm.public_address, 50000 + port)
+            network.remove_host("rendezvous")
+    assert addresses[0] == addresses[1]
 
 
 def test_random_nats_pick_a_port_per_destination(network: LabNetwork, sockets: Sockets) -> None:
