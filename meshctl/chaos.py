@@ -23,7 +23,7 @@ from meshctl import ending, runs
 from meshctl.bench_report import number
 from meshctl.chaos_cluster import SCENARIOS, ChaosError, Cluster, Scenario
 from meshctl.chaos_engine import Engine, Evidence
-from meshctl.chaos_figures import FAULTS, Fault, Round, Spread, Summary, document, last_closed, summaries
+from meshctl.chaos_figures import BY_DEFAULT, FAULTS, Fault, Round, Spread, Summary, document, last_closed, summaries
 from meshctl.console import Console, Progress
 from meshctl.errors import UserError
 from meshctl.probes import ProbeError
@@ -37,7 +37,13 @@ HEADINGS = (
 @click.command()
 @click.argument("scenario", type=click.Choice(sorted(SCENARIOS)))
 @click.option("--rounds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Of each fault, in turns.")
-@click.option("--fault", "faults", multiple=True, type=click.Choice(FAULTS), help="Only this one; may be repeated.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    type=click.Choice(FAULTS),
+    help="Only this one; may be repeated. Default: all but crash-sidecar.",
+)
 @click.option("--async", "asynchronous", is_flag=True, help="Without synchronous mode: what is lost is shown.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there.")
 @click.option("--name", help="Which mesh; brought up and taken down again when it does not run.")
@@ -56,7 +62,7 @@ def command(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {str(json_file)!r}: its folder does not exist", f"mkdir -p {json_file.parent}")
     progress = Console()
-    chosen = tuple(fault for fault in FAULTS if not faults or fault in faults)
+    chosen = tuple(fault for fault in FAULTS if fault in (faults or BY_DEFAULT))
     kept: list[Evidence] = []
     problem = ""
     with ending.catching(), mesh(SCENARIOS[scenario], name, progress) as run:

@@ -26,6 +26,8 @@ Fault = Literal[
     "switchover",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
+BY_DEFAULT = tuple(fault for fault in FAULTS if fault != "crash-sidecar")
+"""What a run without `--fault` makes. A sidecar's death ends nobody's leadership, so it is for those who ask."""
 Row = tuple[int, int]
 """Writer and number: what identifies a row of a round."""
 

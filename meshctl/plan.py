@@ -47,23 +47,25 @@ def command(cluster: str, against: str | None, json_file: str | None) -> None:
         text = json.dumps(plan.document(), indent=2) + "\n"
         if json_file == "-":
             click.echo(text, nl=False)
-            _refuse_undeployable(folder)
+            _warn_of_refusal(folder)
             return
         Path(json_file).write_text(text, encoding="utf-8")
     _print(plan)
-    _refuse_undeployable(folder)
+    _warn_of_refusal(folder)
 
 
-def _refuse_undeployable(folder: Path) -> None:
-    """UserError for what `terraform plan` will refuse although a mesh on one machine takes it: images by tag."""
+def _warn_of_refusal(folder: Path) -> None:
+    """Says what `terraform plan` will refuse although a mesh on one machine takes it: images by tag.
+
+    The plan is right all the same, and reading it comes before pinning: no reason for an exit code.
+    """
     from topology.cluster import ClusterError, load
 
     try:
         load(folder, deployable=True)
     except ClusterError as error:
         count = len(error.problems)
-        message = f"terraform apply will refuse {folder.name}, which has {count} problem(s):\n{error}"
-        raise UserError(message, "mend the entries named above") from error
+        click.echo(f"warning: terraform apply will refuse {folder.name} for {count} problem(s):\n{error}", err=True)
 
 
 def _snapshot(folder: Path, name: str) -> Snapshot:
