@@ -23,7 +23,7 @@ from sidecar.identity import Keys
 
 log = logging.getLogger(__name__)
 
-HANG_SECONDS = 5.0
+HANG_SECONDS = 6.0
 STOP_SECONDS = 5.0
 """SIGTERM makes the agent leave, which it tells the others before it ends (about 3 s at most)."""
 POLL_SECONDS = 0.02

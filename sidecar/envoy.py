@@ -13,7 +13,7 @@ from xds.bootstrap import argv, bootstrap
 
 ADMIN_SECONDS = 1.0
 DRAIN_POLL_SECONDS = 0.05
-HANG_SECONDS = 3.0
+HANG_SECONDS = 6.0
 """A live Envoy answers its admin socket within milliseconds; its main thread does nothing that takes seconds."""
 STOP_SECONDS = 1.0
 """Connections were waited for before; Envoy itself then has nothing left to finish."""

@@ -26,7 +26,7 @@ from topology.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-HANG_SECONDS = 3.0
+HANG_SECONDS = 6.0
 STOP_SECONDS = 1.0
 
 

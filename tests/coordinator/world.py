@@ -1,5 +1,7 @@
 """A cluster for tests: simulated TEE, guest agents, PCCS and coordinators with real Consul servers, all on loopback
 addresses.
+
+Long because a coordinator refuses whatever is not whole: each part of a cluster is here once, for all tests.
 """
 
 from __future__ import annotations

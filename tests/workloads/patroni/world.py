@@ -1,5 +1,7 @@
 """A database cluster for tests: a real Consul server and an agent a member, supervisors in containers of the lab, real
 Patroni and PostgreSQL. A small proxy stands in for the mesh: it leads to whoever Consul lists as master.
+
+Long because nothing in it is pretended: server, agents, containers, proxy and members, and what each test asks of them.
 """
 
 from __future__ import annotations
