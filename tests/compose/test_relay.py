@@ -38,6 +38,7 @@ def test_a_mesh_runs_on_the_relays_container(mesh: Mesh) -> None:
 def test_a_restarted_relay_is_found_again(mesh: Mesh) -> None:
     """With the key of its volume; tunnels between CVMs go on meanwhile."""
     name = mesh.container("rendezvous", "relay")
+    wait_for(lambda: mesh.paths("api-0") == {"direct"}, "api-0 reaches everyone without the relay")
     mesh.engine.run("restart", "-t", "10", name)
     assert mesh.fetch("api-0", "http://worker:9090/hello").startswith("hello from worker-")
 

@@ -90,6 +90,11 @@ class Mesh:
         own = next(item for item in self.status()["peers"] if item["peer_id"] == peer)
         return {name for item in own["routes"] if item["name"] == route for name in item["endpoints"]}
 
+    def paths(self, peer: str) -> set[str]:
+        """The ways that `peer`'s links to other CVMs take now: "direct", "relay", "none"."""
+        own = next(item for item in self.status()["peers"] if item["peer_id"] == peer)
+        return {link["path"] for link in own["links"]}
+
     def wait_whole(self) -> None:
         """Waits until every CVM is ready and the workers are seen from everywhere."""
 
