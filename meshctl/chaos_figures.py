@@ -27,7 +27,7 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 BY_DEFAULT = tuple(fault for fault in FAULTS if fault != "crash-sidecar")
-"""What a run without `--fault` makes. A sidecar's death ends nobody's leadership, so it is for those who ask."""
+"""What a run without `--fault` makes. A killed sidecar is for those who ask: `--json` promises the others."""
 Row = tuple[int, int]
 """Writer and number: what identifies a row of a round."""
 
