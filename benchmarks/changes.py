@@ -72,8 +72,8 @@ def role_moves(scene: Scene) -> list[Row]:
             roles[side.name] = (new, old)
     what = (
         "role `master` moves, new connections every ≥ 1 ms. The anchor: two PUTs to two local agents (promotion, then "
-        "demotion). Ours, as Patroni does it: the new leader takes the leader key, then PUTs its tag; in between "
-        "there is no leader, and a new connection fails instead of reaching the wrong instance"
+        "demotion). Ours, as the database's supervisor does it: the new leader takes the leader key, then says in it "
+        "that it serves; in between there is no leader, and a new connection fails instead of reaching the wrong one"
     )
     return [
         samples.row("first call", "role moves → first new connection at the right instance, from the first call",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from benchmarks.anchor import UPSTREAMS, Anchor, put_check, put_roles, registration
 from benchmarks.backend import PORT
 from benchmarks.stage import CLIENT, ECHOES, MASTER, REPLICA, BenchError, Stage
+from runtime import leader_key
 
 API = "http://127.0.0.1:8500"
 ROLE_SECONDS = 10.0
@@ -55,35 +56,44 @@ class Ours:
         )
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
-        """As `Side`. A leader takes the leader key first, then says what it is; that the one before it is none any more
-        changes nothing for a caller, so it may say so later."""
+        """As `Side`. A leader takes the leader key first, then says in it that it serves; tags change nothing more for
+        a caller, so they may come later."""
         bodies = {peer: self.body(peer, tag) for peer, tag in roles.items()}
         leader = next((peer for peer, role in roles.items() if role == "master"), None)
         if leader is None:
             return put_roles(self._stage, API, bodies)
-        started = self._take_key(leader)
-        _, returned = put_roles(self._stage, API, {leader: bodies.pop(leader)})
-        if bodies:
-            put_roles(self._stage, API, bodies)
+        started, index = self._take_key(leader)
+        returned = self._serve(leader, index)
+        put_roles(self._stage, API, bodies)
         return started, returned
 
-    def _take_key(self, peer: str) -> float:
-        """Moves the leader key to `peer` in one transaction; when that began."""
+    def _take_key(self, peer: str) -> tuple[float, int]:
+        """Moves the leader key to `peer` in one transaction; when that began, and the key's index."""
         helper = self._stage.helpers[peer]
         if peer not in self._sessions:
             made = helper.http("PUT", f"{API}/v1/session/create", {"LockDelay": "0s", "Behavior": "delete"})
             self._sessions[peer] = json.loads(made["body"])["ID"]
-        value = base64.b64encode(peer.encode()).decode()
-        calls = [{"Verb": "lock", "Key": LEADER_KEY, "Value": value, "Session": self._sessions[peer]}]
+        calls = [{"Verb": "lock", "Key": LEADER_KEY, "Value": _base64(peer), "Session": self._sessions[peer]}]
         if self._holder is not None:
             calls.insert(0, {"Verb": "unlock", "Key": LEADER_KEY, "Session": self._sessions[self._holder]})
-        began: float = helper.http("PUT", f"{API}/v1/txn", [{"KV": call} for call in calls])["start"]
+        answer = helper.http("PUT", f"{API}/v1/txn", [{"KV": call} for call in calls])
         self._holder = peer
-        return began
+        return answer["start"], int(json.loads(answer["body"])["Results"][-1]["KV"]["ModifyIndex"])
+
+    def _serve(self, peer: str, index: int) -> float:
+        """Says in the leader key that its holder serves; when that was done."""
+        call = {"Verb": "cas", "Key": LEADER_KEY, "Value": _base64(peer), "Index": index}
+        call["Flags"] = leader_key.flags(serves=True)
+        returned: float = self._stage.helpers[peer].http("PUT", f"{API}/v1/txn", [{"KV": call}])["end"]
+        return returned
 
     def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
         """As `Side`."""
         return put_check(self._stage, API, peer, f"echo-{peer}:ttl", verdict)
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 class Theirs:

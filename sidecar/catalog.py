@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.protocol import PEERS_PREFIX, MeshPeer
+from runtime import leader_key
 from runtime.secret import Secret
 from topology.manifest import ManifestError, from_tree
 
@@ -66,6 +67,16 @@ class Rule:
     source: str
     """Service name or `*`."""
     allow: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """What a leader key says."""
+
+    name: str | None
+    """None: no session holds it."""
+    serves: bool
+    """The holder has said in the key itself that it takes requests (`runtime.leader_key`)."""
 
 
 def instances(tree: object) -> tuple[Instance, ...]:
@@ -159,10 +170,10 @@ def value(tree: object) -> str | None:
     return None
 
 
-def lock_holder(tree: object) -> str | None:
-    """The text of the one entry in the answer of `/v1/kv/<key>` while a session holds it; None when none does."""
-    entries = _list(tree or [], "lock")
-    return value([entry for entry in entries if isinstance(entry, dict) and entry.get("Session")])
+def lock_holder(tree: object) -> Holder:
+    """Who holds the one entry in the answer of `/v1/kv/<key>`: the text, while a session has it."""
+    entries = [entry for entry in _list(tree or [], "lock") if isinstance(entry, dict) and entry.get("Session")]
+    return Holder(name=value(entries), serves=any(leader_key.serves(entry.get("Flags")) for entry in entries))
 
 
 def _list(tree: object, what: str) -> list[Any]:

@@ -1,16 +1,17 @@
 """Which instances a route may use: by role, by who holds the leader key, and by what is remembered. Pure.
 
 Terms: an instance *claims* a role by its tag. The *holder* is the peer ID in a leader key that a session holds; it is
-what decides of several claims to an exclusive role, and without it none counts. *Listed* instances are those that
-Consul lists now; *held* ones were good when the servers lost what they knew.
+what decides of several claims to an exclusive role, and without it none counts. A holder that *serves* has said so in
+the key, and needs no tag to have the role. *Listed* instances are those that Consul lists now; *held* ones were good
+when the servers lost what they knew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sidecar.catalog import Instance
+from sidecar.catalog import Holder, Instance
 from topology.manifest import EXCLUSIVE_ROLES, RouteEntry
 
 
@@ -20,6 +21,8 @@ class Leader:
 
     holder: str | None
     """None: nobody holds it."""
+    serves: bool = False
+    """The holder takes requests; it says so itself."""
     index: int
     """Consul's index of that answer. It only grows, unless the servers lost what they knew."""
     remembered: bool = False
@@ -35,16 +38,17 @@ class Choice:
     """Peer IDs of all who claim the route's exclusive role, when there are several."""
 
 
-def heard(before: Leader | None, holder: str | None, index: int, *, holding: bool) -> Leader:
+def heard(before: Leader | None, holder: Holder, index: int, *, holding: bool) -> Leader:
     """The leader after an answer of Consul. `holding`: we hold on to what was good before the servers lost it.
 
     A key that is gone because somebody let go of it is nobody's at once. Only one that is gone together with the
     servers' memory, which the index shows, stays its holder's for as long as we hold on.
     """
-    if holder is not None or before is None or before.holder is None or not holding:
-        return Leader(holder=holder, index=index)
-    lost = before.remembered or index < before.index
-    return Leader(holder=before.holder if lost else None, index=index, remembered=lost)
+    if holder.name is not None or before is None or before.holder is None or not holding:
+        return Leader(holder=holder.name, serves=holder.serves, index=index)
+    if before.remembered or index < before.index:
+        return replace(before, index=index, remembered=True)
+    return Leader(holder=None, index=index)
 
 
 def let_go(leader: Leader) -> Leader:
@@ -62,7 +66,7 @@ def choose(
         return Choice(instances=(*listed, *remembered))
     conflict: tuple[str, ...] = ()
     if route.role in EXCLUSIVE_ROLES:
-        claims = sorted({instance.peer_id for instance in _claims(route.role, listed)})
+        claims = sorted({instance.peer_id for instance in _claims(route.role, listed, leader)})
         conflict = tuple(claims) if len(claims) > 1 else ()
     for role in (route.role, route.fallback):
         # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
@@ -81,14 +85,16 @@ def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
 
 def _having(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:
     """The instances of `found` that have `role`; of an exclusive role one at most."""
-    claims = _claims(role, found)
     if role not in EXCLUSIVE_ROLES:
-        return claims
+        return _claims(role, found, None)
+    claims = _claims(role, found, leader)
     if leader is not None:
         claims = tuple(instance for instance in claims if instance.peer_id == leader.holder)
     # Without a key to go by, and of two registrations of the holder: the latest.
     return tuple(sorted(claims, key=lambda instance: (instance.modify_index, instance.proxy_id)))[-1:]
 
 
-def _claims(role: str, found: Iterable[Instance]) -> tuple[Instance, ...]:
-    return tuple(instance for instance in found if role in instance.tags)
+def _claims(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:
+    """By tag, or by the leader key."""
+    serving = leader.holder if leader is not None and leader.serves else None
+    return tuple(instance for instance in found if role in instance.tags or instance.peer_id == serving)

@@ -5,9 +5,12 @@ what a slow client has not taken yet is never stale: the next answer is made whe
 newest snapshot, and several snapshots published meanwhile become one. Nothing waits for a timer.
 
 Order of one snapshot (make before break): clusters, endpoints and secrets that are new or changed; when Envoy has
-answered for clusters and endpoints, listeners (with removals: nothing refers to a listener) and routes; when it has
-answered for those and accepted them, removals of clusters and the rest. Envoy withholds its ACK of clusters until
-they have warmed, which takes their endpoints and secrets, hence these three never wait for one another.
+answered for clusters, listeners (with removals: nothing refers to a listener) and routes; when it has answered for
+those and accepted them, removals of clusters and the rest. Envoy withholds its ACK of clusters until they have warmed,
+which takes their endpoints and secrets, hence these three never wait for one another. Nor do listeners wait for the
+answer for endpoints: those of a new cluster came before its ACK, and those of a warm one reach the workers before a
+listener that is sent after them, since Envoy's main thread takes one after the other. So a connection to an old leader
+is cut without a round trip in between.
 
 Words: a client *holds* what it was sent or says it has; a name is *due* when it must be answered although nothing
 changed. `DeltaStream` and `StateStream` (state of the world) differ in what a request means and in what a response
@@ -173,7 +176,7 @@ class Stream(Generic[R]):
         if self._snapshot is None:
             return None
         for type_url in TYPES:
-            if type_url in (LISTENER, ROUTES) and self._awaits(CLUSTER, ENDPOINT):
+            if type_url in (LISTENER, ROUTES) and self._awaits(CLUSTER):
                 continue
             state = self._types[type_url]
             if state.opened and state.dirty:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from runtime import leader_key
 from sidecar import catalog
 from sidecar.catalog import CatalogError, Instance, Rule
 from tests.sidecar.world import ROOTS, health, kv, kv_peers, leaf, peer
@@ -101,13 +102,22 @@ def test_value_of_a_key() -> None:
         catalog.value([{"Value": None}])
 
 
+@pytest.mark.parametrize(("flags", "serves"), [(0, False), (1, False), (leader_key.SERVES, True), (None, False)])
+def test_flags_of_a_lock_say_whether_the_holder_serves(flags: int | None, serves: bool) -> None:
+    """Nobody else's flags are taken for ours, and those of a key that nobody holds say nothing."""
+    entry = kv({"service/pg/leader": "pg-0"})[0] | {"Flags": flags}
+    assert catalog.lock_holder([entry | {"Session": "5e55"}]) == catalog.Holder(name="pg-0", serves=serves)
+    assert catalog.lock_holder([entry]) == catalog.Holder(name=None, serves=False)
+
+
 def test_holder_of_a_lock() -> None:
     """Who wrote the key counts only while a session holds it; a key that is gone is nobody's."""
     entry = kv({"service/pg/leader": "pg-0"})[0]
-    assert catalog.lock_holder([entry | {"Session": "5e55"}]) == "pg-0"
-    assert catalog.lock_holder([entry]) is None
-    assert catalog.lock_holder([entry | {"Session": ""}]) is None
-    assert catalog.lock_holder(None) is None
+    nobody = catalog.Holder(name=None, serves=False)
+    assert catalog.lock_holder([entry | {"Session": "5e55"}]) == catalog.Holder(name="pg-0", serves=False)
+    assert catalog.lock_holder([entry]) == nobody
+    assert catalog.lock_holder([entry | {"Session": ""}]) == nobody
+    assert catalog.lock_holder(None) == nobody
     for broken in ({}, [entry | {"Session": "5e55", "Value": None}], "pg-0"):
         with pytest.raises(CatalogError):
             catalog.lock_holder(broken or "nothing")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime import leader_key
 from sidecar import sources
-from sidecar.catalog import Instance
+from sidecar.catalog import Holder, Instance
 from sidecar.desired import World, desired
 from sidecar.roles import Choice, Leader, choose, generation, heard, let_go
 from sidecar.sources import Query
@@ -34,9 +35,14 @@ def names(choice: Choice) -> tuple[str, ...]:
     return tuple(one.peer_id for one in choice.instances)
 
 
-def held_by(holder: str | None, index: int = 10) -> Leader:
+def held_by(holder: str | None, index: int = 10, *, serves: bool = False) -> Leader:
     """A leader key that was read."""
-    return Leader(holder=holder, index=index)
+    return Leader(holder=holder, index=index, serves=serves)
+
+
+def says(name: str | None, *, serves: bool = False) -> Holder:
+    """What an answer for the key says."""
+    return Holder(name=name, serves=serves)
 
 
 def test_the_holder_of_the_key_wins_over_every_other_claim() -> None:
@@ -105,23 +111,40 @@ def test_generation_changes_with_the_leader_only() -> None:
         assert generation(harmless, (instance("pg-0"),)) == generation(harmless, (instance("pg-1"), instance("pg-2")))
 
 
+def test_a_holder_that_serves_needs_no_tag() -> None:
+    """What the key says is enough for the holder, for nobody else, and for no role but the exclusive one."""
+    found = (instance("pg-0", "replica"), instance("pg-1"))
+    assert names(choose(MASTER, found, (), held_by("pg-1", serves=True))) == ("pg-1",)
+    assert names(choose(MASTER, found, (), held_by("pg-2", serves=True))) == ()
+    assert names(choose(REPLICA, found, (), held_by("pg-1", serves=True))) == ("pg-0",)
+    assert names(choose(REPLICA, found[1:], (), held_by("pg-1", serves=True))) == ("pg-1",), "the fallback"
+    both = (instance("pg-0", "master"), instance("pg-1"))
+    assert choose(MASTER, both, (), held_by("pg-1", serves=True)) == Choice(
+        instances=both[1:], conflict=("pg-0", "pg-1")
+    )
+
+
 def test_a_key_that_was_let_go_of_is_nobodys_at_once() -> None:
     """Also while we hold on to other things: the index shows that the servers still know what they knew."""
-    assert heard(held_by("pg-0"), None, 11, holding=True) == held_by(None, 11)
-    assert heard(held_by("pg-0"), None, 10, holding=True) == held_by(None, 10)
-    assert heard(held_by("pg-0"), None, 3, holding=False) == held_by(None, 3)
-    assert heard(None, None, 3, holding=True) == held_by(None, 3)
+    for serves in (True, False):
+        before = held_by("pg-0", serves=serves)
+        assert heard(before, says(None), 11, holding=True) == held_by(None, 11)
+        assert heard(before, says(None), 10, holding=True) == held_by(None, 10)
+        assert heard(before, says(None), 3, holding=False) == held_by(None, 3)
+    assert heard(None, says(None), 3, holding=True) == held_by(None, 3)
+    assert heard(None, says("pg-0", serves=True), 3, holding=True) == held_by("pg-0", 3, serves=True)
+    assert heard(held_by("pg-0", serves=True), says("pg-1"), 11, holding=True) == held_by("pg-1", 11)
 
 
 def test_a_key_that_the_servers_lost_stays_its_holders_until_somebody_takes_it_or_we_let_go() -> None:
     """A smaller index is of servers that came back with nothing; once somebody held it, its end counts again."""
-    lost = heard(held_by("pg-0", 100), None, 3, holding=True)
-    assert lost == Leader(holder="pg-0", index=3, remembered=True)
-    assert heard(lost, None, 200, holding=True) == Leader(holder="pg-0", index=200, remembered=True)
+    lost = heard(held_by("pg-0", 100, serves=True), says(None), 3, holding=True)
+    assert lost == Leader(holder="pg-0", serves=True, index=3, remembered=True)
+    assert heard(lost, says(None), 200, holding=True) == dataclasses.replace(lost, index=200)
     assert let_go(lost) == held_by(None, 3)
-    taken = heard(lost, "pg-1", 4, holding=True)
+    taken = heard(lost, says("pg-1"), 4, holding=True)
     assert taken == let_go(taken) == held_by("pg-1", 4)
-    assert heard(taken, None, 5, holding=True) == held_by(None, 5)
+    assert heard(taken, says(None), 5, holding=True) == held_by(None, 5)
 
 
 # ---- every interleaving
@@ -138,6 +161,7 @@ class Truth:
     tags: dict[str, str] = field(default_factory=lambda: {"pg-0": "master", "pg-1": "replica", "pg-2": "replica"})
     passing: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(PEERS, True))
     holder: str | None = "pg-0"
+    serves: bool = False
     index: int = 10
     terms: Mapping[str, Term] = field(default_factory=dict)
     published: EgressRoute | None = None
@@ -150,12 +174,13 @@ class Truth:
         self.tell_key()
 
     def event(self, source: str, value: str | bool | None) -> None:
-        """One thing happens and is heard of: `tag pg-0`, `health pg-1`, `key`."""
+        """One thing happens and is heard of: `tag pg-0`, `health pg-1`, `key` (the holder, and whether it serves)."""
         kind, _, peer = source.partition(" ")
         self.index += 1
         if kind == "key":
             assert not isinstance(value, bool)
-            self.holder = value
+            name, _, serves = (value or "").partition(" ")
+            self.holder, self.serves = name or None, bool(serves)
             self.tell_key()
             return
         if kind == "tag":
@@ -178,8 +203,9 @@ class Truth:
 
     def tell_key(self) -> None:
         """The answer of the leader key's watch."""
-        entry = kv({KEY: self.holder})[0] | {"Session": "5e55"} if self.holder is not None else None
-        self._tell(Query(path=f"/v1/kv/{KEY}"), [entry] if entry else None)
+        said = {"Session": "5e55", "Flags": leader_key.flags(serves=self.serves)}
+        found = [] if self.holder is None else [kv({KEY: self.holder})[0] | said]
+        self._tell(Query(path=f"/v1/kv/{KEY}"), found or None)
 
     def _publish(self) -> None:
         """As the effects do it; what is published cuts exactly when there is somebody to cut off."""
@@ -213,8 +239,10 @@ class Truth:
         now, behind = self.route("pg-master"), self.behind("pg-master")
         assert len(behind) <= 1, "never two"
         for peer in behind:
-            assert (peer, self.tags[peer], self.passing[peer]) == (self.holder, "master", True)
-        if self.holder is not None and self.tags.get(self.holder) == "master" and self.passing[self.holder]:
+            assert (peer, self.passing[peer]) == (self.holder, True)
+            assert self.serves or self.tags[peer] == "master"
+        serves = self.serves or self.tags.get(self.holder or "") == "master"
+        if self.holder is not None and serves and self.passing[self.holder]:
             assert behind == (self.holder,), "the right one, as soon as everything is known"
         if before is not None:
             assert (before.generation != now.generation) == (before.endpoints != now.endpoints)
@@ -239,6 +267,12 @@ THERE_AND_BACK: Events = {
     "tag pg-1": ("master", "replica"),
 }
 SPLIT: Events = {"key": ("pg-1",), "tag pg-1": ("master",), "health pg-0": (False, True), "tag pg-2": ("master", "")}
+SERVING: Events = {
+    "key": (None, "pg-1", "pg-1 serves"),
+    "health pg-0": (False, True),
+    "tag pg-0": ("replica",),
+    "tag pg-1": ("master",),
+}
 BENIGN: Events = {"tag pg-2": ("", "replica"), "health pg-1": (False, True), "health pg-2": (False, True)}
 
 
@@ -260,9 +294,10 @@ def interleavings(events: Events) -> Iterator[tuple[tuple[str, str | bool | None
         (SWITCHOVER, 12, "pg-1"),
         (THERE_AND_BACK, 210, "pg-0"),
         (SPLIT, 180, "pg-1"),
+        (SERVING, 420, "pg-1"),
         (BENIGN, 90, "pg-0"),
     ],
-    ids=["crash", "switchover", "there and back", "split", "benign"],
+    ids=["crash", "switchover", "there and back", "split", "serving", "benign"],
 )
 def test_every_order_of_events_is_safe_and_ends_at_the_right_one(events: Events, orders: int, final: str) -> None:
     """Never two endpoints or one without the key, a cut exactly when the endpoint changes, in the end the leader."""
@@ -305,7 +340,7 @@ def test_a_role_change_is_one_change_of_the_route_an_event() -> None:
 STEPS = st.one_of(
     st.tuples(st.sampled_from([f"tag {peer}" for peer in PEERS]), st.sampled_from(["master", "replica", ""])),
     st.tuples(st.sampled_from([f"health {peer}" for peer in PEERS]), st.booleans()),
-    st.tuples(st.just("key"), st.sampled_from([None, *PEERS])),
+    st.tuples(st.just("key"), st.sampled_from([None, *PEERS, *(f"{peer} serves" for peer in PEERS)])),
 )
 
 
@@ -329,7 +364,7 @@ def test_servers_that_come_back_with_nothing_move_no_role(
         truth.event(source, value)
     before = truth.behind("pg-master")
     truth.seen = sources.hold(truth.seen)
-    holder, truth.holder, truth.index = truth.holder, None, 1
+    holder, truth.holder, truth.serves, truth.index = truth.holder, None, False, 1
     listed, truth.passing = truth.passing, dict.fromkeys(PEERS, False)
     truth.tell_key()
     truth.tell_health()

@@ -100,8 +100,16 @@ def test_rule_01_additions_go_out_clusters_endpoints_listeners() -> None:
     assert [kind for kind, _, _ in client.run()] == [CLUSTER, ENDPOINT, LISTENER]
 
 
-def test_rule_01_listeners_wait_for_the_acks_of_clusters_and_endpoints() -> None:
-    """No listener is sent while a cluster or endpoint response is unanswered; other endpoints are not held up."""
+def test_rule_01_a_moved_route_is_one_burst() -> None:
+    """Endpoints of a warm cluster and its listener follow one another at once: nobody waits to be cut."""
+    client = ready(world(a="1-1-1", b="1-1-1"))
+    client.stream.publish(world("2", a="1-2-2", b="1-1-1"))
+    taken = [client.take(), client.take(), client.take()]
+    assert [response and response.type_url for response in taken] == [ENDPOINT, LISTENER, None]
+
+
+def test_rule_01_listeners_wait_for_the_acks_of_clusters() -> None:
+    """No listener is sent while a cluster response is unanswered, whatever became of the endpoints."""
     client = ready(world(a="1-1-1"))
     client.stream.publish(world("2", a="2-1-2"))
     cluster, endpoints = client.take(), client.take()

@@ -23,6 +23,7 @@ SUPERUSER = "postgres"
 REPLICATION = "replicator"
 REWIND = "rewinder"
 REST_USER = "patroni"
+NAMESPACE = "service"
 CALLBACK = "callback.sh"
 EVENTS = "events"
 CONFIG = "patroni.yml"
@@ -38,7 +39,7 @@ def render(
     return {
         "scope": own.cluster,
         "name": own.peer_id,
-        "namespace": "/service/",
+        "namespace": f"/{NAMESPACE}/",
         "log": {"level": "INFO", "format": "patroni %(asctime)s %(levelname)s %(message)s"},
         # Other members ask it how far they are: on the mesh address, inside the peer link. What changes anything
         # wants the password, and comes from a member's address only.
@@ -66,6 +67,11 @@ def render(
         },
         "postgresql": _postgresql(settings, passwords, postgres_bin),
     }
+
+
+def leader_key(settings: Settings) -> str:
+    """Patroni's leader key, as a path below `/v1/kv/`."""
+    return f"{NAMESPACE}/{settings.identity.cluster}/leader"
 
 
 def _cluster_wide(settings: Settings) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """The process that becomes Patroni: a user that PostgreSQL accepts, then Patroni's own main program.
 
-`python -m workloads.patroni.member CONFIG`. Four things differ from `patroni CONFIG`:
+`python -m workloads.patroni.member CONFIG`. Five things differ from `patroni CONFIG`:
 
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
@@ -10,6 +10,8 @@
   answers in time.
 - A replica never pauses without watching the leader key.
 - A leader that shuts down gives its key away at once: see `handover`.
+- It gives it away also where the supervisor has written to it meanwhile (`publisher`): Patroni goes by the version that
+  it read.
 """
 
 from __future__ import annotations
@@ -144,6 +146,21 @@ def watch_always(dcs: Any) -> None:
     dcs.watch = watching
 
 
+def delete_surely(dcs: Any) -> None:
+    """Has the leader key deleted although it has another version than `leader`, as long as our own session holds it."""
+    delete = dcs._delete_leader
+
+    def deleting(leader: Any) -> bool:
+        if delete(leader):
+            return True
+        now = dcs.get_cluster().leader
+        if now is None or now.version == leader.version or now.session != leader.session:
+            return False
+        return bool(delete(now))
+
+    dcs._delete_leader = deleting
+
+
 def main(config_file: str) -> None:
     """Becomes Patroni. Returns when it has ended."""
     parent = os.getppid()
@@ -198,6 +215,7 @@ def main(config_file: str) -> None:
             super().__init__(config, logger)
             self.request = Request(config)
             watch_always(self.dcs)
+            delete_surely(self.dcs)
             handover.hasten(self.postgresql, self.ha)
 
     abstract_main(Member, config_file)

@@ -1,7 +1,10 @@
-"""Keeps the local Consul agent told what a member is. IO: Consul.
+"""Keeps Consul told what a member is. IO: Consul.
 
 One task does all the writing, so that two changes never overtake each other; whoever has to know waits until the agent,
 or the catalog, has it.
+
+That a leader serves is said twice. First in its leader key, one write that every sidecar hears of at once; then by the
+tag, through the agent's registration, for whoever goes by tags, and where the key cannot be written.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from runtime import leader_key
 from runtime.consul import ConsulClient, ConsulError
 from workloads.patroni import roles
 from workloads.patroni.roles import Place, Public
@@ -26,10 +30,14 @@ POLL_SECONDS = 0.02
 class Publisher:
     """Publishes this member at `where`."""
 
-    def __init__(self, consul: ConsulClient, where: Place, peer_id: str) -> None:
+    def __init__(self, consul: ConsulClient, where: Place, peer_id: str, key: str) -> None:
+        """`key`: the cluster's leader key."""
         self._consul = consul
         self._where = where
         self._peer_id = peer_id
+        self._key = f"/v1/kv/{key}"
+        self._serves = False
+        """What was said in the key last."""
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
@@ -82,7 +90,10 @@ class Publisher:
             self._changed.clear()
             wanted = self.wanted
             due = self._known == wanted
+            serves = wanted.role == roles.MASTER
             try:
+                if serves and not self._serves:
+                    await self._say(True)
                 if due and not roles.stands(await self._service(), wanted):
                     log.warning("the registration was replaced; writing it again")
                     self._known, due = None, False
@@ -95,10 +106,26 @@ class Publisher:
                 self._lost(error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            if not serves and self._serves:
+                await self._say(False)
             self._known = wanted
             self._written.set()
             if self.wanted == wanted:
                 await self._pause()
+
+    async def _say(self, serves: bool) -> None:
+        """Says in the leader key whether we serve, if it is ours; tried again at the next beat if that fails."""
+        try:
+            _, found = await self._consul.get(self._key)
+            index = roles.own_index(found, self._peer_id)
+            done = False
+            if index is not None:
+                # Leaves the session as it is, and does nothing to a key that was given away or taken meanwhile.
+                params = {"cas": str(index), "flags": str(leader_key.flags(serves=serves))}
+                done = await self._consul.put(self._key, self._peer_id.encode(), params=params) is True
+            self._serves = serves and done
+        except ConsulError as error:
+            log.info("the leader key could not be written", extra={"serves": serves, "reason": str(error)})
 
     async def _service(self) -> Any:
         _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")

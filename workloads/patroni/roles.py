@@ -6,6 +6,7 @@ check says that PostgreSQL answers. `writes` orders the calls so that bad news i
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,18 @@ def place(service: Any, proxy: Any) -> Place:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the sidecar's registration cannot be read: {error!r}") from error
+
+
+def own_index(entries: Any, peer_id: str) -> int | None:
+    """The index of the leader key while this member holds it, by the agent's answer for it; None: it is not ours."""
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("Session"):
+            try:
+                if base64.b64decode(entry["Value"]).decode() == peer_id:
+                    return int(entry["ModifyIndex"])
+            except (KeyError, TypeError, ValueError):
+                continue
+    return None
 
 
 def stands(service: Any, public: Public) -> bool:

@@ -63,7 +63,7 @@ class Supervisor:
         secrets = await self._passwords()
         database = Database(settings.run, settings.port, secrets.superuser)
         where = await self._place(consul)
-        publisher = Publisher(consul, where, settings.identity.peer_id)
+        publisher = Publisher(consul, where, settings.identity.peer_id, config.leader_key(settings))
         life = Life(self._program(), publisher, database)
         self._write_config(secrets, token, where)
         with _events(settings.run, life):

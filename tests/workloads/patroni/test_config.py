@@ -31,6 +31,13 @@ def test_session_falls_with_gossip_and_with_the_supervisors_check() -> None:
     assert (consul["host"], consul["token"]) == ("127.0.0.1:8500", "a-token")
 
 
+def test_the_leader_key_is_the_one_that_the_mesh_watches() -> None:
+    """What Patroni makes of namespace and scope, below the key prefix that the group is given."""
+    tree = rendered()
+    assert f"{tree['namespace'].strip('/')}/{tree['scope']}/leader" == config.leader_key(settings())
+    assert config.leader_key(settings()) == "service/demo/leader"
+
+
 def test_members_follow_the_route() -> None:
     """Replication, rewind and base backups go to the leader's name; the server itself listens on loopback only."""
     postgres = rendered()["postgresql"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from runtime import leader_key
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -26,7 +27,7 @@ async def publishing(made: World) -> AsyncIterator[Publisher]:
     consul = ConsulClient(Secret(member.token), port=member.http)
     _, service = await consul.get(f"/v1/agent/service/{member.service_id}")
     _, proxy = await consul.get(f"/v1/agent/service/{member.service_id}-sidecar-proxy")
-    it = Publisher(consul, roles.place(service, proxy), member.peer_id)
+    it = Publisher(consul, roles.place(service, proxy), member.peer_id, KEY)
     async with TaskScope() as scope:
         task = scope.start("publish", it.run())
         try:
@@ -36,19 +37,22 @@ async def publishing(made: World) -> AsyncIterator[Publisher]:
             await consul.close()
 
 
-async def _session(member: Member) -> str:
+KEY = f"service/{CLUSTER}/leader"
+
+
+async def _session(member: Member, name: str = "x") -> str:
     """A session as Patroni makes it, but for what ends it on a starved machine: gossip's check, a time to live."""
     client = ConsulClient(Secret(member.token), port=member.http)
     body = {"Checks": [f"{member.service_id}:member"], "LockDelay": "1ms", "Behavior": "delete"}
     made = await client.put("/v1/session/create", body)
-    key = await client.put(f"/v1/kv/service/{CLUSTER}/leader", b"x", params={"acquire": made["ID"]})
+    key = await client.put(f"/v1/kv/{KEY}", name.encode(), params={"acquire": made["ID"]})
     await client.close()
     assert key is True
     return str(made["ID"])
 
 
 async def _key(made: World) -> Any:
-    _, found = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
+    _, found = await made.consul.get(f"/v1/kv/{KEY}")
     return found
 
 
@@ -84,6 +88,31 @@ async def test_role_change_keeps_the_session() -> None:
                 await made.until(lambda role=role: made.tagged(role), f"it is published as {role}")
         _, found = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
         assert found[0]["Session"] == session
+
+
+async def test_leader_says_in_its_key_that_it_serves() -> None:
+    """The flag comes with the role and goes with it; the session holds the key throughout. Another's key is left."""
+    async with agents(1) as made, publishing(made) as it:
+
+        async def said(flags: int) -> bool:
+            found = await _key(made)
+            return bool(found) and (found[0]["Flags"], found[0]["Session"]) == (flags, session)
+
+        it.want(member=True, database=True, role="replica")
+        await it.in_catalog(healthy=True)
+        session = await made.until(lambda: _session(made.members[0], "postgres-0"), "a session holds the key")
+        assert await said(0)
+        for role, flags in (("master", leader_key.SERVES), (None, 0), ("replica", 0), ("master", leader_key.SERVES)):
+            it.want(role=role)
+            await it.reached()
+            assert await said(flags), role
+        it.want(role="replica")
+        await it.reached()
+        await made.consul.put(f"/v1/session/destroy/{session}")
+        session = await made.until(lambda: _session(made.members[0], "postgres-1"), "another one leads")
+        it.want(role="master")
+        await it.reached()
+        assert await said(0)
 
 
 async def test_a_placeholder_over_the_registration_is_replaced() -> None:

@@ -31,6 +31,24 @@ def test_a_registration_stands_until_somebody_replaces_it(public: Public) -> Non
 
 
 @pytest.mark.parametrize(
+    ("entries", "index"),
+    [
+        ([{"Value": "cGctMA==", "Session": "5e55", "ModifyIndex": 9}], 9),
+        ([{"Value": "cGctMA==", "ModifyIndex": 9}], None),
+        ([{"Value": "cGctMQ==", "Session": "5e55", "ModifyIndex": 9}], None),
+        ([{"Value": None, "Session": "5e55", "ModifyIndex": 9}], None),
+        ([{"Value": "cGctMA==", "Session": "5e55"}], None),
+        (["nonsense"], None),
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_own_leader_key(entries: Any, index: int | None) -> None:
+    """It is ours while a session holds it in our name; anything else is not to be written to."""
+    assert roles.own_index(entries, "pg-0") == index
+
+
+@pytest.mark.parametrize(
     ("action", "role", "tag"),
     [
         ("on_role_change", "primary", "master"),
