@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 from benchmarks.sides import Scene, Side
 from benchmarks.stage import ECHOES
@@ -60,39 +61,70 @@ class _Samples:
 
 
 def role_moves(scene: Scene) -> list[Row]:
-    """The role `master` moves from one instance to the other and back."""
-    samples = _Samples()
+    """The role `master` moves from one instance to the other and back: at once, and as a failover does it."""
+    at_once, failing_over = _Samples(), _Samples()
     for side in scene.sides:
         scene.settle(side, {ECHOES[0]: "master", ECHOES[1]: "replica"})
     roles = {side.name: ECHOES for side in scene.sides}
     for _ in range(scene.n(30, 3)):
-        for side in scene.sides:
+        for side, set_roles, kept in _ways(scene, at_once, failing_over):
             old, new = roles[side.name]
-            _move(scene, side, old, new, samples)
+            _move(scene, side, set_roles, old, new, kept)
             roles[side.name] = (new, old)
     what = (
         "role `master` moves, new connections every ≥ 1 ms. The anchor: two PUTs to two local agents (promotion, then "
-        "demotion). Ours, as the database's supervisor does it: the new leader takes the leader key, then says in it "
-        "that it serves; in between there is no leader, and a new connection fails instead of reaching the wrong one"
+        "demotion). Ours: one write, with which the new leader takes the leader key and says that it serves"
     )
     return [
-        samples.row("first call", "role moves → first new connection at the right instance, from the first call",
-                    Aim(of="p50", limit=0.2), what),
-        samples.row("return", "role moves → first new connection at the right instance, from the last call's return",
-                    Aim(of="p50", limit=0.1), "as above; negative: it answered before the second call returned"),
-        samples.row("last old", "role moves → last new connection at the old instance, from the first call",
+        *_rows(at_once, "role moves", what, aims=True),
+        *_rows(
+            failing_over,
+            "role fails over",
+            "as a promoted database has to do it, in two writes: the key, then that it serves. In between there is no "
+            "leader, and a new connection fails instead of reaching the wrong one",
+            aims=False,
+        ),
+    ]
+
+
+Ways = Iterator[tuple[Side, Callable[[dict[str, str]], tuple[float, float]], _Samples]]
+
+
+def _ways(scene: Scene, at_once: _Samples, failing_over: _Samples) -> Ways:
+    """Who moves the role how, in turns, and whose samples that makes."""
+    yield scene.ours, scene.ours.set_roles, at_once
+    yield scene.ours, scene.ours.fail_over, failing_over
+    if scene.theirs is not None:
+        yield scene.theirs, scene.theirs.set_roles, at_once
+
+
+def _rows(samples: _Samples, event: str, what: str, *, aims: bool) -> list[Row]:
+    first_call, back = (Aim(of="p50", limit=0.2), Aim(of="p50", limit=0.1)) if aims else (None, None)
+    return [
+        samples.row("first call", f"{event} → first new connection at the right instance, from the first call",
+                    first_call, what),
+        samples.row("return", f"{event} → first new connection at the right instance, from the last call's return",
+                    back, "as above; negative: it answered before the last call returned"),
+        samples.row("last old", f"{event} → last new connection at the old instance, from the first call",
                     None, "as above"),
-        samples.row("held", "role moves → connection held to the old instance is closed, from the first call",
+        samples.row("held", f"{event} → connection held to the old instance is closed, from the first call",
                     None, "as above; the anchor closes none (no figure)"),
     ]  # fmt: skip
 
 
-def _move(scene: Scene, side: Side, old: str, new: str, samples: _Samples) -> None:
+def _move(
+    scene: Scene,
+    side: Side,
+    set_roles: Callable[[dict[str, str]], tuple[float, float]],
+    old: str,
+    new: str,
+    samples: _Samples,
+) -> None:
     client, (host, port) = scene.stage.client, side.master
     client.do("hold", host=host, port=port)
     client.do("watch", host=host, port=port, pause=PAUSE)
     client.do("watch_until", answer=old[-1], times=20, seconds=SECONDS)
-    start, returned = side.set_roles({new: "master", old: "replica"})
+    start, returned = set_roles({new: "master", old: "replica"})
     client.do("watch_until", answer=new[-1], times=50, seconds=SECONDS)
     time.sleep(HELD_SECONDS)
     closed = client.do("hold_end")

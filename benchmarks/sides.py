@@ -56,32 +56,42 @@ class Ours:
         )
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
-        """As `Side`. A leader takes the leader key first, then says in it that it serves; tags change nothing more for
-        a caller, so they may come later."""
+        """As `Side`. A leader that serves already takes the leader key and says so in one write; tags change nothing
+        more for a caller, so they may come later."""
+        return self._set(roles, promotes=False)
+
+    def fail_over(self, roles: dict[str, str]) -> tuple[float, float]:
+        """As `set_roles`, for a leader that is promoted when it has the key: it says later that it serves."""
+        return self._set(roles, promotes=True)
+
+    def _set(self, roles: dict[str, str], *, promotes: bool) -> tuple[float, float]:
         bodies = {peer: self.body(peer, tag) for peer, tag in roles.items()}
         leader = next((peer for peer, role in roles.items() if role == "master"), None)
         if leader is None:
             return put_roles(self._stage, API, bodies)
-        started, index = self._take_key(leader)
-        returned = self._serve(leader, index)
+        took = self._take_key(leader, serves=not promotes)
+        returned = self._serve(leader, took) if promotes else float(took["end"])
         put_roles(self._stage, API, bodies)
-        return started, returned
+        return took["start"], returned
 
-    def _take_key(self, peer: str) -> tuple[float, int]:
-        """Moves the leader key to `peer` in one transaction; when that began, and the key's index."""
+    def _take_key(self, peer: str, *, serves: bool) -> dict[str, Any]:
+        """Moves the leader key to `peer` in one transaction; the answer."""
         helper = self._stage.helpers[peer]
         if peer not in self._sessions:
             made = helper.http("PUT", f"{API}/v1/session/create", {"LockDelay": "0s", "Behavior": "delete"})
             self._sessions[peer] = json.loads(made["body"])["ID"]
-        calls = [{"Verb": "lock", "Key": LEADER_KEY, "Value": _base64(peer), "Session": self._sessions[peer]}]
+        flags = leader_key.flags(serves=serves)
+        lock = {"Verb": "lock", "Key": LEADER_KEY, "Value": _base64(peer), "Session": self._sessions[peer]}
+        calls = [lock | {"Flags": flags}]
         if self._holder is not None:
             calls.insert(0, {"Verb": "unlock", "Key": LEADER_KEY, "Session": self._sessions[self._holder]})
         answer = helper.http("PUT", f"{API}/v1/txn", [{"KV": call} for call in calls])
         self._holder = peer
-        return answer["start"], int(json.loads(answer["body"])["Results"][-1]["KV"]["ModifyIndex"])
+        return answer
 
-    def _serve(self, peer: str, index: int) -> float:
+    def _serve(self, peer: str, took: dict[str, Any]) -> float:
         """Says in the leader key that its holder serves; when that was done."""
+        index = int(json.loads(took["body"])["Results"][-1]["KV"]["ModifyIndex"])
         call = {"Verb": "cas", "Key": LEADER_KEY, "Value": _base64(peer), "Index": index}
         call["Flags"] = leader_key.flags(serves=True)
         returned: float = self._stage.helpers[peer].http("PUT", f"{API}/v1/txn", [{"KV": call}])["end"]

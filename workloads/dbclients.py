@@ -15,15 +15,16 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psycopg
 
 CONNECT_SECONDS = 2
 """The shortest limit that libpq keeps."""
-RETRY_SECONDS = 0.02
-"""Between a failure and the next attempt: several clients that ask more often than that keep a small machine busy with
-being refused, while it has a leader to promote."""
+RETRY_SECONDS = 0.05
+"""Between a failure and the next attempt, give or take a half: clients that ask more often, or all at once, keep a
+small machine busy with being refused, while it has a leader to promote."""
 PATIENCE_SECONDS = 15.0
 """How long one statement may take before its client gives the connection up, as an application with a limit would."""
 
@@ -89,6 +90,7 @@ class Client(threading.Thread):
         self.failures: list[tuple[float, str]] = []
         """When an attempt or a connection failed, and how."""
         self._target = target
+        self._rng = Random()
         self._stopping = threading.Event()
         self._busy_since: float | None = None
         self._descriptor: int | None = None
@@ -104,7 +106,7 @@ class Client(threading.Thread):
                     self._work(connection)
             except (psycopg.Error, OSError) as error:
                 self.failures.append((time.monotonic(), f"{type(error).__name__}: {str(error).strip()[:160]}"))
-                self._stopping.wait(self._retry)
+                self._stopping.wait(self._retry * self._rng.uniform(0.5, 1.5))
             finally:
                 self._descriptor = self._busy_since = None
 

@@ -83,6 +83,8 @@ class Life:
         log.info("role announced", extra={"action": action, "role": role, "claim": self._claim})
         if roles.outdated(self._claim, self._publisher.wanted.role):
             self._publisher.want(role=None)
+        if self._claim == roles.MASTER:
+            self._publisher.promise()
         self._turn.set()
 
     def reload(self) -> None:

@@ -1,6 +1,6 @@
 """The process that becomes Patroni: a user that PostgreSQL accepts, then Patroni's own main program.
 
-`python -m workloads.patroni.member CONFIG`. Five things differ from `patroni CONFIG`:
+`python -m workloads.patroni.member CONFIG`. Six things differ from `patroni CONFIG`:
 
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
@@ -12,6 +12,7 @@
 - A leader that shuts down gives its key away at once: see `handover`.
 - It gives it away also where the supervisor has written to it meanwhile (`publisher`): Patroni goes by the version that
   it read.
+- A standby that takes over leaves out what can wait: see `takeover`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from workloads.patroni import handover
+from workloads.patroni import handover, takeover
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,7 @@ def main(config_file: str) -> None:
             watch_always(self.dcs)
             delete_surely(self.dcs)
             handover.hasten(self.postgresql, self.ha)
+            takeover.hasten(self.dcs, self.postgresql, self.ha)
 
     abstract_main(Member, config_file)
 

@@ -10,6 +10,7 @@ tag, through the agent's registration, for whoever goes by tags, and where the k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 from typing import Any
@@ -38,11 +39,16 @@ class Publisher:
         self._key = f"/v1/kv/{key}"
         self._serves = False
         """What was said in the key last."""
+        self._index: int | None = None
+        """Of the key, read ahead while a promotion is under way."""
+        self._promises = False
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
         self._moved = asyncio.Event()
         self.wanted = Public()
+        self.promoted = False
+        """The master was a replica until then: what its leader had in the database is there."""
 
     def want(self, *, member: bool | None = None, database: bool | None = None, role: str | None = "") -> None:
         """Changes what is wanted; None (for a role: "") leaves a part as it is. Returns at once."""
@@ -55,10 +61,17 @@ class Publisher:
         )
         if wanted != now:
             log.info("publishing", extra={"member": wanted.member, "database": wanted.database, "role": wanted.role})
+            if wanted.role == roles.MASTER != now.role:
+                self.promoted = now.role == roles.REPLICA
             self.wanted = wanted
             self._changed.set()
             self._moved.set()
             self._moved = asyncio.Event()
+
+    def promise(self) -> None:
+        """This member is about to serve as the master: what can be done before is done. Returns at once."""
+        self._promises = True
+        self._changed.set()
 
     async def leads(self, yes: bool) -> None:
         """Returns once this member is wanted as the master (or, with False, once it is not)."""
@@ -91,6 +104,12 @@ class Publisher:
             wanted = self.wanted
             due = self._known == wanted
             serves = wanted.role == roles.MASTER
+            if self._promises:
+                self._promises = False
+                await self._read_ahead()
+                if self.wanted == wanted:
+                    await self._pause()
+                continue
             try:
                 if serves and not self._serves:
                     await self._say(True)
@@ -113,19 +132,30 @@ class Publisher:
             if self.wanted == wanted:
                 await self._pause()
 
+    async def _read_ahead(self) -> None:
+        with contextlib.suppress(ConsulError):
+            self._index = await self._own_index()
+
     async def _say(self, serves: bool) -> None:
         """Says in the leader key whether we serve, if it is ours; tried again at the next beat if that fails."""
+        ahead, self._index = self._index, None
         try:
-            _, found = await self._consul.get(self._key)
-            index = roles.own_index(found, self._peer_id)
-            done = False
-            if index is not None:
-                # Leaves the session as it is, and does nothing to a key that was given away or taken meanwhile.
-                params = {"cas": str(index), "flags": str(leader_key.flags(serves=serves))}
-                done = await self._consul.put(self._key, self._peer_id.encode(), params=params) is True
+            done = await self._flag(ahead, serves) or await self._flag(await self._own_index(), serves)
             self._serves = serves and done
         except ConsulError as error:
             log.info("the leader key could not be written", extra={"serves": serves, "reason": str(error)})
+
+    async def _own_index(self) -> int | None:
+        _, found = await self._consul.get(self._key)
+        return roles.own_index(found, self._peer_id)
+
+    async def _flag(self, index: int | None, serves: bool) -> bool:
+        """Writes the key that had this index; whether it still had."""
+        if index is None:
+            return False
+        # Leaves the session as it is, and does nothing to a key that was given away or taken meanwhile.
+        params = {"cas": str(index), "flags": str(leader_key.flags(serves=serves))}
+        return await self._consul.put(self._key, self._peer_id.encode(), params=params) is True
 
     async def _service(self) -> Any:
         _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")

@@ -31,6 +31,8 @@ WAIT_SECONDS = 0.1
 """Between looks at what another process brings: a file, the sidecar's registration."""
 TOKEN_SECONDS = 1.0
 """Between looks at a token that may have been renewed; it is renewed long before it ends."""
+USERS_SECONDS = 1.0
+"""From a promotion to the look at the applications' roles."""
 TOKEN = "consul-token"
 
 
@@ -83,10 +85,15 @@ class Supervisor:
                 await consul.close()
 
     async def _keep_users(self, publisher: Publisher, database: Database) -> None:
-        """Makes the applications' roles each time that this member has become leader."""
+        """Makes the applications' roles each time that this member has become leader.
+
+        Those of the leader before it are in the database already, and have to log in first: a moment later will do.
+        """
         users = self._settings.users
         while users:
             await publisher.leads(True)
+            if publisher.promoted:
+                await asyncio.sleep(USERS_SECONDS)
             try:
                 for user in users:
                     await database.ensure_user(user.role, await self._read_secret(user.secret))

@@ -29,6 +29,7 @@ class Publisher:
             self.wanted = roles.Public(**now)
             story.append(f"{'member' if now['member'] else '-'}/{now['role']}")
     async def reached(self): pass
+    def promise(self): self.promised = True
     async def in_catalog(self, *, healthy): story.append(f"catalog {healthy}")
 class Database:
     state = None
@@ -128,7 +129,7 @@ async with TaskScope() as scope:
     it.on_event("on_start", "replica")
     await until(lambda: publisher.wanted.role == "replica")
     it.on_event("on_role_change", "primary")
-    print(publisher.wanted.role)
+    print(publisher.wanted.role, publisher.promised)
     database.state = False
     await until(lambda: publisher.wanted.role == "master")
     it.on_event("on_stop", "primary")
@@ -137,7 +138,7 @@ async with TaskScope() as scope:
     await until(lambda: not publisher.wanted.database)
     task.cancel()
 """
-    assert run(body, tmp_path) == ["replica", "None"]
+    assert run(body, tmp_path) == ["replica True", "None"]
 
 
 def test_leader_that_shuts_down_stays_published_until_it_has(tmp_path: Path) -> None:
