@@ -46,6 +46,19 @@ def test_a_key_is_made_once_and_its_public_half_put_in_place(cluster: Path, tmp_
     assert [file.read_text() for file in sorted((cluster / "compose").iterdir())] == texts
 
 
+def test_a_copy_is_told_that_it_shares_its_names_key(cluster: Path, tmp_path: Path) -> None:
+    """Two folders of one cluster's name get one key; a name of its own ends that."""
+    copy = Path(shutil.copytree(cluster, tmp_path / "mine"))
+    assert "warning" not in keygen(cluster).output
+    shared = keygen(copy)
+    assert "set cluster_name (it is 'starter') in mine/terraform.tfvars" in shared.output
+    (copy / "terraform.tfvars").write_text('cluster_name = "mine"\n')
+    own = keygen(copy)
+    assert "made the owner key" in own.output
+    assert "warning" not in own.output
+    assert (tmp_path / "config" / "cvm-mesh" / "mine.owner.pem").exists()
+
+
 def test_a_key_inside_a_checkout_is_refused(cluster: Path, tmp_path: Path) -> None:
     """What is in a checkout gets published."""
     (tmp_path / "project" / ".git").mkdir(parents=True)
