@@ -120,8 +120,8 @@ def keygen(cluster: str, key: Path | None) -> None:
         click.echo("the compose files have it already")
     elif not made and key is None:
         click.echo(
-            f"warning: this key was made before, for a cluster of the same name. If {found.folder.name} is to be another "
-            f"one, it needs its own: set cluster_name (it is {found.name!r}) in {found.folder.name}/terraform.tfvars, "
-            "and run this again",
+            f"warning: this key was made before, for a cluster of the same name. If {found.folder.name} is to be "
+            f"another one, it needs its own: set cluster_name (it is {found.name!r}) in "
+            f"{found.folder.name}/terraform.tfvars, and run this again",
             err=True,
         )

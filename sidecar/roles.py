@@ -35,7 +35,7 @@ class Choice:
 
     instances: tuple[Instance, ...]
     conflict: tuple[str, ...] = ()
-    """Peer IDs of all who claim the route's exclusive role, when there are several."""
+    """Peer IDs of all whose tags claim the route's exclusive role, when there are several."""
 
 
 def heard(before: Leader | None, holder: Holder, index: int, *, holding: bool) -> Leader:
@@ -66,7 +66,8 @@ def choose(
         return Choice(instances=(*listed, *remembered))
     conflict: tuple[str, ...] = ()
     if route.role in EXCLUSIVE_ROLES:
-        claims = sorted({instance.peer_id for instance in _claims(route.role, listed, leader)})
+        # By tag alone: at a change of leader the key is ahead of the old one's tag, and that is no conflict.
+        claims = sorted({instance.peer_id for instance in _claims(route.role, listed, None)})
         conflict = tuple(claims) if len(claims) > 1 else ()
     for role in (route.role, route.fallback):
         # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
