@@ -26,6 +26,8 @@ BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
 POLL_SECONDS = 0.02
+KEY_SECONDS = 1.0
+"""For what is said in the leader key, which the servers have to answer: what the local agent is told must not wait."""
 
 
 class Publisher:
@@ -133,17 +135,19 @@ class Publisher:
                 await self._pause()
 
     async def _read_ahead(self) -> None:
-        with contextlib.suppress(ConsulError):
-            self._index = await self._own_index()
+        with contextlib.suppress(ConsulError, TimeoutError):
+            async with asyncio.timeout(KEY_SECONDS):
+                self._index = await self._own_index()
 
     async def _say(self, serves: bool) -> None:
         """Says in the leader key whether we serve, if it is ours; tried again at the next beat if that fails."""
         ahead, self._index = self._index, None
         try:
-            done = await self._flag(ahead, serves) or await self._flag(await self._own_index(), serves)
-            self._serves = serves and done
-        except ConsulError as error:
-            log.info("the leader key could not be written", extra={"serves": serves, "reason": str(error)})
+            async with asyncio.timeout(KEY_SECONDS):
+                done = await self._flag(ahead, serves) or await self._flag(await self._own_index(), serves)
+                self._serves = serves and done
+        except (ConsulError, TimeoutError) as error:
+            log.info("the leader key could not be written", extra={"serves": serves, "reason": repr(error)})
 
     async def _own_index(self) -> int | None:
         _, found = await self._consul.get(self._key)
