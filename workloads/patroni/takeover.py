@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-TRIES = 3
+TRIES = 10
 """How often one timeline is asked for: PostgreSQL may still be on its way to it, and may never get there."""
 
 
