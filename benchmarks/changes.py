@@ -67,44 +67,45 @@ def role_moves(scene: Scene) -> list[Row]:
         scene.settle(side, {ECHOES[0]: "master", ECHOES[1]: "replica"})
     roles = {side.name: ECHOES for side in scene.sides}
     for _ in range(scene.n(30, 3)):
-        for side, set_roles, kept in _ways(scene, at_once, failing_over):
+        for side, set_roles, keeping in _ways(scene, at_once, failing_over):
             old, new = roles[side.name]
-            _move(scene, side, set_roles, old, new, kept)
+            _move(scene, side, set_roles, old, new, keeping)
             roles[side.name] = (new, old)
     what = (
         "role `master` moves, new connections every ≥ 1 ms. The anchor: two PUTs to two local agents (promotion, then "
         "demotion). Ours: one write, with which the new leader takes the leader key and says that it serves"
     )
     return [
-        *_rows(at_once, "role moves", what, aims=True),
+        *_rows(at_once, "role moves", what),
         *_rows(
             failing_over,
             "role fails over",
             "as a promoted database has to do it, in two writes: the key, then that it serves. In between there is no "
-            "leader, and a new connection fails instead of reaching the wrong one",
-            aims=False,
+            "leader, and a new connection fails instead of reaching the wrong one. The anchor knows one way only",
         ),
     ]
 
 
-Ways = Iterator[tuple[Side, Callable[[dict[str, str]], tuple[float, float]], _Samples]]
+SetRoles = Callable[[dict[str, str]], tuple[float, float]]
+"""`Side.set_roles`."""
 
 
-def _ways(scene: Scene, at_once: _Samples, failing_over: _Samples) -> Ways:
-    """Who moves the role how, in turns, and whose samples that makes."""
-    yield scene.ours, scene.ours.set_roles, at_once
-    yield scene.ours, scene.ours.fail_over, failing_over
+def _ways(
+    scene: Scene, at_once: _Samples, failing_over: _Samples
+) -> Iterator[tuple[Side, SetRoles, tuple[_Samples, ...]]]:
+    """Who moves the role how, in turns, and where that is a sample."""
+    yield scene.ours, scene.ours.set_roles, (at_once,)
+    yield scene.ours, scene.ours.fail_over, (failing_over,)
     if scene.theirs is not None:
-        yield scene.theirs, scene.theirs.set_roles, at_once
+        yield scene.theirs, scene.theirs.set_roles, (at_once, failing_over)
 
 
-def _rows(samples: _Samples, event: str, what: str, *, aims: bool) -> list[Row]:
-    first_call, back = (Aim(of="p50", limit=0.2), Aim(of="p50", limit=0.1)) if aims else (None, None)
+def _rows(samples: _Samples, event: str, what: str) -> list[Row]:
     return [
         samples.row("first call", f"{event} → first new connection at the right instance, from the first call",
-                    first_call, what),
+                    Aim(of="p50", limit=0.2), what),
         samples.row("return", f"{event} → first new connection at the right instance, from the last call's return",
-                    back, "as above; negative: it answered before the last call returned"),
+                    Aim(of="p50", limit=0.1), "as above; negative: it answered before the last call returned"),
         samples.row("last old", f"{event} → last new connection at the old instance, from the first call",
                     None, "as above"),
         samples.row("held", f"{event} → connection held to the old instance is closed, from the first call",
@@ -115,10 +116,10 @@ def _rows(samples: _Samples, event: str, what: str, *, aims: bool) -> list[Row]:
 def _move(
     scene: Scene,
     side: Side,
-    set_roles: Callable[[dict[str, str]], tuple[float, float]],
+    set_roles: SetRoles,
     old: str,
     new: str,
-    samples: _Samples,
+    keeping: tuple[_Samples, ...],
 ) -> None:
     client, (host, port) = scene.stage.client, side.master
     client.do("hold", host=host, port=port)
@@ -129,16 +130,13 @@ def _move(
     time.sleep(HELD_SECONDS)
     closed = client.do("hold_end")
     events = client.do("watch_stop")
-    samples.count(side, events)
-    answered = first(events, new[-1], start)
-    if answered is not None:
-        samples.add(side, "first call", answered - start)
-        samples.add(side, "return", answered - returned)
-    ended = last(events, old[-1])
-    if ended is not None:
-        samples.add(side, "last old", max(0.0, ended - start))
-    if closed is not None:
-        samples.add(side, "held", closed - start)
+    answered, ended = first(events, new[-1], start), last(events, old[-1])
+    for samples in keeping:
+        samples.count(side, events)
+        samples.add(side, "first call", None if answered is None else answered - start)
+        samples.add(side, "return", None if answered is None else answered - returned)
+        samples.add(side, "last old", None if ended is None else max(0.0, ended - start))
+        samples.add(side, "held", None if closed is None else closed - start)
 
 
 def checks(scene: Scene) -> list[Row]:

@@ -15,6 +15,8 @@ is cut without a round trip in between.
 Words: a client *holds* what it was sent or says it has; a name is *due* when it must be answered although nothing
 changed. `DeltaStream` and `StateStream` (state of the world) differ in what a request means and in what a response
 contains.
+
+Long because one set of rules for order and acknowledgement serves both variants, and would be in two places otherwise.
 """
 
 from __future__ import annotations

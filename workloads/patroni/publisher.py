@@ -106,7 +106,8 @@ class Publisher:
             wanted = self.wanted
             due = self._known == wanted
             serves = wanted.role == roles.MASTER
-            if self._promises:
+            if self._promises and due:
+                # What is to be told already goes first.
                 self._promises = False
                 await self._read_ahead()
                 if self.wanted == wanted:
@@ -131,7 +132,7 @@ class Publisher:
                 await self._say(False)
             self._known = wanted
             self._written.set()
-            if self.wanted == wanted:
+            if self.wanted == wanted and not self._promises:
                 await self._pause()
 
     async def _read_ahead(self) -> None:

@@ -15,7 +15,7 @@ from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.workloads.patroni.world import CLUSTER, Member, World, agents, placeholder, restart_agent
-from workloads.patroni import roles
+from workloads.patroni import publisher, roles
 from workloads.patroni.publisher import Publisher
 
 pytestmark = pytest.mark.timeout(600)
@@ -103,15 +103,20 @@ async def test_leader_says_in_its_key_that_it_serves() -> None:
         await it.in_catalog(healthy=True)
         session = await made.until(lambda: _session(made.members[0], "postgres-0"), "a session holds the key")
         assert await said(0)
-        for role, flags in (("master", leader_key.SERVES), (None, 0), ("replica", 0), ("master", leader_key.SERVES)):
-            if role == "replica":
-                # What is read ahead here is outdated when it is needed: the key is written by others, too.
-                it.promise()
-                await asyncio.sleep(0)
-                await made.consul.put(f"/v1/kv/{KEY}", b"postgres-0", params={"acquire": session})
+        for role, flags in (("master", leader_key.SERVES), (None, 0), ("replica", 0)):
             it.want(role=role)
             await it.reached()
             assert await said(flags), role
+
+        async def read_ahead() -> bool:
+            return it._index is not None
+
+        it.promise()
+        await made.until(read_ahead, "the key was read ahead")
+        await made.consul.put(f"/v1/kv/{KEY}", b"postgres-0", params={"acquire": session, "flags": "7"})
+        it.want(role="master")
+        await it.reached()
+        assert await said(leader_key.SERVES), "what was read ahead was outdated"
         it.want(role="replica")
         await it.reached()
         await made.consul.put(f"/v1/session/destroy/{session}")
@@ -119,6 +124,17 @@ async def test_leader_says_in_its_key_that_it_serves() -> None:
         it.want(role="master")
         await it.reached()
         assert await said(0)
+
+
+async def test_a_promise_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that is known when a promise is made is told at once, not at the next beat."""
+    monkeypatch.setattr(publisher, "BEAT_SECONDS", 600.0)
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="replica")
+        it.promise()
+        async with asyncio.timeout(60):
+            await it.reached()
+        await made.until(lambda: made.tagged("replica"), "it is published")
 
 
 async def test_a_placeholder_over_the_registration_is_replaced() -> None:
