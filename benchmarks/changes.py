@@ -130,6 +130,7 @@ def _move(
     time.sleep(HELD_SECONDS)
     closed = client.do("hold_end")
     events = client.do("watch_stop")
+    side.follow()
     answered, ended = first(events, new[-1], start), last(events, old[-1])
     for samples in keeping:
         samples.count(side, events)

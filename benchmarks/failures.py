@@ -45,6 +45,7 @@ def _our_agent(scene: Scene, number: int) -> float:
     agent.kill()
     scene.ours.set_roles(after)
     seen = scene.stage.client.do("until", host=host, port=port, answer=next(iter(after))[-1], seconds=SECONDS)
+    scene.ours.follow()
     if seen is None:
         raise BenchError(f"the new master did not answer within {SECONDS:g} s of the agent's end")
     return float(seen) - killed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from runtime import leader_key
 
 API = "http://127.0.0.1:8500"
 ROLE_SECONDS = 10.0
+FOLLOW_SECONDS = 0.5
+"""Until tags that followed are known everywhere: nobody's next measurement is to be disturbed."""
 LEADER_KEY = "service/bench/leader"
 """What the manifest names as the leader key of the route `echo-master` (topology.render)."""
 
@@ -31,6 +34,9 @@ class Side(Protocol):
         """Gives each peer its role, in this order, through its local agent; before the first call and after the last
         that a caller has to wait for."""
 
+    def follow(self) -> None:
+        """Does what a workload does later, when no caller waits for it any more."""
+
     def set_check(self, peer: str, verdict: str) -> tuple[float, float]:
         """`pass` or `fail` for a peer's check through its local agent; moments before and after."""
 
@@ -47,6 +53,8 @@ class Ours:
         self._sidecar_port = int(services["echo-echo-0-sidecar-proxy"]["Port"])
         self._sessions: dict[str, str] = {}
         self._holder: str | None = None
+        self._later: dict[str, dict[str, Any]] = {}
+        """Registrations whose tags are to follow."""
 
     def body(self, peer: str, tag: str) -> dict[str, Any]:
         """The registration of the instance in `peer`."""
@@ -57,7 +65,7 @@ class Ours:
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
         """As `Side`. A leader that serves already takes the leader key and says so in one write; tags change nothing
-        more for a caller, so they may come later."""
+        more for a caller, and follow later, as a database's do (`workloads.patroni.publisher`)."""
         return self._set(roles, promotes=False)
 
     def fail_over(self, roles: dict[str, str]) -> tuple[float, float]:
@@ -71,8 +79,15 @@ class Ours:
             return put_roles(self._stage, API, bodies)
         took = self._take_key(leader, serves=not promotes)
         returned = self._serve(leader, took) if promotes else float(took["end"])
-        put_roles(self._stage, API, bodies)
+        self._later = bodies
         return took["start"], returned
+
+    def follow(self) -> None:
+        """As `Side`: the tags."""
+        bodies, self._later = self._later, {}
+        if bodies:
+            put_roles(self._stage, API, bodies)
+            time.sleep(FOLLOW_SECONDS)
 
     def _take_key(self, peer: str, *, serves: bool) -> dict[str, Any]:
         """Moves the leader key to `peer` in one transaction; the answer."""
@@ -116,6 +131,9 @@ class Theirs:
         self.master, self.replica = UPSTREAMS["anchor-master"], UPSTREAMS["anchor-replica"]
         self.set_roles, self.set_check = anchor.set_roles, anchor.set_check
 
+    def follow(self) -> None:
+        """As `Side`: nothing is left to do."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -139,6 +157,7 @@ class Scene:
     def settle(self, side: Side, roles: dict[str, str]) -> None:
         """Sets roles and waits until the caller's view agrees. The first peer of a role is the one waited for."""
         side.set_roles(roles)
+        side.follow()
         for role, target in (("master", side.master), ("replica", side.replica)):
             wanted = [peer[-1] for peer, has in roles.items() if has == role]
             for answer in wanted:

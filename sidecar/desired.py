@@ -15,8 +15,8 @@ from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
-from topology.manifest import BackendEntry, GroupEntry, Manifest, RouteEntry
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
+from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
 
@@ -103,7 +103,7 @@ def desired(world: World) -> Desired:
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
-        spec=_spec(world, chosen),
+        spec=_spec(world, choices),
     )
 
 
@@ -167,7 +167,7 @@ def principals(
     )
 
 
-def _spec(world: World, chosen: Mapping[str, tuple[Instance, ...]]) -> Spec | None:
+def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
     identities = own_services(world.group, world.own)
     roots, address = world.roots, world.address
     if roots is None or address is None or any(service not in world.leaves for service in identities):
@@ -175,15 +175,7 @@ def _spec(world: World, chosen: Mapping[str, tuple[Instance, ...]]) -> Spec | No
     everyone = {name for group, entry in world.manifest.groups.items() for name in own_services(group, entry)}
     return Spec(
         egress=tuple(
-            EgressRoute(
-                name=route.name,
-                vip=route.vip,
-                port=route.port,
-                endpoints=tuple(sorted({Endpoint(address=i.address, port=i.port) for i in chosen[route.name]})),
-                identity=identities[0],
-                peer_sans=(service_uri(roots.trust_domain, world.datacenter, route.service),),
-                generation=generation(route, chosen[route.name]),
-            )
+            _egress(world, route, choices[route.name].instances, identities[0], roots.trust_domain)
             for route in world.manifest.routes
         ),
         ingress=tuple(
@@ -201,6 +193,37 @@ def _spec(world: World, chosen: Mapping[str, tuple[Instance, ...]]) -> Spec | No
         ),
         roots_pem=roots.pem,
     )
+
+
+def _egress(
+    world: World, route: RouteEntry, chosen: tuple[Instance, ...], identity: str, trust_domain: str
+) -> EgressRoute:
+    behind = {Endpoint(address=instance.address, port=instance.port) for instance in chosen}
+    sole: Sole | None = None
+    if route.role in EXCLUSIVE_ROLES:
+        # Envoy knows every slot that may come to lead: when one does, only that is to be said, and nothing ever of the
+        # others' health.
+        sole = Sole(endpoint=next(iter(behind), None))
+        behind |= _slots(world.manifest, route)
+    return EgressRoute(
+        name=route.name,
+        vip=route.vip,
+        port=route.port,
+        endpoints=tuple(sorted(behind)),
+        sole=sole,
+        identity=identity,
+        peer_sans=(service_uri(trust_domain, world.datacenter, route.service),),
+        generation=generation(route, chosen),
+    )
+
+
+def _slots(manifest: Manifest, route: RouteEntry) -> set[Endpoint]:
+    """Where the route's backend listens in each slot of its group, admitted or not."""
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    if group is None or backend is None:
+        return set()
+    return {Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
 
 
 def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Principal, ...]) -> Ingress:

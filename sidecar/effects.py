@@ -153,19 +153,19 @@ class Effects:
             self._refused("envoy", error)
             return
         self.problems.pop("envoy", None)
-        self._tell_moves(spec)
-        self._spec, self._terms = spec, terms
+        before, self._spec, self._terms = self._spec, spec, terms
         if self.snapshot is None or snapshot.version != self.snapshot.version:
             self.snapshot = snapshot
             self.xds.publish(snapshot)
             self.on_publish()
         self.snapshot = snapshot
+        self._tell_moves(before, spec)
 
-    def _tell_moves(self, spec: Spec) -> None:
+    def _tell_moves(self, before: Spec | None, spec: Spec) -> None:
         """One line per route whose holder of an exclusive role changes: its connections are cut with this update."""
-        before = {route.name: route.generation for route in self._spec.egress} if self._spec is not None else {}
+        generations = {route.name: route.generation for route in before.egress} if before is not None else {}
         for route in spec.egress:
-            was = before.get(route.name, route.generation)
+            was = generations.get(route.name, route.generation)
             if was != route.generation:
                 log.info(
                     "role moves", extra={"route": route.name, "was": _peer_of(was), "now": _peer_of(route.generation)}

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 AGAIN = Backoff(base=0.05, cap=1.0)
 """Between failures. The cap bounds how late changes are seen after the agent or the servers came back."""
 WAIT_SECONDS = 300.0
+TURNS = 3
+"""Of the event loop, from an answer to the next question: whoever carries out what the answer says goes first, as
+does whoever then tells Envoy."""
 
 
 Apply = Callable[[Any, int], None]
@@ -67,6 +70,8 @@ class Watches:
                     query.path, index=index, wait=WAIT_SECONDS, params=dict(query.params)
                 )
                 apply(tree, index)
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
             except (ConsulError, CatalogError) as error:
                 self._mark(query, fresh=False)
                 self.on_failure(error)

@@ -36,6 +36,8 @@ def check_egress(route: EgressRoute) -> None:
     _place(route.vip, route.port, entry)
     for endpoint in route.endpoints:
         _place(endpoint.address, endpoint.port, f"an endpoint of {entry}")
+    if route.sole is not None and route.sole.endpoint not in (None, *route.endpoints):
+        raise SpecError(f"{entry} leads to {route.sole.endpoint}; expected one of its endpoints, or nobody")
     if not route.peer_sans or not all(route.peer_sans):
         raise SpecError(
             f"{entry} has peer_sans {route.peer_sans!r}; expected the URI SAN of its service, or any server would do"

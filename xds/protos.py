@@ -132,6 +132,8 @@ with _stand_ins():
         ClusterDiscoveryType,
         ClusterEdsClusterConfig,
         ClusterLbPolicy,
+        ClusterLbSubsetConfig,
+        ClusterLbSubsetConfigLbSubsetSelector,
         OutlierDetection,
     )
     from envoy_data_plane.envoy.config.core.v3 import (
@@ -143,6 +145,7 @@ with _stand_ins():
         Http2ProtocolOptions,
         HttpProtocolOptions,
         KeepaliveSettings,
+        Metadata,
         SocketAddress,
         TransportSocket,
     )
@@ -193,7 +196,7 @@ with _stand_ins():
     from envoy_data_plane.envoy.service.discovery.v3 import Resource as DeltaResource
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
     from envoy_data_plane.envoy.type.v3 import Percent
-    from envoy_data_plane.google.protobuf import Any
+    from envoy_data_plane.google.protobuf import Any, Struct, Value
 
 
 class _Types(dict[str, type]):
@@ -232,6 +235,8 @@ __all__ = [
     "ClusterDiscoveryType",
     "ClusterEdsClusterConfig",
     "ClusterLbPolicy",
+    "ClusterLbSubsetConfig",
+    "ClusterLbSubsetConfigLbSubsetSelector",
     "ClusterLoadAssignment",
     "CommonTlsContext",
     "CommonTlsContextCombinedCertificateValidationContext",
@@ -256,6 +261,7 @@ __all__ = [
     "LbEndpoint",
     "Listener",
     "LocalityLbEndpoints",
+    "Metadata",
     "NetworkRbac",
     "OutlierDetection",
     "Percent",
@@ -279,6 +285,7 @@ __all__ = [
     "Secret",
     "SocketAddress",
     "StringMatcher",
+    "Struct",
     "SubjectAltNameMatcher",
     "SubjectAltNameMatcherSanType",
     "TcpProxy",
@@ -289,5 +296,6 @@ __all__ = [
     "TransportSocket",
     "UpstreamHttpOptions",
     "UpstreamTlsContext",
+    "Value",
     "VirtualHost",
 ]

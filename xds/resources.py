@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import tls
+from xds import subset, tls
 from xds.protos import (
     Address,
     CircuitBreakers,
@@ -74,7 +74,11 @@ def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
     cluster = _cluster(name)
     cluster.type = ClusterDiscoveryType.EDS
     cluster.eds_cluster_config = ClusterEdsClusterConfig(eds_config=tls.ads())
-    cluster.outlier_detection = _outliers()
+    if route.sole is None:
+        cluster.outlier_detection = _outliers()
+    else:
+        # And no outlier detection: where there is nowhere else to go, leaving out only delays the return.
+        cluster.lb_subset_config = subset.subsets()
     cluster.ignore_health_on_host_removal = True
     transport.egress_cluster(route, cluster)
     return cluster
@@ -83,13 +87,17 @@ def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
 def assignment(route: EgressRoute) -> ClusterLoadAssignment:
     """The route's endpoints, sorted, each once: another order in the catalog is not a change."""
     hosts = [_lb_endpoint(endpoint) for endpoint in sorted(set(route.endpoints))]
+    if route.sole is not None:
+        for host, endpoint in zip(hosts, sorted(set(route.endpoints)), strict=True):
+            host.metadata = subset.member(endpoint)
     return ClusterLoadAssignment(
         cluster_name=egress_cluster_name(route), endpoints=[LocalityLbEndpoints(lb_endpoints=hosts)] if hosts else []
     )
 
 
 def egress_listener(route: EgressRoute, transport: Transport) -> Listener:
-    """The listener on the VIP. Its one chain carries the generation in its name and nothing that changes otherwise."""
+    """The listener on the VIP. Its one chain carries the generation in its name, who the sole endpoint is, and nothing
+    that changes otherwise."""
     chain = FilterChain(
         name=f"{route.name}/{route.generation}", filters=transport.egress_filters(route, egress_cluster_name(route))
     )

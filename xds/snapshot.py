@@ -105,16 +105,17 @@ def _egress(route: EgressRoute, old: _Entry | None, transport: Transport) -> _En
     if old and old.entry == route:
         return old
     check.check_egress(route)
-    listener_from = (route.name, route.vip, route.port, route.generation)
+    listener_from = (route.name, route.vip, route.port, route.generation, route.sole)
+    has_sole = route.sole is not None
     parts = (
         _part(
             old,
             0,
             CLUSTER,
-            (route.name, route.identity, route.peer_sans),
+            (route.name, route.identity, route.peer_sans, has_sole),
             lambda: resources.egress_cluster(route, transport),
         ),
-        _part(old, 1, ENDPOINT, (route.name, route.endpoints), lambda: resources.assignment(route)),
+        _part(old, 1, ENDPOINT, (route.name, route.endpoints, has_sole), lambda: resources.assignment(route)),
         _part(old, 2, LISTENER, listener_from, lambda: resources.egress_listener(route, transport)),
     )
     return _Entry(entry=route, parts=parts)

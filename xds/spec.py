@@ -29,6 +29,14 @@ class Endpoint(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sole:
+    """The one endpoint that a route leads to."""
+
+    endpoint: Endpoint | None
+    """None: nobody, and new connections are closed at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EgressRoute:
     """A VIP and what is behind it."""
 
@@ -38,15 +46,18 @@ class EgressRoute:
     """IP address that local programs dial. One listener for each VIP and port."""
     port: int
     endpoints: tuple[Endpoint, ...]
-    """Ingresses of the instances that may be used now. Order and repetition mean nothing; empty closes new
-    connections at once."""
+    """Ingresses of the instances that may be used now, or (with `sole`) of all among which the one is. Order and
+    repetition mean nothing; empty closes new connections at once."""
     identity: str
     """Name of the leaf that we present."""
     peer_sans: tuple[str, ...]
     """URI SANs of which the server's certificate must carry one, compared exactly."""
     generation: str = ""
     """Part of the filter chain's name. A new value closes every connection held through this route at once, idle ones
-    too; as long as it stays, no other change of the route cuts anything (a changed address or port apart)."""
+    too; as long as it and `sole` stay, no other change of the route cuts anything (a changed address or port apart)."""
+    sole: Sole | None = None
+    """None: connections are spread over all endpoints. Set: they go to this one of them, and another one closes every
+    connection held through this route at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

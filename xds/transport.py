@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Protocol
 
-from xds import tls
+from xds import subset, tls
 from xds.protos import (
     Any,
     Cluster,
@@ -49,7 +49,7 @@ from xds.protos import (
     UpstreamHttpOptions,
     VirtualHost,
 )
-from xds.spec import EgressRoute, Ingress, Principal
+from xds.spec import EgressRoute, Ingress, Principal, Sole
 
 NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
@@ -91,7 +91,7 @@ class Transport(Protocol):
 
     def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
         """What an egress listener does with a connection. Must not depend on what may change without cutting:
-        endpoints, SANs."""
+        endpoints, SANs. `sole` is what it does depend on."""
 
     def egress_cluster(self, route: EgressRoute, cluster: Cluster) -> None:
         """Completes the route's cluster with what this transport needs."""
@@ -112,7 +112,7 @@ class ConnectStreams:
     _alpn = ("h2",)
 
     def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
-        proxy = _tcp_proxy(f"egress.{route.name}", cluster)
+        proxy = _tcp_proxy(f"egress.{route.name}", cluster, route.sole)
         # The authority only helps a reader of a trace: the ingress's own port says which server is meant, and a name
         # that decides nothing cannot be forged to any effect.
         proxy.tunneling_config = TcpProxyTunnelingConfig(hostname=f"{route.name}.mesh:{route.port}")
@@ -176,7 +176,11 @@ class OwnConnections:
     connection."""
 
     def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
-        return [_filter("envoy.filters.network.tcp_proxy", Any.pack(_tcp_proxy(f"egress.{route.name}", cluster)))]
+        return [
+            _filter(
+                "envoy.filters.network.tcp_proxy", Any.pack(_tcp_proxy(f"egress.{route.name}", cluster, route.sole))
+            )
+        ]
 
     def egress_cluster(self, route: EgressRoute, cluster: Cluster) -> None:
         cluster.transport_socket = tls.upstream(identity=route.identity, peer_sans=route.peer_sans, alpn=())
@@ -202,9 +206,14 @@ def _filter(name: str, config: Any) -> Filter:
     return Filter(name=name, typed_config=config)
 
 
-def _tcp_proxy(stat_prefix: str, cluster: str) -> TcpProxy:
+def _tcp_proxy(stat_prefix: str, cluster: str, sole: Sole | None = None) -> TcpProxy:
     # No idle timeout: a database connection may be silent for days. Dead peers are found by pings and TCP keep-alive.
-    return TcpProxy(stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER, max_connect_attempts=CONNECT_ATTEMPTS)
+    proxy = TcpProxy(
+        stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER, max_connect_attempts=CONNECT_ATTEMPTS
+    )
+    if sole is not None:
+        proxy.metadata_match = subset.only(sole)
+    return proxy
 
 
 def _http2(*, client: bool) -> Http2ProtocolOptions:

@@ -9,7 +9,7 @@ from sidecar import catalog
 from sidecar.catalog import Instance, Rule
 from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
-from xds.spec import EgressRoute, Endpoint, Ingress, Principal
+from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
 TRUST = "11111111-2222-3333-4444-555555555555.consul"
 
@@ -112,6 +112,23 @@ def test_no_spec_before_roots_leaves_and_address_are_there(missing: dict[str, ob
     wish = desired(world(**missing))
     assert wish.spec is None
     assert wish.names == {"api": "127.10.0.1"}
+
+
+def test_an_exclusive_route_knows_every_slot_and_leads_to_one() -> None:
+    """Nothing but the leader is to be said when it moves; the others' health says nothing to Envoy."""
+    routes = (dataclasses.replace(route("m", "api", role="master"), group="api", backend="api"),)
+    found = {
+        peer: catalog.instances([health(peer, f"100.96.0.1{peer[-1]}", tags=("master",))])
+        for peer in ("api-1", "api-0")
+    }
+    slots = tuple(Endpoint(address=peer.address, port=20001) for peer in manifest().groups["api"].peers)
+    assert slots
+    for listed in (found["api-0"], found["api-1"], ()):
+        spec = desired(world(manifest=manifest(routes=routes), catalog={"api": listed})).spec
+        assert spec is not None
+        leader = next((Endpoint(address=one.address, port=one.port) for one in listed), None)
+        assert spec.egress[0].sole == Sole(endpoint=leader)
+        assert set(spec.egress[0].endpoints) == {*slots, leader} - {None}
 
 
 def test_route_without_instances_has_no_endpoints() -> None:

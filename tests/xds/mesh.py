@@ -186,12 +186,12 @@ class Pair:
             else:
                 pytest.fail(f"nothing listens on {place}")
 
-    async def settles_on(self, answer: bytes) -> None:
-        """Fails unless connections soon get `answer` and go on to. Each worker of Envoy applies a change a moment
-        after the ACK, and may accept one connection that was waiting before it does."""
+    async def settles_on(self, answer: bytes, data: bytes = b"ping") -> None:
+        """Fails unless connections that send `data` soon get `answer` and go on to. Each worker of Envoy applies a
+        change a moment after the ACK, and may accept one connection that was waiting before it does."""
         row = 0
         for _ in range(200):
-            row = row + 1 if await self.ask() == answer else 0
+            row = row + 1 if await self.ask(data) == answer else 0
             if row == 8:
                 return
         pytest.fail(f"connections do not settle on {answer!r}")

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from runtime.secret import Secret
-from tests.xds.entries import LEAF, ingress, route, spec
+from tests.xds.entries import LEAF, endpoint, ingress, route, spec
 from xds.snapshot import build
-from xds.spec import Endpoint, Spec, SpecError
+from xds.spec import Endpoint, Sole, Spec, SpecError
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ from xds.spec import Endpoint, Spec, SpecError
         (spec(route(vip="worker")), "'worker'.*IP address"),
         (spec(route(port=0)), "'worker'.*port 0"),
         (spec(route(endpoints=(Endpoint(address="db.internal", port=1),))), "endpoint of egress route 'worker'"),
+        (spec(route(sole=Sole(endpoint=endpoint(3)))), "'worker' leads to .*one of its endpoints"),
         (spec(ingress(target=Endpoint(address="127.0.0.1", port=70000))), "target of ingress 'api'"),
         (spec(ingress("")), "'api'.*empty principal"),
         (spec(route("*")), "no usable name"),

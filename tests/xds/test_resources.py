@@ -6,6 +6,7 @@ from tests.xds.entries import ingress, route, spec
 from xds import resources
 from xds.protos import Cluster, ClusterLoadAssignment, Listener
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, build
+from xds.spec import Sole
 from xds.transport import ConnectStreams
 
 
@@ -37,6 +38,13 @@ def test_no_connection_is_limited_to_envoys_defaults() -> None:
     assert {limits.max_connections, limits.max_pending_requests, limits.max_requests, limits.max_retries} == {1_000_000}
     assert cluster.outlier_detection is not None
     assert cluster.outlier_detection.max_ejection_percent == 50
+
+
+def test_where_there_is_one_way_only_nothing_is_ejected() -> None:
+    """Ejecting a leader's endpoint would keep its callers away for seconds, and lead them to nobody instead."""
+    cluster = resources.egress_cluster(route(sole=Sole(endpoint=None)), ConnectStreams())
+    assert cluster.outlier_detection is None
+    assert cluster.lb_subset_config is not None
 
 
 def test_an_ingress_leads_to_its_local_server_only() -> None:

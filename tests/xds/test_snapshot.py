@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from tests.xds.entries import LEAF, PEM, endpoint, ingress, route, spec
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTES, SECRET, TYPES, Snapshot, build
-from xds.spec import Principal
+from xds.spec import Principal, Sole
 from xds.transport import ConnectStreams, OwnConnections
 
 
@@ -55,6 +56,7 @@ def test_equal_specs_give_equal_bytes_with_or_without_a_previous_snapshot() -> N
         ({"endpoints": (endpoint(1),)}, {"ClusterLoadAssignment"}),
         ({"endpoints": (endpoint(2), endpoint(1), endpoint(2))}, set()),
         ({"generation": "2"}, {"Listener"}),
+        ({"sole": Sole(endpoint=endpoint(1))}, {"Cluster", "ClusterLoadAssignment", "Listener"}),
         ({"peer_sans": ("spiffe://mesh/other",)}, {"Cluster"}),
         ({"vip": "127.10.0.6"}, {"Listener"}),
     ],
@@ -65,6 +67,14 @@ def test_a_change_touches_only_its_own_resource(change: dict[str, object], types
     after = build(spec(route(**change), route("other", vip="127.10.0.7")), before)
     assert changed(before, after) == types
     assert after.resources[CLUSTER]["egress/other"] is before.resources[CLUSTER]["egress/other"]
+
+
+def test_another_sole_endpoint_touches_only_the_listener() -> None:
+    """A role that moves is one resource: no client comes between two of them."""
+    ways = [Sole(endpoint=endpoint(1)), Sole(endpoint=endpoint(2)), Sole(endpoint=None)]
+    for was, now in itertools.permutations(ways, 2):
+        before = build(spec(route(sole=was)))
+        assert changed(before, build(spec(route(sole=now)), before)) == {"Listener"}
 
 
 def test_a_rotated_leaf_touches_only_its_secret() -> None:

@@ -18,7 +18,7 @@ import xds.transport as transport_module
 from runtime.tasks import TaskScope
 from tests.support import eventually
 from tests.xds.mesh import CALLEE, CALLER, INGRESS_PORT, PORT, Handler, Pair, closing, loopback, pair
-from xds.spec import Endpoint, Principal
+from xds.spec import Endpoint, Principal, Sole, Spec
 from xds.transport import ConnectStreams, OwnConnections, Transport
 
 OTHER = Principal(uri="spiffe://test/other")
@@ -213,23 +213,39 @@ def _answers(name: bytes) -> Handler:
     return serve
 
 
-async def test_a_leader_change_closes_held_connections_and_no_new_one_reaches_the_old_leader() -> None:
-    """Endpoints and generation in one publish: the first connection after the close is at the new leader."""
-    async with pair(serve=_answers(b"A")) as both:
+@both_transports
+async def test_a_leader_change_closes_held_connections_and_no_new_one_reaches_the_old_leader(
+    transport: Transport,
+) -> None:
+    """The listener alone is told: held connections end, the next one is at the new leader, or at nobody where there is
+    none, though all endpoints stay.
+    """
+    async with pair(transport=transport, serve=_answers(b"A")) as both:
         spec, other = both.ingress(), loopback()
         second = replace(spec.ingress[0], name="b", address=loopback(), target=Endpoint(address=other, port=PORT))
         await both.callee.apply(replace(spec, ingress=(*spec.ingress, second)))
         leaders = [Endpoint(address=address, port=INGRESS_PORT) for address in (both.address, second.address)]
         async with await asyncio.start_server(_answers(b"B"), other, PORT):  # type: ignore[arg-type]
+
+            def leads(leader: Endpoint | None) -> Spec:
+                return both.egress(both.route(endpoints=tuple(leaders), sole=Sole(endpoint=leader)))
+
+            await both.caller.apply(leads(leaders[0]))
             for term in range(20):
                 new = (term + 1) % 2
                 reader, writer = await both.dial()
-                writer.write(b"x")
-                assert await reader.readexactly(1) == b"AB"[1 - new : 2 - new]
-                both.caller.publish(both.egress(both.route(endpoints=(leaders[new],), generation=str(term))))
-                await closed((reader, writer))
+                with closing(writer):
+                    writer.write(b"x")
+                    assert await reader.readexactly(1) == b"AB"[1 - new : 2 - new]
+                    vacant = term % 5 == 0
+                    both.caller.publish(leads(None if vacant else leaders[new]))
+                    await closed((reader, writer))
+                if vacant:
+                    assert await both.ask(b"x") == b""
+                    both.caller.publish(leads(leaders[new]))
+                    # Nothing held says when the workers have it.
+                    await both.settles_on(b"AB"[new : new + 1], b"x")
                 assert await both.ask(b"x") == b"AB"[new : new + 1]
-                writer.transport.abort()
 
 
 async def _talk(stream: Stream) -> None:

@@ -3,8 +3,9 @@
 One task does all the writing, so that two changes never overtake each other; whoever has to know waits until the agent,
 or the catalog, has it.
 
-That a leader serves is said twice. First in its leader key, one write that every sidecar hears of at once; then by the
-tag, through the agent's registration, for whoever goes by tags, and where the key cannot be written.
+That a leader serves is said twice. First in its leader key, one write that every sidecar hears of at once; a moment
+later by the tag, through the agent's registration, for whoever goes by tags. Where the key cannot be written, the tag
+is all there is, and does not wait.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
 POLL_SECONDS = 0.02
+TAG_SECONDS = 1.0
+"""From the leader key to the tag. A registration is news to every sidecar, and keeps them and the servers as busy as
+the key did, in the moment in which all that has lost its leader connects again. That long a new leader has the tag of
+a replica, and readers: it answers them as well."""
 KEY_SECONDS = 1.0
 """For what is said in the leader key, which the servers have to answer: what the local agent is told must not wait."""
 
@@ -44,6 +49,8 @@ class Publisher:
         self._index: int | None = None
         """Of the key, read ahead while a promotion is under way."""
         self._promises = False
+        self._tag_at = 0.0
+        """When the tag of a leader that says in its key that it serves is due (the loop's clock)."""
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
@@ -104,22 +111,24 @@ class Publisher:
         while True:
             self._changed.clear()
             wanted = self.wanted
-            due = self._known == wanted
+            due = self._known == self._for_now(wanted)
             serves = wanted.role == roles.MASTER
             if self._promises and due:
                 # What is to be told already goes first.
                 self._promises = False
                 await self._read_ahead()
                 if self.wanted == wanted:
-                    await self._pause()
+                    await self._pause(BEAT_SECONDS)
                 continue
             try:
                 if serves and not self._serves:
                     await self._say(True)
-                if due and not roles.stands(await self._service(), wanted):
+                told = self._for_now(wanted)
+                due = due and self._known == told
+                if due and not roles.stands(await self._service(), told):
                     log.warning("the registration was replaced; writing it again")
                     self._known, due = None, False
-                calls = roles.beats(self._where, wanted) if due else self._calls(wanted)
+                calls = roles.beats(self._where, told) if due else self._calls(told)
                 for call in calls:
                     # Checks that an earlier registration had (the sidecar's placeholder) go.
                     params = {"replace-existing-checks": "true"} if call.path.endswith("/register") else None
@@ -130,10 +139,10 @@ class Publisher:
                 continue
             if not serves and self._serves:
                 await self._say(False)
-            self._known = wanted
+            self._known = told
             self._written.set()
             if self.wanted == wanted and not self._promises:
-                await self._pause()
+                await self._pause(BEAT_SECONDS if told == wanted else self._tag_at - self._now())
 
     async def _read_ahead(self) -> None:
         with contextlib.suppress(ConsulError, TimeoutError):
@@ -147,6 +156,7 @@ class Publisher:
             async with asyncio.timeout(KEY_SECONDS):
                 done = await self._flag(ahead, serves) or await self._flag(await self._own_index(), serves)
                 self._serves = serves and done
+                self._tag_at = self._now() + TAG_SECONDS
         except (ConsulError, TimeoutError) as error:
             log.info("the leader key could not be written", extra={"serves": serves, "reason": repr(error)})
 
@@ -162,6 +172,15 @@ class Publisher:
         params = {"cas": str(index), "flags": str(leader_key.flags(serves=serves))}
         return await self._consul.put(self._key, self._peer_id.encode(), params=params) is True
 
+    def _for_now(self, wanted: Public) -> Public:
+        """What the agent is to be told now: all but the tag of a leader whose key says that it serves."""
+        early = self._serves and wanted.role == roles.MASTER and self._now() < self._tag_at
+        return replace(wanted, role=self._known.role) if early and self._known is not None else wanted
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
     async def _service(self) -> Any:
         _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")
         return service
@@ -175,9 +194,9 @@ class Publisher:
             log.warning("agent refused an update", extra={"reason": str(error)})
         self._known = None
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(BEAT_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -126,6 +126,40 @@ async def test_leader_says_in_its_key_that_it_serves() -> None:
         assert await said(0)
 
 
+async def test_the_tag_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader whose key says that it serves has its old tag for a moment; all else is told at once."""
+    monkeypatch.setattr(publisher, "TAG_SECONDS", 600.0)
+    async with agents(1) as made, publishing(made) as it:
+        member = made.members[0]
+
+        async def told() -> tuple[Any, Any]:
+            _, service = await member.consul.get(f"/v1/agent/service/{member.service_id}")
+            _, checks = await member.consul.get("/v1/agent/checks")
+            return service["Tags"], checks[f"{member.service_id}:database"]["Status"]
+
+        async def said() -> bool:
+            return bool((await _key(made))[0]["Flags"])
+
+        it.want(member=True, database=True, role="replica")
+        await it.in_catalog(healthy=True)
+        await made.until(lambda: _session(member, "postgres-0"), "a session holds the key")
+        it.want(role="master")
+        await made.until(said, "the key says it")
+        it.want(database=False)
+
+        async def failed() -> bool:
+            return await told() == (["replica"], "critical")
+
+        await made.until(failed, "bad news does not wait, the tag does")
+        monkeypatch.setattr(publisher, "TAG_SECONDS", 0.0)
+        it.want(database=True, role=None)
+        await it.reached()
+        assert await told() == ([], "passing")
+        it.want(role="master")
+        await it.reached()
+        assert await told() == (["master"], "passing")
+
+
 async def test_a_promise_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that is known when a promise is made is told at once, not at the next beat."""
     monkeypatch.setattr(publisher, "BEAT_SECONDS", 600.0)
