@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DNS_ADDRESS = "127.10.0.53"
 DNS_PORT = 53
+TURNS = 2
+"""Of the event loop: the first wakes whoever sends a snapshot to Envoy, in the second it is sent."""
 
 
 class Effects:
@@ -86,8 +88,11 @@ class Effects:
                 self._refused("vips", error)
         if self.link is not None:
             self.link.set_peers(wish.peers)
-        # Before the names, which take longer to make than a moved endpoint: connections to the old one wait for it.
-        self._publish(wish.spec)
+        # Before the names, which take longer to make than a moved endpoint: connections to the old one wait for it. So
+        # whoever sends it to Envoy goes first.
+        if self._publish(wish.spec):
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
         names_changed = held is None or self._identity != identity or _names_of(held) != _names_of(wish)
         if names_changed or "names" in self.problems:
             self._names(wish, identity)
@@ -138,12 +143,13 @@ class Effects:
             self._identity = identity
             self.problems.pop("names", None)
 
-    def _publish(self, spec: Spec | None) -> None:
+    def _publish(self, spec: Spec | None) -> bool:
+        """Whether there is anything new for Envoy."""
         if self.xds is None or spec is None:
-            return
+            return False
         if spec == self._spec:
             self.problems.pop("envoy", None)
-            return
+            return False
         from xds.snapshot import build as build_snapshot
 
         try:
@@ -151,21 +157,22 @@ class Effects:
             snapshot = build_snapshot(settled, self.snapshot)
         except SpecError as error:
             self._refused("envoy", error)
-            return
+            return False
         self.problems.pop("envoy", None)
-        before, self._spec, self._terms = self._spec, spec, terms
-        if self.snapshot is None or snapshot.version != self.snapshot.version:
-            self.snapshot = snapshot
+        self._tell_moves(spec)
+        self._spec, self._terms = spec, terms
+        changed = self.snapshot is None or snapshot.version != self.snapshot.version
+        self.snapshot = snapshot
+        if changed:
             self.xds.publish(snapshot)
             self.on_publish()
-        self.snapshot = snapshot
-        self._tell_moves(before, spec)
+        return changed
 
-    def _tell_moves(self, before: Spec | None, spec: Spec) -> None:
+    def _tell_moves(self, spec: Spec) -> None:
         """One line per route whose holder of an exclusive role changes: its connections are cut with this update."""
-        generations = {route.name: route.generation for route in before.egress} if before is not None else {}
+        before = {route.name: route.generation for route in self._spec.egress} if self._spec is not None else {}
         for route in spec.egress:
-            was = generations.get(route.name, route.generation)
+            was = before.get(route.name, route.generation)
             if was != route.generation:
                 log.info(
                     "role moves", extra={"route": route.name, "was": _peer_of(was), "now": _peer_of(route.generation)}

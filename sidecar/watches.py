@@ -25,8 +25,8 @@ AGAIN = Backoff(base=0.05, cap=1.0)
 """Between failures. The cap bounds how late changes are seen after the agent or the servers came back."""
 WAIT_SECONDS = 300.0
 TURNS = 3
-"""Of the event loop, from an answer to the next question: whoever carries out what the answer says goes first, as
-does whoever then tells Envoy."""
+"""Of the event loop, from an answer to the next question: whoever carries out what it says goes first, and whoever then
+tells Envoy (`sidecar.effects`)."""
 
 
 Apply = Callable[[Any, int], None]

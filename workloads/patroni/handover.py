@@ -9,6 +9,9 @@ Why it is safe: the control file says *shut down* when the shutdown's checkpoint
 begins when every connection of a client has ended. From then on nobody can be told of a commit, and the end of the log
 is known. Only when a member that may lead has come to that end, too, does the key go.
 
+The key is given away also where the supervisor has written to it meanwhile (`publisher`): Patroni goes by the version
+that it read, and here by the session that holds it.
+
 A leader whose PostgreSQL was *killed* gives nothing away here: Patroni would, when it looks just then, while processes
 of PostgreSQL may be alive and acknowledge. That is the supervisor's, which sees to their death first.
 
@@ -47,8 +50,9 @@ def is_shut_down(data: Path) -> bool:
         return False
 
 
-def hasten(postgresql: Any, ha: Any) -> None:
-    """Has Patroni's `postgresql` and `ha` hand over as above."""
+def hasten(dcs: Any, postgresql: Any, ha: Any) -> None:
+    """Has Patroni's `dcs`, `postgresql` and `ha` hand over as above."""
+    _delete_surely(dcs)
     clock = _Clock()
     # Not by import: these two modules of Patroni cannot be imported in every order.
     _module(ha).time = clock.namespace
@@ -58,6 +62,21 @@ def hasten(postgresql: Any, ha: Any) -> None:
     postgresql.stop = _stop(postgresql, clock)
     ha.is_failover_possible = _patient(ha)
     ha.recover = _recover(postgresql, ha)
+
+
+def _delete_surely(dcs: Any) -> None:
+    delete = dcs._delete_leader
+
+    def deleting(leader: Any) -> bool:
+        """Whether the key is gone; also one that has another version than `leader`, while our own session holds it."""
+        if delete(leader):
+            return True
+        now = dcs.get_cluster().leader
+        if now is None or now.version == leader.version or now.session != leader.session:
+            return False
+        return bool(delete(now))
+
+    dcs._delete_leader = deleting
 
 
 def _module(it: Any) -> Any:

@@ -174,6 +174,7 @@ class Life:
                     await self._processes.ended()
         await self._processes.clear()
         self._publisher.want(member=False, database=False, role=None)
+        self._publisher.hurry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._publisher.reached()

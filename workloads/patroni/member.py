@@ -1,6 +1,6 @@
 """The process that becomes Patroni: a user that PostgreSQL accepts, then Patroni's own main program.
 
-`python -m workloads.patroni.member CONFIG`. Six things differ from `patroni CONFIG`:
+`python -m workloads.patroni.member CONFIG`. What differs from `patroni CONFIG`:
 
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
@@ -8,11 +8,8 @@
 - A member that has not said within 0.3 s how far it is gets its 2 s only if gossip does not call it failed: that is
   what took the leader key away, and the one who held it is most likely gone. One that lives after all, a false alarm,
   answers in time.
-- A replica never pauses without watching the leader key.
-- A leader that shuts down gives its key away at once: see `handover`.
-- It gives it away also where the supervisor has written to it meanwhile (`publisher`): Patroni goes by the version that
-  it read.
-- A standby that takes over leaves out what can wait: see `takeover`.
+- How a leader gives its key away, how a standby waits, takes the key and takes over: see `handover`, `standby`,
+  `acquire`, `takeover`.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from workloads.patroni import handover, takeover
+from workloads.patroni import acquire, handover, standby, takeover
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +37,6 @@ _USERS = ("postgres", "nobody", "daemon")
 """The first of these that the system has: PostgreSQL wants its user to have a name."""
 _ASK_SECONDS = 0.5
 _FIRST_SECONDS = 0.3
-_WATCH_SECONDS = 1.0
 
 
 def become_unprivileged(folders: tuple[Path, ...]) -> None:
@@ -136,32 +132,6 @@ def ask_twice(ask: Callable[[float], Any], seconds: float, failed: Callable[[], 
     return ask(seconds - brief)
 
 
-def watch_always(dcs: Any) -> None:
-    """Has a replica watch the leader key in every pause: in one of less than a second Patroni would sleep blindly."""
-    watch = dcs.watch
-
-    def watching(leader_version: int | None, timeout: float) -> bool:
-        done: bool = watch(leader_version, max(timeout, _WATCH_SECONDS) if leader_version else timeout)
-        return done
-
-    dcs.watch = watching
-
-
-def delete_surely(dcs: Any) -> None:
-    """Has the leader key deleted although it has another version than `leader`, as long as our own session holds it."""
-    delete = dcs._delete_leader
-
-    def deleting(leader: Any) -> bool:
-        if delete(leader):
-            return True
-        now = dcs.get_cluster().leader
-        if now is None or now.version == leader.version or now.session != leader.session:
-            return False
-        return bool(delete(now))
-
-    dcs._delete_leader = deleting
-
-
 def main(config_file: str) -> None:
     """Becomes Patroni. Returns when it has ended."""
     parent = os.getppid()
@@ -215,10 +185,10 @@ def main(config_file: str) -> None:
         def __init__(self, config: Any, logger: Any) -> None:
             super().__init__(config, logger)
             self.request = Request(config)
-            watch_always(self.dcs)
-            delete_surely(self.dcs)
-            handover.hasten(self.postgresql, self.ha)
+            standby.steady(self.dcs, self.ha)
+            handover.hasten(self.dcs, self.postgresql, self.ha)
             takeover.hasten(self.dcs, self.postgresql, self.ha)
+            acquire.hasten(self.dcs, self.ha)
 
     abstract_main(Member, config_file)
 

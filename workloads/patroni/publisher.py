@@ -5,7 +5,8 @@ or the catalog, has it.
 
 That a leader serves is said twice. First in its leader key, one write that every sidecar hears of at once; a moment
 later by the tag, through the agent's registration, for whoever goes by tags. Where the key cannot be written, the tag
-is all there is, and does not wait.
+is all there is, and does not wait. Nor does anything that still leads callers here; what a leader that has lost its key
+has to say does.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
 POLL_SECONDS = 0.02
-TAG_SECONDS = 1.0
-"""From the leader key to the tag. A registration is news to every sidecar, and keeps them and the servers as busy as
-the key did, in the moment in which all that has lost its leader connects again. That long a new leader has the tag of
-a replica, and readers: it answers them as well."""
+LATER_SECONDS = 1.0
+"""From the leader key to what only follows it: the tag of a new leader, and of an old one all but its member check.
+Each is news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that
+has lost its leader connects again. That long a new leader has the tag of a replica, and readers: it answers them too.
+"""
+LOOK_SECONDS = 0.25
+"""For the question whose the leader key is, asked before bad news is told: without an answer it is told at once."""
 KEY_SECONDS = 1.0
 """For what is said in the leader key, which the servers have to answer: what the local agent is told must not wait."""
 
@@ -49,8 +53,8 @@ class Publisher:
         self._index: int | None = None
         """Of the key, read ahead while a promotion is under way."""
         self._promises = False
-        self._tag_at = 0.0
-        """When the tag of a leader that says in its key that it serves is due (the loop's clock)."""
+        self._later_at = 0.0
+        """When what can wait is due (the loop's clock)."""
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
@@ -80,6 +84,11 @@ class Publisher:
     def promise(self) -> None:
         """This member is about to serve as the master: what can be done before is done. Returns at once."""
         self._promises = True
+        self._changed.set()
+
+    def hurry(self) -> None:
+        """Nothing that is wanted waits: this process is about to end. Returns at once."""
+        self._later_at = 0.0
         self._changed.set()
 
     async def leads(self, yes: bool) -> None:
@@ -122,7 +131,9 @@ class Publisher:
                 continue
             try:
                 if serves and not self._serves:
-                    await self._say(True)
+                    await self._say()
+                elif self._serves and not serves:
+                    await self._take_back(wanted)
                 told = self._for_now(wanted)
                 due = due and self._known == told
                 if due and not roles.stands(await self._service(), told):
@@ -137,28 +148,40 @@ class Publisher:
                 self._lost(error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            if not serves and self._serves:
-                await self._say(False)
             self._known = told
             self._written.set()
             if self.wanted == wanted and not self._promises:
-                await self._pause(BEAT_SECONDS if told == wanted else self._tag_at - self._now())
+                await self._pause(BEAT_SECONDS if told == wanted else self._later_at - self._now())
 
     async def _read_ahead(self) -> None:
         with contextlib.suppress(ConsulError, TimeoutError):
             async with asyncio.timeout(KEY_SECONDS):
                 self._index = await self._own_index()
 
-    async def _say(self, serves: bool) -> None:
-        """Says in the leader key whether we serve, if it is ours; tried again at the next beat if that fails."""
+    async def _say(self) -> None:
+        """Says in the leader key that we serve, if it is ours; tried again at the next beat if that fails."""
         ahead, self._index = self._index, None
         try:
             async with asyncio.timeout(KEY_SECONDS):
-                done = await self._flag(ahead, serves) or await self._flag(await self._own_index(), serves)
-                self._serves = serves and done
-                self._tag_at = self._now() + TAG_SECONDS
+                self._serves = await self._flag(ahead, True) or await self._flag(await self._own_index(), True)
         except (ConsulError, TimeoutError) as error:
-            log.info("the leader key could not be written", extra={"serves": serves, "reason": repr(error)})
+            log.info("the leader key could not be written", extra={"serves": True, "reason": repr(error)})
+        if self._serves:
+            self._later_at = self._now() + LATER_SECONDS
+
+    async def _take_back(self, wanted: Public) -> None:
+        """Says in the leader key that we serve no more. Where it is ours no longer, or falls with the member check,
+        nobody is led here by anything else that we have said.
+        """
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                index = await self._own_index() if wanted.member else None
+                self._serves = index is not None and not await self._flag(index, False)
+        except (ConsulError, TimeoutError) as error:
+            log.info("the leader key could not be written", extra={"serves": False, "reason": repr(error)})
+            return
+        if index is None:
+            self._later_at = self._now() + LATER_SECONDS
 
     async def _own_index(self) -> int | None:
         _, found = await self._consul.get(self._key)
@@ -173,9 +196,13 @@ class Publisher:
         return await self._consul.put(self._key, self._peer_id.encode(), params=params) is True
 
     def _for_now(self, wanted: Public) -> Public:
-        """What the agent is to be told now: all but the tag of a leader whose key says that it serves."""
-        early = self._serves and wanted.role == roles.MASTER and self._now() < self._tag_at
-        return replace(wanted, role=self._known.role) if early and self._known is not None else wanted
+        """What the agent is to be told now; all of it where nothing can wait."""
+        known = self._known
+        if known is None or self._now() >= self._later_at:
+            return wanted
+        if wanted.role == roles.MASTER:
+            return replace(wanted, role=known.role) if self._serves else wanted
+        return replace(known, member=wanted.member) if known.role == roles.MASTER else wanted
 
     @staticmethod
     def _now() -> float:

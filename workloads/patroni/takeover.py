@@ -2,28 +2,44 @@
 
 Three things that Patroni does on this way, each with a round trip to Consul's servers or to PostgreSQL:
 - It renews its session each time that it wakes. One that was renewed within a loop's wait is good for many more; should
-  it have ended nevertheless, taking the key fails, and Patroni makes a new one.
+  it have ended nevertheless, the key is not taken with it, and a new one is made (`acquire`).
 - It asks its PostgreSQL for the timeline over a new replication connection when it has not heard of the leader's
   timeline yet. Here it has: it is asked in a quiet moment.
 - It cleans up after whoever asked for a switchover. That is done beside the promotion.
+
+And one of PostgreSQL's: its startup process may hear of the promotion between two looks and go to sleep over it, for
+as long as it waits between two attempts to follow. It is told again until it has taken the request.
 
 That Patroni still has what is changed here is for the tests to say.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from workloads.patroni.processes import postmaster_pid
 
 TRIES = 10
 """How often one timeline is asked for: PostgreSQL may still be on its way to it, and may never get there."""
+NUDGE_SECONDS = 0.02
+"""Between two signals that a promotion waits."""
+NUDGES = 100
+REQUEST = "promote"
+"""The file in the data directory that asks for a promotion; the startup process removes it (PROMOTE_SIGNAL_FILE)."""
 
 
 def hasten(dcs: Any, postgresql: Any, ha: Any) -> None:
     """Has Patroni's `dcs`, `postgresql` and `ha` take over as above."""
     _keep_session(dcs, _Timeline(postgresql, ha).learn)
     _clean_up_aside(dcs)
+    _insist(postgresql)
 
 
 def _keep_session(dcs: Any, when_quiet: Callable[[], None]) -> None:
@@ -73,3 +89,28 @@ def _clean_up_aside(dcs: Any) -> None:
         return True
 
     dcs.manual_failover = manual_failover
+
+
+def _insist(postgresql: Any) -> None:
+    pg_ctl = postgresql.pg_ctl
+
+    def insisting(command: str, *args: str, **kwargs: Any) -> bool:
+        done = bool(pg_ctl(command, *args, **kwargs))
+        if done and command == "promote":
+            threading.Thread(target=nudge, args=(Path(postgresql.data_dir),), name="nudge", daemon=True).start()
+        return done
+
+    postgresql.pg_ctl = insisting
+
+
+def nudge(data: Path) -> None:
+    """Tells PostgreSQL on `data` that a promotion is asked for until it has seen that, as `pg_ctl promote` does: with a
+    signal upon which it looks for the file.
+    """
+    for _ in range(NUDGES):
+        time.sleep(NUDGE_SECONDS)
+        pid = postmaster_pid(data)
+        if pid is None or not (data / REQUEST).exists():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)

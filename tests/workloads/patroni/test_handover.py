@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import struct
@@ -43,6 +44,10 @@ class _Postgresql:
         return "handed over"
 
 
+class _Dcs:
+    def _delete_leader(self, leader: Any) -> bool: ...  # type: ignore[empty-body]
+
+
 class _Ha:
     def __init__(self, ready_after: int) -> None:
         self.asked: list[int] = []
@@ -75,7 +80,7 @@ def test_key_goes_when_a_standby_has_the_end(tmp_path: Path) -> None:
     """No pause, no program before the file says so, and whoever may follow is asked until it has everything."""
     _control(tmp_path, IN_PRODUCTION)
     postgresql, ha = _Postgresql(tmp_path), _Ha(ready_after=2)
-    handover.hasten(postgresql, ha)
+    handover.hasten(_Dcs(), postgresql, ha)
     story: list[object] = []
 
     def on_shutdown(checkpoint: int, previous: int) -> None:
@@ -99,7 +104,7 @@ def test_nobody_has_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Then Patroni waits for the process' end, as ever: the answer is no after a bounded time."""
     monkeypatch.setattr(handover, "PATIENCE_SECONDS", 0.05)
     ha = _Ha(ready_after=1 << 30)
-    handover.hasten(_Postgresql(tmp_path), ha)
+    handover.hasten(_Dcs(), _Postgresql(tmp_path), ha)
     assert ha.is_failover_possible(cluster_lsn=5) is False
     assert len(ha.asked) > 1
 
@@ -109,7 +114,7 @@ def test_a_pause_elsewhere_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Only the one within a hand-over is left out."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    handover.hasten(_Postgresql(tmp_path), _Ha(0))
+    handover.hasten(_Dcs(), _Postgresql(tmp_path), _Ha(0))
     sys.modules[__name__].time.sleep(2)
     assert slept == [2]
 
@@ -126,7 +131,7 @@ def test_a_killed_leader_is_left_to_the_supervisor(
     ha.leads = leads
     if killed:
         (tmp_path / "postmaster.pid").touch()
-    handover.hasten(_Postgresql(tmp_path), ha)
+    handover.hasten(_Dcs(), _Postgresql(tmp_path), ha)
     assert ha.recover() == "recovered"
     assert slept == [handover.KILLED_SECONDS] * waits
 
@@ -140,6 +145,49 @@ def test_what_is_not_shut_down(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "global" / "pg_control").write_bytes(content)
     assert not handover.is_shut_down(tmp_path)
+
+
+@dataclasses.dataclass
+class Lead:
+    """A leader key as Patroni read it."""
+
+    version: int
+    session: str = "ours"
+
+
+@pytest.mark.parametrize(
+    ("now", "deleted", "calls"),
+    [
+        (Lead(7), True, [7]),
+        (Lead(9), True, [7, 9]),
+        (Lead(9, "another's"), False, [7]),
+        (None, False, [7]),
+    ],
+    ids=["as it was read", "written to", "taken", "gone"],
+)
+def test_key_is_given_away_also_when_it_was_written_to(now: Lead | None, deleted: bool, calls: list[int]) -> None:
+    """Only the version that is there can be deleted, and only while the same session holds it."""
+    asked = []
+
+    class Dcs:
+        """Where keys are kept."""
+
+        def get_cluster(self) -> Any:
+            """What is there now."""
+            return SimpleNamespace(leader=now)
+
+        def _delete_leader(self, leader: Lead) -> bool:
+            asked.append(leader.version)
+            return leader == now
+
+    dcs = Dcs()
+    handover._delete_surely(dcs)
+    assert dcs._delete_leader(Lead(7)) is deleted
+    assert asked == calls
+    source = inspect.getsource(importlib.import_module("patroni.dcs.consul").Consul)
+    assert "cas=int(leader.version)" in source
+    assert "Leader(leader['ModifyIndex'], leader.get('Session'), member)" in source
+    assert "self._delete_leader(leader)" in inspect.getsource(importlib.import_module("patroni.dcs").AbstractDCS)
 
 
 def test_patroni_is_as_expected() -> None:

@@ -29,6 +29,7 @@ class Publisher:
             self.wanted = roles.Public(**now)
             story.append(f"{'member' if now['member'] else '-'}/{now['role']}")
     async def reached(self): pass
+    def hurry(self): pass
     def promise(self): self.promised = True
     async def in_catalog(self, *, healthy): story.append(f"catalog {healthy}")
 class Database:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import os
@@ -10,13 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests.support import ROOT, process_runs
-from workloads.patroni.member import ask_twice, consul_address, delete_surely, has_failed, watch_always
+from workloads.patroni.member import ask_twice, consul_address, has_failed
 
 
 @pytest.mark.parametrize(
@@ -84,69 +81,6 @@ def test_another_error_is_handed_on_at_once() -> None:
 
     with pytest.raises(ConnectionRefusedError, match=r"0\.3"):
         ask_twice(refuse, 2.0, lambda: pytest.fail("nobody needs to be looked up"))
-
-
-@pytest.mark.parametrize(
-    ("version", "pause", "watched"), [(7, 0.2, 1.0), (7, 1.8, 1.8), (None, 0.2, 0.2)], ids=["short", "long", "leader"]
-)
-def test_a_replica_watches_in_every_pause(version: int | None, pause: float, watched: float) -> None:
-    """Patroni watches for a second at least or not at all; a leader, who watches nothing, pauses as it would."""
-    seen: list[tuple[int | None, float]] = []
-
-    class Dcs:
-        def watch(self, leader_version: int | None, timeout: float) -> bool:
-            seen.append((leader_version, timeout))
-            return True
-
-    dcs = Dcs()
-    watch_always(dcs)
-    assert dcs.watch(version, pause) is True
-    assert seen == [(version, watched)]
-    consul = importlib.import_module("patroni.dcs.consul")
-    assert "while timeout >= 1:" in inspect.getsource(consul.Consul.watch)
-
-
-@dataclasses.dataclass
-class Lead:
-    """A leader key as Patroni read it."""
-
-    version: int
-    session: str = "ours"
-
-
-@pytest.mark.parametrize(
-    ("now", "deleted", "calls"),
-    [
-        (Lead(7), True, [7]),
-        (Lead(9), True, [7, 9]),
-        (Lead(9, "another's"), False, [7]),
-        (None, False, [7]),
-    ],
-    ids=["as it was read", "written to", "taken", "gone"],
-)
-def test_key_is_given_away_also_when_it_was_written_to(now: Lead | None, deleted: bool, calls: list[int]) -> None:
-    """Only the version that is there can be deleted, and only while the same session holds it."""
-    asked = []
-
-    class Dcs:
-        """Where keys are kept."""
-
-        def get_cluster(self) -> Any:
-            """What is there now."""
-            return SimpleNamespace(leader=now)
-
-        def _delete_leader(self, leader: Lead) -> bool:
-            asked.append(leader.version)
-            return leader == now
-
-    dcs = Dcs()
-    delete_surely(dcs)
-    assert dcs._delete_leader(Lead(7)) is deleted
-    assert asked == calls
-    source = inspect.getsource(importlib.import_module("patroni.dcs.consul").Consul)
-    assert "cas=int(leader.version)" in source
-    assert "Leader(leader['ModifyIndex'], leader.get('Session'), member)" in source
-    assert "self._delete_leader(leader)" in inspect.getsource(importlib.import_module("patroni.dcs").AbstractDCS)
 
 
 def test_patroni_asks_as_expected() -> None:

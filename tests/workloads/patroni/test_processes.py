@@ -109,3 +109,24 @@ other.kill(); other.wait()
 print(processes.postmaster_pid(data))
 """
     assert run(body, tmp_path) == "False\nFalse None\nTrue False\nNone"
+
+
+def test_descendants_are_found_with_and_without_the_kernels_lists(tmp_path: Path) -> None:
+    """However deep, and whoever of a parent's threads started them; nobody else, and nothing for one that is gone."""
+    body = """
+start_thread = 'import subprocess, sys, threading; '
+start_thread += 'threading.Thread(target=lambda: subprocess.run([sys.executable, *sys.argv[1:]])).start()'
+inner = "import pathlib, os, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+outside = subprocess.Popen(["sleep", "600"])
+child = subprocess.Popen([sys.executable, "-c", start_thread, "-c", inner, str(folder / "pid")])
+while not (folder / "pid").exists() or not (folder / "pid").read_text(): await asyncio.sleep(0.01)
+grandchild = int((folder / "pid").read_text())
+lists = processes.descendants(child.pid), set(processes.descendants(os.getpid()))
+def no_lists(_): raise processes.NoListsError
+processes._of_task = no_lists
+scans = processes.descendants(child.pid), set(processes.descendants(os.getpid()))
+print(lists == scans == ([grandchild], {child.pid, grandchild, outside.pid}))
+os.kill(grandchild, 9), child.wait(), outside.kill(), outside.wait()
+print(processes._children(child.pid))
+"""
+    assert run(body, tmp_path) == "True\n[]"

@@ -128,7 +128,7 @@ async def test_leader_says_in_its_key_that_it_serves() -> None:
 
 async def test_the_tag_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader whose key says that it serves has its old tag for a moment; all else is told at once."""
-    monkeypatch.setattr(publisher, "TAG_SECONDS", 600.0)
+    monkeypatch.setattr(publisher, "LATER_SECONDS", 600.0)
     async with agents(1) as made, publishing(made) as it:
         member = made.members[0]
 
@@ -151,13 +151,55 @@ async def test_the_tag_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
             return await told() == (["replica"], "critical")
 
         await made.until(failed, "bad news does not wait, the tag does")
-        monkeypatch.setattr(publisher, "TAG_SECONDS", 0.0)
+        monkeypatch.setattr(publisher, "LATER_SECONDS", 0.0)
         it.want(database=True, role=None)
         await it.reached()
-        assert await told() == ([], "passing")
+        assert (await told(), await said()) == (([], "passing"), False), "the key was its own: all is told at once"
         it.want(role="master")
         await it.reached()
         assert await told() == (["master"], "passing")
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+async def test_what_led_through_the_key_is_told_later(monkeypatch: pytest.MonkeyPatch, crashes: bool) -> None:
+    """A leader that dies tells its member check, which the key hangs on; one without it tells nothing yet."""
+    async with agents(1) as made, publishing(made) as it:
+        member = made.members[0]
+
+        async def told() -> tuple[Any, ...]:
+            _, service = await member.consul.get(f"/v1/agent/service/{member.service_id}")
+            _, checks = await member.consul.get("/v1/agent/checks")
+            return (
+                service["Tags"],
+                *(checks[f"{member.service_id}:{name}"]["Status"] for name in ("member", "database")),
+            )
+
+        it.want(member=True, database=True, role="replica")
+        await it.in_catalog(healthy=True)
+        session = await made.until(lambda: _session(member, "postgres-0"), "a session holds the key")
+        it.want(role="master")
+        await it.reached()
+        assert await told() == (["master"], "passing", "passing")
+        monkeypatch.setattr(publisher, "LATER_SECONDS", 600.0)
+        if crashes:
+            it.want(member=False, database=False, role=None)
+            await it.in_catalog(healthy=False)
+            assert await told() == (["master"], "critical", "passing")
+        else:
+            await made.consul.put(f"/v1/session/destroy/{session}")
+            it.want(database=False, role=None)
+
+            async def taken_back() -> bool:
+                return not it._serves
+
+            await made.until(taken_back, "it was seen that the key is gone")
+            it.want(database=True, role="replica")
+            await asyncio.sleep(0.1)
+            assert await told() == (["master"], "passing", "passing")
+            it.want(database=False, role=None)
+        it.hurry()
+        await it.reached()
+        assert await told() == ([], "critical" if crashes else "passing", "critical")
 
 
 async def test_a_promise_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

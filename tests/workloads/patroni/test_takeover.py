@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,10 +41,16 @@ class _Postgresql:
     """Knows the timelines that it is asked about, one connection each."""
 
     role, state = "replica", "running"
+    data_dir = "/nonexistent"
 
     def __init__(self, timeline: int) -> None:
         self.timeline = timeline
+        self.commands: list[tuple[str, ...]] = []
         self.asked: list[int] = []
+
+    def pg_ctl(self, *command: str) -> bool:
+        self.commands.append(command)
+        return True
 
     def replica_cached_timeline(self, primary_timeline: int) -> int:
         self.asked.append(primary_timeline)
@@ -105,6 +114,49 @@ def test_cleaning_up_is_waited_for_by_nobody() -> None:
     assert dcs.manual_failover("", "", version=3) is False
     assert dcs.manual_failover("a", "", None) is False
     assert dcs.asked[1:] == [("", "", None, 3), ("a", "", None, None)]
+
+
+def test_a_promotion_is_asked_for_until_it_was_heard(tmp_path: Path) -> None:
+    """A signal that the startup process sleeps over costs half a second; one more wakes it, and one too many none."""
+    code = """
+import pathlib, signal, sys
+data = pathlib.Path(sys.argv[1])
+heard = []
+def hear(*_):
+    heard.append(1)
+    if len(heard) == 3: (data / 'promote').unlink()
+signal.signal(signal.SIGUSR1, hear)
+print('listens', flush=True)
+sys.stdin.read()
+print(len(heard))
+"""
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as postmaster:
+        assert postmaster.stdout is not None
+        assert postmaster.stdout.readline() == "listens\n"
+        (tmp_path / "postmaster.pid").write_text(f"{postmaster.pid}\n")
+        _, postgresql, _ = _made()
+        postgresql.data_dir = str(tmp_path)
+        (tmp_path / "promote").touch()
+        assert postgresql.pg_ctl("reload") is True
+        takeover.nudge(tmp_path)
+        assert not (tmp_path / "promote").exists()
+        takeover.nudge(tmp_path)
+        told, _ = postmaster.communicate()
+    assert told == "3\n"
+    (tmp_path / "promote").touch()
+    takeover.nudge(tmp_path)
+    assert postgresql.commands == [("reload",)]
+
+
+def test_a_promotion_is_followed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thread, and nothing else is."""
+    nudged = threading.Event()
+    monkeypatch.setattr(takeover, "nudge", lambda data: nudged.set() if data == Path("/nonexistent") else None)
+    _, postgresql, _ = _made()
+    assert postgresql.pg_ctl("promote", "-W") is True
+    assert nudged.wait(5)
+    assert postgresql.commands == [("promote", "-W")]
 
 
 def test_patroni_has_what_is_changed() -> None:

@@ -1,0 +1,152 @@
+"""How a standby stands by; test_supervisor.py has the real one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workloads.patroni import standby
+
+
+class _Dcs:
+    """Notes what is watched."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int | None, float]] = []
+        self.cluster: Any = None
+
+    def watch(self, leader_version: int | None, timeout: float) -> bool:
+        self.seen.append((leader_version, timeout))
+        return True
+
+
+class _Ha:
+    """A member in a cluster; loading it shows what there is by then."""
+
+    def __init__(self, **changes: Any) -> None:
+        values = {"role": "replica", "state": "running", "primary": False, "leader": None, "paused": False} | changes
+        self._leader = values["leader"]
+        self._paused = values["paused"]
+        self.cluster = SimpleNamespace(is_unlocked=lambda: pytest.fail("it is loaded first"))
+        self.state_handler = SimpleNamespace(
+            role=values["role"], state=values["state"], is_primary=lambda: values["primary"]
+        )
+        self.story: list[str] = []
+        self.failsafe: str | None = None
+        self._failsafe = self
+        self._rewind = SimpleNamespace(trigger_check_diverged_lsn=lambda: self.story.append("check"))
+
+    def load_cluster_from_dcs(self) -> None:
+        self.story.append("load")
+        leader = self._leader or self.failsafe
+        self.cluster = SimpleNamespace(
+            is_unlocked=lambda: self._leader is None, leader=leader and SimpleNamespace(name=leader)
+        )
+
+    @property
+    def leader(self) -> Any:
+        return self.failsafe and SimpleNamespace(name=self.failsafe)
+
+    def set_is_active(self, value: float) -> None:
+        assert value == 0
+        self.failsafe = None
+
+    def update_failsafe(self, data: dict[str, Any]) -> int:
+        self.failsafe = data["name"]
+        return 7
+
+    def is_paused(self) -> bool:
+        return bool(self._paused)
+
+    def is_standby_cluster(self) -> bool:
+        return False
+
+    def follow(self, demote_reason: str, follow_reason: str, refresh: bool = True) -> str:
+        self.story.append(f"follow {refresh}")
+        return f"{demote_reason}/{follow_reason}"
+
+
+@pytest.mark.parametrize(
+    ("version", "pause", "watched"), [(7, 0.2, 1.0), (7, 1.8, 1.8), (None, 0.2, 0.2)], ids=["short", "long", "leader"]
+)
+def test_a_replica_watches_in_every_pause(version: int | None, pause: float, watched: float) -> None:
+    """Patroni watches for a second at least or not at all; a leader, who watches nothing, pauses as it would."""
+    dcs = _Dcs()
+    standby.steady(dcs, _Ha())
+    assert dcs.watch(version, pause) is True
+    assert dcs.seen == [(version, watched)]
+    consul = importlib.import_module("patroni.dcs.consul")
+    assert "while timeout >= 1:" in inspect.getsource(consul.Consul.watch)
+
+
+def test_a_replica_goes_on_following_the_name() -> None:
+    """Nothing is configured anew while nobody leads; where its log went another way is looked at with the next."""
+    ha = _Ha()
+    standby.steady(_Dcs(), ha)
+    assert ha.follow("d", "f") == "waiting for the next leader"
+    assert ha.story == ["load", "check"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"leader": "pg-1"}, {"primary": True}, {"role": "demoted"}, {"state": "starting"}, {"paused": True}],
+    ids=["there is a leader", "a primary", "a demoted one", "not running", "paused"],
+)
+def test_everybody_else_follows_as_ever(changes: dict[str, Any]) -> None:
+    """The cluster is not loaded twice for it."""
+    ha = _Ha(**changes)
+    standby.steady(_Dcs(), ha)
+    assert ha.follow("d", "f") == "d/f"
+    assert ha.story == ["load", "follow False"]
+
+
+@pytest.mark.parametrize(
+    ("known", "answer"),
+    [("pg-1", "pg-1 leads"), ("pg-0", 7), (None, 7), ("nothing", 7)],
+    ids=["another", "the same", "nobody", "Consul is away"],
+)
+def test_a_leader_without_consul_goes_on_unless_another_is_known(known: str | None, answer: int | str) -> None:
+    """What Consul said last decides; without Consul there is nothing to go by but the leader's word."""
+    dcs, ha = _Dcs(), _Ha()
+    standby.steady(dcs, ha)
+    if known != "nothing":
+        dcs.cluster = SimpleNamespace(leader=known and SimpleNamespace(name=known))
+    assert ha.update_failsafe({"name": "pg-0"}) == answer
+    assert ha.failsafe == ("pg-0" if answer == 7 else None)
+
+
+@pytest.mark.parametrize(("leader", "kept"), [("pg-1", None), ("pg-0", "pg-0"), (None, "pg-0")])
+def test_a_word_of_before_is_forgotten_with_the_next_leader(leader: str | None, kept: str | None) -> None:
+    """Else its death would be waited out for as long as that word counts."""
+    ha = _Ha(leader=leader)
+    standby.steady(_Dcs(), ha)
+    ha.update_failsafe({"name": "pg-0"})
+    ha.load_cluster_from_dcs()
+    assert ha.failsafe == kept
+
+
+def test_patroni_has_what_is_changed() -> None:
+    """Each thing that is relied on, in Patroni's own source."""
+    importlib.import_module("patroni.postgresql")
+    ha = importlib.import_module("patroni.ha").Ha
+    assert (
+        str(inspect.signature(ha.follow))
+        == "(self, demote_reason: str, follow_reason: str, refresh: bool = True) -> str"
+    )
+    source = inspect.getsource(ha.follow)
+    assert "        if refresh:\n            self.load_cluster_from_dcs()\n" in source
+    assert "check_recovery_conf(node_to_follow)" in source
+    assert "self._rewind.trigger_check_diverged_lsn()" in source
+    assert "self._failsafe.update(data)" in inspect.getsource(ha.update_failsafe)
+    assert "self._failsafe.update_cluster(cluster)" in inspect.getsource(ha.load_cluster_from_dcs)
+    failsafe = importlib.import_module("patroni.ha").Failsafe
+    assert "if not value:\n                self._reset_state()" in inspect.getsource(failsafe.set_is_active)
+    api = importlib.import_module("patroni.api")
+    assert "message = ret if isinstance(ret, str)" in inspect.getsource(api.RestApiHandler)
+    assert "if self._cluster_valid_till > time.time() else None" in inspect.getsource(
+        importlib.import_module("patroni.dcs").AbstractDCS
+    )
