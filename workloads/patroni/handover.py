@@ -20,7 +20,8 @@ That Patroni still has what is changed here is for the tests to say.
 
 from __future__ import annotations
 
-import struct
+import base64
+import logging
 import sys
 import threading
 import time
@@ -29,30 +30,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from workloads.patroni import control
+
+log = logging.getLogger(__name__)
+
 LOOK_SECONDS = 0.01
 """Between looks at a PostgreSQL that was told to stop, and between questions to those who may follow it."""
 PATIENCE_SECONDS = 1.0
 """How long the others are given to have everything; it is Patroni's own. Then the end of the process is waited for."""
 KILLED_SECONDS = 10.0
 """How long a Patroni with a killed PostgreSQL waits to be ended by its supervisor, which takes milliseconds."""
-_STATE = struct.Struct("@16xi")
-"""`ControlFileData.state` follows system identifier and two version numbers, in every version since 8.2."""
-_SHUT_DOWN = 1
-"""`DB_SHUTDOWNED` in catalog/pg_control.h."""
-
-
-def is_shut_down(data: Path) -> bool:
-    """Whether the control file below `data` says that PostgreSQL has shut down. Cheap, and only a hint."""
-    try:
-        with (data / "global" / "pg_control").open("rb") as file:
-            return bool(_STATE.unpack(file.read(_STATE.size))[0] == _SHUT_DOWN)
-    except (OSError, struct.error):
-        return False
 
 
 def hasten(dcs: Any, postgresql: Any, ha: Any) -> None:
     """Has Patroni's `dcs`, `postgresql` and `ha` hand over as above."""
-    _delete_surely(dcs)
+    _Deletion(dcs)
     clock = _Clock()
     # Not by import: these two modules of Patroni cannot be imported in every order.
     _module(ha).time = clock.namespace
@@ -61,22 +53,74 @@ def hasten(dcs: Any, postgresql: Any, ha: Any) -> None:
     postgresql.controldata = _controldata(postgresql, clock)
     postgresql.stop = _stop(postgresql, clock)
     ha.is_failover_possible = _patient(ha)
+    ha.touch_member = _touch(ha, clock)
     ha.recover = _recover(postgresql, ha)
 
 
-def _delete_surely(dcs: Any) -> None:
-    delete = dcs._delete_leader
+class _Deletion:
+    """Writes the end of the log and deletes the leader key, in one transaction where that can be. Per thread: what
+    another one writes is not held back.
+    """
 
-    def deleting(leader: Any) -> bool:
+    def __init__(self, dcs: Any) -> None:
+        self._dcs = dcs
+        self._delete, self._write, self._whole = dcs._delete_leader, dcs._write_status, dcs.delete_leader
+        self._local = threading.local()
+        dcs._delete_leader, dcs._write_status, dcs.delete_leader = self.delete, self.write, self.whole
+
+    def whole(self, leader: Any, last_lsn: int | None = None) -> bool:
+        """As Patroni has it: `write`, then `delete`."""
+        self._local.held = []
+        try:
+            return bool(self._whole(leader, last_lsn))
+        finally:
+            self._write_held()
+            self._local.held = None
+
+    def write(self, value: str) -> bool:
+        """Writes the status, or holds it back for the transaction."""
+        held = getattr(self._local, "held", None)
+        if held is None:
+            return bool(self._write(value))
+        held.append(value)
+        return True
+
+    def delete(self, leader: Any) -> bool:
         """Whether the key is gone; also one that has another version than `leader`, while our own session holds it."""
-        if delete(leader):
+        if self._at_once(leader):
             return True
-        now = dcs.get_cluster().leader
+        self._write_held()
+        if self._delete(leader):
+            return True
+        now = self._dcs.get_cluster().leader
         if now is None or now.version == leader.version or now.session != leader.session:
             return False
-        return bool(delete(now))
+        return bool(self._delete(now))
 
-    dcs._delete_leader = deleting
+    def _at_once(self, leader: Any) -> bool:
+        held = getattr(self._local, "held", None)
+        if not held:
+            return False
+        dcs = self._dcs
+        calls = [{"Verb": "set", "Key": dcs.status_path, "Value": _encoded(value)} for value in held]
+        calls.append({"Verb": "delete-cas", "Key": dcs.leader_path, "Index": int(leader.version)})
+        try:
+            done = not dcs._client.txn.put([{"KV": call} for call in calls])["Errors"]
+        except Exception as error:  # noqa: BLE001 -- then one after the other, which meets it again and says so
+            log.info("the leader key is not given away in one step: %r", error)
+            return False
+        if done:
+            self._local.held = []
+        return done
+
+    def _write_held(self) -> None:
+        for value in getattr(self._local, "held", None) or ():
+            self._write(value)
+        self._local.held = []
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _module(it: Any) -> Any:
@@ -120,7 +164,7 @@ def _controldata(postgresql: Any, clock: _Clock) -> Callable[[], dict[str, str]]
 
     def controldata() -> dict[str, str]:
         """What `pg_controldata` says; it is not started before the file has changed to what a stop waits for."""
-        if clock.get("stopping") and not is_shut_down(Path(postgresql.data_dir)):
+        if clock.get("stopping") and control.state(Path(postgresql.data_dir)) != control.SHUT_DOWN:
             return {}
         found: dict[str, str] = original()
         return found
@@ -162,6 +206,16 @@ def _patient(ha: Any) -> Callable[..., bool]:
             time.sleep(LOOK_SECONDS)
 
     return is_failover_possible
+
+
+def _touch(ha: Any, clock: _Clock) -> Callable[[], Any]:
+    original = ha.touch_member
+
+    def touch_member() -> Any:
+        """As Patroni has it, which says after its key that it stops; its next round, or its end, says so as well."""
+        return True if clock.get("handing_over") else original()
+
+    return touch_member
 
 
 def _recover(postgresql: Any, ha: Any) -> Callable[[], str]:

@@ -1,7 +1,8 @@
 """What a standby does while it leads nobody: it watches the leader key, and goes on following whoever has its name.
 
 Three things that Patroni does otherwise:
-- In a pause of less than a second it sleeps instead of watching. It watches in every pause here.
+- In a pause of less than a second it sleeps instead of watching. It watches in every pause here. (The leader key alone,
+  as Patroni: a query of all keys, whose answer saves the load after it, wakes with every write and gained nothing.)
 - Without a leader it has PostgreSQL follow nobody, and with the next one follow again: each time a new configuration is
   written and read, just when everybody is busy with the take-over. Here all members have one address, a route's, which
   leads to the next leader by itself. Whether the next one's log goes on where this member's ends is looked at all the

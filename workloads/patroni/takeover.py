@@ -5,10 +5,10 @@ Three things that Patroni does on this way, each with a round trip to Consul's s
   it have ended nevertheless, the key is not taken with it, and a new one is made (`acquire`).
 - It asks its PostgreSQL for the timeline over a new replication connection when it has not heard of the leader's
   timeline yet. Here it has: it is asked in a quiet moment.
-- It cleans up after whoever asked for a switchover. That is done beside the promotion.
+- It cleans up after whoever asked for a switchover. That is done after the promotion.
 
-And one of PostgreSQL's: its startup process may hear of the promotion between two looks and go to sleep over it, for
-as long as it waits between two attempts to follow. It is told again until it has taken the request.
+And one of PostgreSQL's: its startup process may hear of the promotion between two looks, or even take the request, and
+go to sleep over it for as long as it waits between two attempts to follow. It is woken until it is done.
 
 That Patroni still has what is changed here is for the tests to say.
 """
@@ -22,15 +22,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from workloads.patroni import control
 from workloads.patroni.processes import postmaster_pid
 
 TRIES = 10
 """How often one timeline is asked for: PostgreSQL may still be on its way to it, and may never get there."""
+CLEAN_UP_SECONDS = 0.5
+"""Until the promotion is over: each write wakes everybody who watches. Before the next round of Patroni, which would
+clean up as well."""
 NUDGE_SECONDS = 0.02
 """Between two signals that a promotion waits."""
 NUDGES = 100
+PATIENT_NUDGES = 3
+"""So many times nothing is done once the request was taken: most are done with it by then."""
 REQUEST = "promote"
 """The file in the data directory that asks for a promotion; the startup process removes it (PROMOTE_SIGNAL_FILE)."""
 
@@ -80,12 +87,22 @@ class _Timeline:
 
 def _clean_up_aside(dcs: Any) -> None:
     ask = dcs.manual_failover
+    # Started before it is needed: a thread's start waits for its first turn, and then everybody wants one.
+    work: SimpleQueue[tuple[str, str]] = SimpleQueue()
+
+    def clean_up() -> None:
+        while True:
+            which = work.get()
+            time.sleep(CLEAN_UP_SECONDS)
+            ask(*which)
+
+    threading.Thread(target=clean_up, name="clean up", daemon=True).start()
 
     def manual_failover(leader: str, candidate: str, scheduled_at: Any = None, version: Any = None) -> bool:
         """As Patroni has it; where everything is to be emptied and nobody looks at the answer, in a thread."""
         if leader or candidate or scheduled_at or version is not None:
             return bool(ask(leader, candidate, scheduled_at, version))
-        threading.Thread(target=ask, args=(leader, candidate), name="clean up", daemon=True).start()
+        work.put((leader, candidate))
         return True
 
     dcs.manual_failover = manual_failover
@@ -104,13 +121,17 @@ def _insist(postgresql: Any) -> None:
 
 
 def nudge(data: Path) -> None:
-    """Tells PostgreSQL on `data` that a promotion is asked for until it has seen that, as `pg_ctl promote` does: with a
-    signal upon which it looks for the file.
+    """Wakes the startup process of PostgreSQL on `data` until the promotion that was asked for is done.
+
+    As long as the request lies there, as `pg_ctl promote` does: SIGUSR1, upon which the server looks for it. After that
+    by what `pg_ctl reload` sends, SIGHUP, which every process takes note of.
     """
-    for _ in range(NUDGES):
+    for turn in range(NUDGES):
         time.sleep(NUDGE_SECONDS)
         pid = postmaster_pid(data)
-        if pid is None or not (data / REQUEST).exists():
+        asked = (data / REQUEST).exists()
+        if pid is None or not (asked or control.state(data) == control.IN_RECOVERY):
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
+        if asked or turn >= PATIENT_NUDGES:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1 if asked else signal.SIGHUP)

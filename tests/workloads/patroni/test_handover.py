@@ -45,7 +45,41 @@ class _Postgresql:
 
 
 class _Dcs:
-    def _delete_leader(self, leader: Any) -> bool: ...  # type: ignore[empty-body]
+    """Where keys are kept: a leader key with its version, and a status."""
+
+    leader_path, status_path = "service/pg/leader", "service/pg/status"
+
+    def __init__(self, now: Any = None, answer: Any = None) -> None:
+        self.now = now
+        self.story: list[Any] = []
+        self._answer = answer
+        self._client = SimpleNamespace(txn=self)
+
+    def get_cluster(self) -> Any:
+        return SimpleNamespace(leader=self.now)
+
+    def _delete_leader(self, leader: Any) -> bool:
+        self.story.append(("delete", leader.version))
+        return bool(leader == self.now)
+
+    def _write_status(self, value: str) -> bool:
+        self.story.append(("status", value))
+        return True
+
+    def delete_leader(self, leader: Any, last_lsn: int | None = None) -> bool:
+        """As Patroni's."""
+        if last_lsn:
+            self._write_status(str(last_lsn))
+        return bool(leader) and self._delete_leader(leader)
+
+    def put(self, payload: Any) -> Any:
+        """A transaction."""
+        calls = [call["KV"] for call in payload]
+        self.story.append([(call["Verb"], call["Key"].rpartition("/")[2]) for call in calls])
+        assert calls[0]["Value"] == "NDI="
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return {"Errors": self._answer if calls[1]["Index"] == self.now.version else ["it has another version"]}
 
 
 class _Ha:
@@ -57,6 +91,10 @@ class _Ha:
     def is_failover_possible(self, *, cluster_lsn: int = 0, exclude_failover_candidate: bool = False) -> bool:  # noqa: ARG002
         self.asked.append(cluster_lsn)
         return len(self.asked) > self._ready_after
+
+    def touch_member(self) -> bool:
+        self.asked.append(-1)
+        return True
 
     def has_lock(self, info: bool = True) -> bool:
         return not info and self.leads
@@ -136,17 +174,6 @@ def test_a_killed_leader_is_left_to_the_supervisor(
     assert slept == [handover.KILLED_SECONDS] * waits
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", struct.pack("@QIIi", 7, 1300, 202209061, IN_PRODUCTION)], ids=["none", "empty", "running"]
-)
-def test_what_is_not_shut_down(tmp_path: Path, content: bytes | None) -> None:
-    """A file that cannot be read says nothing."""
-    (tmp_path / "global").mkdir()
-    if content is not None:
-        (tmp_path / "global" / "pg_control").write_bytes(content)
-    assert not handover.is_shut_down(tmp_path)
-
-
 @dataclasses.dataclass
 class Lead:
     """A leader key as Patroni read it."""
@@ -167,27 +194,57 @@ class Lead:
 )
 def test_key_is_given_away_also_when_it_was_written_to(now: Lead | None, deleted: bool, calls: list[int]) -> None:
     """Only the version that is there can be deleted, and only while the same session holds it."""
-    asked = []
-
-    class Dcs:
-        """Where keys are kept."""
-
-        def get_cluster(self) -> Any:
-            """What is there now."""
-            return SimpleNamespace(leader=now)
-
-        def _delete_leader(self, leader: Lead) -> bool:
-            asked.append(leader.version)
-            return leader == now
-
-    dcs = Dcs()
-    handover._delete_surely(dcs)
-    assert dcs._delete_leader(Lead(7)) is deleted
-    assert asked == calls
+    dcs = _Dcs(now)
+    handover._Deletion(dcs)
+    assert dcs.delete_leader(Lead(7)) is deleted
+    assert dcs.story == [("delete", version) for version in calls]
     source = inspect.getsource(importlib.import_module("patroni.dcs.consul").Consul)
     assert "cas=int(leader.version)" in source
     assert "Leader(leader['ModifyIndex'], leader.get('Session'), member)" in source
-    assert "self._delete_leader(leader)" in inspect.getsource(importlib.import_module("patroni.dcs").AbstractDCS)
+    abstract = inspect.getsource(importlib.import_module("patroni.dcs").AbstractDCS)
+    assert (
+        "self.write_status({self._OPTIME: last_lsn})\n        return bool(leader) and self._delete_leader(leader)"
+        in abstract
+    )
+    assert "self._write_status(json.dumps(value" in abstract
+
+
+BOTH = [("set", "status"), ("delete-cas", "leader")]
+
+
+@pytest.mark.parametrize(
+    ("leader", "answer", "deleted", "story"),
+    [
+        (Lead(7), None, True, [BOTH]),
+        (Lead(6), None, True, [BOTH, ("status", "42"), ("delete", 6), ("delete", 7)]),
+        (Lead(7), OSError("no answer"), True, [BOTH, ("status", "42"), ("delete", 7)]),
+        (None, None, False, [("status", "42")]),
+    ],
+    ids=["at once", "written to", "Consul is away", "no leader"],
+)
+def test_the_end_of_the_log_goes_with_the_key(
+    leader: Lead | None, answer: Any, deleted: bool, story: list[Any]
+) -> None:
+    """In one transaction; where that fails one after the other, the log's end first. Writes elsewhere stay."""
+    dcs = _Dcs(Lead(7), answer)
+    handover._Deletion(dcs)
+    assert dcs.delete_leader(leader, 42) is deleted
+    assert dcs.story == story
+    dcs.story.clear()
+    assert dcs._write_status("43") is True
+    assert dcs.story == [("status", "43")]
+
+
+@pytest.mark.usefixtures("_modules")
+def test_a_leader_that_hands_over_says_no_more_about_itself(tmp_path: Path) -> None:
+    """Each write wakes everybody; it says so in its next round."""
+    postgresql, ha = _Postgresql(tmp_path), _Ha(0)
+    _control(tmp_path, IN_PRODUCTION)
+    handover.hasten(_Dcs(), postgresql, ha)
+    postgresql.stop("fast", on_shutdown=lambda *_: ha.touch_member())
+    assert ha.asked == []
+    assert ha.touch_member() is True
+    assert ha.asked == [-1]
 
 
 def test_patroni_is_as_expected() -> None:
@@ -205,6 +262,8 @@ def test_patroni_is_as_expected() -> None:
     assert list(inspect.signature(ha.Ha.is_failover_possible).parameters) == [
         "self", "cluster_lsn", "exclude_failover_candidate",
     ]  # fmt: skip
+    release = inspect.getsource(ha.Ha.release_leader_key_voluntarily)
+    assert release.index("self._delete_leader(last_lsn)") < release.index("self.touch_member()")
     assert list(inspect.signature(ha.Ha.recover).parameters) == ["self"]
     assert "return self.recover()" in inspect.getsource(ha.Ha._run_cycle)
     for method in (ha.Ha.demote, ha.Ha.shutdown):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import struct
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from workloads.patroni import takeover
+from workloads.patroni import control, takeover
 
 
 class _Dcs:
@@ -103,8 +104,9 @@ def test_a_timeline_that_is_not_reached_is_given_up() -> None:
     assert postgresql.asked == [7] * takeover.TRIES
 
 
-def test_cleaning_up_is_waited_for_by_nobody() -> None:
-    """What a new leader clears is cleared beside its promotion; what anybody else asks is answered."""
+def test_cleaning_up_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new leader clears is cleared after its promotion; what anybody else asks is answered."""
+    monkeypatch.setattr(takeover, "CLEAN_UP_SECONDS", 0.01)
     dcs, _, _ = _made()
     assert dcs.manual_failover("", "") is True
     assert not dcs.cleaned.is_set()
@@ -116,34 +118,41 @@ def test_cleaning_up_is_waited_for_by_nobody() -> None:
     assert dcs.asked[1:] == [("", "", None, 3), ("a", "", None, None)]
 
 
-def test_a_promotion_is_asked_for_until_it_was_heard(tmp_path: Path) -> None:
-    """A signal that the startup process sleeps over costs half a second; one more wakes it, and one too many none."""
+def test_a_promotion_is_asked_for_until_it_is_done(tmp_path: Path) -> None:
+    """A signal that the startup process sleeps over costs half a second, before it takes the request or after."""
     code = """
-import pathlib, signal, sys
+import pathlib, signal, struct, sys
 data = pathlib.Path(sys.argv[1])
 heard = []
 def hear(*_):
     heard.append(1)
     if len(heard) == 3: (data / 'promote').unlink()
+def wake(*_):
+    heard.append(2)
+    if len(heard) == 5: (data / 'global' / 'pg_control').write_bytes(struct.pack('@QIIi', 7, 1300, 1, 6))
 signal.signal(signal.SIGUSR1, hear)
+signal.signal(signal.SIGHUP, wake)
 print('listens', flush=True)
 sys.stdin.read()
-print(len(heard))
+print(heard)
 """
     argv = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as postmaster:
         assert postmaster.stdout is not None
         assert postmaster.stdout.readline() == "listens\n"
         (tmp_path / "postmaster.pid").write_text(f"{postmaster.pid}\n")
+        (tmp_path / "global").mkdir()
+        (tmp_path / "global" / "pg_control").write_bytes(struct.pack("@QIIi", 7, 1300, 1, control.IN_RECOVERY))
         _, postgresql, _ = _made()
         postgresql.data_dir = str(tmp_path)
         (tmp_path / "promote").touch()
         assert postgresql.pg_ctl("reload") is True
         takeover.nudge(tmp_path)
         assert not (tmp_path / "promote").exists()
+        assert control.state(tmp_path) == 6
         takeover.nudge(tmp_path)
         told, _ = postmaster.communicate()
-    assert told == "3\n"
+    assert told == "[1, 1, 1, 2, 2]\n"
     (tmp_path / "promote").touch()
     takeover.nudge(tmp_path)
     assert postgresql.commands == [("reload",)]
