@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.sides import Scene, Side
-from benchmarks.stage import ECHOES
+from benchmarks.stage import ECHOES, MASTER
 from meshctl.bench_report import Aim, Row, figure
 
 PAUSE = 0.001
@@ -14,6 +14,8 @@ PAUSE = 0.001
 SECONDS = 10.0
 ALIAS_SECONDS = 1.3
 """Between two changes of one check: Consul's alias checks follow at most once a second, on both sides."""
+CUT_LIMIT = 10.0
+"""Milliseconds."""
 HELD_SECONDS = 0.3
 """How long a held connection is watched after the new master answered."""
 Event = tuple[float, float, str]
@@ -110,6 +112,8 @@ def _rows(samples: _Samples, event: str, what: str) -> list[Row]:
                     None, "as above"),
         samples.row("held", f"{event} → connection held to the old instance is closed, from the first call",
                     None, "as above; the anchor closes none (no figure)"),
+        samples.row("cut", f"{event} → connection held to the old instance is closed, from the sidecar's decision",
+                    Aim(of="max", limit=CUT_LIMIT, ratio=False), "as above; it is logged before Envoy is told"),
     ]  # fmt: skip
 
 
@@ -131,6 +135,7 @@ def _move(
     closed = client.do("hold_end")
     events = client.do("watch_stop")
     side.follow()
+    decided = scene.stage.decided(MASTER, old, start) if side is scene.ours else None
     answered, ended = first(events, new[-1], start), last(events, old[-1])
     for samples in keeping:
         samples.count(side, events)
@@ -138,6 +143,7 @@ def _move(
         samples.add(side, "return", None if answered is None else answered - returned)
         samples.add(side, "last old", None if ended is None else max(0.0, ended - start))
         samples.add(side, "held", None if closed is None else closed - start)
+        samples.add(side, "cut", None if closed is None or decided is None else max(0.0, closed - decided))
 
 
 def checks(scene: Scene) -> list[Row]:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from meshctl import bring_up, runs, status
+from meshctl.chaos_figures import decision
 from meshctl.console import Progress, Silent
 from meshctl.errors import UserError
 from meshctl.lab_commands import exec_argv
@@ -127,6 +128,15 @@ class Stage:
         """The Python process of a CVM's sidecar."""
         machine = next(m for m in status.collect(self.run)["machines"] if m["peer_id"] == peer)
         return psutil.Process(next(c["host_pid"] for c in machine["containers"] if c["is_sidecar"]))
+
+    def decided(self, route: str, leader: str, after: float) -> float | None:
+        """When the caller's sidecar took `route` away from `leader`, after a moment; None when it did not. By its log,
+        whose milliseconds are cut off: up to one too early.
+        """
+        between = time.time() - time.monotonic()
+        log = self.run.folder / "logs" / f"{CLIENT}.sidecar.log"
+        found = decision(log.read_text(encoding="utf-8").splitlines(), route, leader, after + between)
+        return None if found is None else found - between
 
     def machine_action(self, peer: str, action: str) -> None:
         """Kills, stops or starts a CVM."""

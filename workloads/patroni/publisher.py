@@ -55,6 +55,7 @@ class Publisher:
         self._promises = False
         self._later_at = 0.0
         """When what can wait is due (the loop's clock)."""
+        self._hurries = False
         self._known: Public | None = None
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
@@ -88,7 +89,7 @@ class Publisher:
 
     def hurry(self) -> None:
         """Nothing that is wanted waits: this process is about to end. Returns at once."""
-        self._later_at = 0.0
+        self._hurries = True
         self._changed.set()
 
     async def leads(self, yes: bool) -> None:
@@ -127,7 +128,7 @@ class Publisher:
                 self._promises = False
                 await self._read_ahead()
                 if self.wanted == wanted:
-                    await self._pause(BEAT_SECONDS)
+                    await self._pause(wanted)
                 continue
             try:
                 if serves and not self._serves:
@@ -151,7 +152,7 @@ class Publisher:
             self._known = told
             self._written.set()
             if self.wanted == wanted and not self._promises:
-                await self._pause(BEAT_SECONDS if told == wanted else self._later_at - self._now())
+                await self._pause(wanted)
 
     async def _read_ahead(self) -> None:
         with contextlib.suppress(ConsulError, TimeoutError):
@@ -198,7 +199,7 @@ class Publisher:
     def _for_now(self, wanted: Public) -> Public:
         """What the agent is to be told now; all of it where nothing can wait."""
         known = self._known
-        if known is None or self._now() >= self._later_at:
+        if known is None or self._hurries or self._now() >= self._later_at:
             return wanted
         if wanted.role == roles.MASTER:
             return replace(wanted, role=known.role) if self._serves else wanted
@@ -221,7 +222,9 @@ class Publisher:
             log.warning("agent refused an update", extra={"reason": str(error)})
         self._known = None
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, wanted: Public) -> None:
+        """Until something changes, what waited is due, or the checks are to be renewed."""
+        seconds = BEAT_SECONDS if self._for_now(wanted) == wanted else self._later_at - self._now()
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

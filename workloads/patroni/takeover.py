@@ -16,6 +16,7 @@ That Patroni still has what is changed here is for the tests to say.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -28,6 +29,8 @@ from typing import Any
 from workloads.patroni import control
 from workloads.patroni.processes import postmaster_pid
 
+log = logging.getLogger(__name__)
+
 TRIES = 10
 """How often one timeline is asked for: PostgreSQL may still be on its way to it, and may never get there."""
 CLEAN_UP_SECONDS = 0.5
@@ -36,8 +39,9 @@ clean up as well."""
 NUDGE_SECONDS = 0.02
 """Between two signals that a promotion waits."""
 NUDGES = 100
-PATIENT_NUDGES = 3
-"""So many times nothing is done once the request was taken: most are done with it by then."""
+WAKE_TURNS = 5
+"""Once the request was taken, only each fifth nudge is one: most are done with it before the first, and each makes
+every process read its configuration."""
 REQUEST = "promote"
 """The file in the data directory that asks for a promotion; the startup process removes it (PROMOTE_SIGNAL_FILE)."""
 
@@ -87,22 +91,18 @@ class _Timeline:
 
 def _clean_up_aside(dcs: Any) -> None:
     ask = dcs.manual_failover
-    # Started before it is needed: a thread's start waits for its first turn, and then everybody wants one.
-    work: SimpleQueue[tuple[str, str]] = SimpleQueue()
 
     def clean_up() -> None:
-        while True:
-            which = work.get()
-            time.sleep(CLEAN_UP_SECONDS)
-            ask(*which)
+        time.sleep(CLEAN_UP_SECONDS)
+        ask("", "")
 
-    threading.Thread(target=clean_up, name="clean up", daemon=True).start()
+    begin = _aside("clean up", clean_up)
 
     def manual_failover(leader: str, candidate: str, scheduled_at: Any = None, version: Any = None) -> bool:
         """As Patroni has it; where everything is to be emptied and nobody looks at the answer, in a thread."""
         if leader or candidate or scheduled_at or version is not None:
             return bool(ask(leader, candidate, scheduled_at, version))
-        work.put((leader, candidate))
+        begin()
         return True
 
     dcs.manual_failover = manual_failover
@@ -110,14 +110,33 @@ def _clean_up_aside(dcs: Any) -> None:
 
 def _insist(postgresql: Any) -> None:
     pg_ctl = postgresql.pg_ctl
+    begin = _aside("nudge", lambda: nudge(Path(postgresql.data_dir)))
 
     def insisting(command: str, *args: str, **kwargs: Any) -> bool:
         done = bool(pg_ctl(command, *args, **kwargs))
         if done and command == "promote":
-            threading.Thread(target=nudge, args=(Path(postgresql.data_dir),), name="nudge", daemon=True).start()
+            begin()
         return done
 
     postgresql.pg_ctl = insisting
+
+
+def _aside(name: str, work: Callable[[], object]) -> Callable[[], None]:
+    """A call that has `work` done by a thread, which waits for it: to start one takes until its first turn, 16 ms when
+    everybody wants one.
+    """
+    begun: SimpleQueue[None] = SimpleQueue()
+
+    def run() -> None:
+        while True:
+            begun.get()
+            try:
+                work()
+            except Exception:
+                log.exception("%s", name)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return lambda: begun.put(None)
 
 
 def nudge(data: Path) -> None:
@@ -132,6 +151,6 @@ def nudge(data: Path) -> None:
         asked = (data / REQUEST).exists()
         if pid is None or not (asked or control.state(data) == control.IN_RECOVERY):
             return
-        if asked or turn >= PATIENT_NUDGES:
+        if asked or turn % WAKE_TURNS == WAKE_TURNS - 1:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1 if asked else signal.SIGHUP)
