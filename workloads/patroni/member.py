@@ -8,8 +8,8 @@
 - A member that has not said within 0.3 s how far it is gets its 2 s only if gossip does not call it failed: that is
   what took the leader key away, and the one who held it is most likely gone. One that lives after all, a false alarm,
   answers in time.
-- How a leader gives its key away, how a standby waits, takes the key and takes over: see `handover`, `standby`,
-  `acquire`, `takeover`.
+- How a leader gives its key away, how a standby watches, waits, takes the key and takes over: see `handover`, `watch`,
+  `standby`, `acquire`, `takeover`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from workloads.patroni import acquire, handover, standby, takeover
+from workloads.patroni import acquire, handover, standby, takeover, watch
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +185,7 @@ def main(config_file: str) -> None:
         def __init__(self, config: Any, logger: Any) -> None:
             super().__init__(config, logger)
             self.request = Request(config)
+            watch.hasten(self.dcs)
             standby.steady(self.dcs, self.ha)
             handover.hasten(self.dcs, self.postgresql, self.ha)
             takeover.hasten(self.dcs, self.postgresql, self.ha)

@@ -1,8 +1,6 @@
-"""What a standby does while it leads nobody: it watches the leader key, and goes on following whoever has its name.
+"""What a standby does while it leads nobody: it goes on following whoever has the name, and knows who leads.
 
-Three things that Patroni does otherwise:
-- In a pause of less than a second it sleeps instead of watching. It watches in every pause here. (The leader key alone,
-  as Patroni: a query of all keys, whose answer saves the load after it, wakes with every write and gained nothing.)
+Two things that Patroni does otherwise:
 - Without a leader it has PostgreSQL follow nobody, and with the next one follow again: each time a new configuration is
   written and read, just when everybody is busy with the take-over. Here all members have one address, a route's, which
   leads to the next leader by itself. Whether the next one's log goes on where this member's ends is looked at all the
@@ -19,24 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-WATCH_SECONDS = 1.0
-"""The shortest pause in which Patroni watches."""
-
 
 def steady(dcs: Any, ha: Any) -> None:
     """Has Patroni's `dcs` and `ha` stand by as above."""
-    _watch_always(dcs)
     _know_the_leader(dcs, ha)
     _keep_following(ha)
-
-
-def _watch_always(dcs: Any) -> None:
-    watch = dcs.watch
-
-    def watching(leader_version: int | None, timeout: float) -> bool:
-        return bool(watch(leader_version, max(timeout, WATCH_SECONDS) if leader_version else timeout))
-
-    dcs.watch = watching
 
 
 def _know_the_leader(dcs: Any, ha: Any) -> None:

@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
 import inspect
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.workloads.patroni.world import CLUSTER, World, agents
+from tests.workloads.patroni.client import STANDBY, Place, place
+from tests.workloads.patroni.world import CLUSTER
 from workloads.patroni import acquire
 from workloads.patroni.config import NAMESPACE
 
 pytestmark = pytest.mark.timeout(600)
 
-STANDBY = '{"leader":"postgres-9","quorum":0,"sync_standby":"postgres-0"}'
 ALONE = '{"leader":"postgres-0","quorum":0,"sync_standby":null}'
-
-
-@dataclass
-class Place:
-    """A member's client of Consul, hastened, and what it asks."""
-
-    dcs: Any
-    ha: Any
-    made: World
-    asked: list[str] = field(default_factory=list)
-
-    def note(self) -> None:
-        """From now on each request is noted."""
-        http = self.dcs._client.http.http
-        request = http.request
-
-        def noting(method: str, url: str, **kwargs: Any) -> Any:
-            self.asked.append(f"{method} {url.partition('/v1/')[2].partition('?')[0]}")
-            return request(method, url, **kwargs)
-
-        http.request = noting
-
-    async def key(self, name: str) -> Any:
-        """A key of the cluster: value and session."""
-        _, found = await self.made.consul.get(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}")
-        return found and (acquire._decoded(found[0]["Value"]), found[0].get("Session"))
-
-    async def write(self, name: str, value: str) -> None:
-        """Writes a key of the cluster."""
-        await self.made.consul.put(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}", value.encode())
-
-
-@contextlib.asynccontextmanager
-async def place(*, synchronous: bool = True) -> AsyncIterator[Place]:
-    """A standby of a cluster that has lost its leader."""
-    importlib.import_module("patroni.postgresql")
-    consul = importlib.import_module("patroni.dcs.consul")
-    mpp = importlib.import_module("patroni.postgresql.mpp")
-    async with agents(1) as made:
-        member = made.members[0]
-        config = {
-            "name": "postgres-0", "scope": CLUSTER, "namespace": f"/{NAMESPACE}/", "ttl": 20, "loop_wait": 2,
-            "retry_timeout": 5, "host": "127.0.0.1", "port": member.http, "token": member.token,
-            "register_service": False,
-        }  # fmt: skip
-        dcs = consul.Consul(config, mpp.get_mpp({}))
-        ha = SimpleNamespace(
-            state_handler=SimpleNamespace(role="replica"),
-            is_paused=lambda: False, is_standby_cluster=lambda: False,
-            sync_mode_is_active=lambda: synchronous, is_quorum_commit_mode=lambda: False,
-        )  # fmt: skip
-        it = Place(dcs, ha, made)
-        await it.write("sync", STANDBY)
-        await it.write("members/postgres-0", '{"state":"running"}')
-        acquire.hasten(dcs, ha)
-
-        def prepare() -> None:
-            ha.cluster = dcs.get_cluster()
-            dcs.refresh_session()
-
-        await asyncio.to_thread(prepare)
-        it.note()
-        yield it
 
 
 def _goes_on(it: Place) -> tuple[Any, bool]:
@@ -95,13 +27,13 @@ def _goes_on(it: Place) -> tuple[Any, bool]:
 
 async def test_one_transaction_takes_the_key() -> None:
     """Key, `sync` and the cluster as it is then, in one request; the next load asks again."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
 
         def take() -> Any:
             assert it.dcs.attempt_to_acquire_leader() is True
             return _goes_on(it)
 
-        cluster, alone = await asyncio.to_thread(take)
+        cluster, alone = await it.run(take)
         assert it.asked == ["PUT txn"]
         assert alone
         assert (cluster.leader.name, cluster.sync.leader, cluster.sync.sync_standby) == (
@@ -112,20 +44,20 @@ async def test_one_transaction_takes_the_key() -> None:
         assert [member.name for member in cluster.members] == ["postgres-0"]
         assert await it.key("leader") == ("postgres-0", it.dcs._session)
         assert await it.key("sync") == (ALONE, None)
-        again = await asyncio.to_thread(it.dcs.get_cluster)
+        again = await it.run(it.dcs.get_cluster)
         assert len(it.asked) == 2
         assert (again.leader, again.sync, again.members) == (cluster.leader, cluster.sync, cluster.members)
 
 
 async def test_without_synchronous_replication_only_the_key_is_taken() -> None:
     """And still nothing is loaded twice."""
-    async with place(synchronous=False) as it:
+    async with place(acquire.hasten, synchronous=False) as it:
 
         def take() -> Any:
             assert it.dcs.attempt_to_acquire_leader() is True
             return it.dcs.get_cluster()
 
-        cluster = await asyncio.to_thread(take)
+        cluster = await it.run(take)
         assert it.asked == ["PUT txn"]
         assert cluster.leader.name == "postgres-0"
         assert await it.key("sync") == (STANDBY, None)
@@ -133,7 +65,7 @@ async def test_without_synchronous_replication_only_the_key_is_taken() -> None:
 
 async def test_a_changed_sync_key_is_found_out_by_patroni() -> None:
     """Somebody else made another standby of it meanwhile: nothing is promoted on what is outdated."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
         other = STANDBY.replace("postgres-0", "postgres-1")
         await it.write("sync", other)
 
@@ -141,26 +73,26 @@ async def test_a_changed_sync_key_is_found_out_by_patroni() -> None:
             assert it.dcs.attempt_to_acquire_leader() is True
             return it.dcs.write_sync_state("postgres-0", None, 0, version=it.ha.cluster.sync.version)
 
-        assert not await asyncio.to_thread(take)
+        assert not await it.run(take)
         assert await it.key("sync") == (other, None)
 
 
 async def test_a_key_that_is_taken_stays_its_holders() -> None:
     """And the `sync` key with it."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
         session = (await it.made.consul.put("/v1/session/create", {}))["ID"]
         await it.made.consul.put(f"/v1/kv/{NAMESPACE}/{CLUSTER}/leader", b"postgres-9", params={"acquire": session})
-        assert not await asyncio.to_thread(it.dcs.attempt_to_acquire_leader)
+        assert not await it.run(it.dcs.attempt_to_acquire_leader)
         assert await it.key("leader") == ("postgres-9", session)
         assert await it.key("sync") == (STANDBY, None)
 
 
 async def test_a_session_that_has_ended_is_made_anew() -> None:
     """At once: Patroni's own way is to try with the old one for five seconds."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
         ended = it.dcs._session
         await it.made.consul.put(f"/v1/session/destroy/{ended}")
-        assert await asyncio.to_thread(it.dcs.attempt_to_acquire_leader) is True
+        assert await it.run(it.dcs.attempt_to_acquire_leader) is True
         assert it.asked == ["PUT txn", "PUT session/create", "PUT txn"]
         assert it.dcs._session != ended
         assert await it.key("leader") == ("postgres-0", it.dcs._session)
@@ -169,15 +101,15 @@ async def test_a_session_that_has_ended_is_made_anew() -> None:
 @pytest.mark.parametrize("role", ["primary", "demoted"])
 async def test_only_a_standby_is_hastened(role: str) -> None:
     """A primary that takes its key back has a standby, which must stay one."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
         it.ha.state_handler.role = role
-        assert await asyncio.to_thread(it.dcs.attempt_to_acquire_leader) is True
+        assert await it.run(it.dcs.attempt_to_acquire_leader) is True
         assert await it.key("sync") == (STANDBY, None)
 
 
 async def test_what_the_transaction_gave_is_for_who_took_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread, or the same one later, asks for itself."""
-    async with place() as it:
+    async with place(acquire.hasten) as it:
 
         def take() -> int:
             it.dcs.attempt_to_acquire_leader()
@@ -186,14 +118,14 @@ async def test_what_the_transaction_gave_is_for_who_took_the_key(monkeypatch: py
             thread.join()
             return len(it.asked)
 
-        assert await asyncio.to_thread(take) == 2
+        assert await it.run(take) == 2
         monkeypatch.setattr(acquire, "FRESH_SECONDS", 0.0)
 
         def later() -> Any:
             it.dcs.attempt_to_acquire_leader()
             return _goes_on(it)
 
-        cluster, alone = await asyncio.to_thread(later)
+        cluster, alone = await it.run(later)
         assert alone
         assert cluster.sync.leader == "postgres-0"
         assert len(it.asked) > 4

@@ -13,15 +13,10 @@ from workloads.patroni import standby
 
 
 class _Dcs:
-    """Notes what is watched."""
+    """What Consul said last."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int | None, float]] = []
         self.cluster: Any = None
-
-    def watch(self, leader_version: int | None, timeout: float) -> bool:
-        self.seen.append((leader_version, timeout))
-        return True
 
 
 class _Ha:
@@ -68,19 +63,6 @@ class _Ha:
     def follow(self, demote_reason: str, follow_reason: str, refresh: bool = True) -> str:
         self.story.append(f"follow {refresh}")
         return f"{demote_reason}/{follow_reason}"
-
-
-@pytest.mark.parametrize(
-    ("version", "pause", "watched"), [(7, 0.2, 1.0), (7, 1.8, 1.8), (None, 0.2, 0.2)], ids=["short", "long", "leader"]
-)
-def test_a_replica_watches_in_every_pause(version: int | None, pause: float, watched: float) -> None:
-    """Patroni watches for a second at least or not at all; a leader, who watches nothing, pauses as it would."""
-    dcs = _Dcs()
-    standby.steady(dcs, _Ha())
-    assert dcs.watch(version, pause) is True
-    assert dcs.seen == [(version, watched)]
-    consul = importlib.import_module("patroni.dcs.consul")
-    assert "while timeout >= 1:" in inspect.getsource(consul.Consul.watch)
 
 
 def test_a_replica_goes_on_following_the_name() -> None:
