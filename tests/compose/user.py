@@ -67,9 +67,17 @@ class Mesh:
 
     def fetch(self, peer: str, url: str) -> str:
         """The body of `url`, asked inside the application container of `peer`."""
-        done = self.run("exec", peer, "--", "python3", "-c", FETCH, url)
+        done = self._ask(peer, url)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def answers(self, peer: str, url: str, body: str) -> bool:
+        """Whether `url`, asked as by `fetch`, has that body. For who waits: a call that fails is one of False."""
+        done = self._ask(peer, url)
+        return done.returncode == 0 and done.stdout == body
+
+    def _ask(self, peer: str, url: str) -> subprocess.CompletedProcess[str]:
+        return self.run("exec", peer, "--", "python3", "-c", FETCH, url)
 
     def public(self, group: str, path: str) -> str:
         """The body of `path` at the public entry of `group`."""
