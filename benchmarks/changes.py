@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks.failover import CLOSE_LIMIT
 from benchmarks.sides import Scene, Side
 from benchmarks.stage import ECHOES, MASTER
 from meshctl.bench_report import Aim, Row, figure
@@ -14,8 +15,6 @@ PAUSE = 0.001
 SECONDS = 10.0
 ALIAS_SECONDS = 1.3
 """Between two changes of one check: Consul's alias checks follow at most once a second, on both sides."""
-CUT_LIMIT = 10.0
-"""Milliseconds."""
 HELD_SECONDS = 0.3
 """How long a held connection is watched after the new master answered."""
 Event = tuple[float, float, str]
@@ -113,7 +112,7 @@ def _rows(samples: _Samples, event: str, what: str) -> list[Row]:
         samples.row("held", f"{event} → connection held to the old instance is closed, from the first call",
                     None, "as above; the anchor closes none (no figure)"),
         samples.row("cut", f"{event} → connection held to the old instance is closed, from the sidecar's decision",
-                    Aim(of="max", limit=CUT_LIMIT, ratio=False), "as above; it is logged before Envoy is told"),
+                    Aim(of="max", limit=CLOSE_LIMIT, ratio=False), "as above; it is logged before Envoy is told"),
     ]  # fmt: skip
 
 

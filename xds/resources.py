@@ -86,10 +86,12 @@ def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
 
 def assignment(route: EgressRoute) -> ClusterLoadAssignment:
     """The route's endpoints, sorted, each once: another order in the catalog is not a change."""
-    hosts = [_lb_endpoint(endpoint) for endpoint in sorted(set(route.endpoints))]
-    if route.sole is not None:
-        for host, endpoint in zip(hosts, sorted(set(route.endpoints)), strict=True):
+    hosts = []
+    for endpoint in sorted(set(route.endpoints)):
+        host = _lb_endpoint(endpoint)
+        if route.sole is not None:
             host.metadata = subset.member(endpoint)
+        hosts.append(host)
     return ClusterLoadAssignment(
         cluster_name=egress_cluster_name(route), endpoints=[LocalityLbEndpoints(lb_endpoints=hosts)] if hosts else []
     )

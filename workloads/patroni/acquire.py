@@ -6,22 +6,24 @@ once or not at all: locks the key, writes `sync` if it still is what this member
 is. What Patroni asks for next is answered from that, to the same thread, once.
 
 Why it is safe: the same things are checked, and none of them later than before. Where the transaction fails, for the
-key was taken or `sync` was changed, Patroni goes its own way, and finds out which it was. A
-transaction that was done although its answer was lost leaves a key that our session holds: Patroni takes that as its
-own, finds `sync` changed, and promotes in its next round.
+key was taken or `sync` was changed, Patroni goes its own way, and finds out which it was. A transaction that was done
+although its answer was lost leaves a key that our session holds: Patroni takes that as its own, finds `sync` changed,
+and promotes in its next round.
 
 That Patroni still has what is changed here is for the tests to say.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
+
+from workloads.patroni import txn
+from workloads.patroni.txn import Nodes
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,7 @@ def hasten(dcs: Any, ha: Any) -> None:
 class _Taken:
     """What the transaction gave."""
 
-    nodes: dict[str, dict[str, Any]]
-    """As Patroni's loader has them: key below the cluster's path to entry."""
+    nodes: Nodes
     sync: str | None
     """What was written into the `sync` key; None: nothing."""
     thread: int
@@ -78,7 +79,7 @@ class _OneStep:
         self._loads = self._syncs = _Taken(nodes, value, threading.get_ident(), time.monotonic())
         return True
 
-    def _transact_with_session(self, sync: str | None) -> dict[str, dict[str, Any]]:
+    def _transact_with_session(self, sync: str | None) -> Nodes:
         """As `_transact`, with a new session if ours has ended.
 
         Patroni would try with the old one for seconds: it knows the error of a server, not what an agent makes of it.
@@ -93,21 +94,15 @@ class _OneStep:
             self._dcs._do_refresh_session()
             return self._transact(sync)
 
-    def _transact(self, sync: str | None) -> dict[str, dict[str, Any]]:
+    def _transact(self, sync: str | None) -> Nodes:
         """Everything below the cluster's path once the key is ours. Raises where the servers did nothing."""
         dcs = self._dcs
         path = dcs.client_path("")
-        calls = [{"Verb": "lock", "Key": dcs.leader_path, "Value": _encoded(dcs._name), "Session": dcs._session}]
+        writes = [txn.call("lock", dcs.leader_path, dcs._name, Session=dcs._session)]
         if sync is not None:
-            index = self._ha.cluster.sync.version
-            calls.append({"Verb": "cas", "Key": dcs.sync_path, "Value": _encoded(sync), "Index": index})
-        done = len(calls)
-        calls.append({"Verb": "get-tree", "Key": path})
-        answer = dcs._client.txn.put([{"KV": call} for call in calls])
-        if answer["Errors"]:
-            raise ValueError(answer["Errors"])
-        found = [result["KV"] for result in answer["Results"][done:]]
-        return {entry["Key"][len(path) :]: {**entry, "Value": _decoded(entry["Value"])} for entry in found}
+            writes.append(txn.call("cas", dcs.sync_path, sync, Index=self._ha.cluster.sync.version))
+        found = txn.commit(dcs._client, [*writes, txn.call("get-tree", path)])
+        return txn.nodes(path, found[len(writes) :])
 
     def load(self, path: str) -> Any:
         """The cluster: as the transaction gave it, when that was a moment ago in this thread; else as it is now."""
@@ -127,11 +122,3 @@ class _OneStep:
 
 def _is_ours(taken: _Taken) -> bool:
     return taken.thread == threading.get_ident() and time.monotonic() - taken.at < FRESH_SECONDS
-
-
-def _encoded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-def _decoded(value: str | None) -> str:
-    return base64.b64decode(value or "").decode()

@@ -20,7 +20,6 @@ That Patroni still has what is changed here is for the tests to say.
 
 from __future__ import annotations
 
-import base64
 import logging
 import sys
 import threading
@@ -30,7 +29,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from workloads.patroni import control
+from workloads.patroni import control, txn
 
 log = logging.getLogger(__name__)
 
@@ -102,25 +101,20 @@ class _Deletion:
         if not held:
             return False
         dcs = self._dcs
-        calls = [{"Verb": "set", "Key": dcs.status_path, "Value": _encoded(value)} for value in held]
-        calls.append({"Verb": "delete-cas", "Key": dcs.leader_path, "Index": int(leader.version)})
+        writes = [txn.call("set", dcs.status_path, value) for value in held]
         try:
-            done = not dcs._client.txn.put([{"KV": call} for call in calls])["Errors"]
+            txn.commit(dcs._client, [*writes, txn.call("delete-cas", dcs.leader_path, Index=int(leader.version))])
         except Exception as error:  # noqa: BLE001 -- then one after the other, which meets it again and says so
             log.info("the leader key is not given away in one step: %r", error)
             return False
-        if done:
-            self._local.held = []
-        return done
+        held.clear()
+        return True
 
     def _write_held(self) -> None:
-        for value in getattr(self._local, "held", None) or ():
+        held = getattr(self._local, "held", None) or []
+        for value in held:
             self._write(value)
-        self._local.held = []
-
-
-def _encoded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+        held.clear()
 
 
 def _module(it: Any) -> Any:

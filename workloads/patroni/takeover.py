@@ -92,9 +92,10 @@ class _Timeline:
 def _clean_up_aside(dcs: Any) -> None:
     ask = dcs.manual_failover
 
-    def clean_up() -> None:
+    def clean_up(version: int | None) -> None:
         time.sleep(CLEAN_UP_SECONDS)
-        ask("", "")
+        # What somebody has asked for since is another version, and stays.
+        ask("", "", version=version)
 
     begin = _aside("clean up", clean_up)
 
@@ -102,7 +103,8 @@ def _clean_up_aside(dcs: Any) -> None:
         """As Patroni has it; where everything is to be emptied and nobody looks at the answer, in a thread."""
         if leader or candidate or scheduled_at or version is not None:
             return bool(ask(leader, candidate, scheduled_at, version))
-        begin()
+        failover = dcs.cluster.failover if dcs.cluster is not None else None
+        begin(failover.version if failover is not None else None)
         return True
 
     dcs.manual_failover = manual_failover
@@ -110,33 +112,33 @@ def _clean_up_aside(dcs: Any) -> None:
 
 def _insist(postgresql: Any) -> None:
     pg_ctl = postgresql.pg_ctl
-    begin = _aside("nudge", lambda: nudge(Path(postgresql.data_dir)))
+    begin = _aside("nudge", nudge)
 
     def insisting(command: str, *args: str, **kwargs: Any) -> bool:
         done = bool(pg_ctl(command, *args, **kwargs))
         if done and command == "promote":
-            begin()
+            begin(Path(postgresql.data_dir))
         return done
 
     postgresql.pg_ctl = insisting
 
 
-def _aside(name: str, work: Callable[[], object]) -> Callable[[], None]:
+def _aside(name: str, work: Callable[[Any], object]) -> Callable[[Any], None]:
     """A call that has `work` done by a thread, which waits for it: to start one takes until its first turn, 16 ms when
     everybody wants one.
     """
-    begun: SimpleQueue[None] = SimpleQueue()
+    begun: SimpleQueue[Any] = SimpleQueue()
 
     def run() -> None:
         while True:
-            begun.get()
+            about = begun.get()
             try:
-                work()
+                work(about)
             except Exception:
                 log.exception("%s", name)
 
     threading.Thread(target=run, name=name, daemon=True).start()
-    return lambda: begun.put(None)
+    return begun.put
 
 
 def nudge(data: Path) -> None:

@@ -16,15 +16,15 @@ import threading
 import time
 from typing import Any
 
+from workloads.patroni import txn
+from workloads.patroni.txn import Nodes
+
 log = logging.getLogger(__name__)
 
 SECONDS = 1.0
 """The shortest pause of a standby."""
 FRESH_SECONDS = 1.0
 """How long an answer may stand for a load. Patroni asks within milliseconds."""
-
-Nodes = dict[str, dict[str, Any]]
-"""As Patroni's loader has them: key below the cluster's path to entry."""
 
 
 def hasten(dcs: Any) -> None:
@@ -76,7 +76,7 @@ class _Watch:
                 return self._dcs._cluster_from_nodes(nodes)
         dcs = self._dcs
         index, entries = dcs.retry(dcs._client.kv.get, path, recurse=True, consistency=dcs._consistency)
-        nodes = _nodes(path, entries)
+        nodes = txn.nodes(path, entries)
         if watches:
             self._index, self._holder = int(index), self._holder_in(nodes)
         return dcs._cluster_from_nodes(nodes)
@@ -90,12 +90,8 @@ class _Watch:
             # The servers lost what they knew: their index starts over, and so do we.
             raise ValueError(f"the index went back from {self._index} to {index}")
         self._index = int(index)
-        return _nodes(path, entries)
+        return txn.nodes(path, entries)
 
     def _holder_in(self, nodes: Nodes) -> tuple[Any, ...]:
         leader = nodes.get(self._dcs._LEADER)
         return (leader.get("Session"), leader["Value"]) if leader else ()
-
-
-def _nodes(path: str, entries: Any) -> Nodes:
-    return {entry["Key"][len(path) :]: {**entry, "Value": (entry["Value"] or b"").decode()} for entry in entries or ()}

@@ -79,7 +79,8 @@ class _Dcs:
         assert calls[0]["Value"] == "NDI="
         if isinstance(self._answer, Exception):
             raise self._answer
-        return {"Errors": self._answer if calls[1]["Index"] == self.now.version else ["it has another version"]}
+        errors = self._answer if calls[1]["Index"] == self.now.version else ["it has another version"]
+        return {"Errors": errors, "Results": []}
 
 
 class _Ha:
@@ -230,6 +231,8 @@ def test_the_end_of_the_log_goes_with_the_key(
     handover._Deletion(dcs)
     assert dcs.delete_leader(leader, 42) is deleted
     assert dcs.story == story
+    dcs.story.clear()
+    dcs._delete_leader(Lead(9))
     dcs.story.clear()
     assert dcs._write_status("43") is True
     assert dcs.story == [("status", "43")]

@@ -26,6 +26,7 @@ class _Dcs:
         self.cleaned = threading.Event()
         self.gate = threading.Event()
         self.asked: list[tuple[Any, ...]] = []
+        self.cluster: Any = SimpleNamespace(failover=SimpleNamespace(version=7))
 
     def watch(self, leader_version: int | None, timeout: float) -> bool:  # noqa: ARG002
         self._last_session_refresh = 0.0
@@ -112,7 +113,7 @@ def test_cleaning_up_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) ->
     assert not dcs.cleaned.is_set()
     dcs.gate.set()
     assert dcs.cleaned.wait(5)
-    assert dcs.asked == [("", "", None, None)]
+    assert dcs.asked == [("", "", None, 7)], "what was asked for since is another version, and stays"
     assert dcs.manual_failover("", "", version=3) is False
     assert dcs.manual_failover("a", "", None) is False
     assert dcs.asked[1:] == [("", "", None, 3), ("a", "", None, None)]
