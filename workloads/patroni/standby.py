@@ -1,10 +1,14 @@
-"""What a standby does while it leads nobody: it goes on following whoever has the name, and knows who leads.
+"""What a standby does while nobody leads, or somebody else: it follows whoever has the name, and is quiet meanwhile.
 
-Two things that Patroni does otherwise:
+Three things that Patroni does otherwise:
 - Without a leader it has PostgreSQL follow nobody, and with the next one follow again: each time a new configuration is
   written and read, just when everybody is busy with the take-over. Here all members have one address, a route's, which
   leads to the next leader by itself. Whether the next one's log goes on where this member's ends is looked at all the
-  same.
+  same, once that one says that it is the primary: before, there is nobody to ask, and to get ready for it takes two
+  programs (10 ms of a processor that the take-over waits for).
+- It says anew what it is each time that it wakes, which costs the servers a write and wakes all other members. Those
+  writes came from the one who takes over and from the one who only looks on, just when everybody had to wait for the
+  promotion. Here that waits until the change of leader is over.
 - It lets a leader without Consul go on (failsafe mode) though it knows of another one, and then holds that first one
   for the leader for 20 s, whatever happens: a leader that was cut off and comes back asks for it, and should the next
   one die soon after, nobody takes over for that long (10 s were measured). Here it refuses, and forgets when it learns
@@ -15,13 +19,19 @@ That Patroni still has what is changed here is for the tests to say.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+QUIET_SECONDS = 1.0
+"""From a change of leader to what a member says of itself. It renews the session as well, which lasts for 20 s."""
 
-def steady(dcs: Any, ha: Any) -> None:
+
+def steady(dcs: Any, ha: Any, now: Callable[[], float] = time.monotonic) -> None:
     """Has Patroni's `dcs` and `ha` stand by as above."""
     _know_the_leader(dcs, ha)
     _keep_following(ha)
+    _keep_quiet(ha, now)
 
 
 def _know_the_leader(dcs: Any, ha: Any) -> None:
@@ -47,16 +57,50 @@ def _know_the_leader(dcs: Any, ha: Any) -> None:
 
 def _keep_following(ha: Any) -> None:
     follow = ha.follow
+    unchecked = False
 
     def following(demote_reason: str, follow_reason: str, refresh: bool = True) -> str:
         """As Patroni has it, unless nobody leads and PostgreSQL is a replica that runs: that one waits."""
+        nonlocal unchecked
         if refresh:
             ha.load_cluster_from_dcs()
         postgresql = ha.state_handler
         replica = postgresql.role == "replica" and postgresql.state == "running" and not postgresql.is_primary()
-        if not replica or not ha.cluster.is_unlocked() or ha.is_paused() or ha.is_standby_cluster():
-            return str(follow(demote_reason, follow_reason, refresh=False))
-        ha._rewind.trigger_check_diverged_lsn()
-        return "waiting for the next leader"
+        if replica and ha.cluster.is_unlocked() and not ha.is_paused() and not ha.is_standby_cluster():
+            unchecked = True
+            return "waiting for the next leader"
+        if unchecked and _is_primary(ha.cluster.leader):
+            unchecked = False
+            ha._rewind.trigger_check_diverged_lsn()
+        return str(follow(demote_reason, follow_reason, refresh=False))
 
     ha.follow = following
+
+
+def _is_primary(leader: Any) -> bool:
+    """Whether the holder of the key says that it has been promoted; Patroni asks no other one about its log."""
+    return leader is not None and leader.data.get("role") in ("primary", "master")
+
+
+def _keep_quiet(ha: Any, now: Callable[[], float]) -> None:
+    load, touch = ha.load_cluster_from_dcs, ha.touch_member
+    leader: str | None = None
+    until: float | None = None
+
+    def loading() -> None:
+        nonlocal leader, until
+        load()
+        before, leader = leader, ha.cluster.leader.name if ha.cluster.leader else None
+        if until is None:
+            # The first time: there was no change.
+            until = now()
+        elif before != leader:
+            until = now() + QUIET_SECONDS
+
+    def touching() -> bool:
+        """As Patroni has it, unless the leader has just changed and the cluster knows this member."""
+        if until is not None and now() < until and ha.cluster.has_member(ha.state_handler.name):
+            return True
+        return bool(touch())
+
+    ha.load_cluster_from_dcs, ha.touch_member = loading, touching

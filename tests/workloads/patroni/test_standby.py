@@ -24,12 +24,14 @@ class _Ha:
 
     def __init__(self, **changes: Any) -> None:
         values = {"role": "replica", "state": "running", "primary": False, "leader": None, "paused": False} | changes
-        self._leader = values["leader"]
+        self.holder = values["leader"]
+        self.said: str | None = None
         self._paused = values["paused"]
         self.cluster = SimpleNamespace(is_unlocked=lambda: pytest.fail("it is loaded first"))
         self.state_handler = SimpleNamespace(
-            role=values["role"], state=values["state"], is_primary=lambda: values["primary"]
+            name="pg-2", role=values["role"], state=values["state"], is_primary=lambda: values["primary"]
         )
+        self.members = {"pg-2"}
         self.story: list[str] = []
         self.failsafe: str | None = None
         self._failsafe = self
@@ -37,9 +39,11 @@ class _Ha:
 
     def load_cluster_from_dcs(self) -> None:
         self.story.append("load")
-        leader = self._leader or self.failsafe
+        name, data = self.holder or self.failsafe, {"role": self.said}
         self.cluster = SimpleNamespace(
-            is_unlocked=lambda: self._leader is None, leader=leader and SimpleNamespace(name=leader)
+            is_unlocked=lambda: self.holder is None,
+            leader=name and SimpleNamespace(name=name, data=data),
+            has_member=lambda name: name in self.members,
         )
 
     @property
@@ -49,6 +53,10 @@ class _Ha:
     def set_is_active(self, value: float) -> None:
         assert value == 0
         self.failsafe = None
+
+    def touch_member(self) -> bool:
+        self.story.append("touch")
+        return False
 
     def update_failsafe(self, data: dict[str, Any]) -> int:
         self.failsafe = data["name"]
@@ -66,11 +74,27 @@ class _Ha:
 
 
 def test_a_replica_goes_on_following_the_name() -> None:
-    """Nothing is configured anew while nobody leads; where its log went another way is looked at with the next."""
+    """Nothing is configured anew while nobody leads."""
     ha = _Ha()
     standby.steady(_Dcs(), ha)
     assert ha.follow("d", "f") == "waiting for the next leader"
-    assert ha.story == ["load", "check"]
+    assert ha.story == ["load"]
+
+
+@pytest.mark.parametrize("said", ["primary", "master"])
+def test_whether_its_log_went_another_way_is_looked_at_once_the_next_leader_is_the_primary(said: str) -> None:
+    """Not before, and once."""
+    ha = _Ha()
+    standby.steady(_Dcs(), ha)
+    ha.follow("d", "f")
+    ha.holder, ha.said = "pg-1", "replica"
+    assert ha.follow("d", "f") == "d/f"
+    assert "check" not in ha.story
+    ha.said = said
+    ha.story.clear()
+    for _ in range(2):
+        assert ha.follow("d", "f") == "d/f"
+    assert ha.story == ["load", "check", "follow False", "load", "follow False"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +108,45 @@ def test_everybody_else_follows_as_ever(changes: dict[str, Any]) -> None:
     standby.steady(_Dcs(), ha)
     assert ha.follow("d", "f") == "d/f"
     assert ha.story == ["load", "follow False"]
+
+
+class _Quiet:
+    """A member that was loaded once, and a clock."""
+
+    def __init__(self, leader: str | None) -> None:
+        self.time = 100.0
+        self.ha = _Ha(leader=leader)
+        standby.steady(_Dcs(), self.ha, lambda: self.time)
+        self.ha.load_cluster_from_dcs()
+
+    def says(self, leader: str | None) -> bool:
+        """Whether it says what it is, with this leader."""
+        self.ha.holder = leader
+        self.ha.load_cluster_from_dcs()
+        self.ha.story.clear()
+        said: bool = not self.ha.touch_member()
+        assert (self.ha.story == ["touch"]) is said
+        return said
+
+
+def test_a_change_of_leader_is_not_the_time_to_say_what_one_is() -> None:
+    """Each write of that kind wakes all others; it is made up for at the next look after that."""
+    quiet = _Quiet("pg-0")
+    assert quiet.says("pg-0"), "nothing changed when it began"
+    assert not quiet.says(None)
+    quiet.time += standby.QUIET_SECONDS / 2
+    assert not quiet.says("pg-1")
+    quiet.time += standby.QUIET_SECONDS / 2
+    assert not quiet.says("pg-1"), "counted from the last change"
+    quiet.time += standby.QUIET_SECONDS / 2
+    assert quiet.says("pg-1")
+
+
+def test_a_member_that_the_cluster_does_not_know_says_so_at_once() -> None:
+    """It has to be there to be counted with."""
+    quiet = _Quiet("pg-0")
+    quiet.ha.members.clear()
+    assert quiet.says(None)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +185,14 @@ def test_patroni_has_what_is_changed() -> None:
     source = inspect.getsource(ha.follow)
     assert "        if refresh:\n            self.load_cluster_from_dcs()\n" in source
     assert "check_recovery_conf(node_to_follow)" in source
+    assert "ret = self.dcs.touch_member(data)" in inspect.getsource(ha.touch_member)
+    consul = inspect.getsource(importlib.import_module("patroni.dcs.consul"))
+    assert "create_member = self.refresh_session()" in consul
     assert "self._rewind.trigger_check_diverged_lsn()" in source
+    rewind = importlib.import_module("patroni.postgresql.rewind").Rewind
+    assert "leader.member.data.get('role') not in (PostgresqlRole.MASTER," in inspect.getsource(
+        rewind._check_timeline_and_lsn
+    )
     assert "self._failsafe.update(data)" in inspect.getsource(ha.update_failsafe)
     assert "self._failsafe.update_cluster(cluster)" in inspect.getsource(ha.load_cluster_from_dcs)
     failsafe = importlib.import_module("patroni.ha").Failsafe
