@@ -24,7 +24,10 @@ from collections.abc import Callable
 from typing import Any
 
 QUIET_SECONDS = 1.0
-"""From a change of leader to what a member says of itself. It renews the session as well, which lasts for 20 s."""
+"""From a change of leader to what a member says of itself."""
+SILENT_SECONDS = 5.0
+"""The longest that it says nothing, however often the leader changes: saying it renews the session as well, which is of
+10 s (`config`)."""
 
 
 def steady(dcs: Any, ha: Any, now: Callable[[], float] = time.monotonic) -> None:
@@ -85,22 +88,26 @@ def _is_primary(leader: Any) -> bool:
 def _keep_quiet(ha: Any, now: Callable[[], float]) -> None:
     load, touch = ha.load_cluster_from_dcs, ha.touch_member
     leader: str | None = None
-    until: float | None = None
+    changed: float | None = None
+    """When it did, or was seen first."""
+    said = float("-inf")
 
     def loading() -> None:
-        nonlocal leader, until
+        nonlocal leader, changed
         load()
         before, leader = leader, ha.cluster.leader.name if ha.cluster.leader else None
-        if until is None:
-            # The first time: there was no change.
-            until = now()
-        elif before != leader:
-            until = now() + QUIET_SECONDS
+        if changed is None or before != leader:
+            changed = now()
 
     def touching() -> bool:
-        """As Patroni has it, unless the leader has just changed and the cluster knows this member."""
-        if until is not None and now() < until and ha.cluster.has_member(ha.state_handler.name):
+        """As Patroni has it, unless the leader has just changed, and this member said what it is before that."""
+        nonlocal said
+        just = changed is not None and now() - changed < QUIET_SECONDS
+        if just and now() - said < SILENT_SECONDS and ha.cluster.has_member(ha.state_handler.name):
             return True
-        return bool(touch())
+        done = bool(touch())
+        if done:
+            said = now()
+        return done
 
     ha.load_cluster_from_dcs, ha.touch_member = loading, touching

@@ -32,6 +32,8 @@ class _Ha:
             name="pg-2", role=values["role"], state=values["state"], is_primary=lambda: values["primary"]
         )
         self.members = {"pg-2"}
+        self.reached = True
+        """What it says reaches Consul."""
         self.story: list[str] = []
         self.failsafe: str | None = None
         self._failsafe = self
@@ -56,7 +58,7 @@ class _Ha:
 
     def touch_member(self) -> bool:
         self.story.append("touch")
-        return False
+        return self.reached
 
     def update_failsafe(self, data: dict[str, Any]) -> int:
         self.failsafe = data["name"]
@@ -111,28 +113,28 @@ def test_everybody_else_follows_as_ever(changes: dict[str, Any]) -> None:
 
 
 class _Quiet:
-    """A member that was loaded once, and a clock."""
+    """A member of a cluster that `pg-0` has led for long, and a clock."""
 
-    def __init__(self, leader: str | None) -> None:
+    def __init__(self) -> None:
         self.time = 100.0
-        self.ha = _Ha(leader=leader)
+        self.ha = _Ha(leader="pg-0")
         standby.steady(_Dcs(), self.ha, lambda: self.time)
-        self.ha.load_cluster_from_dcs()
+        assert self.says("pg-0")
+        self.time += standby.QUIET_SECONDS
+        assert self.says("pg-0")
 
     def says(self, leader: str | None) -> bool:
         """Whether it says what it is, with this leader."""
         self.ha.holder = leader
         self.ha.load_cluster_from_dcs()
         self.ha.story.clear()
-        said: bool = not self.ha.touch_member()
-        assert (self.ha.story == ["touch"]) is said
-        return said
+        self.ha.touch_member()
+        return self.ha.story == ["touch"]
 
 
 def test_a_change_of_leader_is_not_the_time_to_say_what_one_is() -> None:
     """Each write of that kind wakes all others; it is made up for at the next look after that."""
-    quiet = _Quiet("pg-0")
-    assert quiet.says("pg-0"), "nothing changed when it began"
+    quiet = _Quiet()
     assert not quiet.says(None)
     quiet.time += standby.QUIET_SECONDS / 2
     assert not quiet.says("pg-1")
@@ -142,9 +144,30 @@ def test_a_change_of_leader_is_not_the_time_to_say_what_one_is() -> None:
     assert quiet.says("pg-1")
 
 
+def test_leaders_that_change_for_ever_do_not_silence_a_member() -> None:
+    """Its session would run out."""
+    quiet = _Quiet()
+    spoken = quiet.time
+    for turn in range(40):
+        quiet.time += standby.QUIET_SECONDS / 2
+        if quiet.says(f"pg-{turn % 2}"):
+            assert quiet.time - spoken <= standby.SILENT_SECONDS
+            spoken = quiet.time
+    assert quiet.time - spoken < standby.SILENT_SECONDS
+
+
+def test_what_did_not_reach_consul_is_not_said() -> None:
+    """The next one is tried, as Patroni would."""
+    quiet = _Quiet()
+    quiet.time += standby.SILENT_SECONDS
+    quiet.ha.reached = False
+    assert quiet.says(None)
+    assert quiet.says(None)
+
+
 def test_a_member_that_the_cluster_does_not_know_says_so_at_once() -> None:
     """It has to be there to be counted with."""
-    quiet = _Quiet("pg-0")
+    quiet = _Quiet()
     quiet.ha.members.clear()
     assert quiet.says(None)
 
