@@ -128,11 +128,36 @@ def _is_in(pool: str, address: str) -> bool:
 
 
 def _choose(world: World, route: RouteEntry) -> Choice:
+    if route.peer is not None:
+        return Choice(instances=_member(world.manifest, route))
     return choose(
         route,
         world.catalog.get(route.service, ()),
         world.held.get(route.service, ()),
         world.leaders.get(route.leader_key) if route.leader_key is not None else None,
+    )
+
+
+def _member(manifest: Manifest, route: RouteEntry) -> tuple[Instance, ...]:
+    """The one CVM behind a member route, where the manifest places it, whether Consul lists it or not: members ask each
+    other exactly when Consul is in trouble.
+    """
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    if group is None or backend is None:
+        return ()
+    return tuple(
+        Instance(
+            service=route.service,
+            proxy_id=f"{route.service}-{peer.peer_id}",
+            peer_id=peer.peer_id,
+            address=peer.address,
+            port=backend.sidecar_port,
+            tags=(),
+            modify_index=0,
+        )
+        for peer in group.peers
+        if peer.peer_id == route.peer
     )
 
 
@@ -146,25 +171,42 @@ def _services_uri(trust_domain: str, datacenter: str) -> str:
 
 
 def principals(
-    rules: tuple[Rule, ...], trust_domain: str, datacenter: str, services: Iterable[str]
+    rules: tuple[Rule, ...],
+    trust_domain: str,
+    datacenter: str,
+    services: Iterable[str],
+    callers: frozenset[str] | None = None,
 ) -> tuple[Principal, ...]:
     """Who may call, by intentions in order of strength. Without a rule nobody may: ACLs deny by default.
 
     `*` is every identity of the trust domain. Where a stronger rule refuses one of them, a prefix would let it in, so
-    the known `services` are listed one by one instead.
+    the known `services` are listed one by one instead. `callers` are the services that the manifest lets call, None is
+    all of them: what intentions allow beyond that does not count, so Consul can withhold and not grant.
     """
     allowed: dict[str, bool] = {}
     for rule in rules:
         if rule.source == "*":
-            if rule.allow and all(allowed.values()):
+            if rule.allow and all(allowed.values()) and callers is None:
                 return (Principal(uri=_services_uri(trust_domain, datacenter), prefix=True),)
             if rule.allow:
                 allowed = {**dict.fromkeys(services, True), **allowed}
             break
         allowed.setdefault(rule.source, rule.allow)
     return tuple(
-        Principal(uri=service_uri(trust_domain, datacenter, source)) for source, yes in sorted(allowed.items()) if yes
+        Principal(uri=service_uri(trust_domain, datacenter, source))
+        for source, yes in sorted(allowed.items())
+        if yes and (callers is None or source in callers)
     )
+
+
+def _callers(world: World, name: str, backend: BackendEntry) -> frozenset[str] | None:
+    """The services that may call our backend `name`; None is all. The newest manifest counts, without a restart."""
+    newest = world.manifest.groups.get(world.group)
+    groups = (newest.backends if newest is not None else {}).get(name, backend).callers
+    if groups is None:
+        return None
+    known = world.manifest.groups
+    return frozenset(service for group in groups if group in known for service in own_services(group, known[group]))
 
 
 def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
@@ -183,7 +225,13 @@ def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
                 name,
                 backend,
                 address,
-                principals(world.rules.get(backend.service, ()), roots.trust_domain, world.datacenter, everyone),
+                principals(
+                    world.rules.get(backend.service, ()),
+                    roots.trust_domain,
+                    world.datacenter,
+                    everyone,
+                    _callers(world, name, backend),
+                ),
             )
             for name, backend in sorted(world.own.backends.items())
         ),

@@ -169,10 +169,10 @@ class Checker:
 
     def _callers(self) -> None:
         groups = {group.name: group for group in self._cluster.groups}
-        for entry, backend in self._all_backends():
+        for owner, backend in self._all_backends():
             if backend.callers is None:
                 continue
-            entry = f"{entry}.callers"
+            entry = f"{owner}.callers"
             if not backend.callers:
                 self._add(entry, "is empty, so nobody could call; name a group, or leave it out to admit every group")
             for name in dict.fromkeys(backend.callers):

@@ -93,7 +93,7 @@ GOOD: dict[str, Write] = {
     "keys-beside": _groups(_roles('role = "master"'), _reaching("service/pg2")),
     "keys-of-one-service": _groups(_roles('role = "master"'), _reaching("service/pg", parent="pg")),
     "members": _groups(
-        _members('members = true', replicas="12"),
+        _members("members = true", replicas="12"),
         group("b", routes='"b-12" = { backend = "b", members = false }'),
     ),
     "callers": _groups(
@@ -287,13 +287,14 @@ BROKEN: dict[str, Write] = {
     ),
     "member-name-too-long": _groups(_members("members = true", replicas="11", name="r" * 61)),
     "member-vip": _groups(_members('members = true, vip = "127.10.9.9"')),
-    "member-vip-taken": _groups(group("api"), group("b", routes=f'{_clashing()} = {{ backend = "b", members = true }}')),
+    "member-vip-taken": _groups(
+        group("api"), group("b", routes=f'{_clashing()} = {{ backend = "b", members = true }}')
+    ),
     "member-role": _groups(_roles('members = true, role = "replica", fallback = "master"')),
     "member-fallback": _groups(_roles('members = true, fallback = "replica"')),
     "member-elsewhere": _groups(group("a", routes='r = { backend = "c", members = true }')),
     **{
-        f"members-{i}": _groups(_members(f"members = {text}"))
-        for i, text in enumerate(['"true"', "1", "[true]", "{}"])
+        f"members-{i}": _groups(_members(f"members = {text}")) for i, text in enumerate(['"true"', "1", "[true]", "{}"])
     },
     # callers and sources
     **{
