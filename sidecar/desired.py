@@ -16,6 +16,7 @@ from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
@@ -69,6 +70,8 @@ class Desired:
     """Route name to the peer IDs behind it, for status."""
     conflicts: Mapping[str, tuple[str, ...]]
     """Route name to the peer IDs that all claim its exclusive role, where several do."""
+    refused: frozenset[Refusal]
+    """Where nobody is behind the route: connections are refused there, as at a closed port."""
     spec: Spec | None
     """None until there are roots and every leaf."""
 
@@ -103,6 +106,9 @@ def desired(world: World) -> Desired:
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
+        refused=frozenset(
+            Refusal(route.vip, route.port) for route in world.manifest.routes if not choices[route.name].instances
+        ),
         spec=_spec(world, choices),
     )
 

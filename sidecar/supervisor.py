@@ -237,6 +237,8 @@ class Supervisor:
                 try:
                     await server.wait_acked(snapshot.version, ACK_SECONDS)
                 except TimeoutError as error:
+                    # It may refuse another part of it; what it has took long enough to be there.
+                    await self._effects.refusing.envoy_has(snapshot.version)
                     nacks = server.status().nacks
                     refused = [f"Envoy refused {', '.join(n.names)}: {n.message.strip()}" for n in nacks]
                     self.wait("envoy", "; ".join(refused) or str(error))
@@ -245,6 +247,7 @@ class Supervisor:
                     await asyncio.sleep(RETRY.delay(attempt, self._rng))
                     attempt += 1
                 else:
+                    await self._effects.refusing.envoy_has(snapshot.version)
                     break
             if self._effects.snapshot is not None:
                 self.done("envoy")
@@ -315,6 +318,7 @@ class Supervisor:
                 nacks=xds.nacks if xds else (),
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
+                    *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
