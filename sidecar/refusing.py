@@ -49,10 +49,11 @@ class Refusing:
 
     def published(self, version: str, refused: frozenset[Refusal]) -> bool:
         """Notes that snapshot `version` was given to Envoy, in which nobody is behind `refused` and somebody behind all
-        others. Whether `envoy_has` has anything to lift for it.
+        others. Whether `envoy_has` has anything to lift for it that was not said before.
         """
+        said = (self._version, self._then)
         self._version, self._then = version, refused
-        return self._now != refused
+        return said != (version, refused) and self._now != refused
 
     async def envoy_has(self, version: str) -> None:
         """Lifts the refusals of routes that have endpoints in snapshot `version`. One that is not the newest lifts

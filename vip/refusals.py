@@ -5,8 +5,8 @@ that is held already is not touched. One table of ours holds one set of refused 
 
     ip daddr . tcp dport @refused  tcp flags & (fin|syn|rst|ack) == syn  reject with tcp reset
 
-Messages are built here rather than by pyroute2, whose `nlm_request_batch` waits for ever when the kernel refuses a batch
-as a whole (0.9.7), and takes 0.3 ms to encode one pair on the path of a failover. Numbers are those of Linux'
+Messages are built here rather than by pyroute2: in 0.9.7 its `nlm_request_batch` waits for ever when the kernel refuses
+a whole batch, and its classes take 0.3 ms to encode one pair on the path of a failover. Numbers are those of Linux'
 include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h and netlink.h.
 """
 

@@ -10,6 +10,7 @@ from sidecar.catalog import Instance, Rule
 from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
 from topology.manifest import GroupEntry, Manifest
+from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
 TRUST = "11111111-2222-3333-4444-555555555555.consul"
@@ -137,6 +138,22 @@ def test_route_without_instances_has_no_endpoints() -> None:
     spec = desired(world(catalog={})).spec
     assert spec is not None
     assert spec.egress[0].endpoints == ()
+
+
+def test_routes_with_nobody_behind_them_refuse() -> None:
+    """Every VIP and port without an endpoint, exclusive roles without a holder included, and no other."""
+    routes = (
+        route("api", "api"),
+        route("gone", "gone", vip="127.10.0.2", port=9),
+        dataclasses.replace(route("m", "api", vip="127.10.0.3", role="master"), group="api", backend="api"),
+        dataclasses.replace(route("one", "api", vip="127.10.0.4"), peer="api-1"),
+    )
+    empty = {Refusal("127.10.0.2", 9), Refusal("127.10.0.3", 8080)}
+    assert desired(world(manifest=manifest(routes=routes))).refused == empty
+    leads = {"api": catalog.instances([health("api-0", "100.96.0.10", tags=("master",))])}
+    assert desired(world(manifest=manifest(routes=routes), catalog=leads)).refused == {Refusal("127.10.0.2", 9)}
+    nothing = desired(world(manifest=manifest(routes=routes), catalog={}, roots=None))
+    assert nothing.refused == empty | {Refusal("127.10.0.1", 8080)}
 
 
 def test_client_without_backends_has_the_identity_of_its_group() -> None:

@@ -20,10 +20,11 @@ from sidecar import catalog, sources
 from sidecar.config import parse
 from sidecar.desired import World, desired, service_uri
 from sidecar.effects import Effects
+from sidecar.refusing import Refusing
 from sidecar.watches import Apply, Watches
 from tests.coordinator.test_grants import applicant
 from tests.coordinator.world import OWNER, Cluster, Running, cluster, make_database_manifest
-from tests.sidecar.test_effects import FakeVips
+from tests.sidecar.test_effects import FakeRefusals, FakeVips
 from tests.sidecar.world import environment
 from tests.support import eventually, tool
 from tests.xds.mesh import INGRESS_PORT, Node, closing, loopback
@@ -122,6 +123,7 @@ class Caller:
         self.envoy = Node("client", folder)
         self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
         self.effects._vips = FakeVips()  # type: ignore[assignment]
+        self.effects.refusing = Refusing(FakeRefusals())
         self.effects.on_publish = self._count
         own = manifest.groups["client"]
         self.world = World(manifest=manifest, own=own, group="client", address=address, datacenter=manifest.cluster)
