@@ -123,9 +123,8 @@ def test_an_empty_route_refuses_and_its_held_connections_go_on() -> None:
             [sys.executable, "-c", start, namespace], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False
         )
     assert done.returncode == 0, done.stderr[-4000:]
-    print(done.stdout)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["held"] == 2 * ROUNDS
     dials = found["dials"]
     assert dials.get("refused", 0) > 0, dials
-    assert dials.get("closed", 0) <= ROUNDS, dials
+    assert dials.get("closed", 0) <= ROUNDS // 4, dials
