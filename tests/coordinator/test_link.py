@@ -20,7 +20,7 @@ def peer(name: str, address: str, key: str | None = None) -> MeshPeer:
 
 async def made() -> MeshLink:
     """A link that does not run."""
-    return await make_link(CONFIG, "coordinator-0", "127.90.0.1")
+    return await make_link(CONFIG, generate_key()[0], "127.90.0.1")
 
 
 async def test_peers_become_links() -> None:
