@@ -1,7 +1,7 @@
 """The coordinator's process: its phases, its tasks, its status. Decisions are elsewhere; this puts the parts together.
 
-identity → keys → link → disk → Consul server → records and rights → ready. The broker answers from the moment the identity
-is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
+identity → keys → link → disk → Consul server → records and rights → ready. The broker answers from the moment the
+identity is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ def server_config(
         "leave_on_terminate": False,
         # The gossip key is derived anew at each start: it needs no file on the disk.
         "disable_keyring_file": True,
-        # Consul's default refuses to start after 168 h, so a mesh that was off for a week would never come back. Whether
-        # old records may be served is decided elsewhere (coordinator.forming).
+        # Consul's default refuses to start after 168 h, so a mesh that was off for a week would never come back.
+        # Whether old records may be served is decided elsewhere (coordinator.forming).
         "server_rejoin_age_max": "87600h",
         # 1 is Consul's own value for production servers.
         "performance": {"raft_multiplier": raft_multiplier},

@@ -7,6 +7,7 @@ import pytest
 from coordinator.config import parse
 from coordinator.link import MeshLink, make_link
 from coordinator.protocol import MeshPeer
+from peer.wireguard import generate_key
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
 from topology.manifest import sign
 
