@@ -107,7 +107,7 @@ class Formation:
         if not (request.empty and found.led and address) or peer_id == self._own.peer_id:
             return found
         try:
-            room = await self._server.make_room(address, request.server_id)
+            room = await self._server.make_room(peer_id, address, request.server_id)
         except (ConsulError, KeyError, TypeError) as error:
             log.warning("no room made yet", extra={"peer_id": peer_id, "reason": str(error)})
             room = False

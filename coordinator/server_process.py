@@ -152,15 +152,19 @@ class ServerProcess:
             return UNKNOWN
         return Standing(records=True, led=bool(leader), term=term, index=index, voters=voters)
 
-    async def make_room(self, address: str, server_id: str) -> bool:
-        """Takes servers with another ID than `server_id` at mesh `address` out of the Raft configuration; True when
-        there is none (any more). ConsulError without a leader.
+    async def make_room(self, peer_id: str, address: str, server_id: str) -> bool:
+        """Takes servers of coordinator `peer_id`, at mesh `address`, with another ID than `server_id` out of the Raft
+        configuration and the catalog; True when there is none (any more). ConsulError without a leader.
         """
         _, tree = await self.client.get("/v1/operator/raft/configuration")
         place = f"{address}:{SERVER_PORT}"
         old = [each["ID"] for each in tree["Servers"] if each["Address"] == place and each["ID"] != server_id]
         for each in old:
             await self.client.delete("/v1/operator/raft/peer", params={"id": each})
+        _, found = await self.client.get(f"/v1/catalog/node/{peer_id}")
+        if found and found["Node"]["ID"] != server_id:
+            # Consul gives a node's name to another ID only once gossip has seen the old one fail.
+            await self.client.put("/v1/catalog/deregister", {"Node": peer_id})
         return not old
 
     async def close(self) -> None:
