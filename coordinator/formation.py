@@ -83,7 +83,7 @@ class Formation:
                 action = await self._serve(start)
                 start = await self._restart(start, action)
             except (DiskError, OSError) as error:
-                self._note(f"the Consul server cannot start: {error}")
+                self._note(f"the Consul server cannot start: {error}", logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
 
     # ---- what siblings are told, and are asked
@@ -132,7 +132,7 @@ class Formation:
                 if marker.stage == NEW and problem:
                     raise DiskError(problem)
             except (DiskError, ForeignDataError) as error:
-                self._note(str(error))
+                self._note(str(error), logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             break
@@ -207,7 +207,8 @@ class Formation:
             self._settled = own.led
             if own.records is not None:
                 answered = self._server.child.status().restarts
-            self._note(self._disk.problem() or self._failing(answered) or decision.reason)
+            wrong = self._disk.problem() or self._failing(answered)
+            self._note(wrong or decision.reason, logging.WARNING if wrong else logging.INFO)
             if own.records is False and decision.action is Action.FOUND and not start.found:
                 return Action.FOUND
             if decision.action is not Action.RECOVER:
@@ -242,7 +243,7 @@ class Formation:
         """What the server starts with after `action`."""
         if action is Action.WAIT:
             while True:
-                self._note(lost_records(self._disk.records.parent))
+                self._note(lost_records(self._disk.records.parent), logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})
@@ -253,7 +254,7 @@ class Formation:
         seen = tuple(Seen(peer_id=each.peer_id, address=each.address, standing=each.standing) for each in self.siblings)
         return decide(own, self._own.peer_id, self._own.address, seen)
 
-    def _note(self, reason: str) -> None:
+    def _note(self, reason: str, level: int = logging.INFO) -> None:
         if reason and reason != self.reason:
-            log.warning("the Consul server waits", extra={"reason": reason})
+            log.log(level, "the Consul server waits", extra={"reason": reason})
         self.reason = reason

@@ -100,19 +100,6 @@ def server_config(
     agent's own API while there is no leader to judge a token.
     """
     config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
-    ca_config: dict[str, object] = {
-        "leaf_cert_ttl": "72h",
-        # A burst of admissions asks for all leaves at once; the default of 50 a second would stretch it over many
-        # seconds.
-        "csr_max_per_second": 0,
-        "csr_max_concurrent": 0,
-    }
-    if connect_ca is not None:
-        ca_config |= {
-            "cluster_id": connect_ca.cluster_id,
-            "private_key": connect_ca.key_pem.reveal(),
-            "root_cert": connect_ca.root_pem,
-        }
     config |= {
         "server": True,
         "node_id": server_id,
@@ -126,7 +113,7 @@ def server_config(
         "server_rejoin_age_max": "87600h",
         # 1 is Consul's own value for production servers.
         "performance": {"raft_multiplier": raft_multiplier},
-        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": ca_config},
+        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": _ca_config(connect_ca)},
         "acl": _acl(
             {
                 "initial_management": management_token.reveal(),
@@ -140,6 +127,23 @@ def server_config(
     }
     if bootstrap_expect is not None:
         config["bootstrap_expect"] = bootstrap_expect
+    return config
+
+
+def _ca_config(connect_ca: ConnectCa | None) -> dict[str, object]:
+    config: dict[str, object] = {
+        "leaf_cert_ttl": "72h",
+        # A burst of admissions asks for all leaves at once; the default of 50 a second would stretch it over many
+        # seconds.
+        "csr_max_per_second": 0,
+        "csr_max_concurrent": 0,
+    }
+    if connect_ca is not None:
+        config |= {
+            "cluster_id": connect_ca.cluster_id,
+            "private_key": connect_ca.key_pem.reveal(),
+            "root_cert": connect_ca.root_pem,
+        }
     return config
 
 

@@ -169,6 +169,8 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.public_key = ""
+        self.away = False
+        """Nobody's tunnel comes up."""
         self.peers: tuple[MeshPeer, ...] = ()
 
     def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
@@ -177,8 +179,11 @@ class FakeLink:
     async def up(self) -> None:
         """At once."""
 
-    async def meet(self, public_keys: tuple[str, ...], _seconds: float) -> tuple[str, ...]:
-        """All are there."""
+    async def meet(self, public_keys: tuple[str, ...], seconds: float) -> tuple[str, ...]:
+        """All are there, or nobody."""
+        if self.away:
+            await asyncio.sleep(seconds)
+            return ()
         return public_keys
 
     async def run(self) -> None:
@@ -232,7 +237,7 @@ class Cluster:
         self.pccs_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         await self._pccs.start(sock)
 
-    async def start(self, n: int = 0, manifest: Manifest | None = None) -> Running:
+    async def start(self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False) -> Running:
         """Boots coordinator `n`: on fresh memory, and on its disk as it is."""
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         agent = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, f"coordinator-{n}"))
@@ -254,6 +259,7 @@ class Cluster:
             }
         )
         link = FakeLink()
+        link.away = away
 
         async def make_link(_config: Config, private_key: Secret, _address: str) -> FakeLink:
             link.public_key = public_key(private_key)
