@@ -63,7 +63,7 @@ class MachinePlan:
     app_folder: Path
     """What is mounted at /app in application containers."""
     volumes: Path
-    """Where the named volumes are: this CVM's disk, which a boot finds as it was."""
+    """Where the named volumes are: this CVM's disk, which a boot finds as it was. It ends with the mesh."""
     resolver: str
     """Address of the DNS server of the segment."""
     private_files: Mapping[str, Secret] = field(default_factory=dict)
@@ -244,17 +244,13 @@ class Machine:
                 container.launcher.kill()
                 await container.launcher.wait()
 
-    def _asked_for(self, service: Service) -> list[Mount]:
-        """What of an application's volumes there is here: the guest agent's socket, and this CVM's disk."""
+    def _disks(self, service: Service) -> list[Mount]:
+        """The service's named volumes, on this CVM's disk."""
         found = []
-        for volume in service.volumes:
-            named = named_volume(volume)
-            if named is not None:
-                folder = self.plan.volumes / named[0]
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found.append(Mount(source=str(folder), target=named[1]))
-            elif volume.split(":")[0] == GUEST_AGENT and self._agent is not None:
-                found.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
+        for name, target in filter(None, map(named_volume, service.volumes)):
+            folder = self.plan.volumes / name
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found.append(Mount(source=str(folder), target=target))
         return found
 
     def _write_spec(self, service: Service, netns: str) -> Path:
@@ -267,13 +263,14 @@ class Machine:
         (own / "resolv.conf").write_text(f"nameserver {self.plan.resolver}\n", encoding="ascii")
         mounts = [Mount(source=str(own / name), target=f"/etc/{name}") for name in ("hosts", "resolv.conf")]
         mounts.append(Mount(source=str(self._folder / "mesh"), target="/run/mesh", read_only=not service.is_sidecar))
+        mounts += self._disks(service)
+        asks = any(volume.split(":")[0] == GUEST_AGENT for volume in service.volumes)
+        if self._agent is not None and (service.is_sidecar or asks):
+            mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         if service.is_sidecar:
             mounts.append(Mount(source=str(self._folder / "private"), target="/run/mesh-private"))
-            if self._agent is not None:
-                mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         else:
             mounts.append(Mount(source=str(self.plan.app_folder), target="/app", read_only=True))
-            mounts += self._asked_for(service)
         spec = ContainerSpec(
             name=f"{self.plan.peer_id}/{service.name}",
             hostname=self.plan.peer_id,

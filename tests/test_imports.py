@@ -53,7 +53,8 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.feed", "coordinator.governance", "coordinator.identity",
+    "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
+    "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.siblings",
     "dns.server", "dns.tcp", "dns.upstream",
