@@ -24,7 +24,18 @@ from coordinator.grants import Tokens
 from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry, decode_peer, encode_peer
-from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Node, NodeState, Taken, claim, doubled, left_behind, newcomers_wait
+from coordinator.slots import (
+    LEASE_SECONDS,
+    Holder,
+    Newcomer,
+    Node,
+    NodeState,
+    Taken,
+    claim,
+    doubled,
+    left_behind,
+    newcomers_wait,
+)
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.consul import ConsulClient, ConsulError
 from topology.manifest import ManifestError, from_tree

@@ -169,9 +169,7 @@ class Host:
     async def cut(self, name: str, direction: Direction | None) -> None:
         """Cuts a CVM off from the network one way or both; None heals it. ValueError for what is no CVM."""
         if name == plans.RENDEZVOUS:
-            raise ValueError(
-                f"{name} is a public host, no CVM: it has no router to cut it off at; ./mesh stop {name}"
-            )
+            raise ValueError(f"{name} is a public host, no CVM: it has no router to cut it off at; ./mesh stop {name}")
         # From a thread: netlink blocks for milliseconds, in which the gateway would stand still.
         if direction is None:
             await asyncio.to_thread(self._network.heal, name)

@@ -200,7 +200,9 @@ def logs(peer: str | None, follow: bool, lines: int, of_lab: bool, name: str | N
     run = runs.find(name)
     files = {run.folder / "lab.log": "lab"} if of_lab else log_files(run.folder / "logs", run.names(), peer)
     if not files:
-        known = sorted({label.partition(".")[0] for label in log_files(run.folder / "logs", run.names(), None).values()})
+        known = sorted(
+            {label.partition(".")[0] for label in log_files(run.folder / "logs", run.names(), None).values()}
+        )
         raise UserError(f"there is no log of {peer!r}", f"peers with logs: {', '.join(known)}")
     places = {path: _print_tail(path, files[path], lines) for path in files}
     while follow and run.alive:

@@ -192,7 +192,9 @@ def test_no_instance_and_no_slot_has_two_living_holders(claims: list[tuple[str, 
         pytest.param({}, ["i0", "i0"], 104.0, 11.0, id="an instance counts once"),
         pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i0"], 104.0, 0.0, id="a holder came and one asks"),
         pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i1"], 104.0, 11.0, id="a holder is no newcomer"),
-        pytest.param({"api-1": holder("api-1", "i1", released=True)}, ["i0"], 104.0, 11.0, id="a released slot is free"),
+        pytest.param(
+            {"api-1": holder("api-1", "i1", released=True)}, ["i0"], 104.0, 11.0, id="a released slot is free"
+        ),
         pytest.param({}, ["i0"], 115.0, 0.0, id="a lease has passed"),
         pytest.param({}, ["i0", "i1", "i2"], 104.0, 0.0, id="more CVMs than slots"),
     ],

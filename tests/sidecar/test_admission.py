@@ -94,9 +94,7 @@ class Rig:
         self.pass_on = asyncio.Semaphore(0)
         self.guest = guest or FakeGuest()
         info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
-        claim = Claim(
-            cluster="demo", group="api", wish=wish, identities=("spiffe://demo/node",), info=info, keys=KEYS
-        )
+        claim = Claim(cluster="demo", group="api", wish=wish, identities=("spiffe://demo/node",), info=info, keys=KEYS)
         self.admission = Admission(
             brokers,
             self.guest,

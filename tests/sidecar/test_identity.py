@@ -61,6 +61,13 @@ def test_the_slot_is_kept_within_a_boot(tmp_path: Path) -> None:
 def test_a_slot_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     """Cut off by a crash, or of another form: the coordinator proposes a slot then."""
     keys = load_or_make(tmp_path)
-    for broken in ("", "{", "[]", "7", '{"peer_id": 7, "wireguard": "x"}', f'{{"wireguard": "{keys.public.wireguard}"}}'):
+    for broken in (
+        "",
+        "{",
+        "[]",
+        "7",
+        '{"peer_id": 7, "wireguard": "x"}',
+        f'{{"wireguard": "{keys.public.wireguard}"}}',
+    ):
         (tmp_path / SLOT_FILE).write_text(broken)
         assert held_slot(tmp_path, keys) is None
