@@ -48,8 +48,8 @@ T = TypeVar("T")
 RESERVED_SECONDS = 5.0
 """A proposed slot is proposed to nobody else for so long: an attestation takes less."""
 HELD_SECONDS = 2.0
-"""How long the attestation of a newcomer that has to wait is kept open, so that it goes on the moment that it may. Then it
-is answered, for the CVM's status to say why it waits, and asks again."""
+"""How long the attestation of a newcomer that has to wait is kept open, so that it goes on the moment that it may. Then
+it is answered, for the CVM's status to say why it waits, and asks again."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""

@@ -1,8 +1,8 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
-`GET /status`; `GET /names`: machine → what it is called (`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`,
-`…/cut?direction={in,out,both}`, `…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for
-`<peer_id>`, too. What is done to a CVM is answered with `at`: the moment (of
+`GET /status`; `GET /names`: machine → what it is called (`lab.names`);
+`POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
+`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done to a CVM is answered with `at`: the moment (of
 CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
 

@@ -54,7 +54,7 @@ class MachinePlan:
     name: str
     """In the lab; `lab.names` says how it relates to peer IDs."""
     peer_id: str | None
-    """Where it is fixed: given as MESH_PEER_ID, by a coordinator's URL, or a host's name. None: its sidecar will say."""
+    """Where it is fixed: by MESH_PEER_ID, by a coordinator's URL, or as a host's name. None: its sidecar will say."""
     group: str
     kind: str
     """`coordinator`, `workload` or `host` (a public machine that is no CVM)."""

@@ -1,7 +1,8 @@
 """What the CVMs of a lab are called. Pure.
 
 A CVM is a machine of the lab with a name of its own. Once it is admitted, it is a peer of the mesh, and that is what
-people and programs mean: `./mesh kill worker-1` takes away the CVM that is worker-1 in the mesh, whichever machine it is.
+people and programs mean: `./mesh kill worker-1` takes away the CVM that is worker-1 in the mesh, whichever machine that
+is.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def machine_name(app: str, ordinal: int) -> str:
 def called(machines: Sequence[Seen]) -> dict[str, str]:
     """Name in the lab → what it is called, in the order to show them in: groups as given, peers by number.
 
-    That is the peer ID where it was admitted once. If several say that they are one peer, it is the one that runs, and of
-    those the one that was admitted last: the slot was given to it. Any other goes by its name in the lab.
+    That is the peer ID where it was admitted once. If several say that they are one peer, it is the one that runs, and
+    of those the one that was admitted last: the slot was given to it. Any other goes by its name in the lab.
     """
     holders: dict[str, Seen] = {}
     for seen in machines:

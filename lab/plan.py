@@ -67,8 +67,9 @@ class Site:
     resolver: str
     rendezvous_address: str
     pin_peers: bool = False
-    """Every CVM is told its peer ID. Else none is, as `terraform/phala` does it: all CVMs of an app get one environment,
-    workloads get whichever slot of their group is free, and coordinators find theirs by their instance's URL."""
+    """Every CVM is told its peer ID. Else none is, as `terraform/phala` does it: all CVMs of an app get one
+    environment, workloads get whichever slot of their group is free, and coordinators find theirs by their instance's
+    URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Which slot this CVM asks for. Pure.
 
-A CVM whose owner set MESH_PEER_ID asks for that slot and no other. Any other CVM claims the slot that this boot holds, and
-gives it up for whichever slot of its group is free once the slot is lost for good.
+A CVM whose owner set MESH_PEER_ID asks for that slot and no other. Any other CVM claims the slot that this boot holds,
+and gives it up for whichever slot of its group is free once the slot is lost for good.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def test_a_running_cvm_keeps_its_slot_when_a_booted_one_asks_first() -> No
     async with cluster() as mesh:
         lead = await started(mesh)
         new = newcomer(lead)
-        asked = asyncio.ensure_future(new.attest())
+        asked = mesh.scope.start("newcomer", new.attest())
         await waits(lead, new)
         assert lead.coordinator.ledger.slots == {}
         admission = await running(lead).admitted("api-0")
@@ -75,11 +75,10 @@ async def test_a_fresh_mesh_does_not_wait() -> None:
     async with cluster() as mesh:
         lead = await started(mesh)
         first = newcomer(lead, "api-0")
-        asked = asyncio.ensure_future(first.attest())
+        asked = mesh.scope.start("newcomer", first.attest())
         await waits(lead, first)
-        status, answer = await newcomer(lead, "api-1").attest()
-        results = [(status, answer.get("peer_id")), *(((s, a.get("peer_id"))) for s, a in [await asked])]
-        assert sorted(results) == [(200, "api-0"), (200, "api-1")]
+        answers = [await newcomer(lead, "api-1").attest(), await asked]
+        assert sorted((status, answer.get("peer_id")) for status, answer in answers) == [(200, "api-0"), (200, "api-1")]
         await eventually(lambda: lead.coordinator.document()["admitted"] == ["api-0", "api-1"], "both are admitted")
 
 
@@ -88,7 +87,7 @@ async def test_strangers_do_not_end_the_wait() -> None:
     async with cluster() as mesh:
         lead = await started(mesh)
         new = newcomer(lead, "api-0")
-        asked = asyncio.ensure_future(new.attest())
+        asked = mesh.scope.start("newcomer", new.attest())
         await waits(lead, new)
         other = DevTee(b"another root")
         for seed in ("x", "y", "z"):

@@ -74,8 +74,8 @@ def three_workers() -> Iterator[Mesh]:
 
 
 def test_from_three_to_two_replicas_both_that_stay_serve(three_workers: Mesh) -> None:
-    """The CVM of a slot that stays is gone for good; the one in the slot that went starts anew as that one, and the third
-    is not touched.
+    """The CVM of a slot that stays is gone for good; the one in the slot that went starts anew as that one, and the
+    third is not touched.
     """
     mesh, gone, moves, stays = three_workers, "worker-0", "worker-2", "worker-1"
     machines = {called: machine for machine, called in runs.run_of(mesh.name).names().items()}

@@ -48,7 +48,7 @@ def seen(machine: str, peer_id: str | None = None, *, current: bool = True, at: 
     ],
 )
 def test_a_cvm_is_called_by_its_peer_id(machines: list[Seen], wanted: dict[str, str]) -> None:
-    """The peer ID of the mesh; what is no peer, or lost its slot, goes by its name in the lab. No name is twice there."""
+    """By its peer ID in the mesh; what is no peer, or lost its slot, by its name in the lab. No name is there twice."""
     found = called(machines)
     assert found == wanted
     assert list(found) == list(wanted)

@@ -84,8 +84,8 @@ async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) ->
     listener = Listener()
     verify = coordinator_check(lambda: made.manifest, made.pccs_url, TEE.root_der, time.time)
     claim = Claim(
-        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=made.manifest.identities("api"), info=await guest.info(),
-        keys=keys,
+        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=made.manifest.identities("api"),
+        info=await guest.info(), keys=keys,
     )  # fmt: skip
     it = Admission((Broker(url, verify),), guest, claim, listener)
     async with TaskScope() as scope:

@@ -27,7 +27,6 @@ from tests.support import eventually
 from topology import manifest as manifests
 from topology.manifest import Manifest
 
-
 NO_WISH = Wish()
 
 
@@ -118,8 +117,8 @@ async def settled(cvms: list[Cvm], seconds: float) -> None:
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
 async def test_from_three_to_two_replicas_both_that_stay_have_a_slot(gone: int) -> None:
-    """Whichever slot the CVM had that went: of those that stay, one in a slot that the manifest has keeps it, and one in
-    the slot that it lacks moves to the free one. Coordinators forget everything meanwhile.
+    """Whichever slot the CVM had that went: of those that stay, one in a slot that the manifest has keeps it, and one
+    in the slot that it lacks moves to the free one. Coordinators forget everything meanwhile.
     """
     async with world(3) as it:
         cvms = [await it.boot(f"api-{n}") for n in range(3)]

@@ -40,8 +40,8 @@ def main() -> int:
 
 
 async def live(member: Coroutine[Any, Any, int], peer_id: str, identity: Path) -> int:
-    """The exit code of `member`; or ANEW, once the sidecar says in the file `identity` that this CVM is another peer than
-    `peer_id`: a member's name, addresses and registrations are its peer's, so it stops in order and starts anew.
+    """The exit code of `member`; or ANEW, once the sidecar says in the file `identity` that this CVM is another peer
+    than `peer_id`: a member's name, addresses and registrations are its peer's, so it stops in order and starts anew.
     """
     async with TaskScope() as scope:
         life = scope.start("member", member)
