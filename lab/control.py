@@ -2,8 +2,8 @@
 
 `GET /status`; `GET /names`: machine → what it is called (`lab.names`);
 `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
-`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done to a CVM is answered with `at`: the moment (of
-CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
+`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done
+to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
 
 from __future__ import annotations
