@@ -1,15 +1,14 @@
 """Spec entries → Envoy messages: clusters, endpoints, listeners. Pure.
 
 Names: `egress/<route>` and `local/<ingress>` for clusters, `egress/<vip>:<port>` and `ingress/<address>:<port>` for
-listeners (by address, so that two routes may swap VIPs without ever claiming one twice), `ingress/<ingress>` for
-route configurations.
+listeners (by address, so that two routes may swap VIPs without ever claiming one twice).
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import subset, tls
+from xds import subset, tls, transport
 from xds.protos import (
     Address,
     CircuitBreakers,
@@ -27,11 +26,9 @@ from xds.protos import (
     LocalityLbEndpoints,
     OutlierDetection,
     Percent,
-    RouteConfiguration,
     SocketAddress,
 )
 from xds.spec import EgressRoute, Endpoint, Ingress
-from xds.transport import Transport
 
 CONNECT_TIMEOUT = timedelta(seconds=1)
 """For TCP and TLS together: five round trips of 200 ms. A lost SYN costs an attempt, and there are several."""
@@ -63,13 +60,8 @@ def ingress_listener_name(ingress: Ingress) -> str:
     return f"ingress/{ingress.address}:{ingress.port}"
 
 
-def ingress_routes_name(ingress: Ingress) -> str:
-    """The route configuration of an ingress."""
-    return f"ingress/{ingress.name}"
-
-
-def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
-    """The route's cluster: endpoints by EDS, TLS and protocol by the transport."""
+def egress_cluster(route: EgressRoute, caller: str) -> Cluster:
+    """The route's cluster: endpoints by EDS, TLS by the transport. `caller` is the URI SAN of its leaf."""
     name = egress_cluster_name(route)
     cluster = _cluster(name)
     cluster.type = ClusterDiscoveryType.EDS
@@ -80,7 +72,7 @@ def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
         # And no outlier detection: where there is nowhere else to go, leaving out only delays the return.
         cluster.lb_subset_config = subset.subsets()
     cluster.ignore_health_on_host_removal = True
-    transport.egress_cluster(route, cluster)
+    transport.egress_cluster(route, caller, cluster)
     return cluster
 
 
@@ -97,13 +89,13 @@ def assignment(route: EgressRoute) -> ClusterLoadAssignment:
     )
 
 
-def egress_listener(route: EgressRoute, transport: Transport) -> Listener:
+def egress_listener(route: EgressRoute) -> Listener:
     """The listener on the VIP. Its one chain carries the generation in its name, who the sole endpoint is, and nothing
     that changes otherwise."""
     chain = FilterChain(
         name=f"{route.name}/{route.generation}", filters=transport.egress_filters(route, egress_cluster_name(route))
     )
-    return _listener(egress_listener_name(route), route.vip, route.port, chain)
+    return _listener(egress_listener_name(route), route.vip, route.port, [chain])
 
 
 def ingress_cluster(ingress: Ingress) -> Cluster:
@@ -114,22 +106,19 @@ def ingress_cluster(ingress: Ingress) -> Cluster:
     cluster.connect_timeout = LOCAL_CONNECT_TIMEOUT
     hosts = LocalityLbEndpoints(lb_endpoints=[_lb_endpoint(ingress.target)])
     cluster.load_assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[hosts])
+    transport.ingress_cluster(ingress, cluster)
     return cluster
 
 
-def ingress_listener(ingress: Ingress, transport: Transport, cut: int) -> Listener:
-    """The listener of an ingress. `cut` counts the revocations so far: a new chain name closes what is held."""
-    chain = FilterChain(
-        name=f"{ingress.name}/{cut}",
-        transport_socket=transport.ingress_socket(ingress),
-        filters=transport.ingress_filters(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress)),
-    )
-    return _listener(ingress_listener_name(ingress), ingress.address, ingress.port, chain)
-
-
-def ingress_routes(ingress: Ingress, transport: Transport) -> RouteConfiguration | None:
-    """Who may call the ingress and where it leads, for transports that route."""
-    return transport.ingress_routes(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress))
+def ingress_listener(ingress: Ingress) -> Listener:
+    """The listener of an ingress: a chain for each caller, and nothing else that could change and cut them all."""
+    chains, others = transport.ingress_chains(ingress, ingress_cluster_name(ingress))
+    listener = _listener(ingress_listener_name(ingress), ingress.address, ingress.port, chains)
+    listener.default_filter_chain = others
+    listener.listener_filters = transport.ingress_listener_filters()
+    listener.listener_filters_timeout = transport.HANDSHAKE_TIMEOUT
+    listener.socket_options = transport.ingress_socket_options()
+    return listener
 
 
 def _cluster(name: str) -> Cluster:
@@ -176,6 +165,6 @@ def _address(address: str, port: int) -> Address:
     return Address(socket_address=SocketAddress(address=address, port_value=port))
 
 
-def _listener(name: str, address: str, port: int, chain: FilterChain) -> Listener:
+def _listener(name: str, address: str, port: int, chains: list[FilterChain]) -> Listener:
     # Free bind: the listener may come before its address is on the device (a VIP being added, WireGuard restarting).
-    return Listener(name=name, address=_address(address, port), filter_chains=[chain], freebind=True)
+    return Listener(name=name, address=_address(address, port), filter_chains=chains, freebind=True)

@@ -25,7 +25,6 @@ from xds.bootstrap import argv, bootstrap
 from xds.server import XdsServer
 from xds.snapshot import Snapshot, build
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Spec
-from xds.transport import Transport
 
 CALLER = "spiffe://test/caller"
 CALLEE = "spiffe://test/callee"
@@ -69,16 +68,16 @@ class Node:
                 *argv(tool("envoy"), str(self.config)), stdout=out, stderr=out, start_new_session=True
             )
 
-    async def apply(self, spec: Spec, transport: Transport | None = None, seconds: float = 10.0) -> Snapshot:
+    async def apply(self, spec: Spec, seconds: float = 10.0) -> Snapshot:
         """Publishes `spec` and waits until Envoy runs it."""
-        self.publish(spec, transport)
+        self.publish(spec)
         assert self.snapshot is not None
         await self.server.wait_acked(self.snapshot.version, seconds)
         return self.snapshot
 
-    def publish(self, spec: Spec, transport: Transport | None = None) -> None:
+    def publish(self, spec: Spec) -> None:
         """Publishes `spec` without waiting."""
-        self.snapshot = build(spec, self.snapshot, transport)
+        self.snapshot = build(spec, self.snapshot)
         self.server.publish(self.snapshot)
 
     async def get(self, path: str, method: str = "GET") -> str:
@@ -138,7 +137,7 @@ class Pair:
         self.authority = Authority()
         self.caller = Node("caller", directory, delta=delta)
         self.callee = Node("callee", directory, delta=delta)
-        self.vip, self.address, self.backend = loopback(), loopback(), loopback()
+        self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)
 
@@ -168,6 +167,7 @@ class Pair:
             port=INGRESS_PORT,
             identity="callee",
             target=Endpoint(address=self.backend, port=PORT),
+            source=self.source,
             allowed=allowed or (Principal(uri=CALLER),),
         )
         return Spec(egress=(), ingress=(ingress,), leaves=(self.callee_leaf,), roots_pem=self.authority.pem)
@@ -229,7 +229,7 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 
 
 @contextlib.asynccontextmanager
-async def pair(*, transport: Transport | None = None, delta: bool = True, serve: Handler = echo) -> AsyncIterator[Pair]:
+async def pair(*, delta: bool = True, serve: Handler = echo) -> AsyncIterator[Pair]:
     """Two Envoys that talk, acknowledged and ready, with a backend behind the callee."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         both = Pair(Path(name), delta=delta)
@@ -237,8 +237,8 @@ async def pair(*, transport: Transport | None = None, delta: bool = True, serve:
         try:
             await both.callee.start()
             await both.caller.start()
-            await both.callee.apply(both.ingress(), transport)
-            await both.caller.apply(both.egress(), transport)
+            await both.callee.apply(both.ingress())
+            await both.caller.apply(both.egress())
             await both.listening()
             yield both
         finally:
