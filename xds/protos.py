@@ -134,6 +134,7 @@ with _stand_ins():
         ClusterLbPolicy,
         ClusterLbSubsetConfig,
         ClusterLbSubsetConfigLbSubsetSelector,
+        ClusterTransportSocketMatch,
         OutlierDetection,
         UpstreamConnectionOptions,
     )
@@ -141,6 +142,7 @@ with _stand_ins():
         Address,
         AggregatedConfigSource,
         ApiVersion,
+        BackoffStrategy,
         BindConfig,
         ConfigSource,
         DataSource,
@@ -160,6 +162,9 @@ with _stand_ins():
         FilterChainMatch,
         Listener,
         ListenerFilter,
+    )
+    from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import (
+        ProxyProtocol as ProxyProtocolListenerFilter,
     )
     from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
     from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, UpstreamConnectMode
@@ -214,6 +219,7 @@ __all__ = [
     "AggregatedConfigSource",
     "Any",
     "ApiVersion",
+    "BackoffStrategy",
     "BindConfig",
     "CertificateValidationContext",
     "CircuitBreakers",
@@ -226,6 +232,7 @@ __all__ = [
     "ClusterLbSubsetConfig",
     "ClusterLbSubsetConfigLbSubsetSelector",
     "ClusterLoadAssignment",
+    "ClusterTransportSocketMatch",
     "CommonTlsContext",
     "CommonTlsContextCombinedCertificateValidationContext",
     "ConfigSource",
@@ -247,6 +254,7 @@ __all__ = [
     "Percent",
     "ProxyProtocolConfig",
     "ProxyProtocolConfigVersion",
+    "ProxyProtocolListenerFilter",
     "ProxyProtocolUpstreamTransport",
     "RawBuffer",
     "SdsSecretConfig",

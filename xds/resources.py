@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import subset, tls, transport
+from xds import refusal, subset, tls, transport
 from xds.protos import (
     Address,
     CircuitBreakers,
@@ -105,7 +105,10 @@ def ingress_cluster(ingress: Ingress) -> Cluster:
     cluster.type = ClusterDiscoveryType.STATIC
     cluster.connect_timeout = LOCAL_CONNECT_TIMEOUT
     hosts = LocalityLbEndpoints(lb_endpoints=[_lb_endpoint(ingress.target)])
-    cluster.load_assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[hosts])
+    cluster.load_assignment = ClusterLoadAssignment(
+        cluster_name=name, endpoints=[hosts, refusal.second_priority(ingress.source)]
+    )
+    cluster.outlier_detection = refusal.detection()
     transport.ingress_cluster(ingress, cluster)
     return cluster
 
@@ -129,8 +132,12 @@ def _cluster(name: str) -> Cluster:
         name=name,
         connect_timeout=CONNECT_TIMEOUT,
         lb_policy=ClusterLbPolicy.ROUND_ROBIN,
-        # 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than an error.
-        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0)),
+        # Threshold 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than an
+        # error. Window 0: an endpoint that is put aside is known to the workers at once; by default Envoy collects such
+        # changes for 1 s.
+        common_lb_config=ClusterCommonLbConfig(
+            healthy_panic_threshold=Percent(value=0.0), update_merge_window=timedelta(0)
+        ),
         circuit_breakers=CircuitBreakers(thresholds=[limits]),
     )
 
@@ -146,8 +153,6 @@ def _outliers() -> OutlierDetection:
         consecutive_local_origin_failure=2,
         consecutive_5xx=0,
         enforcing_consecutive_5xx=0,
-        consecutive_gateway_failure=3,
-        enforcing_consecutive_gateway_failure=100,
         enforcing_success_rate=0,
         enforcing_local_origin_success_rate=0,
         interval=timedelta(seconds=1),

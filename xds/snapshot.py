@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xds import check, resources, tls
+from xds import check, refusal, resources, tls
 from xds.spec import EgressRoute, Ingress, Leaf, Spec
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
     for ingress in spec.ingress:
         key = ("ingress", ingress.name)
         entries[key] = _ingress(ingress, old.get(key))
+        key = ("refusal", ingress.source)
+        entries[key] = _refusal(ingress.source, old.get(key))
     # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
     used = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
     for leaf in spec.leaves:
@@ -125,6 +127,10 @@ def _ingress(ingress: Ingress, old: _Entry | None) -> _Entry:
         _part(old, 1, LISTENER, listener_from, lambda: resources.ingress_listener(ingress)),
     )
     return _Entry(entry=ingress, parts=parts)
+
+
+def _refusal(source: str, old: _Entry | None) -> _Entry:
+    return old or _Entry(entry=source, parts=(_part(None, 0, LISTENER, None, lambda: refusal.listener(source)),))
 
 
 def _leaf(leaf: Leaf, old: _Entry | None) -> _Entry:

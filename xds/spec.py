@@ -90,8 +90,8 @@ class Ingress:
     target: Endpoint
     """The local server."""
     source: str
-    """Loopback address (IPv4) from which the local server is dialled. Never 127.0.0.1: what trusts local programs must
-    not trust the mesh."""
+    """Loopback address (IPv4) from which the local server is dialled. Not 127.0.0.1, unless the owner says so: what
+    trusts local programs must not trust the mesh."""
     proxy_protocol: bool = False
     """True: each connection to the local server begins with a PROXY protocol v2 header that names the caller's mesh
     address."""

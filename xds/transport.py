@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import subset, tls
+from xds import refusal, subset, tls
 from xds.protos import (
     Any,
     BindConfig,
@@ -19,16 +19,11 @@ from xds.protos import (
     FilterChain,
     FilterChainMatch,
     ListenerFilter,
-    ProxyProtocolConfig,
-    ProxyProtocolConfigVersion,
-    ProxyProtocolUpstreamTransport,
-    RawBuffer,
     SocketAddress,
     SocketOption,
     TcpKeepalive,
     TcpProxy,
     TlsInspector,
-    TransportSocket,
     UpstreamConnectionOptions,
     UpstreamConnectMode,
 )
@@ -54,7 +49,6 @@ outlive it."""
 KEEPALIVE_PROBES = (DEAD_AFTER - KEEPALIVE_IDLE) // KEEPALIVE_INTERVAL
 """Unanswered probes until DEAD_AFTER."""
 
-_TLS_INSPECTOR = "envoy.filters.listener.tls_inspector"
 # Linux' numbers (include/uapi/linux/in.h, tcp.h, asm-generic/socket.h).
 _SOL_SOCKET, _SO_KEEPALIVE = 1, 9
 _IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_KEEPCNT, _TCP_USER_TIMEOUT = 6, 4, 5, 6, 18
@@ -87,14 +81,9 @@ def egress_cluster(route: EgressRoute, caller: str, cluster: Cluster) -> None:
 def ingress_cluster(ingress: Ingress, cluster: Cluster) -> None:
     """Completes the local server's cluster: the address from which it is dialled, and what it is told first."""
     cluster.upstream_bind_config = BindConfig(source_address=SocketAddress(address=ingress.source, port_value=0))
+    cluster.transport_socket_matches = [refusal.socket_match()]
     if ingress.proxy_protocol:
-        raw = TransportSocket(name="envoy.transport_sockets.raw_buffer", typed_config=Any.pack(RawBuffer()))
-        told = ProxyProtocolUpstreamTransport(
-            config=ProxyProtocolConfig(version=ProxyProtocolConfigVersion.V2), transport_socket=raw
-        )
-        cluster.transport_socket = TransportSocket(
-            name="envoy.transport_sockets.upstream_proxy_protocol", typed_config=Any.pack(told)
-        )
+        cluster.transport_socket = refusal.proxy_protocol()
 
 
 def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], FilterChain]:
@@ -113,7 +102,8 @@ def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], F
 
 def ingress_listener_filters() -> list[ListenerFilter]:
     """What an ingress listener looks at before it chooses a chain."""
-    return [ListenerFilter(name=_TLS_INSPECTOR, typed_config=Any.pack(TlsInspector()))]
+    inspector = Any.pack(TlsInspector())
+    return [ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)]
 
 
 def ingress_socket_options() -> list[SocketOption]:
@@ -137,6 +127,8 @@ def _chain(ingress: Ingress, cluster: str, caller: Principal) -> FilterChain:
     # The certificate is judged first: the local server hears nothing of whoever is refused, not even a connect.
     proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_TLS_HANDSHAKE
     proxy.max_early_data_bytes = 0
+    proxy.max_connect_attempts = refusal.ATTEMPTS
+    proxy.backoff_options = refusal.pause()
     return FilterChain(
         name=f"{ingress.name}/{caller.uri}{'*' if caller.prefix else ''}",
         transport_socket=tls.downstream(identity=ingress.identity, caller=caller),

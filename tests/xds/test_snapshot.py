@@ -26,12 +26,12 @@ def changed(before: Snapshot, after: Snapshot) -> set[str]:
 
 
 def test_each_entry_has_its_resources() -> None:
-    """A route: cluster, endpoints, listener; an ingress: cluster, listener; secrets of what is used."""
+    """A route: cluster, endpoints, listener; an ingress: cluster, listener, the one that resets; secrets of what is used."""
     snapshot = build(spec(route(), ingress("spiffe://mesh/a"), leaves=(LEAF, replace(LEAF, name="unused"))))
     assert {t: set(names) for t, names in snapshot.resources.items()} == {
         CLUSTER: {"egress/worker", "local/api"},
         ENDPOINT: {"egress/worker"},
-        LISTENER: {"egress/127.10.0.5:9090", "ingress/100.96.0.9:18080"},
+        LISTENER: {"egress/127.10.0.5:9090", "ingress/100.96.0.9:18080", "refuse/127.10.0.54"},
         SECRET: {"leaf:me", "roots"},
     }
 
@@ -95,8 +95,7 @@ def test_routes_may_swap_vips() -> None:
 
 def chains(snapshot: Snapshot) -> dict[str, bytes]:
     """Name → bytes of the filter chains of the one ingress, the one for everybody else included."""
-    (resource,) = snapshot.resources[LISTENER].values()
-    listener = Listener.parse(resource.body)
+    listener = Listener.parse(snapshot.resources[LISTENER]["ingress/100.96.0.9:18080"].body)
     assert listener.default_filter_chain is not None
     return {chain.name: bytes(chain) for chain in (*listener.filter_chains, listener.default_filter_chain)}
 
@@ -122,8 +121,7 @@ def test_the_order_of_callers_and_a_repetition_are_no_change() -> None:
 
 def test_an_empty_list_lets_nobody_in() -> None:
     """Nobody's chain has neither TLS nor filters: Envoy closes what comes to it."""
-    (resource,) = build(spec(ingress())).resources[LISTENER].values()
-    listener = Listener.parse(resource.body)
+    listener = Listener.parse(build(spec(ingress())).resources[LISTENER]["ingress/100.96.0.9:18080"].body)
     assert listener.filter_chains == []
     assert listener.default_filter_chain is not None
     assert listener.default_filter_chain.filters == []
