@@ -39,6 +39,10 @@ UNLIMITED = 1_000_000
 """Envoy's thresholds default to 1024, which 300 clients with a few connections each would reach. The file limit
 bounds us first."""
 
+BUFFER = 128 << 10
+"""Bytes that Envoy holds of one direction of a connection before it stops reading (its default is 1 MiB). Eight TLS
+records: a stream is as fast as with more (`benchmarks/xds_bench.py`), and a reader that stands still costs little."""
+
 
 def egress_cluster_name(route: EgressRoute) -> str:
     """The cluster behind a route, and its endpoints' resource name."""
@@ -132,13 +136,14 @@ def _cluster(name: str) -> Cluster:
         name=name,
         connect_timeout=CONNECT_TIMEOUT,
         lb_policy=ClusterLbPolicy.ROUND_ROBIN,
-        # Threshold 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than an
-        # error. Window 0: an endpoint that is put aside is known to the workers at once; by default Envoy collects such
-        # changes for 1 s.
+        # Threshold 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than
+        # an error. Window 0: an endpoint that is put aside is known to the workers at once; by default Envoy collects
+        # such changes for 1 s.
         common_lb_config=ClusterCommonLbConfig(
             healthy_panic_threshold=Percent(value=0.0), update_merge_window=timedelta(0)
         ),
         circuit_breakers=CircuitBreakers(thresholds=[limits]),
+        per_connection_buffer_limit_bytes=BUFFER,
     )
 
 
@@ -172,4 +177,10 @@ def _address(address: str, port: int) -> Address:
 
 def _listener(name: str, address: str, port: int, chains: list[FilterChain]) -> Listener:
     # Free bind: the listener may come before its address is on the device (a VIP being added, WireGuard restarting).
-    return Listener(name=name, address=_address(address, port), filter_chains=chains, freebind=True)
+    return Listener(
+        name=name,
+        address=_address(address, port),
+        filter_chains=chains,
+        freebind=True,
+        per_connection_buffer_limit_bytes=BUFFER,
+    )

@@ -21,7 +21,7 @@ import pytest
 
 from tests.support import tool
 from tests.xds.pki import Authority
-from xds.bootstrap import argv, bootstrap
+from xds.bootstrap import MAX_HEAP, argv, bootstrap
 from xds.server import XdsServer
 from xds.snapshot import Snapshot, build
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Spec
@@ -42,7 +42,7 @@ def loopback() -> str:
 class Node:
     """One Envoy with its control plane."""
 
-    def __init__(self, name: str, directory: Path, *, delta: bool = True) -> None:
+    def __init__(self, name: str, directory: Path, *, delta: bool = True, max_heap: int = MAX_HEAP) -> None:
         self.name = name
         self.admin = directory / f"{name}-admin.sock"
         self.socket = directory / f"{name}-xds.sock"
@@ -52,7 +52,12 @@ class Node:
         self.snapshot: Snapshot | None = None
         self.process: asyncio.subprocess.Process | None = None
         text = bootstrap(
-            node_id=name, cluster="test", xds_socket=str(self.socket), admin_socket=str(self.admin), delta=delta
+            node_id=name,
+            cluster="test",
+            xds_socket=str(self.socket),
+            admin_socket=str(self.admin),
+            delta=delta,
+            max_heap=max_heap,
         )
         self.config.write_text(text)
 
@@ -133,10 +138,10 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 class Pair:
     """Two nodes and the addresses between them."""
 
-    def __init__(self, directory: Path, *, delta: bool) -> None:
+    def __init__(self, directory: Path, *, delta: bool, max_heap: int = MAX_HEAP) -> None:
         self.authority = Authority()
         self.caller = Node("caller", directory, delta=delta)
-        self.callee = Node("callee", directory, delta=delta)
+        self.callee = Node("callee", directory, delta=delta, max_heap=max_heap)
         self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)
@@ -229,10 +234,10 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 
 
 @contextlib.asynccontextmanager
-async def pair(*, delta: bool = True, serve: Handler = echo) -> AsyncIterator[Pair]:
-    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee."""
+async def pair(*, delta: bool = True, serve: Handler = echo, max_heap: int = MAX_HEAP) -> AsyncIterator[Pair]:
+    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee. `max_heap` is the callee's."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=delta)
+        both = Pair(Path(name), delta=delta, max_heap=max_heap)
         backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]
         try:
             await both.callee.start()

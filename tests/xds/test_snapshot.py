@@ -26,7 +26,7 @@ def changed(before: Snapshot, after: Snapshot) -> set[str]:
 
 
 def test_each_entry_has_its_resources() -> None:
-    """A route: cluster, endpoints, listener; an ingress: cluster, listener, the one that resets; secrets of what is used."""
+    """A route: cluster, endpoints, listener; an ingress: cluster, listener and the one that resets; used secrets."""
     snapshot = build(spec(route(), ingress("spiffe://mesh/a"), leaves=(LEAF, replace(LEAF, name="unused"))))
     assert {t: set(names) for t, names in snapshot.resources.items()} == {
         CLUSTER: {"egress/worker", "local/api"},
