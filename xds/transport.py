@@ -13,6 +13,7 @@ from datetime import timedelta
 from xds import refusal, subset, tls
 from xds.protos import (
     Any,
+    BackoffStrategy,
     BindConfig,
     Cluster,
     Filter,
@@ -31,12 +32,15 @@ from xds.spec import EgressRoute, Ingress, Principal
 
 NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
-CONNECT_ATTEMPTS = 3
+CONNECT_ATTEMPTS = 10
 """Attempts for one client connection before it is closed. The balancer moves on with each, so one dead endpoint costs
-a retry."""
+a retry. Ten of them carry a crowd of connections, whose full handshakes take longer than an attempt may
+(`xds.resources.CONNECT_TIMEOUT`): 2,000 at once on two busy cores."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=10), timedelta(seconds=1)
+"""Pauses between the attempts, doubling, half of it on average: they spread a crowd out, and cost one retry 5 ms."""
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
-"""How long an accepted connection may take to send its ClientHello, and then to finish the handshake. Ten times what a
-caller's Envoy waits (`xds.resources.CONNECT_TIMEOUT`): only strangers reach it."""
+"""How long an accepted connection may take to send its ClientHello, and then to finish the handshake. Three times
+what a caller's Envoy waits (`xds.resources.CONNECT_TIMEOUT`): only strangers reach it."""
 
 KEEPALIVE_IDLE = 5
 """Seconds of silence after which a connection is probed."""
@@ -58,6 +62,8 @@ def egress_filters(route: EgressRoute, cluster: str) -> list[Filter]:
     """What an egress listener does with a connection. Depends on nothing that may change without cutting: neither
     endpoints nor SANs. `sole` is what it does depend on."""
     proxy = _tcp_proxy(f"egress.{route.name}", cluster)
+    proxy.max_connect_attempts = CONNECT_ATTEMPTS
+    proxy.backoff_options = BackoffStrategy(base_interval=FIRST_PAUSE, max_interval=LONGEST_PAUSE)
     if route.sole is not None:
         proxy.metadata_match = subset.only(route.sole)
     return [_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
@@ -143,7 +149,7 @@ def _filter(name: str, config: Any) -> Filter:
 
 def _tcp_proxy(stat_prefix: str, cluster: str) -> TcpProxy:
     # No idle timeout: a database connection may be silent for days. Dead peers are found by TCP's keep-alive.
-    return TcpProxy(stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER, max_connect_attempts=CONNECT_ATTEMPTS)
+    return TcpProxy(stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER)
 
 
 def _option(name: str, level: int, number: int, value: int) -> SocketOption:

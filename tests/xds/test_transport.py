@@ -202,6 +202,19 @@ async def test_allowing_a_caller_cuts_nobody_and_revoking_one_cuts_what_it_holds
         await both.settles_on(b"ping")
 
 
+async def test_sessions_are_resumed_also_by_many_connections_at_once() -> None:
+    """Opening a connection costs no signature as a rule, and a rotated leaf costs one full handshake a session."""
+    reused, made = "cluster.egress/worker.ssl.session_reused", "cluster.egress/worker.ssl.handshake"
+    async with pair() as both:
+        async with held(both, 40):
+            pass
+        before = await both.caller.stat(reused), await both.caller.stat(made)
+        for _ in range(5):
+            assert await asyncio.gather(*(both.ask() for _ in range(8))) == [b"ping"] * 8
+        resumed, all_made = (await both.caller.stat(reused) - before[0], await both.caller.stat(made) - before[1])
+        assert (resumed, all_made) == (40, 40)
+
+
 async def test_a_prefix_that_is_taken_away_cuts_those_who_were_in_by_it() -> None:
     """Callers that are named stay; the others go at once."""
     everyone = Principal(uri="spiffe://test/", prefix=True)
