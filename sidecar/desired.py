@@ -20,6 +20,9 @@ from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
+INGRESS_SOURCE = "127.10.0.54"
+"""Where connections of the mesh come from, as a local server sees it. In the part of the VIP pool that no name gets
+(`topology.addresses.RESERVED`), beside the DNS server's 127.10.0.53."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +245,12 @@ def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
             for name, backend in sorted(world.own.backends.items())
         ),
         leaves=tuple(
-            Leaf(name=service, chain_pem=world.leaves[service].chain_pem, key_pem=world.leaves[service].key_pem)
+            Leaf(
+                name=service,
+                uri=service_uri(roots.trust_domain, world.datacenter, service),
+                chain_pem=world.leaves[service].chain_pem,
+                key_pem=world.leaves[service].key_pem,
+            )
             for service in identities
         ),
         roots_pem=roots.pem,
@@ -287,6 +295,7 @@ def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Prin
         port=backend.sidecar_port,
         identity=backend.service,
         target=Endpoint(address=LOOPBACK, port=backend.port),
+        source=INGRESS_SOURCE,
         allowed=allowed,
     )
 

@@ -77,7 +77,8 @@ def test_what_a_cvm_registers_outside_the_mesh_is_no_endpoint(node: str, address
 
 
 def test_ingress_of_each_backend_leads_to_loopback() -> None:
-    """Other CVMs reach the backend's port on 127.0.0.1 through the ingress port on the mesh address."""
+    """Other CVMs reach the backend's port on 127.0.0.1 through the ingress port on the mesh address, and come from an
+    address that is not 127.0.0.1."""
     spec = desired(world()).spec
     assert spec is not None
     assert spec.ingress == (
@@ -87,6 +88,7 @@ def test_ingress_of_each_backend_leads_to_loopback() -> None:
             port=20001,
             identity="api",
             target=Endpoint(address="127.0.0.1", port=8080),
+            source="127.10.0.54",
             allowed=(Principal(uri=f"spiffe://{TRUST}/ns/default/dc/demo/svc/", prefix=True),),
         ),
     )

@@ -61,9 +61,10 @@ class Member:
         everyone = service_uri(roots.trust_domain, datacenter, "")
         ingress = Ingress(
             name="db", address=self.address, port=INGRESS_PORT, identity="db",
-            target=Endpoint(address=self.backend, port=5432), allowed=(Principal(uri=everyone, prefix=True),),
+            target=Endpoint(address=self.backend, port=5432), source="127.10.0.54",
+            allowed=(Principal(uri=everyone, prefix=True),),
         )  # fmt: skip
-        held = Leaf(name="db", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
+        held = Leaf(name="db", uri=leaf.uri, chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
         await self.envoy.start()
         await self.envoy.apply(Spec(egress=(), ingress=(ingress,), leaves=(held,), roots_pem=roots.pem), seconds=SOON)
         await self.join()
