@@ -20,9 +20,6 @@ from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
-INGRESS_SOURCE = "127.10.0.54"
-"""Where connections of the mesh come from, as a local server sees it. In the part of the VIP pool that no name gets
-(`topology.addresses.RESERVED`), beside the DNS server's 127.10.0.53."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +292,8 @@ def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Prin
         port=backend.sidecar_port,
         identity=backend.service,
         target=Endpoint(address=LOOPBACK, port=backend.port),
-        source=INGRESS_SOURCE,
+        source=backend.source,
+        proxy_protocol=backend.proxy_protocol,
         allowed=allowed,
     )
 
