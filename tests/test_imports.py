@@ -38,7 +38,17 @@ EXCEPTIONS: dict[str, set[str]] = {
     # The database's supervisor is a part of the mesh in an application's container.
     **{
         f"workloads.patroni.{name}": {"runtime"}
-        for name in ("__main__", "config", "database", "life", "passwords", "publisher", "settings", "supervisor")
+        for name in (
+            "__main__",
+            "config",
+            "database",
+            "life",
+            "passwords",
+            "publisher",
+            "sessions",
+            "settings",
+            "supervisor",
+        )
     },
 }
 """Modules that may import more, and why."""
@@ -56,7 +66,7 @@ EDGES = frozenset({
     "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
     "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.siblings",
+    "coordinator.sessions", "coordinator.siblings",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.service", "peer.watch", "peer.wireguard",

@@ -54,6 +54,8 @@ class Member:
     folder: Path
     http: int
     port: int
+    rest: int
+    """Port of Patroni's REST interface. The mesh's route for each member is a name of this machine here."""
     token: str = ""
     consul: ConsulClient = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
@@ -106,6 +108,7 @@ class World:
 
     folder: Path
     consul: ConsulClient
+    consul_port: int
     members: list[Member]
     server: subprocess.Popen[bytes]
     network: str
@@ -204,6 +207,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             "LANG": "C.UTF-8",
             "DERIVE_PATRONI_PASSWORDS": "1",
             "POSTGRES_PORT": str(member.port),
+            "POSTGRES_REST_PORT": str(member.rest),
             "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
             "POSTGRES_CONSUL_PORT": str(member.http),
             "POSTGRES_USERS": "app=db-app",
@@ -213,6 +217,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             Mount(source=str(member.folder / "mesh"), target="/run/mesh", read_only=True),
             Mount(source=str(member.folder / "dstack.sock"), target="/run/dstack.sock"),
             Mount(source=str(member.folder / "pgdata"), target="/pgdata"),
+            Mount(source=str(world.folder / "hosts"), target="/etc/hosts"),
         ),
         keep=(str(ROOT), sys.prefix, sys.base_prefix, str(postgres)),
         root=str(root),
@@ -226,6 +231,10 @@ def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[
         return subprocess.Popen(
             [tool("consul"), "agent", f"-config-file={path}"], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
+
+
+def _start_server(folder: Path, network: str, http: int) -> subprocess.Popen[bytes]:
+    return _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
 
 
 def _config(folder: Path, name: str, address: str, http: int, server: str) -> dict[str, Any]:
@@ -266,12 +275,29 @@ def rights(peer_id: str) -> dict[str, Any]:
     }
 
 
-async def new_token(world: World, peer_id: str) -> str:
-    """A fresh token of the member's rights."""
+async def new_token(world: World, peer_id: str, secret: str = "") -> str:
+    """A fresh token of the member's rights; with `secret` one that servers which lost it are told again."""
     name = f"{peer_id}-{uuid.uuid4()}"
     await world.consul.put("/v1/acl/policy", {"Name": name, "Rules": json.dumps(rights(peer_id))})
-    token = await world.consul.put("/v1/acl/token", {"Policies": [{"Name": name}]})
+    body = {"Policies": [{"Name": name}]} | ({"SecretID": secret} if secret else {})
+    token = await world.consul.put("/v1/acl/token", body)
     return str(token["SecretID"])
+
+
+async def restart_server(world: World, *, keeps: bool) -> None:
+    """SIGKILL for the only Consul server, and its return: with what it knew (`keeps`), or on an empty disk.
+
+    After the latter the members' tokens and agents come back as the mesh brings them back: later than the server.
+    """
+    world.server.kill()
+    world.server.wait(20)
+    if not keeps:
+        shutil.rmtree(world.folder / "data-server")
+    world.server = _start_server(world.folder, world.network, world.consul_port)
+    await world.until(lambda: _leads(world), "the Consul server leads again")
+    for member in world.members if not keeps else ():
+        await new_token(world, member.peer_id, member.token)
+        await member.consul.put(f"/v1/agent/join/{world.network}.1")
 
 
 def write_secret(member: Member, name: str, text: str) -> None:
@@ -400,17 +426,18 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
         folder = Path(text)
         http = free_port()
-        server = _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
         made = World(
-            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), members=[], server=server,
-            network=network, master_port=free_port(), options=options,
+            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), consul_port=http, members=[],
+            server=_start_server(folder, network, http), network=network, master_port=free_port(), options=options,
         )  # fmt: skip
+        names = " ".join(f"patroni-{i}" for i in range(members))
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
         try:
             await made.until(lambda: _leads(made), "the Consul server leads")
             for i in range(members):
                 member = Member(
                     peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
-                    port=free_port(),
+                    port=free_port(), rest=free_port(),
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
