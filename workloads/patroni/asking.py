@@ -5,9 +5,10 @@ The members are those that the manifest lists, at the addresses of their routes:
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
+import socket
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,15 +34,26 @@ def ask_all(members: Mapping[str, tuple[str, int]]) -> dict[str, Holding | None]
 
 
 def _ask(peer_id: str, address: tuple[str, int]) -> Holding | None:
-    connection = http.client.HTTPConnection(*address, timeout=SECONDS)
     try:
-        connection.request("GET", "/patroni")
-        text = connection.getresponse().read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"the answer has more than {MAX_BYTES} bytes")
-        return election.answer(json.loads(text))
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        return election.answer(json.loads(_get(address)))
+    except (OSError, ValueError, RecursionError) as error:
         log.info("%s did not say what it has: %s", peer_id, error)
         return None
-    finally:
-        connection.close()
+
+
+def _get(address: tuple[str, int]) -> bytes:
+    """The body of `GET /patroni`. By a socket of its own, since the time for the whole answer is bounded."""
+    end = time.monotonic() + SECONDS
+    with socket.create_connection(address, timeout=SECONDS) as connection:
+        # HTTP/1.0: the answer ends with the connection.
+        connection.sendall(b"GET /patroni HTTP/1.0\r\n\r\n")
+        text = b""
+        while True:
+            connection.settimeout(max(end - time.monotonic(), 0.001))
+            part = connection.recv(65536)
+            text += part
+            if not part:
+                break
+            if len(text) > MAX_BYTES or time.monotonic() > end:
+                raise ValueError(f"the answer has more than {MAX_BYTES} bytes, or takes longer than {SECONDS:g} s")
+    return text.partition(b"\r\n\r\n")[2]

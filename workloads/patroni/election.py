@@ -35,12 +35,15 @@ class Kind(StrEnum):
     PRIMARY = "primary"
 
 
+_NOWHERE = Position(timeline=0, lsn=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """What a member has."""
 
     kind: Kind
-    position: Position = Position(timeline=0, lsn=0)
+    position: Position = _NOWHERE
     term: str = ""
     """ID of the term that began its timeline; empty where that is not known."""
 
@@ -73,7 +76,7 @@ def answer(status: Any) -> Holding:
     try:
         kind, term, timeline, position = json.loads(text)
         holding = Holding(kind=Kind(kind), position=Position(timeline=int(timeline), lsn=int(position)), term=str(term))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"the tag {TAG} cannot be read: {text!r}") from error
     if not _TERM.fullmatch(holding.term) or holding.position.timeline < 0 or holding.position.lsn < 0:
         raise ValueError(f"the tag {TAG} is out of range: {text!r}")

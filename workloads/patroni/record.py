@@ -58,7 +58,7 @@ def load(data: Path) -> Record:
         return Record(terms=lists.parse(json.dumps(tree["terms"])), claim=claim)
     except FileNotFoundError:
         return Record()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # Without a record every member is asked before this one leads: more careful than need be, never less.
         log.warning("%s cannot be read, and counts as missing: %r", path, error)
         return Record()
@@ -91,25 +91,23 @@ def save(data: Path, record: Record) -> None:
         os.close(folder)
 
 
-def newest_timeline(data: Path, control: int) -> int:
-    """The newest timeline that the data directory knows: `control`, the control file's, or that of a history file."""
-    found = [control]
+def newest_timeline(data: Path) -> int:
+    """The newest timeline that the data directory knows: each but the first one has a history file, which stays."""
     try:
-        names = os.listdir(data / "pg_wal")
+        names = [path.name for path in (data / "pg_wal").iterdir()]
     except OSError:
         names = []
-    found += [int(match[1], 16) for match in map(_HISTORY.fullmatch, names) if match]
-    return max(found)
+    return max([1, *(int(match[1], 16) for match in map(_HISTORY.fullmatch, names) if match)])
 
 
-def settle(record: Record, peer_id: str, newest: int, began: Position | None) -> Record:
+def settle(record: Record, peer_id: str, newest: int, began: Position) -> Record:
     """The record without its claim. Pure.
 
     The claim becomes a term where the promotion has happened: `newest`, the newest timeline of the data, is beyond the
     one of before. `began`: that timeline and where it begins. A claim of another peer came with a copy of its data.
     """
     claim = record.claim
-    if claim is None or claim.peer_id != peer_id or newest <= claim.after or began is None:
+    if claim is None or claim.peer_id != peer_id or newest <= claim.after:
         return Record(terms=record.terms)
     term = Term(id=claim.id, timeline=began.timeline, begin=began.lsn, leader=peer_id)
     return Record(terms=lists.extend(record.terms, term))

@@ -14,6 +14,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 MAX_TERMS = 64
@@ -78,7 +79,7 @@ def parse(text: str) -> Terms:
     if not isinstance(tree, list) or len(tree) > MAX_TERMS:
         raise ValueError(f"expected a JSON list of at most {MAX_TERMS} terms")
     found = tuple(_term(item) for item in tree)
-    if any(one.timeline >= other.timeline for one, other in zip(found, found[1:], strict=False)):
+    if any(one.timeline >= other.timeline for one, other in pairwise(found)):
         raise ValueError("a list of terms is out of order: expected rising timelines")
     return found
 
@@ -86,18 +87,22 @@ def parse(text: str) -> Terms:
 def _term(item: Any) -> Term:
     if not isinstance(item, dict):
         raise ValueError(f"a term is {type(item).__name__}, expected an object")
-    identity, timeline, begin, leader = (item.get(name) for name in ("id", "timeline", "begin", "leader"))
+    identity, leader = item.get("id"), item.get("leader")
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise ValueError("a term has no valid id; expected 32 hex digits")
-    if not _is_count(timeline, 1, _MAX_TIMELINE) or not _is_count(begin, 0, _MAX_LSN):
-        raise ValueError("a term has no valid timeline and begin; expected positive numbers")
     if not isinstance(leader, str) or not _PEER.fullmatch(leader):
         raise ValueError("a term has no valid leader; expected a peer ID")
+    timeline, begin = _count(item, "timeline", _MAX_TIMELINE), _count(item, "begin", _MAX_LSN)
+    if timeline == 0:
+        raise ValueError("a term has timeline 0; PostgreSQL counts from 1")
     return Term(id=identity, timeline=timeline, begin=begin, leader=leader)
 
 
-def _is_count(value: Any, least: int, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < limit
+def _count(item: dict[Any, Any], name: str, limit: int) -> int:
+    value = item.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise ValueError(f"a term's {name} is {value!r}, expected a number from 0 to below {limit}")
+    return value
 
 
 def dump(terms: Terms) -> str:
