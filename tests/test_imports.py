@@ -38,7 +38,17 @@ EXCEPTIONS: dict[str, set[str]] = {
     # The database's supervisor is a part of the mesh in an application's container.
     **{
         f"workloads.patroni.{name}": {"runtime"}
-        for name in ("__main__", "config", "database", "life", "passwords", "publisher", "settings", "supervisor")
+        for name in (
+            "__main__",
+            "config",
+            "database",
+            "life",
+            "passwords",
+            "publisher",
+            "sessions",
+            "settings",
+            "supervisor",
+        )
     },
 }
 """Modules that may import more, and why."""

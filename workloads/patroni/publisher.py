@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
-POLL_SECONDS = 0.02
 LATER_SECONDS = 1.0
 """From the leader key to what only follows it: the tag of a new leader, and of an old one all but its member check.
 Each is news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that
@@ -103,18 +102,13 @@ class Publisher:
             self._written.clear()
             await self._written.wait()
 
-    async def in_catalog(self, *, healthy: bool) -> None:
-        """Returns once the servers have the member check at this status: a session can be made with it, or fell."""
-        wanted = roles.PASSING if healthy else roles.CRITICAL
-        while True:
-            try:
-                _, checks = await self._consul.get(f"/v1/health/node/{self._peer_id}")
-            except ConsulError as error:
-                log.debug("catalog does not answer", extra={"reason": str(error)})
-                checks = ()
-            if any(c.get("CheckID") == self._where.member_check and c.get("Status") == wanted for c in checks or ()):
-                return
-            await asyncio.sleep(POLL_SECONDS)
+    async def holds_key(self) -> bool:
+        """Whether the leader key is this member's; False where Consul does not say so at once."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._own_index() is not None
+        except (ConsulError, TimeoutError):
+            return False
 
     async def run(self) -> None:
         """Writes changes as they come, and renews what passes. Ends only by cancellation."""

@@ -53,6 +53,8 @@ class Settings:
     guest: Path
     port: int
     rest_port: int
+    rest_host: str
+    """Name under which the other members reach this member's REST API: the route of this slot."""
     follow: tuple[str, int]
     """Host and port at which members reach the leader: a role route."""
     consul_port: int
@@ -73,6 +75,7 @@ def read(environ: Mapping[str, str], identity: str) -> Settings:
         guest=reader.optional("POSTGRES_GUEST_AGENT", _folder, Path("/var/run/dstack.sock")),
         port=reader.optional("POSTGRES_PORT", _port, 5432),
         rest_port=reader.optional("POSTGRES_REST_PORT", _port, 8008),
+        rest_host=member_route(reader.optional("POSTGRES_REST_ROUTE", _service, "patroni"), own.peer_id),
         follow=reader.optional("POSTGRES_FOLLOW", _host_port, ("postgres-master", 5432)),
         consul_port=reader.optional("POSTGRES_CONSUL_PORT", _port, 8500),
         synchronous=reader.optional("POSTGRES_SYNCHRONOUS", _switch, True),
@@ -82,6 +85,11 @@ def read(environ: Mapping[str, str], identity: str) -> Settings:
     reader.required("DERIVE_PATRONI_PASSWORDS", _one, True, '"1": the passwords are derived inside the TEE')
     reader.finish()
     return settings
+
+
+def member_route(route: str, peer_id: str) -> str:
+    """The route of one slot: a route with `members = true` becomes one for each, `<route>-<index of the slot>`."""
+    return f"{route}-{peer_id.rpartition('-')[2]}"
 
 
 def _identity(text: str, reader: EnvReader) -> Identity:
