@@ -164,6 +164,7 @@ class Memory:
             return
         if not streaming or self._postgresql.received_timeline() != theirs[-1].timeline:
             return
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         self._stand(Standing())
         if own != Record(terms=theirs):
             record.save(data, Record(terms=theirs))
@@ -176,13 +177,17 @@ class Memory:
 
     # The leader key.
 
-    def won(self) -> None:
-        """The leader key is this member's: a promotion begins, unless PostgreSQL is a primary already."""
+    def won(self) -> bool:
+        """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
+        OSError where the disk refuses.
+        """
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         if self._postgresql.is_primary():
-            return
+            return True
         data = Path(self._postgresql.data_dir)
         claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
         record.save(data, replace(record.load(data), claim=claim))
+        return True
 
     def may_lead(self) -> bool:
         """Whether this member may take the leader key. Raises where Consul does not answer."""
@@ -194,10 +199,6 @@ class Memory:
     def may_initialize(self) -> bool:
         """Whether this member may make a cluster, or name its own, in a Consul that knows none."""
         return self._elect(election.may_initialize)
-
-    def led(self) -> None:
-        """The leader key is this member's, for good: an operator's word is used up."""
-        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
 
     def _elect(self, rule: Callable[..., Verdict]) -> bool:
         end = time.monotonic() + PATIENCE_SECONDS
