@@ -54,6 +54,8 @@ class Member:
     folder: Path
     http: int
     port: int
+    rest: int
+    """Port of Patroni's REST interface. The mesh's route for each member is a name of this machine here."""
     token: str = ""
     consul: ConsulClient = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
@@ -204,6 +206,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             "LANG": "C.UTF-8",
             "DERIVE_PATRONI_PASSWORDS": "1",
             "POSTGRES_PORT": str(member.port),
+            "POSTGRES_REST_PORT": str(member.rest),
             "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
             "POSTGRES_CONSUL_PORT": str(member.http),
             "POSTGRES_USERS": "app=db-app",
@@ -213,6 +216,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             Mount(source=str(member.folder / "mesh"), target="/run/mesh", read_only=True),
             Mount(source=str(member.folder / "dstack.sock"), target="/run/dstack.sock"),
             Mount(source=str(member.folder / "pgdata"), target="/pgdata"),
+            Mount(source=str(world.folder / "hosts"), target="/etc/hosts"),
         ),
         keep=(str(ROOT), sys.prefix, sys.base_prefix, str(postgres)),
         root=str(root),
@@ -405,12 +409,14 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
             folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), members=[], server=server,
             network=network, master_port=free_port(), options=options,
         )  # fmt: skip
+        names = " ".join(f"patroni-{i}" for i in range(members))
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
         try:
             await made.until(lambda: _leads(made), "the Consul server leads")
             for i in range(members):
                 member = Member(
                     peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
-                    port=free_port(),
+                    port=free_port(), rest=free_port(),
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
