@@ -156,6 +156,8 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
         "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
         "before_stop": shlex.join(["/bin/sh", str(settings.run / BEFORE_STOP)]),
         "basebackup": [{"checkpoint": "fast"}],
+        # pg_rewind changes the data in place: what it leaves behind when it fails is of use to nobody.
+        "remove_data_directory_on_rewind_failure": True,
     }
 
 
