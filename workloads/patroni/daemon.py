@@ -1,9 +1,9 @@
 """Patroni's daemon as a member of the mesh runs it: `MeshPatroni`, which `patroni.daemon.abstract_main` is given.
 
 `Patroni.__init__` assigns its parts to the attributes `dcs`, `request` and `ha`. This subclass has properties of those
-names: an assignment makes the mesh's own part, a subclass of the one that Patroni made. Nothing of Patroni's own objects,
-classes or modules is changed. There is no public way to choose these classes: Patroni finds the DCS by the name of a
-module in its own package (`patroni.dynamic_loader`).
+names: an assignment makes the mesh's own part, a subclass of the one that Patroni made. Nothing of Patroni's own
+objects, classes or modules is changed. There is no public way to choose these classes: Patroni finds the DCS by the
+name of a module in its own package (`patroni.dynamic_loader`).
 
 - `dcs`: `workloads.patroni.dcs.MeshConsul`. The one that Patroni made is dropped. It has asked nothing and opened no
   session, because the configuration says `patronictl: true`, with which Patroni makes clients for its command line.
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from patroni import postgresql  # noqa: F401 -- before `patroni.ha`: the two import each other, this way round
 from patroni.__main__ import Patroni
 from patroni.ha import Ha
 from patroni.request import PatroniRequest

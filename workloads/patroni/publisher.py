@@ -28,9 +28,9 @@ BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
 LATER_SECONDS = 1.0
-"""From the leader key to what only follows it: the tag of a new leader, and of an old one all but its member check.
-Each is news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that
-has lost its leader connects again. That long a new leader has the tag of a replica, and readers: it answers them too.
+"""From the leader key to what only follows it: the tag of a new leader, and all that an old one has to say. Each is
+news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that has lost
+its leader connects again. That long a new leader has the tag of a replica, and readers: it answers them too.
 """
 LOOK_SECONDS = 0.25
 """For the question whose the leader key is, asked before bad news is told: without an answer it is told at once."""
@@ -134,6 +134,9 @@ class Publisher:
                 if due and not roles.stands(await self._service(), told):
                     log.warning("the registration was replaced; writing it again")
                     self._known, due = None, False
+                if due and (foreign := roles.foreign(await self._checks(), self._where)):
+                    log.warning("another service took our checks over; writing them again", extra={"checks": foreign})
+                    self._known, due = None, False
                 calls = roles.beats(self._where, told) if due else self._calls(told)
                 for call in calls:
                     # Checks that an earlier registration had (the sidecar's placeholder) go.
@@ -165,8 +168,8 @@ class Publisher:
             self._later_at = self._now() + LATER_SECONDS
 
     async def _take_back(self, wanted: Public) -> None:
-        """Says in the leader key that we serve no more. Where it is ours no longer, or falls with the member check,
-        nobody is led here by anything else that we have said.
+        """Says in the leader key that we serve no more. Where it is ours no longer, or falls with the session of a
+        member that has ended, nobody is led here by anything else that we have said.
         """
         try:
             async with asyncio.timeout(LOOK_SECONDS):
@@ -197,7 +200,7 @@ class Publisher:
             return wanted
         if wanted.role == roles.MASTER:
             return replace(wanted, role=known.role) if self._serves else wanted
-        return replace(known, member=wanted.member) if known.role == roles.MASTER else wanted
+        return known if known.role == roles.MASTER else wanted
 
     @staticmethod
     def _now() -> float:
@@ -206,6 +209,15 @@ class Publisher:
     async def _service(self) -> Any:
         _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")
         return service
+
+    async def _checks(self) -> Any:
+        """What the servers have as this node's checks; None where they do not answer."""
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                _, checks = await self._consul.get(f"/v1/health/node/{self._peer_id}")
+        except (ConsulError, TimeoutError):
+            return None
+        return checks
 
     def _calls(self, wanted: Public) -> tuple[roles.Write, ...]:
         return roles.writes(self._where, self._peer_id, self._known, wanted)
