@@ -1,4 +1,4 @@
-"""Members whose Consul has forgotten the cluster, and members whose data are a fork: real Consul, Patroni, PostgreSQL."""
+"""Members whose Consul forgot the cluster, and members whose data are a fork: real Consul, Patroni, PostgreSQL."""
 
 from __future__ import annotations
 

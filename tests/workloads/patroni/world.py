@@ -335,10 +335,7 @@ async def forget(world: World) -> None:
     world.server.kill()
     world.server.wait(20)
     shutil.rmtree(world.folder / "data-server")
-    http = world.consul.port
-    world.server = _agent(
-        world.folder, _config(world.folder, "server", f"{world.network}.1", http, f"{world.network}.1"), "server"
-    )
+    world.server = _agent(world.folder, json.loads((world.folder / "consul-server.json").read_text()), "server")
     await world.until(lambda: _leads(world), "the new Consul server leads")
     for member in world.members:
         member.stop_agent()
