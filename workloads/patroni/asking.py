@@ -37,7 +37,7 @@ def _ask(peer_id: str, address: tuple[str, int]) -> Holding | None:
     try:
         return election.answer(json.loads(_get(address)))
     except (OSError, ValueError, RecursionError) as error:
-        log.info("%s did not say what it has: %s", peer_id, error)
+        log.debug("%s did not say what it has: %s", peer_id, error)
         return None
 
 

@@ -59,6 +59,8 @@ class Verdict:
 
     allowed: bool
     reason: str
+    silent: bool = False
+    """Somebody has not answered, and nothing else is in the way."""
 
 
 def tag(holding: Holding) -> str:
@@ -127,7 +129,9 @@ def _silent(others: Mapping[str, Holding | None]) -> Verdict | None:
     missing = sorted(peer for peer, held in others.items() if held is None)
     if not missing:
         return None
-    return Verdict(allowed=False, reason=f"not every member has said what it has; missing: {', '.join(missing)}")
+    return Verdict(
+        allowed=False, silent=True, reason=f"not every member has said what it has; missing: {', '.join(missing)}"
+    )
 
 
 def _is_first(own: Holding, others: Mapping[str, Holding | None]) -> Verdict:

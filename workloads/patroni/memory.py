@@ -205,8 +205,8 @@ class Memory:
         while True:
             own = self.holding()
             self._tell(own)
-            verdict, again = self._judge(rule, own)
-            if verdict.allowed or not again or time.monotonic() > end:
+            verdict = self._judge(rule, own)
+            if verdict.allowed or not verdict.silent or own.kind is not Kind.EMPTY or time.monotonic() > end:
                 break
             time.sleep(AGAIN_SECONDS)
         if verdict.allowed:
@@ -216,17 +216,16 @@ class Memory:
             self._stand(Standing(state=State.WAITING, reason=verdict.reason))
         return verdict.allowed
 
-    def _judge(self, rule: Callable[..., Verdict], own: Holding) -> tuple[Verdict, bool]:
-        """The verdict, and whether to ask again soon: somebody has not answered."""
+    def _judge(self, rule: Callable[..., Verdict], own: Holding) -> Verdict:
         operator = self._is_allowed()
         if own.kind is Kind.UNSETTLED and not operator:
             # Nobody has to be asked for that.
-            return rule(own, {}), False
+            return rule(own, {})
         members = self._members()
         if self._peer_id not in members and not operator:
-            return Verdict(allowed=False, reason="the members that the manifest lists are not known yet"), True
+            return Verdict(allowed=False, silent=True, reason="the members that the manifest lists are not known yet")
         others = asking.ask_all({peer: at for peer, at in members.items() if peer != self._peer_id})
-        return rule(own, others, operator=operator), None in others.values()
+        return rule(own, others, operator=operator)
 
     def _is_allowed(self) -> bool:
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.workloads.patroni.world import Member, World, forget, world
 from workloads.patroni import standing
 
@@ -48,11 +51,11 @@ def _standing(member: Member) -> dict[str, Any]:
     return found
 
 
-async def _waits(member: Member, *missing: Member) -> str:
-    """Why the member waits, once it does because of just these."""
+async def _waits(member: Member, *others: Member) -> bool:
+    """Whether the member waits because of just these: they are missing, or one of them has more."""
     found = _standing(member)
-    wanted = f"missing: {', '.join(sorted(m.peer_id for m in missing))}"
-    return str(found["reason"]) if found["state"] == "waiting" and found["reason"].endswith(wanted) else ""
+    wanted = (f"missing: {', '.join(sorted(m.peer_id for m in others))}", f"{others[0].peer_id} has more")
+    return found["state"] == "waiting" and any(text in found["reason"] for text in wanted)
 
 
 async def test_stale_member_does_not_lead_an_empty_consul() -> None:
@@ -79,3 +82,58 @@ async def test_stale_member_does_not_lead_an_empty_consul() -> None:
         await made.settled(2)
         for member in made.members:
             assert await _rows(made, member) == list(range(1, 30)), member.peer_id
+
+
+def _command(member: Member, *arguments: str) -> str:
+    """What a command of the member's container prints; it has to end with 0."""
+    argv = [sys.executable, "-S", "-m", "lab.container", "enter", str(member.first_pid()), "same", "--"]
+    argv += [sys.executable, "-m", "workloads.patroni", *arguments]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def _only_the_leaders_rows(made: World, member: Member, rows: list[int]) -> bool:
+    """Whether the member serves readers; where it does, it has the leader's rows and nothing else."""
+    if member.peer_id not in await made.tagged("replica"):
+        return False
+    assert await _rows(made, member) == rows
+    return True
+
+
+async def test_fork_is_shown_and_mended() -> None:
+    """Two members are promoted to one timeline number, the second by an operator's word. Those that followed the first
+    are a fork: they say so, serve no reader with their rows, and become copies of the leader; the lost data are kept.
+    """
+    async with world(3) as made:
+        first = await _begin(made, 2)
+        await _write(made, 1, 2)
+        _stop(first)
+        await made.until(lambda: _leads_elsewhere(made, first), "another one leads")
+        second = await made.settled(1)
+        await _write(made, 10, 11)
+        third = next(m for m in made.members if m not in (first, second))
+        _stop(third)
+        _stop(second)
+        await forget(made)
+        made.start_member(first)
+        made.start_member(second)
+        await made.until(lambda: _waits(second, third), "the second leader waits for the third member")
+        await made.until(lambda: _waits(first, second), "the first leader waits for the second one")
+        assert f"{second.peer_id} has" in _command(first, "lead", "--accept-loss", "--yes")
+        assert (await made.settled(1)).peer_id == first.peer_id
+        rows = [1, 2, 20]
+        await _write(made, 20)
+        await made.until(lambda: _only_the_leaders_rows(made, second, rows), "the second one follows")
+        made.start_member(third)
+        await made.until(lambda: _only_the_leaders_rows(made, third, rows), "the third one follows")
+        assert await _rows(made, first) == rows
+        for member in (second, third):
+            assert "this member is fork now: timeline 2 was begun here by" in member.log()
+            assert (member.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
+            assert _standing(member)["state"] == "whole"
+        assert "ready" in _command(first, "status")
+
+
+async def _leads_elsewhere(made: World, old: Member) -> bool:
+    return await made.tagged("master") not in ([], [old.peer_id])
