@@ -107,11 +107,14 @@ class Memory:
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
-            theirs = self._terms_of(name)
-            fork = lists.compare(record.load(data).terms, None, theirs)
+            own, theirs = record.load(data).terms, self._terms_of(name)
+            fork = lists.compare(own, None, theirs)
             if fork is not None and fork.remedy is Remedy.COPY:
                 self._set_aside(data, fork)
-            if theirs or time.monotonic() > end:
+                return
+            # One that has led before is in the list already, with its last term: this member's may be as new.
+            said = bool(theirs) and (not own or own[-1].timeline <= theirs[-1].timeline)
+            if said or time.monotonic() > end:
                 return
             time.sleep(AGAIN_SECONDS)
 
@@ -155,8 +158,9 @@ class Memory:
         theirs = self._terms_of(leader)
         if not theirs:
             return
-        streaming = self._postgresql.replication_state() == "streaming"
-        fork = lists.compare(own.terms, None if streaming else self._reaches(), theirs)
+        runs = bool(self._postgresql.is_running()) and not self._postgresql.is_starting()
+        streaming = runs and self._postgresql.replication_state() == "streaming"
+        fork = lists.compare(own.terms, self._reaches() if runs and not streaming else None, theirs)
         if fork is not None:
             self._show(fork)
             if fork.remedy is Remedy.COPY:
@@ -170,8 +174,6 @@ class Memory:
             record.save(data, Record(terms=theirs))
 
     def _reaches(self) -> Position | None:
-        if not self._postgresql.is_running() or self._postgresql.is_starting():
-            return None
         timeline, lsn = self._postgresql.get_replica_timeline(), self._postgresql.replay_lsn()
         return Position(timeline=timeline, lsn=lsn) if timeline and lsn else None
 
