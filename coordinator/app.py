@@ -26,12 +26,13 @@ from coordinator.records import Records
 from coordinator.registry import Registry
 from coordinator.server import Server, application
 from coordinator.server_process import ServerProcess, ServerSettings
+from coordinator.sessions import SessionEnder
 from coordinator.siblings import Own, Sibling
 from evidence.collateral import CollateralSource, HttpCollateral
 from evidence.manifest import tcb_rules
 from evidence.verify import Verifier
 from runtime.children import Child
-from runtime.consul import ConsulClient
+from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.guest import GuestAgent
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
@@ -163,6 +164,7 @@ class Coordinator:
                 others = [
                     scope.start("consul", self._run_consul(link, consul)),
                     scope.start("records", records.run(lambda: self._ready(broker))),
+                    scope.start("sessions", self._session_ender(who, consul).run()),
                     *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
                 ]
                 await stop.wait()
@@ -181,6 +183,10 @@ class Coordinator:
         await link.up()
         self._say("consul")
         await consul.child.run()
+
+    @staticmethod
+    def _session_ender(who: Identity, consul: ServerProcess) -> SessionEnder:
+        return SessionEnder(consul.client, f"{who.address}:{SERVER_PORT}", time.monotonic)
 
     def _ready(self, broker: Broker) -> None:
         self._phase, broker.not_ready = "ready", None

@@ -268,9 +268,8 @@ class Cluster:
         end = time.monotonic() + COMMAND_SECONDS
         while True:
             leader = self.leader() or self.members[0]
-            address = next(p["address"] for p in self.document()["peers"] if p["peer_id"] == leader)
             try:
-                answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/config")
+                answer = self.ask(leader, "http", url=f"http://127.0.0.1:{REST_PORT}/config")
                 tree: dict[str, Any] = json.loads(answer["body"])
             except (ProbeError, ValueError) as error:
                 if time.monotonic() > end:

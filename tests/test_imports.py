@@ -65,7 +65,7 @@ PURE_NAMES = frozenset({"random.Random"})
 EDGES = frozenset({
     "coordinator.__main__", "coordinator.app", "coordinator.feed", "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.siblings",
+    "coordinator.sessions", "coordinator.siblings",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.service", "peer.watch", "peer.wireguard",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
 from runtime.env import ConfigError
 from runtime.log import configure
-from workloads.patroni import commands
+from workloads.patroni import commands, versions
 from workloads.patroni.settings import read
 from workloads.patroni.supervisor import Supervisor, find_postgres
 
@@ -37,6 +38,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise() -> int:
+    refused = versions.refusal(importlib.metadata.version("patroni"))
+    if refused is not None:
+        print(f"patroni: {refused}", file=sys.stderr)
+        return 2
     try:
         settings = read(os.environ, IDENTITY.read_text(encoding="utf-8"))
         postgres = find_postgres(os.environ.get("PATH"))

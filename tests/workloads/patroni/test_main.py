@@ -31,3 +31,14 @@ def test_postgres_is_found_through_links(tmp_path: Path) -> None:
     assert find_postgres(str(path)) == real
     with pytest.raises(FileNotFoundError, match="PostgreSQL 15"):
         find_postgres(str(tmp_path))
+
+
+def test_patroni_that_was_not_tried_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says which version there is and which were tried, before anything is started."""
+    monkeypatch.setattr(__main__.versions, "TRIED", ("3.9",))
+    assert __main__.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "3.9.x" in said
