@@ -26,7 +26,7 @@ def test_commands_in_exec_form_are_found() -> None:
 def test_database_is_asked_whether_a_failover_would_work() -> None:
     """Fault A6: the database's container has a health check, so that `up` waits for a synchronous standby."""
     compose = (ROOT / "clusters" / "patroni-demo" / "compose" / "postgres.yaml").read_text()
-    assert commands(compose) == {"patroni": ("/app/patroni", "health")}
+    assert commands(compose)["patroni"] == ("/app/patroni", "health")
 
 
 def machine(peer: str, group: str, state: str = "running") -> dict[str, Any]:
