@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meshctl import bring_up as lab
-from meshctl import ending, runs, userns
+from meshctl import ending, readiness, runs, userns
 from meshctl import status as statuses
 from meshctl.console import Console
 from meshctl.errors import UserError
@@ -113,6 +113,7 @@ def start_mesh(
                 with contextlib.suppress(OSError):
                     progress.line(said)
             raise
+    readiness.wait(run, progress)
     return run, document, entries
 
 
@@ -182,11 +183,14 @@ def down(name: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The documented JSON document.")
 def status(name: str | None, as_json: bool) -> None:
     """Shows every CVM: admission, link, children, routes."""
-    document = statuses.contract(statuses.collect(runs.find(name)))
+    run = runs.find(name)
+    document = statuses.contract(statuses.collect(run))
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
         statuses.print_table(document)
+        for outcome in readiness.ask(run, readiness.of_run(run)):
+            click.echo(outcome.line())
 
 
 @click.command()

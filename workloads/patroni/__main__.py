@@ -1,7 +1,12 @@
-"""`python -m workloads.patroni`: the program of the PostgreSQL container, `/app/patroni`."""
+"""`python -m workloads.patroni`: the program of the PostgreSQL container, `/app/patroni`.
+
+Without an argument it is the member's supervisor. `health` says whether a failover would work (exit code 0: yes),
+`status` what each member has, and `lead` lets this member lead where Consul does not remember the cluster.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib.metadata
 import os
@@ -10,15 +15,29 @@ from pathlib import Path
 
 from runtime.env import ConfigError
 from runtime.log import configure
-from workloads.patroni import moves, versions
+from workloads.patroni import commands, moves, versions
 from workloads.patroni.settings import read
 from workloads.patroni.supervisor import Supervisor, find_postgres
 
 IDENTITY = Path("/run/mesh/identity.json")
 
 
-def main() -> int:
-    """Runs until a signal. Exit code 2: the settings or the installation are wrong, and no restart helps."""
+def main(arguments: list[str]) -> int:
+    """Runs until a signal, or answers a command. Exit code 2: the settings or the arguments are wrong, and no restart
+    helps.
+    """
+    parser = argparse.ArgumentParser(prog="patroni", description="A member of a PostgreSQL cluster.")
+    actions = parser.add_subparsers(dest="action")
+    actions.add_parser("health", help="say whether a failover would work")
+    actions.add_parser("status", help="say what each member has")
+    lead = actions.add_parser("lead", help="let this member lead where Consul does not remember the cluster")
+    lead.add_argument("--accept-loss", action="store_true", help="give up what only other members have")
+    lead.add_argument("--yes", action="store_true", help="do not ask again")
+    chosen = parser.parse_args(arguments)
+    return _supervise() if chosen.action is None else _answer(chosen)
+
+
+def _supervise() -> int:
     refused = versions.refusal(importlib.metadata.version("patroni"))
     if refused is not None:
         print(f"patroni: {refused}", file=sys.stderr)
@@ -33,5 +52,28 @@ def main() -> int:
     return asyncio.run(moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
 
 
+def _answer(chosen: argparse.Namespace) -> int:
+    try:
+        member = commands.find(os.environ)
+        if chosen.action == "health":
+            done, reason = commands.health(member)
+            lines = [reason]
+        elif chosen.action == "status":
+            done, lines = True, commands.status(member)
+        else:
+            done, lines = commands.lead(member, chosen.accept_loss, (lambda _: True) if chosen.yes else _confirm)
+    except commands.NotThereError as error:
+        done, lines = False, [str(error)]
+    print("\n".join(lines))
+    return 0 if done else 1
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -47,8 +47,14 @@ def render(settings: Settings, passwords: Passwords, token: Secret, postgres_bin
         # alone may call. What changes anything wants the password.
         "restapi": {
             "listen": f"127.0.0.1:{settings.rest_port}",
-            "connect_address": f"{settings.rest_host}:{settings.rest_port}",
+            "connect_address": f"{settings.rest_host}:{settings.rest_route[1]}",
             "authentication": {"username": REST_USER, "password": passwords.rest.reveal()},
+        },
+        # Of this project, not Patroni's: by whom the list of members is found (`members`).
+        "mesh": {
+            "hosts": str(settings.hosts),
+            "route": settings.rest_route[0],
+            "port": settings.rest_route[1],
         },
         # Of the client that Patroni makes itself, which is never used: it opens no session (`daemon`).
         "patronictl": True,
@@ -150,6 +156,8 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
         "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
         "before_stop": shlex.join(["/bin/sh", str(settings.run / BEFORE_STOP)]),
         "basebackup": [{"checkpoint": "fast"}],
+        # pg_rewind changes the data in place: what it leaves behind when it fails is of use to nobody.
+        "remove_data_directory_on_rewind_failure": True,
     }
 
 

@@ -39,6 +39,9 @@ ASKS = 5
 """How often the members are asked for the end of the log: a replica's answer has the timeline of its last round."""
 ASK_PAUSE_SECONDS = 0.2
 
+TERMS = "terms"
+"""The key of the list of terms, beside Patroni's own."""
+
 Ask = Callable[[Any], Any]
 """What the REST API of a member (`patroni.dcs.Member`) says to `GET /patroni`, parsed. Raises where it is silent."""
 
@@ -52,6 +55,9 @@ class Guard(Protocol):
     def may_initialize(self, cluster: Any) -> bool:
         """Whether it may claim the bootstrap of `cluster`, which has no `initialize` key."""
 
+    def won(self) -> bool:
+        """Called when the leader key was taken, before the promotion; False gives the key back."""
+
 
 class OpenGuard:
     """The guard that allows everything."""
@@ -61,6 +67,10 @@ class OpenGuard:
         return True
 
     def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    def won(self) -> bool:
         """Yes."""
         return True
 
@@ -204,13 +214,31 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Whether the leader key is ours now: taken where the guard allows it."""
         if not self._guard.may_lead(self.cluster):
             return False
-        return bool(super().attempt_to_acquire_leader())
+        if not super().attempt_to_acquire_leader():
+            return False
+        if self._guard.won():
+            return True
+        held = self._run_and_handle_exceptions(self._leader_entry)
+        if held and held.get("Session") == self._session:
+            self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
+        return False
 
     def initialize(self, create_new: bool = True, sysid: str = "") -> bool:
         """Whether the `initialize` key is ours now: a claim of a new cluster needs the guard's word."""
         if create_new and not self._guard.may_initialize(self.cluster):
             return False
         return bool(super().initialize(create_new, sysid))
+
+    # --- the terms ---
+
+    def read_terms(self) -> tuple[int, str]:
+        """Index and text of the cluster's list of terms (`workloads.patroni.terms`); 0 and "" where there is none."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.client_path(TERMS))
+        return (int(entry["ModifyIndex"]), _text(entry)) if entry else (0, "")
+
+    def write_terms(self, text: str, index: int) -> bool:
+        """Writes the list if it still has this index; whether it had."""
+        return bool(self._run_and_handle_exceptions(self._client.kv.put, self.client_path(TERMS), text, cas=index))
 
 
 def _text(entry: Mapping[str, Any]) -> str:

@@ -19,11 +19,12 @@ from pathlib import Path
 from random import Random
 
 from runtime.backoff import Backoff
-from workloads.patroni import config, control, processes, roles
+from workloads.patroni import config, control, processes, roles, standing
 from workloads.patroni.database import Database, DatabaseDownError, SlowDatabaseError
 from workloads.patroni.processes import Processes
 from workloads.patroni.publisher import Publisher
 from workloads.patroni.sessions import Sessions
+from workloads.patroni.standing import State
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,11 @@ class Life:
                     continue
                 state = None
             role = roles.confirmed(self._claim, state)
+            if role == roles.REPLICA and standing.read(self._program.run).state is State.FORK:
+                # It has rows that no other member has: readers would see them.
+                role = None
             self._publisher.want(database=state is not None, role=role)
-            turning = state is not None and role != self._claim
+            turning = state is not None and role not in (self._claim, None)
             await self._pause(TURN_SECONDS if turning else LOOK_SECONDS)
 
     async def _pause(self, seconds: float) -> None:

@@ -5,8 +5,8 @@
 - PostgreSQL refuses user 0, which is what a container's processes often are. A user namespace gives this process and
   its children another number; files stay those of the user outside. Where namespaces are refused, the process becomes
   the user of that name for real, and the folders it needs are given to it.
-- The daemon is `workloads.patroni.daemon.MeshPatroni`, a subclass of Patroni's. DESCRIPTOR is the pipe for its
-  heartbeats.
+- The daemon is `workloads.patroni.remembering.RememberingPatroni`, a subclass of Patroni's. DESCRIPTOR is the pipe for
+  its heartbeats.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def main(config_file: str, heartbeat: int | None) -> None:
 
     from patroni.daemon import abstract_main
 
-    from workloads.patroni.daemon import MeshPatroni
+    from workloads.patroni.remembering import RememberingPatroni
 
-    class Member(MeshPatroni):
+    class Member(RememberingPatroni):
         """Patroni with this process' pipe."""
 
     if heartbeat is not None:

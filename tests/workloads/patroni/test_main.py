@@ -15,7 +15,7 @@ def test_missing_identity_is_one_line(
 ) -> None:
     """Without the sidecar's files there is one line and exit code 2."""
     monkeypatch.setattr(__main__, "IDENTITY", tmp_path / "identity.json")
-    assert __main__.main() == 2
+    assert __main__.main([]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "identity.json" in said
@@ -38,7 +38,7 @@ def test_patroni_that_was_not_tried_is_refused(
 ) -> None:
     """One line says which version there is and which were tried, before anything is started."""
     monkeypatch.setattr(__main__.versions, "TRIED", ("3.9",))
-    assert __main__.main() == 2
+    assert __main__.main([]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "3.9.x" in said

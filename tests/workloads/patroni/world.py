@@ -20,6 +20,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from runtime.consul import ConsulClient, ConsulError, node_id
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import registration
+from sidecar.files import hosts
 from tests.coordinator.world import free_port
 from tests.support import ROOT, need_root_or_userns, tool
 from topology.manifest import BackendEntry, Permissions
@@ -55,7 +57,9 @@ class Member:
     http: int
     port: int
     rest: int
-    """Port of Patroni's REST interface. The mesh's route for each member is a name of this machine here."""
+    """Port of Patroni's REST interface."""
+    vip: str
+    """Address of the route to that interface; its port is `World.rest_port`."""
     token: str = ""
     consul: ConsulClient = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
@@ -113,6 +117,8 @@ class World:
     server: subprocess.Popen[bytes]
     network: str
     master_port: int
+    rest_port: int
+    """Of every member's route."""
     options: dict[str, str]
     guests: list[GuestAgentServer] = field(default_factory=list)
     target: int | None = None
@@ -208,6 +214,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             "DERIVE_PATRONI_PASSWORDS": "1",
             "POSTGRES_PORT": str(member.port),
             "POSTGRES_REST_PORT": str(member.rest),
+            "POSTGRES_REST_ROUTE": f"patroni:{world.rest_port}",
             "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
             "POSTGRES_CONSUL_PORT": str(member.http),
             "POSTGRES_USERS": "app=db-app",
@@ -312,6 +319,7 @@ async def _prepare(world: World, member: Member) -> None:
     """Agent, token, guest agent, files and the sidecar's placeholder of one member."""
     (member.folder / "pgdata").mkdir(parents=True)
     (member.folder / "mesh").mkdir()
+    shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")
     member.token = await new_token(world, member.peer_id)
     write_secret(member, "consul-token", member.token)
     write_secret(member, "db-app", APP_PASSWORD)
@@ -344,6 +352,21 @@ def placeholder(member: Member) -> dict[str, Any]:
     return registration.stub(backend, member.peer_id, member.address)
 
 
+async def forget(world: World) -> None:
+    """Consul as it is after all coordinators lost their disks: it knows no key, no token and no node."""
+    world.server.kill()
+    world.server.wait(20)
+    shutil.rmtree(world.folder / "data-server")
+    world.server = _agent(world.folder, json.loads((world.folder / "consul-server.json").read_text()), "server")
+    await world.until(lambda: _leads(world), "the new Consul server leads")
+    for member in world.members:
+        member.stop_agent()
+        # As an admission does: a fresh token, for a fresh agent.
+        member.token = await new_token(world, member.peer_id)
+        write_secret(member, "consul-token", member.token)
+        await restart_agent(world, member)
+
+
 async def _registered(member: Member, body: dict[str, Any]) -> bool:
     await member.consul.get("/v1/status/leader")
     try:
@@ -368,18 +391,25 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def _listen(world: World) -> asyncio.Server:
     """The master's route: each new connection goes to `world.target`."""
+    return await _route("127.0.0.1", world.master_port, lambda: world.target, world.held)
+
+
+async def _route(
+    address: str, port: int, target: Callable[[], int | None], held: set[asyncio.StreamWriter]
+) -> asyncio.Server:
+    """A route: what is dialled there goes to the port `target` of this machine; `held`: its connections."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", world.target or 1)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target() or 1)
         except OSError:
             writer.close()
             return
-        world.held.add(writer)
+        held.add(writer)
         await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        world.held.discard(writer)
+        held.discard(writer)
 
-    return await asyncio.start_server(handle, "127.0.0.1", world.master_port)
+    return await asyncio.start_server(handle, address, port)
 
 
 async def _follow(world: World) -> None:
@@ -406,7 +436,8 @@ async def world(members: int, **options: str) -> AsyncIterator[World]:
     """A cluster of `members`; `options` are environment variables of every supervisor."""
     need_root_or_userns()
     async with agents(members, **options) as made, TaskScope() as scope:
-        server = await _listen(made)
+        routes = [await _listen(made)]
+        routes += [await _route(m.vip, made.rest_port, partial(int, m.rest), set()) for m in made.members]
         follower = scope.start("follow the master", _follow(made))
         try:
             for member in made.members:
@@ -414,7 +445,8 @@ async def world(members: int, **options: str) -> AsyncIterator[World]:
             yield made
         finally:
             follower.cancel()
-            server.close()
+            for route in routes:
+                route.close()
             _kill(made)
 
 
@@ -428,16 +460,16 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
         http = free_port()
         made = World(
             folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), consul_port=http, members=[],
-            server=_start_server(folder, network, http), network=network, master_port=free_port(), options=options,
+            server=_start_server(folder, network, http), network=network, master_port=free_port(),
+            rest_port=free_port(), options=options,
         )  # fmt: skip
-        names = " ".join(f"patroni-{i}" for i in range(members))
-        (folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
+        (folder / "hosts").write_text(hosts({f"patroni-{i}": _vip(network, i) for i in range(members)}, None))
         try:
             await made.until(lambda: _leads(made), "the Consul server leads")
             for i in range(members):
                 member = Member(
                     peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
-                    port=free_port(), rest=free_port(),
+                    port=free_port(), rest=free_port(), vip=_vip(network, i),
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
@@ -448,6 +480,10 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
                 await guest.stop()
             for client in (made.consul, *(m.consul for m in made.members if hasattr(m, "consul"))):
                 await client.close()
+
+
+def _vip(network: str, index: int) -> str:
+    return f"{network}.{100 + index}"
 
 
 async def _leads(made: World) -> bool:
