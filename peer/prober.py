@@ -1,7 +1,8 @@
 """Sends and receives probes at WireGuard's own UDP port, by a raw socket. IO edge; `peer.probe` says what one is.
 
 WireGuard owns the port's ordinary socket. A raw socket sees a copy of every UDP packet that comes in; a filter in the
-kernel passes only probes. It needs CAP_NET_RAW, which containers have by default.
+kernel passes only probes. It needs CAP_NET_RAW, which containers have by default. Probes have DF set, and the kernel
+sends them whatever it has learned about the path's MTU: that is how larger sizes are tried.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from peer.probe import MAGIC, Kind, Probe, ProbeKey, decode, encode, sender_hint
-from peer.spec import parse_endpoint
+from peer.probe import MAGIC, SIZE, Kind, Probe, ProbeKey, decode, encode, sender_hint
+from peer.spec import OVERHEAD, TOP_PATH_MTU, parse_endpoint
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
+_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE, _IP_MTU = 10, 3, 14  # linux/in.h; Python has no names for them
 _UDP_HEADER = struct.Struct(">HHHH")
+_IP_HEADER_SIZE = 20
+_MAX_PACKET = 2048
+"""Bytes: the largest probe, of TOP_PATH_MTU, with IP options."""
+_ANSWERS = {Kind.PING: Kind.PONG, Kind.SIZE: Kind.SIZED}
 _FORGET_AFTER = 10.0
 """Seconds after which an unanswered probe is forgotten."""
 _MOST_WAITING = 4096
@@ -34,13 +40,15 @@ class ProbeSocketError(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A ping on its way."""
+    """A ping or size probe on its way."""
 
     holder: str
     """Public key of the peer that the ping is about."""
     endpoint: str
     at: float
     """Monotonic seconds."""
+    mtu: int | None = None
+    """Of a size probe: bytes of the tunnel's packet that it stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +61,7 @@ class Arrival:
     """Where it came from."""
     probe: Probe
     sent: Sent | None
-    """Our ping that it answers, if it is a pong."""
+    """Our ping or size probe that it answers, if it is an answer."""
     at: float
     """Monotonic seconds."""
 
@@ -90,15 +98,28 @@ class Prober:
 
     def ping(self, to: str, holder: str, endpoint: str) -> None:
         """Sends a ping to `endpoint`, to be answered by `to`, about the peer `holder` (public keys)."""
-        number = self._number()
-        now = time.monotonic()
-        self._forget(now)
-        self._waiting[number] = Sent(holder=holder, endpoint=endpoint, at=now)
-        self._send(endpoint, encode(self._keys[to], Kind.PING, number))
+        self._send(endpoint, encode(self._keys[to], Kind.PING, self._await(holder, endpoint)))
+
+    def measure(self, to: str, endpoint: str, mtu: int) -> None:
+        """Sends `to` (public key) a probe as large as the outer packet of a tunnel packet of `mtu` bytes.
+
+        `endpoint` is the peer's own, or our port of the relay between us.
+        """
+        number = self._await(to, endpoint, mtu)
+        padding = max(0, mtu + OVERHEAD - _IP_HEADER_SIZE - _UDP_HEADER.size - SIZE)
+        self._send(endpoint, encode(self._keys[to], Kind.SIZE, number, padding=padding))
 
     def call(self, to: str, endpoint: str) -> None:
         """Sends a call to `to` by way of the relay port at `endpoint`."""
         self._send(endpoint, encode(self._keys[to], Kind.CALL, self._number()))
+
+    def _await(self, holder: str, endpoint: str, mtu: int | None = None) -> int:
+        """The number of a new probe that is to be answered."""
+        number = self._number()
+        now = time.monotonic()
+        self._forget(now)
+        self._waiting[number] = Sent(holder=holder, endpoint=endpoint, at=now, mtu=mtu)
+        return number
 
     def _number(self) -> int:
         # From the clock, so that numbers also grow across restarts of this process.
@@ -127,7 +148,7 @@ class Prober:
         assert self._socket is not None
         for _ in range(64):
             try:
-                packet, (address, _) = self._socket.recvfrom(256)
+                packet, (address, _) = self._socket.recvfrom(_MAX_PACKET)
             except BlockingIOError:
                 return
             except OSError:
@@ -148,13 +169,27 @@ class Prober:
         now = time.monotonic()
         endpoint = f"{address}:{port}"
         sent = None
-        if probe.kind is Kind.PING:
-            self._send(endpoint, encode(self._keys[sender], Kind.PONG, probe.number))
-        elif probe.kind is Kind.PONG:
+        if probe.kind in _ANSWERS:
+            self._send(endpoint, encode(self._keys[sender], _ANSWERS[probe.kind], probe.number))
+        elif probe.kind in _ANSWERS.values():
             sent = self._waiting.pop(probe.number, None)
-            if sent is None or sent.endpoint != endpoint:
+            if sent is None or sent.endpoint != endpoint or (sent.mtu is None) is not (probe.kind is Kind.PONG):
                 return
         self._on_arrival(Arrival(sender=sender, endpoint=endpoint, probe=probe, sent=sent, at=now))
+
+
+def known_path_mtu(endpoint: str) -> int:
+    """The MTU of the path to `endpoint` (`ip:port`) as the kernel has it: the interface's, or less, as ICMP told it.
+
+    Bytes of an outer IP packet. Where the kernel knows no way at all: TOP_PATH_MTU.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            # Connecting sends nothing.
+            asked.connect(parse_endpoint(endpoint))
+            return asked.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        except OSError:
+            return TOP_PATH_MTU
 
 
 def _raw_socket(port: int) -> socket.socket:
@@ -165,6 +200,7 @@ def _raw_socket(port: int) -> socket.socket:
             errno.EPERM, "no right to open a raw socket; give the container the capability NET_RAW (cap_add)"
         ) from error
     try:
+        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
         program, count = _filter(port)
         raw.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", count, ctypes.addressof(program)))
         # What came in before the filter was there is not for us.

@@ -1,0 +1,69 @@
+"""The routes of a WireGuard device, each with an MTU: one to the mesh's pool, one to each peer whose MTU differs.
+
+IO edge, by netlink. A route's MTU decides the segment size of new TCP connections, and that of established ones from
+their next packet on (a change of routes makes the kernel look theirs up again), and where UDP datagrams are fragmented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peer.mtu import BASE
+from peer.spec import InterfaceSpec, LinkError
+from peer.wireguard import DeviceGoneError, route
+
+_HOST = 32
+_MAIN_TABLE = 254
+"""rtnetlink.h: RT_TABLE_MAIN. The kernel's own entries for our address are in another one."""
+
+
+class Routes:
+    """The routes of one device, and what we know to be there."""
+
+    def __init__(self, spec: InterfaceSpec) -> None:
+        self._spec = spec
+        self._present: dict[str, int] | None = None
+
+    def forget(self) -> None:
+        """The device may be another one: look at what is there before the next change."""
+        self._present = None
+
+    async def apply(self, mtus: Mapping[str, int]) -> None:
+        """Gives the route to each peer's address its MTU, bytes. DeviceGoneError, or LinkError when the kernel refuses.
+
+        All other addresses of the pool keep BASE, which is what a path carries that nobody has measured.
+        """
+        wanted = {address: mtu for address, mtu in mtus.items() if mtu != BASE}
+        if wanted == self._present:
+            return
+        from pyroute2 import AsyncIPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            async with AsyncIPRoute() as links:
+                index = next(iter(await links.link_lookup(ifname=self._spec.name)), None)
+                if index is None:
+                    raise DeviceGoneError(f"there is no device {self._spec.name!r}")
+                if self._present is None:
+                    self._present = await _present(links, index)
+                for address in [each for each in self._present if each not in wanted]:
+                    await links.route("del", dst=f"{address}/{_HOST}", oif=index, scope="link")
+                    del self._present[address]
+                for address, mtu in wanted.items():
+                    if self._present.get(address) != mtu:
+                        await links.route("replace", **route(self._spec, index, f"{address}/{_HOST}", mtu))
+                        self._present[address] = mtu
+        except NetlinkError as error:
+            self.forget()
+            raise LinkError(f"the kernel takes no routes on device {self._spec.name!r}: {error}") from error
+
+
+async def _present(links: Any, index: int) -> dict[str, int]:
+    """The MTU by address of the routes to single addresses that device number `index` has."""
+    found = {}
+    async for each in await links.route("dump", family=2, oif=index, table=_MAIN_TABLE):
+        if each["dst_len"] == _HOST and each.get_attr("RTA_OIF") == index:
+            metrics = each.get_attr("RTA_METRICS")
+            found[each.get_attr("RTA_DST")] = (metrics.get_attr("RTAX_MTU") if metrics else None) or 0
+    return found
