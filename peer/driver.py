@@ -112,7 +112,7 @@ class PeerLink:
             each.public_key: probe_key(self._spec.private_key, check_key(each.public_key), self._own_key)
             for each in rendezvous
         }
-        self._prober = Prober(self._spec.listen_port, self._on_arrival)
+        self._prober = Prober(self._spec.listen_port, self._on_arrival, self._on_refused)
         self._routes = Routes(self._spec)
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
@@ -334,6 +334,15 @@ class PeerLink:
         each.sizes = mtu.answered(each.sizes, sent.endpoint, sent.mtu, arrival.at, self._rng)
         self._on_mtu(each, before)
         self._wake.set()
+
+    def _on_refused(self, addresses: frozenset[str]) -> None:
+        """A router refused packets to these addresses as too large, and said so to the kernel."""
+        now = time.monotonic()
+        for each in self._links.values():
+            endpoint = each.choice.endpoint if each.choice else None
+            if endpoint is not None and endpoint.rpartition(":")[0] in addresses:
+                each.sizes = mtu.limited(each.sizes, known_path_mtu(endpoint), now)
+                self._wake.set()
 
     def _on_path(self, arrival: Arrival) -> None:
         """A probe came in that says something about a way."""

@@ -94,6 +94,13 @@ def loaded(state: MtuState, now: float) -> MtuState:
     return replace(_begin(state, state.mtu, now), good=0, bad=state.mtu + PADDING)
 
 
+def limited(state: MtuState, path_mtu: int, now: float) -> MtuState:
+    """The kernel learned that the path carries no outer packets above `path_mtu` bytes: act on it now if it is news."""
+    if link_mtu(path_mtu) >= max(state.mtu, state.size or 0):
+        return state
+    return replace(state if state.size is not None else _begin(state, state.mtu, now), next_at=now)
+
+
 def answered(state: MtuState, endpoint: str, size: int, now: float, rng: Random) -> MtuState:
     """A probe of `size` that was sent to `endpoint` came through."""
     if endpoint != state.endpoint:

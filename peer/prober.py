@@ -20,10 +20,17 @@ from types import TracebackType
 from typing import Self
 
 from peer.probe import MAGIC, SIZE, Kind, Probe, ProbeKey, decode, encode, sender_hint
-from peer.spec import OVERHEAD, TOP_PATH_MTU, parse_endpoint
+from peer.spec import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, OVERHEAD, TOP_PATH_MTU, parse_endpoint
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
-_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE, _IP_MTU = 10, 3, 14  # linux/in.h; Python has no names for them
+# linux/in.h, linux/errqueue.h and linux/icmp.h; Python has no names for them.
+_IP_RECVERR, _IP_MTU = 11, 14
+_FRAGMENTATION_NEEDED = (2, 3, 4)
+"""Origin ICMP, type "destination unreachable", code "fragmentation needed"."""
+_ERROR = struct.Struct("=IBBBxII")
+"""errno, origin, type, code, info, data."""
+_MAX_AT_ONCE = 64
+"""Packets, and errors, that are taken before other tasks get their turn."""
 _UDP_HEADER = struct.Struct(">HHHH")
 _IP_HEADER_SIZE = 20
 _MAX_PACKET = 2048
@@ -69,9 +76,16 @@ class Arrival:
 class Prober:
     """The probe socket of one WireGuard port. Use as a context manager inside a running loop."""
 
-    def __init__(self, listen_port: int, on_arrival: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self,
+        listen_port: int,
+        on_arrival: Callable[[Arrival], None],
+        on_refused: Callable[[frozenset[str]], None] = lambda _: None,
+    ) -> None:
+        """`on_refused` gets the destinations (IPv4 addresses) of UDP packets that a router said were too large."""
         self._port = listen_port
         self._on_arrival = on_arrival
+        self._on_refused = on_refused
         self._keys: dict[str, ProbeKey] = {}
         self._senders: dict[bytes, str] = {}
         self._waiting: dict[int, Sent] = {}
@@ -140,21 +154,41 @@ class Prober:
         # Checksum 0 is "none" in IPv4. It also keeps GRO from merging a probe into a train of tunnel packets of the
         # same flow, where our filter would not find it. What it would protect, the MAC does.
         header = _UDP_HEADER.pack(self._port, port, _UDP_HEADER.size + len(payload), 0)
-        # No route, a full queue, a firewall: all the same as a lost packet, which probing is made for.
-        with contextlib.suppress(OSError):
-            self._socket.sendto(header + payload, (address, 0))
+        # No route, a full queue, a firewall: all the same as a lost packet, which probing is made for. Twice, because
+        # the first attempt may only have reported an ICMP error of an earlier packet (IP_RECVERR, ip(7)).
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                self._socket.sendto(header + payload, (address, 0))
+                return
 
     def _on_readable(self) -> None:
         assert self._socket is not None
-        for _ in range(64):
+        self._take_errors(self._socket)
+        for _ in range(_MAX_AT_ONCE):
             try:
                 packet, (address, _) = self._socket.recvfrom(_MAX_PACKET)
             except BlockingIOError:
                 return
             except OSError:
-                # ICMP errors of earlier sends arrive here; they say nothing that silence does not.
+                # An ICMP error of an earlier packet; what it says was taken from the error queue.
                 continue
             self._take(packet, address)
+
+    def _take_errors(self, raw: socket.socket) -> None:
+        """Empties the error queue. It has ICMP errors about WireGuard's packets too: a raw socket gets those of all."""
+        refused = set()
+        for _ in range(_MAX_AT_ONCE):
+            try:
+                _, messages, _, (address, _) = raw.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue
+            errors = (data for level, kind, data in messages if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR))
+            if any(_ERROR.unpack_from(data)[1:4] == _FRAGMENTATION_NEEDED for data in errors):
+                refused.add(address)
+        if refused:
+            self._on_refused(frozenset(refused))
 
     def _take(self, packet: bytes, address: str) -> None:
         start = (packet[0] & 0x0F) * 4
@@ -200,7 +234,8 @@ def _raw_socket(port: int) -> socket.socket:
             errno.EPERM, "no right to open a raw socket; give the container the capability NET_RAW (cap_add)"
         ) from error
     try:
-        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        raw.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         program, count = _filter(port)
         raw.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", count, ctypes.addressof(program)))
         # What came in before the filter was there is not for us.

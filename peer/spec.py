@@ -21,6 +21,8 @@ BASE_PATH_MTU, TOP_PATH_MTU = 1280, 1500
 """Bytes of an outer IP packet: what nearly every network carries (IPv6 demands it, RFC 8200), and Ethernet's."""
 MAX_PATH_MTU = 9000
 """Bytes: a jumbo frame, the most that can be set by hand."""
+IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
+"""linux/in.h; Python has no names for them: DF on every packet, whatever the kernel has learned of the path (ip(7))."""
 KEEPALIVE = 25
 """Seconds: WireGuard's own advice for NATs. It keeps sessions fresh on idle links; probes watch the path."""
 CONTROL_PORT = 51821
@@ -139,6 +141,15 @@ Operation = RemovePeer | SetPeer
 def link_mtu(path_mtu: int) -> int:
     """The MTU of the tunnel, bytes, over a path that carries outer IP packets of `path_mtu` bytes."""
     return (path_mtu - OVERHEAD) // PADDING * PADDING
+
+
+def parse_path_mtu(text: str) -> int:
+    """`text` as the MTU of a path that somebody sets by hand, bytes, else LinkError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise LinkError(f"is {text!r:.40}, expected bytes, such as 1400")
+    if not BASE_PATH_MTU <= int(text) <= MAX_PATH_MTU:
+        raise LinkError(f"is {text!r}, expected {BASE_PATH_MTU} to {MAX_PATH_MTU} bytes")
+    return int(text)
 
 
 def check_key(key: str) -> str:
