@@ -79,7 +79,7 @@ class MeshLink:
     def status(self) -> list[dict[str, object]]:
         """`links` of the status document."""
         return [
-            {"peer_id": row.peer_id, "path": row.path, "handshake_age_s": row.handshake_age_s}
+            {"peer_id": row.peer_id, "path": row.path, "handshake_age_s": row.handshake_age_s, "mtu": row.mtu}
             for row in self._driver.status()
         ]
 
@@ -95,8 +95,9 @@ class MeshLink:
 async def make_link(config: Config, _peer_id: str, address: str) -> MeshLink:
     """The link of the coordinator at `address`, with a fresh key; not yet running."""
     private, public = generate_key()
-    device = await choose(InterfaceSpec(private_key=private, address=address, pool=config.manifest.mesh_pool))
-    return MeshLink(device, public, config)
+    pool = config.manifest.mesh_pool
+    spec = InterfaceSpec(private_key=private, address=address, pool=pool, path_mtu=config.path_mtu)
+    return MeshLink(await choose(spec), public, config)
 
 
 def _bindable(address: str) -> bool:
