@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ def test_a_connection_survives_a_path_that_shrinks(icmp: bool) -> None:
             transfer.send(BULK)
             _wait_mtu(made, 0, 1, path_mtu)
         assert transfer.whole()
+
+
+def test_a_refusal_by_a_router_lowers_the_mtu_without_traffic() -> None:
+    """What ICMP says about any packet to a peer's public address counts at once: the tunnel itself is idle."""
+    with mesh("preserving", "preserving") as made:
+        made.start()
+        made.wait_up()
+        _wait_mtu(made, 0, 1, 1500)
+        made.network.limit_mtu("c0", 1400, "out")
+        with made.nodes[0].call(functools.partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as other:
+            other.sendto(bytes(1401 - 28), (made.places[1].public_address, 51820))
+        _wait_mtu(made, 0, 1, 1400)
 
 
 def test_one_narrow_path_does_not_slow_the_others() -> None:
