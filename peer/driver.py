@@ -49,6 +49,8 @@ _RENDEZVOUS_KEEPALIVE = 15
 """Seconds: well below the 30 after which a NAT may forget the mapping that the rendezvous reports."""
 _REVIVE_AFTER, _REVIVE_EVERY = 1.0, 6.0
 """Seconds without an answer before the session with a rendezvous is made anew, and between tries."""
+_ROUTES_RETRY = 1.0
+"""Seconds until routes that the kernel did not take are tried again."""
 _DEVICE_RETRY = Backoff(base=0.02, cap=0.5)
 
 
@@ -114,6 +116,7 @@ class PeerLink:
         }
         self._prober = Prober(self._spec.listen_port, self._on_arrival, self._on_refused)
         self._routes = Routes(self._spec)
+        self._routes_due = asyncio.Event()
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """The CVMs to have tunnels with; ourselves among them is fine. LinkError, and no change, when one is wrong."""
@@ -131,6 +134,7 @@ class PeerLink:
         own = [WantedPeer(public_key=key, allowed=(f"{each.peer.address}/32",)) for key, each in links.items()]
         check_wanted([*self._wanted_rendezvous(), *own])
         self._links = links
+        self._routes_due.set()
         self._on_table()
         self._hurry()
 
@@ -186,6 +190,7 @@ class PeerLink:
                 scope.start("peer links", self._maintain())
                 # A connection before the device knows the rendezvous would be lost, and TCP tries again after 1 s.
                 await self._synced.wait()
+                scope.start("routes to peers", self._keep_routes())
                 for each in self._watches:
                     scope.start(f"rendezvous {each.rendezvous.address}", each.watch())
                     scope.start(f"relays at {each.rendezvous.address}", each.ask())
@@ -210,6 +215,18 @@ class PeerLink:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
+    async def _keep_routes(self) -> None:
+        """Brings the routes to the links' MTUs. Not in `_maintain`: a thousand take seconds, and probes are due."""
+        while True:
+            self._routes_due.clear()
+            try:
+                await self._routes.apply({each.peer.address: self._mtu(each) for each in self._links.values()})
+            except (DeviceGoneError, LinkError) as error:
+                log.warning("the routes to peers will be set later: %s", error)
+                await asyncio.sleep(_ROUTES_RETRY)
+            else:
+                await self._routes_due.wait()
+
     async def _revive(self) -> None:
         """Waits for the device and gives it our key and addresses."""
         attempt = 0
@@ -225,6 +242,7 @@ class PeerLink:
                 await asyncio.sleep(_DEVICE_RETRY.delay(attempt, self._rng))
                 attempt += 1
         self._routes.forget()
+        self._routes_due.set()
         for each in self._links.values():
             each.pushed_at = -math.inf
         self._hurry()
@@ -273,7 +291,7 @@ class PeerLink:
     def _on_mtu(self, each: _Link, before: int) -> None:
         if each.sizes.mtu != before:
             log.info("link to %s: MTU %d, was %d", each.peer.peer_id or each.peer.address, each.sizes.mtu, before)
-            self._sync_at = 0.0
+            self._routes_due.set()
 
     def _mtu(self, each: _Link) -> int:
         """The link's MTU, bytes: what was set by hand, or measured."""
@@ -403,7 +421,6 @@ class PeerLink:
         # Earlier, if something happened meanwhile that wants a look at once.
         self._sync_at = min(self._sync_at, now + self._pause(now, now_unix))
         self._synced.set()
-        await self._routes.apply({each.peer.address: self._mtu(each) for each in self._links.values()})
 
     def _install(self, wanted: Sequence[WantedPeer]) -> None:
         """The device has these peers now: answer and send their probes."""

@@ -24,10 +24,13 @@ class Routes:
     def __init__(self, spec: InterfaceSpec) -> None:
         self._spec = spec
         self._present: dict[str, int] | None = None
+        self._device = 0
+        """Counts `forget`."""
 
     def forget(self) -> None:
-        """The device may be another one: look at what is there before the next change."""
+        """The device may be another one: look at what is there before the next change. Also while one is under way."""
         self._present = None
+        self._device += 1
 
     async def apply(self, mtus: Mapping[str, int]) -> None:
         """Gives the route to each peer's address its MTU, bytes. DeviceGoneError, or LinkError when the kernel refuses.
@@ -37,6 +40,9 @@ class Routes:
         wanted = {address: mtu for address, mtu in mtus.items() if mtu != BASE}
         if wanted == self._present:
             return
+        present, device = self._present, self._device
+        # Not known until all is done: a change that fails or is cancelled half way leaves something in between.
+        self._present = None
         from pyroute2 import AsyncIPRoute
         from pyroute2.netlink.exceptions import NetlinkError
 
@@ -45,18 +51,17 @@ class Routes:
                 index = next(iter(await links.link_lookup(ifname=self._spec.name)), None)
                 if index is None:
                     raise DeviceGoneError(f"there is no device {self._spec.name!r}")
-                if self._present is None:
-                    self._present = await _present(links, index)
-                for address in [each for each in self._present if each not in wanted]:
+                if present is None:
+                    present = await _present(links, index)
+                for address in present.keys() - wanted.keys():
                     await links.route("del", dst=f"{address}/{_HOST}", oif=index, scope="link")
-                    del self._present[address]
                 for address, mtu in wanted.items():
-                    if self._present.get(address) != mtu:
+                    if present.get(address) != mtu:
                         await links.route("replace", **route(self._spec, index, f"{address}/{_HOST}", mtu))
-                        self._present[address] = mtu
         except NetlinkError as error:
-            self.forget()
             raise LinkError(f"the kernel takes no routes on device {self._spec.name!r}: {error}") from error
+        if device == self._device:
+            self._present = wanted
 
 
 async def _present(links: Any, index: int) -> dict[str, int]:

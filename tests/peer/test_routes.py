@@ -13,7 +13,7 @@ from lab.network import enter
 from peer.mtu import BASE, TOP
 from peer.routes import Routes
 from peer.spec import InterfaceSpec, LinkError
-from peer.wireguard import DeviceGoneError, generate_key, route, set_up_link
+from peer.wireguard import DeviceGoneError, generate_key, set_up_link
 from tests.peer.nodes import POOL
 from tests.support import network_namespace
 
@@ -90,6 +90,24 @@ def test_routes_of_an_earlier_process_are_found(inside: Inside) -> None:
     inside(work)
 
 
+def test_a_new_device_during_a_change_is_looked_at(inside: Inside) -> None:
+    """Routes that were set on a device that has gone meanwhile do not count as set."""
+
+    async def work() -> None:
+        routes = Routes(SPEC)
+        wanted = {f"100.96.1.{number}": TOP for number in range(1, 51)}
+        async with asyncio.TaskGroup() as group:
+            change = group.create_task(routes.apply(wanted))
+            while not (await _routes()).keys() - {POOL}:
+                assert not change.done()
+            routes.forget()
+        await _delete("100.96.1.1/32")
+        await routes.apply(wanted)
+        assert len(await _routes()) == 1 + len(wanted)
+
+    inside(work)
+
+
 def test_a_device_that_is_not_there_is_gone(inside: Inside) -> None:
     """The error is the one after which the device is awaited and set up anew."""
 
@@ -129,4 +147,4 @@ async def _delete(destination: str) -> None:
 
     async with AsyncIPRoute() as links:
         index = (await links.link_lookup(ifname=SPEC.name))[0]
-        await links.route("del", **route(SPEC, index, destination, 1328))
+        await links.route("del", dst=destination, oif=index, scope="link")
