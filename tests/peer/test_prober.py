@@ -138,7 +138,10 @@ async def test_errors_of_others_cost_no_probe(pair: Pair) -> None:
 
 
 def test_a_routers_refusal_is_told() -> None:
-    """Whoever's UDP packet it was, WireGuard's too: the destination is told, and the kernel knows the path's MTU."""
+    """Whoever's UDP packet it was, WireGuard's too: the destination is told, and the kernel knows the path's MTU.
+
+    A size probe is sent whole all the same, and is refused as well.
+    """
     need_root_or_userns()
     with LabNetwork("t") as network:
         host, cvm = network.add_host("h"), network.add_cvm("c0")
@@ -153,6 +156,10 @@ def test_a_routers_refusal_is_told() -> None:
             node.run(eventually(lambda: bool(told), "the refusal is told"))
             assert told == [frozenset({host.address})]
             assert node.call(functools.partial(known_path_mtu, f"{host.address}:51820")) == 1400
+            private, public = generate_key()
+            node.call(functools.partial(prober.set_keys, {public: probe_key(private, node.key, public)}))
+            node.call(functools.partial(prober.measure, public, f"{host.address}:51820", 1440))
+            node.run(eventually(lambda: len(told) == 2, "the size probe is refused"))
         finally:
             node.call(functools.partial(prober.__exit__, None, None, None))
             node.close()
