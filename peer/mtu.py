@@ -91,14 +91,14 @@ def loaded(state: MtuState, now: float) -> MtuState:
     # A peer that never answered a size is of a version that knows no such probes.
     if not state.proved or state.size is not None or now - state.checked_at < CHECK_EVERY:
         return state
-    return replace(_begin(state, state.mtu, now), good=0, bad=state.mtu + PADDING)
+    return _check(state, now)
 
 
 def limited(state: MtuState, path_mtu: int, now: float) -> MtuState:
     """The kernel learned that the path carries no outer packets above `path_mtu` bytes: act on it now if it is news."""
     if link_mtu(path_mtu) >= max(state.mtu, state.size or 0):
         return state
-    return replace(state if state.size is not None else _begin(state, state.mtu, now), next_at=now)
+    return _check(state, now) if state.size is None else replace(state, next_at=now)
 
 
 def answered(state: MtuState, endpoint: str, size: int, now: float, rng: Random) -> MtuState:
@@ -131,8 +131,7 @@ def choose(
         return state, ()
     state = replace(state, top=max(LEAST, min(TOP, link_mtu(path_mtu))))
     if state.mtu > state.top:
-        shrunk = replace(state, mtu=state.top, search_at=now, searches=0)
-        state = replace(_begin(shrunk, state.top, now), good=0, bad=state.top + PADDING)
+        state = _check(replace(state, mtu=state.top, search_at=now, searches=0), now)
     elif state.size is None:
         state = _look_higher(state, now, rng)
     elif state.size > state.top:
@@ -149,6 +148,11 @@ def choose(
 
 def _begin(state: MtuState, size: int, now: float) -> MtuState:
     return replace(state, size=size, tries=0, heard=False, next_at=now)
+
+
+def _check(state: MtuState, now: float) -> MtuState:
+    """Does the size in use still come through?"""
+    return replace(_begin(state, state.mtu, now), good=0, bad=state.mtu + PADDING)
 
 
 def _look_higher(state: MtuState, now: float, rng: Random) -> MtuState:
