@@ -51,9 +51,9 @@ class World:
         """The tunnel carries a full packet."""
         self.state = mtu.loaded(self.state, self.now)
 
-    def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
+    def run(self, seconds: float, each: Callable[[], None] | None = None) -> None:
         """Plays on; `each` is called every second."""
-        end, tick = self.now + seconds, self.now
+        end, tick = self.now + seconds, self.now if each else math.inf
         while True:
             due = min(self.state.wake, tick, *(at for at, _, _ in self.arrivals), end)
             self.now = max(self.now, due)
@@ -61,7 +61,8 @@ class World:
                 return
             if self.now >= tick:
                 tick += 1.0
-                each()
+                if each:
+                    each()
             for arrival in sorted(each for each in self.arrivals if each[0] <= self.now):
                 self.arrivals.remove(arrival)
                 self.state = mtu.answered(self.state, arrival[1], arrival[2], self.now, self.rng)
@@ -245,7 +246,7 @@ def test_lossy_paths(path: int, seed: int, loss: float, icmp: bool) -> None:
 def test_loss_costs_a_little_size_for_a_while_at_most() -> None:
     """With 20 % loss, tunnels have the full size nearly all of the time."""
     full = total = 0
-    for seed in range(10):
+    for seed in range(4):
         world = World(path=1500, loss=0.2, seed=seed)
         for _ in range(60):
             world.run(30, world.load)
