@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lab.network import CvmNet, HostNet, LabNetwork, enter
 from peer.driver import PeerLink
@@ -236,7 +236,10 @@ def mesh(*nats: str) -> Iterator[Mesh]:
 
 
 class Transfer:
-    """One TCP connection through the tunnel, from one node to another, and what arrives of what is sent."""
+    """One TCP connection through the tunnel, from one node to another, and what arrives of what is sent.
+
+    A context manager: at its end the connection is closed, whatever became of it.
+    """
 
     def __init__(self, one: Node, other: Node) -> None:
         self._received = hashlib.sha256()
@@ -245,15 +248,29 @@ class Transfer:
         with listener:
             self._client = one.call(lambda: _tcp(one.address))
             self._client.settimeout(TRANSFER_SECONDS)
-            self._client.connect(listener.getsockname())
-            listener.settimeout(TRANSFER_SECONDS)
-            self._server, _ = listener.accept()
+            try:
+                self._client.connect(listener.getsockname())
+                listener.settimeout(TRANSFER_SECONDS)
+                self._server, _ = listener.accept()
+            except BaseException:
+                self._client.close()
+                raise
         self._server.settimeout(TRANSFER_SECONDS)
         self._thread = threading.Thread(target=self._receive)
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._client.close()
+        self._server.close()
+
     def _receive(self) -> None:
-        with suppress(OSError), self._server:
+        with suppress(OSError):
             while data := self._server.recv(1 << 16):
                 self._received.update(data)
 
@@ -265,9 +282,8 @@ class Transfer:
 
     def whole(self) -> bool:
         """Ends the connection; whether everything arrived, in TRANSFER_SECONDS without a byte at most."""
-        with self._client:
-            self._client.shutdown(socket.SHUT_WR)
-            self._thread.join()
+        self._client.shutdown(socket.SHUT_WR)
+        self._thread.join()
         return self._received.digest() == self._sent.digest()
 
 

@@ -32,9 +32,9 @@ def _wait_mtu(made: Mesh, one: int, other: int, path_mtu: int) -> None:
 
 
 def _carries(one: Node, other: Node) -> bool:
-    transfer = Transfer(one, other)
-    transfer.send(BULK)
-    return transfer.whole()
+    with Transfer(one, other) as transfer:
+        transfer.send(BULK)
+        return transfer.whole()
 
 
 @pytest.mark.parametrize("icmp", [True, False])
@@ -79,13 +79,13 @@ def test_a_connection_survives_a_path_that_shrinks(icmp: bool) -> None:
         made.start()
         made.wait_up()
         _wait_mtu(made, 0, 1, 1500)
-        transfer = Transfer(made.nodes[0], made.nodes[1])
-        for path_mtu in (1400, 1280):
-            transfer.send(BULK)
-            made.network.limit_mtu("c1", path_mtu, icmp=icmp)
-            transfer.send(BULK)
-            _wait_mtu(made, 0, 1, path_mtu)
-        assert transfer.whole()
+        with Transfer(made.nodes[0], made.nodes[1]) as transfer:
+            for path_mtu in (1400, 1280):
+                transfer.send(BULK)
+                made.network.limit_mtu("c1", path_mtu, icmp=icmp)
+                transfer.send(BULK)
+                _wait_mtu(made, 0, 1, path_mtu)
+            assert transfer.whole()
 
 
 def test_a_refusal_by_a_router_lowers_the_mtu_without_traffic() -> None:
