@@ -40,8 +40,8 @@ def app_compose(app: Mapping[str, Any], **changes: object) -> str:
 def tcb_info(cvm: CvmIdentity) -> str:
     """The platform's `TcbInfo` of `cvm`, JSON: exactly the fields of the published schema.
 
-    Source: `TcbInfoSchema` of @phala/cloud (Phala-Network/phala-cloud, js/, the action for /cvms/{id}/attestation). There
-    is no compose hash and no OS image hash in it, unlike in the guest agent's answer to Info.
+    Source: `TcbInfoSchema` of @phala/cloud (Phala-Network/phala-cloud, js/), the action for /cvms/{id}/attestation. It
+    has no compose hash and no OS image hash, unlike the guest agent's answer to Info.
     """
     measured = cvm.measurements
     registers = {name: getattr(measured, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
