@@ -62,6 +62,7 @@ class Report:
     format: int
     cluster: str
     coordinator_urls: tuple[str, ...]
+    """By slot; "" for a coordinator that the platform does not know an instance ID or a gateway of yet."""
     apps: dict[str, AppReport]
     rendezvous: tuple[Rendezvous, ...]
     tcb: TcbPolicy
@@ -170,6 +171,13 @@ def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
     except (KeyError, TypeError):
         yield f"Terraform's outputs have no usable policy; {again}"
         return
+    for index, url in enumerate(report.coordinator_urls):
+        if not url:
+            # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.
+            yield (
+                f"coordinator slot {index} has no instance ID or no gateway yet, so nobody could reach it; wait until "
+                f"its CVM runs, then {again}"
+            )
     for peer in sorted(deployed ^ set(cluster.mesh_addresses())):
         where = "deployed, but not" if peer in deployed else "not deployed, but"
         yield f"peer {peer!r} is {where} in cluster.tf; {again}"

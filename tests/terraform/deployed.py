@@ -73,6 +73,8 @@ class Sandbox:
     cloud: Cloud = field(default_factory=lambda: Cloud(attest=attest))
     variables: dict[str, str] = field(default_factory=dict)
     """With which Terraform finds the cloud."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """The output `deployment` of the first apply, after which no CVM has booted yet."""
 
     @property
     def folder(self) -> Path:
