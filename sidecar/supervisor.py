@@ -138,6 +138,9 @@ class Supervisor:
                 await asyncio.sleep(RETRY.delay(attempt, self._rng))
                 attempt += 1
         keys = load_or_make(self._config.state_dir)
+        # What the manifest has to name for this CVM to be admitted, for a person to compare.
+        told = {"app_id": info.app_id, "instance_id": info.instance_id, "compose_hash": info.compose_hash}
+        log.info("identified", extra={**told, "os_image_hash": info.os_image_hash or None})
         self.done("identity")
         return info, keys
 
