@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +85,7 @@ def bring_up(
         nat=nat,
         run_dir=str(run.folder),
         checkout=str(runs.CHECKOUT),
-        keep=_keep(found),
+        keep=kept(found.values(), tools.cache_root(os.environ)),
         envoy=found["envoy"],
         consul=found["consul"],
         wireguard_go=found.get("wireguard-go"),
@@ -107,9 +109,16 @@ def _tools(progress: Progress) -> dict[str, str]:
     return {name: str(path) for name, path in tools.ensure(tools.REQUIRED, progress).items()}
 
 
-def _keep(found: Mapping[str, str]) -> tuple[str, ...]:
-    """What containers must see although it may lie under /tmp or /run: the checkout, the interpreter, the tools."""
-    paths = [str(runs.CHECKOUT), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in found.values())]
+def kept(programs: Iterable[str], cache: Path) -> tuple[str, ...]:
+    """Folders that containers must see although they may lie under /tmp or /run.
+
+    The checkout, the interpreter, the programs' folders, and the whole tool `cache`: benchmarks run programs out of it
+    that come into it after the mesh is up. It is made when it is not there, since a container cannot see it later.
+    """
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    paths = [str(runs.CHECKOUT), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in programs)]
+    paths += [str(cache)] if cache.is_dir() else []
     return tuple(
         path
         for path in dict.fromkeys(paths)
