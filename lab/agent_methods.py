@@ -105,8 +105,8 @@ class AgentState:
     def _image_hash(self) -> str:
         """Where the agent has it from: 0.5.7 from the host's vm_config, 0.6.0 from the measured event.
 
-        Source: Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex` at v0.5.7 and at 312dc605. Only
-        upstream's simulator of 0.5.7 leaves it empty: its stored attestation has no vm_config.
+        Source: Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex` at v0.5.7 and at 312dc605.
+        Only upstream's simulator of 0.5.7 leaves it empty: its stored attestation has no vm_config.
         """
         if self._cvm.os_version == "0.5.7":
             return str(json.loads(self._cvm.vm_config).get("os_image_hash", ""))

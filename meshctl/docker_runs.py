@@ -315,7 +315,13 @@ def _cvms_up(engine: Engine, compose: str, run: runs.Run, progress: Progress) ->
             text=True,
         ) as process:
             processes.append(process)
-            said, _ = process.communicate(timeout=_UP_SECONDS)
+            try:
+                said, _ = process.communicate(timeout=_UP_SECONDS)
+            except subprocess.TimeoutExpired:
+                # A sidecar has a day to become healthy (start_period), and compose waits for it as long as that.
+                process.terminate()
+                reason = f"{peer_id} was not up after {_UP_SECONDS:.0f} s: its sidecar is not healthy yet"
+                raise UserError(reason, f"./mesh compose logs {peer_id}", exit_code=1) from None
         if process.returncode != 0:
             raise UserError(f"{peer_id} did not come up:\n{_tail(said)}", f"./mesh compose logs {peer_id}", exit_code=1)
 
