@@ -83,6 +83,10 @@ class Container:
     started: float | None = None
     """When it was last started (CLOCK_MONOTONIC, seconds): its health check begins anew with each start."""
 
+    def uptime(self) -> float | None:
+        """Seconds since it was started; None while it does not run."""
+        return time.monotonic() - self.started if self.state == "running" and self.started is not None else None
+
     def first_pid(self) -> int | None:
         """PID of the container's first process in the lab's process namespace, or None."""
         if self.launcher is None or self.launcher.returncode is not None:

@@ -8,12 +8,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshctl import runs, status, tools
+from meshctl.applications import trouble
 from meshctl.console import Progress
 from meshctl.errors import UserError
 
@@ -143,10 +144,10 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
                 return document
             ready = sum(peer["ready"] for peer in document["peers"])
             progress.update(
-                f"{ready} of {len(document['peers'])} CVMs ready; {waiting[0] if waiting else 'building the network'}"
+                f"{ready} of {len(document['peers'])} CVMs ready; {_first(waiting, document) or 'building the network'}"
             )
         time.sleep(0.1)
-    reasons = "\n".join(missing(document)) or "the lab does not answer"
+    reasons = "\n".join([*missing(document), *trouble(document)]) or "the lab does not answer"
     raise UserError(
         f"the mesh was not ready after {seconds:.0f} s, and was taken down:\n{reasons}",
         "what its CVMs said last is above",
@@ -164,10 +165,17 @@ def wait_roles(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
             return document
         if time.monotonic() - started > seconds:
             raise UserError(
-                f"no instance took a role within {seconds:.0f} s:\n" + "\n".join(waiting), "./mesh logs shows why"
+                f"no instance took a role within {seconds:.0f} s:\n" + "\n".join([*waiting, *trouble(document)]),
+                "./mesh logs shows why",
             )
-        progress.update(waiting[0])
+        progress.update(_first(waiting, document))
         time.sleep(0.1)
+
+
+def _first(waiting: Sequence[str], document: Mapping[str, Any]) -> str:
+    """What is waited for first, and what is wrong with an application, which may be why; "" for nothing."""
+    wrong = trouble(document)
+    return "; ".join([*waiting[:1], *wrong[:1]])
 
 
 def vacant(document: Mapping[str, Any]) -> list[str]:

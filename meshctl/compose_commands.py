@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshctl import bring_up, docker_runs, docker_wait, ending, engine, runs
+from meshctl import applications, bring_up, docker_runs, docker_wait, ending, engine, runs
 from meshctl import status as statuses
 from meshctl.console import Console
 from meshctl.errors import UserError
@@ -104,7 +104,11 @@ def ps(cluster: str | None, name: str | None, as_json: bool) -> None:
     found = engine.find()
     run = _chosen(found, name or cluster)
     rows = docker_runs.containers(found, run)
-    document = statuses.contract(run.call("GET", "/status"))
+    raw = run.call("GET", "/status")
+    for machine in raw["machines"]:
+        own = [row for row in rows if row.peer == machine["peer_id"] and row.service != docker_runs.ANCHOR]
+        machine["containers"] = [applications.from_engine(row.service, row.status) for row in own]
+    document = statuses.contract(raw)
     if as_json:
         listed = [{"peer": r.peer, "service": r.service, "state": r.state, "status": r.status} for r in rows]
         click.echo(json.dumps({**document, "containers": listed}, indent=2))

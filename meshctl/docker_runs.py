@@ -38,6 +38,8 @@ PEER_LABEL = "cvm-mesh.peer"
 PLATFORM = "platform"
 RENDEZVOUS = "rendezvous"
 """The host that clusters/relay runs on; also in `lab.plan`."""
+ANCHOR = "mesh-cvm"
+"""The service whose network namespace is the CVM's; also in `lab.docker_plan`."""
 RELAY_COMPOSE = ROOT / "clusters" / "relay" / "compose.yaml"
 _UP_SECONDS = 420.0
 """For one CVM's `docker compose up`, which waits for its sidecar's health; pulling images comes on top elsewhere."""
@@ -99,7 +101,7 @@ def container_of(engine: Engine, run: runs.Run, peer: str, service: str | None) 
     if not rows:
         known = dict.fromkeys(row.peer for row in containers(engine, run))
         raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(known)}")
-    order = [row for row in rows if row.service not in ("sidecar", "mesh-cvm")] + [
+    order = [row for row in rows if row.service not in ("sidecar", ANCHOR)] + [
         row for row in rows if row.service == "sidecar"
     ]
     chosen = [row for row in rows if row.service == service] if service else order

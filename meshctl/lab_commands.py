@@ -150,7 +150,7 @@ def demo(
     document = lab.wait_roles(run, progress)
     tour(run, document, entries, progress)
     failover(run, document, entries, progress)
-    statuses.print_table(statuses.contract(statuses.collect(run)))
+    statuses.print_table(statuses.contract(statuses.collect(run, holders=True)))
     _say_how_to_go_on(run, entries)
 
 
@@ -171,7 +171,7 @@ def down(name: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The documented JSON document.")
 def status(name: str | None, as_json: bool) -> None:
     """Shows every CVM: admission, link, children, routes."""
-    document = statuses.contract(statuses.collect(runs.find(name)))
+    document = statuses.contract(statuses.collect(runs.find(name), holders=True))
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:

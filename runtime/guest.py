@@ -47,8 +47,8 @@ class GuestInfo:
     app_name: str = ""
     device_id: str = ""
     os_image_hash: str = ""
-    """64 hex, or empty where the agent knows none. On OS 0.5.7 the host's `vm_config` says it, on 0.6.0 the measured event
-    (Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex`)."""
+    """64 hex, or empty where the agent knows none. On OS 0.5.7 the host's `vm_config` says it, on 0.6.0 the measured
+    event (Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex`)."""
     key_provider: str = ""
     """Name out of `key_provider_info`: kms, local-sgx, tpm or none."""
     key_provider_id: str = ""

@@ -23,7 +23,7 @@ from runtime.init import Init
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
-from sidecar import memory, modules, report
+from sidecar import backends, listeners, memory, modules, report
 from sidecar.admission import Admission, Claim
 from sidecar.broker import Broker
 from sidecar.config import Config
@@ -70,7 +70,7 @@ class Supervisor:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._admission: Admission | None = None
         self._member: Membership | None = None
-        self._status = StatusServer(config.state_dir / "status.sock", self.document)
+        self._status = StatusServer(config.state_dir / "status.sock", self.document, self.backends)
 
     async def serve(self) -> None:
         """Starts everything, serves until the first signal, stops in order. StartError when it cannot start."""
@@ -322,6 +322,10 @@ class Supervisor:
                 ),
             )
         )
+
+    def backends(self) -> dict[str, Any]:
+        """What `/status` says of this group's servers, looked up now."""
+        return {"backends": backends.document(self.world.manifest, self._config.group, listeners.read())}
 
     # ---- stop
 

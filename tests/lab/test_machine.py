@@ -87,7 +87,7 @@ async def test_application_waits_for_the_sidecars_health(tmp_path: Path) -> None
 async def test_an_application_whose_sidecar_is_unhealthy_is_never_started(
     tmp_path: Path, health: HealthCheck | None, words: str
 ) -> None:
-    """As with Compose, which dstack runs once a boot: it gives up, and a later success of the sidecar starts nothing."""
+    """As with Compose, which dstack runs once a boot: it gives up, and a later success starts nothing."""
     own = machine(tmp_path, "exec sleep 300", health=health)
     async with TaskScope() as scope:
         await own.boot(scope, "", SilentAgent())
