@@ -119,12 +119,13 @@ def rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for peer in document["peers"]:
         ports: dict[str | None, list[str]] = {}
         for backend in peer.get("backends") or ():
-            ports.setdefault(backend["container"], []).append(_port(backend))
+            told = f"port {backend['port']}" if _waits(peer, backend["container"]) else _port(backend)
+            ports.setdefault(backend["container"], []).append(told)
         for item in peer.get("applications") or ():
-            told = "; ".join(ports.pop(item["container"], ())) or "-"
-            found.append((peer["peer_id"], item["container"], describe(item), told))
+            own = "; ".join(ports.pop(item["container"], ())) or "-"
+            found.append((peer["peer_id"], item["container"], describe(item), own))
         # Ports of which nobody knows whose they are.
-        found += [(peer["peer_id"], "-", "-", "; ".join(told)) for told in ports.values()]
+        found += [(peer["peer_id"], "-", "-", "; ".join(others)) for others in ports.values()]
     return found
 
 

@@ -135,7 +135,12 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
         if not run.alive:
             raise UserError(f"the lab of {run.name!r} ended; the last that it said is above", exit_code=1)
         if (run.folder / runs.CONTROL_SOCKET).exists():
-            raw = status.collect(run)
+            try:
+                raw = status.collect(run)
+            except UserError as error:
+                # A machine that starts everything at once may be busy for longer than one request lasts.
+                progress.update(error.message)
+                continue
             refuse_hopeless(run, raw)
             document = status.contract(raw)
             waiting = missing(document)

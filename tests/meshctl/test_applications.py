@@ -68,7 +68,9 @@ def test_a_port_on_which_nobody_is_reached_is_said() -> None:
     assert applications.rows(document)[0][3] == f"api: {wrong}"
     assert applications.trouble(document) == [f"api-0: api: {wrong}"]
     waits = container(state="waiting for the sidecar's health", uptime_s=None)
-    assert applications.trouble({"peers": [peer(waits, backends=(backend(problem=wrong),))]}) == []
+    document = {"peers": [peer(waits, backends=(backend(problem=wrong),))]}
+    assert applications.trouble(document) == []
+    assert applications.rows(document)[0][3] == "port 8080"
 
 
 @pytest.mark.parametrize(
