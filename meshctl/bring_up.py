@@ -140,6 +140,7 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
             except UserError as error:
                 # A machine that starts everything at once may be busy for longer than one request lasts.
                 progress.update(error.message)
+                time.sleep(0.1)
                 continue
             refuse_hopeless(run, raw)
             document = status.contract(raw)
