@@ -210,6 +210,13 @@ class Broker:
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
         )
 
+    def sibling(self, text: str) -> str:
+        """The peer ID of the coordinator that holds the lease `text`; RefusalError for anyone else."""
+        lease = self._lease(text)
+        if lease.group != COORDINATORS:
+            raise RefusalError(Code.LEASE_INVALID, f"{lease.peer_id} is no coordinator")
+        return self._held(self._siblings, lease).peer_id
+
     async def release(self, text: str) -> None:
         """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""
         lease = self._lease(text)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from coordinator.policy import COORDINATORS
 from coordinator.protocol import ADMISSION_PORT
+from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
 from topology.manifest import Manifest, ManifestError, open_envelope
@@ -36,9 +37,13 @@ class Config:
     """DER."""
     state_dir: Path
     run_dir: Path
+    data_dir: Path
+    """What outlives the CVM's boots: the Consul server's records."""
     guest_agent: Path
     consul: Path
     wireguard_go: Path
+    path_mtu: int | None
+    """Bytes; None: measured, for each peer."""
     listen: tuple[str, int]
     log_level: str
     insecure: tuple[str, ...]
@@ -65,11 +70,13 @@ def parse(environ: Mapping[str, str]) -> Config:
         for name, default in (
             ("MESH_STATE_DIR", "/run/mesh-private"),
             ("MESH_RUN_DIR", "/run/mesh"),
+            ("MESH_DATA_DIR", "/mesh-data"),
             ("MESH_GUEST_AGENT", "/var/run/dstack.sock"),
             ("MESH_CONSUL", "/usr/local/bin/consul"),
             ("MESH_WIREGUARD_GO", "/usr/local/bin/wireguard-go"),
         )
     }
+    path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
     if manifest is not None:
@@ -92,9 +99,11 @@ def parse(environ: Mapping[str, str]) -> Config:
         dev_root=dev_root,
         state_dir=paths["MESH_STATE_DIR"],
         run_dir=paths["MESH_RUN_DIR"],
+        data_dir=paths["MESH_DATA_DIR"],
         guest_agent=paths["MESH_GUEST_AGENT"],
         consul=paths["MESH_CONSUL"],
         wireguard_go=paths["MESH_WIREGUARD_GO"],
+        path_mtu=path_mtu,
         listen=listen,
         log_level=log_level,
         insecure=insecure,

@@ -70,6 +70,8 @@ class Ledger:
         self._decoded: dict[str, tuple[int, Holder | None]] = {}
         self._merged: dict[str, tuple[Holder, Holder]] = {}
         self._peers: dict[str, tuple[int, MeshPeer | None]] = {}
+        self.kept: Callable[[Iterable[MeshPeer]], None] = lambda _: None
+        """Given the workloads' entries whenever they have changed, to keep them over a restart."""
 
     async def take(self, wanted: Holder, peer: MeshPeer) -> None:
         """Gives the slot to `wanted` and publishes `peer`. RefusalError SLOT_TAKEN; NOT_READY when Consul cannot
@@ -255,6 +257,8 @@ class Ledger:
             if known is None or known[0] != written:
                 known = written, decode_peer(key, base64.b64decode(entry["Value"] or ""))
             peers[key] = known
+        if peers != self._peers:
+            self.kept([peer for _, peer in peers.values() if peer is not None and peer.kind == "workload"])
         self._peers = peers
         self._registry.snapshot(index, {peer.peer_id: peer for _, peer in peers.values() if peer is not None})
 

@@ -68,7 +68,7 @@ class MachinePlan:
     app_folder: Path
     """What is mounted at /app in application containers."""
     volumes: Path
-    """Where the named volumes are: this CVM's disk, which a boot finds as it was."""
+    """Where the named volumes are: this CVM's disk, which a boot finds as it was. It ends with the mesh."""
     resolver: str
     """Address of the DNS server of the segment."""
     private_files: Mapping[str, Secret] = field(default_factory=dict)
@@ -85,6 +85,12 @@ class Container:
     state: str = "created"
     exit_code: int | None = None
     """Of its last end in this boot."""
+    started: float | None = None
+    """When it was last started (CLOCK_MONOTONIC, seconds): its health check begins anew with each start."""
+
+    def uptime(self) -> float | None:
+        """Seconds since it was started; None while it does not run."""
+        return time.monotonic() - self.started if self.state == "running" and self.started is not None else None
 
     def first_pid(self) -> int | None:
         """PID of the container's first process in the lab's process namespace, or None."""
@@ -233,7 +239,13 @@ class Machine:
         container = self.containers[service.name]
         if service.waits_healthy:
             container.state = "waiting for the sidecar's health"
-            await self._sidecar_healthy()
+            refusal = await self._sidecar_refusal()
+            if refusal is not None:
+                container.state = f"not started: {refusal}"
+                log.warning(
+                    "application not started peer_id=%s service=%s: %s", self.plan.peer_id, service.name, refusal
+                )
+                return
         failures = 0
         while self.state == "running":
             started = asyncio.get_running_loop().time()
@@ -246,11 +258,23 @@ class Machine:
             container.restarts += 1
             await asyncio.sleep(_RESTART.delay(failures, self._rng))
 
-    async def _sidecar_healthy(self) -> None:
+    async def _sidecar_refusal(self) -> str | None:
+        """None once the sidecar is healthy; why the applications are never started, when Compose gives up on it before.
+
+        As on dstack, where `docker compose up` runs once a boot: nothing starts them later (topology/health.py).
+        """
+        sidecar = next(service for service in self.plan.services if service.is_sidecar)
+        if sidecar.health is None:
+            return "the sidecar has no health check"
+        limit = sidecar.health.gives_up_after
         # The sidecar's health check says what this file says; asking the file costs no process each time.
         ready = self._folder / "mesh" / "ready"
-        while not ready.exists():  # noqa: ASYNC110 -- the file is written by another process
+        while not ready.exists():
+            started = self.containers[sidecar.name].started
+            if started is not None and time.monotonic() - started > limit:
+                return f"the sidecar was unhealthy after {limit:g} s"
             await asyncio.sleep(_HEALTH_POLL)
+        return None
 
     async def _run_once(self, container: Container, service: Service, netns: str) -> int:
         spec_path = self._write_spec(service, netns)
@@ -266,7 +290,7 @@ class Machine:
                 stdout=output,
                 stderr=output,
             )
-        container.state = "running"
+        container.state, container.started = "running", time.monotonic()
         try:
             return await container.launcher.wait()
         finally:
@@ -275,17 +299,13 @@ class Machine:
                 container.launcher.kill()
                 await container.launcher.wait()
 
-    def _asked_for(self, service: Service) -> list[Mount]:
-        """What of an application's volumes there is here: the guest agent's socket, and this CVM's disk."""
+    def _disks(self, service: Service) -> list[Mount]:
+        """The service's named volumes, on this CVM's disk."""
         found = []
-        for volume in service.volumes:
-            named = named_volume(volume)
-            if named is not None:
-                folder = self.plan.volumes / named[0]
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found.append(Mount(source=str(folder), target=named[1]))
-            elif volume.split(":")[0] == GUEST_AGENT and self._agent is not None:
-                found.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
+        for name, target in filter(None, map(named_volume, service.volumes)):
+            folder = self.plan.volumes / name
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found.append(Mount(source=str(folder), target=target))
         return found
 
     def _write_spec(self, service: Service, netns: str) -> Path:
@@ -298,13 +318,14 @@ class Machine:
         (own / "resolv.conf").write_text(f"nameserver {self.plan.resolver}\n", encoding="ascii")
         mounts = [Mount(source=str(own / name), target=f"/etc/{name}") for name in ("hosts", "resolv.conf")]
         mounts.append(Mount(source=str(self._folder / "mesh"), target="/run/mesh", read_only=not service.is_sidecar))
+        mounts += self._disks(service)
+        asks = any(volume.split(":")[0] == GUEST_AGENT for volume in service.volumes)
+        if self._agent is not None and (service.is_sidecar or asks):
+            mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         if service.is_sidecar:
             mounts.append(Mount(source=str(self._folder / "private"), target="/run/mesh-private"))
-            if self._agent is not None:
-                mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         else:
             mounts.append(Mount(source=str(self.plan.app_folder), target="/app", read_only=True))
-            mounts += self._asked_for(service)
         spec = ContainerSpec(
             name=f"{self.plan.name}/{service.name}",
             hostname=self.plan.name,

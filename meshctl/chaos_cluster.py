@@ -21,7 +21,8 @@ from meshctl.probes import Probe, ProbeError
 PROBE = "workloads.dbprobe"
 ROUTES = ("postgres-master", "postgres-replica")
 PORT = 5432
-REST_PORT = 8008
+REST = "http://127.0.0.1:8008"
+"""Patroni's REST API, for whoever is in its CVM."""
 COMMAND_SECONDS = 60.0
 LEADER_SECONDS = 120.0
 """A fresh cluster makes its first database in some 10 s."""
@@ -170,13 +171,12 @@ class Cluster:
             replicas = self._endpoints(document, peer, ROUTES[1])
             if set(replicas) != set(self.members) - set(leaders):
                 return f"{peer} sees {', '.join(replicas) or 'nobody'} behind {ROUTES[1]}"
-        return self._replication(document, leaders[0], synchronous=synchronous)
+        return self._replication(leaders[0], synchronous=synchronous)
 
-    def _replication(self, document: dict[str, Any], leader: str, *, synchronous: bool) -> str:
+    def _replication(self, leader: str, *, synchronous: bool) -> str:
         """What Patroni says that is not in order."""
-        address = next(p["address"] for p in document["peers"] if p["peer_id"] == leader)
         try:
-            answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/cluster")
+            answer = self.ask(leader, "http", url=f"{REST}/cluster")
             members = json.loads(answer["body"])["members"]
             roles = {member["name"]: (member["role"], member["state"]) for member in members}
         except (ProbeError, ValueError, KeyError, TypeError) as error:
@@ -268,9 +268,8 @@ class Cluster:
         end = time.monotonic() + COMMAND_SECONDS
         while True:
             leader = self.leader() or self.members[0]
-            address = next(p["address"] for p in self.document()["peers"] if p["peer_id"] == leader)
             try:
-                answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/config")
+                answer = self.ask(leader, "http", url=f"{REST}/config")
                 tree: dict[str, Any] = json.loads(answer["body"])
             except (ProbeError, ValueError) as error:
                 if time.monotonic() > end:

@@ -42,6 +42,9 @@ COMMANDS: dict[str, Entry] = {
     "start": _fault("start", "Start a killed or stopped peer again."),
     "cut": _fault("cut", "Cut a peer off from the network, one way or both."),
     "heal": _fault("heal", "End the cuts of a peer."),
+    "database": Entry(
+        module="meshctl.database", attribute="command", help="Show what a database's members have; say who leads."
+    ),
     "compose": Entry(
         module="meshctl.compose_commands", attribute="compose", help="Run a cluster on a Docker engine, from its files."
     ),

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 
 from runtime.consul_config import (
     HTTP_PORT,
+    SERVER_PORT,
     ConnectCa,
     TlsFiles,
     agent_config,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HTTP_PORT",
+    "SERVER_PORT",
     "ConnectCa",
     "ConsulClient",
     "ConsulError",

@@ -38,7 +38,17 @@ EXCEPTIONS: dict[str, set[str]] = {
     # The database's supervisor is a part of the mesh in an application's container.
     **{
         f"workloads.patroni.{name}": {"runtime"}
-        for name in ("__main__", "config", "database", "life", "passwords", "publisher", "settings", "supervisor")
+        for name in (
+            "__main__",
+            "config",
+            "database",
+            "life",
+            "passwords",
+            "publisher",
+            "sessions",
+            "settings",
+            "supervisor",
+        )
     },
 }
 """Modules that may import more, and why."""
@@ -53,18 +63,20 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.feed", "coordinator.governance", "coordinator.identity",
+    "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
+    "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.siblings",
+    "coordinator.sessions", "coordinator.siblings",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
-    "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.service", "peer.watch", "peer.wireguard",
+    "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
+    "peer.service", "peer.watch", "peer.wireguard",
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.init", "runtime.log", "runtime.premises",
     "runtime.status", "runtime.tasks",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.broker", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.membership", "sidecar.memory", "sidecar.process",
-    "sidecar.modules", "sidecar.registrar", "sidecar.supervisor", "sidecar.watches",
-    "vip.netlink",
+    "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor", "sidecar.watches",
+    "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""

@@ -1,34 +1,47 @@
-"""`python -m workloads.patroni`: the program of the PostgreSQL container, `/app/patroni`."""
+"""`python -m workloads.patroni`: the program of the PostgreSQL container, `/app/patroni`.
+
+Without an argument it is the member's supervisor. `health` says whether a failover would work (exit code 0: yes),
+`status` what each member has, and `lead` lets this member lead where Consul does not remember the cluster.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import contextlib
-import json
-import logging
+import importlib.metadata
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from runtime.env import ConfigError
 from runtime.log import configure
-from runtime.tasks import TaskScope
+from workloads.patroni import commands, moves, versions
 from workloads.patroni.settings import read
 from workloads.patroni.supervisor import Supervisor, find_postgres
 
-log = logging.getLogger(__name__)
-
 IDENTITY = Path("/run/mesh/identity.json")
-IDENTITY_SECONDS = 1.0
-"""Between two looks at it. The sidecar writes it once in a boot, and again when this CVM becomes another peer."""
-ANEW = 75
-"""Exit code: to be started anew, as the sidecar's own (EX_TEMPFAIL of sysexits.h)."""
 
 
-def main() -> int:
-    """Runs until a signal. Exit code 2: the settings are wrong, and no restart helps."""
+def main(arguments: list[str]) -> int:
+    """Runs until a signal, or answers a command. Exit code 2: the settings or the arguments are wrong, and no restart
+    helps.
+    """
+    parser = argparse.ArgumentParser(prog="patroni", description="A member of a PostgreSQL cluster.")
+    actions = parser.add_subparsers(dest="action")
+    actions.add_parser("health", help="say whether a failover would work")
+    actions.add_parser("status", help="say what each member has")
+    lead = actions.add_parser("lead", help="let this member lead where Consul does not remember the cluster")
+    lead.add_argument("--accept-loss", action="store_true", help="give up what only other members have")
+    lead.add_argument("--yes", action="store_true", help="do not ask again")
+    chosen = parser.parse_args(arguments)
+    return _supervise() if chosen.action is None else _answer(chosen)
+
+
+def _supervise() -> int:
+    refused = versions.refusal(importlib.metadata.version("patroni"))
+    if refused is not None:
+        print(f"patroni: {refused}", file=sys.stderr)
+        return 2
     try:
         settings = read(os.environ, IDENTITY.read_text(encoding="utf-8"))
         postgres = find_postgres(os.environ.get("PATH"))
@@ -36,33 +49,31 @@ def main() -> int:
         print(f"patroni: {error}", file=sys.stderr)
         return 2
     configure()
-    return asyncio.run(live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
+    return asyncio.run(moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
 
 
-async def live(member: Coroutine[Any, Any, int], peer_id: str, identity: Path) -> int:
-    """The exit code of `member`; or ANEW, once the sidecar says in the file `identity` that this CVM is another peer
-    than `peer_id`: a member's name, addresses and registrations are its peer's, so it stops in order and starts anew.
-    """
-    async with TaskScope() as scope:
-        life = scope.start("member", member)
-        other = scope.start("identity", _until_another_peer(peer_id, identity))
-        await asyncio.wait({life, other}, return_when=asyncio.FIRST_COMPLETED)
-        moved = not life.done()
-        for task in (life, other):
-            task.cancel()
-    return ANEW if moved else life.result()
+def _answer(chosen: argparse.Namespace) -> int:
+    try:
+        member = commands.find(os.environ)
+        if chosen.action == "health":
+            done, reason = commands.health(member)
+            lines = [reason]
+        elif chosen.action == "status":
+            done, lines = True, commands.status(member)
+        else:
+            done, lines = commands.lead(member, chosen.accept_loss, (lambda _: True) if chosen.yes else _confirm)
+    except commands.NotThereError as error:
+        done, lines = False, [str(error)]
+    print("\n".join(lines))
+    return 0 if done else 1
 
 
-async def _until_another_peer(peer_id: str, identity: Path) -> None:
-    """Returns when the file names another peer. One that is not there or not whole says nothing."""
-    while True:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(identity.read_bytes())["peer_id"]
-            if found != peer_id:
-                log.warning("this CVM is another peer now: starting anew", extra={"was": peer_id, "is": found})
-                return
-        await asyncio.sleep(IDENTITY_SECONDS)
+def _confirm(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Patroni's configuration as a value. Pure; the supervisor writes it, as JSON (which is YAML), for itself alone.
 
 The numbers, and why:
-- `ttl` 20 is Patroni's least; Consul turns it into a session of 10 s, its own least. It only bounds what no check sees.
+- `ttl` 20 is Patroni's least; Consul turns it into a session of 10 s, its own least. It only bounds what neither the
+  supervisor nor the coordinators see (`sessions`).
 - `loop_wait` 2: a replica sleeps in a blocking query on the leader key, which a shorter pause would turn into polling.
 - `retry_timeout` 5: a leader whose coordinators do not answer for so long asks its members whether it may go on.
 - `primary_start_timeout` 0: a leader whose PostgreSQL crashed hands over instead of recovering in place.
@@ -25,35 +26,45 @@ REWIND = "rewinder"
 REST_USER = "patroni"
 NAMESPACE = "service"
 CALLBACK = "callback.sh"
+BEFORE_STOP = "before_stop.sh"
+STOP_REPLY = "stop"
+"""The pipe of one stop is called `stop.<number of the process that waits>`."""
 EVENTS = "events"
 CONFIG = "patroni.yml"
 PEER_SETTING = "mesh.peer_id"
 """A setting of the database that says whose it is: `SHOW mesh.peer_id`."""
 
 
-def render(
-    settings: Settings, passwords: Passwords, token: Secret, member_check: str, postgres_bin: Path
-) -> dict[str, object]:
-    """The configuration of this member. `member_check`: the check that Patroni's session is to fall with."""
+def render(settings: Settings, passwords: Passwords, token: Secret, postgres_bin: Path) -> dict[str, object]:
+    """The configuration of this member."""
     own = settings.identity
     return {
         "scope": own.cluster,
         "name": own.peer_id,
         "namespace": f"/{NAMESPACE}/",
         "log": {"level": "INFO", "format": "patroni %(asctime)s %(levelname)s %(message)s"},
-        # Other members ask it how far they are: on the mesh address, inside the peer link. What changes anything
-        # wants the password, and comes from a member's address only.
+        # On loopback only. Other members come through a route of the mesh, one for each member, that their own group
+        # alone may call. What changes anything wants the password.
         "restapi": {
-            "listen": f"{own.address}:{settings.rest_port}",
-            "connect_address": f"{own.address}:{settings.rest_port}",
+            "listen": f"127.0.0.1:{settings.rest_port}",
+            "connect_address": f"{settings.rest_host}:{settings.rest_route[1]}",
             "authentication": {"username": REST_USER, "password": passwords.rest.reveal()},
-            "allowlist_include_members": True,
         },
+        # Of this project, not Patroni's: by whom the list of members is found (`members`).
+        "mesh": {
+            "hosts": str(settings.hosts),
+            "route": settings.rest_route[0],
+            "port": settings.rest_route[1],
+        },
+        # Of the client that Patroni makes itself, which is never used: it opens no session (`daemon`).
+        "patronictl": True,
         "consul": {
             "host": f"127.0.0.1:{settings.consul_port}",
             "token": token.reveal(),
             "register_service": False,
-            "checks": ["serfHealth", member_check],
+            # An empty list is honoured as it is: Consul's agent/session_endpoint.go, fixupEmptySessionChecks. Who ends
+            # the session instead: `sessions`.
+            "checks": [],
         },
         "bootstrap": {
             "dcs": _cluster_wide(settings),
@@ -133,17 +144,20 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
             "logging_collector": "off",
             PEER_SETTING: settings.identity.peer_id,
         },
-        # Callers come from the ingress Envoy, which has checked who they are: 127.0.0.1. The superuser has no business
-        # there.
+        # Callers come from the ingress Envoy, which has checked who they are and dials from a loopback address. The
+        # superuser has no business there.
         "pg_hba": [
             "local all all scram-sha-256",
             "local replication all scram-sha-256",
             f"host all {SUPERUSER} all reject",
-            f"host replication {REPLICATION} 127.0.0.1/32 scram-sha-256",
-            "host all all 127.0.0.1/32 scram-sha-256",
+            f"host replication {REPLICATION} 127.0.0.0/8 scram-sha-256",
+            "host all all 127.0.0.0/8 scram-sha-256",
         ],
         "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
+        "before_stop": shlex.join(["/bin/sh", str(settings.run / BEFORE_STOP)]),
         "basebackup": [{"checkpoint": "fast"}],
+        # pg_rewind changes the data in place: what it leaves behind when it fails is of use to nobody.
+        "remove_data_directory_on_rewind_failure": True,
     }
 
 
@@ -157,3 +171,21 @@ printf '%s %s\\n' "$1" "$2" >'{events}'
 def callback_script(events: Path) -> str:
     """The program that Patroni starts at a role change: one write into a pipe, about a millisecond."""
     return _CALLBACK.format(events=events)
+
+
+_BEFORE_STOP = """\
+#!/bin/sh
+# Written by the supervisor; Patroni calls it before it stops PostgreSQL, and waits for its end. It returns when the
+# supervisor has stopped PostgreSQL itself, or leaves that to Patroni.
+reply='{reply}'.$$
+mkfifo -m 600 "$reply" || exit 0
+exec 3<>"$reply"
+printf 'before_stop %s\\n' "$$" >'{events}'
+read -r answer <&3
+rm -f "$reply"
+"""
+
+
+def before_stop_script(run: Path) -> str:
+    """Patroni's hook `before_stop`: tells the supervisor, and waits for a line in a pipe of its own."""
+    return _BEFORE_STOP.format(reply=run / STOP_REPLY, events=run / EVENTS)

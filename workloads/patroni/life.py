@@ -2,8 +2,8 @@
 
 The order that keeps it safe, whatever ended Patroni or its PostgreSQL:
 1. every process below us is dead and reaped: nobody here acknowledges a write any more;
-2. the member check turns critical, Patroni's session falls with it, and the leader key with the session;
-3. only when the servers have that, the check passes again and a new Patroni starts.
+2. Patroni's session is destroyed, and Consul deletes the leader key with it;
+3. only when the servers have that, a new Patroni starts.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from runtime.backoff import Backoff
-from workloads.patroni import processes, roles
+from workloads.patroni import config, control, processes, roles, standing
 from workloads.patroni.database import Database, DatabaseDownError, SlowDatabaseError
 from workloads.patroni.processes import Processes
 from workloads.patroni.publisher import Publisher
+from workloads.patroni.sessions import Sessions
+from workloads.patroni.standing import State
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +45,34 @@ PROBE_SECONDS = 2.0
 HANG_SECONDS = 20.0
 """A Patroni that tells no heartbeat for so long is killed. By then its session may have run out, while PostgreSQL still
 runs as a primary: a clean end is better. It is Patroni's `ttl`, hence what its own liveness goes by."""
+HANDOVER_SECONDS = 5.0
+"""How long a leader's PostgreSQL is waited for in Patroni's stead: half of the session's TTL, for Patroni may renew
+nothing meanwhile. After that Patroni waits for it, and looks once a second."""
+LINGER_SECONDS = 0.5
+"""How long PostgreSQL may live on after its shutdown checkpoint. Its replicas need milliseconds of it to fetch the end
+of the log. Before version 18 it also waits for connections that never said who they are (`authentication_timeout`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """How Patroni is started, and where it is asked whether it lives."""
+    """How Patroni is started."""
 
     argv: tuple[str, ...]
+    """The number of the descriptor for heartbeats follows as one more argument."""
     env: Mapping[str, str]
     data: Path
     """PostgreSQL's data directory."""
-    rest: tuple[str, int]
+    run: Path
+    """The private folder: pipes of those who wait for a stop."""
 
 
 class Life:
     """Keeps the member running. All methods are for one event loop; `run` ends only by cancellation."""
 
-    def __init__(self, program: Program, publisher: Publisher, database: Database) -> None:
+    def __init__(self, program: Program, publisher: Publisher, sessions: Sessions, database: Database) -> None:
         self._program = program
         self._publisher = publisher
+        self._sessions = sessions
         self._database = database
         self._processes = Processes(self._on_orphan)
         self._rng = Random()
@@ -68,6 +80,12 @@ class Life:
         self._led = False
         """Its PostgreSQL died while it led."""
         self._turn = asyncio.Event()
+        self._heard: float | None = None
+        """When this Patroni told a heartbeat last (the loop's clock)."""
+        self._stops: asyncio.Queue[str] = asyncio.Queue()
+        """Stops of PostgreSQL that Patroni is about to do, by the name of the pipe that it reads."""
+        self._stopping = False
+        """This member is shutting down."""
 
     async def run(self) -> None:
         """Starts Patroni, again and again; a cancellation stops it in good order first."""
@@ -113,8 +131,11 @@ class Life:
                     continue
                 state = None
             role = roles.confirmed(self._claim, state)
+            if role == roles.REPLICA and standing.read(self._program.run).state is State.FORK:
+                # It has rows that no other member has: readers would see them.
+                role = None
             self._publisher.want(database=state is not None, role=role)
-            turning = state is not None and role != self._claim
+            turning = state is not None and role not in (self._claim, None)
             await self._pause(TURN_SECONDS if turning else LOOK_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
@@ -125,48 +146,103 @@ class Life:
 
     async def guard(self) -> None:
         """Kills a Patroni that lives without a heartbeat. One that never had any waits for Consul, and may."""
-        loop = asyncio.get_running_loop()
-        heard: float | None = None
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if not self._processes.running:
-                heard = None
-            elif await _beats(*self._program.rest):
-                heard = loop.time()
-            elif heard is not None and loop.time() - heard > HANG_SECONDS:
+            silent = 0.0 if self._heard is None or self._stopping else self._now() - self._heard
+            if silent > HANG_SECONDS and self._processes.running:
                 log.warning("patroni hangs", extra={"seconds": HANG_SECONDS})
+                self._heard = None
                 self._processes.signal(signal.SIGKILL)
-                heard = None
+
+    def on_stop(self, number: str) -> None:
+        """Takes note of a stop of PostgreSQL that Patroni is about to do; the hook `number` waits for `stops`."""
+        self._stops.put_nowait(number)
+
+    async def stops(self) -> None:
+        """Stops a leader's PostgreSQL in Patroni's stead, as fast as it can be done: then Patroni finds it stopped, and
+        gives the leader key away. What is no leader with its key is left to Patroni.
+        """
+        while True:
+            number = await self._stops.get()
+            try:
+                if self._claim == roles.MASTER and await self._publisher.holds_key():
+                    await self._stop_database()
+            finally:
+                _answer(self._program.run, number)
+
+    async def _stop_database(self) -> None:
+        """PostgreSQL's fast shutdown; returns at its end, or when waiting longer does not help."""
+        pid = processes.postmaster_pid(self._program.data)
+        if pid is None or pid not in processes.descendants(os.getpid()):
+            return
+        began = self._now()
+        shut: float | None = None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        # Until it is reaped: it removes its PID file before it ends, and Patroni would take it for one that still runs.
+        while Path(f"/proc/{pid}").exists():
+            now = self._now()
+            if shut is None and control.is_shut_down(self._program.data):
+                shut = now
+            if now - began > HANDOVER_SECONDS or (shut is not None and now - shut > LINGER_SECONDS):
+                log.warning("postgresql does not end", extra={"shut_down": shut is not None})
+                return
+            await asyncio.sleep(TURN_SECONDS)
+        log.info("postgresql stopped", extra={"seconds": round(self._now() - began, 3)})
 
     async def _keep_running(self) -> None:
-        loop = asyncio.get_running_loop()
         failures = 0
+        # What a supervisor that was killed left behind.
+        self._publisher.want(member=False, database=False, role=None)
+        await self._sessions.end()
         while True:
-            # A session of before, ours or of a supervisor that was killed, must be gone before there is a new one.
-            await self._publish(member=False)
-            await self._publish(member=True)
-            began = loop.time()
-            self._processes.start(self._program.argv, self._program.env)
-            log.info("patroni started")
-            await self._processes.ended()
+            self._publisher.want(member=True, database=False, role=None)
+            await self._publisher.reached()
+            began = self._now()
+            with self._heartbeats() as descriptor:
+                self._processes.start((*self._program.argv, str(descriptor)), self._program.env, (descriptor,))
+                log.info("patroni started")
+                await self._processes.ended()
             rest = REST_SECONDS if self._led or self._claim == roles.MASTER else 0.0
             self._led, self._claim = False, None
             await self._processes.clear()
-            failures = 1 if loop.time() - began > GOOD_RUN_SECONDS else failures + 1
+            failures = 1 if self._now() - began > GOOD_RUN_SECONDS else failures + 1
             log.warning("patroni ended", extra={"last_exit": self._processes.last_exit, "failures": failures})
             self._publisher.want(member=False, database=False, role=None)
+            await self._sessions.end()
             if failures > 1:
                 rest = max(rest, RESTART.delay(failures - 2, self._rng))
             await asyncio.sleep(rest)
 
-    async def _publish(self, *, member: bool) -> None:
-        """Publishes a member without a database, and returns when the servers have it."""
-        self._publisher.want(member=member, database=False, role=None)
-        await self._publisher.reached()
-        await self._publisher.in_catalog(healthy=member)
+    @contextlib.contextmanager
+    def _heartbeats(self) -> Iterator[int]:
+        """The descriptor for a new Patroni's heartbeats: a pipe, which nobody else can open or fill."""
+        loop = asyncio.get_running_loop()
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._heard = None
+
+        def read() -> None:
+            if os.read(reading, 4096):
+                self._heard = loop.time()
+            else:
+                loop.remove_reader(reading)
+
+        loop.add_reader(reading, read)
+        try:
+            yield writing
+        finally:
+            loop.remove_reader(reading)
+            os.close(reading)
+            os.close(writing)
+            self._heard = None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _stop(self) -> None:
         """In good order: Patroni shuts PostgreSQL down and gives the leader key away."""
+        self._stopping = True
         if self._processes.running:
             self._processes.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -177,6 +253,7 @@ class Life:
         self._publisher.hurry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
+                await self._sessions.end()
                 await self._publisher.reached()
 
     def _on_orphan(self, pid: int) -> None:
@@ -193,15 +270,11 @@ class Life:
             self._publisher.want(database=False, role=None)
 
 
-async def _beats(host: str, port: int) -> bool:
-    """Whether Patroni's REST interface says that its loop goes round."""
-    try:
-        async with asyncio.timeout(PROBE_SECONDS * 2):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(b"GET /liveness HTTP/1.0\r\n\r\n")
-                return b" 200 " in await reader.readline()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return False
+def _answer(run: Path, number: str) -> None:
+    """Lets the hook `number` go on, if it still waits."""
+    with contextlib.suppress(OSError, ValueError):
+        pipe = os.open(run / f"{config.STOP_REPLY}.{int(number)}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(pipe, b"\n")
+        finally:
+            os.close(pipe)

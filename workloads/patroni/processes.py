@@ -48,11 +48,13 @@ class Processes:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
         _adopt_orphans(False)
 
-    def start(self, argv: tuple[str, ...], env: Mapping[str, str]) -> int:
-        """Starts the program in a session of its own; returns its PID."""
+    def start(self, argv: tuple[str, ...], env: Mapping[str, str], descriptors: tuple[int, ...] = ()) -> int:
+        """Starts the program in a session of its own, with open `descriptors` under their numbers; returns its PID."""
         self._ended.clear()
         # Not waited for through this object: every exit is reaped by `reap`.
-        process = subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=descriptors
+        )
         self._pid = process.pid
         process.returncode = 0
         return process.pid

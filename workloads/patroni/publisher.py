@@ -27,11 +27,10 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 3.0
 """Between two renewals of the checks' time to live."""
 RETRY_SECONDS = 0.1
-POLL_SECONDS = 0.02
 LATER_SECONDS = 1.0
-"""From the leader key to what only follows it: the tag of a new leader, and of an old one all but its member check.
-Each is news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that
-has lost its leader connects again. That long a new leader has the tag of a replica, and readers: it answers them too.
+"""From the leader key to what only follows it: the tag of a new leader, and all that an old one has to say. Each is
+news to every sidecar, and keeps them and the servers as busy as the key did, in the moment in which all that has lost
+its leader connects again. That long a new leader has the tag of a replica, and readers: it answers them too.
 """
 LOOK_SECONDS = 0.25
 """For the question whose the leader key is, asked before bad news is told: without an answer it is told at once."""
@@ -103,18 +102,13 @@ class Publisher:
             self._written.clear()
             await self._written.wait()
 
-    async def in_catalog(self, *, healthy: bool) -> None:
-        """Returns once the servers have the member check at this status: a session can be made with it, or fell."""
-        wanted = roles.PASSING if healthy else roles.CRITICAL
-        while True:
-            try:
-                _, checks = await self._consul.get(f"/v1/health/node/{self._peer_id}")
-            except ConsulError as error:
-                log.debug("catalog does not answer", extra={"reason": str(error)})
-                checks = ()
-            if any(c.get("CheckID") == self._where.member_check and c.get("Status") == wanted for c in checks or ()):
-                return
-            await asyncio.sleep(POLL_SECONDS)
+    async def holds_key(self) -> bool:
+        """Whether the leader key is this member's; False where Consul does not say so at once."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._own_index() is not None
+        except (ConsulError, TimeoutError):
+            return False
 
     async def run(self) -> None:
         """Writes changes as they come, and renews what passes. Ends only by cancellation."""
@@ -139,6 +133,9 @@ class Publisher:
                 due = due and self._known == told
                 if due and not roles.stands(await self._service(), told):
                     log.warning("the registration was replaced; writing it again")
+                    self._known, due = None, False
+                if due and (foreign := roles.foreign(await self._checks(), self._where)):
+                    log.warning("another service took our checks over; writing them again", extra={"checks": foreign})
                     self._known, due = None, False
                 calls = roles.beats(self._where, told) if due else self._calls(told)
                 for call in calls:
@@ -171,8 +168,8 @@ class Publisher:
             self._later_at = self._now() + LATER_SECONDS
 
     async def _take_back(self, wanted: Public) -> None:
-        """Says in the leader key that we serve no more. Where it is ours no longer, or falls with the member check,
-        nobody is led here by anything else that we have said.
+        """Says in the leader key that we serve no more. Where it is ours no longer, or falls with the session of a
+        member that has ended, nobody is led here by anything else that we have said.
         """
         try:
             async with asyncio.timeout(LOOK_SECONDS):
@@ -203,7 +200,7 @@ class Publisher:
             return wanted
         if wanted.role == roles.MASTER:
             return replace(wanted, role=known.role) if self._serves else wanted
-        return replace(known, member=wanted.member) if known.role == roles.MASTER else wanted
+        return known if known.role == roles.MASTER else wanted
 
     @staticmethod
     def _now() -> float:
@@ -212,6 +209,15 @@ class Publisher:
     async def _service(self) -> Any:
         _, service = await self._consul.get(f"/v1/agent/service/{self._where.service_id}")
         return service
+
+    async def _checks(self) -> Any:
+        """What the servers have as this node's checks; None where they do not answer."""
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                _, checks = await self._consul.get(f"/v1/health/node/{self._peer_id}")
+        except (ConsulError, TimeoutError):
+            return None
+        return checks
 
     def _calls(self, wanted: Public) -> tuple[roles.Write, ...]:
         return roles.writes(self._where, self._peer_id, self._known, wanted)

@@ -1,7 +1,8 @@
 """What a member publishes in Consul: one service, its role as a tag, and two checks. Pure.
 
-The member check says that Patroni may run here: its session names it, so the leader key falls with it. The database
-check says that PostgreSQL answers. `writes` orders the calls so that bad news is told first and good news last.
+The member check says that Patroni may run here, the database check that PostgreSQL answers: both decide whether the
+mesh lists the member. The leader key hangs on neither. `writes` orders the calls so that bad news is told first and
+good news last.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ class Place:
         """ID of the database check."""
         return f"{self.service_id}:database"
 
+    @property
+    def proxy_check(self) -> str:
+        """ID of the proxy's check, which follows the two others."""
+        return f"{self.service_id}:proxy"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Public:
     """What the others are to know."""
 
     member: bool = False
-    """Patroni may run, and hold the leader key."""
+    """Patroni may run."""
     database: bool = False
     """PostgreSQL answers."""
     role: str | None = None
@@ -130,6 +136,23 @@ def stands(service: Any, public: Public) -> bool:
     return service.get("Tags") == tags and sorted(service.get("Meta") or {}) == ["owner", "peer-id"]
 
 
+def foreign(checks: Any, where: Place) -> list[str]:
+    """IDs of our checks that the servers have as another service's, by the answer of `/v1/health/node/<name>`.
+
+    Consul lets a token that may write any service register it on another's node, with a check of any ID: that one takes
+    the place of ours, which then says nothing about our service any more.
+    """
+    owners = {where.member_check: where.service_id, where.database_check: where.service_id}
+    owners[where.proxy_check] = f"{where.service_id}-sidecar-proxy"
+    return sorted(
+        check["CheckID"]
+        for check in (checks if isinstance(checks, list) else ())
+        if isinstance(check, dict)
+        and check.get("CheckID") in owners
+        and check.get("ServiceID") != owners[check["CheckID"]]
+    )
+
+
 def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
     """The whole service. The agent keeps the status of a check that it knows; the ones in here are for a new one."""
     database = PASSING if public.database else CRITICAL
@@ -144,7 +167,7 @@ def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
         "Checks": [
             {
                 "CheckID": where.member_check,
-                "Name": "Patroni may hold the leader key",
+                "Name": "Patroni may run",
                 "TTL": MEMBER_TTL,
                 "Status": PASSING if public.member else CRITICAL,
             },
@@ -161,7 +184,7 @@ def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
                 "Port": where.proxy_port,
                 "Checks": [
                     {
-                        "CheckID": f"{where.service_id}:proxy",
+                        "CheckID": where.proxy_check,
                         "Name": f"as {where.service_id}",
                         "AliasService": where.service_id,
                         "Status": PASSING if public.member and public.database else CRITICAL,

@@ -53,6 +53,12 @@ class Settings:
     guest: Path
     port: int
     rest_port: int
+    rest_route: tuple[str, int]
+    """Name of the route that has an instance for each slot, and its port: the members' REST interfaces."""
+    hosts: Path
+    """The mesh's hosts file, which lists every slot's instance of that route."""
+    rest_host: str
+    """Name under which the other members reach this member's REST API: the route of this slot."""
     follow: tuple[str, int]
     """Host and port at which members reach the leader: a role route."""
     consul_port: int
@@ -64,6 +70,8 @@ def read(environ: Mapping[str, str], identity: str) -> Settings:
     """The settings from the variables and the text of `identity.json`. ConfigError lists everything that is wrong."""
     reader = EnvReader(environ, PREFIX)
     own = _identity(identity, reader)
+    rest_port = reader.optional("POSTGRES_REST_PORT", _port, 8008)
+    rest_route = reader.optional("POSTGRES_REST_ROUTE", _route, ("patroni", 0))
     settings = Settings(
         identity=own,
         service=reader.optional("POSTGRES_SERVICE", _service, own.cluster),
@@ -72,7 +80,10 @@ def read(environ: Mapping[str, str], identity: str) -> Settings:
         secrets=reader.optional("POSTGRES_SECRETS", _folder, Path("/run/mesh/secrets")),
         guest=reader.optional("POSTGRES_GUEST_AGENT", _folder, Path("/var/run/dstack.sock")),
         port=reader.optional("POSTGRES_PORT", _port, 5432),
-        rest_port=reader.optional("POSTGRES_REST_PORT", _port, 8008),
+        rest_port=rest_port,
+        rest_route=(rest_route[0], rest_route[1] or rest_port),
+        hosts=reader.optional("POSTGRES_HOSTS", _folder, Path("/run/mesh/hosts")),
+        rest_host=member_route(rest_route[0], own.peer_id),
         follow=reader.optional("POSTGRES_FOLLOW", _host_port, ("postgres-master", 5432)),
         consul_port=reader.optional("POSTGRES_CONSUL_PORT", _port, 8500),
         synchronous=reader.optional("POSTGRES_SYNCHRONOUS", _switch, True),
@@ -82,6 +93,11 @@ def read(environ: Mapping[str, str], identity: str) -> Settings:
     reader.required("DERIVE_PATRONI_PASSWORDS", _one, True, '"1": the passwords are derived inside the TEE')
     reader.finish()
     return settings
+
+
+def member_route(route: str, peer_id: str) -> str:
+    """The route of one slot: a route with `members = true` becomes one for each, `<route>-<index of the slot>`."""
+    return f"{route}-{peer_id.rpartition('-')[2]}"
 
 
 def _identity(text: str, reader: EnvReader) -> Identity:
@@ -97,6 +113,11 @@ def _identity(text: str, reader: EnvReader) -> Identity:
         )
         return Identity(cluster="", peer_id="", address="")
     return found
+
+
+def _route(text: str) -> tuple[str, int]:
+    name, colon, port = text.partition(":")
+    return _service(name), _port(port) if colon else 0
 
 
 def _service(text: str) -> str:

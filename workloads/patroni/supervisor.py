@@ -22,6 +22,7 @@ from workloads.patroni import config, passwords, processes, roles
 from workloads.patroni.database import Database, DatabaseDownError, SlowDatabaseError
 from workloads.patroni.life import Life, Program
 from workloads.patroni.publisher import Publisher
+from workloads.patroni.sessions import Sessions
 from workloads.patroni.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,13 +67,15 @@ class Supervisor:
         database = Database(settings.run, settings.port, secrets.superuser)
         where = await self._place(consul)
         publisher = Publisher(consul, where, settings.identity.peer_id, config.leader_key(settings))
-        life = Life(self._program(), publisher, database)
-        self._write_config(secrets, token, where)
+        sessions = Sessions(consul, settings.identity.cluster, settings.identity.peer_id)
+        life = Life(self._program(), publisher, sessions, database)
+        self._write_config(secrets, token)
         with _events(settings.run, life):
             helpers = [
                 scope.start("publish", publisher.run()),
-                scope.start("token", self._follow_token(consul, life, secrets, token, where)),
+                scope.start("token", self._follow_token(consul, life, secrets, token)),
                 scope.start("watch", life.watch()),
+                scope.start("stops", life.stops()),
                 scope.start("guard", life.guard()),
                 scope.start("users", self._keep_users(publisher, database.another())),
             ]
@@ -106,7 +109,7 @@ class Supervisor:
                 await database.close()
 
     async def _follow_token(
-        self, consul: ConsulClient, life: Life, secrets: passwords.Passwords, token: Secret, where: roles.Place
+        self, consul: ConsulClient, life: Life, secrets: passwords.Passwords, token: Secret
     ) -> None:
         """Hands a renewed token on: Patroni reads its configuration again at SIGHUP, and goes on as it was."""
         while True:
@@ -115,12 +118,12 @@ class Supervisor:
             if newest != token:
                 token = newest
                 consul.use_token(token)
-                self._write_config(secrets, token, where)
+                self._write_config(secrets, token)
                 life.reload()
                 log.info("token renewed")
 
-    def _write_config(self, secrets: passwords.Passwords, token: Secret, where: roles.Place) -> None:
-        tree = config.render(self._settings, secrets, token, where.member_check, self._bin)
+    def _write_config(self, secrets: passwords.Passwords, token: Secret) -> None:
+        tree = config.render(self._settings, secrets, token, self._bin)
         write_config(self._settings.run / config.CONFIG, tree)
 
     def _program(self) -> Program:
@@ -131,7 +134,7 @@ class Supervisor:
             argv=(sys.executable, "-m", "workloads.patroni.member", str(settings.run / config.CONFIG)),
             env={name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONUNBUFFERED": "1"},
             data=settings.data,
-            rest=(settings.identity.address, settings.rest_port),
+            run=settings.run,
         )
 
     async def _read_secret(self, name: str) -> Secret:
@@ -177,19 +180,22 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _events(run: Path, life: Life) -> Iterator[None]:
-    """The pipe into which Patroni's callbacks write, and their script. Both ends are ours, so that it never ends."""
-    pipe, script = run / config.EVENTS, run / config.CALLBACK
-    for path in (pipe, script):
+    """The pipe into which Patroni's callbacks write, and the scripts. Both ends are ours, so that it never ends."""
+    pipe = run / config.EVENTS
+    for path in (pipe, *run.glob(f"{config.STOP_REPLY}.*")):
         path.unlink(missing_ok=True)
     os.mkfifo(pipe, 0o600)
-    script.touch(mode=0o700)
-    script.write_text(config.callback_script(pipe), encoding="utf-8")
+    _write_script(run / config.CALLBACK, config.callback_script(pipe))
+    _write_script(run / config.BEFORE_STOP, config.before_stop_script(run))
     descriptor = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def read() -> None:
         for line in os.read(descriptor, 4096).decode(errors="replace").splitlines():
-            action, _, role = line.partition(" ")
-            life.on_event(action, role)
+            action, _, what = line.partition(" ")
+            if action == "before_stop":
+                life.on_stop(what)
+            else:
+                life.on_event(action, what)
 
     loop = asyncio.get_running_loop()
     loop.add_reader(descriptor, read)
@@ -198,6 +204,12 @@ def _events(run: Path, life: Life) -> Iterator[None]:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
+
+
+def _write_script(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o700)
+    path.write_text(text, encoding="utf-8")
 
 
 async def _cancel_after(event: asyncio.Event, task: asyncio.Task[None]) -> None:

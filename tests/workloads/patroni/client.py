@@ -1,4 +1,4 @@
-"""Patroni's own client of Consul, as a member has it, against a real Consul."""
+"""A member's client of Consul, `MeshConsul`, against a real Consul."""
 
 from __future__ import annotations
 
@@ -8,85 +8,78 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.workloads.patroni.world import CLUSTER, World, agents
+from tests.workloads.patroni.world import CLUSTER, Member, World, agents
 from workloads.patroni.config import NAMESPACE
 
 T = TypeVar("T")
-STANDBY = '{"leader":"postgres-9","quorum":0,"sync_standby":"postgres-0"}'
 
 
 @dataclass
 class Place:
-    """A member's client of Consul, changed, and what it asks."""
+    """A member's client, and what is around it."""
 
     dcs: Any
-    ha: Any
     made: World
+    member: Member
+    data: Path
+    """PostgreSQL's data directory."""
+    says: dict[str, Any]
+    """What the REST API of each member says; the others are silent."""
     thread: ThreadPoolExecutor
     """Patroni's main thread."""
-    asked: list[str] = field(default_factory=list)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Has it done by Patroni's main thread."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
-    def note(self) -> None:
-        """From now on each request is noted."""
-        http = self.dcs._client.http.http
-        request = http.request
-
-        def noting(method: str, url: str, **kwargs: Any) -> Any:
-            self.asked.append(f"{method} {url.partition('/v1/')[2].partition('?')[0]}")
-            return request(method, url, **kwargs)
-
-        http.request = noting
-
-    async def key(self, name: str) -> Any:
-        """A key of the cluster: value and session."""
+    async def entry(self, name: str) -> Any:
+        """A key of the cluster as Consul has it; None without one."""
         _, found = await self.made.consul.get(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}")
-        return found and (base64.b64decode(found[0]["Value"]).decode(), found[0].get("Session"))
+        return found[0] if found else None
 
-    async def write(self, name: str, value: str) -> None:
-        """Writes a key of the cluster."""
-        await self.made.consul.put(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}", value.encode())
+    async def value(self, name: str) -> str | None:
+        """The text of a key."""
+        found = await self.entry(name)
+        return base64.b64decode(found["Value"]).decode() if found else None
+
+    async def write(self, name: str, value: str, **params: str) -> bool:
+        """Writes a key of the cluster with the management token."""
+        return bool(await self.made.consul.put(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}", value.encode(), params=params))
+
+    async def lead(self) -> Any:
+        """Takes the leader key; the leader as Patroni has it then."""
+        assert await self.run(self.dcs.attempt_to_acquire_leader) is True
+        return (await self.run(self.dcs.get_cluster)).leader
 
 
 @contextlib.asynccontextmanager
-async def place(change: Callable[[Any, Any], None], *, synchronous: bool = True) -> AsyncIterator[Place]:
-    """A standby of a cluster that has lost its leader, whose `dcs` and `ha` were changed."""
-    importlib.import_module("patroni.postgresql")
-    consul = importlib.import_module("patroni.dcs.consul")
-    mpp = importlib.import_module("patroni.postgresql.mpp")
+async def place(guard: Any = None) -> AsyncIterator[Place]:
+    """The client of `postgres-0`, with the token of a workload and no more."""
+    modules = {name: importlib.import_module(name) for name in ("patroni.postgresql.mpp", "workloads.patroni.dcs")}
+    ours = modules["workloads.patroni.dcs"]
     async with agents(1) as made:
         thread = ThreadPoolExecutor(1)
         member = made.members[0]
+        data, says = made.folder / "data", dict[str, Any]()
+        (data / "global").mkdir(parents=True)
         config = {
             "name": "postgres-0", "scope": CLUSTER, "namespace": f"/{NAMESPACE}/", "ttl": 20, "loop_wait": 2,
             "retry_timeout": 5, "host": "127.0.0.1", "port": member.http, "token": member.token,
-            "register_service": False,
+            "register_service": False, "checks": [],
         }  # fmt: skip
-        dcs = consul.Consul(config, mpp.get_mpp({}))
-        ha = SimpleNamespace(
-            state_handler=SimpleNamespace(role="replica"),
-            is_paused=lambda: False, is_standby_cluster=lambda: False,
-            sync_mode_is_active=lambda: synchronous, is_quorum_commit_mode=lambda: False,
-        )  # fmt: skip
-        it = Place(dcs, ha, made, thread)
-        await it.write("sync", STANDBY)
-        await it.write("members/postgres-0", '{"state":"running"}')
 
-        def prepare() -> None:
-            change(dcs, ha)
-            ha.cluster = dcs.get_cluster()
-            dcs.refresh_session()
+        def make() -> Any:
+            return ours.MeshConsul(
+                config, modules["patroni.postgresql.mpp"].get_mpp({}), data=data,
+                ask=lambda it: says[it.name], guard=guard or ours.OpenGuard(),
+            )  # fmt: skip
 
-        await it.run(prepare)
-        it.note()
+        dcs = await asyncio.get_running_loop().run_in_executor(thread, make)
         try:
-            yield it
+            yield Place(dcs, made, member, data, says, thread)
         finally:
             thread.shutdown(wait=False, cancel_futures=True)

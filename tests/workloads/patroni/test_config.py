@@ -19,14 +19,14 @@ PASSWORDS = derive(Secret("ab" * 32))
 
 def rendered(**changes: str) -> Any:
     """The configuration of a member with `changes` to its environment, as Patroni reads it."""
-    tree = config.render(settings(**changes), PASSWORDS, Secret("a-token"), "demo-postgres-1:member", Path("/pg/bin"))
+    tree = config.render(settings(**changes), PASSWORDS, Secret("a-token"), Path("/pg/bin"))
     return json.loads(json.dumps(tree))
 
 
-def test_session_falls_with_gossip_and_with_the_supervisors_check() -> None:
-    """The leader key hangs on both checks, and Patroni keeps no registration of its own."""
+def test_session_names_no_check() -> None:
+    """Nobody can take the leader key away by writing a check of that ID, and Patroni keeps no registration."""
     consul = rendered()["consul"]
-    assert consul["checks"] == ["serfHealth", "demo-postgres-1:member"]
+    assert consul["checks"] == []
     assert consul["register_service"] is False
     assert (consul["host"], consul["token"]) == ("127.0.0.1:8500", "a-token")
 
@@ -49,14 +49,15 @@ def test_superuser_cannot_come_from_the_network() -> None:
     """The first rule that a connection of the superuser over TCP meets refuses it."""
     hosts = [rule.split() for rule in rendered()["postgresql"]["pg_hba"] if rule.startswith("host")]
     assert hosts[0] == ["host", "all", "postgres", "all", "reject"]
-    assert all(rule[3] == "127.0.0.1/32" for rule in hosts[1:])
+    assert all(rule[3] == "127.0.0.0/8" for rule in hosts[1:])
 
 
 def test_nobody_changes_anything_over_the_rest_interface_without_the_password() -> None:
-    """The REST interface is on the mesh address, for members, with a password."""
+    """The REST interface is on loopback only, reached by a route of this slot, and has a password."""
     rest = rendered()["restapi"]
-    assert rest["listen"] == rest["connect_address"] == "100.96.1.2:8008"
-    assert rest["allowlist_include_members"] is True
+    assert (rest["listen"], rest["connect_address"]) == ("127.0.0.1:8008", "patroni-1:8008")
+    other = rendered(POSTGRES_REST_ROUTE="db-rest", POSTGRES_REST_PORT="8009")["restapi"]
+    assert (other["listen"], other["connect_address"]) == ("127.0.0.1:8009", "db-rest-1:8009")
     assert rest["authentication"]["password"] == PASSWORDS.rest.reveal()
 
 
@@ -92,5 +93,26 @@ def test_callback_writes_one_line_into_the_pipe(tmp_path: Path) -> None:
         called = shlex.split(rendered(POSTGRES_RUN=str(run))["postgresql"]["callbacks"]["on_role_change"])
         subprocess.run([*called, "on_role_change", "primary", "demo"], check=True, timeout=10)
         assert os.read(reader, 4096) == b"on_role_change primary\n"
+    finally:
+        os.close(reader)
+
+
+def test_stop_waits_for_the_supervisor(tmp_path: Path) -> None:
+    """Called as Patroni does, the hook asks through the pipe and ends when it is answered, leaving nothing behind."""
+    run = tmp_path / "run folder"
+    run.mkdir()
+    os.mkfifo(run / config.EVENTS)
+    (run / config.BEFORE_STOP).write_text(config.before_stop_script(run))
+    reader = os.open(run / config.EVENTS, os.O_RDWR)
+    try:
+        called = shlex.split(rendered(POSTGRES_RUN=str(run))["postgresql"]["before_stop"])
+        with subprocess.Popen(called) as hook:
+            action, number = os.read(reader, 4096).decode().split()
+            assert action == "before_stop"
+            assert hook.poll() is None
+            with (run / f"{config.STOP_REPLY}.{number}").open("w") as pipe:
+                pipe.write("\n")
+            assert hook.wait(timeout=30) == 0
+        assert sorted(path.name for path in run.iterdir()) == sorted([config.EVENTS, config.BEFORE_STOP])
     finally:
         os.close(reader)

@@ -31,15 +31,20 @@ class Publisher:
     async def reached(self): pass
     def hurry(self): pass
     def promise(self): self.promised = True
-    async def in_catalog(self, *, healthy): story.append(f"catalog {healthy}")
+    key = True
+    async def holds_key(self): return self.key
+class Sessions:
+    async def end(self): story.append("session ended")
 class Database:
     state = None
     async def in_recovery(self):
         if self.state is None: raise DatabaseDownError("none")
         return self.state
 def program(code):
-    argv = (sys.executable, "-c", "import subprocess, sys, time; " + code, str(folder))
-    return Program(argv=argv, env=dict(os.environ), data=folder, rest=("127.0.0.1", 1))
+    argv = (sys.executable, "-c", "import os, subprocess, sys, time; " + code, str(folder))
+    return Program(argv=argv, env=dict(os.environ), data=folder, run=folder)
+def life(code, publisher=None, database=None):
+    return Life(program(code), publisher or Publisher(), Sessions(), database or Database())
 # A child that detaches itself and works on, as PostgreSQL does.
 (folder / "daemon.py").write_text('''
 import os, pathlib, sys, time
@@ -71,30 +76,34 @@ def run(body: str, folder: Path) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def test_check_turns_critical_only_after_everything_is_dead(tmp_path: Path) -> None:
-    """Patroni is killed: when the member is published as gone, what it left is gone too; then it starts again."""
+def test_session_ends_only_after_everything_is_dead(tmp_path: Path) -> None:
+    """Patroni is killed: when its session is ended, what it left is gone; only then it starts again."""
     body = """
-publisher = Publisher()
 seen = []
-original = publisher.want
-def want(**changes):
-    if changes.get("member") is False and daemon(): seen.append(alive(daemon()))
-    original(**changes)
-publisher.want = want
-it = Life(program(DAEMON), publisher, Database())
+class Looking(Sessions):
+    async def end(self):
+        if daemon(): seen.append((alive(daemon()), it._processes.running))
+        await super().end()
+it = Life(program(DAEMON), Publisher(), Looking(), Database())
 async with TaskScope() as scope:
     task = scope.start("life", it.run())
     await until(daemon)
     first = daemon()
+    print(*story)
     story.clear()
     it._processes.signal(signal.SIGKILL)
-    await until(lambda: story.count("catalog True") == 1 and daemon() not in (0, first))
+    await until(lambda: "member/None" in story and daemon() not in (0, first))
     print(*story)
     print(*seen[:1])
     task.cancel()
 print(alive(daemon()))
 """
-    assert run(body, tmp_path) == ["-/None catalog False member/None catalog True", "False", "False"]
+    assert run(body, tmp_path) == [
+        "session ended member/None",
+        "-/None session ended member/None",
+        "(False, False)",
+        "False",
+    ]
 
 
 @pytest.mark.parametrize(("role", "ended"), [("primary", True), ("replica", False)])
@@ -102,7 +111,7 @@ def test_killed_postgresql_of_a_leader_ends_patroni(tmp_path: Path, role: str, e
     """PostgreSQL dies with its PID file left behind: the leader's Patroni is ended at once, a replica's is not."""
     body = f"""
 publisher = Publisher()
-it = Life(program(DAEMON), publisher, Database())
+it = life(DAEMON, publisher)
 async with TaskScope() as scope:
     task = scope.start("life", it.run())
     await until(daemon)
@@ -123,7 +132,7 @@ def test_tag_follows_the_database(tmp_path: Path) -> None:
     """Announced as primary, it stays a replica until it accepts writes; when it stops, the tag goes at once."""
     body = """
 publisher, database = Publisher(), Database()
-it = Life(program("time.sleep(600)"), publisher, database)
+it = life("time.sleep(600)", publisher, database)
 async with TaskScope() as scope:
     task = scope.start("watch", it.watch())
     database.state = True
@@ -152,7 +161,7 @@ class Counting(Database):
         looks.append(self.state)
         return await super().in_recovery()
 publisher, database = Publisher(), Counting()
-it = Life(program("time.sleep(600)"), publisher, database)
+it = life("time.sleep(600)", publisher, database)
 async with TaskScope() as scope:
     task = scope.start("watch", it.watch())
     database.state = False
@@ -176,27 +185,96 @@ async with TaskScope() as scope:
     assert run(body, tmp_path) == ["True master", "None"]
 
 
-def test_patroni_without_a_heartbeat_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "killed"),
+    [
+        ("os.write(int(sys.argv[2]), b'.'); time.sleep(600)", True),
+        ("time.sleep(600)", False),
+        ("[(os.write(int(sys.argv[2]), b'.'), time.sleep(0.05)) for _ in range(9999)]", False),
+    ],
+    ids=["hangs", "never told any", "lives"],
+)
+def test_patroni_without_a_heartbeat_is_killed(tmp_path: Path, code: str, killed: bool) -> None:
     """One that told a heartbeat and then hangs is ended; one that never told any is waiting, and left alone."""
-    body = """
-lives.PROBE_SECONDS, lives.HANG_SECONDS = 0.05, 0.3
-answers, told = False, []
-async def beats(host, port):
-    told.append(answers)
-    return answers
-lives._beats = beats
-it = Life(program("time.sleep(600)"), Publisher(), Database())
+    body = f"""
+lives.PROBE_SECONDS, lives.HANG_SECONDS = 0.05, 1.0
+it = life({code!r})
 async with TaskScope() as scope:
     tasks = [scope.start("life", it.run()), scope.start("guard", it.guard())]
     await until(lambda: it._processes.running)
     first = it._processes._pid
-    await until(lambda: len(told) > 2 * lives.HANG_SECONDS / lives.PROBE_SECONDS)
-    print(it._processes._pid == first)
-    answers = True
-    await until(lambda: any(told))
-    answers = False
-    await until(lambda: it._processes._pid not in (first, None))
-    print(it._processes.last_exit)
+    end = it._now() + 5 * lives.HANG_SECONDS
+    await until(lambda: it._processes._pid not in (first, None) or it._now() > end)
+    print(it._processes._pid != first, it._processes.last_exit)
     for task in tasks: task.cancel()
 """
-    assert run(body, tmp_path) == ["True", "SIGKILL"]
+    assert run(body, tmp_path) == [f"{killed} {'SIGKILL' if killed else ''}".strip()]
+
+
+POSTGRES = """
+import os, pathlib, signal, sys, time
+if os.fork(): os._exit(0)
+os.setsid()
+here = pathlib.Path(sys.argv[1])
+def stop(*_):
+    here.joinpath("asked").touch()
+    if {ends}:
+        here.joinpath("postmaster.pid").unlink()
+        os._exit(0)
+signal.signal(signal.SIGINT, stop)
+here.joinpath("postmaster.pid").write_text(str(os.getpid()))
+here.joinpath("p").write_text(str(os.getpid()))
+while True: time.sleep(600)
+"""
+"""A program that takes SIGINT as PostgreSQL does, and lives on where it is told to."""
+
+STOPPING = """
+lives.LINGER_SECONDS = 0.3
+(folder / "global").mkdir()
+import struct
+def control(state):
+    head = struct.pack("@QIIiqQQI", 7, 1300, 1, state, 1, 1, 1, 1)
+    (folder / "global" / "pg_control").write_bytes(head)
+control(6)
+publisher = Publisher()
+publisher.key = {key}
+it = life(DAEMON.replace("daemon.py", "postgres.py"), publisher)
+reply = folder / "stop.77"
+os.mkfifo(reply)
+reader = os.open(reply, os.O_RDWR | os.O_NONBLOCK)
+def answered():
+    try: return os.read(reader, 9) == b"\\n"
+    except BlockingIOError: return False
+async with TaskScope() as scope:
+    tasks = [scope.start("life", it.run()), scope.start("stops", it.stops())]
+    await until(daemon)
+    it.on_event("on_start", {role!r})
+    it.on_stop("77")
+    if not {ends}:
+        await until((folder / "asked").exists)
+        print("waits", answered())
+        control(1)
+    await until(answered)
+    print((folder / "asked").exists(), alive(daemon()))
+    for task in tasks: task.cancel()
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "key", "ends", "said"),
+    [
+        ("primary", True, True, ["True False"]),
+        ("primary", True, False, ["waits False", "True True"]),
+        ("primary", False, True, ["False True"]),
+        ("replica", True, True, ["False True"]),
+    ],
+    ids=["leader", "leader whose PostgreSQL lingers", "without its key", "replica"],
+)
+def test_leaders_database_is_stopped_before_patroni_goes_on(
+    tmp_path: Path, role: str, key: bool, ends: bool, said: list[str]
+) -> None:
+    """The hook is answered when PostgreSQL has ended, or has long written its shutdown checkpoint; whoever does not
+    lead is left to Patroni at once.
+    """
+    (tmp_path / "postgres.py").write_text(POSTGRES.format(ends=ends))
+    assert run(STOPPING.format(role=role, key=key, ends=ends), tmp_path) == said

@@ -42,9 +42,9 @@ KEY = f"service/{CLUSTER}/leader"
 
 
 async def _session(member: Member, name: str = "x") -> str:
-    """A session as Patroni makes it, but for what ends it on a starved machine: gossip's check, a time to live."""
+    """A session as Patroni makes it, but for what ends it on a starved machine: a time to live."""
     client = ConsulClient(Secret(member.token), port=member.http)
-    body = {"Checks": [f"{member.service_id}:member"], "LockDelay": "1ms", "Behavior": "delete"}
+    body: dict[str, Any] = {"Checks": [], "LockDelay": "1ms", "Behavior": "delete"}
     made = await client.put("/v1/session/create", body)
     key = await client.put(f"/v1/kv/{KEY}", name.encode(), params={"acquire": made["ID"]})
     await client.close()
@@ -52,36 +52,28 @@ async def _session(member: Member, name: str = "x") -> str:
     return str(made["ID"])
 
 
+async def _listed(made: World) -> None:
+    """Waits until the servers have the member check as passing."""
+    member = made.members[0]
+
+    async def there() -> bool:
+        _, checks = await made.consul.get(f"/v1/health/node/{member.peer_id}")
+        return any(c["CheckID"] == f"{member.service_id}:member" and c["Status"] == "passing" for c in checks)
+
+    await made.until(there, "the servers have the member check")
+
+
 async def _key(made: World) -> Any:
     _, found = await made.consul.get(f"/v1/kv/{KEY}")
     return found
-
-
-async def test_leader_key_falls_with_the_member_check() -> None:
-    """A session that names the check takes the key along the moment the check is critical: no TTL is waited for."""
-    async with agents(1) as made, publishing(made) as it:
-        it.want(member=True, database=True, role="master")
-        await it.reached()
-        await it.in_catalog(healthy=True)
-        assert await made.until(lambda: made.tagged("master"), "it is published") == ["postgres-0"]
-        await made.until(lambda: _session(made.members[0]), "a session is made with the check")
-        assert await _key(made)
-        it.want(member=False, database=False, role=None)
-        await it.in_catalog(healthy=False)
-
-        async def gone() -> bool:
-            return not await _key(made)
-
-        await made.until(gone, "the key falls with the session")
-        assert await made.tagged("master") == []
 
 
 async def test_role_change_keeps_the_session() -> None:
     """Registering the service again with another tag leaves its checks, and the session on them, alone."""
     async with agents(1) as made, publishing(made) as it:
         it.want(member=True, database=True, role="replica")
-        await it.in_catalog(healthy=True)
-        session = await made.until(lambda: _session(made.members[0]), "a session is made with the check")
+        await _listed(made)
+        session = await made.until(lambda: _session(made.members[0]), "a session holds the key")
         for role in ("master", None, "replica", "master"):
             it.want(role=role)
             await it.reached()
@@ -100,7 +92,7 @@ async def test_leader_says_in_its_key_that_it_serves() -> None:
             return bool(found) and (found[0]["Flags"], found[0]["Session"]) == (flags, session)
 
         it.want(member=True, database=True, role="replica")
-        await it.in_catalog(healthy=True)
+        await _listed(made)
         session = await made.until(lambda: _session(made.members[0], "postgres-0"), "a session holds the key")
         assert await said(0)
         for role, flags in (("master", leader_key.SERVES), (None, 0), ("replica", 0)):
@@ -141,7 +133,7 @@ async def test_the_tag_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
             return bool((await _key(made))[0]["Flags"])
 
         it.want(member=True, database=True, role="replica")
-        await it.in_catalog(healthy=True)
+        await _listed(made)
         await made.until(lambda: _session(member, "postgres-0"), "a session holds the key")
         it.want(role="master")
         await made.until(said, "the key says it")
@@ -162,7 +154,7 @@ async def test_the_tag_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("crashes", [True, False])
 async def test_what_led_through_the_key_is_told_later(monkeypatch: pytest.MonkeyPatch, crashes: bool) -> None:
-    """A leader that dies tells its member check, which the key hangs on; one without it tells nothing yet."""
+    """A leader that has died, or has lost its key, tells nothing yet: the route went with the key."""
     async with agents(1) as made, publishing(made) as it:
         member = made.members[0]
 
@@ -175,7 +167,7 @@ async def test_what_led_through_the_key_is_told_later(monkeypatch: pytest.Monkey
             )
 
         it.want(member=True, database=True, role="replica")
-        await it.in_catalog(healthy=True)
+        await _listed(made)
         session = await made.until(lambda: _session(member, "postgres-0"), "a session holds the key")
         it.want(role="master")
         await it.reached()
@@ -183,8 +175,12 @@ async def test_what_led_through_the_key_is_told_later(monkeypatch: pytest.Monkey
         monkeypatch.setattr(publisher, "LATER_SECONDS", 600.0)
         if crashes:
             it.want(member=False, database=False, role=None)
-            await it.in_catalog(healthy=False)
-            assert await told() == (["master"], "critical", "passing")
+
+            async def taken_back() -> bool:
+                return not it._serves
+
+            await made.until(taken_back, "the key is given up")
+            assert await told() == (["master"], "passing", "passing")
         else:
             await made.consul.put(f"/v1/session/destroy/{session}")
             it.want(database=False, role=None)
@@ -200,6 +196,50 @@ async def test_what_led_through_the_key_is_told_later(monkeypatch: pytest.Monkey
         it.hurry()
         await it.reached()
         assert await told() == ([], "critical" if crashes else "passing", "critical")
+
+
+async def _write_foreign_checks(made: World, member: Member) -> None:
+    """Fault B2: with `service:write` for a service of its own, anybody replaces checks of another's node."""
+    await made.consul.put("/v1/acl/policy", {"Name": "web", "Rules": 'service "web" { policy = "write" }'})
+    token = await made.consul.put("/v1/acl/token", {"Policies": [{"Name": "web"}]})
+    attacker = ConsulClient(Secret(str(token["SecretID"])), port=member.http)
+    for name in ("member", "database", "proxy"):
+        check_id = f"{member.service_id}:{name}"
+        check = {"CheckID": check_id, "Name": "x", "ServiceID": "web-1", "Status": "critical"}
+        body = {
+            "Node": member.peer_id, "Address": member.address, "SkipNodeUpdate": True,
+            "Service": {"ID": "web-1", "Service": "web", "Port": 1}, "Check": check,
+        }  # fmt: skip
+        assert await attacker.put("/v1/catalog/register", body) is True
+    await attacker.close()
+
+
+async def test_checks_that_a_stranger_replaced_move_no_route_and_come_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault B2: the member stays listed and keeps its key, writes its checks again, and says so."""
+    monkeypatch.setattr(publisher, "BEAT_SECONDS", 0.2)
+    async with agents(1) as made, publishing(made) as it:
+        member = made.members[0]
+        it.want(member=True, database=True, role="replica")
+        await _listed(made)
+        session = await made.until(lambda: _session(member, "postgres-0"), "a session holds the key")
+        it.want(role="master")
+        await made.until(lambda: made.tagged("master"), "it is published")
+        await _write_foreign_checks(made, member)
+        assert await made.tagged("master") == ["postgres-0"]
+
+        async def repaired() -> bool:
+            _, checks = await made.consul.get(f"/v1/health/node/{member.peer_id}")
+            ours = {c["CheckID"]: c for c in checks if c["CheckID"].startswith(member.service_id)}
+            return len(ours) >= 3 and all(
+                c["ServiceID"].startswith(member.service_id) and c["Status"] == "passing" for c in ours.values()
+            )
+
+        await made.until(repaired, "the checks are its own again")
+        assert "another service took our checks over" in caplog.text
+        assert await made.tagged("master") == ["postgres-0"]
+        assert (await _key(made))[0]["Session"] == session
 
 
 async def test_a_promise_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

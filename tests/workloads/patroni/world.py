@@ -20,6 +20,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from runtime.consul import ConsulClient, ConsulError, node_id
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import registration
+from sidecar.files import hosts
 from tests.coordinator.world import free_port
 from tests.support import ROOT, need_root_or_userns, tool
 from topology.manifest import BackendEntry, Permissions
@@ -54,6 +56,10 @@ class Member:
     folder: Path
     http: int
     port: int
+    rest: int
+    """Port of Patroni's REST interface."""
+    vip: str
+    """Address of the route to that interface; its port is `World.rest_port`."""
     token: str = ""
     consul: ConsulClient = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
@@ -106,10 +112,13 @@ class World:
 
     folder: Path
     consul: ConsulClient
+    consul_port: int
     members: list[Member]
     server: subprocess.Popen[bytes]
     network: str
     master_port: int
+    rest_port: int
+    """Of every member's route."""
     options: dict[str, str]
     guests: list[GuestAgentServer] = field(default_factory=list)
     target: int | None = None
@@ -204,6 +213,8 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             "LANG": "C.UTF-8",
             "DERIVE_PATRONI_PASSWORDS": "1",
             "POSTGRES_PORT": str(member.port),
+            "POSTGRES_REST_PORT": str(member.rest),
+            "POSTGRES_REST_ROUTE": f"patroni:{world.rest_port}",
             "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
             "POSTGRES_CONSUL_PORT": str(member.http),
             "POSTGRES_USERS": "app=db-app",
@@ -213,6 +224,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             Mount(source=str(member.folder / "mesh"), target="/run/mesh", read_only=True),
             Mount(source=str(member.folder / "dstack.sock"), target="/run/dstack.sock"),
             Mount(source=str(member.folder / "pgdata"), target="/pgdata"),
+            Mount(source=str(world.folder / "hosts"), target="/etc/hosts"),
         ),
         keep=(str(ROOT), sys.prefix, sys.base_prefix, str(postgres)),
         root=str(root),
@@ -226,6 +238,10 @@ def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[
         return subprocess.Popen(
             [tool("consul"), "agent", f"-config-file={path}"], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
+
+
+def _start_server(folder: Path, network: str, http: int) -> subprocess.Popen[bytes]:
+    return _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
 
 
 def _config(folder: Path, name: str, address: str, http: int, server: str) -> dict[str, Any]:
@@ -266,12 +282,29 @@ def rights(peer_id: str) -> dict[str, Any]:
     }
 
 
-async def new_token(world: World, peer_id: str) -> str:
-    """A fresh token of the member's rights."""
+async def new_token(world: World, peer_id: str, secret: str = "") -> str:
+    """A fresh token of the member's rights; with `secret` one that servers which lost it are told again."""
     name = f"{peer_id}-{uuid.uuid4()}"
     await world.consul.put("/v1/acl/policy", {"Name": name, "Rules": json.dumps(rights(peer_id))})
-    token = await world.consul.put("/v1/acl/token", {"Policies": [{"Name": name}]})
+    body = {"Policies": [{"Name": name}]} | ({"SecretID": secret} if secret else {})
+    token = await world.consul.put("/v1/acl/token", body)
     return str(token["SecretID"])
+
+
+async def restart_server(world: World, *, keeps: bool) -> None:
+    """SIGKILL for the only Consul server, and its return: with what it knew (`keeps`), or on an empty disk.
+
+    After the latter the members' tokens and agents come back as the mesh brings them back: later than the server.
+    """
+    world.server.kill()
+    world.server.wait(20)
+    if not keeps:
+        shutil.rmtree(world.folder / "data-server")
+    world.server = _start_server(world.folder, world.network, world.consul_port)
+    await world.until(lambda: _leads(world), "the Consul server leads again")
+    for member in world.members if not keeps else ():
+        await new_token(world, member.peer_id, member.token)
+        await member.consul.put(f"/v1/agent/join/{world.network}.1")
 
 
 def write_secret(member: Member, name: str, text: str) -> None:
@@ -286,6 +319,7 @@ async def _prepare(world: World, member: Member) -> None:
     """Agent, token, guest agent, files and the sidecar's placeholder of one member."""
     (member.folder / "pgdata").mkdir(parents=True)
     (member.folder / "mesh").mkdir()
+    shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")
     member.token = await new_token(world, member.peer_id)
     write_secret(member, "consul-token", member.token)
     write_secret(member, "db-app", APP_PASSWORD)
@@ -318,6 +352,21 @@ def placeholder(member: Member) -> dict[str, Any]:
     return registration.stub(backend, member.peer_id, member.address)
 
 
+async def forget(world: World) -> None:
+    """Consul as it is after all coordinators lost their disks: it knows no key, no token and no node."""
+    world.server.kill()
+    world.server.wait(20)
+    shutil.rmtree(world.folder / "data-server")
+    world.server = _agent(world.folder, json.loads((world.folder / "consul-server.json").read_text()), "server")
+    await world.until(lambda: _leads(world), "the new Consul server leads")
+    for member in world.members:
+        member.stop_agent()
+        # As an admission does: a fresh token, for a fresh agent.
+        member.token = await new_token(world, member.peer_id)
+        write_secret(member, "consul-token", member.token)
+        await restart_agent(world, member)
+
+
 async def _registered(member: Member, body: dict[str, Any]) -> bool:
     await member.consul.get("/v1/status/leader")
     try:
@@ -342,18 +391,25 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def _listen(world: World) -> asyncio.Server:
     """The master's route: each new connection goes to `world.target`."""
+    return await _route("127.0.0.1", world.master_port, lambda: world.target, world.held)
+
+
+async def _route(
+    address: str, port: int, target: Callable[[], int | None], held: set[asyncio.StreamWriter]
+) -> asyncio.Server:
+    """A route: what is dialled there goes to the port `target` of this machine; `held`: its connections."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", world.target or 1)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target() or 1)
         except OSError:
             writer.close()
             return
-        world.held.add(writer)
+        held.add(writer)
         await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        world.held.discard(writer)
+        held.discard(writer)
 
-    return await asyncio.start_server(handle, "127.0.0.1", world.master_port)
+    return await asyncio.start_server(handle, address, port)
 
 
 async def _follow(world: World) -> None:
@@ -380,7 +436,8 @@ async def world(members: int, **options: str) -> AsyncIterator[World]:
     """A cluster of `members`; `options` are environment variables of every supervisor."""
     need_root_or_userns()
     async with agents(members, **options) as made, TaskScope() as scope:
-        server = await _listen(made)
+        routes = [await _listen(made)]
+        routes += [await _route(m.vip, made.rest_port, partial(int, m.rest), set()) for m in made.members]
         follower = scope.start("follow the master", _follow(made))
         try:
             for member in made.members:
@@ -388,7 +445,8 @@ async def world(members: int, **options: str) -> AsyncIterator[World]:
             yield made
         finally:
             follower.cancel()
-            server.close()
+            for route in routes:
+                route.close()
             _kill(made)
 
 
@@ -400,17 +458,18 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
         folder = Path(text)
         http = free_port()
-        server = _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
         made = World(
-            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), members=[], server=server,
-            network=network, master_port=free_port(), options=options,
+            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), consul_port=http, members=[],
+            server=_start_server(folder, network, http), network=network, master_port=free_port(),
+            rest_port=free_port(), options=options,
         )  # fmt: skip
+        (folder / "hosts").write_text(hosts({f"patroni-{i}": _vip(network, i) for i in range(members)}, None))
         try:
             await made.until(lambda: _leads(made), "the Consul server leads")
             for i in range(members):
                 member = Member(
                     peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
-                    port=free_port(),
+                    port=free_port(), rest=free_port(), vip=_vip(network, i),
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
@@ -421,6 +480,10 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
                 await guest.stop()
             for client in (made.consul, *(m.consul for m in made.members if hasattr(m, "consul"))):
                 await client.close()
+
+
+def _vip(network: str, index: int) -> str:
+    return f"{network}.{100 + index}"
 
 
 async def _leads(made: World) -> bool:

@@ -1,0 +1,80 @@
+"""The commands of a member's container."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from workloads.patroni import commands, config, standing
+from workloads.patroni.commands import Member, NotThereError, losses
+from workloads.patroni.election import Holding, Kind
+from workloads.patroni.standing import Standing, State
+from workloads.patroni.terms import Position
+
+
+def standby(timeline: int, lsn: int, term: str = "") -> Holding:
+    """One that has replayed up to there."""
+    return Holding(kind=Kind.STANDBY, position=Position(timeline=timeline, lsn=lsn), term=term)
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Member:
+    """A member whose Patroni does not run; port 1 of this machine: nobody listens there."""
+    return Member(name="p0", run=tmp_path, rest="127.0.0.1:1", peers={"p0": ("127.0.0.1", 1), "p1": ("127.0.0.1", 1)})
+
+
+def test_member_is_found_by_its_configuration(tmp_path: Path) -> None:
+    """Name, REST interface and the list of members come from what the supervisor wrote."""
+    with pytest.raises(NotThereError, match="configuration"):
+        commands.find({"POSTGRES_RUN": str(tmp_path)})
+    (tmp_path / "hosts").write_text("127.9.0.1 patroni-0\n127.9.0.2 patroni-1\n")
+    tree = {"name": "db-1", "restapi": {"listen": "127.0.0.1:8008"},
+            "mesh": {"hosts": str(tmp_path / "hosts"), "route": "patroni", "port": 8009}}  # fmt: skip
+    (tmp_path / config.CONFIG).write_text(json.dumps(tree))
+    found = commands.find({"POSTGRES_RUN": str(tmp_path)})
+    assert found.peers == {"db-0": ("127.9.0.1", 8009), "db-1": ("127.9.0.2", 8009)}
+    assert (found.name, found.rest) == ("db-1", "127.0.0.1:8008")
+
+
+def test_silent_patroni_is_not_ready(member: Member) -> None:
+    """Health is bad news while Patroni is away, and status says so in its first line."""
+    ready, reason = commands.health(member)
+    assert not ready
+    assert "does not answer" in reason
+    assert "not ready" in commands.status(member)[0]
+
+
+def test_word_is_given_only_where_it_is_waited_for(member: Member) -> None:
+    """Nothing is allowed to a member that does not wait, without --accept-loss, or without a yes."""
+    allowance = member.run / standing.ALLOWANCE
+    assert not commands.lead(member, True, lambda _: True)[0]
+    standing.write(member.run, Standing(state=State.WAITING, reason="missing: p1"))
+    done, lines = commands.lead(member, False, lambda _: True)
+    assert not done
+    assert "--accept-loss" in lines[-1]
+    assert not commands.lead(member, True, lambda _: False)[0]
+    assert not allowance.exists()
+    done, lines = commands.lead(member, True, lambda _: True)
+    assert done
+    assert "may be lost: every write that only p1 has; what it has is not known" in lines
+    assert allowance.exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"p0": standby(2, 10), "p1": Holding(kind=Kind.EMPTY)}, ["nothing that"]),
+        ({"p0": standby(2, 10), "p1": standby(2, 9)}, ["nothing that"]),
+        ({"p0": standby(2, 10), "p1": standby(2, 26)}, ["the last 16 bytes"]),
+        ({"p0": standby(2, 10), "p1": standby(3, 1), "p2": None}, ["only p1 has", "only p2 has"]),
+        ({"p0": standby(2, 10, "a" * 32), "p1": standby(2, 9, "b" * 32)}, ["another history"]),
+        ({"p0": None, "p1": standby(2, 9)}, ["only p1 has"]),
+    ],
+)
+def test_losses_are_named(answers: dict[str, Holding | None], said: list[str]) -> None:
+    """Who decides learns what each other member has that this one does not."""
+    lines = losses("p0", answers)
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))

@@ -1,0 +1,218 @@
+"""A member's client of Consul, against a real Consul."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import leader_key
+from tests.workloads.patroni.client import Place, place
+from tests.workloads.patroni.world import CLUSTER, World
+from workloads.patroni import control
+from workloads.patroni.dcs import ConsulError
+
+pytestmark = pytest.mark.timeout(600)
+
+LSN, TIMELINE = 0x5000028, 3
+WHOLE = {"role": "replica", "timeline": TIMELINE, "xlog": {"received_location": LSN + 120, "replayed_location": LSN}}
+
+
+def shut_down(data: Path, state: int = control.SHUT_DOWN) -> None:
+    """A control file as a primary leaves it behind."""
+    head = struct.pack("@QIIiqQQI", 7, 1300, 202209061, state, 1_700_000_000, LSN, LSN, TIMELINE)
+    (data / "global" / "pg_control").write_bytes(head)
+
+
+async def flag(it: Place) -> None:
+    """Says in the leader key that its holder serves, as the supervisor does."""
+    found = await it.entry("leader")
+    params = {"cas": str(found["ModifyIndex"]), "flags": str(leader_key.SERVES)}
+    assert await it.write("leader", "postgres-0", **params)
+
+
+async def another_session(made: World, name: str = "x") -> str:
+    """A session on the server's own node."""
+    session = await made.consul.put("/v1/session/create", {"Name": name, "LockDelay": "1ms", "Behavior": "delete"})
+    return str(session["ID"])
+
+
+async def test_leader_gives_a_key_away_into_which_the_supervisor_wrote() -> None:
+    """The version that Patroni read is outdated by the flags; the session is its own, so the key goes."""
+    async with place() as it:
+        leader = await it.lead()
+        await flag(it)
+        assert await it.run(lambda: it.dcs.delete_leader(leader)) is True
+        assert await it.entry("leader") is None
+
+
+async def test_leader_does_not_give_away_the_key_of_another() -> None:
+    """A key that somebody else has taken meanwhile stays, also where it names this member."""
+    async with place() as it:
+        leader = await it.lead()
+        _, own = await it.made.consul.get(f"/v1/session/node/{it.member.peer_id}")
+        await it.made.consul.put(f"/v1/session/destroy/{own[0]['ID']}")
+        session = await another_session(it.made)
+        assert await it.write("leader", "postgres-0", acquire=session)
+        assert await it.run(lambda: it.dcs.delete_leader(leader)) is False
+        assert (await it.entry("leader"))["Session"] == session
+
+
+@pytest.mark.parametrize(("state", "goes"), [(6, False), (control.SHUT_DOWN, True)])
+async def test_killed_postgresql_gives_nothing_away(state: int, goes: bool) -> None:
+    """A PID file is left and the control file does not say *shut down*: processes may live, and acknowledge."""
+    async with place() as it:
+        leader = await it.lead()
+        shut_down(it.data, state)
+        (it.data / "postmaster.pid").write_text("77\n")
+        assert await it.run(lambda: it.dcs.delete_leader(leader)) is goes
+        assert (await it.entry("leader") is None) is goes
+        (it.data / "postmaster.pid").unlink()
+        assert await it.run(lambda: it.dcs.delete_leader(leader)) is True
+
+
+async def test_session_of_patroni_names_no_check() -> None:
+    """Fault B2: what no session names, nobody can take the session away with."""
+    async with place() as it:
+        _, found = await it.made.consul.get(f"/v1/session/node/{it.member.peer_id}")
+        assert [(s["Name"], s["NodeChecks"], s["ServiceChecks"]) for s in found] == [
+            (f"{CLUSTER}-postgres-0", [], None)
+        ]
+
+
+async def test_consul_without_a_leader_is_no_lost_key() -> None:
+    """Servers that are away, and ones that refuse the token: the leader is told that Consul is not there."""
+    async with place() as it:
+        leader = await it.lead()
+        cluster = await it.run(it.dcs.get_cluster)
+        await it.write("failsafe", json.dumps({"postgres-0": "http://x"}))
+        await it.run(it.dcs.get_cluster)
+        _, tokens = await it.made.consul.get("/v1/acl/tokens")
+        accessor = next(
+            t["AccessorID"] for t in tokens if any("postgres-0" in p["Name"] for p in t.get("Policies") or ())
+        )
+        await it.made.consul.delete(f"/v1/acl/token/{accessor}")
+
+        async def refused() -> bool:
+            try:
+                return bool(await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))) and False
+            except ConsulError as error:
+                return "403" in str(error) or "ACL" in str(error) or "Permission" in str(error)
+
+        await it.made.until(refused, "the token is refused")
+        assert it.dcs.failsafe == {"postgres-0": "http://x"}
+        assert (await it.entry("leader"))["Session"] == leader.session
+        it.made.server.kill()
+        it.made.server.wait(20)
+        with pytest.raises(ConsulError):
+            await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))
+
+
+async def test_leader_takes_its_key_with_a_new_session() -> None:
+    """Its session is gone and nobody else leads: it goes on. Somebody else leads: it does not."""
+    async with place() as it:
+        await it.lead()
+        cluster = await it.run(it.dcs.get_cluster)
+        await it.made.consul.put(f"/v1/session/destroy/{cluster.leader.session}")
+        assert await it.entry("leader") is None
+        assert await it.run(lambda: it.dcs.update_leader(cluster, None, None, None)) is True
+        mine = await it.entry("leader")
+        assert mine["Session"] != cluster.leader.session
+        await it.made.consul.put(f"/v1/session/destroy/{mine['Session']}")
+        session = await another_session(it.made)
+        assert await it.write("leader", "postgres-1", acquire=session)
+        before = cluster.leader._replace(session=mine["Session"])
+        assert await it.run(lambda: it.dcs._update_leader(before)) is False
+        assert await it.value("leader") == "postgres-1"
+
+
+async def _lead_alone(it: Place, standby: str | None) -> Any:
+    """Leads with `standby` in the `sync` key, two replicas listed, and PostgreSQL shut down."""
+    leader = await it.lead()
+    await it.write("sync", json.dumps({"leader": "postgres-0", "quorum": 0, "sync_standby": standby}))
+    for name in ("postgres-0", "postgres-1", "postgres-2"):
+        await it.write(f"members/{name}", json.dumps({"state": "running", "api_url": f"http://{name}/patroni"}))
+    shut_down(it.data)
+    return leader
+
+
+@pytest.mark.parametrize(
+    ("standby", "says", "named"),
+    [
+        (None, {"postgres-2": WHOLE}, "postgres-2"),
+        ("postgres-1", {"postgres-2": WHOLE}, "postgres-2"),
+        ("postgres-1", {"postgres-1": WHOLE, "postgres-2": WHOLE}, "postgres-1"),
+        (None, {"postgres-1": {**WHOLE, "timeline": 2}, "postgres-2": {"role": "replica"}}, None),
+        (None, {}, None),
+    ],
+    ids=["none yet", "a dead one", "one that has everything", "nobody has everything", "nobody answers"],
+)
+async def test_leader_that_shuts_down_names_who_has_its_last_lsn(
+    standby: str | None, says: dict[str, Any], named: str | None
+) -> None:
+    """Fault A6: in its first seconds it has named nobody yet, or who it named is dead; then nobody might lead."""
+    async with place() as it:
+        leader = await _lead_alone(it, standby)
+        it.says.update(says)
+        assert await it.run(lambda: it.dcs.delete_leader(leader, LSN)) is True
+        assert await it.entry("leader") is None
+        assert json.loads(await it.value("sync") or "")["sync_standby"] == named
+
+
+async def test_nobody_is_named_without_a_clean_end() -> None:
+    """The end of the log is not known before the control file says *shut down*, and in asynchronous mode nobody has
+    to be named.
+    """
+    async with place() as it:
+        leader = await _lead_alone(it, None)
+        it.says["postgres-1"] = WHOLE
+        shut_down(it.data, 6)
+        assert await it.run(lambda: it.dcs.delete_leader(leader, LSN)) is True
+        assert json.loads(await it.value("sync") or "")["sync_standby"] is None
+        leader = await _lead_alone(it, None)
+        await it.write("sync", json.dumps({"leader": None, "sync_standby": None}))
+        assert await it.run(lambda: it.dcs.delete_leader(leader, LSN)) is True
+        assert json.loads(await it.value("sync") or "")["sync_standby"] is None
+
+
+class No:
+    """A guard that allows nothing."""
+
+    def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """No."""
+        return False
+
+    def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """No."""
+        return False
+
+
+async def test_guard_is_asked_before_the_key_is_taken() -> None:
+    """Without its word neither the leader key nor the bootstrap is claimed."""
+    async with place(No()) as it:
+        assert await it.run(it.dcs.attempt_to_acquire_leader) is False
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
+        assert await it.entry("leader") is None
+        assert await it.entry("initialize") is None
+        assert await it.run(lambda: it.dcs.initialize(create_new=False, sysid="7")) is True
+
+
+async def test_servers_that_lost_everything_are_believed_once_they_take_a_session() -> None:
+    """Before that the failsafe topology stays as it was, so that a leader may go on; a new cluster is just empty."""
+    async with place() as it:
+        assert (await it.run(it.dcs.get_cluster)).is_empty()
+        await it.lead()
+        await it.write("failsafe", json.dumps({"postgres-0": "http://x"}))
+        await it.run(it.dcs.get_cluster)
+        await it.made.consul.delete(f"/v1/kv/service/{CLUSTER}/", params={"recurse": ""})
+        _, found = await it.made.consul.get(f"/v1/session/node/{it.member.peer_id}")
+        await it.made.consul.put(f"/v1/session/destroy/{found[0]['ID']}")
+        # A node that the servers do not know can have no session: what they answer before its agent has told them.
+        it.member.stop_agent()
+        await it.made.consul.put("/v1/catalog/deregister", {"Node": it.member.peer_id})
+        with pytest.raises(ConsulError):
+            await it.run(it.dcs.get_cluster)
+        assert it.dcs.failsafe == {"postgres-0": "http://x"}

@@ -1,0 +1,139 @@
+"""Members whose Consul forgot the cluster, and members whose data are a fork: real Consul, Patroni, PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from tests.workloads.patroni.world import Member, World, forget, world
+from workloads.patroni import standing
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
+
+
+async def _begin(made: World, replicas: int) -> Member:
+    leader = await made.settled(replicas)
+    async with await made.connect(made.master_port) as connection:
+        await connection.execute("CREATE TABLE t (i int)")
+    return leader
+
+
+async def _write(made: World, *values: int) -> None:
+    """Rows through the master's route, each acknowledged."""
+    async with await made.connect(made.master_port) as connection:
+        for value in values:
+            await connection.execute("INSERT INTO t VALUES (%s)", (value,))
+
+
+async def _rows(made: World, member: Member) -> list[int]:
+    async with await made.connect(member.port) as connection:
+        cursor = await connection.execute("SELECT i FROM t ORDER BY i")
+        return [row[0] for row in await cursor.fetchall()]
+
+
+def _stop(member: Member, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ends the container, as a power cut does, and waits for its end."""
+    assert member.container is not None
+    member.container.send_signal(number)
+    member.container.wait(60)
+
+
+def _standing(member: Member) -> dict[str, Any]:
+    text = Path(f"/proc/{member.first_pid()}/root/run/patroni/{standing.FILE}").read_text()
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+async def _waits(member: Member, *others: Member) -> bool:
+    """Whether the member waits because of just these: they are missing, or one of them has more."""
+    found = _standing(member)
+    wanted = (f"missing: {', '.join(sorted(m.peer_id for m in others))}", f"{others[0].peer_id} has more")
+    return found["state"] == "waiting" and any(text in found["reason"] for text in wanted)
+
+
+async def test_stale_member_does_not_lead_an_empty_consul() -> None:
+    """Fault A1: Consul's data are lost, and the member that missed the last writes starts first. It waits for the
+    others; the one that has everything leads, and no acknowledged row is lost."""
+    async with world(3) as made:
+        leader = await _begin(made, 2)
+        await _write(made, 1)
+        stale = next(m for m in made.members if m is not leader)
+        _stop(stale, signal.SIGTERM)
+        await made.settled(1)
+        await _write(made, *range(2, 30))
+        others = [m for m in made.members if m is not stale]
+        for member in others:
+            _stop(member)
+        await forget(made)
+        made.start_member(stale)
+        await made.until(lambda: _waits(stale, *others), "the stale member waits for both others")
+        made.start_member(others[0])
+        await made.until(lambda: _waits(stale, others[1]), "the stale member waits for the other one")
+        assert await made.dcs("leader") is None
+        assert await made.dcs("initialize") is None
+        made.start_member(others[1])
+        await made.settled(2)
+        for member in made.members:
+            assert await _rows(made, member) == list(range(1, 30)), member.peer_id
+
+
+def _command(member: Member, *arguments: str) -> str:
+    """What a command of the member's container prints; it has to end with 0."""
+    argv = [sys.executable, "-S", "-m", "lab.container", "enter", str(member.first_pid()), "same", "--"]
+    argv += [sys.executable, "-m", "workloads.patroni", *arguments]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def _only_the_leaders_rows(made: World, member: Member, rows: list[int]) -> bool:
+    """Whether the member serves readers; where it does, it has the leader's rows and nothing else."""
+    if member.peer_id not in await made.tagged("replica"):
+        return False
+    assert await _rows(made, member) == rows
+    return True
+
+
+async def test_fork_is_shown_and_mended() -> None:
+    """Two members are promoted to one timeline number, the second by an operator's word. Those that followed the first
+    are a fork: they say so, serve no reader with their rows, and become copies of the leader; the lost data are kept.
+    """
+    async with world(3) as made:
+        first = await _begin(made, 2)
+        await _write(made, 1, 2)
+        _stop(first)
+        await made.until(lambda: _leads_elsewhere(made, first), "another one leads")
+        second = await made.settled(1)
+        await _write(made, 10, 11)
+        third = next(m for m in made.members if m not in (first, second))
+        _stop(third)
+        _stop(second)
+        await forget(made)
+        made.start_member(first)
+        made.start_member(second)
+        await made.until(lambda: _waits(second, third), "the second leader waits for the third member")
+        await made.until(lambda: _waits(first, second), "the first leader waits for the second one")
+        assert f"{second.peer_id} has" in _command(first, "lead", "--accept-loss", "--yes")
+        assert (await made.settled(1)).peer_id == first.peer_id
+        rows = [1, 2, 20]
+        await _write(made, 20)
+        await made.until(lambda: _only_the_leaders_rows(made, second, rows), "the second one follows")
+        made.start_member(third)
+        await made.until(lambda: _only_the_leaders_rows(made, third, rows), "the third one follows")
+        assert await _rows(made, first) == rows
+        for member in (second, third):
+            assert "this member is fork now: timeline 2 was begun here by" in member.log()
+            assert (member.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
+            assert _standing(member)["state"] == "whole"
+        assert "ready" in _command(first, "status")
+
+
+async def _leads_elsewhere(made: World, old: Member) -> bool:
+    return await made.tagged("master") not in ([], [old.peer_id])

@@ -1,0 +1,301 @@
+"""What a member remembers, with a PostgreSQL and a Consul that stand in; test_memory.py has the real ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workloads.patroni import memory as memories
+from workloads.patroni import record, standing
+from workloads.patroni.election import Kind, answer
+from workloads.patroni.memory import ForkError, Memory, keeps
+from workloads.patroni.record import Claim, Record
+from workloads.patroni.standing import State
+from workloads.patroni.terms import Term, Terms, dump, parse
+
+
+def term(timeline: int, mark: str = "a", begin: int = 50) -> Term:
+    """A term that `postgres-<mark>` led."""
+    return Term(id=f"{timeline}{mark}".rjust(32, "0"), timeline=timeline, begin=begin, leader=f"postgres-{mark}")
+
+
+@dataclass
+class Postgres:
+    """What is asked of Patroni's `Postgresql`."""
+
+    data_dir: str
+    state: str = "running"
+    primary: int = 0
+    """Timeline of a primary."""
+    streams: bool = False
+    timeline: int = 1
+    lsn: int = 10
+    waits: str = "RecoveryRetrieveRetryInterval"
+
+    def data_directory_empty(self) -> bool:
+        return not (Path(self.data_dir) / "PG_VERSION").exists()
+
+    def is_running(self) -> bool:
+        return self.state == "running"
+
+    def is_starting(self) -> bool:
+        return self.state == "starting"
+
+    def is_primary(self) -> bool:
+        return self.primary > 0
+
+    def get_primary_timeline(self) -> int:
+        return self.primary
+
+    def get_history(self, timeline: int) -> list[tuple[int, int, str]]:
+        return [(n, 50, "") for n in range(1, timeline)]
+
+    def get_replica_timeline(self) -> int:
+        return self.timeline
+
+    def received_timeline(self) -> int:
+        return self.timeline
+
+    def replay_lsn(self) -> int:
+        return self.lsn
+
+    def replication_state(self) -> str | None:
+        return "streaming" if self.streams else None
+
+    def query(self, _: str, retry: bool) -> list[tuple[Any, ...]]:
+        assert not retry
+        return [(not self.primary, self.lsn, self.waits, self.primary)]
+
+
+@dataclass
+class Consul:
+    """The key of the terms."""
+
+    text: str = ""
+    index: int = 0
+    written: list[Terms] = field(default_factory=list)
+
+    def read_terms(self) -> tuple[int, str]:
+        return self.index, self.text
+
+    def write_terms(self, text: str, index: int) -> bool:
+        if index != self.index:
+            return False
+        self.text, self.index = text, index + 1
+        self.written.append(parse(text))
+        return True
+
+
+@dataclass
+class Place:
+    """A member `postgres-b` of two."""
+
+    memory: Memory
+    postgres: Postgres
+    consul: Consul
+    data: Path
+    run: Path
+
+    def has(self, *terms: Term, claim: Claim | None = None) -> None:
+        """Gives it a database with this record."""
+        (self.data / "pg_wal").mkdir(parents=True, exist_ok=True)
+        (self.data / "PG_VERSION").write_text("15")
+        record.save(self.data, Record(terms=terms, claim=claim))
+
+    @property
+    def recorded(self) -> Record:
+        """The record of its data."""
+        return record.load(self.data)
+
+    @property
+    def stands(self) -> State:
+        """What the supervisor reads."""
+        return standing.read(self.run).state
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A member without data; the other one answers nobody."""
+    run, data = tmp_path / "run", tmp_path / "data"
+    run.mkdir()
+    numbers = itertools.count(1)
+    # Port 1 of this machine: nobody listens there.
+    members = {"postgres-a": ("127.0.0.1", 1), "postgres-b": ("127.0.0.1", 1)}
+    memory = Memory("postgres-b", run, lambda: members, lambda: f"{next(numbers):032x}")
+    postgres, consul = Postgres(str(data)), Consul()
+    memory.bind(postgres, consul)
+    return Place(memory, postgres, consul, data, run)
+
+
+def test_empty_consul_is_led_only_by_who_has_asked_all(place: Place) -> None:
+    """A member with a history and a Consul without one: the silent member is named, and nobody leads."""
+    place.has(term(1))
+    assert not place.memory.may_lead()
+    assert not place.memory.may_initialize()
+    assert place.stands is State.WAITING
+    assert "missing: postgres-a" in standing.read(place.run).reason
+    held = answer({"tags": place.memory.tags})
+    assert (held.kind, held.position.lsn, held.term) == (Kind.STANDBY, 10, term(1).id)
+
+
+def test_remembered_history_asks_nobody(place: Place) -> None:
+    """Consul knows the member's newest term: Patroni's rules decide, as ever."""
+    place.has(term(1), term(2))
+    place.consul.text = dump((term(1), term(2), term(3)))
+    assert place.memory.may_lead()
+    place.consul.text = dump((term(1), term(2, "b")))
+    assert not place.memory.may_lead()
+    place.consul.text = "no list"
+    assert not place.memory.may_lead()
+
+
+def test_word_of_an_operator_is_used_once(place: Place) -> None:
+    """With the operator's file the member leads although the other one is silent; then the file is gone."""
+    place.has(term(1))
+    (place.run / standing.ALLOWANCE).touch()
+    assert place.memory.may_lead()
+    assert place.memory.won()
+    assert not place.memory.may_lead()
+
+
+def test_old_word_counts_no_more(place: Place) -> None:
+    """A word that nobody used in time is forgotten."""
+    place.has(term(1))
+    allowance = place.run / standing.ALLOWANCE
+    allowance.touch()
+    os.utime(allowance, (0, time.time() - standing.ALLOWANCE_SECONDS - 1))
+    assert not place.memory.may_lead()
+
+
+def test_empty_member_waits_for_all(place: Place) -> None:
+    """No data and a silent member: no new cluster is made."""
+    place.memory.prepare(lambda: None)
+    assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
+    assert not place.memory.may_initialize()
+
+
+@pytest.mark.parametrize("change", [{"state": "starting"}, {"state": "stopped"}, {"waits": "WalSync"}])
+def test_member_that_replays_says_that_it_is_not_settled(place: Place, change: dict[str, str]) -> None:
+    """Only the end of the whole log may be compared: until then a member says that it does not know."""
+    place.has(term(1))
+    for name, value in change.items():
+        setattr(place.postgres, name, value)
+    assert place.memory.holding().kind is Kind.UNSETTLED
+    assert not place.memory.may_lead()
+
+
+def test_promotion_is_claimed_then_recorded(place: Place) -> None:
+    """The claim is on the disk before the promotion; the term has its ID, and is told Consul once."""
+    place.has(term(1))
+    assert place.memory.won()
+    claim = place.recorded.claim
+    assert claim is not None
+    assert (claim.peer_id, claim.after) == ("postgres-b", 1)
+    place.postgres.primary = 2
+    place.memory.look("postgres-b")
+    place.memory.look("postgres-b")
+    own = Term(id=claim.id, timeline=2, begin=50, leader="postgres-b")
+    assert place.recorded == Record(terms=(term(1), own))
+    assert place.consul.written == [(term(1), own)]
+
+
+def test_primary_tells_a_consul_that_forgot(place: Place) -> None:
+    """A leader that went on while Consul lost its data writes the list again, with the same term."""
+    place.has(term(1, "b"))
+    place.postgres.primary = 1
+    place.memory.look("postgres-b")
+    place.consul.text, place.consul.index = "", 0
+    assert place.memory.may_lead()
+    place.memory.look("postgres-b")
+    assert place.consul.written == [(term(1, "b"),), (term(1, "b"),)]
+
+
+def test_promotion_that_nobody_recorded_is_found_at_the_next_start(place: Place) -> None:
+    """A leader that died right after its promotion knows by its claim that the new timeline is its own: a fork."""
+    place.has(term(1), claim=Claim(id="c" * 32, peer_id="postgres-b", after=1))
+    (place.data / "pg_wal" / "00000002.history").touch()
+    place.consul.text = dump((term(1), term(2, "a")))
+    place.memory.prepare(lambda: "postgres-a")
+    aside = place.data.with_name("data.fork")
+    assert record.load(aside).terms[-1].id == "c" * 32
+    assert not place.data.exists()
+    assert place.stands is State.FORK
+    assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
+
+
+def test_one_fork_is_kept(place: Place) -> None:
+    """The data of an earlier fork make room for those of the next one: the disk does not fill."""
+    for mark in ("e", "f"):
+        place.has(term(1, mark))
+        place.consul.text = dump((term(1, "a"),))
+        place.memory.prepare(lambda: "postgres-a")
+    assert sorted(path.name for path in place.data.parent.iterdir()) == ["data.fork", "run"]
+    assert record.load(place.data.with_name("data.fork")).terms == (term(1, "f"),)
+
+
+def test_start_waits_for_the_leaders_term(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that has just won the key has not said which term it leads: a member does not follow it before."""
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1),))
+    asked = []
+
+    def leader() -> str:
+        asked.append(1)
+        if len(asked) == 3:
+            place.consul.text = dump((term(1), term(2, "a")))
+        return "postgres-a"
+
+    monkeypatch.setattr(memories, "AGAIN_SECONDS", 0.0)
+    place.memory.prepare(leader)
+    assert len(asked) == 3
+    assert not place.data.exists()
+
+
+def test_running_fork_has_to_end(place: Place) -> None:
+    """PostgreSQL that runs on a fork is ended; until then the member says what it is, and may not take over."""
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1), term(2, "a")))
+    with pytest.raises(ForkError, match="timeline 2"):
+        place.memory.look("postgres-a")
+    assert place.stands is State.FORK
+    assert place.memory.tags["nofailover"] is place.memory.tags["nosync"] is True
+    assert "timeline 2" in place.memory.tags["fork"]
+
+
+def test_log_beyond_the_switch_point_is_a_fork_until_it_is_rewound(place: Place) -> None:
+    """A replica that is ahead of the promotion is shown as a fork, for pg_rewind to mend; then it is whole again."""
+    place.has(term(1))
+    place.consul.text = dump((term(1), term(2, "a", begin=50)))
+    place.postgres.lsn = 51
+    place.memory.look("postgres-a")
+    assert place.stands is State.FORK
+    assert place.recorded.terms == (term(1),)
+    place.postgres.timeline, place.postgres.streams = 2, True
+    place.memory.look("postgres-a")
+    assert place.stands is State.WHOLE
+    assert place.recorded.terms == (term(1), term(2, "a", begin=50))
+
+
+def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
+    """A member that does not stream the leader's timeline yet keeps its own list."""
+    place.has(term(1))
+    place.consul.text = dump((term(1), term(2, "a")))
+    place.memory.look("postgres-a")
+    place.postgres.streams = True
+    place.memory.look("postgres-a")
+    assert place.recorded.terms == (term(1),)
+    place.postgres.timeline = 2
+    place.memory.look("postgres-a")
+    assert place.recorded.terms == (term(1), term(2, "a"))
+
+
+def test_room_decides_what_is_kept() -> None:
+    """The data of a fork are kept where a fresh copy fits beside them, with half as much again to spare."""
+    assert keeps(100, 151)
+    assert not keeps(100, 150)

@@ -1,0 +1,44 @@
+"""The guard between Patroni's daemon and the memory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, cast
+
+import pytest
+
+from workloads.patroni.memory import Memory
+
+importlib.import_module("patroni.postgresql")
+remembering = importlib.import_module("workloads.patroni.remembering")
+DCSError = importlib.import_module("patroni.exceptions").DCSError
+
+
+class Failing:
+    """A memory that cannot say."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def may_lead(self) -> bool:
+        raise self._error
+
+    may_initialize = won = may_lead
+
+
+def ask(error: Exception) -> list[bool]:
+    """What the guard says."""
+    guard: Any = remembering.MemoryGuard(cast("Memory", Failing(error)))
+    return [guard.may_lead(None), guard.may_initialize(None), guard.won()]
+
+
+def test_what_cannot_be_found_out_is_not_allowed() -> None:
+    """A disk that refuses, or a PostgreSQL that does not answer: nobody leads by it."""
+    assert ask(OSError("disk")) == [False] * 3
+    assert ask(RuntimeError("x")) == [False] * 3
+
+
+def test_consul_that_does_not_answer_is_patronis_to_handle() -> None:
+    """Failsafe mode decides then, not the guard."""
+    with pytest.raises(DCSError):
+        ask(DCSError("away"))

@@ -1,0 +1,245 @@
+"""Patroni's Consul client as a member of the mesh needs it: `MeshConsul`, a subclass of `patroni.dcs.consul.Consul`.
+
+What it does otherwise, each by overriding a method of Patroni's `AbstractDCS` contract:
+
+- *Consul that does not know better is not there yet.* Patroni takes an error of Consul while it renews its session or
+  its leader key for a lost key, and demotes. Servers that restart answer with such errors (ACL not found, no node, no
+  leader). Here each one is a `ConsulError`, so that failsafe mode decides. Only an answer that says that somebody else
+  holds the key is a lost key. Servers that came back empty count from the moment that they take a session.
+- *The leader key is given away by who holds it.* The supervisor writes flags into the key (`runtime.leader_key`), so
+  the version that Patroni read may be outdated. What counts is the session in the key.
+- *A PostgreSQL that was killed gives nothing away.* Its processes may still acknowledge. The supervisor ends them first
+  (`life`).
+- *A leader that shuts down names a successor* where nobody who has its log may lead yet (`succession`).
+- *A guard is asked* before the member takes a free leader key or bootstraps the cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+
+from consul import ConsulException
+from patroni.dcs.consul import Consul, ConsulError
+from patroni.utils import RetryFailedError
+from urllib3.exceptions import HTTPError
+
+from workloads.patroni import control
+from workloads.patroni.succession import End, successor
+
+log = logging.getLogger(__name__)
+
+TRIES = 5
+"""How often a leader key is read and deleted: the supervisor writes into it once or twice in a leader's life."""
+ASKS = 5
+"""How often the members are asked for the end of the log: a replica's answer has the timeline of its last round."""
+ASK_PAUSE_SECONDS = 0.2
+
+TERMS = "terms"
+"""The key of the list of terms, beside Patroni's own."""
+
+Ask = Callable[[Any], Any]
+"""What the REST API of a member (`patroni.dcs.Member`) says to `GET /patroni`, parsed. Raises where it is silent."""
+
+
+class Guard(Protocol):
+    """Says whether this member may lead. Each method may take a few seconds, and raises nothing."""
+
+    def may_lead(self, cluster: Any) -> bool:
+        """Whether it may take the free leader key of `cluster` (`patroni.dcs.Cluster`; None: it was not loaded)."""
+
+    def may_initialize(self, cluster: Any) -> bool:
+        """Whether it may claim the bootstrap of `cluster`, which has no `initialize` key."""
+
+    def won(self) -> bool:
+        """Called when the leader key was taken, before the promotion; False gives the key back."""
+
+
+class OpenGuard:
+    """The guard that allows everything."""
+
+    def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    def won(self) -> bool:
+        """Yes."""
+        return True
+
+
+class MeshConsul(Consul):  # type: ignore[misc]
+    """Patroni's Consul client; see the module's docstring."""
+
+    def __init__(self, config: dict[str, Any], mpp: Any, *, data: Path, ask: Ask, guard: Guard) -> None:
+        """`config`: Patroni's section `consul` with what `patroni.dcs.get_dcs` adds to it. `data`: PostgreSQL's data
+        directory.
+        """
+        self._data = data
+        self._ask = ask
+        self._guard = guard
+        self._remembers = False
+        """This process has seen keys of the cluster."""
+        super().__init__(config, mpp)
+
+    # --- Consul that is not there yet ---
+
+    @staticmethod
+    def _run_and_handle_exceptions(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `method` returns. Each failure is a ConsulError: none of them says that the leader key is lost."""
+        retry = kwargs.pop("retry", None)
+        try:
+            return retry(method, *args, **kwargs) if retry else method(*args, **kwargs)
+        except (RetryFailedError, ConsulException, HTTPException, HTTPError, OSError) as error:
+            raise ConsulError(error) from error
+
+    def _postgresql_cluster_loader(self, path: str) -> Any:
+        """The cluster below `path`. Servers that lost it are believed once they take a session of ours.
+
+        Until then they do not know our node either, and the failsafe topology of before is what the leader needs.
+        """
+        cluster = super()._postgresql_cluster_loader(path)
+        if not cluster.is_empty():
+            self._remembers = True
+        elif self._remembers:
+            self._do_refresh_session(True)
+        return cluster
+
+    def _update_leader(self, leader: Any) -> bool:
+        """Whether this member still leads; where Consul does not say, ConsulError."""
+        retry = self._retry.copy()
+        self._run_and_handle_exceptions(self._do_refresh_session, True, retry=retry)
+        if leader.session == self._session:
+            return True
+        retry.ensure_deadline(1, ConsulError("update_leader timeout"))
+        log.warning("The session of the leader key has ended; taking the key with the new one")
+        held = self._run_and_handle_exceptions(self._leader_entry)
+        if held and held.get("Session") != self._session:
+            if _text(held) != self._name:
+                return False
+            # Of a session of ours that Consul has not ended yet.
+            self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
+        retry.ensure_deadline(0.5, ConsulError("update_leader timeout"))
+        return bool(
+            self._run_and_handle_exceptions(self._client.kv.put, self.leader_path, self._name, acquire=self._session)
+        )
+
+    def _leader_entry(self) -> Any:
+        """The leader key as the servers have it; None without one."""
+        _, entry = self._client.kv.get(self.leader_path, consistency="consistent")
+        return entry
+
+    # --- giving the key away ---
+
+    def delete_leader(self, leader: Any, last_lsn: int | None = None) -> bool:
+        """Gives the leader key away, as Patroni does. `last_lsn`: the end of the log after a clean stop."""
+        if leader and last_lsn:
+            try:
+                self._name_successor()
+            except Exception:
+                log.exception("No successor could be named")
+        return bool(super().delete_leader(leader, last_lsn))
+
+    def _delete_leader(self, leader: Any) -> bool:
+        """Whether the leader key is gone: deleted while our own session holds it, whatever its version."""
+        if self._was_killed():
+            log.warning("PostgreSQL was killed: the supervisor gives the leader key away when nothing of it is left")
+            return False
+        try:
+            if leader.session == self._session and self._client.kv.delete(self.leader_path, cas=int(leader.version)):
+                return True
+            for _ in range(TRIES):
+                held = self._leader_entry()
+                if held is None:
+                    return True
+                if held.get("Session") != self._session:
+                    return False
+                if self._client.kv.delete(self.leader_path, cas=int(held["ModifyIndex"])):
+                    return True
+        except (ConsulException, HTTPException, HTTPError, OSError) as error:
+            log.warning("The leader key could not be deleted: %r", error)
+        return False
+
+    def _was_killed(self) -> bool:
+        """Whether a PostgreSQL ended without removing its PID file; one that shuts down keeps it to its last moment."""
+        return (self._data / "postmaster.pid").exists() and not control.is_shut_down(self._data)
+
+    def _name_successor(self) -> None:
+        """Names a member that has the whole log in the `sync` key, where none that is named there has it."""
+        found = control.read(self._data)
+        if found is None or found.state != control.SHUT_DOWN:
+            return
+        end = End(lsn=found.checkpoint, timeline=found.timeline)
+        cluster = self.get_cluster()
+        if not cluster.sync.leader_matches(self._name):
+            # Asynchronous: whoever is healthiest may lead.
+            return
+        named = [name for name in cluster.sync.members if name.lower() != self._name.lower()]
+        others = [member for member in cluster.members if member.name != self._name]
+        for _ in range(ASKS):
+            answers = self._answers(others, named, end)
+            name = successor(named, answers, end)
+            if name is not None:
+                log.info("Naming %s in the sync key: it has the log up to %X", name, end.lsn)
+                self.write_sync_state(self._name, [name], 0, version=cluster.sync.version)
+                return
+            if successor([], answers, end) is not None or not others:
+                return
+            time.sleep(ASK_PAUSE_SECONDS)
+        log.warning("No member says that it has the log up to %X", end.lsn)
+
+    def _answers(self, others: list[Any], named: list[str], end: End) -> Mapping[str, Any]:
+        """What members say of themselves: who is named first, and nobody else when that one has everything."""
+        answers: dict[str, Any] = {}
+        for member in sorted(others, key=lambda it: it.name not in named):
+            try:
+                answers[member.name] = self._ask(member)
+            except Exception as error:  # noqa: BLE001 -- whatever another member makes of it, that one is silent
+                log.info("%s does not say how far it is: %r", member.name, error)
+                continue
+            if successor([], {member.name: answers[member.name]}, end) is not None:
+                break
+        return answers
+
+    # --- the guard ---
+
+    def attempt_to_acquire_leader(self) -> bool:
+        """Whether the leader key is ours now: taken where the guard allows it."""
+        if not self._guard.may_lead(self.cluster):
+            return False
+        if not super().attempt_to_acquire_leader():
+            return False
+        if self._guard.won():
+            return True
+        held = self._run_and_handle_exceptions(self._leader_entry)
+        if held and held.get("Session") == self._session:
+            self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
+        return False
+
+    def initialize(self, create_new: bool = True, sysid: str = "") -> bool:
+        """Whether the `initialize` key is ours now: a claim of a new cluster needs the guard's word."""
+        if create_new and not self._guard.may_initialize(self.cluster):
+            return False
+        return bool(super().initialize(create_new, sysid))
+
+    # --- the terms ---
+
+    def read_terms(self) -> tuple[int, str]:
+        """Index and text of the cluster's list of terms (`workloads.patroni.terms`); 0 and "" where there is none."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.client_path(TERMS))
+        return (int(entry["ModifyIndex"]), _text(entry)) if entry else (0, "")
+
+    def write_terms(self, text: str, index: int) -> bool:
+        """Writes the list if it still has this index; whether it had."""
+        return bool(self._run_and_handle_exceptions(self._client.kv.put, self.client_path(TERMS), text, cas=index))
+
+
+def _text(entry: Mapping[str, Any]) -> str:
+    return (entry.get("Value") or b"").decode(errors="replace")

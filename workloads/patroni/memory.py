@@ -1,0 +1,326 @@
+"""What a member remembers of its cluster, inside Patroni's process. IO: PostgreSQL, Consul, the members, the disk.
+
+`Memory` is asked at four moments:
+- before Patroni's first round (`prepare`): data that are a fork are replaced before PostgreSQL starts on them;
+- before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
+- when it has won the key (`won`): the claim is written before the promotion;
+- after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
+
+It reads Patroni's objects by their public methods and changes none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from workloads.patroni import asking, election, record, standing
+from workloads.patroni import terms as lists
+from workloads.patroni.election import Holding, Kind, Verdict
+from workloads.patroni.record import Claim, Record
+from workloads.patroni.standing import Standing, State
+from workloads.patroni.terms import Fork, Position, Remedy, Term, Terms
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 1.5
+"""How long a member asks again before it leaves the question to Patroni's next round, 2 s later. All members of a new
+cluster start within moments of each other, and none should wait a round for the last one."""
+AGAIN_SECONDS = 0.1
+LIST_SECONDS = 10.0
+"""How long a start waits for a new leader to say which term it leads. It says so in the round after its promotion."""
+ASIDE = ".fork"
+"""Suffix of the folder in which the data of a fork are kept."""
+_AT_END = frozenset({"RecoveryRetrieveRetryInterval", "RecoveryWalStream"})
+"""What PostgreSQL's startup process waits for once it has replayed all of the log that there is (xlogrecovery.c)."""
+_QUESTION = (
+    "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery()"
+    " THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END, '0/0')::bigint,"
+    " (SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup'),"
+    " CASE WHEN pg_catalog.pg_is_in_recovery() THEN 0 ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name("
+    "pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int END"
+)
+
+
+class ForkError(Exception):
+    """The data under a running PostgreSQL are a fork that only a fresh copy mends."""
+
+
+class Store(Protocol):
+    """The list of terms in Consul."""
+
+    def read_terms(self) -> tuple[int, str]:
+        """Index and text of the key; 0 and "" where there is none. Raises where Consul does not answer."""
+
+    def write_terms(self, text: str, index: int) -> bool:
+        """Writes the key if it still has this index; whether it had."""
+
+
+class Memory:
+    """Of the member `peer_id`. Everything is called by Patroni's main thread, `tags` by others as well."""
+
+    def __init__(
+        self,
+        peer_id: str,
+        run: Path,
+        members: Callable[[], Mapping[str, tuple[str, int]]],
+        draw: Callable[[], str],
+    ) -> None:
+        """`members`: the REST address of each member that the manifest lists. `draw`: a new term ID."""
+        self._peer_id = peer_id
+        self._run = run
+        self._members = members
+        self._draw = draw
+        self._postgresql: Any = None
+        self._dcs: Any = None
+        self._holding: str | None = None
+        self._standing = Standing()
+        standing.write(run, self._standing)
+
+    def bind(self, postgresql: Any, dcs: Any) -> None:
+        """Takes Patroni's PostgreSQL and DCS, which are made after this object."""
+        self._postgresql, self._dcs = postgresql, dcs
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Patroni's tags for what is known: `patronictl list` shows them, elections and readers go by them."""
+        found: dict[str, Any] = {}
+        if self._holding is not None:
+            found[election.TAG] = self._holding
+        if self._standing.state is State.FORK:
+            found |= {"nofailover": True, "nosync": True, "noloadbalance": True, "fork": self._standing.reason}
+        return found
+
+    # Patroni's rounds.
+
+    def prepare(self, leader: Callable[[], str | None]) -> None:
+        """Before the first round, PostgreSQL being down. `leader`: asks Consul who leads; None: nobody."""
+        data = Path(self._postgresql.data_dir)
+        if self._postgresql.data_directory_empty():
+            self._tell(Kind.EMPTY)
+            return
+        self._settle(data)
+        end = time.monotonic() + LIST_SECONDS
+        while (name := leader()) not in (None, self._peer_id):
+            own, theirs = record.load(data).terms, self._terms_of(name)
+            fork = lists.compare(own, None, theirs)
+            if fork is not None and fork.remedy is Remedy.COPY:
+                self._set_aside(data, fork)
+                return
+            # One that has led before is in the list already, with its last term: this member's may be as new.
+            said = bool(theirs) and (not own or own[-1].timeline <= theirs[-1].timeline)
+            if said or time.monotonic() > end:
+                return
+            time.sleep(AGAIN_SECONDS)
+
+    def look(self, leader: str | None) -> None:
+        """After a round that found `leader` in Consul. ForkError where PostgreSQL has to end. Raises what Consul and
+        PostgreSQL raise; the next round looks again.
+        """
+        if self._postgresql.data_directory_empty():
+            self._tell(Kind.EMPTY)
+        elif leader is None:
+            self._tell(self.holding())
+        elif leader == self._peer_id:
+            self._tell(None if self._lead() else self.holding())
+        else:
+            self._tell(None)
+            self._follow(leader)
+
+    def _lead(self) -> bool:
+        """Records the term that this member leads; whether it is recorded, here and in Consul."""
+        timeline = int(self._postgresql.get_primary_timeline())
+        if not timeline:
+            return False
+        data = Path(self._postgresql.data_dir)
+        old = record.load(data)
+        new = record.settle(old, self._peer_id, timeline, self._began(timeline))
+        if not new.terms or new.terms[-1].timeline != timeline:
+            term = Term(id=self._draw(), timeline=timeline, begin=self._began(timeline).lsn, leader=self._peer_id)
+            new = Record(terms=lists.extend(new.terms, term))
+        if new != old:
+            record.save(data, new)
+            log.info("leading the term %s on timeline %s", new.terms[-1].id, timeline)
+        self._stand(Standing())
+        index, text = self._dcs.read_terms()
+        wanted = lists.dump(new.terms)
+        return bool(text == wanted or self._dcs.write_terms(wanted, index))
+
+    def _follow(self, leader: str) -> None:
+        """Compares this member with its leader, and takes over the leader's list once the data are the leader's."""
+        data = Path(self._postgresql.data_dir)
+        own = record.load(data)
+        theirs = self._terms_of(leader)
+        if not theirs:
+            return
+        runs = bool(self._postgresql.is_running()) and not self._postgresql.is_starting()
+        streaming = runs and self._postgresql.replication_state() == "streaming"
+        fork = lists.compare(own.terms, self._reaches() if runs and not streaming else None, theirs)
+        if fork is not None:
+            self._show(fork)
+            if fork.remedy is Remedy.COPY:
+                raise ForkError(fork.reason)
+            return
+        if not streaming or self._postgresql.received_timeline() != theirs[-1].timeline:
+            return
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
+        self._stand(Standing())
+        if own != Record(terms=theirs):
+            record.save(data, Record(terms=theirs))
+
+    def _reaches(self) -> Position | None:
+        timeline, lsn = self._postgresql.get_replica_timeline(), self._postgresql.replay_lsn()
+        return Position(timeline=timeline, lsn=lsn) if timeline and lsn else None
+
+    # The leader key.
+
+    def won(self) -> bool:
+        """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
+        OSError where the disk refuses.
+        """
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
+        if self._postgresql.is_primary():
+            return True
+        data = Path(self._postgresql.data_dir)
+        claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
+        record.save(data, replace(record.load(data), claim=claim))
+        return True
+
+    def may_lead(self) -> bool:
+        """Whether this member may take the leader key. Raises where Consul does not answer."""
+        own = record.load(Path(self._postgresql.data_dir))
+        if lists.knows(self._known(), own.terms):
+            return True
+        return self._elect(election.may_lead)
+
+    def may_initialize(self) -> bool:
+        """Whether this member may make a cluster, or name its own, in a Consul that knows none."""
+        return self._elect(election.may_initialize)
+
+    def _elect(self, rule: Callable[..., Verdict]) -> bool:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            own = self.holding()
+            self._tell(own)
+            verdict = self._judge(rule, own)
+            if verdict.allowed or not verdict.silent or own.kind is not Kind.EMPTY or time.monotonic() > end:
+                break
+            time.sleep(AGAIN_SECONDS)
+        if verdict.allowed:
+            log.warning("Consul does not remember the cluster; this member may lead: %s", verdict.reason)
+            self._stand(Standing())
+        else:
+            self._stand(Standing(state=State.WAITING, reason=verdict.reason))
+        return verdict.allowed
+
+    def _judge(self, rule: Callable[..., Verdict], own: Holding) -> Verdict:
+        operator = self._is_allowed()
+        if own.kind is Kind.UNSETTLED and not operator:
+            # Nobody has to be asked for that.
+            return rule(own, {})
+        members = self._members()
+        if self._peer_id not in members and not operator:
+            return Verdict(allowed=False, silent=True, reason="the members that the manifest lists are not known yet")
+        others = asking.ask_all({peer: at for peer, at in members.items() if peer != self._peer_id})
+        return rule(own, others, operator=operator)
+
+    def _is_allowed(self) -> bool:
+        try:
+            age = time.time() - (self._run / standing.ALLOWANCE).stat().st_mtime
+        except OSError:
+            return False
+        return 0 <= age < standing.ALLOWANCE_SECONDS
+
+    # What there is.
+
+    def holding(self) -> Holding:
+        """What this member has."""
+        postgresql = self._postgresql
+        if postgresql.data_directory_empty():
+            return Holding(kind=Kind.EMPTY)
+        unsettled = Holding(kind=Kind.UNSETTLED)
+        if postgresql.state != "running" or postgresql.is_starting():
+            return unsettled
+        try:
+            recovers, lsn, waits, timeline = postgresql.query(_QUESTION, retry=False)[0]
+        except Exception as error:  # noqa: BLE001 -- whatever keeps PostgreSQL from answering, it is not settled
+            log.info("PostgreSQL does not say how far its log reaches: %r", error)
+            return unsettled
+        if recovers and waits not in _AT_END:
+            return unsettled
+        timeline = postgresql.get_replica_timeline() if recovers else timeline
+        if not timeline or lsn is None:
+            return unsettled
+        own = record.load(Path(postgresql.data_dir)).terms
+        term = own[-1].id if own and own[-1].timeline == timeline else ""
+        kind = Kind.STANDBY if recovers else Kind.PRIMARY
+        return Holding(kind=kind, position=Position(timeline=timeline, lsn=int(lsn)), term=term)
+
+    def _known(self) -> Terms:
+        _, text = self._dcs.read_terms()
+        try:
+            return lists.parse(text) if text else ()
+        except ValueError as error:
+            # The leader replaces it in its next round. Until then Consul remembers nothing.
+            log.warning("the terms in Consul cannot be read: %s", error)
+            return ()
+
+    def _terms_of(self, leader: str | None) -> Terms:
+        """The leader's terms; empty while it has not said which one it leads."""
+        found = self._known()
+        return found if found and found[-1].leader == leader else ()
+
+    def _began(self, timeline: int) -> Position:
+        history = self._postgresql.get_history(timeline)
+        return Position(timeline=timeline, lsn=int(history[-1][1]) if history else 0)
+
+    def _settle(self, data: Path) -> None:
+        """Makes a term of a claim whose promotion has happened, before the data are compared."""
+        old = record.load(data)
+        newest = record.newest_timeline(data)
+        new = record.settle(old, self._peer_id, newest, self._began(newest))
+        if new != old:
+            record.save(data, new)
+
+    def _set_aside(self, data: Path, fork: Fork) -> None:
+        """Takes the data of a fork out of the way; one such folder is kept, where the disk has room for a copy more."""
+        self._show(fork)
+        aside = data.with_name(data.name + ASIDE)
+        shutil.rmtree(aside, ignore_errors=True)
+        size = sum(path.lstat().st_size for path in data.rglob("*"))
+        if keeps(size, shutil.disk_usage(data.parent).free):
+            data.rename(aside)
+            log.warning("the data of the fork are kept in %s", aside)
+        else:
+            shutil.rmtree(data)
+            log.warning("the data of the fork are removed: the disk has no room for them beside a fresh copy")
+        self._tell(Kind.EMPTY)
+
+    def _show(self, fork: Fork) -> None:
+        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}"))
+
+    def _stand(self, now: Standing) -> None:
+        if now == self._standing:
+            return
+        level = logging.INFO if now.state is State.WHOLE else logging.WARNING
+        log.log(level, "this member is %s now%s", now.state, f": {now.reason}" if now.reason else "")
+        self._standing = now
+        standing.write(self._run, now)
+
+    def _tell(self, what: Holding | Kind | None) -> None:
+        """Sets what others hear of this member's data; None: Consul remembers, and nobody has to ask."""
+        holding = Holding(kind=what) if isinstance(what, Kind) else what
+        self._holding = None if holding is None else election.tag(holding)
+
+
+def keeps(size: int, free: int) -> bool:
+    """Whether the data of a fork, `size` bytes, are kept, with `free` bytes left on their volume. Pure.
+
+    A fresh copy has about the size of what it replaces, and the log grows meanwhile: half as much again is left for it.
+    """
+    return free > size + size // 2

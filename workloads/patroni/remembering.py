@@ -1,0 +1,110 @@
+"""Patroni's daemon with a memory of its cluster: `RememberingPatroni` asks `workloads.patroni.memory` at each step."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from patroni.exceptions import DCSError, PatroniFatalException
+
+from workloads.patroni import members
+from workloads.patroni.daemon import MeshPatroni
+from workloads.patroni.dcs import Guard
+from workloads.patroni.memory import ForkError, Memory
+
+log = logging.getLogger(__name__)
+
+
+class MemoryGuard:
+    """The guard that goes by the memory. What it cannot find out, it does not allow."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Whether Consul remembers this member's history, or every member was asked."""
+        return self._ask("may_lead")
+
+    def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Whether every member was asked, and none has more."""
+        return self._ask("may_initialize")
+
+    def won(self) -> bool:
+        """Whether the claim is on the disk: without it the promotion must not begin."""
+        return self._ask("won")
+
+    def _ask(self, question: str) -> bool:
+        try:
+            return bool(getattr(self._memory, question)())
+        except DCSError:
+            raise
+        except Exception:
+            log.exception("The memory does not say whether this member %s", question.replace("_", " "))
+            return False
+
+
+class RememberingPatroni(MeshPatroni):
+    """Patroni's daemon; see the module's docstring."""
+
+    _memory: Memory
+    _prepared = False
+
+    def __init__(self, config: Any, logger: Any) -> None:
+        super().__init__(config, logger)
+        self._memory.bind(self.postgresql, self.dcs)
+
+    def guard(self) -> Guard:
+        """A guard with a memory."""
+        run = Path(self.config.config_file).parent
+        self._memory = Memory(self.config["name"], run, self._listed, lambda: uuid.uuid4().hex)
+        return MemoryGuard(self._memory)
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Patroni's tags, and what this member says of its data."""
+        return {**super().tags, **self._memory.tags}
+
+    def _listed(self) -> Mapping[str, tuple[str, int]]:
+        mesh = self.config["mesh"]
+        try:
+            text = Path(mesh["hosts"]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            log.warning("the mesh's names cannot be read: %s", error)
+            return {}
+        return members.addresses(text, mesh["route"], int(mesh["port"]), self.config["name"])
+
+    def _run_cycle(self) -> None:
+        """One round, the first one after the data were compared with the leader's."""
+        if not self._prepared and not self._prepare():
+            super().schedule_next_run()
+            return
+        super()._run_cycle()
+
+    def _prepare(self) -> bool:
+        try:
+            self._memory.prepare(self._leader)
+        except DCSError as error:
+            log.info("Consul does not say who leads: %s", error)
+            return False
+        self._prepared = True
+        return True
+
+    def _leader(self) -> str | None:
+        leader = self.dcs.get_cluster().leader
+        return leader.name if leader is not None and leader.name else None
+
+    def schedule_next_run(self) -> None:
+        """Looks at what the round has changed, then waits for the next one."""
+        cluster = self.dcs.cluster
+        try:
+            if cluster is not None:
+                self._memory.look(cluster.leader.name if cluster.leader and cluster.leader.name else None)
+        except ForkError as error:
+            # The supervisor starts Patroni again. PostgreSQL is down then, and `prepare` replaces the data.
+            raise PatroniFatalException(f"the data are a fork: {error}") from error
+        except Exception as error:  # noqa: BLE001 -- Consul or PostgreSQL may be away; the next round looks again
+            log.info("this member could not be compared with its leader: %r", error)
+        super().schedule_next_run()
