@@ -201,7 +201,7 @@ class Cluster:
         """When the caller's sidecar took the route away from `leader`, after the moment `after` (CLOCK_MONOTONIC)."""
         # Its log has the time of day; what lies between the two clocks does not change within a round.
         between = time.time() - time.monotonic()
-        log = self.run.folder / "logs" / f"{self.application}.sidecar.log"
+        log = runs.log_of_peer(self.run, self.application, "sidecar")
         with contextlib.suppress(OSError):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             found = decision(lines, ROUTES[0], leader, after + between)
