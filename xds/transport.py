@@ -34,7 +34,7 @@ NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
 CONNECT_ATTEMPTS = 5
 """Attempts for one client connection before it is closed. The balancer moves on with each, so one dead endpoint costs
-a retry. Five, for an attempt that times out fails all that wait for the same endpoint, and in a crowd they try again."""
+a retry. Five, because an attempt that times out fails all that wait for the same endpoint: a crowd tries again."""
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=10), timedelta(milliseconds=200)
 """Pauses between the attempts: doubling, half of it on average. The first one costs 5 ms."""
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
