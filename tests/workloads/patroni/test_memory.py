@@ -137,3 +137,24 @@ async def test_fork_is_shown_and_mended() -> None:
 
 async def _leads_elsewhere(made: World, old: Member) -> bool:
     return await made.tagged("master") not in ([], [old.peer_id])
+
+
+async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
+    """Consul loses its data while the members run: the leader leads on, the same PostgreSQL process, and tells the new
+    Consul its term; a failover works as before."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        await _write(made, 1)
+        postmaster, terms = leader.postmaster(), await made.dcs("terms")
+        await forget(made)
+        assert (await made.settled(1)).peer_id == leader.peer_id
+        await made.until(lambda: _has(made, terms), "the list of terms is back")
+        await _write(made, 2)
+        assert leader.postmaster() == postmaster
+        _stop(leader)
+        await made.until(lambda: _leads_elsewhere(made, leader), "the standby leads")
+        assert await _rows(made, await made.master()) == [1, 2]
+
+
+async def _has(made: World, terms: Any) -> bool:
+    return await made.dcs("terms") == terms
