@@ -134,7 +134,7 @@ class Stage:
         whose milliseconds are cut off: up to one too early.
         """
         between = time.time() - time.monotonic()
-        log = self.run.folder / "logs" / f"{CLIENT}.sidecar.log"
+        log = runs.log_of_peer(self.run, CLIENT, "sidecar")
         found = decision(log.read_text(encoding="utf-8").splitlines(), route, leader, after + between)
         return None if found is None else found - between
 

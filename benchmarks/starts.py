@@ -10,6 +10,7 @@ from datetime import datetime
 from benchmarks.anchor import API, FOLDER
 from benchmarks.sides import Scene
 from benchmarks.stage import CLIENT, ECHOES, PLAIN, BenchError, readiness, wait_until
+from meshctl import runs
 from meshctl.bench_report import Aim, Row, figure
 
 PEER = ECHOES[1]
@@ -54,7 +55,7 @@ def one_cvm(scene: Scene) -> list[Row]:
 
 
 def _log(scene: Scene) -> str:
-    return (scene.stage.run.folder / "logs" / f"{PEER}.sidecar.log").read_text(encoding="utf-8", errors="replace")
+    return runs.log_of_peer(scene.stage.run, PEER, "sidecar").read_text(encoding="utf-8", errors="replace")
 
 
 def where_it_goes(logs: list[str]) -> str:

@@ -1,10 +1,9 @@
-"""The xDS control plane: building and pushing snapshots, and both transports beside a plain connection.
+"""The xDS control plane: building and pushing snapshots, and a route beside a plain connection.
 
     python benchmarks/xds_bench.py            # JSON rows {name, ours, anchor, ratio}
 
-`ours` is transport A (CONNECT streams) where a transport matters, `anchor` transport B (a TLS connection each),
-measured in turns in the same run with real Envoys on loopback; `plain_…` rows have no Envoy and no anchor. Takes
-about a minute.
+`ours` is a connection through two real Envoys on loopback, `anchor` the same without them, measured in turns in the
+same run. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from tests.xds.mesh import INGRESS_PORT, PORT, Pair  # noqa: E402
 from xds.snapshot import CLUSTER, LISTENER, build  # noqa: E402
 from xds.spec import EgressRoute, Endpoint, Leaf, Spec  # noqa: E402
 from xds.stream import DeltaRequest, DeltaStream  # noqa: E402
-from xds.transport import ConnectStreams, OwnConnections, Transport  # noqa: E402
 from xds.wire import delta_response  # noqa: E402
 
 ROUTES, ENDPOINTS = 1000, 10
@@ -88,7 +86,7 @@ def big_spec(changed_port: int) -> Spec:
         routes.append(
             EgressRoute(name=f"r{n}", vip=vip, port=9090, endpoints=ends, identity="me", peer_sans=(identity,))
         )
-    leaf = Leaf(name="me", chain_pem=_PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----"))
+    leaf = Leaf(name="me", uri="spiffe://mesh/me", chain_pem=_PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----"))
     return Spec(egress=tuple(routes), ingress=(), leaves=(leaf,), roots_pem=_PEM)
 
 
@@ -149,15 +147,15 @@ def backend(address: str):  # type: ignore[no-untyped-def]
             process.kill()
 
 
-async def mesh(stack: AsyncExitStack, transport: Transport) -> Pair:
-    """Two Envoys with `transport` and a backend."""
+async def mesh(stack: AsyncExitStack) -> Pair:
+    """Two Envoys and a backend."""
     both = Pair(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xds"))), delta=True)
     stack.enter_context(backend(both.backend))
     for node in (both.callee, both.caller):
         stack.push_async_callback(node.close)
         await node.start()
-    await both.callee.apply(both.ingress(), transport)
-    await both.caller.apply(both.egress(), transport)
+    await both.callee.apply(both.ingress())
+    await both.caller.apply(both.egress())
     return both
 
 
@@ -209,29 +207,25 @@ def in_turns(measure: Callable[[str], list[float]], places: dict[str, str]) -> d
 
 
 async def transport_rows(stack: AsyncExitStack) -> list[Row]:
-    """Connect + first byte, round trip and throughput: A, B and without a mesh."""
-    a, b = await mesh(stack, ConnectStreams()), await mesh(stack, OwnConnections())
-    places = {"a": a.vip, "b": b.vip, "plain": a.backend}
-    rows = []
+    """Connect + first byte, round trip and throughput, through a route and without a mesh."""
+    both = await mesh(stack)
+    places = {"route": both.vip, "plain": both.backend}
     each = CONNECTS // ROUNDS
     connects = await asyncio.to_thread(in_turns, lambda place: [connect_us(place) for _ in range(each)], places)
     trips = await asyncio.to_thread(in_turns, lambda place: round_trips_us(place, 1000), places)
     speeds = await asyncio.to_thread(in_turns, lambda place: [gigabits(place)], places)
-    for name, samples, points in (("connect_first_byte_us", connects, (50, 99)), ("round_trip_us", trips, (50, 99))):
-        for point in points:
+    rows = []
+    for name, samples in (("connect_first_byte_us", connects), ("round_trip_us", trips)):
+        for point in (50, 99):
             cut = {place: statistics.quantiles(values, n=100)[point - 1] for place, values in samples.items()}
-            rows += [row(f"{name}_p{point}", cut["a"], cut["b"]), row(f"plain_{name}_p{point}", cut["plain"])]
+            rows.append(row(f"{name}_p{point}", cut["route"], cut["plain"]))
     medians = {place: statistics.median(values) for place, values in speeds.items()}
-    return [
-        *rows,
-        row("throughput_gbit_s", medians["a"], medians["b"]),
-        row("plain_throughput_gbit_s", medians["plain"]),
-    ]
+    return [*rows, row("throughput_gbit_s", medians["route"], medians["plain"])]
 
 
 async def push_rows(stack: AsyncExitStack) -> list[Row]:
     """Push → ACK of an endpoint change, and what a leader change does to a held connection."""
-    both = await mesh(stack, ConnectStreams())
+    both = await mesh(stack)
     here = Endpoint(address=both.address, port=INGRESS_PORT)
     acks, closes, again = [], [], []
     for n in range(PUSHES):

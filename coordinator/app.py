@@ -1,7 +1,7 @@
 """The coordinator's process: its phases, its tasks, its status. Decisions are elsewhere; this puts the parts together.
 
-identity → keys → link → Consul server → records and rights → ready. The broker answers from the moment the identity
-is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
+identity → keys → link → disk → Consul server → records and rights → ready. The broker answers from the moment the
+identity is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import Protocol
 from coordinator import governance, identity, policy
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.config import Config
+from coordinator.disk import Disk
 from coordinator.feed import Feed
+from coordinator.formation import Formation
 from coordinator.identity import Identity
-from coordinator.keys import derive
+from coordinator.keys import derive, wireguard_key
 from coordinator.ledger import Ledger
+from coordinator.marker import Owner
 from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
@@ -34,6 +37,7 @@ from evidence.verify import Verifier
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.guest import GuestAgent
+from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.manifest import Manifest
@@ -45,13 +49,17 @@ class Link(Protocol):
     """What the coordinator asks of the peer link."""
 
     public_key: str
-    """Of this boot's WireGuard key, base64."""
+    """WireGuard public key, base64."""
 
     def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
         """Makes these, and no others, the peers of the device."""
 
     async def up(self) -> None:
         """Returns when the device has our mesh address."""
+
+    async def meet(self, public_keys: tuple[str, ...], seconds: float) -> tuple[str, ...]:
+        """Those of `public_keys` to which a tunnel is up after `seconds`, or as soon as all are."""
+        ...
 
     async def run(self) -> None:
         """Keeps the link until cancelled."""
@@ -65,8 +73,8 @@ class Link(Protocol):
         ...
 
 
-LinkFactory = Callable[[Config, str, str], Awaitable[Link]]
-"""(configuration, own peer ID, own mesh address) -> the link, its key generated, not yet running."""
+LinkFactory = Callable[[Config, Secret, str], Awaitable[Link]]
+"""(configuration, WireGuard private key, own mesh address) -> the link, not yet running."""
 
 
 class Coordinator:
@@ -83,6 +91,7 @@ class Coordinator:
         self._link: Link | None = None
         self._broker: Broker | None = None
         self._ledger: Ledger | None = None
+        self._formation: Formation | None = None
         self._siblings: tuple[Sibling, ...] = ()
         self.port = 0
         """Where the broker listens, once it does."""
@@ -126,11 +135,12 @@ class Coordinator:
     async def _serve(self, guest: GuestAgent, who: Identity, stop: asyncio.Event) -> None:
         config = self._config
         keys = derive(who.seed, config.cluster)
-        link = self._link = await self._link_factory(config, who.peer_id, who.address)
+        link = self._link = await self._link_factory(config, wireguard_key(keys, who.peer_id), who.address)
         # Milliseconds: greater than any version of an earlier process.
         feed = Feed(int(time.time() * 1000), time.monotonic)
         registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
-        consul = self._consul = ServerProcess(self._server_settings(who), keys, time.time)
+        disk = self._disk(who)
+        consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
         ledger = self._ledger = Ledger(consul.client, registry, time.time)
         broker = self._broker = Broker(
             rules=self._rules(config.manifest, config.envelope),
@@ -144,9 +154,13 @@ class Coordinator:
         own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
         registry.put(own)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
-        self._siblings = self._make_siblings(
+        formation = self._formation = Formation(
+            disk, consul, link, own=own, manifest=lambda: broker.rules.manifest, registry=registry
+        )
+        self._siblings = formation.siblings = self._make_siblings(
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
         )
+        ledger.kept = disk.remember
         records = Records(
             consul,
             ledger,
@@ -155,14 +169,14 @@ class Coordinator:
             current=lambda: (broker.rules.manifest, broker.rules.envelope),
             adopt=lambda envelope: self._adopt(envelope, broker),
         )
-        app = application(broker, feed, lambda: broker.not_ready)
+        app = application(broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request))
         server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir))
         self.port = await server.start()
         try:
             async with TaskScope() as scope:
                 link_task = scope.start("link", link.run())
                 others = [
-                    scope.start("consul", self._run_consul(link, consul)),
+                    scope.start("consul", self._run_consul(link, formation)),
                     scope.start("records", records.run(lambda: self._ready(broker))),
                     scope.start("sessions", self._session_ender(who, consul).run()),
                     *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
@@ -175,14 +189,13 @@ class Coordinator:
                 await _cancel([link_task])
         finally:
             await server.stop()
-            await consul.client.close()
+            await consul.close()
 
-    async def _run_consul(self, link: Link, consul: ServerProcess) -> None:
+    async def _run_consul(self, link: Link, formation: Formation) -> None:
         self._say("link")
-        consul.prepare()
         await link.up()
         self._say("consul")
-        await consul.child.run()
+        await formation.run()
 
     @staticmethod
     def _session_ender(who: Identity, consul: ServerProcess) -> SessionEnder:
@@ -197,7 +210,11 @@ class Coordinator:
         if self._broker is not None:
             self._broker.not_ready = f"the coordinator is not ready: phase {phase}"
 
-    def _server_settings(self, who: Identity) -> ServerSettings:
+    def _disk(self, who: Identity) -> Disk:
+        owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
+        return Disk(self._config.data_dir, owner)
+
+    def _server_settings(self, who: Identity, disk: Disk) -> ServerSettings:
         peers = self._config.manifest.coordinators.peers
         return ServerSettings(
             program=self._config.consul,
@@ -206,6 +223,7 @@ class Coordinator:
             peer_id=who.peer_id,
             address=who.address,
             siblings=tuple(peer.address for peer in peers if peer.peer_id != who.peer_id),
+            data_dir=disk.records,
             http_port=self._http_port,
         )
 
@@ -229,6 +247,8 @@ class Coordinator:
             registry.put(peer)
             self._adopt(envelope, broker)
 
+        formation = self._formation
+        assert formation is not None
         # Jitter protects nothing.
         rng = Random()
         return tuple(
@@ -239,6 +259,8 @@ class Coordinator:
                 guest=guest,
                 rules=lambda: (broker.rules.manifest, broker.rules.verifier),
                 admitted=admitted,
+                ask=formation.ask,
+                hurry=formation.hurry,
                 clock=time.time,
                 rng=rng,
             )
@@ -250,6 +272,7 @@ class Coordinator:
         """The status document (docs/architecture.md)."""
         who, broker, ledger = self._identity, self._broker, self._ledger
         ready = self._phase == "ready"
+        waits = self._formation.reason if self._formation else ""
         children = {
             "consul": self._consul.child if self._consul else None,
             "wireguard": self._link.child() if self._link else None,
@@ -260,13 +283,17 @@ class Coordinator:
             "kind": "coordinator",
             "phase": self._phase,
             "ready": ready,
-            "reasons": [] if ready else [f"phase {self._phase}"],
+            "reasons": [*([] if ready else [f"phase {self._phase}"]), *([waits] if waits else [])],
             "address": who.address if who else None,
             "insecure": list(self._config.insecure),
             "children": {name: _child(child) for name, child in children.items() if child is not None},
             "admission": {"state": "issuing" if ready else "waiting", "coordinator": None},
             "links": self._link.status() if self._link else [],
             "routes": [],
+            "disk": {
+                "folder": str(self._config.data_dir),
+                "began_empty": self._formation.empty if self._formation else None,
+            },
             "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "manifest_epoch": broker.rules.manifest.epoch if broker else self._config.manifest.epoch,

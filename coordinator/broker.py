@@ -35,7 +35,7 @@ from coordinator.protocol import (
 )
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import LEASE_SECONDS, Holder, Taken, claim, dead, propose
+from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, claim, dead, propose
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
@@ -47,6 +47,9 @@ T = TypeVar("T")
 
 RESERVED_SECONDS = 5.0
 """A proposed slot is proposed to nobody else for so long: an attestation takes less."""
+HELD_SECONDS = 2.0
+"""How long the attestation of a newcomer that has to wait is kept open, so that it goes on the moment that it may. Then
+it is answered, for the CVM's status to say why it waits, and asks again."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""
@@ -147,7 +150,32 @@ class Broker:
         policy.check_binding(binding, slot, rules.manifest, evidence, now)
         self._check_key_is_own(slot, binding)
         image = policy.image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
+        if request.proposed and slot.group != COORDINATORS:
+            await self._let_holders_first(slot, binding.instance_id)
         return await self._admit(rules, slot, binding, image)
+
+    async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
+        """Returns when newcomer `instance_id`, whose evidence was verified, may have a slot of its group; RefusalError
+        NOT_READY when that takes longer than an attestation is kept open.
+        """
+        self._check_ready()
+        known = self._ledger.slots.get(slot.peer_id)
+        if known is not None and known.instance_id == instance_id:
+            return
+        newcomer = Newcomer(instance_id=instance_id, group=slot.group)
+        peer_ids = policy.peer_ids(self.rules.manifest, slot.group)
+        moment = self._clocks.monotonic()
+        answer_at = moment + HELD_SECONDS
+        self._reserved[slot.peer_id] = (instance_id, answer_at + RESERVED_SECONDS)
+        while (left := self._ledger.newcomers_wait(peer_ids, newcomer)) > 0:
+            moment = self._clocks.monotonic()
+            if moment >= answer_at:
+                raise RefusalError(
+                    Code.NOT_READY,
+                    f"the coordinators' records are new: CVMs of {slot.group} that hold a slot come first, for "
+                    f"{left:.0f} s more at most; or until all {len(peer_ids)} of the group have asked",
+                )
+            await self._ledger.wait_as_newcomer(newcomer, min(left, answer_at - moment))
 
     async def renew(self, request: LeaseRequest) -> Renewal:
         """Prolongs a lease; with fresh tokens when the old ones are past half their life, and with the secrets when the
@@ -181,6 +209,13 @@ class Broker:
             workload_token=_workload_token(tokens) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
         )
+
+    def sibling(self, text: str) -> str:
+        """The peer ID of the coordinator that holds the lease `text`; RefusalError for anyone else."""
+        lease = self._lease(text)
+        if lease.group != COORDINATORS:
+            raise RefusalError(Code.LEASE_INVALID, f"{lease.peer_id} is no coordinator")
+        return self._held(self._siblings, lease).peer_id
 
     async def release(self, text: str) -> None:
         """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""

@@ -36,6 +36,8 @@ class Config:
     """DER."""
     state_dir: Path
     run_dir: Path
+    data_dir: Path
+    """What outlives the CVM's boots: the Consul server's records."""
     guest_agent: Path
     consul: Path
     wireguard_go: Path
@@ -65,6 +67,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         for name, default in (
             ("MESH_STATE_DIR", "/run/mesh-private"),
             ("MESH_RUN_DIR", "/run/mesh"),
+            ("MESH_DATA_DIR", "/mesh-data"),
             ("MESH_GUEST_AGENT", "/var/run/dstack.sock"),
             ("MESH_CONSUL", "/usr/local/bin/consul"),
             ("MESH_WIREGUARD_GO", "/usr/local/bin/wireguard-go"),
@@ -92,6 +95,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         dev_root=dev_root,
         state_dir=paths["MESH_STATE_DIR"],
         run_dir=paths["MESH_RUN_DIR"],
+        data_dir=paths["MESH_DATA_DIR"],
         guest_agent=paths["MESH_GUEST_AGENT"],
         consul=paths["MESH_CONSUL"],
         wireguard_go=paths["MESH_WIREGUARD_GO"],

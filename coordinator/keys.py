@@ -42,6 +42,8 @@ class ClusterKeys:
     """HMAC key of challenges and leases."""
     workload_root: Secret
     """What workload secrets are derived from; hex."""
+    link_root: Secret
+    """What the coordinators' WireGuard keys are derived from; hex."""
     rpc_ca_key: ec.EllipticCurvePrivateKey
     rpc_ca: x509.Certificate
     connect_cluster_id: str
@@ -66,6 +68,7 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
         broker_key=_bytes(root, cluster, "broker", 32),
         workload_root=Secret(_bytes(root, cluster, "workload-secrets", 32).hex()),
+        link_root=Secret(_bytes(root, cluster, "wireguard", 32).hex()),
         rpc_ca_key=rpc_key,
         rpc_ca=_authority(f"{cluster} agents", rpc_key, ()),
         connect_cluster_id=cluster_id,
@@ -75,6 +78,20 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         .public_bytes(serialization.Encoding.PEM)
         .decode(),
         connect_root_key_pem=Secret(private_pem(connect_key)),
+    )
+
+
+def wireguard_key(keys: ClusterKeys, peer_id: str) -> Secret:
+    """The WireGuard private key (32 bytes, base64) of the coordinator `peer_id`.
+
+    The same at each boot, so that running CVMs take up the tunnel to a coordinator that comes back without being told
+    a new key: they could only be told once its Consul leads, and that has to wait until they are there
+    (`coordinator.formation`).
+    """
+    info = f"cvm-mesh wireguard {peer_id}".encode()
+    root = bytes.fromhex(keys.link_root.reveal())
+    return Secret(
+        base64.b64encode(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root)).decode()
     )
 
 

@@ -3,16 +3,20 @@
 Every admission is one transaction on `coordinator/slots/<peer_id>` and `coordinator/instances/<instance_id>`, both
 compare-and-set against what was decided on, with the peer's entry under `mesh/peers/`. Watches keep a copy of it all
 here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip already says who lives.
+
+`coordinator/began` is when the records began, `coordinator/newcomers/<instance_id>` who waits for that reason: both are
+the cluster's, so that all coordinators count the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +24,18 @@ from coordinator.grants import Tokens
 from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry, decode_peer, encode_peer
-from coordinator.slots import Holder, Node, NodeState, Taken, claim, doubled, left_behind
+from coordinator.slots import (
+    LEASE_SECONDS,
+    Holder,
+    Newcomer,
+    Node,
+    NodeState,
+    Taken,
+    claim,
+    doubled,
+    left_behind,
+    newcomers_wait,
+)
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.consul import ConsulClient, ConsulError
 from topology.manifest import ManifestError, from_tree
@@ -29,6 +44,9 @@ log = logging.getLogger(__name__)
 
 SLOTS_PREFIX = LEDGER_PREFIX + "slots/"
 INSTANCES_PREFIX = LEDGER_PREFIX + "instances/"
+NEWCOMERS_PREFIX = LEDGER_PREFIX + "newcomers/"
+BEGAN_KEY = LEDGER_PREFIX + "began"
+"""Unix seconds, as JSON. Records without it were made by an earlier version, and are not new."""
 ATTEMPTS = 4
 """Times that an admission is decided anew after another coordinator was faster."""
 
@@ -44,11 +62,16 @@ class Ledger:
         self._started = clock()
         self.slots: dict[str, Holder] = {}
         self.nodes: dict[str, Node] = {}
+        self.newcomers: dict[str, Newcomer] = {}
+        self._began = 0.0
+        self._changed = asyncio.Event()
         self._slot_index: dict[str, int] = {}
         self._instance_index: dict[str, int] = {}
         self._decoded: dict[str, tuple[int, Holder | None]] = {}
         self._merged: dict[str, tuple[Holder, Holder]] = {}
         self._peers: dict[str, tuple[int, MeshPeer | None]] = {}
+        self.kept: Callable[[Iterable[MeshPeer]], None] = lambda _: None
+        """Given the workloads' entries whenever they have changed, to keep them over a restart."""
 
     async def take(self, wanted: Holder, peer: MeshPeer) -> None:
         """Gives the slot to `wanted` and publishes `peer`. RefusalError SLOT_TAKEN; NOT_READY when Consul cannot
@@ -68,12 +91,57 @@ class Ledger:
                 self.slots[wanted.peer_id] = decision
                 self._slot_index[wanted.peer_id] = self._instance_index[wanted.instance_id] = index
                 self._registry.written(wanted.peer_id, index)
+                self._tell()
                 for other in left_behind(self.slots, decision):
                     await self.free(other, f"its instance took {wanted.peer_id}")
                 return
             self._registry.undo(peer.peer_id)
             await self.refresh()
         raise RefusalError(Code.SLOT_TAKEN, f"{wanted.peer_id} is wanted by several at once; try again")
+
+    async def begin(self) -> None:
+        """Notes when the records began, if they are empty: then running CVMs are unknown, and come before newcomers.
+        Called after `refresh`. RefusalError NOT_READY when Consul cannot write.
+        """
+        if self.slots or self._began:
+            return
+        log.warning("the records are empty: CVMs that run claim their slots before newcomers get one")
+        # Refused when another coordinator was faster: its moment counts then.
+        await self._transaction([_kv("cas", BEGAN_KEY, json.dumps(self._clock()).encode(), 0)])
+        await self.refresh()
+
+    def newcomers_wait(self, peer_ids: Collection[str], newcomer: Newcomer) -> float:
+        """Seconds that `newcomer` has to wait for a slot of its group, whose slots `peer_ids` are. See
+        `slots.newcomers_wait`.
+        """
+        waiting = {newcomer.instance_id, *(n.instance_id for n in self.newcomers.values() if n.group == newcomer.group)}
+        return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._began, self._clock())
+
+    async def wait_as_newcomer(self, newcomer: Newcomer, seconds: float) -> None:
+        """Notes that `newcomer`, whose evidence was verified, waits; returns with the next change of the records, or
+        after `seconds`. RefusalError NOT_READY when Consul cannot write.
+        """
+        changed = self._changed
+        if newcomer.instance_id not in self.newcomers:
+            key = NEWCOMERS_PREFIX + newcomer.instance_id
+            await self._transaction([_kv("set", key, _encode(newcomer))])
+            self.newcomers[newcomer.instance_id] = newcomer
+            self._tell()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+
+    async def forget_newcomers(self) -> None:
+        """Removes the notes about newcomers once nobody has to wait any more."""
+        if self.newcomers and self._clock() > self._began + LEASE_SECONDS:
+            await self._consul.delete(f"/v1/kv/{NEWCOMERS_PREFIX}", params={"recurse": ""})
+            self.newcomers = {}
+
+    def _tell(self) -> None:
+        """Wakes everybody who waits for a change of the records."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def issue(self, bodies: Iterable[Mapping[str, object]]) -> None:
         """Makes tokens in Consul, all at once. RefusalError TOKEN_ISSUE_FAILED."""
@@ -115,7 +183,7 @@ class Ledger:
             return False
         released = replace(current, released=True)
         operations = [
-            _kv("cas", SLOTS_PREFIX + peer_id, _encode_holder(released), self._slot_index.get(peer_id, 0)),
+            _kv("cas", SLOTS_PREFIX + peer_id, _encode(released), self._slot_index.get(peer_id, 0)),
             _kv("delete", PEERS_PREFIX + peer_id),
         ]
         index = await self._transaction(operations)
@@ -142,11 +210,15 @@ class Ledger:
         """The records as of an answer of Consul's KV. An answer from before an own write does not undo that write."""
         held, decoded = self.slots, dict[str, tuple[int, Holder | None]]()
         slots: dict[str, Holder] = {}
+        newcomers: dict[str, Newcomer] = {}
         slot_index, instance_index = dict[str, int](), dict[str, int]()
         for entry in tree or ():
             key, written = entry["Key"], entry["ModifyIndex"]
             if key.startswith(INSTANCES_PREFIX):
                 instance_index[key.removeprefix(INSTANCES_PREFIX)] = written
+                continue
+            if not key.startswith(SLOTS_PREFIX):
+                self._take_beginning(key, base64.b64decode(entry["Value"] or ""), newcomers)
                 continue
             # A change brings all records again; only those that changed are worth decoding.
             known = self._decoded.get(key)
@@ -161,7 +233,20 @@ class Ledger:
         own_instances = {name: own for name, own in self._instance_index.items() if own > index}
         self.slots = slots | {name: held[name] for name in own_slots}
         self._slot_index, self._instance_index = slot_index | own_slots, instance_index | own_instances
-        self._decoded = decoded
+        self._decoded, self.newcomers = decoded, newcomers
+        self._tell()
+
+    def _take_beginning(self, key: str, value: bytes, newcomers: dict[str, Newcomer]) -> None:
+        """When the records began, or a newcomer that waits since. What cannot be read delays nobody."""
+        try:
+            if key == BEGAN_KEY:
+                # Not later than this coordinator started, or its clock being ahead would prolong the wait.
+                self._began = min(float(json.loads(value)), self._began or self._clock())
+            elif key.startswith(NEWCOMERS_PREFIX):
+                newcomer: Newcomer = from_tree(Newcomer, json.loads(value), key)
+                newcomers[newcomer.instance_id] = newcomer
+        except (ManifestError, ValueError, TypeError) as error:
+            log.warning("record ignored", extra={"key": key, "reason": str(error)})
 
     def take_peers(self, index: int, tree: Any) -> None:
         """The peer entries as of an answer of Consul's KV."""
@@ -172,6 +257,8 @@ class Ledger:
             if known is None or known[0] != written:
                 known = written, decode_peer(key, base64.b64decode(entry["Value"] or ""))
             peers[key] = known
+        if peers != self._peers:
+            self.kept([peer for _, peer in peers.values() if peer is not None and peer.kind == "workload"])
         self._peers = peers
         self._registry.snapshot(index, {peer.peer_id: peer for _, peer in peers.values() if peer is not None})
 
@@ -190,7 +277,11 @@ class Ledger:
         known = {name: node for name, node in self.nodes.items() if name not in covered}
         gone = {name: NodeState.ABSENT for name in known if name not in states}
         self.nodes = {
-            name: known[name] if name in known and known[name].state is state else Node(state=state, since=now)
+            name: known[name]
+            if name in known and known[name].state is state
+            # A node that this coordinator has not seen alive yet: after a restart of all, gossip finds each other only
+            # bit by bit. That is no death that it noticed, and the lease decides.
+            else Node(state=state, since=now if name in known else self._started)
             for name, state in (states | gone).items()
         }
         for peer_id, holder in self.slots.items():
@@ -220,7 +311,7 @@ class Ledger:
             self.slots[holder.peer_id] = replace(current, **changes)
 
     async def _rewrite(self, peer_id: str) -> None:
-        data = _encode_holder(self.slots[peer_id])
+        data = _encode(self.slots[peer_id])
         index = await self._transaction([_kv("cas", SLOTS_PREFIX + peer_id, data, self._slot_index.get(peer_id, 0))])
         if index is None:
             await self.refresh()
@@ -254,7 +345,7 @@ def _take(
 ) -> list[dict[str, object]]:
     instance = holder.instance_id
     return [
-        _kv("cas", SLOTS_PREFIX + holder.peer_id, _encode_holder(holder), slot_index.get(holder.peer_id, 0)),
+        _kv("cas", SLOTS_PREFIX + holder.peer_id, _encode(holder), slot_index.get(holder.peer_id, 0)),
         _kv("cas", INSTANCES_PREFIX + instance, holder.peer_id.encode(), instance_index.get(instance, 0)),
         _kv("set", PEERS_PREFIX + peer.peer_id, encode_peer(peer)),
     ]
@@ -269,8 +360,8 @@ def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = Non
     return {"KV": operation}
 
 
-def _encode_holder(holder: Holder) -> bytes:
-    return json.dumps(dataclasses.asdict(holder), sort_keys=True, separators=(",", ":")).encode()
+def _encode(record: Holder | Newcomer) -> bytes:
+    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
 
 
 def _decode_holder(key: str, value: bytes) -> Holder | None:

@@ -11,8 +11,9 @@ from coordinator.config import Config
 from coordinator.protocol import MeshPeer
 from peer.driver import PeerLink
 from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer
-from peer.wireguard import USERSPACE_ENV, KernelDevice, UserspaceDevice, choose, generate_key, userspace_argv
+from peer.wireguard import USERSPACE_ENV, KernelDevice, UserspaceDevice, choose, public_key, userspace_argv
 from runtime.children import Child, ChildSpec
+from runtime.secret import Secret
 from runtime.tasks import TaskScope
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ STOP_SECONDS = 2.0
 
 
 class MeshLink:
-    """The device `mesh0` with a key of this boot, its userspace process where one is needed, and the tunnels."""
+    """The device `mesh0`, its userspace process where one is needed, and the tunnels."""
 
     def __init__(self, device: KernelDevice | UserspaceDevice, public_key: str, config: Config) -> None:
         self.public_key = public_key
@@ -65,6 +66,11 @@ class MeshLink:
         while not _bindable(self._device.spec.address):  # noqa: ASYNC110 - netlink's news would come in no simpler
             await asyncio.sleep(0.01)
 
+    async def meet(self, public_keys: tuple[str, ...], seconds: float) -> tuple[str, ...]:
+        """Those of `public_keys` to which a tunnel is up after `seconds`, or as soon as all are."""
+        await self._driver.wait_up(public_keys, seconds)
+        return tuple([key for key in public_keys if await self._driver.wait_up((key,), 0)])
+
     async def run(self) -> None:
         """Keeps device and tunnels until cancelled."""
         try:
@@ -92,11 +98,10 @@ class MeshLink:
         return True
 
 
-async def make_link(config: Config, _peer_id: str, address: str) -> MeshLink:
-    """The link of the coordinator at `address`, with a fresh key; not yet running."""
-    private, public = generate_key()
-    device = await choose(InterfaceSpec(private_key=private, address=address, pool=config.manifest.mesh_pool))
-    return MeshLink(device, public, config)
+async def make_link(config: Config, private_key: Secret, address: str) -> MeshLink:
+    """The link of the coordinator at `address`; not yet running. `private_key` is base64."""
+    device = await choose(InterfaceSpec(private_key=private_key, address=address, pool=config.manifest.mesh_pool))
+    return MeshLink(device, public_key(private_key), config)
 
 
 def _bindable(address: str) -> bool:

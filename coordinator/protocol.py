@@ -115,6 +115,9 @@ class AttestRequest:
     quote: str
     event_log: str
     vm_config: str = ""
+    proposed: bool = False
+    """The coordinator proposed the slot: this CVM holds none, and lets those that do come first. False for a CVM that
+    claims the slot: it holds it, or its owner gave it that one (MESH_PEER_ID)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,8 +82,9 @@ class Records:
                     await governance.establish(self._client, self._current()[0])
                     await governance.publish_peer(self._client, self._own)
                     await self._ledger.refresh()
+                    await self._ledger.begin()
                     return
-            except ConsulError as error:
+            except (ConsulError, RefusalError) as error:
                 log.warning("records not ready", extra={"reason": str(error)})
                 attempt += 1
             await asyncio.sleep(RETRY.delay(attempt, self._rng) if attempt else LEADER_SECONDS)
@@ -133,6 +134,7 @@ class Records:
             enforce = manifest is not enforced or now >= enforce_at
             if enforce:
                 enforced, enforce_at = manifest, now + ENFORCE_SECONDS
+            await self._forget_newcomers()
             for holder in self._ledger.doubled():
                 await self._free(holder, "another peer had its WireGuard key before")
             for holder in tuple(self._ledger.slots.values()):
@@ -140,6 +142,12 @@ class Records:
                     await self._free(holder, "lease lapsed")
                 elif enforce and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
                     await self._free(holder, "the manifest no longer allows it")
+
+    async def _forget_newcomers(self) -> None:
+        try:
+            await self._ledger.forget_newcomers()
+        except ConsulError as error:
+            log.warning("notes about newcomers not removed yet", extra={"reason": str(error)})
 
     async def _free(self, holder: Holder, reason: str) -> None:
         try:

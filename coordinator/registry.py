@@ -42,6 +42,12 @@ class Registry:
             self._peers = tuple(self._merged[peer_id] for peer_id in sorted(self._merged))
         return self._peers
 
+    def remember(self, peers: Mapping[str, MeshPeer]) -> None:
+        """Takes `peers` as admitted until the KV's first answer: who was so before this coordinator restarted."""
+        if self._remote_index == 0:
+            self._remote = dict(peers)
+            self._merge()
+
     def get(self, peer_id: str) -> MeshPeer | None:
         """The peer of that ID, if it is admitted."""
         return self._merged.get(peer_id)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from coordinator.broker import Broker, decode
 from coordinator.feed import Feed
+from coordinator.forming import Standing, StandingRequest
 from coordinator.protocol import MAX_BODY, AttestRequest, ChallengeRequest, Code, LeaseRequest
 from coordinator.refusal import RefusalError
 
@@ -31,8 +32,13 @@ BODY = web.RequestKey("body", bytes)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(broker: Broker, feed: Feed, not_ready: Callable[[], str | None]) -> web.Application:
-    """The API. `not_ready` gives the reason for 503 on `/healthz`, or None."""
+def application(
+    broker: Broker,
+    feed: Feed,
+    not_ready: Callable[[], str | None],
+    standing: Callable[[StandingRequest], Awaitable[Standing]],
+) -> web.Application:
+    """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator."""
 
     async def challenge(request: web.Request) -> web.StreamResponse:
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
@@ -46,6 +52,9 @@ def application(broker: Broker, feed: Feed, not_ready: Callable[[], str | None])
     async def release(request: web.Request) -> web.StreamResponse:
         await broker.release(decode(LeaseRequest, await _body(request)).lease)
         return web.json_response({})
+
+    async def coordinators(request: web.Request) -> web.StreamResponse:
+        return _answer(await standing(decode(StandingRequest, await _body(request))))
 
     async def healthz(_: web.Request) -> web.StreamResponse:
         reason = not_ready()
@@ -64,6 +73,7 @@ def application(broker: Broker, feed: Feed, not_ready: Callable[[], str | None])
     app.router.add_post("/v1/admission/attest", attest)
     app.router.add_post("/v1/admission/renew", renew)
     app.router.add_post("/v1/admission/release", release)
+    app.router.add_post("/v1/coordinators/standing", coordinators)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
     return app

@@ -1,4 +1,6 @@
-"""The coordinator's Consul server as a child: its files, its start, and how its first election is hastened."""
+"""The coordinator's Consul server as a child: its files, its start, what it says of its records, and how the first
+election of a lone server is hastened.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 import base64
 import os
 import signal
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from coordinator.forming import UNKNOWN, Standing
 from coordinator.keys import ClusterKeys, agent_certificate, private_pem
 from runtime.children import Child, ChildSpec
 from runtime.consul import (
@@ -25,6 +29,8 @@ from runtime.consul import (
     write_config,
     write_private,
 )
+from runtime.consul_config import SERVER_PORT
+from runtime.secret import Secret
 
 HANG_SECONDS = 10.0
 """A server that answers nothing for so long is replaced; an election takes about 2 s, and is answered meanwhile."""
@@ -48,8 +54,22 @@ class ServerSettings:
     """Own mesh address."""
     siblings: tuple[str, ...]
     """Mesh addresses of the other coordinators."""
+    data_dir: Path
+    """The server's own folder, which outlives the CVM's boots."""
     raft_multiplier: int = NORMAL
     http_port: int = 8500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How the server starts."""
+
+    server_id: str
+    """Raft ID of the data folder."""
+    found: bool
+    """It may found a cluster, when it has no records."""
+    met: tuple[str, ...] = ()
+    """Mesh addresses of agents that were in the cluster before, and can be reached again."""
 
 
 class ServerProcess:
@@ -59,14 +79,17 @@ class ServerProcess:
         self._settings = settings
         self._keys = keys
         self._clock = clock
-        self._alone = not settings.siblings
+        self._start: Start | None = None
+        self._hasten = False
+        self._recovery_token = Secret(str(uuid.uuid4()))
         folder = settings.state_dir / "consul"
         self._config = folder / "config" / "server.json"
-        self._data = folder / "data"
         self._tls = TlsFiles(ca=folder / "ca.pem", certificate=folder / "agent.pem", key=folder / "agent-key.pem")
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.client = ConsulClient(keys.management_token, port=settings.http_port)
+        # For the agent's own API, which has to answer when there is no leader.
+        self._local = ConsulClient(self._recovery_token, port=settings.http_port)
         self.child = Child(
             ChildSpec(
                 name="consul",
@@ -85,8 +108,8 @@ class ServerProcess:
         """SubjectPublicKeyInfo of this boot's RPC TLS key, DER in base64."""
         return base64.b64encode(self._spki).decode()
 
-    def prepare(self) -> None:
-        """Writes key, certificates and configuration."""
+    def prepare(self, start: Start) -> None:
+        """Writes key, certificates and configuration for starting as `start` says."""
         settings, keys = self._settings, self._keys
         certificate = agent_certificate(
             keys,
@@ -99,29 +122,75 @@ class ServerProcess:
         write_private(self._tls.ca, keys.rpc_ca_pem)
         write_private(self._tls.key, private_pem(self._key))
         write_private(self._tls.certificate, certificate)
-        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._write(SLOW_START if self._alone else NORMAL)
+        settings.data_dir.mkdir(mode=0o700, exist_ok=True)
+        self._start = start
+        # Only a cluster that knows nobody yet may have its leader at once: see coordinator.formation.
+        self._hasten = start.found and not settings.siblings
+        self._write(SLOW_START if self._hasten else NORMAL)
 
     async def leader(self) -> bool:
-        """True when the cluster has a leader that takes our token and serves certificates."""
+        """True when this server is in a cluster whose leader takes our token and serves certificates."""
         try:
             await self.client.get("/v1/acl/token/self")
             _, roots = await self.client.get("/v1/connect/ca/roots")
+            voters = await self._voters()
         except ConsulError:
             return False
-        return bool(roots and roots.get("ActiveRootID"))
+        return bool(roots and roots.get("ActiveRootID")) and self._settings.address in voters
+
+    async def standing(self) -> Standing:
+        """What the server says of its records."""
+        try:
+            voters = await self._voters()
+            if not voters:
+                return Standing(records=False)
+            _, leader = await self._local.get("/v1/status/leader")
+            _, tree = await self._local.get("/v1/agent/self")
+            raft = tree["Stats"]["raft"]
+            term, index = int(raft["last_log_term"]), int(raft["last_log_index"])
+        except (ConsulError, KeyError, TypeError, ValueError):
+            return UNKNOWN
+        return Standing(records=True, led=bool(leader), term=term, index=index, voters=voters)
+
+    async def make_room(self, peer_id: str, address: str, server_id: str) -> bool:
+        """Takes servers of coordinator `peer_id`, at mesh `address`, with another ID than `server_id` out of the Raft
+        configuration and the catalog; True when there is none (any more). ConsulError without a leader.
+        """
+        _, tree = await self.client.get("/v1/operator/raft/configuration")
+        place = f"{address}:{SERVER_PORT}"
+        old = [each["ID"] for each in tree["Servers"] if each["Address"] == place and each["ID"] != server_id]
+        for each in old:
+            await self.client.delete("/v1/operator/raft/peer", params={"id": each})
+        _, found = await self.client.get(f"/v1/catalog/node/{peer_id}")
+        if found and found["Node"]["ID"] != server_id:
+            # Consul gives a node's name to another ID only once gossip has seen the old one fail.
+            await self.client.put("/v1/catalog/deregister", {"Node": peer_id})
+        return not old
+
+    async def close(self) -> None:
+        """Closes the connections to the server."""
+        await self.client.close()
+        await self._local.close()
+
+    async def _voters(self) -> tuple[str, ...]:
+        """Mesh addresses in this server's own copy of the Raft configuration; none while it has no records."""
+        _, peers = await self._local.get("/v1/status/peers")
+        return tuple(str(peer).rpartition(":")[0] for peer in peers or ())
 
     def _write(self, multiplier: int) -> None:
-        settings, keys = replace(self._settings, raft_multiplier=multiplier), self._keys
+        settings, keys, start = replace(self._settings, raft_multiplier=multiplier), self._keys, self._start
+        assert start is not None
         config = server_config(
             node_name=settings.peer_id,
             datacenter=settings.cluster,
             mesh_address=settings.address,
-            siblings=settings.siblings,
-            bootstrap_expect=1 + len(settings.siblings),
+            server_id=start.server_id,
+            join=(*start.met, *settings.siblings),
+            bootstrap_expect=1 + len(settings.siblings) if start.found else None,
             gossip_key=keys.gossip_key,
             management_token=keys.management_token,
-            data_dir=self._data,
+            recovery_token=self._recovery_token,
+            data_dir=settings.data_dir,
             tls=self._tls,
             connect_ca=ConnectCa(
                 cluster_id=keys.connect_cluster_id,
@@ -141,9 +210,10 @@ class ServerProcess:
         return True
 
     async def _started(self) -> None:
-        """After each start of a lone server: shorten its timeout by a reload, once it can take one."""
-        if not self._alone:
+        """After the first start of a lone server: shorten its timeout by a reload, once it can take one."""
+        if not self._hasten:
             return
+        self._hasten = False
         # A program that starts signals nothing else than that it answers.
         while not await self._answers():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

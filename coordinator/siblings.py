@@ -22,6 +22,7 @@ import aiohttp
 
 from coordinator import policy
 from coordinator.broker import EvidenceVerifier
+from coordinator.forming import Standing
 from coordinator.protocol import Admission, Binding, BootKeys, Challenge, Code, MeshPeer
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
@@ -33,10 +34,13 @@ from runtime.guest import GuestAgent, GuestError, GuestInfo
 from topology.manifest import CoordinatorPeer, Manifest, ManifestError, from_tree
 
 log = logging.getLogger(__name__)
+ADMISSION = "/v1/admission/"
 T = TypeVar("T")
 
 RETRY = Backoff(base=0.2, cap=5.0)
 RENEW_SECONDS = 5.0
+HURRY_SECONDS = 0.5
+"""Between two questions while our own server waits for what the sibling says."""
 TIMEOUT = 15.0
 """Seconds for a call: a quote on either side and a collateral fetch fit in."""
 
@@ -66,13 +70,20 @@ class Sibling:
         guest: GuestAgent,
         rules: Callable[[], tuple[Manifest, EvidenceVerifier]],
         admitted: Callable[[MeshPeer, str], None],
+        ask: Callable[[], dict[str, object]],
+        hurry: Callable[[], bool],
         clock: Callable[[], float],
         rng: Random,
     ) -> None:
+        """`ask` gives what a `StandingRequest` has beside the lease; `hurry` is true while its answer is waited for."""
         self.peer_id = peer.peer_id
+        self.address = peer.address
         self.state = "not joined"
+        self.standing: Standing | None = None
+        """What it said last of its Consul server; None while it is not reached."""
         self._peer, self._url, self._own = peer, url, own
         self._guest, self._rules, self._admitted = guest, rules, admitted
+        self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
 
     async def run(self) -> None:
@@ -84,9 +95,12 @@ class Sibling:
                     lease = await self._attest(session)
                     attempt, self.state = 0, "joined"
                     while True:
-                        await asyncio.sleep(RENEW_SECONDS)
-                        await _post(session, "renew", {"lease": lease})
+                        asked = {"lease": lease, **self._ask()}
+                        self.standing = _decode(Standing, await _post(session, "/v1/coordinators/standing", asked))
+                        await asyncio.sleep(HURRY_SECONDS if self._hurry() else RENEW_SECONDS)
+                        await _post(session, f"{ADMISSION}renew", {"lease": lease})
             except (SiblingError, EvidenceError, GuestError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                self.standing = None
                 if self.state != (state := f"not joined: {error}"):
                     log.warning("sibling not joined", extra={"peer_id": self.peer_id, "reason": str(error)})
                     self.state = state
@@ -118,7 +132,7 @@ class Sibling:
     async def _attest(self, session: aiohttp.ClientSession) -> str:
         own, (manifest, _) = self._own, self._rules()
         asked = {"group": policy.COORDINATORS, "instance_id": own.info.instance_id, "peer_id": own.peer_id}
-        challenge = _decode(Challenge, await _post(session, "challenge", asked))
+        challenge = _decode(Challenge, await _post(session, f"{ADMISSION}challenge", asked))
         binding = Binding(
             version=policy.BINDING_VERSION,
             cluster=manifest.cluster,
@@ -134,7 +148,7 @@ class Sibling:
         quote = await self._guest.quote(report_data(raw, bytes.fromhex(challenge.nonce)))
         answer = await _post(
             session,
-            "attest",
+            f"{ADMISSION}attest",
             {
                 "binding": raw.hex(),
                 "nonce": challenge.nonce,
@@ -172,8 +186,9 @@ async def _certificate(url: str) -> bytes:
     return bytes(der)
 
 
-async def _post(session: aiohttp.ClientSession, name: str, body: dict[str, Any]) -> Any:
-    async with session.post(f"/v1/admission/{name}", json=body) as response:
+async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
+    name = path.rpartition("/")[2]
+    async with session.post(path, json=body) as response:
         try:
             answer = json.loads(await response.read())
         except ValueError:

@@ -5,12 +5,12 @@ live.
 
 Terms: a *slot* is a peer ID of the manifest. Its *holder* is one boot of one instance, known by the WireGuard key
 that this boot made. A *lease* is renewed by the holder while it lives. A *node* is the holder's Consul agent as
-gossip sees it.
+gossip sees it. A *newcomer* is an attested instance that claims no slot: it asks for whichever is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -64,6 +64,14 @@ class Holder:
     def with_tokens(self, accessor: str, workload_accessor: str, expires_at: float) -> Holder:
         """The same holder with other tokens."""
         return replace(self, accessor=accessor, workload_accessor=workload_accessor, token_expires_at=expires_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newcomer:
+    """An attested CVM that waits for a slot of its group. JSON value of `coordinator/newcomers/<instance_id>`."""
+
+    instance_id: str
+    group: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,3 +177,26 @@ def propose(
         if dead(slots[peer_id], nodes.get(peer_id), now, lease_seconds):
             return peer_id
     return None
+
+
+def newcomers_wait(
+    peer_ids: Collection[str],
+    slots: Mapping[str, Holder],
+    nodes: Mapping[str, Node],
+    waiting: Collection[str],
+    began: float,
+    now: float,
+    lease_seconds: float = LEASE_SECONDS,
+) -> float:
+    """Seconds that the newcomers of a group have to wait yet; 0: they may have its free slots now.
+
+    `peer_ids` are the group's slots, `waiting` the instance IDs of its newcomers, `began` is when the records began
+    (unix seconds). Records that have just begun know no holder, but CVMs that run hold slots: they claim them again
+    within a lease, and come first. The wait ends early when a newcomer waits for each slot that is free: then all
+    CVMs of the group are accounted for, and nobody is left who could claim one of them.
+    """
+    left = began + lease_seconds - now
+    living = [slots[peer] for peer in peer_ids if peer in slots and not dead(slots[peer], nodes.get(peer), now)]
+    holding = {holder.instance_id for holder in living}
+    free = len(peer_ids) - len(living)
+    return 0.0 if left <= 0 or len(set(waiting) - holding) >= free else left

@@ -1,8 +1,9 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
-`GET /status`; `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
-`…/signal?process=<name>&number=<signal>`; `POST /end`. What is done to a CVM is answered with `at`: the moment (of
-CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
+`GET /status`; `GET /names`: machine → what it is called (`lab.names`);
+`POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
+`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done
+to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class ControlServer:
         self._host = host
         application = web.Application()
         application.router.add_get("/status", self._status)
+        application.router.add_get("/names", self._names)
         application.router.add_post("/machines/{peer_id}/{action:start|stop|kill|cut|heal|signal}", self._act)
         application.router.add_post("/end", self._end)
         self._runner = web.AppRunner(application, access_log=None)
@@ -49,8 +51,8 @@ class ControlServer:
         await self._runner.cleanup()
 
     async def _status(self, _request: web.Request) -> web.Response:
-        machines = list(self._host.machines.values())
-        documents = await asyncio.gather(*(self._document(machine) for machine in machines))
+        names = self._host.called()
+        documents = await asyncio.gather(*(self._document(self._host.machines[own], names[own]) for own in names))
         return web.json_response(
             {
                 "name": self._host.request.name,
@@ -60,13 +62,17 @@ class ControlServer:
             }
         )
 
-    async def _document(self, machine: Machine) -> dict[str, Any]:
+    async def _names(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._host.called())
+
+    async def _document(self, machine: Machine, peer_id: str) -> dict[str, Any]:
         return {
-            "peer_id": machine.plan.peer_id,
+            "peer_id": peer_id,
+            "machine": machine.plan.name,
             "group": machine.plan.group,
             "kind": machine.plan.kind,
             "state": machine.state,
-            "cut": self._host.cut_of(machine.plan.peer_id) if machine.state == "running" else None,
+            "cut": self._host.cut_of(machine.plan.name) if machine.state == "running" else None,
             "containers": [
                 {
                     "name": container.name,
@@ -85,37 +91,40 @@ class ControlServer:
 
     async def _act(self, request: web.Request) -> web.Response:
         peer_id, action = request.match_info["peer_id"], request.match_info["action"]
-        if peer_id not in self._host.machines:
-            known = ", ".join(sorted(self._host.machines))
+        names = self._host.called()
+        found = {called: own for own, called in names.items()}
+        name = found.get(peer_id, peer_id)
+        if name not in names:
+            known = ", ".join(sorted(found))
             return web.json_response({"error": f"there is no CVM {peer_id!r}; this mesh has {known}"}, status=404)
         at = time.monotonic()
         try:
-            more = await self._do(peer_id, action, request.query)
+            more = await self._do(name, action, request.query)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
-        document = {"peer_id": peer_id, "state": self._host.machines[peer_id].state, "at": at}
+        document = {"peer_id": peer_id, "state": self._host.machines[name].state, "at": at}
         return web.json_response(document | more)
 
-    async def _do(self, peer_id: str, action: str, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _do(self, name: str, action: str, query: Mapping[str, str]) -> dict[str, Any]:
         """Does it; what else there is to say. ValueError for what cannot be."""
         if action == "signal":
-            return self._signal(peer_id, query)
+            return self._signal(name, query)
         if action in ("cut", "heal"):
-            await self._host.cut(peer_id, _direction(query) if action == "cut" else None)
-            return {"cut": self._host.cut_of(peer_id)}
+            await self._host.cut(name, _direction(query) if action == "cut" else None)
+            return {"cut": self._host.cut_of(name)}
         act = {"start": self._host.boot, "stop": self._host.stop, "kill": self._host.kill}[action]
-        await act(peer_id)
+        await act(name)
         return {}
 
-    def _signal(self, peer_id: str, query: Mapping[str, str]) -> dict[str, Any]:
+    def _signal(self, name: str, query: Mapping[str, str]) -> dict[str, Any]:
         process, number = query.get("process", ""), query.get("number", str(int(signal.SIGKILL)))
         if not number.isdigit() or int(number) not in set(signal.Signals):
             raise ValueError(f"there is no signal {number!r}")
-        machine = self._host.machines[peer_id]
+        machine = self._host.machines[name]
         pids, at = machine.signal(process, int(number)) if process else ([], 0.0)
         if not pids:
             running = ", ".join(machine.processes()) or f"nothing: the CVM is {machine.state}"
-            raise ValueError(f"no process {process!r} runs in {peer_id}; there is {running}")
+            raise ValueError(f"no process {process!r} runs in {self._host.called()[name]}; there is {running}")
         return {"pids": pids, "at": at}
 
     async def _end(self, _request: web.Request) -> web.Response:

@@ -59,6 +59,8 @@ SITE = Site(
     volumes=Path("/run/lab/volumes"),
     resolver=HOST_RESOLVER,
     rendezvous_address=host_address(1),
+    # Folders, containers and commands of an engine's run are named once, before any CVM is admitted.
+    pin_peers=True,
 )
 """How things are named inside the images."""
 
@@ -101,7 +103,7 @@ class Place:
 
 def overlay(cvm: CvmPlan, place: Place) -> dict[str, Any]:
     """The overlay of one CVM."""
-    peer_id = cvm.machine.peer_id
+    peer_id = cvm.machine.name
     raw = yaml.safe_load(cvm.compose.text)["services"]
     services: dict[str, Any] = {ANCHOR: _anchor(peer_id, place)}
     for service in cvm.compose.services:
@@ -167,8 +169,8 @@ def _surroundings(peer_id: str, service: str, place: Place) -> dict[str, Any]:
 
 
 def _service(cvm: CvmPlan, service: Service, place: Place) -> dict[str, Any]:
-    own = place.cvm(cvm.machine.peer_id)
-    found = _surroundings(cvm.machine.peer_id, service.name, place)
+    own = place.cvm(cvm.machine.name)
+    found = _surroundings(cvm.machine.name, service.name, place)
     for text in service.volumes:
         source, _, rest = interpolate(text, cvm.variables).partition(":")
         moved = _moved(source, own)
@@ -195,7 +197,7 @@ def _moved(source: str, own: Path) -> str:
 
 def overlay_text(cvm: CvmPlan, place: Place, digest: str) -> str:
     """The overlay as it is written and printed; `digest` says which compose file it was made for."""
-    return _written(overlay(cvm, place), cvm.compose.path, digest, cvm.machine.peer_id)
+    return _written(overlay(cvm, place), cvm.compose.path, digest, cvm.machine.name)
 
 
 def relay_text(plan: LabPlan, place: Place, path: Path, digest: str) -> str:
@@ -266,7 +268,7 @@ def request(
         "tee_seed": tee_seed.hex(),
         "cvms": [
             {
-                "peer_id": cvm.machine.peer_id,
+                "peer_id": cvm.machine.name,
                 "group": cvm.machine.group,
                 "kind": cvm.machine.kind,
                 "app_compose": cvm.identity.app_compose,

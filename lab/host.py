@@ -25,6 +25,7 @@ from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ControlServer
 from lab.machine import Machine
+from lab.names import called
 from lab.nat import Direction, Nat
 from lab.network import LabNetwork
 from lab.platform import start_platform
@@ -65,6 +66,8 @@ class Request:
     wireguard_go: str | None
     postgres: str
     listeners: tuple[Listener, ...]
+    pin_peers: bool = False
+    """See `lab.plan.Site`."""
 
     @classmethod
     def load(cls, path: Path) -> Request:
@@ -112,10 +115,11 @@ class Host:
             volumes=self._run_dir / "volumes",
             resolver=platform.address,
             rendezvous_address=hosts[plans.RENDEZVOUS].address,
+            pin_peers=request.pin_peers,
         )
         self._plan = plans.make_plan(cluster, self._tee, Ed25519PrivateKey.generate(), site)
         for index, cvm in enumerate(self._plan.cvms):
-            self._network.add_cvm(cvm.machine.peer_id, nat=request.nat, index=index)
+            self._network.add_cvm(cvm.machine.name, nat=request.nat, index=index)
         entries = tuple(
             (socket.socket(fileno=item.fd), self._plan.manifest.groups[item.group].app_id, item.port)
             for item in request.listeners
@@ -129,50 +133,52 @@ class Host:
             address_of=self._network.gateway_address,
         )
         for machine_plan in (self._plan.rendezvous, *(cvm.machine for cvm in self._plan.cvms)):
-            self.machines[machine_plan.peer_id] = Machine(
-                machine_plan, folder=MACHINES / machine_plan.peer_id, logs=self._run_dir / "logs", python=sys.executable
+            self.machines[machine_plan.name] = Machine(
+                machine_plan, folder=MACHINES / machine_plan.name, logs=self._run_dir / "logs", python=sys.executable
             )
-        for peer_id in self.machines:
-            await self.boot(peer_id)
+        for name in self.machines:
+            await self.boot(name)
 
-    async def boot(self, peer_id: str) -> None:
-        """Starts a CVM that is not running."""
+    def called(self) -> dict[str, str]:
+        """Name of each machine → what it is called now (`lab.names`)."""
+        return called([machine.seen() for machine in self.machines.values()])
+
+    async def boot(self, name: str) -> None:
+        """Starts a CVM that is not running. `name` is the machine's, here and below."""
         assert self._plan is not None
-        machine = self.machines[peer_id]
-        if peer_id == plans.RENDEZVOUS:
+        machine = self.machines[name]
+        if name == plans.RENDEZVOUS:
             await machine.boot(self._scope, self._network.netns_path(plans.RENDEZVOUS), None)
             return
-        identity = next(cvm.identity for cvm in self._plan.cvms if cvm.machine.peer_id == peer_id)
+        identity = next(cvm.identity for cvm in self._plan.cvms if cvm.machine.name == name)
         if machine.state in ("stopped", "killed"):
-            self._network.reset_cvm(peer_id)
-        await machine.boot(self._scope, self._network.netns_path(peer_id), GuestAgentServer(self._tee, identity))
+            self._network.reset_cvm(name)
+        await machine.boot(self._scope, self._network.netns_path(name), GuestAgentServer(self._tee, identity))
 
-    async def stop(self, peer_id: str) -> None:
+    async def stop(self, name: str) -> None:
         """Shuts a CVM down cleanly."""
-        await self.machines[peer_id].stop()
+        await self.machines[name].stop()
 
-    async def kill(self, peer_id: str) -> None:
+    async def kill(self, name: str) -> None:
         """Takes a CVM away from one moment to the next."""
-        if peer_id != plans.RENDEZVOUS:
+        if name != plans.RENDEZVOUS:
             # First of all: the kernel closes the sockets of a process that is killed, and a dead machine says nothing.
-            await self.cut(peer_id, "both")
-        await self.machines[peer_id].kill()
+            await self.cut(name, "both")
+        await self.machines[name].kill()
 
-    async def cut(self, peer_id: str, direction: Direction | None) -> None:
+    async def cut(self, name: str, direction: Direction | None) -> None:
         """Cuts a CVM off from the network one way or both; None heals it. ValueError for what is no CVM."""
-        if peer_id == plans.RENDEZVOUS:
-            raise ValueError(
-                f"{peer_id} is a public host, no CVM: it has no router to cut it off at; ./mesh stop {peer_id}"
-            )
+        if name == plans.RENDEZVOUS:
+            raise ValueError(f"{name} is a public host, no CVM: it has no router to cut it off at; ./mesh stop {name}")
         # From a thread: netlink blocks for milliseconds, in which the gateway would stand still.
         if direction is None:
-            await asyncio.to_thread(self._network.heal, peer_id)
+            await asyncio.to_thread(self._network.heal, name)
         else:
-            await asyncio.to_thread(self._network.cut, peer_id, direction)
+            await asyncio.to_thread(self._network.cut, name, direction)
 
-    def cut_of(self, peer_id: str) -> Direction | None:
+    def cut_of(self, name: str) -> Direction | None:
         """Which way a CVM is cut off now."""
-        return self._network.cut_of(peer_id)
+        return self._network.cut_of(name)
 
     async def close(self) -> None:
         """Ends all machines and removes the network.

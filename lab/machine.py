@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from lab import processes
 from lab.container import ContainerSpec, Mount
+from lab.names import Seen
 from runtime.backoff import Backoff
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -49,7 +51,10 @@ class Agent(Protocol):
 class MachinePlan:
     """What one CVM runs; the same at every boot."""
 
-    peer_id: str
+    name: str
+    """In the lab; `lab.names` says how it relates to peer IDs."""
+    peer_id: str | None
+    """Where it is fixed: by MESH_PEER_ID, by a coordinator's URL, or as a host's name. None: its sidecar will say."""
     group: str
     kind: str
     """`coordinator`, `workload` or `host` (a public machine that is no CVM)."""
@@ -63,7 +68,7 @@ class MachinePlan:
     app_folder: Path
     """What is mounted at /app in application containers."""
     volumes: Path
-    """Where the named volumes are: this CVM's disk, which a boot finds as it was."""
+    """Where the named volumes are: this CVM's disk, which a boot finds as it was. It ends with the mesh."""
     resolver: str
     """Address of the DNS server of the segment."""
     private_files: Mapping[str, Secret] = field(default_factory=dict)
@@ -103,17 +108,43 @@ class Machine:
         self._python = python
         self._agent: Agent | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._rng = random.Random(plan.peer_id)
+        self._last: tuple[str, float] | None = None
+        """Peer ID and moment that the sidecar said last, in this boot or before."""
+        self._rng = random.Random(plan.name)
 
     @property
     def status_socket(self) -> Path:
         """Where the sidecar or coordinator of this CVM serves its status."""
         return self._folder / "private" / "status.sock"
 
+    def seen(self) -> Seen:
+        """Which peer of the mesh this CVM is: by the plan, or by the identity that its sidecar writes for the CVM's
+        programs; from memory while it is not admitted in this boot.
+        """
+        found = self._identity()
+        self._last = found or self._last
+        peer_id, at = self._last or (None, 0.0)
+        return Seen(
+            machine=self.plan.name,
+            group=self.plan.group,
+            peer_id=self.plan.peer_id or peer_id,
+            current=found is not None and self.state == "running",
+            at=at,
+        )
+
+    def _identity(self) -> tuple[str, float] | None:
+        """The peer ID in `identity.json` of this boot, and when it was written."""
+        path = self._folder / "mesh" / "identity.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            peer_id = json.loads(path.read_text(encoding="utf-8"))["peer_id"]
+            return (peer_id, path.stat().st_mtime) if isinstance(peer_id, str) else None
+        return None
+
     async def boot(self, scope: TaskScope, netns: str, agent: Agent | None) -> None:
         """Starts everything afresh: what a CVM keeps in memory is gone."""
         if self.state == "running":
             return
+        self.seen()
         shutil.rmtree(self._folder, ignore_errors=True)
         for name in ("mesh", "private", "socket"):
             (self._folder / name).mkdir(parents=True, mode=0o755)
@@ -127,7 +158,7 @@ class Machine:
         self.state = "running"
         self.containers = {service.name: Container(service.name) for service in self.plan.services}
         self._tasks = [
-            scope.start(f"{self.plan.peer_id} {service.name}", self._keep_running(service, netns))
+            scope.start(f"{self.plan.name} {service.name}", self._keep_running(service, netns))
             for service in self.plan.services
         ]
 
@@ -223,7 +254,7 @@ class Machine:
 
     async def _run_once(self, container: Container, service: Service, netns: str) -> int:
         spec_path = self._write_spec(service, netns)
-        with (self._logs / f"{self.plan.peer_id}.{service.name}.log").open("ab") as output:
+        with (self._logs / f"{self.plan.name}.{service.name}.log").open("ab") as output:
             container.launcher = await asyncio.create_subprocess_exec(
                 self._python,
                 "-S",
@@ -244,17 +275,13 @@ class Machine:
                 container.launcher.kill()
                 await container.launcher.wait()
 
-    def _asked_for(self, service: Service) -> list[Mount]:
-        """What of an application's volumes there is here: the guest agent's socket, and this CVM's disk."""
+    def _disks(self, service: Service) -> list[Mount]:
+        """The service's named volumes, on this CVM's disk."""
         found = []
-        for volume in service.volumes:
-            named = named_volume(volume)
-            if named is not None:
-                folder = self.plan.volumes / named[0]
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found.append(Mount(source=str(folder), target=named[1]))
-            elif volume.split(":")[0] == GUEST_AGENT and self._agent is not None:
-                found.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
+        for name, target in filter(None, map(named_volume, service.volumes)):
+            folder = self.plan.volumes / name
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found.append(Mount(source=str(folder), target=target))
         return found
 
     def _write_spec(self, service: Service, netns: str) -> Path:
@@ -262,21 +289,22 @@ class Machine:
         shutil.rmtree(own, ignore_errors=True)
         (own / "root").mkdir(parents=True)
         (own / "hosts").write_text(
-            f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.plan.peer_id}\n", encoding="ascii"
+            f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.plan.name}\n", encoding="ascii"
         )
         (own / "resolv.conf").write_text(f"nameserver {self.plan.resolver}\n", encoding="ascii")
         mounts = [Mount(source=str(own / name), target=f"/etc/{name}") for name in ("hosts", "resolv.conf")]
         mounts.append(Mount(source=str(self._folder / "mesh"), target="/run/mesh", read_only=not service.is_sidecar))
+        mounts += self._disks(service)
+        asks = any(volume.split(":")[0] == GUEST_AGENT for volume in service.volumes)
+        if self._agent is not None and (service.is_sidecar or asks):
+            mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         if service.is_sidecar:
             mounts.append(Mount(source=str(self._folder / "private"), target="/run/mesh-private"))
-            if self._agent is not None:
-                mounts.append(Mount(source=str(self._folder / "socket" / "dstack.sock"), target="/run/dstack.sock"))
         else:
             mounts.append(Mount(source=str(self.plan.app_folder), target="/app", read_only=True))
-            mounts += self._asked_for(service)
         spec = ContainerSpec(
-            name=f"{self.plan.peer_id}/{service.name}",
-            hostname=self.plan.peer_id,
+            name=f"{self.plan.name}/{service.name}",
+            hostname=self.plan.name,
             netns=netns,
             argv=self.plan.programs[service.name],
             env=dict(self.plan.environment[service.name]),

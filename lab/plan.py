@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lab.machine import MachinePlan
+from lab.names import machine_name
 from lab.tee import CvmIdentity, DevTee, make_cvm
 from peer.wireguard import generate_key
 from runtime.secret import Secret
@@ -65,6 +66,10 @@ class Site:
     """Where the CVMs' disks are, a folder each."""
     resolver: str
     rendezvous_address: str
+    pin_peers: bool = False
+    """Every CVM is told its peer ID. Else none is, as `terraform/phala` does it: all CVMs of an app get one
+    environment, workloads get whichever slot of their group is free, and coordinators find theirs by their instance's
+    URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +98,9 @@ class LabPlan:
     rendezvous: MachinePlan
 
     def hosts_of(self, identity: str) -> tuple[str, ...]:
-        """Peer IDs of the CVMs that an app or instance ID means."""
+        """Names of the machines that an app or instance ID means."""
         return tuple(
-            cvm.machine.peer_id for cvm in self.cvms if identity in (cvm.identity.app_id, cvm.identity.instance_id)
+            cvm.machine.name for cvm in self.cvms if identity in (cvm.identity.app_id, cvm.identity.instance_id)
         )
 
 
@@ -212,21 +217,25 @@ def _facts(app: _App) -> render.AppFacts:
 
 def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: int, settings: _Settings) -> CvmPlan:
     """Replica `ordinal` of `group`; a coordinator when None."""
-    peer_id = f"{app.name}-{ordinal}"
+    slot = f"{app.name}-{ordinal}"
+    # A coordinator has the slot of its URL.
+    fixed = site.pin_peers or group is None
+    name = slot if fixed else machine_name(app.name, ordinal)
     tell = (
         partial(render.sidecar_environment, cluster, group)
         if group
         else partial(render.coordinator_environment, cluster)
     )
     variables = settings.insecure | tell(
-        peer_id,
+        slot if site.pin_peers else None,
         manifest_envelope=settings.envelope,
         owner_key=settings.owner_key,
         coordinator_urls=settings.urls,
     )
     services = app.compose.services
     machine = MachinePlan(
-        peer_id=peer_id,
+        name=name,
+        peer_id=slot if fixed else None,
         group=app.name,
         kind="workload" if group else "coordinator",
         services=services,
@@ -234,7 +243,7 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
         programs={s.name: _program(site, s) for s in services},
         keep=site.keep,
         app_folder=site.app_folder,
-        volumes=site.volumes / peer_id,
+        volumes=site.volumes / name,
         resolver=site.resolver,
     )
     return CvmPlan(
@@ -292,6 +301,7 @@ def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, k
         own["MESH_WIREGUARD_GO"] = site.tools.wireguard_go
     service = Service(name=RENDEZVOUS, image="", restart="unless-stopped", is_sidecar=True)
     return MachinePlan(
+        name=RENDEZVOUS,
         peer_id=RENDEZVOUS,
         group=RENDEZVOUS,
         kind="host",

@@ -55,9 +55,17 @@ def cluster_folder(text: str) -> Path:
 
 
 def bring_up(
-    run: runs.Run, folder: Path, overrides: Mapping[str, str], nat: Nat, progress: Progress
+    run: runs.Run,
+    folder: Path,
+    overrides: Mapping[str, str],
+    nat: Nat,
+    progress: Progress,
+    *,
+    pin_peers: bool = False,
 ) -> tuple[Entry, ...]:
-    """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`."""
+    """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`. `pin_peers`
+    tells each CVM its peer ID.
+    """
     from lab.host import Listener, Request
     from topology.cluster import ClusterError, load
 
@@ -89,6 +97,7 @@ def bring_up(
         wireguard_go=found.get("wireguard-go"),
         postgres=found["postgres"],
         listeners=tuple(Listener(group=group, port=ports[group], fd=sockets[group].fileno()) for group in ports),
+        pin_peers=pin_peers,
     )
     path = run.folder / "request.json"
     request.save(path)
@@ -181,10 +190,10 @@ def refuse_hopeless(run: runs.Run, raw: Mapping[str, Any]) -> None:
             if code in (126, 127) or (
                 container["is_sidecar"] and code is not None and (code == 2 or container["restarts"] >= _RESTARTS)
             ):
-                label = f"{machine['peer_id']}.{container['name']}"
+                log = runs.log_file(run, machine["machine"], container["name"])
                 raise RefusedError(
-                    f"container {label} ended with exit code {code}, so the mesh was taken down; it said:\n"
-                    f"{_last_words(run.folder / 'logs' / f'{label}.log')}",
+                    f"container {machine['peer_id']}.{container['name']} ended with exit code {code}, so the mesh was "
+                    f"taken down; it said:\n{_last_words(log)}",
                     f"change what it names, in the files of {raw['cluster']} or on this machine",
                 )
 

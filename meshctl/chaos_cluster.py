@@ -21,7 +21,8 @@ from meshctl.probes import Probe, ProbeError
 PROBE = "workloads.dbprobe"
 ROUTES = ("postgres-master", "postgres-replica")
 PORT = 5432
-REST_PORT = 8008
+REST = "http://127.0.0.1:8008"
+"""Patroni's REST API, for whoever is in its CVM."""
 COMMAND_SECONDS = 60.0
 LEADER_SECONDS = 120.0
 """A fresh cluster makes its first database in some 10 s."""
@@ -170,13 +171,12 @@ class Cluster:
             replicas = self._endpoints(document, peer, ROUTES[1])
             if set(replicas) != set(self.members) - set(leaders):
                 return f"{peer} sees {', '.join(replicas) or 'nobody'} behind {ROUTES[1]}"
-        return self._replication(document, leaders[0], synchronous=synchronous)
+        return self._replication(leaders[0], synchronous=synchronous)
 
-    def _replication(self, document: dict[str, Any], leader: str, *, synchronous: bool) -> str:
+    def _replication(self, leader: str, *, synchronous: bool) -> str:
         """What Patroni says that is not in order."""
-        address = next(p["address"] for p in document["peers"] if p["peer_id"] == leader)
         try:
-            answer = self.ask(leader, "http", url=f"http://{address}:{REST_PORT}/cluster")
+            answer = self.ask(leader, "http", url=f"{REST}/cluster")
             members = json.loads(answer["body"])["members"]
             roles = {member["name"]: (member["role"], member["state"]) for member in members}
         except (ProbeError, ValueError, KeyError, TypeError) as error:
@@ -201,7 +201,7 @@ class Cluster:
         """When the caller's sidecar took the route away from `leader`, after the moment `after` (CLOCK_MONOTONIC)."""
         # Its log has the time of day; what lies between the two clocks does not change within a round.
         between = time.time() - time.monotonic()
-        log = self.run.folder / "logs" / f"{self.application}.sidecar.log"
+        log = runs.log_of_peer(self.run, self.application, "sidecar")
         with contextlib.suppress(OSError):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             found = decision(lines, ROUTES[0], leader, after + between)
@@ -269,7 +269,7 @@ class Cluster:
         while True:
             leader = self.leader() or self.members[0]
             try:
-                answer = self.ask(leader, "http", url=f"http://127.0.0.1:{REST_PORT}/config")
+                answer = self.ask(leader, "http", url=f"{REST}/config")
                 tree: dict[str, Any] = json.loads(answer["body"])
             except (ProbeError, ValueError) as error:
                 if time.monotonic() > end:

@@ -206,7 +206,7 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
     _write(run.folder / "request.json", json.dumps(request))
     _write(run.folder / "platform.yaml", docker_plan.platform_text(place, f"{label_of(run)}-{PLATFORM}"))
     for cvm in plan.cvms:
-        own = place.cvm(cvm.machine.peer_id)
+        own = place.cvm(cvm.machine.name)
         own.mkdir(parents=True)
         made_for = hashlib.sha256(cvm.compose.path.read_bytes()).hexdigest()
         _write(own / "overlay.yaml", docker_plan.overlay_text(cvm, place, f"sha256:{made_for}"))
@@ -219,11 +219,11 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
     known = {
         "cluster": str(folder),
         "digest": digest(folder),
-        "compose": {RENDEZVOUS: str(RELAY_COMPOSE)} | {c.machine.peer_id: str(c.compose.path) for c in plan.cvms},
+        "compose": {RENDEZVOUS: str(RELAY_COMPOSE)} | {c.machine.name: str(c.compose.path) for c in plan.cvms},
         "containers": [
             *(f"{RENDEZVOUS}/{name}" for name in (docker_plan.ANCHOR, docker_plan.RELAY)),
             *(
-                f"{cvm.machine.peer_id}/{name}"
+                f"{cvm.machine.name}/{name}"
                 for cvm in plan.cvms
                 for name in (docker_plan.ANCHOR, *(service.name for service in cvm.compose.services))
             ),

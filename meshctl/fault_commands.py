@@ -16,10 +16,10 @@ _peers_argument = click.argument("peers", nargs=-1, required=True)
 def chosen(name: str | None, peers: tuple[str, ...]) -> runs.Run:
     """The mesh, once all `peers` are CVMs of it: a typo in the last must not leave half of it done."""
     run = runs.find(name)
-    known = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"]]
+    names = run.names()
     for peer in peers:
-        if peer not in known:
-            raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(known))}")
+        if peer not in names and peer not in names.values():
+            raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(names.values()))}")
     return run
 
 

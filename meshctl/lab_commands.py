@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,15 @@ def start_options(command: Any) -> Any:
     return command
 
 
+_pin_option = click.option(
+    "--pin-peers", is_flag=True, help="Tell each CVM its peer ID (MESH_PEER_ID). Default: as deployed, none is told."
+)
+
+
 @click.command()
 @click.argument("cluster", default="clusters/starter")
 @start_options
+@_pin_option
 def up(
     cluster: str,
     replicas: tuple[str, ...],
@@ -72,14 +79,16 @@ def up(
     variables: tuple[str, ...],
     nat: Nat,
     name: str | None,
+    pin_peers: bool,
 ) -> None:
     """Brings a cluster up on this machine and waits until it serves."""
-    run, _document, entries = start_mesh(cluster, overrides_of(replicas, coordinators, variables), nat, name)
+    chosen = overrides_of(replicas, coordinators, variables)
+    run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)
     _say_how_to_go_on(run, entries)
 
 
 def start_mesh(
-    cluster: str, overrides: dict[str, str], nat: Nat, name: str | None
+    cluster: str, overrides: dict[str, str], nat: Nat, name: str | None, *, pin_peers: bool = False
 ) -> tuple[runs.Run, dict[str, Any], tuple[lab.Entry, ...]]:
     """Brings a cluster up and waits until it serves: the mesh, its status, its entries. Nothing stays half up."""
     progress = Console()
@@ -90,7 +99,7 @@ def start_mesh(
     run = runs.run_of(name or folder.name)
     with ending.catching(), runs.claim(run):
         try:
-            entries = lab.bring_up(run, folder, overrides, nat, progress)
+            entries = lab.bring_up(run, folder, overrides, nat, progress, pin_peers=pin_peers)
             document = lab.wait_ready(run, progress)
         except BaseException as error:
             # Nothing stays half up; what the lab said is kept in the message.
@@ -134,6 +143,7 @@ def _say_how_to_go_on(run: runs.Run, entries: tuple[lab.Entry, ...]) -> None:
 @click.command()
 @click.argument("cluster", default="clusters/starter")
 @start_options
+@_pin_option
 def demo(
     cluster: str,
     replicas: tuple[str, ...],
@@ -141,11 +151,13 @@ def demo(
     variables: tuple[str, ...],
     nat: Nat,
     name: str | None,
+    pin_peers: bool,
 ) -> None:
     """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`."""
     from meshctl.tour import failover, tour
 
-    run, _document, entries = start_mesh(cluster, overrides_of(replicas, coordinators, variables), nat, name)
+    chosen = overrides_of(replicas, coordinators, variables)
+    run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)
     progress = Console()
     document = lab.wait_roles(run, progress)
     tour(run, document, entries, progress)
@@ -190,42 +202,54 @@ def status(name: str | None, as_json: bool) -> None:
 def logs(peer: str | None, follow: bool, lines: int, of_lab: bool, name: str | None) -> None:
     """Prints the logs of a CVM's containers (all CVMs without PEER)."""
     run = runs.find(name)
-    files = [run.folder / "lab.log"] if of_lab else sorted(run.folder.glob(f"logs/{peer or '*'}.*.log"))
+    files = {run.folder / "lab.log": "lab"} if of_lab else log_files(run.folder / "logs", run.names(), peer)
     if not files:
-        known = sorted({path.name.split(".")[0] for path in run.folder.glob("logs/*.log")})
+        known = sorted(
+            {label.partition(".")[0] for label in log_files(run.folder / "logs", run.names(), None).values()}
+        )
         raise UserError(f"there is no log of {peer!r}", f"peers with logs: {', '.join(known)}")
-    places = {path: _print_tail(path, lines) for path in files}
+    places = {path: _print_tail(path, files[path], lines) for path in files}
     while follow and run.alive:
         for path, place in places.items():
-            places[path] = _print_new(path, place)
+            places[path] = _print_new(path, files[path], place)
         time.sleep(0.2)
 
 
-def _label(path: Path) -> str:
-    return path.name.removesuffix(".log")
+def log_files(folder: Path, names: Mapping[str, str], peer: str | None) -> dict[Path, str]:
+    """The logs of the CVM called `peer` (also by its machine's name), of all when None, each with its label:
+    `<what the CVM is called>.<container>`. `names` are what machines are called.
+    """
+    found = {}
+    for path in folder.glob("*.log"):
+        machine, _, container = path.name.removesuffix(".log").partition(".")
+        called = names.get(machine, machine)
+        # A machine that is called something else must not hide the peer that has its name.
+        if peer in (None, called) or (peer == machine and peer not in names.values()):
+            found[path] = f"{called}.{container}"
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _print_tail(path: Path, lines: int) -> int:
+def _print_tail(path: Path, label: str, lines: int) -> int:
     data = path.read_bytes()
     for line in data.decode(errors="replace").splitlines()[-lines:] if lines else ():
-        click.echo(f"{_label(path)} | {line}")
+        click.echo(f"{label} | {line}")
     return len(data)
 
 
-def _print_new(path: Path, place: int) -> int:
+def _print_new(path: Path, label: str, place: int) -> int:
     with path.open("rb") as log:
         log.seek(place)
         data = log.read()
     complete = data[: data.rfind(b"\n") + 1]
     for line in complete.decode(errors="replace").splitlines():
-        click.echo(f"{_label(path)} | {line}")
+        click.echo(f"{label} | {line}")
     return place + len(complete)
 
 
 def container_pid(run: runs.Run, peer: str, service: str | None) -> int:
     """Host PID of the first process of a CVM's application container (of its sidecar where it has no application)."""
     raw = statuses.collect(run)
-    machine = next((m for m in raw["machines"] if m["peer_id"] == peer), None)
+    machine = next((m for m in raw["machines"] if peer in (m["peer_id"], m["machine"])), None)
     if machine is None:
         raise UserError(
             f"there is no CVM {peer!r}", f"this mesh has {', '.join(m['peer_id'] for m in raw['machines'])}"

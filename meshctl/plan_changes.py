@@ -35,7 +35,7 @@ class Change:
     """One entry that appears, changes or goes."""
 
     kind: str
-    """cvm, app, route, vip, port, permission, secret, image, compose, environment, public or setting."""
+    """cvm, app, route, vip, port, permission, ingress, secret, image, compose, environment, public or setting."""
     name: str
     action: str
     """add, change or remove."""
@@ -95,7 +95,7 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
 def _needs_manifest(changes: Iterable[Change]) -> bool:
     return any(
         change.effect not in (NONE, RESTART)
-        or change.kind in ("port", "permission")
+        or change.kind in ("port", "permission", "ingress")
         or (change.kind == "setting" and change.effect == RESTART and change.name != "size")
         for change in changes
     )
@@ -171,7 +171,8 @@ def _cvms(before: Snapshot, after: Snapshot, fates: Mapping[str, tuple[str, str]
 
 _BACKEND = {
     "port": ("port", "sidecar_port"),
-    "permission": ("key_prefixes", "session_write", "identity", "owner", "service"),
+    "permission": ("key_prefixes", "session_write", "identity", "owner", "service", "callers"),
+    "ingress": ("source", "proxy_protocol"),
 }
 
 

@@ -56,6 +56,9 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
                 "owner": backend.owner,
                 "key_prefixes": list(backend.permissions.key_prefixes),
                 "session_write": backend.permissions.session_write,
+                "callers": None if backend.callers is None else sorted(backend.callers),
+                "source": backend.source,
+                "proxy_protocol": backend.proxy_protocol,
             }
         secrets |= {
             it.name: {"owner": group.name, "groups": sorted(set(it.grant) - {group.name})} for it in group.secrets
@@ -118,7 +121,10 @@ def _of_policy(policy: Any, apps: Mapping[str, dict[str, Any]]) -> Snapshot:
         for own, backend in group["backends"].items():
             permissions = backend["permissions"]
             flat = {key: backend[key] for key in ("port", "sidecar_port", "service", "identity", "owner")}
-            backends[f"{name}/{own}"] = {**flat, **{key: permissions[key] for key in ("key_prefixes", "session_write")}}
+            flat |= {key: permissions[key] for key in ("key_prefixes", "session_write")}
+            # A state of before these fields has none of them, and its CVMs what they mean when they are left out.
+            absent = {"callers": None, "source": addresses.INGRESS_SOURCE, "proxy_protocol": False}
+            backends[f"{name}/{own}"] = flat | {key: backend.get(key, value) for key, value in absent.items()}
     texts = {name: str(app["docker_compose"]) for name, app in apps.items()}
     environment = {
         f"{name}/{key}": value
@@ -145,7 +151,7 @@ def _of_policy(policy: Any, apps: Mapping[str, dict[str, Any]]) -> Snapshot:
     )
 
 
-_ROUTE = ("group", "backend", "service", "role", "fallback", "vip", "port", "leader_key")
+_ROUTE = ("group", "backend", "service", "role", "fallback", "vip", "port", "leader_key", "peer")
 
 
 def _route(route: object) -> Facts:

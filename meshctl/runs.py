@@ -73,6 +73,11 @@ class Run:
             raise UserError(str(document.get("error", f"the lab answered {answer.status}")))
         return document
 
+    def names(self) -> dict[str, str]:
+        """Each machine of the lab and what it is called now: its peer ID once it was admitted (`lab.names`)."""
+        found: dict[str, str] = self.call("GET", "/names")
+        return found
+
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the lab's own log."""
         with contextlib.suppress(OSError):
@@ -80,6 +85,17 @@ class Run:
                 (self.folder / "lab.log").read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
             )
         return ""
+
+
+def log_file(run: Run, machine: str, container: str) -> Path:
+    """Where the lab writes what a container of a machine says, from one boot to the next."""
+    return run.folder / "logs" / f"{machine}.{container}.log"
+
+
+def log_of_peer(run: Run, peer_id: str, container: str) -> Path:
+    """`log_file` of the CVM that is called `peer_id` now."""
+    machines = {called: machine for machine, called in run.names().items()}
+    return log_file(run, machines.get(peer_id, peer_id), container)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -81,19 +81,57 @@ def server_config(
     node_name: str,
     datacenter: str,
     mesh_address: str,
-    siblings: tuple[str, ...],
-    bootstrap_expect: int,
+    server_id: str,
+    join: tuple[str, ...],
+    bootstrap_expect: int | None,
     gossip_key: Secret,
     management_token: Secret,
+    recovery_token: Secret,
     data_dir: Path,
     tls: TlsFiles,
     connect_ca: ConnectCa | None = None,
     raft_multiplier: int = 1,
     http_port: int = HTTP_PORT,
 ) -> dict[str, object]:
-    """Configuration of a coordinator's server. `siblings` are the mesh addresses of the other coordinators."""
+    """Configuration of a coordinator's server, whose `data_dir` outlives the CVM's boots.
+
+    `server_id` is the Raft ID of that folder. `join` are mesh addresses of other coordinators, and of agents that the
+    server knew. `bootstrap_expect` is None for a server that must not found a cluster. `recovery_token` opens the
+    agent's own API while there is no leader to judge a token.
+    """
     config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
-    ca_config: dict[str, object] = {
+    config |= {
+        "server": True,
+        "node_id": server_id,
+        "retry_join": list(join),
+        # A server that left on every restart would shrink the quorum.
+        "leave_on_terminate": False,
+        # The gossip key is derived anew at each start: it needs no file on the disk.
+        "disable_keyring_file": True,
+        # Consul's default refuses to start after 168 h, so a mesh that was off for a week would never come back.
+        # Whether old records may be served is decided elsewhere (coordinator.forming).
+        "server_rejoin_age_max": "87600h",
+        # 1 is Consul's own value for production servers.
+        "performance": {"raft_multiplier": raft_multiplier},
+        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": _ca_config(connect_ca)},
+        "acl": _acl(
+            {
+                "initial_management": management_token.reveal(),
+                "agent": management_token.reveal(),
+                "agent_recovery": recovery_token.reveal(),
+            }
+        ),
+        # A server that restarts is not dead: were it taken out of the configuration, the loss of another one during
+        # that would cost the quorum. What is lost is taken out when its successor asks (coordinator.formation).
+        "autopilot": {"cleanup_dead_servers": False, "last_contact_threshold": "1s", "server_stabilization_time": "1s"},
+    }
+    if bootstrap_expect is not None:
+        config["bootstrap_expect"] = bootstrap_expect
+    return config
+
+
+def _ca_config(connect_ca: ConnectCa | None) -> dict[str, object]:
+    config: dict[str, object] = {
         "leaf_cert_ttl": "72h",
         # A burst of admissions asks for all leaves at once; the default of 50 a second would stretch it over many
         # seconds.
@@ -101,24 +139,11 @@ def server_config(
         "csr_max_concurrent": 0,
     }
     if connect_ca is not None:
-        ca_config |= {
+        config |= {
             "cluster_id": connect_ca.cluster_id,
             "private_key": connect_ca.key_pem.reveal(),
             "root_cert": connect_ca.root_pem,
         }
-    config |= {
-        "server": True,
-        "bootstrap_expect": bootstrap_expect,
-        "retry_join": list(siblings),
-        # A server that left on every restart would shrink the quorum; autopilot removes the dead.
-        "leave_on_terminate": False,
-        # 1 is Consul's own value for production servers.
-        "performance": {"raft_multiplier": raft_multiplier},
-        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": ca_config},
-        "acl": _acl({"initial_management": management_token.reveal(), "agent": management_token.reveal()}),
-        # A coordinator that was lost and came back has a new server ID on the old address.
-        "autopilot": {"cleanup_dead_servers": True, "last_contact_threshold": "1s", "server_stabilization_time": "1s"},
-    }
     return config
 
 

@@ -7,7 +7,7 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """The exit code: 0 stopped, 1 failed, 2 the operator has to change something."""
+    """The exit code: 0 stopped, 1 failed, 2 the operator has to change something, 75 start anew as another peer."""
     if argv == ["health"]:
         from sidecar import health
 

@@ -1,7 +1,8 @@
 """The admission of this CVM: attest to some coordinator, renew the lease, attest again in place when it was lost.
 
 A loop over `Broker`s. What an admission is used for is the supervisor's business; it is told through `Listener`. When
-every coordinator is gone, everything stays as it is and the loop goes on asking.
+every coordinator is gone, everything stays as it is and the loop goes on asking. When coordinators refuse, the listener
+is told once the lease has lapsed. Which slot is asked for is `sidecar.slot`'s.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Literal, Protocol, TypeVar
 
-from coordinator.protocol import AttestRequest, Binding, ChallengeRequest, Code
+from coordinator.protocol import AttestRequest, Binding, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from sidecar.broker import Admitted, Broker, CoordinatorError, RefusedError, Renewed
 from sidecar.identity import Keys
+from sidecar.slot import Wish
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ AGAIN = Backoff(base=0.1, cap=2.0)
 PERMANENT = Backoff(base=5.0, cap=60.0)
 """After a refusal that the same evidence will get again: an operator has to change something, so do not hammer."""
 BINDING_VERSION = 1
+SLOT_LEASE_SECONDS = 15.0
+"""A lease, as coordinators give it (`coordinator.slots.LEASE_SECONDS`), for a sidecar that was not told one yet."""
 RELEASE_SECONDS = 2.0
 """A clean stop waits no longer for the release; the lease lapses by itself."""
 
@@ -50,7 +54,8 @@ class Claim:
 
     cluster: str
     group: str
-    peer_id: str | None
+    wish: Wish
+    """Which slot."""
     identities: tuple[str, ...]
     info: GuestInfo
     keys: Keys
@@ -77,6 +82,11 @@ class Listener(Protocol):
 
     async def renewed(self, renewed: Renewed) -> None:
         """A renewal; it may carry new tokens and secrets."""
+
+    def not_admitted(self, reason: str) -> None:
+        """Not admitted yet; or no longer, for the lease has lapsed and a coordinator refused to admit this CVM again.
+        Not called while coordinators are merely away: what was admitted then goes on.
+        """
 
 
 def make_binding(claim: Claim, peer_id: str, now: float) -> bytes:
@@ -119,7 +129,10 @@ class Admission:
         self._lease: Secret | None = None
         self._secrets_epoch = 0
         self._first = 0
-        self._peer_id = claim.peer_id
+        self._wish = claim.wish
+        self._lease_seconds = SLOT_LEASE_SECONDS
+        self._admitted_until: float | None = None
+        self._refusal = ""
         self.status = AdmissionStatus(state="waiting", reason="no coordinator was asked yet")
 
     async def run(self) -> None:
@@ -127,8 +140,8 @@ class Admission:
         while True:
             admitted = await self._admit()
             self._lease, self._secrets_epoch = admitted.lease, admitted.manifest_epoch
-            # The slot of this boot: a re-admission asks for the same one.
-            self._peer_id = admitted.peer_id
+            # The slot of this boot: a re-admission claims the same one.
+            self._wish = self._wish.admitted(admitted.peer_id)
             await self._listener.admitted(admitted)
             self._set_admitted(admitted.coordinator, admitted.lease_seconds)
             log.info(
@@ -147,8 +160,12 @@ class Admission:
         except (TimeoutError, CoordinatorError, RefusedError) as error:
             log.warning("slot not released, its lease will lapse", extra={"reason": str(error) or "no answer in time"})
         finally:
-            for broker in self._brokers:
-                await broker.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes the brokers and keeps the slot: for a process that is started again at once."""
+        for broker in self._brokers:
+            await broker.close()
 
     async def _admit(self) -> Admitted:
         attempt = refusals = 0
@@ -158,27 +175,51 @@ class Admission:
                 try:
                     return await self._attest(broker)
                 except RefusedError as error:
-                    log.warning("admission refused", extra={"coordinator": broker.url, "reason": str(error)})
-                    self._note("refused" if error.code.permanent else "waiting", f"{broker.url}: {error}")
+                    self._refused(broker, error)
                     if error.code.permanent:
-                        await self._sleep(PERMANENT.delay(refusals, self._rng))
+                        await self._pause(PERMANENT.delay(refusals, self._rng))
                         refusals += 1
                         break
                 except (CoordinatorError, GuestError) as error:
                     log.warning("admission not possible yet", extra={"reason": str(error)})
                     self._note("waiting", str(error))
+                self._tell()
                 self._first += 1
             else:
-                await self._sleep(AGAIN.delay(attempt, self._rng))
+                await self._pause(AGAIN.delay(attempt, self._rng))
                 attempt += 1
 
+    def _refused(self, broker: Broker, error: RefusedError) -> None:
+        log.warning("admission refused", extra={"coordinator": broker.url, "reason": str(error)})
+        reason = f"{broker.url}: {error}"
+        if error.code is Code.SLOT_TAKEN:
+            self._wish = self._wish.taken(self._clock(), self._lease_seconds)
+        if error.code is Code.SLOT_TAKEN or error.code.permanent:
+            reason = "; ".join(part for part in (reason, self._wish.advice) if part)
+            self._refusal = reason
+        self._note("refused" if error.code.permanent else "waiting", reason)
+
+    def _tell(self) -> None:
+        """Tells the listener why this CVM is not admitted, if it is not."""
+        if self._admitted_until is None:
+            self._listener.not_admitted(self.status.reason)
+        elif self._refusal and self._clock() >= self._admitted_until:
+            self._listener.not_admitted(self._refusal)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps; a lease that lapses meanwhile is told at that moment."""
+        self._tell()
+        left = (self._admitted_until or 0.0) - self._clock()
+        if self._refusal and 0 < left < seconds:
+            await self._sleep(left)
+            self._tell()
+            seconds -= left
+        await self._sleep(seconds)
+
     async def _attest(self, broker: Broker) -> Admitted:
-        info = self._claim.info
-        challenge = await broker.challenge(
-            ChallengeRequest(group=self._claim.group, instance_id=info.instance_id, peer_id=self._peer_id)
-        )
-        if self._peer_id is not None and challenge.peer_id != self._peer_id:
-            raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {self._peer_id!r}")
+        asked, challenge = await self._challenge(broker)
+        if asked is not None and challenge.peer_id != asked:
+            raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {asked!r}")
         binding = make_binding(self._claim, challenge.peer_id, self._clock())
         quote = await self._guest.quote(report_data(binding, bytes.fromhex(challenge.nonce)))
         admitted = await broker.attest(
@@ -188,11 +229,30 @@ class Admission:
                 quote=quote.quote.hex(),
                 event_log=quote.event_log,
                 vm_config=quote.vm_config,
+                proposed=asked is None,
             )
         )
         if admitted.peer_id != challenge.peer_id:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
         return admitted
+
+    async def _challenge(self, broker: Broker) -> tuple[str | None, Challenge]:
+        """The slot that was asked for, None for any, and the challenge."""
+        try:
+            return self._wish.peer_id, await self._ask(broker)
+        except RefusedError as error:
+            if error.code is not Code.ADMISSION_REJECTED or self._wish.gone().peer_id == self._wish.peer_id:
+                raise
+            # A challenge is rejected for what is asked for, before any evidence: the manifest lost the slot.
+            log.warning("the slot is gone, asking for any of the group", extra={"reason": str(error)})
+            self._wish = self._wish.gone()
+        return None, await self._ask(broker)
+
+    async def _ask(self, broker: Broker) -> Challenge:
+        claim = self._claim
+        return await broker.challenge(
+            ChallengeRequest(group=claim.group, instance_id=claim.info.instance_id, peer_id=self._wish.peer_id)
+        )
 
     async def _renew(self, lease_seconds: float) -> None:
         """Returns when the lease is lost."""
@@ -255,6 +315,8 @@ class Admission:
         )
 
     def _set_admitted(self, coordinator: str, lease_seconds: float) -> None:
+        self._lease_seconds, self._refusal = lease_seconds, ""
+        self._admitted_until = self._clock() + lease_seconds
         self.status = AdmissionStatus(
             state="admitted",
             coordinator=coordinator,

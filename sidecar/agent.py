@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 
 from runtime.children import ChildSpec
@@ -69,6 +70,10 @@ class Agent:
             ),
         )
         return before != after
+
+    def forget(self) -> None:
+        """Removes the agent's files: registrations and tokens of the peer that it was. Call it when it has ended."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def close(self) -> None:
         """Closes the connections to the agent."""

@@ -32,7 +32,8 @@ VARIABLES = (
     Variable(
         name="MESH_PEER_ID",
         default="",
-        meaning="Slot to ask for, `<group>-<n>`. Unset: the coordinator proposes one.",
+        meaning="Slot to ask for, `<group>-<n>`: this one and no other, however long another CVM holds it. Unset: the "
+        "slot that this boot holds, else the one that the coordinator proposes.",
     ),
     Variable(
         name="MESH_MANIFEST",

@@ -16,6 +16,7 @@ from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
@@ -69,6 +70,8 @@ class Desired:
     """Route name to the peer IDs behind it, for status."""
     conflicts: Mapping[str, tuple[str, ...]]
     """Route name to the peer IDs that all claim its exclusive role, where several do."""
+    refused: frozenset[Refusal]
+    """Where nobody is behind the route: connections are refused there, as at a closed port."""
     spec: Spec | None
     """None until there are roots and every leaf."""
 
@@ -103,6 +106,9 @@ def desired(world: World) -> Desired:
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
+        refused=frozenset(
+            Refusal(route.vip, route.port) for route in world.manifest.routes if not choices[route.name].instances
+        ),
         spec=_spec(world, choices),
     )
 
@@ -128,11 +134,36 @@ def _is_in(pool: str, address: str) -> bool:
 
 
 def _choose(world: World, route: RouteEntry) -> Choice:
+    if route.peer is not None:
+        return Choice(instances=_member(world.manifest, route))
     return choose(
         route,
         world.catalog.get(route.service, ()),
         world.held.get(route.service, ()),
         world.leaders.get(route.leader_key) if route.leader_key is not None else None,
+    )
+
+
+def _member(manifest: Manifest, route: RouteEntry) -> tuple[Instance, ...]:
+    """The one CVM behind a member route, where the manifest places it, whether Consul lists it or not: members ask each
+    other exactly when Consul is in trouble.
+    """
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    if group is None or backend is None:
+        return ()
+    return tuple(
+        Instance(
+            service=route.service,
+            proxy_id=f"{route.service}-{peer.peer_id}",
+            peer_id=peer.peer_id,
+            address=peer.address,
+            port=backend.sidecar_port,
+            tags=(),
+            modify_index=0,
+        )
+        for peer in group.peers
+        if peer.peer_id == route.peer
     )
 
 
@@ -146,25 +177,42 @@ def _services_uri(trust_domain: str, datacenter: str) -> str:
 
 
 def principals(
-    rules: tuple[Rule, ...], trust_domain: str, datacenter: str, services: Iterable[str]
+    rules: tuple[Rule, ...],
+    trust_domain: str,
+    datacenter: str,
+    services: Iterable[str],
+    callers: frozenset[str] | None = None,
 ) -> tuple[Principal, ...]:
     """Who may call, by intentions in order of strength. Without a rule nobody may: ACLs deny by default.
 
     `*` is every identity of the trust domain. Where a stronger rule refuses one of them, a prefix would let it in, so
-    the known `services` are listed one by one instead.
+    the known `services` are listed one by one instead. `callers` are the services that the manifest lets call, None is
+    all of them: what intentions allow beyond that does not count, so Consul can withhold and not grant.
     """
     allowed: dict[str, bool] = {}
     for rule in rules:
         if rule.source == "*":
-            if rule.allow and all(allowed.values()):
+            if rule.allow and all(allowed.values()) and callers is None:
                 return (Principal(uri=_services_uri(trust_domain, datacenter), prefix=True),)
             if rule.allow:
                 allowed = {**dict.fromkeys(services, True), **allowed}
             break
         allowed.setdefault(rule.source, rule.allow)
     return tuple(
-        Principal(uri=service_uri(trust_domain, datacenter, source)) for source, yes in sorted(allowed.items()) if yes
+        Principal(uri=service_uri(trust_domain, datacenter, source))
+        for source, yes in sorted(allowed.items())
+        if yes and (callers is None or source in callers)
     )
+
+
+def _callers(world: World, name: str, backend: BackendEntry) -> frozenset[str] | None:
+    """The services that may call our backend `name`; None is all. The newest manifest counts, without a restart."""
+    newest = world.manifest.groups.get(world.group)
+    groups = (newest.backends if newest is not None else {}).get(name, backend).callers
+    if groups is None:
+        return None
+    known = world.manifest.groups
+    return frozenset(service for group in groups if group in known for service in own_services(group, known[group]))
 
 
 def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
@@ -183,12 +231,23 @@ def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
                 name,
                 backend,
                 address,
-                principals(world.rules.get(backend.service, ()), roots.trust_domain, world.datacenter, everyone),
+                principals(
+                    world.rules.get(backend.service, ()),
+                    roots.trust_domain,
+                    world.datacenter,
+                    everyone,
+                    _callers(world, name, backend),
+                ),
             )
             for name, backend in sorted(world.own.backends.items())
         ),
         leaves=tuple(
-            Leaf(name=service, chain_pem=world.leaves[service].chain_pem, key_pem=world.leaves[service].key_pem)
+            Leaf(
+                name=service,
+                uri=service_uri(roots.trust_domain, world.datacenter, service),
+                chain_pem=world.leaves[service].chain_pem,
+                key_pem=world.leaves[service].key_pem,
+            )
             for service in identities
         ),
         roots_pem=roots.pem,
@@ -233,6 +292,8 @@ def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Prin
         port=backend.sidecar_port,
         identity=backend.service,
         target=Endpoint(address=LOOPBACK, port=backend.port),
+        source=backend.source,
+        proxy_protocol=backend.proxy_protocol,
         allowed=allowed,
     )
 

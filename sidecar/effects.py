@@ -17,8 +17,10 @@ from dns.zone import ZoneError, build
 from runtime.secret import Secret
 from sidecar.desired import Desired
 from sidecar.files import Identity, RunFiles
+from sidecar.refusing import Refusing
 from sidecar.terms import Term, settle
 from vip.netlink import VipError, VipTable
+from vip.nftables import RefusalTable
 from xds.spec import Spec, SpecError
 
 if TYPE_CHECKING:
@@ -43,10 +45,11 @@ class Effects:
         self.dns = DnsServer(DNS_ADDRESS, DNS_PORT, resolv_conf=config.resolv_conf)
         self.files = RunFiles(config.run_dir, config.secrets_gid)
         self._vips = VipTable(config.manifest.vip_pool)
+        self.refusing = Refusing(RefusalTable())
         self.link: Link | None = None
         self.xds: XdsServer | None = None
         self.on_publish: Callable[[], None] = lambda: None
-        """Called after each published snapshot."""
+        """Called after each published snapshot, and when Envoy's having it ends a refusal."""
         self.problems: dict[str, str] = {}
         """What was refused, by effector."""
         self.snapshot: Snapshot | None = None
@@ -69,6 +72,7 @@ class Effects:
             ) from error
         # In a thread, because netlink's module takes a while to load; the loop meanwhile asks for the identity.
         await asyncio.to_thread(self._vips.apply, wish.vips)
+        await self.refusing.begin(wish.refused)
         await self.dns.start()
         original = ""
         with contextlib.suppress(OSError):
@@ -86,11 +90,12 @@ class Effects:
                 self.problems.pop("vips", None)
             except VipError as error:
                 self._refused("vips", error)
+        await self.refusing.begin(wish.refused)
         if self.link is not None:
             self.link.set_peers(wish.peers)
         # Before the names, which take longer to make than a moved endpoint: connections to the old one wait for it. So
         # whoever sends it to Envoy goes first.
-        if self._publish(wish.spec):
+        if self._publish(wish):
             for _ in range(TURNS):
                 await asyncio.sleep(0)
         names_changed = held is None or self._identity != identity or _names_of(held) != _names_of(wish)
@@ -127,6 +132,7 @@ class Effects:
             self.files.mark_not_ready(("the sidecar has stopped",))
         with contextlib.suppress(VipError):
             await asyncio.to_thread(self._vips.apply, frozenset())
+        await self.refusing.stop()
         if self.xds is not None:
             await self.xds.stop()
 
@@ -143,12 +149,16 @@ class Effects:
             self._identity = identity
             self.problems.pop("names", None)
 
-    def _publish(self, spec: Spec | None) -> bool:
+    def _publish(self, wish: Desired) -> bool:
         """Whether there is anything new for Envoy."""
+        spec = wish.spec
         if self.xds is None or spec is None:
             return False
-        if spec == self._spec:
+        if spec == self._spec and self.snapshot is not None:
             self.problems.pop("envoy", None)
+            # A wish in between may have been refused; what it began to refuse ends here.
+            if self.refusing.published(self.snapshot.version, wish.refused):
+                self.on_publish()
             return False
         from xds.snapshot import build as build_snapshot
 
@@ -163,8 +173,10 @@ class Effects:
         self._spec, self._terms = spec, terms
         changed = self.snapshot is None or snapshot.version != self.snapshot.version
         self.snapshot = snapshot
+        lifts = self.refusing.published(snapshot.version, wish.refused)
         if changed:
             self.xds.publish(snapshot)
+        if changed or lifts:
             self.on_publish()
         return changed
 

@@ -17,6 +17,8 @@ from runtime.consul import write_private
 from runtime.secret import Secret
 
 KEYS_FILE = "boot-keys.json"
+SLOT_FILE = "slot.json"
+"""Beside the keys: the slot that the boot holds, for a sidecar that restarts to claim it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,24 @@ def load_or_make(state_dir: Path) -> Keys:
     tree = {"wireguard": keys.wireguard_private, "tls": keys.tls_private_pem, "recovery": keys.recovery_token}
     write_private(path, json.dumps({name: secret.reveal() for name, secret in tree.items()}))
     return keys
+
+
+def held_slot(state_dir: Path, keys: Keys) -> str | None:
+    """The peer ID that the boot with `keys` was admitted as last; None when there is none that can be read."""
+    try:
+        tree = json.loads((state_dir / SLOT_FILE).read_text(encoding="utf-8"))
+        peer_id, key = tree["peer_id"], tree["wireguard"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # Of other keys: of another boot, which held the slot, while this one does not.
+    return peer_id if isinstance(peer_id, str) and peer_id and key == keys.public.wireguard else None
+
+
+def keep_slot(state_dir: Path, keys: Keys, peer_id: str) -> None:
+    """Notes that the boot with `keys` is admitted as `peer_id`. OSError when the file cannot be written."""
+    write_private(
+        state_dir / SLOT_FILE, json.dumps({"peer_id": peer_id, "wireguard": keys.public.wireguard}, sort_keys=True)
+    )
 
 
 def make() -> Keys:

@@ -25,7 +25,7 @@ from sidecar.broker import Admitted, Renewed
 from sidecar.catalog import CatalogError
 from sidecar.config import Config
 from sidecar.desired import World
-from sidecar.identity import Keys
+from sidecar.identity import Keys, keep_slot
 from sidecar.link import Link
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
@@ -57,6 +57,12 @@ class Host(Protocol):
 
     def done(self, phase: str) -> None:
         """`phase` is done."""
+
+    def lost(self, phase: str, reason: str) -> None:
+        """`phase` is not done, or no longer, because of `reason`."""
+
+    def restart(self, reason: str) -> None:
+        """Ends this process in order and keeps its slot, for its container to start it anew."""
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Starts a task that ends with the process."""
@@ -91,7 +97,13 @@ class Membership:
 
     async def admitted(self, admitted: Admitted) -> None:
         """See `admission.Listener`."""
-        first, self.admission = self.admission, admitted
+        first = self.admission
+        self._keep_slot(admitted.peer_id)
+        if first is not None and (first.peer_id, first.address) != (admitted.peer_id, admitted.address):
+            # Everything here is one peer's: device, agent, registrations, certificates, names.
+            self._host.restart(f"admitted as {admitted.peer_id} after {first.peer_id}")
+            return
+        self.admission = admitted
         self._consul.use_token(admitted.token)
         changed = self._agent.write(admitted, self._keys)
         world = self._host.world
@@ -101,8 +113,6 @@ class Membership:
         if first is None:
             self._host.run("mesh", self._connect(admitted))
             return
-        if (first.peer_id, first.address) != (admitted.peer_id, admitted.address):
-            raise RuntimeError(f"admitted as {admitted.peer_id} after {first.peer_id}: start anew as that one")
         await self._recover(admitted, changed)
 
     async def renewed(self, renewed: Renewed) -> None:
@@ -122,6 +132,17 @@ class Membership:
         self._consul.use_token(renewed.token)
         await self._give_token(self.admission)
         log.info("token renewed")
+
+    def not_admitted(self, reason: str) -> None:
+        """See `admission.Listener`."""
+        self._host.lost("admission", reason)
+
+    def _keep_slot(self, peer_id: str) -> None:
+        try:
+            keep_slot(self._config.state_dir, self._keys, peer_id)
+        except OSError as error:
+            # A restart of this process would then ask for any slot, and be given this one: the records have it.
+            log.warning("slot not noted", extra={"peer_id": peer_id, "reason": str(error)})
 
     def _keep_secrets(self) -> None:
         """Hands secrets and the workload's token to the programs of this CVM. Nobody may start without what it was
@@ -256,6 +277,10 @@ class Membership:
         if self.registrar is not None:
             await self.registrar.deregister()
         self._watches.keep({})
+
+    def forget(self) -> None:
+        """Removes what the agent keeps of this peer, once it has ended: another peer's agent must not find it."""
+        self._agent.forget()
 
     async def close(self) -> None:
         """Closes connections and timers. Safe to repeat."""

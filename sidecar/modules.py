@@ -34,11 +34,12 @@ def warm() -> None:
 
     place = spec.Endpoint(address="127.0.0.1", port=1)
     route = spec.EgressRoute(name="r", vip="127.0.0.1", port=1, endpoints=(place,), identity="i", peer_sans=("s",))
+    allowed = (spec.Principal(uri="p"),)
     ingress = spec.Ingress(
-        name="i", address="127.0.0.1", port=2, identity="i", target=place, allowed=(spec.Principal(uri="p"),)
+        name="i", address="127.0.0.1", port=2, identity="i", target=place, source="127.0.0.2", allowed=allowed
     )
     begin = "-----BEGIN CERTIFICATE-----"
-    leaf = spec.Leaf(name="i", chain_pem=begin, key_pem=Secret("-----BEGIN PRIVATE KEY-----"))
+    leaf = spec.Leaf(name="i", uri="u", chain_pem=begin, key_pem=Secret("-----BEGIN PRIVATE KEY-----"))
     built = snapshot.build(spec.Spec(egress=(route,), ingress=(ingress,), leaves=(leaf,), roots_pem=begin))
     clusters = tuple(built.resources[snapshot.CLUSTER].values())
     wire.delta_response(

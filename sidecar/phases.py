@@ -1,8 +1,9 @@
 """How far the start-up is, and why not further. Pure.
 
 Phases overlap; the first one that is not done is the one that is shown. What was reached once stays reached:
-coordinators or an agent that go away later do not make a mesh unready that still works on its last good state. Only
-Envoy is asked again and again, because without it nothing works.
+coordinators or an agent that go away later do not make a mesh unready that still works on its last good state. Two
+phases can be lost again: Envoy, because without it nothing works, and the admission of a CVM whose lease lapsed after
+coordinators had refused it (`lost`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ class Progress:
             self._waiting[phase] = reason
         elif phase not in PHASES:
             raise KeyError(f"{phase!r} is no phase; expected one of {PHASES}")
+
+    def lost(self, phase: str, reason: str) -> None:
+        """`phase` is no longer done, or still not done, because of `reason`."""
+        if phase not in PHASES:
+            raise KeyError(f"{phase!r} is no phase; expected one of {PHASES}")
+        self._waiting[phase] = reason
 
     def done(self, phase: str) -> None:
         """`phase` is done."""

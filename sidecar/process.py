@@ -15,10 +15,13 @@ from sidecar.config import Config, parse
 
 OPERATOR = 2
 """Exit code when the operator has to change something; a restart alone would not help."""
+ANEW = 75
+"""Exit code of a process that is to be started anew, as another peer: EX_TEMPFAIL of sysexits.h. Each restart policy of
+Docker that starts a container again does so after it (`unless-stopped`, `always`, `on-failure`)."""
 
 
 def run(environ: Mapping[str, str]) -> int:
-    """Runs the sidecar until it is told to stop."""
+    """Runs the sidecar until it is told to stop; the exit code."""
     memory.begin()
     try:
         config = parse(environ)
@@ -39,7 +42,8 @@ async def _supervise(config: Config) -> int:
     duties = init.install()
     code = 0
     try:
-        await Supervisor(config, duties).serve()
+        if await Supervisor(config, duties).serve():
+            code = ANEW
     except* StartError as errors:
         for error in _leaves(errors):
             print(error, file=sys.stderr)

@@ -31,8 +31,9 @@ from sidecar.desired import World, desired
 from sidecar.effects import Effects
 from sidecar.envoy import Envoy
 from sidecar.files import Identity
-from sidecar.identity import Keys, load_or_make
+from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.phases import Progress, Report
+from sidecar.slot import Wish
 
 if TYPE_CHECKING:
     from sidecar.link import Link
@@ -62,6 +63,7 @@ class Supervisor:
         self.world = World(manifest=config.manifest, own=config.own, group=config.group)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
+        self._restart = asyncio.Event()
         self._effects = Effects(config)
         self._effects.on_publish = self._published.set
         self._guest = GuestAgent(config.guest_agent)
@@ -72,8 +74,10 @@ class Supervisor:
         self._member: Membership | None = None
         self._status = StatusServer(config.state_dir / "status.sock", self.document)
 
-    async def serve(self) -> None:
-        """Starts everything, serves until the first signal, stops in order. StartError when it cannot start."""
+    async def serve(self) -> bool:
+        """Starts everything, serves until the first signal, stops in order; whether it stopped to be started anew.
+        StartError when it cannot start.
+        """
         config = self._config
         try:
             config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,8 +94,13 @@ class Supervisor:
         try:
             async with TaskScope() as self._scope:
                 main = self._scope.start("main", self._main())
-                await self._init.drain.wait()
-                main.cancel()
+                ends = [
+                    self._scope.start("signal", self._init.drain.wait()),
+                    self._scope.start("restart", self._restart.wait()),
+                ]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for task in (main, *ends):
+                    task.cancel()
                 await self._stop()
         finally:
             # Also after a start that failed halfway: what was set is taken back.
@@ -100,6 +109,7 @@ class Supervisor:
             if self._member is not None:
                 await self._member.close()
             await self._status.stop()
+        return self._restart.is_set()
 
     # ---- start
 
@@ -179,7 +189,7 @@ class Supervisor:
             Claim(
                 cluster=config.cluster,
                 group=config.group,
-                peer_id=config.peer_id,
+                wish=Wish(pinned=config.peer_id, held=held_slot(config.state_dir, keys)),
                 identities=config.manifest.identities(config.group),
                 info=info,
                 keys=keys,
@@ -237,6 +247,8 @@ class Supervisor:
                 try:
                     await server.wait_acked(snapshot.version, ACK_SECONDS)
                 except TimeoutError as error:
+                    # It may refuse another part of it; what it has took long enough to be there.
+                    await self._effects.refusing.envoy_has(snapshot.version)
                     nacks = server.status().nacks
                     refused = [f"Envoy refused {', '.join(n.names)}: {n.message.strip()}" for n in nacks]
                     self.wait("envoy", "; ".join(refused) or str(error))
@@ -245,6 +257,7 @@ class Supervisor:
                     await asyncio.sleep(RETRY.delay(attempt, self._rng))
                     attempt += 1
                 else:
+                    await self._effects.refusing.envoy_has(snapshot.version)
                     break
             if self._effects.snapshot is not None:
                 self.done("envoy")
@@ -267,6 +280,17 @@ class Supervisor:
         """See `membership.Host`."""
         self._progress.done(phase)
         self._show()
+
+    def lost(self, phase: str, reason: str) -> None:
+        """See `membership.Host`."""
+        self._progress.lost(phase, reason)
+        self._show()
+
+    def restart(self, reason: str) -> None:
+        """See `membership.Host`."""
+        log.warning("starting anew", extra={"reason": reason})
+        self.lost("admission", f"starting anew: {reason}")
+        self._restart.set()
 
     def _show(self) -> None:
         """Tells `/run/mesh` and the log when the report changed."""
@@ -315,6 +339,7 @@ class Supervisor:
                 nacks=xds.nacks if xds else (),
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
+                    *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
@@ -341,12 +366,15 @@ class Supervisor:
         await self._cancel("registrar", "admission", "mesh", "rejoin")
         if self._member is not None:
             await self._member.leave()
-        left = await self._envoy.drain(self._config.drain_seconds)
+        # Who is another peer now has lost its address: nothing reaches it there, so there is nothing to wait for.
+        left = await self._envoy.drain(0.0 if self._restart.is_set() else self._config.drain_seconds)
         if left:
             log.warning("connections cut at the drain deadline", extra={"connections": left})
         if self._admission is not None:
-            await self._admission.release()
+            await (self._admission.close() if self._restart.is_set() else self._admission.release())
         await self._cancel("consul")
+        if self._member is not None and self._restart.is_set():
+            self._member.forget()
         await self._cancel("reconcile", "xds", "envoy")
         await self._cancel("link")
         await self._cancel("wireguard")

@@ -63,7 +63,8 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.feed", "coordinator.governance", "coordinator.identity",
+    "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
+    "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.sessions", "coordinator.siblings",
     "dns.server", "dns.tcp", "dns.upstream",
@@ -73,8 +74,8 @@ EDGES = frozenset({
     "runtime.status", "runtime.tasks",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.broker", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.membership", "sidecar.memory", "sidecar.process",
-    "sidecar.modules", "sidecar.registrar", "sidecar.supervisor", "sidecar.watches",
-    "vip.netlink",
+    "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor", "sidecar.watches",
+    "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""

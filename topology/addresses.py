@@ -14,6 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 VIP_POOL = "127.10.0.0/16"
 MESH_POOL = "100.96.0.0/16"
 DNS_ADDRESS = "127.10.0.53"
+INGRESS_SOURCE = "127.10.0.54"
+"""Loopback address from which the ingress Envoy dials a local server, unless a backend says otherwise: not 127.0.0.1,
+which many programs trust (PostgreSQL's image has `host all all 127.0.0.1/32 trust`), and none that a name gets."""
 RESERVED = 256
 """Addresses at the start of a pool that no name gets: the network, the DNS server, what comes to need a fixed one."""
 _HASH_DIGITS = 12
@@ -80,6 +83,27 @@ def why_not(address: str, pool: str) -> str | None:
         return f"is {address!r}, expected an IPv4 address from {first} to {last}"
     if not first <= found <= last:
         return f"is {address!r}, outside of what may be given out; expected an address from {first} to {last}"
+    return None
+
+
+def why_no_source(address: str, pool: str = VIP_POOL) -> str | None:
+    """Why an ingress cannot dial from `address`, as the end of a sentence; None when it can.
+
+    Linux lets a program bind every address of 127.0.0.0/8. One that applications dial is refused, and so is the DNS
+    server's: what comes from there would look like an answer.
+    """
+    net = network(pool)
+    expected = (
+        f"expected an IPv4 address of 127.0.0.0/8 other than {DNS_ADDRESS} (DNS) and {net[RESERVED]} to {net[-1]} "
+        "(VIPs); leave it out for the default"
+    )
+    try:
+        found = IPv4Address(address)
+    except ValueError:
+        return f"is {address!r}, {expected}"
+    loopback = IPv4Network("127.0.0.0/8")
+    if not loopback[1] <= found <= loopback[-2] or net[RESERVED] <= found <= net[-1] or address == DNS_ADDRESS:
+        return f"is {address!r}, {expected}"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from topology import addresses
-from topology.manifest import EXCLUSIVE_ROLES, RESERVED_KEYS
+from topology.manifest import EXCLUSIVE_ROLES, RESERVED_KEYS, why_no_label
 from topology.model import COORDINATOR, Backend, Cluster, Group, Route, leader_key
 from topology.problems import Problems, Where, did_you_mean
 
@@ -39,6 +39,8 @@ class Checker:
         self._parents()
         self._reserved()
         self._permissions()
+        self._callers()
+        self._sources()
         self._leader_keys()
         self._secrets()
         for group in self._cluster.groups:
@@ -60,14 +62,37 @@ class Checker:
 
     def _routes(self) -> None:
         first: dict[str, str] = {}
-        for entry, group, route in self._all_routes():
-            if route.name in first:
-                message = f"has the same name as {first[route.name]}; route names are unique in the cluster, rename one"
+        # In Terraform's order, so that both name the same entry of two.
+        for entry, group, route in sorted(self._all_routes(), key=lambda item: (item[1].name, item[2].name)):
+            names = [it.name for it in group.names_of(route)]
+            taken = [name for name in names if name in first]
+            if taken:
+                message = (
+                    f"has the same name as {first[taken[0]]} ({taken[0]!r}); route names are unique in the cluster, "
+                    "rename one"
+                )
                 self._add(entry, message)
-            first.setdefault(route.name, entry)
+            first.update({name: entry for name in names if name not in first})
             if route.name in _RESERVED_ROUTES:
                 self._add(entry, "is a reserved name; choose another")
+            if route.members:
+                self._members(entry, route, names)
             self._route_backend(entry, group, route)
+
+    def _members(self, entry: str, route: Route, names: list[str]) -> None:
+        """What a route to each slot cannot have beside it, and whether its names can be."""
+        if route.role is not None or route.fallback is not None:
+            message = (
+                "is true, but the route asks for a role: its names lead to fixed CVMs, whatever their roles; remove "
+                "role and fallback, or use a second route"
+            )
+            self._add(f"{entry}.members", message)
+        if route.vip is not None:
+            message = "pins one address, but with members = true the route has a VIP for each slot; remove it"
+            self._add(f"{entry}.vip", message)
+        # The last one is the longest.
+        if why_no_label(route.name) is None and (why := why_no_label(names[-1])) is not None:
+            self._add(entry, f"has a member whose name {why}; use a shorter name")
 
     def _route_backend(self, entry: str, group: Group, route: Route) -> None:
         own = {backend.name: backend for backend in group.backends}
@@ -141,6 +166,38 @@ class Checker:
                     message = f"holds {prefix!r}; keys in Consul begin without '/', use {prefix.strip('/')!r}"
                 if message:
                     self._add(f"{entry}.consul_permissions.key_prefixes", message)
+
+    def _callers(self) -> None:
+        groups = {group.name: group for group in self._cluster.groups}
+        for owner, backend in self._all_backends():
+            if backend.callers is None:
+                continue
+            entry = f"{owner}.callers"
+            if not backend.callers:
+                self._add(entry, "is empty, so nobody could call; name a group, or leave it out to admit every group")
+            for name in dict.fromkeys(backend.callers):
+                if name not in groups:
+                    self._add(entry, f"holds {name!r}, which is no workload group; {did_you_mean(name, groups)}")
+                if backend.callers.count(name) > 1:
+                    self._add(entry, f"holds {name!r} more than once; remove one")
+            self._same_service(entry, backend.callers, groups)
+
+    def _same_service(self, entry: str, callers: tuple[str, ...], groups: Mapping[str, Group]) -> None:
+        """A caller is known by its Consul service, so a group that shares one with a caller could call as well."""
+        known = {service: name for name in callers if name in groups for service in groups[name].services()}
+        for other, group in groups.items():
+            for service in group.services():
+                if other not in callers and service in known:
+                    message = (
+                        f"holds {known[service]!r}, whose service {service!r} is that of group {other!r} too, so "
+                        f"{other!r} could call; add it, or use another parent"
+                    )
+                    self._add(entry, message)
+
+    def _sources(self) -> None:
+        for entry, backend in self._all_backends():
+            if (why := addresses.why_no_source(backend.source)) is not None:
+                self._add(f"{entry}.source_address", why)
 
     def _leader_keys(self) -> None:
         """Who leads a service is decided by whoever may write its leader key: nobody but its own workload."""
@@ -274,13 +331,19 @@ class Checker:
                 self._add(f"{entry}.mesh_addresses.{peer}", why)
 
     def _addresses(self) -> None:
-        routes = {route.name: entry for entry, _, route in self._all_routes()}
+        routes = {it.name: (entry, it) for entry, group, route in self._all_routes() for it in group.names_of(route)}
         for clash in addresses.clashes(self._cluster.vips(), addresses.VIP_POOL):
+            entry, second = routes[clash.second]
             message = (
                 f"has the VIP {clash.address}, as route {clash.first!r} has; "
                 f'pin one of them, for example vip = "{clash.free}" here'
             )
-            self._add(routes[clash.second], message)
+            if second.peer is not None:
+                message = (
+                    f"has the VIP {clash.address} for {clash.second!r}, as route {clash.first!r} has; rename one of "
+                    "the routes"
+                )
+            self._add(entry, message)
         group_of = {peer: group.name for group in self._cluster.groups for peer in group.peers()}
         for clash in addresses.clashes(self._cluster.mesh_addresses(), addresses.MESH_POOL):
             message = (

@@ -20,6 +20,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from topology.addresses import INGRESS_SOURCE
+
 MANIFEST_VERSION = 1
 EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
@@ -132,6 +134,12 @@ class BackendEntry:
     owner: str
     """`platform` or `workload`."""
     permissions: Permissions = Permissions()
+    callers: tuple[str, ...] | None = None
+    """Groups whose CVMs may call; None: whoever the intentions allow. It withholds only: Consul must allow them too."""
+    source: str = INGRESS_SOURCE
+    """Loopback address from which the ingress dials the server."""
+    proxy_protocol: bool = False
+    """The ingress begins each connection to the server with a PROXY protocol v2 header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +168,8 @@ class RouteEntry:
     """Where no instance has the role, those with this one are the endpoints."""
     leader_key: str | None = None
     """Consul KV key of the lock that says who has the exclusive role; its value is the holder's peer ID."""
+    peer: str | None = None
+    """Peer ID of the one CVM behind a member route, whatever Consul lists; None: the service's instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from topology.addresses import MESH_POOL, VIP_POOL, mesh_address_of, vip_of
+from topology.addresses import INGRESS_SOURCE, MESH_POOL, VIP_POOL, mesh_address_of, vip_of
 from topology.manifest import EXCLUSIVE_ROLES, Permissions
 
 ROLES = ("master", "replica")
@@ -29,6 +29,12 @@ class Backend:
     roles: tuple[str, ...] = ROLES
     """The roles that its instances can have; only a workload-owned one has any."""
     permissions: Permissions = field(default_factory=Permissions)
+    callers: tuple[str, ...] | None = None
+    """Groups whose CVMs may call; None: every admitted CVM."""
+    source: str = INGRESS_SOURCE
+    """Loopback address from which the ingress dials the server."""
+    proxy_protocol: bool = False
+    """The ingress begins each connection to the server with a PROXY protocol v2 header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,18 @@ class Route:
     """The role that counts where no instance has `role`."""
     vip: str | None = None
     """A pinned VIP; None takes the one that follows from the name."""
+    members: bool = False
+    """One name a slot instead of one for all: `<name>-<index>` leads to the CVM with that index, and to no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteName:
+    """One name that applications dial, and the route that it comes from."""
+
+    name: str
+    route: Route
+    peer: str | None = None
+    """The peer ID behind the name; None: whoever has the route's role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +90,20 @@ class Group:
         """The peer IDs of the group."""
         return tuple(f"{self.name}-{index}" for index in range(self.replicas))
 
+    def names_of(self, route: Route) -> tuple[RouteName, ...]:
+        """The names of `route`, a route of this group: its own, or one a slot in order of the slots."""
+        if not route.members:
+            return (RouteName(name=route.name, route=route),)
+        return tuple(
+            RouteName(name=f"{route.name}-{index}", route=route, peer=peer) for index, peer in enumerate(self.peers())
+        )
+
+    def services(self) -> tuple[str, ...]:
+        """The Consul services that a CVM of the group is; without backends the group's own name
+        (`coordinator.tokens.services`).
+        """
+        return tuple(dict.fromkeys(backend.parent for backend in self.backends)) or (self.name,)
+
     def backend(self, name: str) -> Backend:
         """The backend called `name`; KeyError when there is none."""
         return {backend.name: backend for backend in self.backends}[name]
@@ -98,8 +130,13 @@ class Cluster:
         return tuple(f"{COORDINATOR}-{index}" for index in range(self.coordinators))
 
     def vips(self, pool: str = VIP_POOL) -> dict[str, str]:
-        """Route name to VIP, pins applied."""
-        return {route.name: route.vip or vip_of(route.name, pool) for group in self.groups for route in group.routes}
+        """Route name to VIP, pins applied; a route with `members` has a name and a VIP for each slot."""
+        return {
+            it.name: (None if it.peer else route.vip) or vip_of(it.name, pool)
+            for group in self.groups
+            for route in group.routes
+            for it in group.names_of(route)
+        }
 
     def mesh_addresses(self, pool: str = MESH_POOL) -> dict[str, str]:
         """Peer ID to mesh address, coordinators first, pins applied."""

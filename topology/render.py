@@ -102,18 +102,20 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
     vips = cluster.vips()
     return tuple(
         RouteEntry(
-            name=route.name,
+            name=it.name,
             group=group.name,
             backend=route.backend,
             service=group.backend(route.backend).parent,
             role=route.role,
-            vip=vips[route.name],
+            vip=vips[it.name],
             port=group.backend(route.backend).port,
             fallback=route.fallback,
             leader_key=leader_key(group.backend(route.backend), route),
+            peer=it.peer,
         )
         for group in sorted(cluster.groups, key=lambda item: item.name)
         for route in sorted(group.routes, key=lambda item: item.name)
+        for it in group.names_of(route)
     )
 
 
@@ -281,6 +283,9 @@ def _group(cluster: Cluster, group: Group, facts: AppFacts, mesh: Mapping[str, s
                 identity=f"spiffe://{cluster.name}/{backend.workload}",
                 owner=backend.owner,
                 permissions=backend.permissions,
+                callers=None if backend.callers is None else tuple(sorted(backend.callers)),
+                source=backend.source,
+                proxy_protocol=backend.proxy_protocol,
             )
             for backend in group.backends
         },

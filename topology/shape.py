@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from topology.addresses import INGRESS_SOURCE
 from topology.expressions import Node, Unknown
 from topology.manifest import Permissions, why_no_label
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
@@ -20,10 +21,12 @@ MOST_DIGITS = 19
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "mesh_addresses")
-_BACKEND_FIELDS = ("port", "workload", "registration", "consul_permissions")
+_BACKEND_FIELDS = (
+    "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol",
+)  # fmt: skip
 _REGISTRATION_FIELDS = ("owner", "parent", "roles")
 _PERMISSION_FIELDS = ("key_prefixes", "session_write")
-_ROUTE_FIELDS = ("backend", "role", "fallback", "vip")
+_ROUTE_FIELDS = ("backend", "role", "fallback", "vip", "members")
 _SECRET_FIELDS = ("grant",)
 OWNERS = ("platform", "workload")
 
@@ -104,11 +107,38 @@ class Reader:
             self._problems.add(registration["owner"].where, f"{entry}.registration.owner", message)
         roles = self._roles(registration, f"{entry}.registration", owner)
         permissions = self._permissions(fields, entry)
+        callers = self._callers(fields, entry)
+        source = self._optional_text(fields, entry, "source_address")
+        proxy_protocol = self._flag(fields, entry, "proxy_protocol")
         if port is None or workload is None or owner is None or parent is None:
             return None
         return Backend(
-            name=name, port=port, workload=workload, owner=owner, parent=parent, roles=roles, permissions=permissions
+            name=name,
+            port=port,
+            workload=workload,
+            owner=owner,
+            parent=parent,
+            roles=roles,
+            permissions=permissions,
+            callers=callers,
+            source=source or INGRESS_SOURCE,
+            proxy_protocol=proxy_protocol,
         )
+
+    def _callers(self, fields: dict[str, Node], backend: str) -> tuple[str, ...] | None:
+        node = fields.get("callers")
+        if node is None or node.value is None:
+            return None
+        return self._list(node, f"{backend}.callers", 'a list of groups, such as ["api"]')
+
+    def _flag(self, fields: dict[str, Node], entry: str, name: str) -> bool:
+        """The optional true or false called `name`; false where it is absent or null."""
+        node = fields.get(name)
+        if node is None or node.value is None:
+            return False
+        if not isinstance(node.value, bool | Unknown):
+            self._problems.add(node.where, f"{entry}.{name}", f"is {_show(node)}, expected true or false")
+        return node.value is True
 
     def _roles(self, registration: dict[str, Node], entry: str, owner: str | None) -> tuple[str, ...]:
         node = registration.get("roles")
@@ -156,7 +186,10 @@ class Reader:
             role = None
         fallback = self._optional_text(fields, entry, "fallback")
         vip = self._optional_text(fields, entry, "vip")
-        return None if backend is None else Route(name=name, backend=backend, role=role, fallback=fallback, vip=vip)
+        members = self._flag(fields, entry, "members")
+        if backend is None:
+            return None
+        return Route(name=name, backend=backend, role=role, fallback=fallback, vip=vip, members=members)
 
     def _secret(self, name: str, node: Node, group: str) -> WorkloadSecret:
         entry = f"{group}.secrets.{name}"

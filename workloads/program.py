@@ -13,13 +13,13 @@ from workloads.settings import Settings, SettingsError, read
 
 def hello(settings: Settings) -> Answer:
     """`/hello`: who answers."""
-    return text(f"hello from {settings.peer}\n")
+    return text(f"hello from {settings.peer()}\n")
 
 
 def all_answers(settings: Settings) -> Answer:
     """`/all`: who answers when the target is called `settings.samples` times in parallel."""
     results = calls.fan_out(settings.target, settings.samples)
-    return document({"from": settings.peer, "samples": settings.samples, "results": results})
+    return document({"from": settings.peer(), "samples": settings.samples, "results": results})
 
 
 def passed_on(settings: Settings) -> Answer:

@@ -6,8 +6,9 @@ import ipaddress
 import json
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 IDENTITY_FILE = Path("/run/mesh/identity.json")
@@ -27,7 +28,8 @@ class SettingsError(Exception):
 class Settings:
     """How one demo program is set up."""
 
-    peer: str
+    peer: Callable[[], str]
+    """The peer ID, as of now: a CVM may become another peer while its programs run."""
     port: int
     public: str | None
     """Host address on which it listens besides 127.0.0.1; None: nowhere else."""
@@ -40,7 +42,7 @@ class Settings:
 def read(environ: Mapping[str, str], *, port: int, target: str, target_variable: str, public: bool) -> Settings:
     """The settings from `PORT`, `FANOUT_N`, `PUBLIC_BIND` and `target_variable`; the arguments are the defaults."""
     return Settings(
-        peer=peer_name(environ, IDENTITY_FILE),
+        peer=partial(peer_name, environ, IDENTITY_FILE),
         port=_integer(environ, "PORT", port, 65535),
         public=public_address(environ.get("PUBLIC_BIND") or ("auto" if public else "off")),
         target=environ.get(target_variable) or target,

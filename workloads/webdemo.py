@@ -25,7 +25,7 @@ def paths(settings: Settings) -> Paths:
 def database_answer(settings: Settings) -> Answer:
     """`/db`: who leads the database, and the rows behind both routes; 502 with the reason."""
     try:
-        return document(database.from_environment(settings.peer))
+        return document(database.from_environment(settings.peer()))
     except database.DatabaseError as error:
         return document({"error": str(error)}, 502)
 

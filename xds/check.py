@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Spec, SpecError
+from xds.spec import EgressRoute, Ingress, Leaf, Spec, SpecError
 
 
 def check_together(spec: Spec) -> None:
@@ -49,7 +49,10 @@ def check_ingress(ingress: Ingress) -> None:
     entry = f"ingress {ingress.name!r}"
     _named(ingress.name, entry)
     _place(ingress.address, ingress.port, entry)
-    _target(ingress.target, entry)
+    _place(ingress.target.address, ingress.target.port, f"the target of {entry}")
+    _source(ingress.source, entry)
+    if sum(principal.prefix for principal in ingress.allowed) > 1:
+        raise SpecError(f"{entry} allows {ingress.allowed!r}; expected one prefix at most")
     if not all(principal.uri for principal in ingress.allowed):
         raise SpecError(f"{entry} allows an empty principal; expected a URI such as spiffe://mesh/api")
 
@@ -60,6 +63,8 @@ def check_leaf(leaf: Leaf) -> None:
     _named(leaf.name, f"leaf {leaf.name!r}")
     if "-----BEGIN CERTIFICATE-----" not in leaf.chain_pem or "PRIVATE KEY-----" not in leaf.key_pem.reveal():
         raise SpecError(f"leaf {leaf.name!r} is not a PEM certificate chain with a PEM private key")
+    if not leaf.uri:
+        raise SpecError(f"leaf {leaf.name!r} has no URI; expected the URI SAN of its certificate")
 
 
 def _say_who_clash(spec: Spec) -> None:
@@ -104,5 +109,10 @@ def _place(address: str, port: int, entry: str) -> None:
         raise SpecError(f"{entry} has port {port!r}; expected 1 to 65535")
 
 
-def _target(target: Endpoint, entry: str) -> None:
-    _place(target.address, target.port, f"the target of {entry}")
+def _source(source: str, entry: str) -> None:
+    try:
+        good = ipaddress.IPv4Address(source).is_loopback
+    except ValueError:
+        good = False
+    if not good:
+        raise SpecError(f"{entry} dials from {source!r}; expected an IPv4 address of 127.0.0.0/8")

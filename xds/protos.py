@@ -134,48 +134,42 @@ with _stand_ins():
         ClusterLbPolicy,
         ClusterLbSubsetConfig,
         ClusterLbSubsetConfigLbSubsetSelector,
+        ClusterTransportSocketMatch,
         OutlierDetection,
+        UpstreamConnectionOptions,
     )
     from envoy_data_plane.envoy.config.core.v3 import (
         Address,
         AggregatedConfigSource,
         ApiVersion,
+        BackoffStrategy,
+        BindConfig,
         ConfigSource,
         DataSource,
-        Http2ProtocolOptions,
-        HttpProtocolOptions,
-        KeepaliveSettings,
         Metadata,
+        ProxyProtocolConfig,
+        ProxyProtocolConfigVersion,
         SocketAddress,
+        SocketOption,
+        TcpKeepalive,
         TransportSocket,
     )
     from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints
     from envoy_data_plane.envoy.config.endpoint.v3 import Endpoint as LbAddress
-    from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
-    from envoy_data_plane.envoy.config.rbac.v3 import Permission, Policy, PrincipalAuthenticated, Rbac, RbacAction
-    from envoy_data_plane.envoy.config.rbac.v3 import Principal as RbacPrincipal
-    from envoy_data_plane.envoy.config.route.v3 import (
-        Route,
-        RouteAction,
-        RouteActionUpgradeConfig,
-        RouteActionUpgradeConfigConnectConfig,
-        RouteConfiguration,
-        RouteMatch,
-        RouteMatchConnectMatcher,
-        VirtualHost,
+    from envoy_data_plane.envoy.config.listener.v3 import (
+        Filter,
+        FilterChain,
+        FilterChainMatch,
+        Listener,
+        ListenerFilter,
     )
-    from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac as HttpRbac
-    from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import RbacPerRoute
-    from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
-    from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
-        HttpConnectionManager,
-        HttpConnectionManagerCodecType,
-        HttpConnectionManagerUpgradeConfig,
-        HttpFilter,
-        Rds,
+    from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import (
+        ProxyProtocol as ProxyProtocolListenerFilter,
     )
-    from envoy_data_plane.envoy.extensions.filters.network.rbac.v3 import Rbac as NetworkRbac
-    from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, TcpProxyTunnelingConfig
+    from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
+    from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, UpstreamConnectMode
+    from envoy_data_plane.envoy.extensions.transport_sockets.proxy_protocol.v3 import ProxyProtocolUpstreamTransport
+    from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer.v3 import RawBuffer
     from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
         CertificateValidationContext,
         CommonTlsContext,
@@ -190,8 +184,6 @@ with _stand_ins():
         TlsParametersTlsProtocol,
         UpstreamTlsContext,
     )
-    from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptions as UpstreamHttpOptions
-    from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
     from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse, DiscoveryResponse
     from envoy_data_plane.envoy.service.discovery.v3 import Resource as DeltaResource
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
@@ -227,6 +219,8 @@ __all__ = [
     "AggregatedConfigSource",
     "Any",
     "ApiVersion",
+    "BackoffStrategy",
+    "BindConfig",
     "CertificateValidationContext",
     "CircuitBreakers",
     "CircuitBreakersThresholds",
@@ -238,6 +232,7 @@ __all__ = [
     "ClusterLbSubsetConfig",
     "ClusterLbSubsetConfigLbSubsetSelector",
     "ClusterLoadAssignment",
+    "ClusterTransportSocketMatch",
     "CommonTlsContext",
     "CommonTlsContextCombinedCertificateValidationContext",
     "ConfigSource",
@@ -248,54 +243,37 @@ __all__ = [
     "DownstreamTlsContext",
     "Filter",
     "FilterChain",
-    "Http2ProtocolOptions",
-    "HttpConnectionManager",
-    "HttpConnectionManagerCodecType",
-    "HttpConnectionManagerUpgradeConfig",
-    "HttpFilter",
-    "HttpProtocolOptions",
-    "HttpProtocolOptionsExplicitHttpConfig",
-    "HttpRbac",
-    "KeepaliveSettings",
+    "FilterChainMatch",
     "LbAddress",
     "LbEndpoint",
     "Listener",
+    "ListenerFilter",
     "LocalityLbEndpoints",
     "Metadata",
-    "NetworkRbac",
     "OutlierDetection",
     "Percent",
-    "Permission",
-    "Policy",
-    "PrincipalAuthenticated",
-    "Rbac",
-    "RbacAction",
-    "RbacPerRoute",
-    "RbacPrincipal",
-    "Rds",
-    "Route",
-    "RouteAction",
-    "RouteActionUpgradeConfig",
-    "RouteActionUpgradeConfigConnectConfig",
-    "RouteConfiguration",
-    "RouteMatch",
-    "RouteMatchConnectMatcher",
-    "Router",
+    "ProxyProtocolConfig",
+    "ProxyProtocolConfigVersion",
+    "ProxyProtocolListenerFilter",
+    "ProxyProtocolUpstreamTransport",
+    "RawBuffer",
     "SdsSecretConfig",
     "Secret",
     "SocketAddress",
+    "SocketOption",
     "StringMatcher",
     "Struct",
     "SubjectAltNameMatcher",
     "SubjectAltNameMatcherSanType",
+    "TcpKeepalive",
     "TcpProxy",
-    "TcpProxyTunnelingConfig",
     "TlsCertificate",
+    "TlsInspector",
     "TlsParameters",
     "TlsParametersTlsProtocol",
     "TransportSocket",
-    "UpstreamHttpOptions",
+    "UpstreamConnectMode",
+    "UpstreamConnectionOptions",
     "UpstreamTlsContext",
     "Value",
-    "VirtualHost",
 ]

@@ -1,15 +1,14 @@
 """Spec entries → Envoy messages: clusters, endpoints, listeners. Pure.
 
 Names: `egress/<route>` and `local/<ingress>` for clusters, `egress/<vip>:<port>` and `ingress/<address>:<port>` for
-listeners (by address, so that two routes may swap VIPs without ever claiming one twice), `ingress/<ingress>` for
-route configurations.
+listeners (by address, so that two routes may swap VIPs without ever claiming one twice).
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import subset, tls
+from xds import refusal, subset, tls, transport
 from xds.protos import (
     Address,
     CircuitBreakers,
@@ -27,20 +26,24 @@ from xds.protos import (
     LocalityLbEndpoints,
     OutlierDetection,
     Percent,
-    RouteConfiguration,
     SocketAddress,
 )
 from xds.spec import EgressRoute, Endpoint, Ingress
-from xds.transport import Transport
 
-CONNECT_TIMEOUT = timedelta(seconds=1)
-"""For TCP and TLS together: five round trips of 200 ms. A lost SYN costs an attempt, and there are several."""
+CONNECT_TIMEOUT = timedelta(seconds=3)
+"""For TCP and TLS together. An endpoint that vanished costs a connection so long once, until two failures or the catalog
+(1 to 3 s) take it out. Not shorter: 2,000 connections at once on two busy cores take longer than 1 s for their
+handshakes, and those that were given up and tried again kept all others from ending (329 of 2,000 came through)."""
 LOCAL_CONNECT_TIMEOUT = timedelta(seconds=10)
 """For the local server: a full backlog drops SYNs, which come again after 1, 3 and 7 s. There is no other server to
 try instead."""
 UNLIMITED = 1_000_000
 """Envoy's thresholds default to 1024, which 300 clients with a few connections each would reach. The file limit
 bounds us first."""
+
+BUFFER = 128 << 10
+"""Bytes that Envoy holds of one direction of a connection before it stops reading (its default is 1 MiB). Eight TLS
+records: a stream is as fast as with more (`benchmarks/xds_bench.py`), and a reader that stands still costs little."""
 
 
 def egress_cluster_name(route: EgressRoute) -> str:
@@ -63,13 +66,8 @@ def ingress_listener_name(ingress: Ingress) -> str:
     return f"ingress/{ingress.address}:{ingress.port}"
 
 
-def ingress_routes_name(ingress: Ingress) -> str:
-    """The route configuration of an ingress."""
-    return f"ingress/{ingress.name}"
-
-
-def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
-    """The route's cluster: endpoints by EDS, TLS and protocol by the transport."""
+def egress_cluster(route: EgressRoute, caller: str) -> Cluster:
+    """The route's cluster: endpoints by EDS, TLS by the transport. `caller` is the URI SAN of its leaf."""
     name = egress_cluster_name(route)
     cluster = _cluster(name)
     cluster.type = ClusterDiscoveryType.EDS
@@ -80,7 +78,7 @@ def egress_cluster(route: EgressRoute, transport: Transport) -> Cluster:
         # And no outlier detection: where there is nowhere else to go, leaving out only delays the return.
         cluster.lb_subset_config = subset.subsets()
     cluster.ignore_health_on_host_removal = True
-    transport.egress_cluster(route, cluster)
+    transport.egress_cluster(route, caller, cluster)
     return cluster
 
 
@@ -97,13 +95,13 @@ def assignment(route: EgressRoute) -> ClusterLoadAssignment:
     )
 
 
-def egress_listener(route: EgressRoute, transport: Transport) -> Listener:
+def egress_listener(route: EgressRoute) -> Listener:
     """The listener on the VIP. Its one chain carries the generation in its name, who the sole endpoint is, and nothing
     that changes otherwise."""
     chain = FilterChain(
         name=f"{route.name}/{route.generation}", filters=transport.egress_filters(route, egress_cluster_name(route))
     )
-    return _listener(egress_listener_name(route), route.vip, route.port, chain)
+    return _listener(egress_listener_name(route), route.vip, route.port, [chain])
 
 
 def ingress_cluster(ingress: Ingress) -> Cluster:
@@ -113,23 +111,23 @@ def ingress_cluster(ingress: Ingress) -> Cluster:
     cluster.type = ClusterDiscoveryType.STATIC
     cluster.connect_timeout = LOCAL_CONNECT_TIMEOUT
     hosts = LocalityLbEndpoints(lb_endpoints=[_lb_endpoint(ingress.target)])
-    cluster.load_assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[hosts])
+    cluster.load_assignment = ClusterLoadAssignment(
+        cluster_name=name, endpoints=[hosts, refusal.second_priority(ingress.source)]
+    )
+    cluster.outlier_detection = refusal.detection()
+    transport.ingress_cluster(ingress, cluster)
     return cluster
 
 
-def ingress_listener(ingress: Ingress, transport: Transport, cut: int) -> Listener:
-    """The listener of an ingress. `cut` counts the revocations so far: a new chain name closes what is held."""
-    chain = FilterChain(
-        name=f"{ingress.name}/{cut}",
-        transport_socket=transport.ingress_socket(ingress),
-        filters=transport.ingress_filters(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress)),
-    )
-    return _listener(ingress_listener_name(ingress), ingress.address, ingress.port, chain)
-
-
-def ingress_routes(ingress: Ingress, transport: Transport) -> RouteConfiguration | None:
-    """Who may call the ingress and where it leads, for transports that route."""
-    return transport.ingress_routes(ingress, ingress_cluster_name(ingress), ingress_routes_name(ingress))
+def ingress_listener(ingress: Ingress) -> Listener:
+    """The listener of an ingress: a chain for each caller, and nothing else that could change and cut them all."""
+    chains, others = transport.ingress_chains(ingress, ingress_cluster_name(ingress))
+    listener = _listener(ingress_listener_name(ingress), ingress.address, ingress.port, chains)
+    listener.default_filter_chain = others
+    listener.listener_filters = transport.ingress_listener_filters()
+    listener.listener_filters_timeout = transport.HANDSHAKE_TIMEOUT
+    listener.socket_options = transport.ingress_socket_options()
+    return listener
 
 
 def _cluster(name: str) -> Cluster:
@@ -140,9 +138,14 @@ def _cluster(name: str) -> Cluster:
         name=name,
         connect_timeout=CONNECT_TIMEOUT,
         lb_policy=ClusterLbPolicy.ROUND_ROBIN,
-        # 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than an error.
-        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0)),
+        # Threshold 0: an endpoint that is out stays out, even when all are. Sending to a demoted database is worse than
+        # an error. Window 0: an endpoint that is put aside is known to the workers at once; by default Envoy collects
+        # such changes for 1 s.
+        common_lb_config=ClusterCommonLbConfig(
+            healthy_panic_threshold=Percent(value=0.0), update_merge_window=timedelta(0)
+        ),
         circuit_breakers=CircuitBreakers(thresholds=[limits]),
+        per_connection_buffer_limit_bytes=BUFFER,
     )
 
 
@@ -157,8 +160,6 @@ def _outliers() -> OutlierDetection:
         consecutive_local_origin_failure=2,
         consecutive_5xx=0,
         enforcing_consecutive_5xx=0,
-        consecutive_gateway_failure=3,
-        enforcing_consecutive_gateway_failure=100,
         enforcing_success_rate=0,
         enforcing_local_origin_success_rate=0,
         interval=timedelta(seconds=1),
@@ -176,6 +177,12 @@ def _address(address: str, port: int) -> Address:
     return Address(socket_address=SocketAddress(address=address, port_value=port))
 
 
-def _listener(name: str, address: str, port: int, chain: FilterChain) -> Listener:
+def _listener(name: str, address: str, port: int, chains: list[FilterChain]) -> Listener:
     # Free bind: the listener may come before its address is on the device (a VIP being added, WireGuard restarting).
-    return Listener(name=name, address=_address(address, port), filter_chains=[chain], freebind=True)
+    return Listener(
+        name=name,
+        address=_address(address, port),
+        filter_chains=chains,
+        freebind=True,
+        per_connection_buffer_limit_bytes=BUFFER,
+    )

@@ -11,9 +11,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xds import check, resources, tls
+from xds import check, refusal, resources, tls
 from xds.spec import EgressRoute, Ingress, Leaf, Spec
-from xds.transport import ConnectStreams, Transport
 
 if TYPE_CHECKING:
     import betterproto2
@@ -23,8 +22,7 @@ CLUSTER = f"{_PREFIX}envoy.config.cluster.v3.Cluster"
 ENDPOINT = f"{_PREFIX}envoy.config.endpoint.v3.ClusterLoadAssignment"
 SECRET = f"{_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
 LISTENER = f"{_PREFIX}envoy.config.listener.v3.Listener"
-ROUTES = f"{_PREFIX}envoy.config.route.v3.RouteConfiguration"
-TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTES)
+TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER)
 """Type URLs in the order in which additions go out (make before break)."""
 
 
@@ -54,8 +52,6 @@ class _Entry:
 
     entry: object = field(repr=False)
     parts: tuple[_Part, ...]
-    cut: int = 0
-    """Ingress only: revocations so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,24 +64,22 @@ class Snapshot:
     """Type URL → name → resource. Every type of `TYPES` is there."""
     entries: Mapping[Hashable, _Entry] = field(repr=False)
     """What it was built from; only for the next `build`."""
-    transport: Transport = field(repr=False)
 
 
-def build(spec: Spec, previous: Snapshot | None = None, transport: Transport | None = None) -> Snapshot:
-    """The snapshot of `spec`; `previous` saves work. SpecError names the entry that does not fit.
-
-    `transport`: how Envoys talk to each other, by default as in `previous`, else `ConnectStreams`.
-    """
+def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
+    """The snapshot of `spec`; `previous` saves work. SpecError names the entry that does not fit."""
     check.check_together(spec)
-    chosen = transport or (previous.transport if previous else ConnectStreams())
-    old: Mapping[Hashable, _Entry] = previous.entries if previous and previous.transport is chosen else {}
+    old: Mapping[Hashable, _Entry] = previous.entries if previous else {}
+    callers = {leaf.name: leaf.uri for leaf in spec.leaves}
     entries: dict[Hashable, _Entry] = {}
     for route in spec.egress:
         key = ("egress", route.name)
-        entries[key] = _egress(route, old.get(key), chosen)
+        entries[key] = _egress(route, callers[route.identity], old.get(key))
     for ingress in spec.ingress:
         key = ("ingress", ingress.name)
-        entries[key] = _ingress(ingress, old.get(key), chosen)
+        entries[key] = _ingress(ingress, old.get(key))
+        key = ("refusal", ingress.source)
+        entries[key] = _refusal(ingress.source, old.get(key))
     # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
     used = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
     for leaf in spec.leaves:
@@ -98,11 +92,12 @@ def build(spec: Spec, previous: Snapshot | None = None, transport: Transport | N
     for entry in entries.values():
         for part in entry.parts:
             found[part.type_url][part.resource.name] = part.resource
-    return Snapshot(version=_version_of(found), resources=found, entries=entries, transport=chosen)
+    return Snapshot(version=_version_of(found), resources=found, entries=entries)
 
 
-def _egress(route: EgressRoute, old: _Entry | None, transport: Transport) -> _Entry:
-    if old and old.entry == route:
+def _egress(route: EgressRoute, caller: str, old: _Entry | None) -> _Entry:
+    entry = (route, caller)
+    if old and old.entry == entry:
         return old
     check.check_egress(route)
     listener_from = (route.name, route.vip, route.port, route.generation, route.sole)
@@ -112,33 +107,30 @@ def _egress(route: EgressRoute, old: _Entry | None, transport: Transport) -> _En
             old,
             0,
             CLUSTER,
-            (route.name, route.identity, route.peer_sans, has_sole),
-            lambda: resources.egress_cluster(route, transport),
+            (route.name, route.identity, caller, route.peer_sans, has_sole),
+            lambda: resources.egress_cluster(route, caller),
         ),
         _part(old, 1, ENDPOINT, (route.name, route.endpoints, has_sole), lambda: resources.assignment(route)),
-        _part(old, 2, LISTENER, listener_from, lambda: resources.egress_listener(route, transport)),
+        _part(old, 2, LISTENER, listener_from, lambda: resources.egress_listener(route)),
     )
-    return _Entry(entry=route, parts=parts)
+    return _Entry(entry=entry, parts=parts)
 
 
-def _ingress(ingress: Ingress, old: _Entry | None, transport: Transport) -> _Entry:
+def _ingress(ingress: Ingress, old: _Entry | None) -> _Entry:
     if old and old.entry == ingress:
         return old
     check.check_ingress(ingress)
-    cut = old.cut + _revokes(old.entry, ingress) if old else 0
-    parts = [
-        _part(old, 0, CLUSTER, (ingress.name, ingress.target), lambda: resources.ingress_cluster(ingress)),
-        _part(old, 1, LISTENER, (ingress, cut), lambda: resources.ingress_listener(ingress, transport, cut)),
-    ]
-    routes = resources.ingress_routes(ingress, transport)
-    if routes is not None:
-        parts.append(_part(old, 2, ROUTES, (ingress.name, ingress.allowed), lambda: routes))
-    return _Entry(entry=ingress, parts=tuple(parts), cut=cut)
+    cluster_from = (ingress.name, ingress.target, ingress.source, ingress.proxy_protocol)
+    listener_from = (ingress.name, ingress.address, ingress.port, ingress.identity, frozenset(ingress.allowed))
+    parts = (
+        _part(old, 0, CLUSTER, cluster_from, lambda: resources.ingress_cluster(ingress)),
+        _part(old, 1, LISTENER, listener_from, lambda: resources.ingress_listener(ingress)),
+    )
+    return _Entry(entry=ingress, parts=parts)
 
 
-def _revokes(old: object, new: Ingress) -> bool:
-    """True if somebody who was allowed is not allowed any more."""
-    return isinstance(old, Ingress) and not all(any(p.covers(was) for p in new.allowed) for was in old.allowed)
+def _refusal(source: str, old: _Entry | None) -> _Entry:
+    return old or _Entry(entry=source, parts=(_part(None, 0, LISTENER, None, lambda: refusal.listener(source)),))
 
 
 def _leaf(leaf: Leaf, old: _Entry | None) -> _Entry:

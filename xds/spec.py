@@ -89,9 +89,15 @@ class Ingress:
     """Name of the leaf that the server presents."""
     target: Endpoint
     """The local server."""
+    source: str
+    """Loopback address (IPv4) from which the local server is dialled. Not 127.0.0.1, unless the owner says so: what
+    trusts local programs must not trust the mesh."""
+    proxy_protocol: bool = False
+    """True: each connection to the local server begins with a PROXY protocol v2 header that names the caller's mesh
+    address."""
     allowed: tuple[Principal, ...]
-    """Who may call. Empty: nobody. Adding one cuts nothing; taking one away closes every connection through this
-    ingress, so that none of the revoked caller's survives (the others reconnect)."""
+    """Who may call. Empty: nobody. Adding one cuts nothing; taking one away closes every connection that it holds at
+    once, and nobody else's. At most one is a prefix, and those who are in by it alone are cut together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,8 @@ class Leaf:
 
     name: str
     """What `identity` of a route or ingress refers to."""
+    uri: str
+    """The URI SAN of the certificate. A caller announces it to the ingress, which checks it in the certificate."""
     chain_pem: str
     """Leaf first, then intermediates."""
     key_pem: Secret

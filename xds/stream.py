@@ -5,8 +5,8 @@ what a slow client has not taken yet is never stale: the next answer is made whe
 newest snapshot, and several snapshots published meanwhile become one. Nothing waits for a timer.
 
 Order of one snapshot (make before break): clusters, endpoints and secrets that are new or changed; when Envoy has
-answered for clusters, listeners (with removals: nothing refers to a listener) and routes; when it has answered for
-those and accepted them, removals of clusters and the rest. Envoy withholds its ACK of clusters until they have warmed,
+answered for clusters, listeners (with removals: nothing refers to a listener); when it has answered for those and
+accepted them, removals of clusters and the rest. Envoy withholds its ACK of clusters until they have warmed,
 which takes their endpoints and secrets, hence these three never wait for one another. Nor do listeners wait for the
 answer for endpoints: those of a new cluster came before its ACK, and those of a warm one reach the workers before a
 listener that is sent after them, since Envoy's main thread takes one after the other. So a connection to an old leader
@@ -25,13 +25,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTES, SECRET, TYPES, Resource, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Resource, Snapshot
 
 R = TypeVar("R")
 WILDCARD = "*"
 _WILDCARD_TYPES = (CLUSTER, LISTENER)
 """The types for which an empty first subscription means everything (the protocol's legacy form)."""
-_REMOVED_LAST = (CLUSTER, ENDPOINT, SECRET, ROUTES)
+_REMOVED_LAST = (CLUSTER, ENDPOINT, SECRET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class Stream(Generic[R]):
         if self._snapshot is None:
             return None
         for type_url in TYPES:
-            if type_url in (LISTENER, ROUTES) and self._awaits(CLUSTER):
+            if type_url == LISTENER and self._awaits(CLUSTER):
                 continue
             state = self._types[type_url]
             if state.opened and state.dirty:
@@ -249,11 +249,11 @@ class Stream(Generic[R]):
 
     def _removals(self, snapshot: Snapshot) -> Response | None:
         """What is wanted no longer, once nothing that Envoy runs can refer to it any more."""
-        listeners, routes = self._types[LISTENER], self._types[ROUTES]
-        if not listeners.greeted or self._awaits(CLUSTER, ENDPOINT, LISTENER, ROUTES):
+        listeners = self._types[LISTENER]
+        if not listeners.greeted or self._awaits(CLUSTER, ENDPOINT, LISTENER):
             return None
         # A listener whose change was rejected runs on as it was, and may need what the new one does not.
-        if listeners.rejected or routes.rejected:
+        if listeners.rejected:
             return None
         for type_url in _REMOVED_LAST:
             state = self._types[type_url]

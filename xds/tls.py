@@ -6,6 +6,7 @@ changes a secret, never a cluster or a listener, and no connection notices.
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 
 from xds.protos import (
@@ -29,10 +30,13 @@ from xds.protos import (
     TransportSocket,
     UpstreamTlsContext,
 )
-from xds.spec import Leaf
+from xds.spec import Leaf, Principal
 
 ROOTS = "roots"
 """Name of the secret that holds the trusted roots."""
+SESSIONS = 128
+"""TLS sessions that a client keeps for each route (Envoy's default is 1). TLS 1.3 uses a session once: as many
+connections may be opened at once without a full handshake. About 2 KiB each."""
 
 
 def leaf_secret_name(leaf: str) -> str:
@@ -48,23 +52,31 @@ def ads() -> ConfigSource:
     )
 
 
-def upstream(*, identity: str, peer_sans: tuple[str, ...], alpn: tuple[str, ...]) -> TransportSocket:
-    """The client's side: presents leaf `identity`, requires one of `peer_sans` (URI, exact) of the server."""
-    wanted = [
-        SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=StringMatcher(exact=san))
-        for san in peer_sans
-    ]
-    context = UpstreamTlsContext(common_tls_context=_common(identity, alpn, wanted))
+def digest(text: str) -> str:
+    """32 hex digits for a text of any length and characters."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def upstream(*, identity: str, server_name: str, peer_sans: tuple[str, ...]) -> TransportSocket:
+    """The client's side: presents leaf `identity`, says `server_name` (SNI), requires one of `peer_sans` (URI, exact)
+    of the server."""
+    wanted = [_uri(StringMatcher(exact=san)) for san in peer_sans]
+    context = UpstreamTlsContext(
+        common_tls_context=_common(identity, wanted), sni=server_name, max_session_keys=SESSIONS
+    )
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
 
-def downstream(*, identity: str, alpn: tuple[str, ...], resumption: bool) -> TransportSocket:
-    """The server's side: presents leaf `identity`, requires a client certificate. Who may call is for RBAC to say."""
+def downstream(*, identity: str, caller: Principal) -> TransportSocket:
+    """The server's side: presents leaf `identity`, requires the certificate of `caller`.
+
+    A ticket is worth nothing outside of the context that issued it: BoringSSL makes the keys of tickets for each
+    context, and Envoy's session ID context covers the SANs that it requires. So a session is resumed only where its
+    certificate was judged by the same rule.
+    """
+    matcher = StringMatcher(prefix=caller.uri) if caller.prefix else StringMatcher(exact=caller.uri)
     context = DownstreamTlsContext(
-        common_tls_context=_common(identity, alpn, []),
-        require_client_certificate=True,
-        disable_stateless_session_resumption=not resumption,
-        disable_stateful_session_resumption=not resumption,
+        common_tls_context=_common(identity, [_uri(matcher)]), require_client_certificate=True
     )
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
@@ -87,13 +99,16 @@ def roots_secret(roots_pem: str) -> Secret:
     return Secret(name=ROOTS, validation_context=context)
 
 
-def _common(identity: str, alpn: tuple[str, ...], sans: list[SubjectAltNameMatcher]) -> CommonTlsContext:
+def _uri(matcher: StringMatcher) -> SubjectAltNameMatcher:
+    return SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=matcher)
+
+
+def _common(identity: str, sans: list[SubjectAltNameMatcher]) -> CommonTlsContext:
     return CommonTlsContext(
         tls_params=TlsParameters(
             tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
             tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
         ),
-        alpn_protocols=list(alpn),
         tls_certificate_sds_secret_configs=[SdsSecretConfig(name=leaf_secret_name(identity), sds_config=ads())],
         # Combined: the roots come by SDS and may change at any time, the SANs are the cluster's own and stay.
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(

@@ -1,245 +1,156 @@
 """How bytes travel from one Envoy to another: the one place to change it. Pure.
 
-`ConnectStreams` (the default): each TCP connection is an HTTP/2 CONNECT stream on one mutual TLS 1.3 connection a
-worker and endpoint. Opening costs a round trip less than a TLS connection of its own and no signature.
-`OwnConnections`: each TCP connection is a TLS 1.3 connection. Both check the same things: the server's SAN here, the
-caller's principal there.
+Each TCP connection is a mutual TLS 1.3 connection of its own, so what TCP says (an end of one direction, a reset) is
+said on the other side too. An ingress has a filter chain for each caller: the caller announces itself by SNI, which
+only chooses the chain; the chain's TLS context requires that caller's certificate. So a caller that is added is a new
+chain, a caller that is revoked is a chain that goes with the connections in it, and the other chains stay.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Protocol
 
-from xds import subset, tls
+from xds import refusal, subset, tls
 from xds.protos import (
     Any,
+    BackoffStrategy,
+    BindConfig,
     Cluster,
     Filter,
-    Http2ProtocolOptions,
-    HttpConnectionManager,
-    HttpConnectionManagerCodecType,
-    HttpConnectionManagerUpgradeConfig,
-    HttpFilter,
-    HttpProtocolOptions,
-    HttpProtocolOptionsExplicitHttpConfig,
-    HttpRbac,
-    KeepaliveSettings,
-    NetworkRbac,
-    Permission,
-    Policy,
-    PrincipalAuthenticated,
-    Rbac,
-    RbacAction,
-    RbacPerRoute,
-    RbacPrincipal,
-    Rds,
-    Route,
-    RouteAction,
-    RouteActionUpgradeConfig,
-    RouteActionUpgradeConfigConnectConfig,
-    RouteConfiguration,
-    RouteMatch,
-    RouteMatchConnectMatcher,
-    Router,
-    StringMatcher,
+    FilterChain,
+    FilterChainMatch,
+    ListenerFilter,
+    SocketAddress,
+    SocketOption,
+    TcpKeepalive,
     TcpProxy,
-    TcpProxyTunnelingConfig,
-    TransportSocket,
-    UpstreamHttpOptions,
-    VirtualHost,
+    TlsInspector,
+    UpstreamConnectionOptions,
+    UpstreamConnectMode,
 )
-from xds.spec import EgressRoute, Ingress, Principal, Sole
+from xds.spec import EgressRoute, Ingress, Principal
 
 NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
-CONNECT_ATTEMPTS = 3
+CONNECT_ATTEMPTS = 10
 """Attempts for one client connection before it is closed. The balancer moves on with each, so one dead endpoint costs
-a retry."""
+a retry. Ten of them carry a crowd of connections, whose full handshakes take longer than an attempt may
+(`xds.resources.CONNECT_TIMEOUT`): 2,000 at once on two busy cores."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=10), timedelta(seconds=1)
+"""Pauses between the attempts, doubling, half of it on average: they spread a crowd out, and cost one retry 5 ms."""
+HANDSHAKE_TIMEOUT = timedelta(seconds=10)
+"""How long an accepted connection may take to send its ClientHello, and then to finish the handshake. Three times
+what a caller's Envoy waits (`xds.resources.CONNECT_TIMEOUT`): only strangers reach it."""
 
-STREAM_WINDOW = 4 << 20
-"""Bytes that one stream may have under way. A bulk stream fills the queues of its link: over wireguard-go the round
-trip then grows to 10 ms, where 1 MiB holds a stream to 0.7 of what the link carries (`./mesh bench path`: 1.3 of
-1.9 Gbit/s; with 4 MiB 1.6 of 1.6). It is also what Envoy buffers for a reader that stalls."""
-STREAMS_PER_CONNECTION = 500
-"""Streams on one TLS connection before the next one is opened: the connection's window, at most 2^31 - 1 (RFC 9113,
-6.9.1), has room for all of their windows."""
-CONNECTION_WINDOW = STREAM_WINDOW * STREAMS_PER_CONNECTION
-"""Bytes that one connection may have under way: so many that the stream windows bind first. A smaller window would
-couple the streams: 16 clients that do not read would fill 16 MiB and stop everyone else on the connection for as long
-as they like."""
-PING_INTERVAL = timedelta(seconds=5)
-"""How often a connection is pinged, so that a dead peer is noticed by those who only wait."""
-PING_TIMEOUT = timedelta(seconds=2)
-"""A ping unanswered for so long ends the connection: two lost packets' retransmissions (RTO ≥ 0.2 s, doubling) fit
-in."""
-PING_WHEN_IDLE = timedelta(milliseconds=500)
-"""A new stream on a connection that was silent for so long is preceded by a ping, so a dead peer is found in
-PING_TIMEOUT."""
+KEEPALIVE_IDLE = 5
+"""Seconds of silence after which a connection is probed."""
+KEEPALIVE_INTERVAL = 2
+"""Seconds between probes that are not answered."""
+DEAD_AFTER = 15
+"""Seconds without an acknowledgement, of data or of probes, after which the kernel ends a connection. A change of path
+(direct to relay) takes up to 6.1 s, in which nothing arrives: the bound is more than twice that, so held connections
+outlive it."""
+KEEPALIVE_PROBES = (DEAD_AFTER - KEEPALIVE_IDLE) // KEEPALIVE_INTERVAL
+"""Unanswered probes until DEAD_AFTER."""
 
-RENEW_AFTER = timedelta(minutes=15)
-"""Age at which a client stops opening streams on a connection and opens a new connection, with the leaf of that day.
-Streams that are open stay. A connection that lived for ever would vouch for its client for ever."""
-RENEW_AT_THE_LATEST = 2 * RENEW_AFTER
-"""Age at which the server insists on it, should a client not do so."""
-
-_RBAC = "envoy.filters.http.rbac"
+# Linux' numbers (include/uapi/linux/in.h, tcp.h, asm-generic/socket.h).
+_SOL_SOCKET, _SO_KEEPALIVE = 1, 9
+_IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_KEEPCNT, _TCP_USER_TIMEOUT = 6, 4, 5, 6, 18
 
 
-class Transport(Protocol):
-    """One way to carry connections between Envoys."""
-
-    def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
-        """What an egress listener does with a connection. Must not depend on what may change without cutting:
-        endpoints, SANs. `sole` is what it does depend on."""
-
-    def egress_cluster(self, route: EgressRoute, cluster: Cluster) -> None:
-        """Completes the route's cluster with what this transport needs."""
-
-    def ingress_socket(self, ingress: Ingress) -> TransportSocket:
-        """The TLS side of an ingress listener."""
-
-    def ingress_filters(self, ingress: Ingress, cluster: str, routes: str) -> list[Filter]:
-        """What an ingress listener does with a connection; `routes` names the route configuration, if there is one."""
-
-    def ingress_routes(self, ingress: Ingress, cluster: str, routes: str) -> RouteConfiguration | None:
-        """The ingress's route configuration, by RDS; None when this transport has none."""
+def egress_filters(route: EgressRoute, cluster: str) -> list[Filter]:
+    """What an egress listener does with a connection. Depends on nothing that may change without cutting: neither
+    endpoints nor SANs. `sole` is what it does depend on."""
+    proxy = _tcp_proxy(f"egress.{route.name}", cluster)
+    proxy.max_connect_attempts = CONNECT_ATTEMPTS
+    proxy.backoff_options = BackoffStrategy(base_interval=FIRST_PAUSE, max_interval=LONGEST_PAUSE)
+    if route.sole is not None:
+        proxy.metadata_match = subset.only(route.sole)
+    return [_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
 
 
-class ConnectStreams:
-    """CONNECT streams over HTTP/2 over one mutual TLS connection."""
-
-    _alpn = ("h2",)
-
-    def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
-        proxy = _tcp_proxy(f"egress.{route.name}", cluster, route.sole)
-        # The authority only helps a reader of a trace: the ingress's own port says which server is meant, and a name
-        # that decides nothing cannot be forged to any effect.
-        proxy.tunneling_config = TcpProxyTunnelingConfig(hostname=f"{route.name}.mesh:{route.port}")
-        return [_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
-
-    def egress_cluster(self, route: EgressRoute, cluster: Cluster) -> None:
-        cluster.transport_socket = tls.upstream(identity=route.identity, peer_sans=route.peer_sans, alpn=self._alpn)
-        options = UpstreamHttpOptions(
-            explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=_http2(client=True)),
-            common_http_protocol_options=HttpProtocolOptions(max_connection_duration=RENEW_AFTER),
+def egress_cluster(route: EgressRoute, caller: str, cluster: Cluster) -> None:
+    """Completes the route's cluster; `caller` is the URI SAN of the leaf that the route presents."""
+    cluster.transport_socket = tls.upstream(
+        identity=route.identity, server_name=caller_name(caller), peer_sans=route.peer_sans
+    )
+    cluster.upstream_connection_options = UpstreamConnectionOptions(
+        tcp_keepalive=TcpKeepalive(
+            keepalive_time=KEEPALIVE_IDLE, keepalive_interval=KEEPALIVE_INTERVAL, keepalive_probes=KEEPALIVE_PROBES
         )
-        cluster.typed_extension_protocol_options = {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Any.pack(options)
-        }
-
-    def ingress_socket(self, ingress: Ingress) -> TransportSocket:
-        # One long connection has nothing to resume, and a ticket would outlive the certificate that it stands for.
-        return tls.downstream(identity=ingress.identity, alpn=self._alpn, resumption=False)
-
-    def ingress_filters(self, ingress: Ingress, cluster: str, routes: str) -> list[Filter]:  # noqa: ARG002
-        manager = HttpConnectionManager(
-            codec_type=HttpConnectionManagerCodecType.HTTP2,
-            stat_prefix=f"ingress.{ingress.name}",
-            # Routes by RDS: who may call is in there, so letting one more in changes no filter chain and cuts nobody.
-            rds=Rds(config_source=tls.ads(), route_config_name=routes),
-            http_filters=[
-                # Denies everyone; the route opens it. A route that forgot its list lets nobody in.
-                HttpFilter(name=_RBAC, typed_config=Any.pack(HttpRbac(rules=_rbac(())))),
-                HttpFilter(
-                    name="envoy.filters.http.router", typed_config=Any.pack(Router(suppress_envoy_headers=True))
-                ),
-            ],
-            http2_protocol_options=_http2(client=False),
-            common_http_protocol_options=HttpProtocolOptions(max_connection_duration=RENEW_AT_THE_LATEST),
-            upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type="CONNECT")],
-            stream_idle_timeout=NEVER,
-            request_timeout=NEVER,
-            request_headers_timeout=timedelta(seconds=5),
-            generate_request_id=False,
-            skip_xff_append=True,
-        )
-        return [_filter("envoy.filters.network.http_connection_manager", Any.pack(manager))]
-
-    def ingress_routes(self, ingress: Ingress, cluster: str, routes: str) -> RouteConfiguration | None:
-        connect = RouteActionUpgradeConfig(
-            upgrade_type="CONNECT", connect_config=RouteActionUpgradeConfigConnectConfig()
-        )
-        callers = RbacPerRoute(rbac=HttpRbac(rules=_rbac(ingress.allowed)))
-        route = Route(
-            match=RouteMatch(connect_matcher=RouteMatchConnectMatcher()),
-            route=RouteAction(cluster=cluster, timeout=NEVER, idle_timeout=NEVER, upgrade_configs=[connect]),
-            typed_per_filter_config={_RBAC: Any.pack(callers)},
-        )
-        return RouteConfiguration(
-            name=routes, virtual_hosts=[VirtualHost(name=ingress.name, domains=["*"], routes=[route])]
-        )
+    )
+    cluster.upstream_bind_config = BindConfig(
+        socket_options=[_option("TCP_USER_TIMEOUT", _IPPROTO_TCP, _TCP_USER_TIMEOUT, DEAD_AFTER * 1000)]
+    )
 
 
-class OwnConnections:
-    """A TLS connection for each TCP connection. The caller list is in the filter chain: changing it cuts every
-    connection."""
+def ingress_cluster(ingress: Ingress, cluster: Cluster) -> None:
+    """Completes the local server's cluster: the address from which it is dialled, and what it is told first."""
+    cluster.upstream_bind_config = BindConfig(source_address=SocketAddress(address=ingress.source, port_value=0))
+    cluster.transport_socket_matches = [refusal.socket_match()]
+    if ingress.proxy_protocol:
+        cluster.transport_socket = refusal.proxy_protocol()
 
-    def egress_filters(self, route: EgressRoute, cluster: str) -> list[Filter]:
-        return [
-            _filter(
-                "envoy.filters.network.tcp_proxy", Any.pack(_tcp_proxy(f"egress.{route.name}", cluster, route.sole))
-            )
-        ]
 
-    def egress_cluster(self, route: EgressRoute, cluster: Cluster) -> None:
-        cluster.transport_socket = tls.upstream(identity=route.identity, peer_sans=route.peer_sans, alpn=())
+def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], FilterChain]:
+    """A chain for each caller that is named, and the chain for everybody else."""
+    exact = sorted({principal.uri for principal in ingress.allowed if not principal.prefix})
+    chains = []
+    for uri in exact:
+        chain = _chain(ingress, cluster, Principal(uri=uri))
+        chain.filter_chain_match = FilterChainMatch(server_names=[caller_name(uri)])
+        chains.append(chain)
+    wide = next((principal for principal in ingress.allowed if principal.prefix), None)
+    # A chain without filters closes what comes to it. It is never left out: Envoy demands a chain of a listener.
+    others = FilterChain(name=f"{ingress.name}/nobody") if wide is None else _chain(ingress, cluster, wide)
+    return chains, others
 
-    def ingress_socket(self, ingress: Ingress) -> TransportSocket:
-        return tls.downstream(identity=ingress.identity, alpn=(), resumption=True)
 
-    def ingress_filters(self, ingress: Ingress, cluster: str, routes: str) -> list[Filter]:  # noqa: ARG002
-        # Late import: only this transport needs it, and each of these modules costs memory in the sidecar.
+def ingress_listener_filters() -> list[ListenerFilter]:
+    """What an ingress listener looks at before it chooses a chain."""
+    inspector = Any.pack(TlsInspector())
+    return [ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)]
 
-        rbac = NetworkRbac(stat_prefix=f"ingress.{ingress.name}.", rules=_rbac(ingress.allowed))
-        proxy = _tcp_proxy(f"ingress.{ingress.name}", cluster)
-        return [
-            _filter("envoy.filters.network.rbac", Any.pack(rbac)),
-            _filter("envoy.filters.network.tcp_proxy", Any.pack(proxy)),
-        ]
 
-    def ingress_routes(self, *_: object) -> RouteConfiguration | None:
-        return None
+def ingress_socket_options() -> list[SocketOption]:
+    """Options of an ingress listener's socket; Linux gives them to every connection that it accepts."""
+    return [
+        _option("SO_KEEPALIVE", _SOL_SOCKET, _SO_KEEPALIVE, 1),
+        _option("TCP_KEEPIDLE", _IPPROTO_TCP, _TCP_KEEPIDLE, KEEPALIVE_IDLE),
+        _option("TCP_KEEPINTVL", _IPPROTO_TCP, _TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+        _option("TCP_KEEPCNT", _IPPROTO_TCP, _TCP_KEEPCNT, KEEPALIVE_PROBES),
+        _option("TCP_USER_TIMEOUT", _IPPROTO_TCP, _TCP_USER_TIMEOUT, DEAD_AFTER * 1000),
+    ]
+
+
+def caller_name(uri: str) -> str:
+    """The SNI by which a caller announces itself: a host name of one label, whatever the URI holds."""
+    return f"caller-{tls.digest(uri)}"
+
+
+def _chain(ingress: Ingress, cluster: str, caller: Principal) -> FilterChain:
+    proxy = _tcp_proxy(f"ingress.{ingress.name}", cluster)
+    # The certificate is judged first: the local server hears nothing of whoever is refused, not even a connect.
+    proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_TLS_HANDSHAKE
+    proxy.max_early_data_bytes = 0
+    proxy.max_connect_attempts = refusal.ATTEMPTS
+    proxy.backoff_options = refusal.pause()
+    return FilterChain(
+        name=f"{ingress.name}/{caller.uri}{'*' if caller.prefix else ''}",
+        transport_socket=tls.downstream(identity=ingress.identity, caller=caller),
+        transport_socket_connect_timeout=HANDSHAKE_TIMEOUT,
+        filters=[_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))],
+    )
 
 
 def _filter(name: str, config: Any) -> Filter:
     return Filter(name=name, typed_config=config)
 
 
-def _tcp_proxy(stat_prefix: str, cluster: str, sole: Sole | None = None) -> TcpProxy:
-    # No idle timeout: a database connection may be silent for days. Dead peers are found by pings and TCP keep-alive.
-    proxy = TcpProxy(
-        stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER, max_connect_attempts=CONNECT_ATTEMPTS
-    )
-    if sole is not None:
-        proxy.metadata_match = subset.only(sole)
-    return proxy
+def _tcp_proxy(stat_prefix: str, cluster: str) -> TcpProxy:
+    # No idle timeout: a database connection may be silent for days. Dead peers are found by TCP's keep-alive.
+    return TcpProxy(stat_prefix=stat_prefix, cluster=cluster, idle_timeout=NEVER)
 
 
-def _http2(*, client: bool) -> Http2ProtocolOptions:
-    keepalive = KeepaliveSettings(interval=PING_INTERVAL, timeout=PING_TIMEOUT)
-    if client:
-        keepalive.connection_idle_interval = PING_WHEN_IDLE
-    return Http2ProtocolOptions(
-        max_concurrent_streams=STREAMS_PER_CONNECTION,
-        initial_stream_window_size=STREAM_WINDOW,
-        initial_connection_window_size=CONNECTION_WINDOW,
-        allow_connect=True,
-        connection_keepalive=keepalive,
-    )
-
-
-def _rbac(allowed: tuple[Principal, ...]) -> Rbac:
-    """Lets in `allowed` and nobody else: with ALLOW, no policy that matches means no."""
-    if not allowed:
-        return Rbac(action=RbacAction.ALLOW)
-    principals = [
-        RbacPrincipal(
-            authenticated=PrincipalAuthenticated(
-                principal_name=StringMatcher(prefix=p.uri) if p.prefix else StringMatcher(exact=p.uri)
-            )
-        )
-        for p in allowed
-    ]
-    policy = Policy(permissions=[Permission(any=True)], principals=principals)
-    return Rbac(action=RbacAction.ALLOW, policies={"callers": policy})
+def _option(name: str, level: int, number: int, value: int) -> SocketOption:
+    return SocketOption(description=name, level=level, name=number, int_value=value)

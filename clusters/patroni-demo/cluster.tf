@@ -40,11 +40,22 @@ locals {
             session_write = true
           }
         }
+
+        # Patroni's REST API: members ask each other, and nobody else has business there.
+        patroni = {
+          port               = 8008
+          workload           = "patroni"
+          registration       = { owner = "platform", parent = "patroni" }
+          consul_permissions = {}
+          callers            = ["postgres"]
+        }
       }
 
       routes = {
         "postgres-master"  = { backend = "postgres", role = "master" }
         "postgres-replica" = { backend = "postgres", role = "replica", fallback = "master" }
+        # patroni-0, patroni-1, …: one name for each member.
+        patroni = { backend = "patroni", role = null, members = true }
       }
 
       # The password of the database role webdemo: /run/mesh/secrets/db-webdemo in both groups, and nowhere else.

@@ -10,13 +10,28 @@ locals {
     ]
   ])
 
-  route_names = [for r in local.routes : r.name]
+  route_names = [for n in local.names : n.name]
   route_problems = concat(
+    distinct([
+      for i, n in local.names :
+      "${n.entry}: has the same name as ${local.names[index(local.route_names, n.name)].entry}; route names are unique in the cluster, rename one"
+      if index(local.route_names, n.name) != i
+    ]),
     [
-      for i, r in local.routes :
-      "${r.entry}: has the same name as ${local.routes[index(local.route_names, r.name)].entry}; route names are unique in the cluster, rename one"
-      if index(local.route_names, r.name) != i
+      for r in local.routes :
+      "${r.entry}.members: is true, but the route asks for a role: its names lead to fixed CVMs, whatever their roles; remove role and fallback, or use a second route"
+      if r.members && (r.role != null || r.fallback != null)
     ],
+    [
+      for r in local.routes :
+      "${r.entry}.vip: pins one address, but with members = true the route has a VIP for each slot; remove it"
+      if r.members && r.pin != null
+    ],
+    distinct([
+      for n in local.names :
+      "${n.entry}: has a member whose name is no DNS label of 63 characters at most; use a shorter name"
+      if n.route.members && can(regex(local.label, n.route.name)) && !can(regex(local.label, n.name))
+    ]),
     [for r in local.routes : "${r.entry}: is a reserved name; choose another" if contains(["localhost", "mesh"], r.name)],
     [
       for a in local.asked :
@@ -99,7 +114,44 @@ locals {
       if startswith(prefix, "/") || anytrue([for taken in local.reserved_keys : startswith("${trimsuffix(prefix, "/")}/", taken)])
     ]
   ])
-  entry_problems = concat(local.shape_problems, local.permission_problems, local.leader_key_problems, local.secret_problems)
+  entry_problems = concat(
+    local.shape_problems, local.permission_problems, local.caller_problems, local.source_problems,
+    local.leader_key_problems, local.secret_problems,
+  )
+
+  # A caller is known by its Consul service, so a group that shares one with a caller could call as well.
+  identities = { for g, group in local.groups : g => length(local.by_group[g]) == 0 ? [g] : [for b in local.by_group[g] : b.parent] }
+  callers = flatten([
+    for b in local.backends : [
+      for name in distinct(b.callers) : { entry = "${b.entry}.callers", name = name, all = b.callers }
+    ] if b.callers != null
+  ])
+  caller_problems = concat(
+    [
+      for b in local.backends : "${b.entry}.callers: is empty, so nobody could call; name a group, or leave it out to admit every group"
+      if b.callers != null && try(length(b.callers) == 0, false)
+    ],
+    [
+      for c in local.callers : "${c.entry}: holds '${c.name}', which is no workload group; expected some of ${join(", ", keys(local.groups))}"
+      if !contains(keys(local.groups), c.name)
+    ],
+    [
+      for c in local.callers : "${c.entry}: holds '${c.name}' more than once; remove one"
+      if length([for name in c.all : name if name == c.name]) > 1
+    ],
+    flatten([
+      for c in local.callers : [
+        for g in setsubtract(keys(local.groups), c.all) :
+        "${c.entry}: holds '${c.name}', whose service '${tolist(setintersection(local.identities[c.name], local.identities[g]))[0]}' is that of group '${g}' too, so '${g}' could call; add it, or use another parent"
+        if length(setintersection(local.identities[c.name], local.identities[g])) > 0
+      ] if contains(keys(local.groups), c.name)
+    ]),
+  )
+  source_problems = [
+    for b in local.backends :
+    "${b.entry}.source_address: is '${b.source}', expected an IPv4 address of 127.0.0.0/8 other than ${local.dns_address} (DNS) and ${cidrhost(local.vip_pool, local.reserved)} to ${cidrhost(local.vip_pool, -1)} (VIPs); leave it out for the default"
+    if !can(regex(local.ipv4, b.source)) || !startswith(b.source, "127.") || contains(["127.0.0.0", "127.255.255.255", local.dns_address], b.source) || try(cidrhost("${b.source}/16", 0) == cidrhost(local.vip_pool, 0) && split(".", b.source)[2] != "0", false)
+  ]
 
   secret_names = [for s in local.secrets : s.name]
   secret_problems = concat(
@@ -190,14 +242,16 @@ locals {
   clashing = concat(
     [
       for i, name in local.vip_names : {
-        name  = name, other = local.vip_names[index(local.vip_values, local.vip_of[name])], address = local.vip_of[name],
-        entry = local.routes[index(local.route_names, name)].entry, mesh = false, pool = local.vip_pool
+        name   = name, other = local.vip_names[index(local.vip_values, local.vip_of[name])], address = local.vip_of[name],
+        entry  = local.names[index(local.route_names, name)].entry, mesh = false, pool = local.vip_pool,
+        member = local.names[index(local.route_names, name)].peer != null
       } if index(local.vip_values, local.vip_of[name]) != i
     ],
     [
       for i, name in local.peer_names : {
-        name  = name, other = local.peer_names[index(local.mesh_values, local.mesh_of[name])], address = local.mesh_of[name],
-        entry = "workload_groups.${[for p in local.peers : p.group if p.id == name][0]}", mesh = true, pool = local.mesh_pool
+        name   = name, other = local.peer_names[index(local.mesh_values, local.mesh_of[name])], address = local.mesh_of[name],
+        entry  = "workload_groups.${[for p in local.peers : p.group if p.id == name][0]}", mesh = true, pool = local.mesh_pool,
+        member = false
       } if index(local.mesh_values, local.mesh_of[name]) != i
     ],
   )
@@ -213,6 +267,8 @@ locals {
     for c in local.clashes : (
       c.mesh
       ? "${c.entry}: '${c.name}' has the mesh address ${c.address}, as '${c.other}' has; pin it: mesh_addresses = { \"${c.name}\" = \"${c.free}\" }"
+      : c.member
+      ? "${c.entry}: has the VIP ${c.address} for '${c.name}', as route '${c.other}' has; rename one of the routes"
       : "${c.entry}: has the VIP ${c.address}, as route '${c.other}' has; pin one of them, for example vip = \"${c.free}\" here"
     )
   ])

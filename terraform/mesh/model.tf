@@ -3,6 +3,8 @@ locals {
   vip_pool       = "127.10.0.0/16"
   mesh_pool      = "100.96.0.0/16"
   reserved       = 256 # addresses at the start of a pool that no name gets
+  dns_address    = "127.10.0.53"
+  ingress_source = "127.10.0.54" # where the ingress Envoy dials a local server from, unless the backend says otherwise
   usable         = pow(2, 16) - local.reserved - 1
   sidecar_offset = 20000
   platform_ports = {
@@ -44,6 +46,9 @@ locals {
         key_prefixes  = lookup(local.texts_of, "${b.group}/${b.name}/key_prefixes", [])
         session_write = try(jsonencode(b.value.consul_permissions.session_write), "false") == "true"
       }
+      callers        = try(b.value.callers != null, false) ? sort(lookup(local.texts_of, "${b.group}/${b.name}/callers", [])) : null
+      source         = try(startswith(jsonencode(b.value.source_address), "\"") && b.value.source_address != "" ? tostring(b.value.source_address) : local.ingress_source, local.ingress_source)
+      proxy_protocol = try(jsonencode(b.value.proxy_protocol), "false") == "true"
     } if !contains(local.broken, b.group)
   ]
   routes = [
@@ -55,8 +60,21 @@ locals {
       role     = try(startswith(jsonencode(r.value.role), "\"") && can(regex(local.label, r.value.role)) ? tostring(r.value.role) : null, null)
       fallback = try(startswith(jsonencode(r.value.fallback), "\"") && r.value.fallback != "" ? tostring(r.value.fallback) : null, null)
       pin      = try(startswith(jsonencode(r.value.vip), "\"") ? tostring(r.value.vip) : null, null)
+      members  = try(jsonencode(r.value.members), "false") == "true"
     } if !contains(local.broken, r.group)
   ]
+  # What applications dial: a route's own name, or with `members` one name for each slot of its group.
+  names = flatten([
+    for r in local.routes : [
+      for index in range(r.members ? local.groups[r.group].replicas : 1) : {
+        route = r
+        entry = r.entry
+        name  = r.members ? "${r.name}-${index}" : r.name
+        peer  = r.members ? local.groups[r.group].peers[index] : null
+        pin   = r.members ? null : r.pin
+      }
+    ]
+  ])
 
   secrets = [
     for s in local.given_secrets : {
@@ -77,10 +95,10 @@ locals {
 
   # An address follows from the name alone, so that adding or removing a group moves no one else's.
   hashed = {
-    for name in distinct(concat([for r in local.routes : r.name], [for p in local.peers : p.id])) :
+    for name in distinct(concat([for n in local.names : n.name], [for p in local.peers : p.id])) :
     name => local.reserved + parseint(substr(sha256(name), 0, 12), 16) % local.usable
   }
   pins           = merge([for g, group in local.groups : group.pins]...)
-  vips           = { for r in local.routes : r.name => coalesce(r.pin, cidrhost(local.vip_pool, local.hashed[r.name]))... }
+  vips           = { for n in local.names : n.name => coalesce(n.pin, cidrhost(local.vip_pool, local.hashed[n.name]))... }
   mesh_addresses = { for p in local.peers : p.id => coalesce(try(local.pins[p.id], null), cidrhost(local.mesh_pool, local.hashed[p.id]))... }
 }

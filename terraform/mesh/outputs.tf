@@ -2,20 +2,21 @@
 locals {
   # Checks have failed before a route without backend is looked at.
   rendered_routes = [
-    for r in local.routes : {
-      name     = r.name
-      group    = r.group
-      backend  = r.backend
-      service  = try([for b in local.backends : b.parent if b.group == r.group && b.name == r.backend][0], "")
-      role     = r.role
-      fallback = r.fallback
+    for n in local.names : {
+      name     = n.name
+      group    = n.route.group
+      backend  = n.route.backend
+      service  = try([for b in local.backends : b.parent if b.group == n.route.group && b.name == n.route.backend][0], "")
+      role     = n.route.role
+      fallback = n.route.fallback
+      peer     = n.peer
       # Where the exclusive role is asked for: Patroni's lock, whose scope is the last part of the first key prefix.
       leader_key = try([
         for b in local.backends : "${replace(b.permissions.key_prefixes[0], "//+$/", "")}/leader"
-        if b.group == r.group && b.name == r.backend && b.owner == "workload" && length(setintersection(local.exclusive_roles, compact([r.role, r.fallback]))) > 0
+        if b.group == n.route.group && b.name == n.route.backend && b.owner == "workload" && length(setintersection(local.exclusive_roles, compact([n.route.role, n.route.fallback]))) > 0
       ][0], null)
-      vip  = local.vip_of[r.name]
-      port = try([for b in local.backends : b.port if b.group == r.group && b.name == r.backend][0], 0)
+      vip  = local.vip_of[n.name]
+      port = try([for b in local.backends : b.port if b.group == n.route.group && b.name == n.route.backend][0], 0)
     }
   ]
   routes_json = jsonencode([for r in local.rendered_routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }])
@@ -103,6 +104,10 @@ output "policy" {
             identity     = "spiffe://${var.cluster_name}/${b.workload}"
             owner        = b.owner
             permissions  = b.permissions
+
+            callers        = b.callers
+            source         = b.source
+            proxy_protocol = b.proxy_protocol
           }
         }
       }

@@ -6,10 +6,10 @@ locals {
   variable = "^[A-Za-z_][A-Za-z0-9_]*$"
   known = {
     group        = ["backends", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
-    backend      = ["consul_permissions", "port", "registration", "workload"]
+    backend      = ["callers", "consul_permissions", "port", "proxy_protocol", "registration", "source_address", "workload"]
     registration = ["owner", "parent", "roles"]
     permissions  = ["key_prefixes", "session_write"]
-    route        = ["backend", "fallback", "role", "vip"]
+    route        = ["backend", "fallback", "members", "role", "vip"]
     secret       = ["grant"]
   }
 
@@ -133,6 +133,12 @@ locals {
         }
       ] if can(b.value.registration)
     ]),
+    [
+      for b in local.given_backends : {
+        group = b.group, parent = b.entry, entry = "${b.entry}.source_address", field = "source_address",
+        rule  = "text", most = 0, needed = false, given = true, json = jsonencode(b.value.source_address)
+      } if can(b.value.registration) && try(b.value.source_address != null, false)
+    ],
     flatten([
       for r in local.given_routes : [
         for f in [
@@ -263,6 +269,15 @@ locals {
       } if try(b.value.registration.roles != null, false)
     ],
     [
+      for b in local.given_backends : {
+        group  = b.group, name = b.name, field = "callers", entry = "${b.entry}.callers"
+        wanted = "a list of groups, such as [\"api\"]"
+        items = (
+          startswith(jsonencode(b.value.callers), "[") ? [for item in b.value.callers : jsonencode(item)] : [jsonencode(b.value.callers)]
+        )
+      } if can(b.value.registration) && try(b.value.callers != null, false)
+    ],
+    [
       for s in local.given_secrets : {
         group  = s.group, name = s.name, field = "grant", entry = "${s.entry}.grant"
         wanted = "a list of groups, such as [\"api\"]"
@@ -287,6 +302,14 @@ locals {
     [
       for b in local.given_backends : "${b.entry}.consul_permissions.session_write: is not true or false; expected one of them"
       if try(!contains(["true", "false"], jsonencode(b.value.consul_permissions.session_write)), false) && can(b.value.registration)
+    ],
+    [
+      for b in local.given_backends : "${b.entry}.proxy_protocol: is not true or false; expected one of them"
+      if try(!contains(["true", "false", "null"], jsonencode(b.value.proxy_protocol)), false) && can(b.value.registration)
+    ],
+    [
+      for r in local.given_routes : "${r.entry}.members: is not true or false; expected one of them"
+      if try(!contains(["true", "false", "null"], jsonencode(r.value.members)), false)
     ],
   )
   # Their texts, by "group/name/field".

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from coordinator.keys import ClusterKeys, agent_certificate, derive, workload_secret
+from coordinator.keys import ClusterKeys, agent_certificate, derive, wireguard_key, workload_secret
 from runtime.secret import Secret
 
 SEED = Secret("ab" * 32)
@@ -24,6 +24,8 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
         keys.broker_key.hex(),
         keys.workload_root.reveal(),
         workload_secret(keys, "db", "database").reveal(),
+        wireguard_key(keys, "coordinator-0").reveal(),
+        wireguard_key(keys, "coordinator-1").reveal(),
         keys.rpc_ca_pem,
         keys.connect_cluster_id,
         keys.connect_root_pem,

@@ -18,7 +18,7 @@ from coordinator.ledger import SLOTS_PREFIX, Ledger
 from coordinator.protocol import Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import Holder, NodeState
+from coordinator.slots import Holder, Newcomer, NodeState, dead
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from tests.coordinator.world import CLIENT_COMPOSE, Applicant, cluster, cvm, free_port
@@ -225,3 +225,39 @@ def test_records_that_cannot_be_read_are_nobodys(caplog: pytest.LogCaptureFixtur
     one.ledger.take_records(1, [garbage, misplaced])
     assert one.ledger.slots == {}
     assert "slot record ignored" in caplog.text
+
+
+async def test_the_beginning_of_the_records_is_noted_once(consul: ConsulClient) -> None:
+    """Whichever coordinator was first says when they began; one that comes later or again counts from there."""
+    await consul.delete("/v1/kv/coordinator/", params={"recurse": ""})
+    one, two = book(consul), book(consul)
+    two.clock.now = 1004.0
+    for each in (one, two):
+        await each.ledger.refresh()
+        await each.ledger.begin()
+    new = Newcomer(instance_id="i0", group="x")
+    assert two.ledger.newcomers_wait(("x-0", "x-1"), new) == 11.0
+    await one.ledger.wait_as_newcomer(new, 0.0)
+    await two.ledger.refresh()
+    assert two.ledger.newcomers_wait(("x-0", "x-1"), Newcomer(instance_id="i1", group="x")) == 0.0
+
+
+async def test_records_that_are_there_delay_no_newcomer(consul: ConsulClient) -> None:
+    """A coordinator that finds a holder knows who holds what, also in records of a version that noted no beginning."""
+    await consul.delete("/v1/kv/coordinator/", params={"recurse": ""})
+    await book(consul).ledger.take(holder(), peer())
+    found = book(consul).ledger
+    await found.refresh()
+    await found.begin()
+    assert found.newcomers_wait(("x-0", "x-1", "x-2"), Newcomer(instance_id="i9", group="x")) == 0.0
+
+
+def test_a_node_that_was_never_seen_alive_here_is_no_death_that_was_noticed() -> None:
+    """After a restart of all coordinators gossip lists as failed whom it has not found again: the lease decides."""
+    one = book(ConsulClient())
+    one.clock.now = 1003.0
+    one.ledger.take_records(1, [record(replace(holder(), joined=True), 1)])
+    one.ledger.take_nodes(2, [{"Node": "x-0", "CheckID": "serfHealth", "Status": "critical"}])
+    found, node = one.ledger.slots["x-0"], one.ledger.nodes["x-0"]
+    assert not dead(found, node, 1014.0)
+    assert dead(found, node, 1016.0)

@@ -7,6 +7,7 @@ import pytest
 from coordinator.config import parse
 from coordinator.link import MeshLink, make_link
 from coordinator.protocol import MeshPeer
+from peer.wireguard import generate_key
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
 from topology.manifest import sign
 
@@ -20,7 +21,7 @@ def peer(name: str, address: str, key: str | None = None) -> MeshPeer:
 
 async def made() -> MeshLink:
     """A link that does not run."""
-    return await make_link(CONFIG, "coordinator-0", "127.90.0.1")
+    return await make_link(CONFIG, generate_key()[0], "127.90.0.1")
 
 
 async def test_peers_become_links() -> None:

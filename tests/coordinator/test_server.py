@@ -18,6 +18,7 @@ import pytest_asyncio
 from coordinator import server as module
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.feed import Feed
+from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
 from coordinator.ledger import Ledger
 from coordinator.protocol import MAX_BODY, MeshPeer
@@ -53,8 +54,15 @@ class Api:
             random=os.urandom,
         )
         self.broker.not_ready = None
-        self.server = Server(application(self.broker, self.feed, lambda: self.broker.not_ready), "127.0.0.1", 0, None)
+        self.server = Server(
+            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing), "127.0.0.1", 0, None
+        )
         self.port = 0
+
+    async def standing(self, request: StandingRequest) -> Standing:
+        """What a coordinator says to another one."""
+        self.broker.sibling(request.lease)
+        return UNKNOWN
 
     async def call(self, method: str, path: str, data: bytes | io.BytesIO | None = None) -> tuple[int, Any]:
         """Status and JSON (None without body)."""

@@ -39,7 +39,7 @@ async def test_three_coordinators_form_a_quorum_and_survive_the_loss_of_one() ->
         for n in (1, 2):
             await eventually(
                 lambda n=n: key in {peer.public_key for peer in mesh.running[n].link.peers},  # type: ignore[misc]
-                "the others have its new key as soon as gossip has given up the old boot",
+                "the others have its key as soon as gossip has given up the old boot",
             )
         await eventually(lambda: {"api-0", "api-1"} <= admitted(mesh.running[0]), "the lost coordinator caught up")
 

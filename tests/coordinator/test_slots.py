@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.slots import Holder, Node, NodeState, Taken, claim, dead, doubled, lapsed, left_behind, propose
+from coordinator.slots import (
+    Holder,
+    Node,
+    NodeState,
+    Taken,
+    claim,
+    dead,
+    doubled,
+    lapsed,
+    left_behind,
+    newcomers_wait,
+    propose,
+)
 
 ALIVE = Node(state=NodeState.ALIVE, since=0.0)
 NOBODY: dict[str, Node] = {}
@@ -169,3 +181,31 @@ def test_no_instance_and_no_slot_has_two_living_holders(claims: list[tuple[str, 
         slots[peer_id] = granted
         living = [each.instance_id for each in slots.values() if not dead(each, None, now)]
         assert len(living) == len(set(living))
+
+
+@pytest.mark.parametrize(
+    ("slots", "waiting", "now", "left"),
+    [
+        pytest.param({}, [], 100.0, 15.0, id="nobody is known"),
+        pytest.param({}, ["i0"], 104.0, 11.0, id="one of two asks: the other may hold a slot"),
+        pytest.param({}, ["i0", "i1"], 104.0, 0.0, id="all CVMs of the group ask: none of them holds a slot"),
+        pytest.param({}, ["i0", "i0"], 104.0, 11.0, id="an instance counts once"),
+        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i0"], 104.0, 0.0, id="a holder came and one asks"),
+        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i1"], 104.0, 11.0, id="a holder is no newcomer"),
+        pytest.param(
+            {"api-1": holder("api-1", "i1", released=True)}, ["i0"], 104.0, 11.0, id="a released slot is free"
+        ),
+        pytest.param({}, ["i0"], 115.0, 0.0, id="a lease has passed"),
+        pytest.param({}, ["i0", "i1", "i2"], 104.0, 0.0, id="more CVMs than slots"),
+    ],
+)
+def test_newcomers_wait_until_nobody_can_hold_a_free_slot(
+    slots: dict[str, Holder], waiting: list[str], now: float, left: float
+) -> None:
+    """Records that began at 100 s: CVMs that run come first for a lease, unless all of the group are accounted for."""
+    assert newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 100.0, now) == left
+
+
+def test_records_that_are_not_new_delay_nobody() -> None:
+    """A coordinator that found records lets newcomers in at once."""
+    assert newcomers_wait(("api-0", "api-1"), {}, NOBODY, ["i0"], 0.0, 1_000.0) == 0.0

@@ -36,8 +36,9 @@ from evidence.binding import report_data
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
 from lab.tee import CvmIdentity, DevTee, make_cvm
-from peer.wireguard import generate_key
+from peer.wireguard import generate_key, public_key
 from runtime.children import Child
+from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.support import eventually, tool
 from topology import manifest as manifests
@@ -167,7 +168,9 @@ class FakeLink:
     """A link that is up: loopback addresses need no tunnel."""
 
     def __init__(self) -> None:
-        self.public_key = wireguard_key()
+        self.public_key = ""
+        self.away = False
+        """Nobody's tunnel comes up."""
         self.peers: tuple[MeshPeer, ...] = ()
 
     def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
@@ -175,6 +178,13 @@ class FakeLink:
 
     async def up(self) -> None:
         """At once."""
+
+    async def meet(self, public_keys: tuple[str, ...], seconds: float) -> tuple[str, ...]:
+        """All are there, or nobody."""
+        if self.away:
+            await asyncio.sleep(seconds)
+            return ()
+        return public_keys
 
     async def run(self) -> None:
         await asyncio.Event().wait()
@@ -227,8 +237,8 @@ class Cluster:
         self.pccs_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         await self._pccs.start(sock)
 
-    async def start(self, n: int = 0, manifest: Manifest | None = None) -> Running:
-        """Starts coordinator `n` on fresh state."""
+    async def start(self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False) -> Running:
+        """Boots coordinator `n`: on fresh memory, and on its disk as it is."""
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         agent = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, f"coordinator-{n}"))
         await agent.start(folder / "dstack.sock")
@@ -242,14 +252,17 @@ class Cluster:
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
                 "MESH_STATE_DIR": str(folder / "private"),
+                "MESH_DATA_DIR": str(self.disk(n)),
                 "MESH_GUEST_AGENT": str(folder / "dstack.sock"),
                 "MESH_CONSUL": tool("consul"),
                 "MESH_LISTEN": f"127.0.0.1:{self.ports[n]}",
             }
         )
         link = FakeLink()
+        link.away = away
 
-        async def make_link(*_: object) -> FakeLink:
+        async def make_link(_config: Config, private_key: Secret, _address: str) -> FakeLink:
+            link.public_key = public_key(private_key)
             return link
 
         coordinator = Coordinator(config, make_link, self.http_ports[n])
@@ -277,12 +290,22 @@ class Cluster:
         )
         return running
 
+    def disk(self, n: int) -> Path:
+        """The data folder of coordinator `n`, which outlives its boots."""
+        return self.root / f"disk-{n}"
+
+    def lose_disk(self, n: int) -> None:
+        """Throws the disk of coordinator `n` away, which must not run."""
+        assert n not in self.running
+        shutil.rmtree(self.disk(n))
+
     async def lose(self, n: int) -> None:
         """Kills coordinator `n` without a good-bye."""
         running = self.running.pop(n)
         pid = running.coordinator.document()["children"]["consul"]["pid"]  # type: ignore[index]
         running.task.cancel()
-        os.kill(pid, signal.SIGKILL)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
         await asyncio.wait([running.task])
 
     async def retry(self, applicant: Applicant, seconds: float) -> Any:

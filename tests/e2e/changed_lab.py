@@ -34,7 +34,7 @@ def tampered(tee: DevTee, genuine: CvmIdentity) -> CvmIdentity:
 
 def changed(plan: plans.LabPlan, tee: DevTee) -> plans.LabPlan:
     """`plan` with the two CVMs."""
-    cvms = {cvm.machine.peer_id: cvm for cvm in plan.cvms}
+    cvms = {cvm.machine.name: cvm for cvm in plan.cvms}
     cvms[TAMPERED] = replace(cvms[TAMPERED], identity=tampered(tee, cvms[TAMPERED].identity))
     machine = cvms[DOUBLE].machine
     environment = {

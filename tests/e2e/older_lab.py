@@ -29,7 +29,7 @@ def older(manifest: Manifest) -> Manifest:
 
 
 def changed(plan: plans.LabPlan, owner: Ed25519PrivateKey) -> plans.LabPlan:
-    """`plan` with workers that know the older manifest only, and no slot of their own, as on Phala Cloud."""
+    """`plan` with workers that know the older manifest only."""
     known = older(plan.manifest)
     fields = ("name", "vip", "port", "role", "backend", "service")
     told = {
@@ -40,8 +40,7 @@ def changed(plan: plans.LabPlan, owner: Ed25519PrivateKey) -> plans.LabPlan:
     for cvm in plan.cvms:
         environment = cvm.machine.environment
         if cvm.machine.group == "worker":
-            own = {name: text for name, text in environment["sidecar"].items() if name != "MESH_PEER_ID"}
-            environment = {**environment, "sidecar": {**own, **told}}
+            environment = {**environment, "sidecar": {**environment["sidecar"], **told}}
         cvms.append(replace(cvm, machine=replace(cvm.machine, environment=environment)))
     return replace(plan, cvms=tuple(cvms))
 

@@ -31,7 +31,8 @@ def changed_mesh() -> Iterator[Mesh]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "launch", functools.partial(runs.launch, module="tests.e2e.changed_lab"))
         try:
-            bring_up.bring_up(run, ROOT / "clusters" / "starter", {"replicas.worker": "3"}, "preserving", Silent())
+            starter = ROOT / "clusters" / "starter"
+            bring_up.bring_up(run, starter, {"replicas.worker": "3"}, "preserving", Silent(), pin_peers=True)
             yield Mesh(name=run.name, up_output="")
         finally:
             runs.end(run)

@@ -149,8 +149,8 @@ def test_the_platform_knows_the_same_cvms() -> None:
     )
     made = cvms_of(json.loads(json.dumps(request)), DevTee(bytes.fromhex(request["tee_seed"])))
     for cvm in plan().cvms:
-        assert made[cvm.machine.peer_id].identity.instance_id == cvm.identity.instance_id
-        assert made[cvm.machine.peer_id].identity.measurements == cvm.identity.measurements
+        assert made[cvm.machine.name].identity.instance_id == cvm.identity.instance_id
+        assert made[cvm.machine.name].identity.measurements == cvm.identity.measurements
     api = plan().manifest.groups["api"].app_id
     assert request["entries"] == [{"group": "api", "app_id": api, "listen": 1, "port": 8080}]
 

@@ -41,7 +41,8 @@ def machine(folder: Path, script: str, application: str = "exec sleep 300") -> M
     (folder / "logs").mkdir()
     (folder / "app").mkdir()
     plan = MachinePlan(
-        peer_id="t-0",
+        name="t-cvm0",
+        peer_id=None,
         group="t",
         kind="workload",
         services=services,
@@ -154,3 +155,22 @@ async def test_one_process_of_a_cvm_is_killed(tmp_path: Path) -> None:
 def test_named_volumes_are_told_from_folders(volume: str, named: tuple[str, str] | None) -> None:
     """Only a bare name is a volume of its own."""
     assert named_volume(volume) == named
+
+
+async def test_a_cvm_is_the_peer_that_its_sidecar_says_or_said(tmp_path: Path) -> None:
+    """Nobody before the first admission; what it said also while it is down and while it boots again."""
+    own = machine(tmp_path, "exec sleep 300")
+    identity = tmp_path / "machine" / "mesh" / "identity.json"
+    assert (own.seen().peer_id, own.seen().current) == (None, False)
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        identity.write_text("{")
+        assert own.seen().peer_id is None
+        identity.write_text('{"peer_id": "t-1"}')
+        await own.kill()
+        assert (own.seen().peer_id, own.seen().current) == ("t-1", False)
+        await own.boot(scope, "", SilentAgent())
+        assert (own.seen().peer_id, own.seen().current) == ("t-1", False)
+        identity.write_text('{"peer_id": "t-0"}')
+        assert (own.seen().peer_id, own.seen().current) == ("t-0", True)
+        await own.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -27,18 +28,29 @@ SITE = Site(
 
 
 @functools.cache
-def plan() -> LabPlan:
+def plan(pin_peers: bool = False) -> LabPlan:
     """The plan of the starter cluster."""
     owner = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    return make_plan(load(ROOT / "clusters" / "starter"), DevTee(b"seed" * 8), owner, SITE)
+    site = dataclasses.replace(SITE, pin_peers=pin_peers)
+    return make_plan(load(ROOT / "clusters" / "starter"), DevTee(b"seed" * 8), owner, site)
 
 
 def test_every_replica_is_a_cvm_and_replicas_share_an_app() -> None:
     """One CVM a replica; replicas have one app ID and compose hash, and instance IDs of their own."""
-    peers = {cvm.machine.peer_id: cvm.identity for cvm in plan().cvms}
-    assert list(peers) == ["coordinator-0", "api-0", "api-1", "worker-0", "worker-1"]
-    assert peers["api-0"].app_id == peers["api-1"].app_id != peers["worker-0"].app_id
-    assert peers["api-0"].instance_id != peers["api-1"].instance_id
+    peers = {cvm.machine.name: cvm.identity for cvm in plan().cvms}
+    assert list(peers) == ["coordinator-0", "api-cvm0", "api-cvm1", "worker-cvm0", "worker-cvm1"]
+    assert peers["api-cvm0"].app_id == peers["api-cvm1"].app_id != peers["worker-cvm0"].app_id
+    assert peers["api-cvm0"].instance_id != peers["api-cvm1"].instance_id
+
+
+def test_no_cvm_is_told_its_slot_unless_asked_for() -> None:
+    """As deployed: all CVMs of an app have one environment. Pinned, each has its own peer ID, and is named by it."""
+    told = {cvm.machine.name: cvm.machine.environment["sidecar"].get("MESH_PEER_ID") for cvm in plan().cvms}
+    assert set(told.values()) == {None}
+    pinned = {cvm.machine.name: cvm.machine.environment["sidecar"].get("MESH_PEER_ID") for cvm in plan(True).cvms}
+    assert pinned == {name: name for name in ("coordinator-0", "api-0", "api-1", "worker-0", "worker-1")}
+    fixed = {cvm.machine.name: cvm.machine.peer_id for cvm in plan().cvms}
+    assert fixed == dict.fromkeys(told) | {"coordinator-0": "coordinator-0"}
 
 
 def test_manifest_says_what_the_cvms_measure() -> None:
@@ -68,8 +80,8 @@ def test_the_development_root_is_given_by_the_lab_and_only_to_sidecars() -> None
 def test_ids_lead_to_machines() -> None:
     """An app ID means all its CVMs, an instance ID means one."""
     api = [cvm.identity for cvm in plan().cvms if cvm.machine.group == "api"]
-    assert plan().hosts_of(api[0].app_id) == ("api-0", "api-1")
-    assert plan().hosts_of(api[1].instance_id) == ("api-1",)
+    assert plan().hosts_of(api[0].app_id) == ("api-cvm0", "api-cvm1")
+    assert plan().hosts_of(api[1].instance_id) == ("api-cvm1",)
     assert plan().hosts_of("0" * 40) == ()
 
 

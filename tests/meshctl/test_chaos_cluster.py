@@ -54,6 +54,10 @@ class FakeRun:
                 "sidecar": {"ready": True, "address": "100.96.0.9", "routes": routes if kind == "workload" else []},
             }  # fmt: skip
 
+    def names(self) -> dict[str, str]:
+        """Machines are called what they are named."""
+        return {peer: peer for peer in self.machines}
+
     def call(self, _method: str, path: str, seconds: float = 10.0) -> Any:
         """The control API."""
         if path == "/status":

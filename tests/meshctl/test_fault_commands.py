@@ -19,10 +19,12 @@ class FakeRun:
 
     def call(self, method: str, path: str, **_: Any) -> Any:
         """Answers as the control API does."""
-        if path == "/status":
-            return {"machines": [{"peer_id": "a-0"}, {"peer_id": "b-0"}]}
         self.asked.append((method, path))
         return {"state": "done", "cut": "in", "pids": [1]}
+
+    def names(self) -> dict[str, str]:
+        """Two machines; one is another peer than its number says."""
+        return {"a-cvm3": "a-0", "b-cvm0": "b-0"}
 
 
 @pytest.fixture

@@ -29,13 +29,29 @@ def test_malformed_replicas_are_refused(text: str) -> None:
 
 def test_new_log_lines_are_printed_once_and_only_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Following a log prints complete lines, and goes on where it stopped."""
-    log = tmp_path / "api-0.sidecar.log"
+    log = tmp_path / "api-cvm1.sidecar.log"
     log.write_bytes(b"one\ntw")
-    place = lab_commands._print_new(log, 0)
+    place = lab_commands._print_new(log, "api-0.sidecar", 0)
     assert capsys.readouterr().out == "api-0.sidecar | one\n"
     log.write_bytes(b"one\ntwo\n")
-    assert lab_commands._print_new(log, place) == 8
+    assert lab_commands._print_new(log, "api-0.sidecar", place) == 8
     assert capsys.readouterr().out == "api-0.sidecar | two\n"
+
+
+def test_logs_are_found_by_what_a_cvm_is_called(tmp_path: Path) -> None:
+    """The peer ID first; a machine's own name unless it is another's peer ID; all without a name."""
+    for name in ("api-cvm0.app", "api-cvm0.sidecar", "api-cvm1.sidecar", "rendezvous.rendezvous"):
+        (tmp_path / f"{name}.log").touch()
+    names = {"api-cvm0": "api-1", "api-cvm1": "api-cvm1", "rendezvous": "rendezvous"}
+
+    def found(peer: str | None) -> dict[str, str]:
+        return {path.name: label for path, label in lab_commands.log_files(tmp_path, names, peer).items()}
+
+    assert found("api-1") == {"api-cvm0.app.log": "api-1.app", "api-cvm0.sidecar.log": "api-1.sidecar"}
+    assert found("api-cvm0") == found("api-1")
+    assert found("api-cvm1") == {"api-cvm1.sidecar.log": "api-cvm1.sidecar"}
+    assert found("api-0") == {}
+    assert list(found(None).values()) == ["api-1.app", "api-1.sidecar", "api-cvm1.sidecar", "rendezvous.rendezvous"]
 
 
 def test_unknown_nat_is_refused() -> None:

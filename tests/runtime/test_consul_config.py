@@ -17,6 +17,8 @@ from tests.support import tool
 
 GOSSIP = Secret("pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s=")
 TOKEN = Secret("5b4a5e80-0000-4000-8000-123456789abc")
+RECOVERY = Secret("5b4a5e80-0000-4000-8000-00000000000f")
+SERVER_ID = "3f0e6f0e-0000-4000-8000-000000000000"
 TLS = TlsFiles(ca=Path("/p/ca.pem"), certificate=Path("/p/c.pem"), key=Path("/p/k.pem"))
 
 
@@ -37,8 +39,9 @@ def client() -> dict[str, Any]:
 def server(**changes: Any) -> dict[str, Any]:
     """A coordinator's server."""
     settings: dict[str, Any] = {
-        "node_name": "coordinator-0", "datacenter": "tests", "mesh_address": "100.96.0.1", "siblings": (),
-        "bootstrap_expect": 1, "gossip_key": GOSSIP, "management_token": TOKEN, "data_dir": Path("/p/data"), "tls": TLS,
+        "node_name": "coordinator-0", "datacenter": "tests", "mesh_address": "100.96.0.1", "join": (),
+        "server_id": SERVER_ID, "bootstrap_expect": 1, "gossip_key": GOSSIP, "management_token": TOKEN,
+        "recovery_token": RECOVERY, "data_dir": Path("/p/data"), "tls": TLS,
     }  # fmt: skip
     return server_config(**settings | changes)
 
@@ -122,3 +125,19 @@ def test_consul_takes_it(make: Any, tmp_path: Path) -> None:
     write_config(folder / "c.json", config)
     done = subprocess.run([tool("consul"), "validate", str(folder)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_server_on_a_disk_founds_nothing_by_itself_and_removes_nobody() -> None:
+    """Its Raft ID is the disk's; only who is told to founds a cluster; servers that restart stay in the configuration;
+    no key is written to the disk; a mesh that was off for longer than a week comes back.
+    """
+    config = server(bootstrap_expect=None, join=("100.96.0.2",))
+    assert "bootstrap_expect" not in config
+    assert "bootstrap" not in config
+    assert server(bootstrap_expect=3)["bootstrap_expect"] == 3
+    assert config["node_id"] == SERVER_ID
+    assert config["retry_join"] == ["100.96.0.2"]
+    assert config["autopilot"]["cleanup_dead_servers"] is False
+    assert config["disable_keyring_file"] is True
+    assert config["server_rejoin_age_max"] == "87600h"
+    assert config["acl"]["tokens"]["agent_recovery"] == RECOVERY.reveal() != TOKEN.reveal()

@@ -17,11 +17,15 @@ from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
 from sidecar.broker import Admitted, CoordinatorError, RefusedError, Renewed, decode_admission
+from sidecar.slot import Wish
 from tests.sidecar.test_broker import ADMISSION
 from tests.support import eventually
 
 NONCE = "5a" * 32
 KEYS = identity.make()
+NO_WISH = Wish()
+TAKEN = RefusedError(Code.SLOT_TAKEN, "api-0 is held by another boot that is alive")
+LOST = RefusedError(Code.LEASE_INVALID, "unknown")
 
 
 class FakeBroker:
@@ -82,21 +86,21 @@ class FakeGuest:
 class Rig:
     """An Admission whose sleeps end when the test says so, and that tells what it heard."""
 
-    def __init__(self, *brokers: FakeBroker, guest: FakeGuest | None = None, peer_id: str | None = None) -> None:
+    def __init__(self, *brokers: FakeBroker, guest: FakeGuest | None = None, wish: Wish = NO_WISH) -> None:
+        self.now = 1000.0
+        self.told: list[str] = []
         self.heard: list[object] = []
         self.sleeps: list[float] = []
         self.pass_on = asyncio.Semaphore(0)
         self.guest = guest or FakeGuest()
         info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
-        claim = Claim(
-            cluster="demo", group="api", peer_id=peer_id, identities=("spiffe://demo/node",), info=info, keys=KEYS
-        )
+        claim = Claim(cluster="demo", group="api", wish=wish, identities=("spiffe://demo/node",), info=info, keys=KEYS)
         self.admission = Admission(
             brokers,
             self.guest,
             claim,
             self,
-            clock=lambda: 1000.0,
+            clock=lambda: self.now,
             sleep=self.sleep,
             rng=Random(1),  # type: ignore[arg-type]
         )
@@ -110,6 +114,16 @@ class Rig:
 
     async def renewed(self, renewed: Renewed) -> None:
         self.heard.append(renewed)
+
+    def not_admitted(self, reason: str) -> None:
+        self.told.append(reason)
+
+    async def goes_on(self, seconds: float = 0.0) -> None:
+        """Ends the sleep that it is in, after `seconds` of the clock, and returns in the next."""
+        self.now += seconds
+        before = len(self.sleeps)
+        self.pass_on.release()
+        await self.slept(before + 1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -265,7 +279,7 @@ async def test_another_slot_than_asked_for_is_not_attested() -> None:
         return Challenge(nonce=NONCE, peer_id="api-1", expires_in=60)
 
     broker.challenge = other  # type: ignore[method-assign]
-    rig = Rig(broker, peer_id="api-0")
+    rig = Rig(broker, wish=Wish(pinned="api-0"))
     async with rig.running():
         await rig.slept(1)
         assert "offers slot 'api-1'" in rig.admission.status.reason
@@ -284,3 +298,110 @@ async def test_release_gives_the_slot_back_once_and_survives_failure() -> None:
         await rig.admission.release()
         assert broker.calls.count("release") == 1
         assert broker.closed
+
+
+async def test_who_takes_what_is_proposed_says_so() -> None:
+    """A CVM without a slot is a newcomer; one that claims the slot it holds, or was given by its owner, is not."""
+    for wish, proposed in ((Wish(), True), (Wish(held="api-0"), False), (Wish(pinned="api-0"), False)):
+        broker = FakeBroker("one", renew=[LOST])
+        rig = Rig(broker, wish=wish)
+        async with rig.running():
+            await rig.slept(1)
+            await rig.goes_on()
+        assert [sent.proposed for sent in broker.attested] == [proposed, False]
+
+
+async def test_a_slot_that_is_taken_for_longer_than_a_lease_is_given_up() -> None:
+    """Until then the same slot is asked for, and afterwards any of the group."""
+    broker = FakeBroker("one", renew=[LOST], challenge=[])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.failures["challenge"] = [TAKEN] * 3
+        for seconds in (5.0, 10.0, 6.0):
+            await rig.goes_on(seconds)
+        await rig.goes_on()
+    assert [ask.peer_id for ask in broker.asked] == [None, "api-0", "api-0", "api-0", None]
+    assert rig.admission.status.state == "admitted"
+
+
+async def test_a_slot_that_left_the_manifest_is_given_up_at_once() -> None:
+    """From 3 to 2 replicas: the CVM in the slot that went asks for another, without the pause of a refusal for good."""
+    gone = RefusedError(Code.ADMISSION_REJECTED, "group api has no peer 'api-0'")
+    broker = FakeBroker("one", renew=[LOST])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.failures["challenge"] = [gone]
+        await rig.goes_on()
+    assert [ask.peer_id for ask in broker.asked] == [None, "api-0", None]
+    assert rig.sleeps == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("code", [Code.SLOT_TAKEN, Code.ADMISSION_REJECTED])
+async def test_a_slot_of_the_owners_choice_is_insisted_on(code: Code) -> None:
+    """With MESH_PEER_ID no other slot is asked for, and the reason says why."""
+    broker = FakeBroker("one", challenge=[RefusedError(code, "no")] * 3)
+    rig = Rig(broker, wish=Wish(pinned="api-0"))
+    async with rig.running():
+        await rig.slept(1)
+        for _ in range(2):
+            await rig.goes_on(20.0)
+    assert {ask.peer_id for ask in broker.asked} == {"api-0"}
+    assert "MESH_PEER_ID is api-0" in rig.admission.status.reason
+    assert "MESH_PEER_ID is api-0" in rig.told[-1]
+
+
+async def test_a_refused_cvm_is_told_not_admitted_once_its_lease_has_lapsed() -> None:
+    """Not before: the next attempt may succeed. A new admission is heard as one."""
+    broker = FakeBroker("one", renew=[LOST])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.failures["challenge"] = [TAKEN] * 3
+        await rig.goes_on(5.0)
+        await rig.goes_on(9.0)
+        assert rig.told == []
+        await rig.goes_on(1.0)
+        assert rig.told
+        assert "SLOT_TAKEN: api-0 is held by another boot" in rig.told[-1]
+        await rig.goes_on()
+        assert [type(one) for one in rig.heard] == [Admitted, Admitted]
+
+
+async def test_a_lease_that_lapses_in_a_long_pause_is_told_at_that_moment() -> None:
+    """After a refusal for good the next attempt is far away; status does not wait for it."""
+    broker = FakeBroker("one", renew=[LOST])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.failures["attest"] = [RefusedError(Code.ADMISSION_REJECTED, "compose hash is not allowed")]
+        await rig.goes_on(13.0)
+        assert rig.sleeps[-1] == 2.0
+        assert rig.told == []
+        await rig.goes_on(2.0)
+        assert "compose hash is not allowed" in rig.told[-1]
+
+
+@pytest.mark.parametrize("away", [CoordinatorError("gone"), RefusedError(Code.NOT_READY, "no leader")])
+async def test_coordinators_that_are_away_take_no_admission(away: Exception) -> None:
+    """However long: nobody refused this CVM, so what it was admitted for goes on."""
+    broker = FakeBroker("one", renew=[LOST])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.failures["challenge"] = [away] * 9
+        for _ in range(5):
+            await rig.goes_on(100.0)
+    assert rig.told == []
+
+
+async def test_who_was_never_admitted_is_told_every_reason() -> None:
+    """A CVM that starts shows what it waits for, whether it is refused or nobody answers."""
+    broker = FakeBroker("one", challenge=[CoordinatorError("one does not answer")], attest=[TAKEN])
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        await rig.goes_on()
+        assert rig.told[0] == "one does not answer"
+        assert "SLOT_TAKEN" in rig.told[-1]

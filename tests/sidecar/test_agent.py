@@ -25,6 +25,7 @@ from sidecar.agent import Agent
 from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
+from sidecar.slot import Wish
 from sidecar.trust import coordinator_check
 from sidecar.watches import Apply, Watches
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm, free_port
@@ -73,6 +74,9 @@ class Listener:
     async def renewed(self, renewed: Renewed) -> None:
         """Of no interest."""
 
+    def not_admitted(self, reason: str) -> None:
+        """Of no interest."""
+
 
 @contextlib.asynccontextmanager
 async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) -> AsyncIterator[Asked]:
@@ -80,8 +84,8 @@ async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) ->
     listener = Listener()
     verify = coordinator_check(lambda: made.manifest, made.pccs_url, TEE.root_der, time.time)
     claim = Claim(
-        cluster="tests", group="api", peer_id=None, identities=made.manifest.identities("api"), info=await guest.info(),
-        keys=keys,
+        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=made.manifest.identities("api"),
+        info=await guest.info(), keys=keys,
     )  # fmt: skip
     it = Admission((Broker(url, verify),), guest, claim, listener)
     async with TaskScope() as scope:

@@ -9,6 +9,8 @@ from sidecar import catalog
 from sidecar.catalog import Instance, Rule
 from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
+from topology.manifest import GroupEntry, Manifest
+from vip.refusals import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
 TRUST = "11111111-2222-3333-4444-555555555555.consul"
@@ -75,7 +77,8 @@ def test_what_a_cvm_registers_outside_the_mesh_is_no_endpoint(node: str, address
 
 
 def test_ingress_of_each_backend_leads_to_loopback() -> None:
-    """Other CVMs reach the backend's port on 127.0.0.1 through the ingress port on the mesh address."""
+    """Other CVMs reach the backend's port on 127.0.0.1 through the ingress port on the mesh address, and come from an
+    address that is not 127.0.0.1."""
     spec = desired(world()).spec
     assert spec is not None
     assert spec.ingress == (
@@ -85,6 +88,7 @@ def test_ingress_of_each_backend_leads_to_loopback() -> None:
             port=20001,
             identity="api",
             target=Endpoint(address="127.0.0.1", port=8080),
+            source="127.10.0.54",
             allowed=(Principal(uri=f"spiffe://{TRUST}/ns/default/dc/demo/svc/", prefix=True),),
         ),
     )
@@ -136,6 +140,22 @@ def test_route_without_instances_has_no_endpoints() -> None:
     spec = desired(world(catalog={})).spec
     assert spec is not None
     assert spec.egress[0].endpoints == ()
+
+
+def test_routes_with_nobody_behind_them_refuse() -> None:
+    """Every VIP and port without an endpoint, exclusive roles without a holder included, and no other."""
+    routes = (
+        route("api", "api"),
+        route("gone", "gone", vip="127.10.0.2", port=9),
+        dataclasses.replace(route("m", "api", vip="127.10.0.3", role="master"), group="api", backend="api"),
+        dataclasses.replace(route("one", "api", vip="127.10.0.4"), peer="api-1"),
+    )
+    empty = {Refusal("127.10.0.2", 9), Refusal("127.10.0.3", 8080)}
+    assert desired(world(manifest=manifest(routes=routes))).refused == empty
+    leads = {"api": catalog.instances([health("api-0", "100.96.0.10", tags=("master",))])}
+    assert desired(world(manifest=manifest(routes=routes), catalog=leads)).refused == {Refusal("127.10.0.2", 9)}
+    nothing = desired(world(manifest=manifest(routes=routes), catalog={}, roots=None))
+    assert nothing.refused == empty | {Refusal("127.10.0.1", 8080)}
 
 
 def test_client_without_backends_has_the_identity_of_its_group() -> None:
@@ -191,6 +211,88 @@ def test_principals_follow_the_strength_of_intentions() -> None:
     assert allowed(Rule(source="web", allow=False), Rule(source="*", allow=True)) == ["api"]
     assert allowed(Rule(source="web", allow=True), Rule(source="*", allow=False)) == ["web"]
     assert allowed(Rule(source="web", allow=False), Rule(source="web", allow=True)) == []
+
+
+def restricted(*callers: str) -> GroupEntry:
+    """The group `api`, whose backend only CVMs of `callers` may call."""
+    return dataclasses.replace(manifest().groups["api"], backends={"api": backend("api", callers=callers)})
+
+
+def callers_of(found: World) -> list[str]:
+    """The services that the ingress of `api` admits; `*` is all."""
+    spec = desired(found).spec
+    assert spec is not None
+    return ["*" if one.prefix else one.uri.rpartition("/")[2] for one in spec.ingress[0].allowed]
+
+
+@pytest.mark.parametrize(
+    ("rules", "admitted"),
+    [
+        ((Rule(source="*", allow=True),), ["client"]),
+        ((Rule(source="client", allow=True), Rule(source="api", allow=True)), ["client"]),
+        ((Rule(source="client", allow=False), Rule(source="*", allow=True)), []),
+        ((Rule(source="api", allow=True),), []),
+        ((Rule(source="stranger", allow=True),), []),
+        ((), []),
+    ],
+    ids=["wildcard", "named", "refused by Consul", "another", "unknown to the manifest", "no rule"],
+)
+def test_intentions_admit_nobody_whom_the_manifest_does_not_list_as_caller(
+    rules: tuple[Rule, ...], admitted: list[str]
+) -> None:
+    """A backend with callers admits those that the manifest lists and Consul allows: Consul withholds, never grants."""
+    own = restricted("client")
+    assert callers_of(world(own=own, manifest=with_group(own), rules={"api": rules})) == admitted
+
+
+def with_group(own: GroupEntry) -> Manifest:
+    """The manifest with `own` as its group `api`."""
+    return manifest(groups={**manifest().groups, "api": own})
+
+
+def test_callers_of_the_newest_manifest_count() -> None:
+    """A caller that a newer manifest withdraws or adds counts without a restart of the CVM that it calls."""
+    started, newest = restricted("client"), restricted("api")
+    assert callers_of(world(own=started, manifest=with_group(newest))) == ["api"]
+    assert callers_of(world(own=manifest().groups["api"], manifest=with_group(newest))) == ["api"]
+    assert callers_of(world(own=started, manifest=manifest())) == ["*"]
+    without = manifest(groups={"client": manifest().groups["client"]})
+    assert callers_of(world(own=started, manifest=without)) == ["client"], "its own word, where there is no newer one"
+
+
+def test_every_service_of_a_callers_group_may_call() -> None:
+    """A group is known by the services of its backends, or without backends by its own name."""
+    own = restricted("api", "client")
+    both = dataclasses.replace(own, backends={**own.backends, "admin": backend("admin", sidecar_port=20002)})
+    assert callers_of(world(own=own, manifest=with_group(both))) == ["admin", "api", "client"]
+
+
+def test_a_member_route_leads_to_its_slot_whatever_consul_lists() -> None:
+    """Its endpoint is the slot's mesh address and the backend's ingress port of the manifest, and status shows it."""
+    routes = tuple(dataclasses.replace(route(f"m-{n}", "api", vip=f"127.10.1.{n}"), peer=f"api-{n}") for n in (0, 1))
+    elsewhere = {"api": catalog.instances([health("api-1", "100.96.0.77", port=9)])}
+    for listed in ({}, {"api": ()}, elsewhere):
+        wish = desired(world(manifest=manifest(routes=routes), catalog=listed))
+        assert wish.endpoints == {"m-0": ("api-0",), "m-1": ("api-1",)}
+        assert wish.names == {"m-0": "127.10.1.0", "m-1": "127.10.1.1"}
+        assert wish.spec is not None
+        assert [one.endpoints for one in wish.spec.egress] == [
+            (Endpoint(address="100.96.0.10", port=20001),),
+            (Endpoint(address="100.96.0.11", port=20001),),
+        ]
+        assert all(one.sole is None for one in wish.spec.egress), "no change of a role may cut its connections"
+
+
+def test_a_member_route_whose_slot_the_manifest_lacks_is_empty() -> None:
+    """A manifest that is inconsistent empties one route and ends nothing."""
+    whole = dataclasses.replace(route("m", "api"), peer="api-0")
+    for one in (
+        dataclasses.replace(whole, peer="api-7"),
+        dataclasses.replace(whole, group="gone"),
+        dataclasses.replace(whole, backend="gone"),
+    ):
+        wish = desired(world(manifest=manifest(routes=(one,))))
+        assert wish.endpoints == {"m": ()}, one
 
 
 def test_two_backends_of_a_group_have_an_ingress_each() -> None:

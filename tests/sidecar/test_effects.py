@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,13 @@ from sidecar.config import parse
 from sidecar.desired import desired
 from sidecar.effects import Effects
 from sidecar.files import Identity
+from sidecar.refusing import Refusing
 from tests.sidecar.test_desired import world
 from tests.sidecar.world import environment, health, manifest, route
 from tests.xds.pki import Authority
 from vip.netlink import VipError
+from vip.nftables import RefusalError
+from vip.refusals import Refusal
 from xds.server import XdsServer
 
 OWN = Identity(cluster="demo", group="api", peer_id="api-0", address="100.96.0.10")
@@ -38,6 +41,27 @@ class FakeVips:
         self.applied.append(wanted)
 
 
+class FakeRefusals:
+    """Refused connections, without touching this machine's; remembers what was published at each call."""
+
+    def __init__(self) -> None:
+        self.applied: list[frozenset[Refusal]] = []
+        self.fails = 0
+        """How many calls fail from now on."""
+        self.seen: Callable[[], object] = lambda: None
+        self.order: list[tuple[frozenset[Refusal], object]] = []
+
+    def apply(self, wanted: frozenset[Refusal]) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise RefusalError("not permitted")
+        self.applied.append(wanted)
+        self.order.append((wanted, self.seen()))
+
+    def remove(self) -> None:
+        self.apply(frozenset())
+
+
 class FakeLink:
     def __init__(self) -> None:
         self.peers: tuple[MeshPeer, ...] = ()
@@ -51,6 +75,8 @@ class Rig:
         self.folder = folder
         self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
         self.vips = self.effects._vips = FakeVips()  # type: ignore[assignment]
+        self.refusals = FakeRefusals()
+        self.effects.refusing = Refusing(self.refusals)
         self.published = 0
         self.effects.on_publish = self.count
         self.effects.files.prepare()
@@ -110,6 +136,43 @@ async def test_parts_wait_for_link_and_xds_and_then_get_the_newest_wish(rig: Rig
     assert [peer.peer_id for peer in link.peers] == ["coordinator-0"]
     assert rig.published == 1
     assert rig.effects.endpoints == {"api": ("api-0", "api-1")}
+
+
+async def test_refusals_begin_before_envoy_hears_and_end_after_it_has(rig: Rig) -> None:
+    """The last endpoint that goes: refused first. One that comes: published first, lifted when Envoy has it."""
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    rig.refusals.seen = lambda: rig.published
+    full, empty = desired(whole_world()), desired(whole_world(catalog={}))
+    place = frozenset({Refusal("127.10.0.1", 8080)})
+    assert (full.refused, empty.refused) == (frozenset(), place)
+    versions = []
+    for wish in (empty, full, empty):
+        await rig.effects.apply(wish, OWN)
+        assert rig.effects.snapshot is not None
+        versions.append(rig.effects.snapshot.version)
+        if wish is full:
+            assert rig.refusals.applied == [place], "it is refused until Envoy has it"
+            await rig.effects.refusing.envoy_has(versions[0])
+            assert rig.refusals.applied == [place], "what Envoy had before lifts nothing"
+        await rig.effects.refusing.envoy_has(versions[-1])
+    assert rig.refusals.order == [(place, 0), (frozenset(), 2), (place, 2)]
+    assert rig.published == 3
+
+
+async def test_a_refusal_ends_though_nothing_new_is_published(rig: Rig) -> None:
+    """An empty route whose snapshot was refused, and which is filled again: Envoy has had it all the time."""
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    await rig.effects.xds.start()
+    held = whole_world()
+    await rig.effects.apply(desired(held), OWN)
+    await rig.effects.apply(desired(dataclasses.replace(held, catalog={}, roots=None)), OWN)
+    assert len(rig.refusals.applied[-1]) == 1
+    await rig.effects.apply(desired(held), OWN)
+    assert rig.published == 2, "whoever waits for Envoy is told to look again"
+    assert rig.effects.snapshot is not None
+    await rig.effects.refusing.envoy_has(rig.effects.snapshot.version)
+    assert rig.refusals.applied[-1] == frozenset()
 
 
 def test_secrets_that_cannot_be_written_are_named_until_they_can(rig: Rig) -> None:

@@ -20,10 +20,11 @@ from sidecar import catalog, sources
 from sidecar.config import parse
 from sidecar.desired import World, desired, service_uri
 from sidecar.effects import Effects
+from sidecar.refusing import Refusing
 from sidecar.watches import Apply, Watches
 from tests.coordinator.test_grants import applicant
 from tests.coordinator.world import OWNER, Cluster, Running, cluster, make_database_manifest
-from tests.sidecar.test_effects import FakeVips
+from tests.sidecar.test_effects import FakeRefusals, FakeVips
 from tests.sidecar.world import environment
 from tests.support import eventually, tool
 from tests.xds.mesh import INGRESS_PORT, Node, closing, loopback
@@ -60,9 +61,10 @@ class Member:
         everyone = service_uri(roots.trust_domain, datacenter, "")
         ingress = Ingress(
             name="db", address=self.address, port=INGRESS_PORT, identity="db",
-            target=Endpoint(address=self.backend, port=5432), allowed=(Principal(uri=everyone, prefix=True),),
+            target=Endpoint(address=self.backend, port=5432), source="127.10.0.54",
+            allowed=(Principal(uri=everyone, prefix=True),),
         )  # fmt: skip
-        held = Leaf(name="db", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
+        held = Leaf(name="db", uri=leaf.uri, chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
         await self.envoy.start()
         await self.envoy.apply(Spec(egress=(), ingress=(ingress,), leaves=(held,), roots_pem=roots.pem), seconds=SOON)
         await self.join()
@@ -122,6 +124,7 @@ class Caller:
         self.envoy = Node("client", folder)
         self.effects = Effects(parse(environment(MESH_RUN_DIR=str(folder / "run"), MESH_STATE_DIR=str(folder))))
         self.effects._vips = FakeVips()  # type: ignore[assignment]
+        self.effects.refusing = Refusing(FakeRefusals())
         self.effects.on_publish = self._count
         own = manifest.groups["client"]
         self.world = World(manifest=manifest, own=own, group="client", address=address, datacenter=manifest.cluster)

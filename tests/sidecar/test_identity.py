@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from sidecar.identity import KEYS_FILE, load_or_make, make
+from sidecar.identity import KEYS_FILE, SLOT_FILE, held_slot, keep_slot, load_or_make, make
 
 
 def test_keys_are_kept_within_a_boot(tmp_path: Path) -> None:
@@ -45,3 +45,29 @@ def test_public_halves_have_the_forms_of_the_protocol() -> None:
     assert load_der_public_key(base64.b64decode(keys.public.tls)).key_size == 256  # type: ignore[union-attr]
     assert keys.tls_private_pem.reveal().startswith("-----BEGIN PRIVATE KEY-----")
     assert "PRIVATE" not in repr(keys)
+
+
+def test_the_slot_is_kept_within_a_boot(tmp_path: Path) -> None:
+    """A sidecar that restarts knows its slot; another boot, which made other keys, does not have it."""
+    keys = load_or_make(tmp_path)
+    assert held_slot(tmp_path, keys) is None
+    keep_slot(tmp_path, keys, "api-1")
+    keep_slot(tmp_path, keys, "api-0")
+    assert held_slot(tmp_path, keys) == "api-0"
+    assert held_slot(tmp_path, make()) is None
+    assert stat.S_IMODE((tmp_path / SLOT_FILE).stat().st_mode) == 0o600
+
+
+def test_a_slot_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    """Cut off by a crash, or of another form: the coordinator proposes a slot then."""
+    keys = load_or_make(tmp_path)
+    for broken in (
+        "",
+        "{",
+        "[]",
+        "7",
+        '{"peer_id": 7, "wireguard": "x"}',
+        f'{{"wireguard": "{keys.public.wireguard}"}}',
+    ):
+        (tmp_path / SLOT_FILE).write_text(broken)
+        assert held_slot(tmp_path, keys) is None

@@ -33,6 +33,7 @@ class FakeHost:
         self.world = World(manifest=config.manifest, own=config.own, group=config.group)
         self.phases: list[str] = []
         self.started: list[str] = []
+        self.restarts: list[str] = []
         self.secrets: dict[str, str] = {}
         self.full = False
 
@@ -49,6 +50,12 @@ class FakeHost:
 
     def done(self, phase: str) -> None:
         self.phases.append(f"{phase} done")
+
+    def lost(self, phase: str, reason: str) -> None:
+        self.phases.append(f"{phase} lost: {reason}")
+
+    def restart(self, reason: str) -> None:
+        self.restarts.append(reason)
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         work.close()
@@ -105,12 +112,34 @@ async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path:
         assert host.world.held == {}
 
 
-async def test_admission_as_another_peer_ends_the_process(tmp_path: Path) -> None:
-    """Everything here belongs to one slot; a new one needs a new process."""
-    async with membership(tmp_path) as (it, _):
+async def test_admission_as_another_peer_starts_anew_as_that_one(tmp_path: Path) -> None:
+    """Everything here belongs to one peer: nothing of it changes, and the next process claims the new slot."""
+    async with membership(tmp_path) as (it, host):
         await it.admitted(admission())
-        with pytest.raises(RuntimeError, match="api-1 after api-0"):
-            await it.admitted(admission(peer_id="api-1"))
+        assert identity.held_slot(tmp_path, KEYS) == "api-0"
+        await it.admitted(admission(peer_id="api-1", address="100.96.0.11", token=Secret("other")))
+        assert host.restarts == ["admitted as api-1 after api-0"]
+        assert host.world.address == "100.96.0.10"
+        assert agent_token(tmp_path) == "s3cret-token"
+        assert identity.held_slot(tmp_path, KEYS) == "api-1"
+
+
+async def test_who_is_no_longer_admitted_is_not_ready_until_it_is_again(tmp_path: Path) -> None:
+    """The phase of the admission is lost with its reason, and done with the next admission."""
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(admission())
+        it.not_admitted("one: SLOT_TAKEN: no")
+        await it.admitted(admission())
+        assert host.phases == ["admission done", "admission lost: one: SLOT_TAKEN: no", "admission done"]
+
+
+async def test_a_slot_that_cannot_be_noted_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk: the admission counts, and the log says what a restart will cost."""
+    async with membership(tmp_path) as (it, host):
+        (tmp_path / identity.SLOT_FILE).mkdir()
+        await it.admitted(admission())
+        assert host.phases == ["admission done"]
+        assert "slot not noted" in caplog.text
 
 
 async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:

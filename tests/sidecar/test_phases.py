@@ -31,9 +31,24 @@ def test_ready_when_all_are_done_and_only_envoy_can_take_it_back() -> None:
     assert progress.report().ready
 
 
+def test_an_admission_that_was_lost_takes_it_back() -> None:
+    """A CVM that coordinators refused is not ready, says why, and is ready again with the next admission."""
+    progress = Progress()
+    for phase in PHASES:
+        progress.done(phase)
+    progress.wait("admission", "asks")
+    assert progress.report().ready, "asking again is no loss"
+    progress.lost("admission", "SLOT_TAKEN")
+    assert progress.report().reasons == ("admission: SLOT_TAKEN",)
+    progress.done("admission")
+    assert progress.report().ready
+
+
 def test_unknown_phase_is_a_mistake_of_ours() -> None:
     """A misspelt phase is found at once."""
     with pytest.raises(KeyError):
         Progress().wait("envoi", "x")
     with pytest.raises(KeyError):
         Progress().done("envoi")
+    with pytest.raises(KeyError):
+        Progress().lost("envoi", "x")

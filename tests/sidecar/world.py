@@ -31,10 +31,22 @@ OWNER_RAW = OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 OWNER_KEY = base64.urlsafe_b64encode(OWNER_RAW).decode().rstrip("=")
 
 
-def backend(service: str, *, owner: str = "platform", port: int = 8080, sidecar_port: int = 20001) -> BackendEntry:
+def backend(
+    service: str,
+    *,
+    owner: str = "platform",
+    port: int = 8080,
+    sidecar_port: int = 20001,
+    callers: tuple[str, ...] | None = None,
+) -> BackendEntry:
     """A backend of `service`."""
     return BackendEntry(
-        port=port, sidecar_port=sidecar_port, service=service, identity=f"spiffe://demo/{service}", owner=owner
+        port=port,
+        sidecar_port=sidecar_port,
+        service=service,
+        identity=f"spiffe://demo/{service}",
+        owner=owner,
+        callers=callers,
     )
 
 

@@ -60,6 +60,23 @@ def _reaching(prefix: str, *, parent: str = "other") -> str:
     return group("other", backends=backend("other", owner="workload", parent=parent, more=more), routes="")
 
 
+def _members(more: str, *, replicas: str = "2", name: str = "r") -> str:
+    """Group `a` whose only route is `name`, with `more` in it."""
+    return group("a", replicas=replicas, routes=f'"{name}" = {{ backend = "a", {more} }}')
+
+
+def _caller(callers: str, *, name: str = "a", port: str = "8080") -> str:
+    """A backend that only `callers` may call."""
+    return backend(name, port=port, more=f"callers = {callers}")
+
+
+def _clashing(pool: str = addresses.VIP_POOL) -> str:
+    """The name of a route one of whose first two members would have the VIP of the route `api`."""
+    numbers = (f"r{number}" for number in range(1 << 20))
+    taken = addresses.vip_of("api", pool)
+    return next(name for name in numbers if taken in {addresses.vip_of(f"{name}-{index}", pool) for index in (0, 1)})
+
+
 GOOD: dict[str, Write] = {
     "one": _groups(group("a")),
     "no-entries": _groups(group("a", backends="", routes="")),
@@ -75,10 +92,25 @@ GOOD: dict[str, Write] = {
     "own-roles": _groups(_roles('role = "arbiter", fallback = "primary"', roles='["primary", "arbiter", "primary"]')),
     "keys-beside": _groups(_roles('role = "master"'), _reaching("service/pg2")),
     "keys-of-one-service": _groups(_roles('role = "master"'), _reaching("service/pg", parent="pg")),
+    "members": _groups(
+        _members("members = true", replicas="12"),
+        group("b", routes='"b-12" = { backend = "b", members = false }'),
+    ),
+    "callers": _groups(
+        group("a", backends=_caller('["web", "a"]') + _caller('"web"', name="x", port="8081"), routes=""),
+        group("web", backends="", routes=""),
+    ),
+    "sources": _groups(
+        group("a", backends=backend("a", more='source_address = "127.0.0.1"\nproxy_protocol = true')),
+        group("b", backends=backend("b", more='source_address = "127.10.0.99"\nproxy_protocol = false')),
+    ),
     "nulls": _groups(
         group(
             "a",
-            backends=backend("a", more="consul_permissions = null"),
+            backends=backend(
+                "a", more="consul_permissions = null\ncallers = null\nsource_address = null\nproxy_protocol = null"
+            ),
+            routes='a = { backend = "a", members = null, vip = null }',
             more="compose_env = null\nmesh_addresses = null",
         )
     ),
@@ -244,6 +276,73 @@ BROKEN: dict[str, Write] = {
     "lock-lacking": _groups(_roles('role = "master"', permissions="consul_permissions = { session_write = true }")),
     "session-lacking": _groups(
         _roles('role = "replica", fallback = "master"', permissions='consul_permissions = { key_prefixes = ["a"] }')
+    ),
+    # routes to members
+    "member-name-taken": _groups(_members("members = true"), group("b", routes='"r-1" = { backend = "b" }')),
+    "member-name-taken-within": _groups(
+        group("a", routes='"r-0" = { backend = "a" }\nr = { backend = "a", members = true }')
+    ),
+    "members-twice": _groups(
+        _members("members = true"), group("b", routes='r = { backend = "b", members = true }'), group("c")
+    ),
+    "member-name-too-long": _groups(_members("members = true", replicas="11", name="r" * 61)),
+    "member-vip": _groups(_members('members = true, vip = "127.10.9.9"')),
+    "member-vip-taken": _groups(
+        group("api"), group("b", routes=f'{_clashing()} = {{ backend = "b", members = true }}')
+    ),
+    "member-role": _groups(_roles('members = true, role = "replica", fallback = "master"')),
+    "member-fallback": _groups(_roles('members = true, fallback = "replica"')),
+    "member-elsewhere": _groups(group("a", routes='r = { backend = "c", members = true }')),
+    **{
+        f"members-{i}": _groups(_members(f"members = {text}")) for i, text in enumerate(['"true"', "1", "[true]", "{}"])
+    },
+    # callers and sources
+    **{
+        f"callers-{i}": _groups(group("a", backends=_caller(text)), group("web"))
+        for i, text in enumerate(
+            ["[]", '["wob"]', '["web", "web"]', '["coordinator"]', "true", "[1, null]", '["web", ""]', "{}", '"wob"']
+        )
+    },
+    "callers-same-service": _groups(
+        group("a", backends=_caller('["x", "web"]'), routes=""),
+        group("x", backends=backend("x", parent="db"), routes=""),
+        group("y", backends=backend("y", parent="db"), routes=""),
+    ),
+    "callers-own-name-as-service": _groups(
+        group("a", backends=_caller('["web"]'), routes=""),
+        group("web", backends="", routes=""),
+        group("y", backends=backend("y", parent="web"), routes=""),
+    ),
+    **{
+        f"source-{i}": _groups(group("a", backends=backend("a", more=f"source_address = {text}")))
+        for i, text in enumerate(
+            [
+                '"128.0.0.1"',
+                '"127.0.0.0"',
+                '"127.255.255.255"',
+                '"127.10.0.53"',
+                '"127.10.1.0"',
+                '"127.10.255.255"',
+                '"127.0.0.01"',
+                '"localhost"',
+                '"::1"',
+                '""',
+                "5",
+                '["127.0.0.1"]',
+            ]
+        )
+    },
+    **{
+        f"proxy-{i}": _groups(group("a", backends=backend("a", more=f"proxy_protocol = {text}")))
+        for i, text in enumerate(['"true"', "2", "[true]"])
+    },
+    "new-fields-without-registration": _groups(
+        group(
+            "a",
+            backends=_caller("[]").replace("registration =", "enrolment ="),
+            more="",
+        ),
+        group("b"),
     ),
     "roles-no-label": _groups(_roles('role = "a"', roles='["a", "The Master", 5]')),
     "roles-no-list": _groups(_roles('role = "a"', roles="true")),

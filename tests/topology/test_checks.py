@@ -363,3 +363,88 @@ def test_a_key_prefix_beside_anothers_or_of_the_same_service_is_fine(tmp_path: P
     """Two groups of one service share its lock; a name that only begins the same is another's."""
     write(tmp_path, database(), other(prefix, parent))
     assert len(cluster.load(tmp_path).groups) == 2
+
+
+def member_route(name: str = "r", more: str = "") -> str:
+    """A route of group `a` to each of its CVMs."""
+    return f'"{name}" = {{ backend = "a", members = true{more} }}'
+
+
+@pytest.mark.parametrize(
+    ("callers", "words"),
+    [
+        ("[]", ("is empty", "name a group")),
+        ('["wob"]', ("'wob'", "no workload group", "did you mean 'web'?")),
+        ('["web", "web"]', ("'web'", "more than once")),
+        ('["coordinator"]', ("'coordinator'", "no workload group")),
+    ],
+)
+def test_callers_that_cannot_be_are_refused(tmp_path: Path, callers: str, words: tuple[str, ...]) -> None:
+    """An unknown group, nobody, one group twice."""
+    write(tmp_path, group("a", backends=backend("a", more=f"callers = {callers}")), group("web"))
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.a.backends.a.callers", *words)
+
+
+def test_a_caller_whose_service_another_group_shares_is_refused(tmp_path: Path) -> None:
+    """Who calls is known by the Consul service, so an unlisted group with the same one would be let in."""
+    own = group("a", backends=backend("a", more='callers = ["x"]'), routes="")
+    shared = [group(name, backends=backend(name, parent="db"), routes="") for name in ("x", "y")]
+    write(tmp_path, own, *shared)
+    only(problems(tmp_path), "workload_groups.a.backends.a.callers", "'x'", "'db'", "'y' could call")
+    write(tmp_path, own.replace('["x"]', '["x", "y"]'), *shared)
+    assert cluster.load(tmp_path).group("a").backends[0].callers == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "source", ["127.10.0.53", "127.10.1.0", "127.0.0.0", "127.255.255.255", "10.0.0.1", "::1", "localhost"]
+)
+def test_a_source_address_is_a_loopback_address_that_nobody_dials(tmp_path: Path, source: str) -> None:
+    """The DNS server's, VIPs, the ends of 127.0.0.0/8 and everything outside of it are refused."""
+    write(tmp_path, group("a", backends=backend("a", more=f'source_address = "{source}"')))
+    only(problems(tmp_path), "cluster.tf:", "backends.a.source_address", source, "127.0.0.0/8", "leave it out")
+
+
+def test_the_default_source_address_is_one_that_may_be_written() -> None:
+    """It is the mesh's own: not 127.0.0.1, which is allowed and the owner's choice, not the DNS server's, no VIP."""
+    assert addresses.why_no_source(addresses.INGRESS_SOURCE) is None
+    assert addresses.why_no_source("127.0.0.1") is None
+    assert addresses.INGRESS_SOURCE not in ("127.0.0.1", addresses.DNS_ADDRESS)
+    assert addresses.why_not(addresses.INGRESS_SOURCE, addresses.VIP_POOL) is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "word"),
+    [(', vip = "127.10.9.9"', "vip", "a VIP for each slot"), (', fallback = "x"', "members", "asks for a role")],
+)
+def test_a_member_route_has_neither_vip_nor_role(tmp_path: Path, more: str, field: str, word: str) -> None:
+    """One address cannot be that of several names, and a slot does not move with a role."""
+    write(tmp_path, group("a", routes=member_route(more=more)))
+    found = [problem for problem in problems(tmp_path) if word in problem]
+    only(found, "cluster.tf:", f"workload_groups.a.routes.r.{field}")
+
+
+def test_names_of_members_are_unique_among_all_routes(tmp_path: Path) -> None:
+    """A plain route, another member route and a route of the same group may have none of them."""
+    b = group("b", routes='"r-1" = { backend = "b" }')
+    write(tmp_path, group("a", routes=member_route()), b)
+    only(problems(tmp_path), "workload_groups.b.routes.r-1", "workload_groups.a.routes.r", "'r-1'", "rename one")
+    write(tmp_path, group("a", routes=f'"r-0" = {{ backend = "a" }}\n{member_route()}'))
+    only(problems(tmp_path), "workload_groups.a.routes.r-0", "workload_groups.a.routes.r ", "rename one")
+    write(tmp_path, group("a", routes=member_route()), group("b", routes='"r-2" = { backend = "b" }'))
+    assert set(cluster.load(tmp_path).vips()) == {"r-0", "r-1", "r-2"}
+
+
+def test_names_of_members_must_be_dns_labels(tmp_path: Path) -> None:
+    """The number makes a name longer: 63 characters are allowed, the last member's is the longest."""
+    write(tmp_path, group("a", replicas="11", routes=member_route("r" * 61)))
+    only(problems(tmp_path), f"workload_groups.a.routes.{'r' * 61}", "DNS label", "shorter name")
+    write(tmp_path, group("a", replicas="10", routes=member_route("r" * 61)))
+    assert len(cluster.load(tmp_path).vips()) == 10
+
+
+def test_a_vip_clash_of_a_member_is_reported_at_its_route(tmp_path: Path) -> None:
+    """A member's VIP cannot be pinned, so the way out is another name."""
+    taken = addresses.vip_of("api")
+    name = next(f"r{n}" for n in range(1 << 20) if taken in {addresses.vip_of(f"r{n}-{i}") for i in (0, 1)})
+    write(tmp_path, group("api"), group("a", routes=member_route(name)))
+    only(problems(tmp_path), f"workload_groups.a.routes.{name}", taken, "route 'api'", "rename one of the routes")

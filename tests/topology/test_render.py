@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ROOT
 from tests.topology.support import group, write
-from topology import cluster, compose, manifest, render
+from topology import addresses, cluster, compose, manifest, render
 from topology.problems import ClusterError
 
 STARTER = ROOT / "clusters" / "starter"
@@ -102,6 +102,68 @@ def test_leader_keys_and_secrets_get_into_the_manifest(tmp_path: Path) -> None:
     assert made.secrets == {"word": manifest.SecretEntry(owner="db", groups=("web",))}
     assert [made.secrets_of(group) for group in ("db", "web", "other")] == [("word",), ("word",), ()]
     assert manifest.decode(manifest.encode(made)) == made
+
+
+MEMBERS = """
+      backends = {
+        db   = { port = 5432, workload = "db", registration = { owner = "platform", parent = "db" } }
+        rest = {
+          port           = 8008
+          workload       = "rest"
+          registration   = { owner = "platform", parent = "rest" }
+          callers        = ["web", "db"]
+          source_address = "127.0.0.7"
+          proxy_protocol = true
+        }
+      }
+      routes = {
+        member = { backend = "rest", members = true }
+        all    = { backend = "db" }
+      }
+"""
+
+
+def test_a_member_route_becomes_one_route_a_slot(tmp_path: Path) -> None:
+    """Each has the name, the VIP and the peer of its slot, in the manifest and in MESH_ROUTES_JSON."""
+    groups = f'db = {{\n replicas = 11\n compose = "${{path.module}}/compose/app.yaml"\n{MEMBERS}}}\n'
+    write(tmp_path, groups, group("web"))
+    loaded = cluster.load(tmp_path)
+    found = render.routes(loaded)
+    assert [(it.name, it.peer) for it in found] == [
+        ("all", None), *((f"member-{index}", f"db-{index}") for index in range(11)), ("web", None),
+    ]  # fmt: skip
+    assert all(it.vip == addresses.vip_of(it.name) for it in found)
+    assert {(it.service, it.backend, it.port, it.role) for it in found[1:12]} == {("rest", "rest", 8008, None)}
+    listed = json.loads(render.routes_json(loaded))
+    assert [(it["name"], it["vip"], it["port"]) for it in listed] == [(it.name, it.vip, it.port) for it in found]
+
+
+def test_callers_and_source_get_into_the_manifest(tmp_path: Path) -> None:
+    """As they are written, callers sorted; a backend without them has everybody and the default."""
+    groups = f'db = {{\n replicas = 2\n compose = "${{path.module}}/compose/app.yaml"\n{MEMBERS}}}\n'
+    write(tmp_path, groups, group("web"))
+    facts_of = {"db": facts("a"), "web": facts("b")}
+    made = render.manifest(cluster.load(tmp_path), dataclasses.replace(deployment(), groups=facts_of))
+    found = made.groups["db"].backends
+    assert (found["rest"].callers, found["rest"].source, found["rest"].proxy_protocol) == (
+        ("db", "web"), "127.0.0.7", True,
+    )  # fmt: skip
+    assert (found["db"].callers, found["db"].source, found["db"].proxy_protocol) == (
+        None, addresses.INGRESS_SOURCE, False,
+    )  # fmt: skip
+    assert manifest.decode(manifest.encode(made)) == made
+
+
+def test_a_manifest_of_before_callers_and_members_is_read() -> None:
+    """Fields that an older manifest does not have mean what leaving them out of cluster.tf means."""
+    made = render.manifest(starter(), deployment())
+    tree = json.loads(manifest.encode(made))
+    for group_tree in tree["groups"].values():
+        for entry in group_tree["backends"].values():
+            del entry["callers"], entry["source"], entry["proxy_protocol"]
+    for entry in tree["routes"]:
+        del entry["peer"]
+    assert manifest.decode(json.dumps(tree).encode()) == made
 
 
 def test_load_render_sign_and_open_is_a_round_trip() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.topology.support import backend, group, only, problems, write
-from topology import cluster
+from topology import addresses, cluster
 from topology.manifest import Permissions
 
 
@@ -153,3 +153,44 @@ def test_roles_of_a_platform_owned_backend_are_refused(tmp_path: Path) -> None:
     written = backend("db").replace('parent = "db"', 'parent = "db", roles = ["master"]')
     write(tmp_path, group("db", backends=written, routes=""))
     only(problems(tmp_path), "workload_groups.db.backends.db.registration.roles", "the platform sets no roles")
+
+
+def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
+    """What is written is what the cluster has; left out or null it is everybody, the default source, one name."""
+    more = 'callers = ["web", "db"]\nsource_address = "127.0.0.1"\nproxy_protocol = true'
+    routes = 'db = { backend = "db", members = true }'
+    nulls = "callers = null\nsource_address = null\nproxy_protocol = null"
+    rest = group("web", backends=backend("web", more=nulls), routes='web = { backend = "web", members = null }')
+    write(tmp_path, group("db", backends=backend("db", more=more), routes=routes), rest, group("plain"))
+    db, *others = cluster.load(tmp_path).groups
+    assert (db.backends[0].callers, db.backends[0].source, db.backends[0].proxy_protocol) == (
+        ("web", "db"), "127.0.0.1", True,
+    )  # fmt: skip
+    assert db.routes[0].members is True
+    for other in others:
+        one = other.backends[0]
+        assert (one.callers, one.source, one.proxy_protocol) == (None, addresses.INGRESS_SOURCE, False)
+        assert other.routes[0].members is False
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "words"),
+    [
+        ("callers = 5", "callers", ("holds 5", 'such as ["api"]')),
+        ("callers = [true]", "callers", ("holds true", 'such as ["api"]')),
+        ("source_address = 5", "source_address", ("is 5", "text in quotes")),
+        ('proxy_protocol = "yes"', "proxy_protocol", ("is 'yes'", "expected true or false")),
+    ],
+)
+def test_new_fields_of_a_wrong_kind_are_refused(tmp_path: Path, more: str, field: str, words: tuple[str, ...]) -> None:
+    """By file, line and entry."""
+    write(tmp_path, group("a", backends=backend("a", more=more)))
+    found = problems(tmp_path)
+    assert all("cluster.tf:" in problem and f"workload_groups.a.backends.a.{field}" in problem for problem in found)
+    assert any(all(word in problem for word in words) for problem in found), found
+
+
+def test_members_is_true_or_false(tmp_path: Path) -> None:
+    """Terraform would take the text "true" for a boolean; a typo must not change what a name means."""
+    write(tmp_path, group("a", routes='a = { backend = "a", members = "true" }'))
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.a.routes.a.members", "'true'", "expected true or false")

@@ -6,7 +6,7 @@ from runtime.secret import Secret
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
 
 PEM = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"
-LEAF = Leaf(name="me", chain_pem=PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----\nk\n"))
+LEAF = Leaf(name="me", uri="spiffe://mesh/me", chain_pem=PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----\nk\n"))
 
 
 def endpoint(last: int) -> Endpoint:
@@ -35,6 +35,7 @@ def ingress(*allowed: str, **changes: object) -> Ingress:
         "port": 18080,
         "identity": "me",
         "target": Endpoint(address="127.0.0.1", port=8080),
+        "source": "127.10.0.54",
         "allowed": tuple(Principal(uri=uri) for uri in allowed),
     }
     return Ingress(**{**values, **changes})  # type: ignore[arg-type]

@@ -21,11 +21,10 @@ import pytest
 
 from tests.support import tool
 from tests.xds.pki import Authority
-from xds.bootstrap import argv, bootstrap
+from xds.bootstrap import MAX_HEAP, argv, bootstrap
 from xds.server import XdsServer
 from xds.snapshot import Snapshot, build
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Spec
-from xds.transport import Transport
 
 CALLER = "spiffe://test/caller"
 CALLEE = "spiffe://test/callee"
@@ -43,7 +42,7 @@ def loopback() -> str:
 class Node:
     """One Envoy with its control plane."""
 
-    def __init__(self, name: str, directory: Path, *, delta: bool = True) -> None:
+    def __init__(self, name: str, directory: Path, *, delta: bool = True, max_heap: int = MAX_HEAP) -> None:
         self.name = name
         self.admin = directory / f"{name}-admin.sock"
         self.socket = directory / f"{name}-xds.sock"
@@ -53,7 +52,12 @@ class Node:
         self.snapshot: Snapshot | None = None
         self.process: asyncio.subprocess.Process | None = None
         text = bootstrap(
-            node_id=name, cluster="test", xds_socket=str(self.socket), admin_socket=str(self.admin), delta=delta
+            node_id=name,
+            cluster="test",
+            xds_socket=str(self.socket),
+            admin_socket=str(self.admin),
+            delta=delta,
+            max_heap=max_heap,
         )
         self.config.write_text(text)
 
@@ -69,16 +73,16 @@ class Node:
                 *argv(tool("envoy"), str(self.config)), stdout=out, stderr=out, start_new_session=True
             )
 
-    async def apply(self, spec: Spec, transport: Transport | None = None, seconds: float = 10.0) -> Snapshot:
+    async def apply(self, spec: Spec, seconds: float = 10.0) -> Snapshot:
         """Publishes `spec` and waits until Envoy runs it."""
-        self.publish(spec, transport)
+        self.publish(spec)
         assert self.snapshot is not None
         await self.server.wait_acked(self.snapshot.version, seconds)
         return self.snapshot
 
-    def publish(self, spec: Spec, transport: Transport | None = None) -> None:
+    def publish(self, spec: Spec) -> None:
         """Publishes `spec` without waiting."""
-        self.snapshot = build(spec, self.snapshot, transport)
+        self.snapshot = build(spec, self.snapshot)
         self.server.publish(self.snapshot)
 
     async def get(self, path: str, method: str = "GET") -> str:
@@ -134,11 +138,11 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 class Pair:
     """Two nodes and the addresses between them."""
 
-    def __init__(self, directory: Path, *, delta: bool) -> None:
+    def __init__(self, directory: Path, *, delta: bool, max_heap: int = MAX_HEAP) -> None:
         self.authority = Authority()
         self.caller = Node("caller", directory, delta=delta)
-        self.callee = Node("callee", directory, delta=delta)
-        self.vip, self.address, self.backend = loopback(), loopback(), loopback()
+        self.callee = Node("callee", directory, delta=delta, max_heap=max_heap)
+        self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)
 
@@ -168,6 +172,7 @@ class Pair:
             port=INGRESS_PORT,
             identity="callee",
             target=Endpoint(address=self.backend, port=PORT),
+            source=self.source,
             allowed=allowed or (Principal(uri=CALLER),),
         )
         return Spec(egress=(), ingress=(ingress,), leaves=(self.callee_leaf,), roots_pem=self.authority.pem)
@@ -229,16 +234,16 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 
 
 @contextlib.asynccontextmanager
-async def pair(*, transport: Transport | None = None, delta: bool = True, serve: Handler = echo) -> AsyncIterator[Pair]:
-    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee."""
+async def pair(*, delta: bool = True, serve: Handler = echo, max_heap: int = MAX_HEAP) -> AsyncIterator[Pair]:
+    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee. `max_heap` is the callee's."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=delta)
+        both = Pair(Path(name), delta=delta, max_heap=max_heap)
         backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]
         try:
             await both.callee.start()
             await both.caller.start()
-            await both.callee.apply(both.ingress(), transport)
-            await both.caller.apply(both.egress(), transport)
+            await both.callee.apply(both.ingress())
+            await both.caller.apply(both.egress())
             await both.listening()
             yield both
         finally:

@@ -39,6 +39,7 @@ class Authority:
         certificate = builder.add_extension(san, critical=True).sign(self._key, hashes.SHA256())
         return Leaf(
             name=name,
+            uri=uri,
             chain_pem=certificate.public_bytes(Encoding.PEM).decode(),
             key_pem=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()),
         )

@@ -9,7 +9,9 @@ import pytest
 from runtime.secret import Secret
 from tests.xds.entries import LEAF, endpoint, ingress, route, spec
 from xds.snapshot import build
-from xds.spec import Endpoint, Sole, Spec, SpecError
+from xds.spec import Endpoint, Principal, Sole, Spec, SpecError
+
+WIDE = Principal(uri="spiffe://mesh/", prefix=True)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,10 @@ from xds.spec import Endpoint, Sole, Spec, SpecError
         (spec(route(sole=Sole(endpoint=endpoint(3)))), "'worker' leads to .*one of its endpoints"),
         (spec(ingress(target=Endpoint(address="127.0.0.1", port=70000))), "target of ingress 'api'"),
         (spec(ingress("")), "'api'.*empty principal"),
+        (spec(ingress(source="10.0.0.1")), "'api' dials from '10.0.0.1'"),
+        (spec(ingress(source="::1")), "'api' dials from '::1'"),
+        (spec(ingress(allowed=(WIDE, replace(WIDE, uri="spiffe://m")))), "'api'.*one prefix at most"),
+        (spec(route(), leaves=(replace(LEAF, uri=""),)), "leaf 'me' has no URI"),
         (spec(route("*")), "no usable name"),
         (spec(route(), leaves=(LEAF, LEAF)), "leaf 'me' is there twice"),
         (spec(route(), leaves=(replace(LEAF, key_pem=Secret("nonsense")),)), "leaf 'me' is not a PEM"),

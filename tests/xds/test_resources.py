@@ -7,7 +7,6 @@ from xds import resources
 from xds.protos import Cluster, ClusterLoadAssignment, Listener
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, build
 from xds.spec import Sole
-from xds.transport import ConnectStreams
 
 
 def test_the_filter_chain_carries_the_generation_and_the_listener_its_address() -> None:
@@ -32,7 +31,7 @@ def test_a_cluster_pins_tls_identity_and_server() -> None:
 
 def test_no_connection_is_limited_to_envoys_defaults() -> None:
     """Envoy's thresholds of 1024 would cap a busy mesh; outliers are ejected, but never more than half."""
-    cluster = resources.egress_cluster(route(), ConnectStreams())
+    cluster = resources.egress_cluster(route(), "spiffe://mesh/me")
     assert cluster.circuit_breakers is not None
     (limits,) = cluster.circuit_breakers.thresholds
     assert {limits.max_connections, limits.max_pending_requests, limits.max_requests, limits.max_retries} == {1_000_000}
@@ -42,7 +41,7 @@ def test_no_connection_is_limited_to_envoys_defaults() -> None:
 
 def test_where_there_is_one_way_only_nothing_is_ejected() -> None:
     """Ejecting a leader's endpoint would keep its callers away for seconds, and lead them to nobody instead."""
-    cluster = resources.egress_cluster(route(sole=Sole(endpoint=None)), ConnectStreams())
+    cluster = resources.egress_cluster(route(sole=Sole(endpoint=None)), "spiffe://mesh/me")
     assert cluster.outlier_detection is None
     assert cluster.lb_subset_config is not None
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from tests.xds.entries import LEAF, PEM, endpoint, ingress, route, spec
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTES, SECRET, TYPES, Snapshot, build
+from xds.protos import Listener
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Snapshot, build
 from xds.spec import Principal, Sole
-from xds.transport import ConnectStreams, OwnConnections
+
+EVERYONE = Principal(uri="spiffe://mesh/", prefix=True)
 
 
 def versions(snapshot: Snapshot, type_url: str) -> dict[str, str]:
@@ -24,13 +26,12 @@ def changed(before: Snapshot, after: Snapshot) -> set[str]:
 
 
 def test_each_entry_has_its_resources() -> None:
-    """A route: cluster, endpoints, listener; an ingress: cluster, listener, routes; secrets of what is used."""
+    """A route: cluster, endpoints, listener; an ingress: cluster, listener and the one that resets; used secrets."""
     snapshot = build(spec(route(), ingress("spiffe://mesh/a"), leaves=(LEAF, replace(LEAF, name="unused"))))
     assert {t: set(names) for t, names in snapshot.resources.items()} == {
         CLUSTER: {"egress/worker", "local/api"},
         ENDPOINT: {"egress/worker"},
-        LISTENER: {"egress/127.10.0.5:9090", "ingress/100.96.0.9:18080"},
-        ROUTES: {"ingress/api"},
+        LISTENER: {"egress/127.10.0.5:9090", "ingress/100.96.0.9:18080", "refuse/127.10.0.54"},
         SECRET: {"leaf:me", "roots"},
     }
 
@@ -92,25 +93,38 @@ def test_routes_may_swap_vips() -> None:
     assert set(after.resources[LISTENER]) == set(before.resources[LISTENER])
 
 
-def test_one_more_caller_changes_routes_only_and_a_revoked_one_the_chain_too() -> None:
-    """Held connections survive a permission that is given and do not survive one that is taken."""
+def chains(snapshot: Snapshot) -> dict[str, bytes]:
+    """Name → bytes of the filter chains of the one ingress, the one for everybody else included."""
+    listener = Listener.parse(snapshot.resources[LISTENER]["ingress/100.96.0.9:18080"].body)
+    assert listener.default_filter_chain is not None
+    return {chain.name: bytes(chain) for chain in (*listener.filter_chains, listener.default_filter_chain)}
+
+
+def test_a_caller_that_comes_or_goes_is_a_chain_of_its_own_and_changes_no_other() -> None:
+    """What Envoy keeps when a listener changes are the connections of the chains that stay, byte for byte."""
     one = build(spec(ingress("spiffe://mesh/a")))
-    two = build(spec(ingress("spiffe://mesh/a", "spiffe://mesh/b")), one)
-    assert changed(one, two) == {"RouteConfiguration"}
-    less = build(spec(ingress("spiffe://mesh/b")), two)
-    assert changed(two, less) == {"RouteConfiguration", "Listener"}
-    wide = replace(ingress(), allowed=(Principal(uri="spiffe://mesh/", prefix=True),))
-    assert changed(less, build(spec(wide), less)) == {"RouteConfiguration"}
-    narrow = build(spec(ingress("spiffe://mesh/b")), build(spec(wide), less))
-    assert versions(narrow, LISTENER) != versions(less, LISTENER)
+    two = build(spec(ingress("spiffe://mesh/b", "spiffe://mesh/a")), one)
+    assert changed(one, two) == {"Listener"}
+    assert chains(one).items() < chains(two).items()
+    assert set(chains(two)) - set(chains(one)) == {"api/spiffe://mesh/b"}
+    wide = replace(ingress("spiffe://mesh/a"), allowed=(*ingress("spiffe://mesh/a").allowed, EVERYONE))
+    assert chains(build(spec(wide), two))["api/spiffe://mesh/a"] == chains(one)["api/spiffe://mesh/a"]
+    assert chains(build(spec(ingress("spiffe://mesh/a")), two)) == chains(one)
 
 
-def test_another_transport_rebuilds_everything_that_it_shapes() -> None:
-    """The choice is kept from snapshot to snapshot until it is changed."""
-    connect = build(spec(route()), None, ConnectStreams())
-    own = build(spec(route()), connect, OwnConnections())
-    assert changed(connect, own) == {"Cluster", "Listener"}
-    assert build(spec(route()), own).version == own.version
+def test_the_order_of_callers_and_a_repetition_are_no_change() -> None:
+    """A listener that changed for nothing would be sent, and checked by Envoy, for nothing."""
+    one = build(spec(ingress("spiffe://mesh/a", "spiffe://mesh/b")))
+    again = build(spec(ingress("spiffe://mesh/b", "spiffe://mesh/a", "spiffe://mesh/b")), None)
+    assert one.version == again.version
+
+
+def test_an_empty_list_lets_nobody_in() -> None:
+    """Nobody's chain has neither TLS nor filters: Envoy closes what comes to it."""
+    listener = Listener.parse(build(spec(ingress())).resources[LISTENER]["ingress/100.96.0.9:18080"].body)
+    assert listener.filter_chains == []
+    assert listener.default_filter_chain is not None
+    assert listener.default_filter_chain.filters == []
 
 
 def test_keys_show_nowhere() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from tests.xds.entries import LEAF, PEM
 from xds import tls
 from xds.protos import DownstreamTlsContext, TlsParametersTlsProtocol, UpstreamTlsContext
+from xds.spec import Principal
 
 
 def test_both_sides_speak_tls_1_3_only() -> None:
     """Minimum and maximum are the same."""
-    server = tls.downstream(identity="me", alpn=("h2",), resumption=False).typed_config
-    client = tls.upstream(identity="me", peer_sans=("spiffe://mesh/a",), alpn=("h2",)).typed_config
+    server = tls.downstream(identity="me", caller=Principal(uri="spiffe://mesh/a")).typed_config
+    client = tls.upstream(identity="me", server_name="caller-1", peer_sans=("spiffe://mesh/a",)).typed_config
     assert server is not None
     assert client is not None
     for context in (DownstreamTlsContext.parse(server.value), UpstreamTlsContext.parse(client.value)):
@@ -23,14 +24,14 @@ def test_both_sides_speak_tls_1_3_only() -> None:
 
 def test_the_server_requires_a_certificate() -> None:
     """Whoever brings none is refused in the handshake."""
-    packed = tls.downstream(identity="me", alpn=(), resumption=True).typed_config
+    packed = tls.downstream(identity="me", caller=Principal(uri="spiffe://mesh/a")).typed_config
     assert packed is not None
     assert DownstreamTlsContext.parse(packed.value).require_client_certificate is True
 
 
 def test_the_client_requires_each_san_exactly() -> None:
     """A URI, whole."""
-    packed = tls.upstream(identity="me", peer_sans=("spiffe://mesh/a", "spiffe://mesh/b"), alpn=()).typed_config
+    packed = tls.upstream(identity="me", server_name="", peer_sans=("spiffe://mesh/a", "spiffe://mesh/b")).typed_config
     assert packed is not None
     common = UpstreamTlsContext.parse(packed.value).common_tls_context
     assert common is not None

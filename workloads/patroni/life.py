@@ -179,7 +179,8 @@ class Life:
         shut: float | None = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
-        while processes.postmaster_pid(self._program.data) == pid and Path(f"/proc/{pid}").exists():
+        # Until it is reaped: it removes its PID file before it ends, and Patroni would take it for one that still runs.
+        while Path(f"/proc/{pid}").exists():
             now = self._now()
             if shut is None and control.is_shut_down(self._program.data):
                 shut = now

@@ -112,6 +112,7 @@ class World:
 
     folder: Path
     consul: ConsulClient
+    consul_port: int
     members: list[Member]
     server: subprocess.Popen[bytes]
     network: str
@@ -239,6 +240,10 @@ def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[
         )
 
 
+def _start_server(folder: Path, network: str, http: int) -> subprocess.Popen[bytes]:
+    return _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
+
+
 def _config(folder: Path, name: str, address: str, http: int, server: str) -> dict[str, Any]:
     return {
         "node_name": name,
@@ -277,12 +282,29 @@ def rights(peer_id: str) -> dict[str, Any]:
     }
 
 
-async def new_token(world: World, peer_id: str) -> str:
-    """A fresh token of the member's rights."""
+async def new_token(world: World, peer_id: str, secret: str = "") -> str:
+    """A fresh token of the member's rights; with `secret` one that servers which lost it are told again."""
     name = f"{peer_id}-{uuid.uuid4()}"
     await world.consul.put("/v1/acl/policy", {"Name": name, "Rules": json.dumps(rights(peer_id))})
-    token = await world.consul.put("/v1/acl/token", {"Policies": [{"Name": name}]})
+    body = {"Policies": [{"Name": name}]} | ({"SecretID": secret} if secret else {})
+    token = await world.consul.put("/v1/acl/token", body)
     return str(token["SecretID"])
+
+
+async def restart_server(world: World, *, keeps: bool) -> None:
+    """SIGKILL for the only Consul server, and its return: with what it knew (`keeps`), or on an empty disk.
+
+    After the latter the members' tokens and agents come back as the mesh brings them back: later than the server.
+    """
+    world.server.kill()
+    world.server.wait(20)
+    if not keeps:
+        shutil.rmtree(world.folder / "data-server")
+    world.server = _start_server(world.folder, world.network, world.consul_port)
+    await world.until(lambda: _leads(world), "the Consul server leads again")
+    for member in world.members if not keeps else ():
+        await new_token(world, member.peer_id, member.token)
+        await member.consul.put(f"/v1/agent/join/{world.network}.1")
 
 
 def write_secret(member: Member, name: str, text: str) -> None:
@@ -436,10 +458,10 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
         folder = Path(text)
         http = free_port()
-        server = _agent(folder, _config(folder, "server", f"{network}.1", http, f"{network}.1"), "server")
         made = World(
-            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), members=[], server=server,
-            network=network, master_port=free_port(), rest_port=free_port(), options=options,
+            folder=folder, consul=ConsulClient(Secret(MANAGEMENT), port=http), consul_port=http, members=[],
+            server=_start_server(folder, network, http), network=network, master_port=free_port(),
+            rest_port=free_port(), options=options,
         )  # fmt: skip
         (folder / "hosts").write_text(hosts({f"patroni-{i}": _vip(network, i) for i in range(members)}, None))
         try:

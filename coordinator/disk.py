@@ -1,0 +1,170 @@
+"""The coordinator's data folder: claims it, keeps its marker, remembers peers, and says what is wrong with it.
+
+It lies on a volume that outlives the CVM's boots. Nothing in it is ever deleted here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from coordinator import marker as markers
+from coordinator.marker import MARKER, MEMBER, RECORDS, Marker, Owner
+from coordinator.protocol import MeshPeer
+from topology.manifest import ManifestError, from_tree
+
+log = logging.getLogger(__name__)
+
+PEERS = "peers.json"
+"""File with the peers that were admitted last: public keys and addresses, nothing secret."""
+MIN_FREE = 128 << 20
+"""Bytes. Consul's write-ahead log takes segments of 64 MiB (raft-wal, DefaultSegmentSize), a snapshot comes beside."""
+MAX_BYTES = 4 << 20
+"""Of a file that is read here. 10,000 peers take about 1.5 MB."""
+
+
+class DiskError(Exception):
+    """The data folder cannot be used now. The text says what is wrong and what to do."""
+
+
+class Disk:
+    """The data folder `folder` of the coordinator `owner`."""
+
+    def __init__(self, folder: Path, owner: Owner) -> None:
+        self._folder = folder
+        self._owner = owner
+        self.marker: Marker | None = None
+        """What the folder says, once it was claimed."""
+
+    @property
+    def records(self) -> Path:
+        """The Consul server's own folder."""
+        return self._folder / RECORDS
+
+    def claim(self) -> Marker:
+        """Makes sure that the folder is ours, and writes our name into an empty one. DiskError,
+        marker.ForeignDataError.
+        """
+        folder = self._folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            names = [path.name for path in folder.iterdir()]
+            text = _read(folder / MARKER) if MARKER in names else None
+            found = markers.judge(str(folder), names, text, self._owner)
+            if found is None:
+                found = markers.first(self._owner, str(uuid.uuid4()))
+                _write_durably(folder / MARKER, markers.encode(found))
+                log.info("the disk is empty", extra={"folder": str(folder), "server_id": found.server_id})
+            else:
+                # Found out now, not by Consul: a folder that cannot be written is no use.
+                _write_durably(folder / MARKER, markers.encode(found))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DiskError(
+                f"{folder} cannot be used: {error}; {self.problem() or 'expected a folder that can be written'}. "
+                f"Mount a volume there that outlives the CVM's boots (MESH_DATA_DIR)"
+            ) from error
+        if found.stage == MEMBER and not _has_log(self.records / "raft"):
+            raise DiskError(lost_records(folder))
+        self.marker = found
+        return found
+
+    def advance(self, stage: str) -> None:
+        """Notes how far the server got. DiskError."""
+        assert self.marker is not None
+        if self.marker.stage in (stage, MEMBER):
+            return
+        found = replace(self.marker, stage=stage)
+        try:
+            _write_durably(self._folder / MARKER, markers.encode(found))
+        except OSError as error:
+            raise DiskError(f"{self._folder}/{MARKER} cannot be written: {error}") from error
+        self.marker = found
+
+    def problem(self) -> str | None:
+        """What is wrong with the file system below the folder; None when nothing is."""
+        try:
+            found = os.statvfs(self._folder)
+        except OSError as error:
+            return f"{self._folder} cannot be used: {error}"
+        if found.f_flag & os.ST_RDONLY:
+            return f"the disk of {self._folder} is mounted read-only"
+        free = found.f_bavail * found.f_frsize
+        if free < MIN_FREE:
+            return f"the disk of {self._folder} is full: {free >> 20} MiB free, expected at least {MIN_FREE >> 20} MiB"
+        return None
+
+    def remember(self, peers: Iterable[MeshPeer]) -> None:
+        """Keeps `peers` for the next start. A disk that does not take them is no reason to stop."""
+        text = json.dumps([asdict(peer) for peer in peers])
+        try:
+            _write_durably(self._folder / PEERS, text)
+        except OSError as error:
+            log.warning("peers not kept", extra={"reason": str(error)})
+
+    def remembered(self) -> tuple[MeshPeer, ...]:
+        """The peers that were kept; none when there are none that can be read."""
+        try:
+            tree = json.loads(_read(self._folder / PEERS))
+            peers: tuple[MeshPeer, ...] = from_tree(tuple[MeshPeer, ...], tree, PEERS)
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, RecursionError, ManifestError) as error:
+            log.warning("kept peers ignored", extra={"reason": str(error)})
+            return ()
+        return peers
+
+    def make_alone(self, address: str) -> None:
+        """Leaves Consul the order to start as the only server at `address` (host:port). DiskError.
+
+        Consul's own way to go on after a loss of the quorum: `raft/peers.json`, read once at the start.
+        """
+        assert self.marker is not None
+        servers = [{"id": self.marker.server_id, "address": address, "non_voter": False}]
+        try:
+            _write_durably(self.records / "raft" / "peers.json", json.dumps(servers))
+        except OSError as error:
+            raise DiskError(f"the records cannot go on alone: {error}") from error
+
+
+def lost_records(folder: Path) -> str:
+    """The reason when a member's Raft data is gone."""
+    return (
+        f"{folder} belongs to a member of the cluster, but its Raft data is gone or damaged: it must not vote as if it "
+        f"had it. Restore the volume; or empty all of {folder}, and it takes the records from its siblings"
+    )
+
+
+def _has_log(raft: Path) -> bool:
+    """Whether Raft's log is there: the write-ahead log, or the older BoltDB file."""
+    files = (raft / "wal" / "wal-meta.db", raft / "raft.db")
+    return any(path.is_file() and path.stat().st_size > 0 for path in files)
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(f"{path} has more than {MAX_BYTES} bytes")
+    return data.decode("utf-8")
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """Writes `text` whole or not at all, and returns when a power cut cannot take it back."""
+    partial = path.with_name(f".{path.name}.new")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

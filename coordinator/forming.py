@@ -1,0 +1,154 @@
+"""How a coordinator's Consul server may start: with its records, into a cluster that lives, or a new one. Pure.
+
+Raft counts a vote by the address that it came from. A server that lost its log and answers at its old address would
+vote as if it still had the log, and entries that a majority acknowledged could be lost; and Consul's own
+`bootstrap_expect` founds a new cluster when a server with records is merely silent (`maybeBootstrap` in Consul's
+agent/consul/server_serf.go goes on after failed calls). So a server without records starts only when the siblings,
+who attested each other, have said that it may:
+
+- a sibling has a leader, and no older server at our address is left in the Raft configuration: it joins;
+- every sibling was asked and none has records: they found a cluster together.
+
+When records are left on too few servers for a quorum and all siblings were asked, the most recent of the records go
+on alone (`RECOVER`), and the others join. Whoever is silent may hold records, and is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Action(Enum):
+    """What the Consul server does next."""
+
+    RUN = "run"
+    """Goes on with the records that it has."""
+    JOIN = "join"
+    """Starts empty and is taken in by the cluster's leader."""
+    FOUND = "found"
+    """Starts empty and founds the cluster together with all siblings."""
+    RECOVER = "recover"
+    """Starts with its records as the only server of the Raft configuration."""
+    WAIT = "wait"
+    """Does not start (when it is empty)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a coordinator says of its Consul server. Answer of `POST /v1/coordinators/standing`."""
+
+    records: bool | None
+    """Whether its disk has Raft data; None when that cannot be told now."""
+    led: bool = False
+    """Its server knows a leader."""
+    term: int = 0
+    """Term of its last log entry."""
+    index: int = 0
+    """Index of its last log entry."""
+    voters: tuple[str, ...] = ()
+    """Mesh addresses in its Raft configuration."""
+    room: bool = False
+    """The cluster has no older server at the asking coordinator's address: it may start empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingRequest:
+    """`POST /v1/coordinators/standing`, from a coordinator that holds a lease of the group `coordinator`."""
+
+    lease: str
+    """Secret."""
+    server_id: str
+    """Raft ID of the asking coordinator's disk; empty while it has none."""
+    empty: bool
+    """It has no records, and wants older servers at its address to be taken out of the Raft configuration."""
+
+
+UNKNOWN = Standing(records=None)
+"""Of a coordinator whose server says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """An action, and the reason for status and log; empty when there is nothing to say."""
+
+    action: Action
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sibling:
+    """Another coordinator of the manifest. `standing` is None while it is not reached."""
+
+    peer_id: str
+    address: str
+    standing: Standing | None
+
+
+def decide(own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...]) -> Decision:
+    """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own."""
+    if own.records is None:
+        return Decision(action=Action.RUN)
+    if not own.records:
+        return _empty(siblings)
+    if own.led or any(each.standing is not None and each.standing.led for each in siblings):
+        return Decision(action=Action.RUN)
+    return _leaderless(own, peer_id, address, siblings)
+
+
+def _empty(siblings: tuple[Sibling, ...]) -> Decision:
+    led = [each for each in siblings if each.standing is not None and each.standing.led]
+    if any(each.standing is not None and each.standing.room for each in led):
+        return Decision(action=Action.JOIN)
+    if led:
+        names = _names(led)
+        return Decision(
+            action=Action.WAIT,
+            reason=f"the disk is empty; waits for {names} to take the server before it out of the cluster",
+        )
+    if all(each.standing is not None and each.standing.records is False for each in siblings):
+        return Decision(action=Action.FOUND)
+    return Decision(action=Action.WAIT, reason=f"the disk is empty; {_waiting(siblings)}")
+
+
+def _leaderless(own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...]) -> Decision:
+    silent = [each for each in siblings if each.standing is None or each.standing.records is None]
+    quorum = len(own.voters) // 2 + 1
+    if silent:
+        return Decision(
+            action=Action.RUN,
+            reason=f"no leader: {quorum} of {len(own.voters)} servers with records are needed; {_waiting(siblings)}",
+        )
+    holders: Mapping[str, tuple[str, Standing]] = {
+        address: (peer_id, own),
+        **{each.address: (each.peer_id, each.standing) for each in siblings if each.standing and each.standing.records},
+    }
+    if sum(voter in holders for voter in own.voters) >= quorum:
+        return Decision(action=Action.RUN, reason="no leader yet; the servers elect one")
+    # Of equal records the first coordinator's: all have to choose alike.
+    best = min(holders.values(), key=lambda each: (-each[1].term, -each[1].index, each[0]))[0]
+    if best == peer_id:
+        return Decision(
+            action=Action.RECOVER,
+            reason="the other disks of the cluster are lost; the records here are the most recent, and go on alone",
+        )
+    return Decision(action=Action.RUN, reason=f"no leader; waits for {best}, which has the most recent records")
+
+
+def _waiting(siblings: tuple[Sibling, ...]) -> str:
+    """Who is waited for, and why."""
+    silent = [each for each in siblings if each.standing is None]
+    untold = [each for each in siblings if each.standing is not None and each.standing.records is None]
+    holding = [each for each in siblings if each.standing is not None and each.standing.records]
+    parts = (
+        (silent, "not reached"),
+        (untold, "reached, but its records cannot be read"),
+        (holding, "has records, and no leader"),
+    )
+    said = [f"{_names(found)} ({what})" for found, what in parts if found]
+    return f"waits for {', '.join(said)}" if said else "asks its siblings"
+
+
+def _names(siblings: list[Sibling]) -> str:
+    return ", ".join(each.peer_id for each in siblings)

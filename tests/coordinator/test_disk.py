@@ -1,0 +1,94 @@
+"""The data folder on real file systems: kept, refused, full, read-only, damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from coordinator.disk import PEERS, Disk, DiskError
+from coordinator.marker import MARKER, MEMBER, NEW, STARTED, ForeignDataError, Owner
+from coordinator.protocol import MeshPeer
+
+OWN = Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0")
+PEER = MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.9", kind="workload")
+
+
+def log_of(folder: Path) -> Path:
+    """A Raft log, as far as the disk looks at it."""
+    path = folder / "consul" / "raft" / "wal" / "wal-meta.db"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"log")
+    return path
+
+
+def test_an_empty_folder_is_claimed_once(tmp_path: Path) -> None:
+    """The first claim writes the marker, private; the next one finds it, with its server ID and stage."""
+    first = Disk(tmp_path / "d", OWN).claim()
+    assert first.stage == NEW
+    assert (tmp_path / "d" / MARKER).stat().st_mode & 0o777 == 0o600
+    disk = Disk(tmp_path / "d", OWN)
+    assert disk.claim() == first
+    disk.advance(STARTED)
+    again = Disk(tmp_path / "d", OWN).claim()
+    assert (again.stage, again.server_id) == (STARTED, first.server_id)
+    other = Disk(tmp_path / "e", OWN).claim()
+    assert other.server_id != first.server_id
+
+
+def test_a_foreign_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    """Refused, and every byte of it stays."""
+    Disk(tmp_path, Owner(cluster="other", app_id="cd" * 20, peer_id="coordinator-0")).claim()
+    (tmp_path / "consul").mkdir()
+    (tmp_path / "consul" / "x").write_text("theirs")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ForeignDataError, match="cluster 'other'"):
+        Disk(tmp_path, OWN).claim()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated"])
+def test_a_member_without_its_log_is_refused(tmp_path: Path, damage: str) -> None:
+    """Raft would start it empty under its old ID, and count votes of a server that forgot: it does not start."""
+    disk = Disk(tmp_path, OWN)
+    disk.claim()
+    path = log_of(tmp_path)
+    disk.advance(MEMBER)
+    assert Disk(tmp_path, OWN).claim().stage == MEMBER
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, 0)
+    with pytest.raises(DiskError, match="must not vote as if it had it"):
+        Disk(tmp_path, OWN).claim()
+
+
+def test_a_stage_never_goes_back(tmp_path: Path) -> None:
+    """A member stays one."""
+    disk = Disk(tmp_path, OWN)
+    disk.claim()
+    log_of(tmp_path)
+    disk.advance(MEMBER)
+    disk.advance(STARTED)
+    assert Disk(tmp_path, OWN).claim().stage == MEMBER
+
+
+def test_peers_are_kept_and_a_damaged_list_is_none(tmp_path: Path) -> None:
+    """What was remembered comes back; what cannot be read is nobody, not an error."""
+    disk = Disk(tmp_path, OWN)
+    disk.claim()
+    assert disk.remembered() == ()
+    disk.remember((PEER,))
+    assert disk.remembered() == (PEER,)
+    for text in ("", "[[[[", json.dumps([{"peer_id": 1}]), "\udcff"):
+        (tmp_path / PEERS).write_bytes(text.encode("utf-8", "surrogateescape"))
+        assert disk.remembered() == ()
+
+
+def test_a_place_that_cannot_be_used_is_one_error(tmp_path: Path) -> None:
+    """A file in the way: said with the path and what to do."""
+    (tmp_path / "d").write_text("a file")
+    with pytest.raises(DiskError, match="MESH_DATA_DIR"):
+        Disk(tmp_path / "d", OWN).claim()

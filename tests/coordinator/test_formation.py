@@ -1,0 +1,304 @@
+"""Restarts of real coordinators with real Consul servers: what was acknowledged stays while a majority of disks lives.
+
+A writer puts keys, one after the other, through whichever coordinator takes them, and notes those that were
+acknowledged. Coordinators are lost by SIGKILL, in the middle of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.consul import ConsulClient, ConsulError
+from tests.coordinator.world import Applicant, Cluster, Running, cluster
+from tests.support import eventually, need_root_or_userns
+
+pytestmark = pytest.mark.timeout(240)
+
+READY_SECONDS = 60.0
+
+
+class Writer:
+    """Writes keys until it is told to stop; `acknowledged` are those that Consul took."""
+
+    def __init__(self, mesh: Cluster) -> None:
+        self._mesh = mesh
+        self._clients: dict[int, ConsulClient] = {}
+        self._next = 0
+        self.acknowledged: list[str] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._once()
+            await asyncio.sleep(0.005)
+
+    async def _once(self) -> None:
+        for running in list(self._mesh.running.values()):
+            key = f"written/{self._next}"
+            self._next += 1
+            with contextlib.suppress(ConsulError, AssertionError):
+                if await running.coordinator.consul.put(f"/v1/kv/{key}", key.encode()) is True:
+                    self.acknowledged.append(key)
+                    return
+
+    async def more(self, count: int = 20) -> None:
+        """Waits until `count` further keys were acknowledged."""
+        goal = len(self.acknowledged) + count
+        await eventually(lambda: len(self.acknowledged) >= goal, f"{count} more keys are acknowledged", READY_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def writing(coordinators: int) -> AsyncIterator[tuple[Cluster, Writer]]:
+    """A cluster of `coordinators` that is ready, with a writer at work."""
+    async with cluster(coordinators) as mesh:
+        await boot(mesh, range(coordinators))
+        writer = Writer(mesh)
+        task = mesh.scope.start("writer", writer.run())
+        try:
+            await writer.more()
+            yield mesh, writer
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def boot(mesh: Cluster, numbers: range | tuple[int, ...]) -> None:
+    """Boots these coordinators and waits until they are ready."""
+    for n in numbers:
+        await mesh.start(n)
+    for n in numbers:
+        await mesh.ready(n, READY_SECONDS)
+
+
+async def kept(running: Running) -> set[str]:
+    """The written keys that a coordinator has now, read from the leader."""
+    _, keys = await running.coordinator.consul.get("/v1/kv/written/", params={"keys": "", "consistent": ""})
+    return set(keys or ())
+
+
+async def nothing_lost(mesh: Cluster, writer: Writer) -> None:
+    """All coordinators are in one cluster, and each acknowledged key is there."""
+    await writer.more()
+    acknowledged = set(writer.acknowledged)
+    for running in mesh.running.values():
+        lost = acknowledged - await kept(running)
+        assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged keys are lost"
+    _, peers = await mesh.running[0].coordinator.consul.get("/v1/status/peers")
+    assert len(peers) == len(mesh.running)
+
+
+def reasons(running: Running) -> str:
+    """What its status says."""
+    found = running.coordinator.document()["reasons"]
+    assert isinstance(found, list)
+    return "; ".join(found)
+
+
+def began_empty(running: Running) -> bool:
+    """Whether its status says so."""
+    found = running.coordinator.document()["disk"]
+    assert isinstance(found, dict)
+    return bool(found["began_empty"])
+
+
+@pytest.mark.parametrize("coordinators", [1, 3])
+async def test_all_lost_at_once_come_back_with_every_acknowledged_key(coordinators: int) -> None:
+    """SIGKILL of all servers in the middle of writes: each key that was acknowledged is there, each slot is held. Of
+    three, one may lose its disk with that: the others fill it, and the cluster has no server too many.
+    """
+    async with writing(coordinators) as (mesh, writer):
+        first = Applicant(url=mesh.running[0].url, manifest=mesh.manifest)
+        admission = await mesh.retry(first, 20)
+        for n in range(coordinators):
+            await mesh.lose(n)
+        await boot(mesh, range(coordinators))
+        again = Applicant(url=mesh.running[0].url, manifest=mesh.manifest)
+        status, answer = await again.post("renew", {"lease": admission["lease"]})
+        assert status == 200, answer
+        await nothing_lost(mesh, writer)
+        if coordinators == 1:
+            return
+        for n in range(coordinators):
+            await mesh.lose(n)
+        mesh.lose_disk(0)
+        await boot(mesh, range(coordinators))
+        await nothing_lost(mesh, writer)
+        assert [began_empty(mesh.running[n]) for n in range(3)] == [True, False, False]
+
+
+async def test_a_server_with_records_waits_for_those_that_it_knew() -> None:
+    """After a boot the server starts when a tunnel to somebody admitted is up again: one that leads before would take
+    them out of the catalog. It does not wait for ever.
+    """
+    async with cluster() as mesh:
+        await boot(mesh, range(1))
+        await mesh.retry(Applicant(url=mesh.running[0].url, manifest=mesh.manifest), 20)
+        await eventually((mesh.disk(0) / "peers.json").exists, "the admitted peer is kept")
+        await mesh.lose(0)
+        running = await mesh.start(0, away=True)
+        await eventually(lambda: "waits for the tunnels" in reasons(running), "it says for what it waits")
+        assert {peer.peer_id for peer in running.link.peers} == {"api-0"}
+        assert running.coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
+        running.link.away = False
+        await mesh.ready(0, READY_SECONDS)
+        await mesh.lose(0)
+        await mesh.start(0, away=True)
+        await mesh.ready(0, READY_SECONDS)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 8.0])
+async def test_restarted_one_after_the_other_nothing_is_lost(spacing: float) -> None:
+    """Three coordinators, one each `spacing` seconds whatever state the others are in: no acknowledged key is lost."""
+    async with writing(3) as (mesh, writer):
+        for n in range(3):
+            await mesh.lose(n)
+            await mesh.start(n)
+            # The spacing is what is tested: nobody waits for what the others have reached.
+            await asyncio.sleep(spacing)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+
+
+async def test_two_empty_disks_found_nothing_while_the_third_is_away() -> None:
+    """The only disk with records is away: the others wait and say for whom. It comes back, and nothing is lost."""
+    async with writing(3) as (mesh, writer):
+        for n in range(3):
+            await mesh.lose(n)
+        mesh.lose_disk(0)
+        mesh.lose_disk(1)
+        for n in (0, 1):
+            await mesh.start(n)
+        for n in (0, 1):
+            await eventually(
+                lambda n=n: "coordinator-2 (not reached)" in reasons(mesh.running[n]),  # type: ignore[misc]
+                "it says for whom it waits",
+            )
+            assert mesh.running[n].coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
+        await mesh.start(2)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+
+
+async def test_a_lost_disk_gives_no_vote_to_who_lags_behind() -> None:
+    """Keys are acknowledged while one server is away. Then one that has them loses its disk, the other is away, and
+    the one that lags comes back: without those keys it must not lead, whoever answers at the lost one's address.
+    """
+    async with writing(3) as (mesh, writer):
+        await mesh.lose(2)
+        await writer.more(50)
+        for n in (0, 1):
+            await mesh.lose(n)
+        mesh.lose_disk(0)
+        for n in (0, 2):
+            await mesh.start(n)
+        await eventually(lambda: "not reached" in reasons(mesh.running[0]), "the empty one waits", READY_SECONDS)
+        await eventually(lambda: "no leader" in reasons(mesh.running[2]), "the lagging one waits", READY_SECONDS)
+        assert not mesh.running[2].coordinator.document()["ready"]
+        await mesh.start(1)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+
+
+async def test_all_disks_lost_begin_anew_and_say_so() -> None:
+    """Nothing is left to be kept: a new cluster, and each status says that it began empty."""
+    async with writing(3) as (mesh, writer):
+        for n in range(3):
+            await mesh.lose(n)
+            mesh.lose_disk(n)
+        await boot(mesh, range(3))
+        await writer.more()
+        assert all(began_empty(running) for running in mesh.running.values())
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Damages the disk `folder`."""
+    log = folder / "consul" / "raft" / "wal" / "wal-meta.db"
+    if how == "truncated log":
+        log.write_bytes(b"")
+    elif how == "garbage in the log":
+        log.write_bytes(b"\x5a" * log.stat().st_size)
+    else:
+        shutil.copy(folder / "mesh.json", folder / "copy.json")
+        (folder / "mesh.json").unlink()
+
+
+async def test_a_damaged_disk_is_named_and_the_others_go_on() -> None:
+    """Status says what is wrong with which folder; the coordinator's process stays, and the other two take writes.
+    Emptied, as the reason says, the disk gets the records of its siblings.
+    """
+    damages = {
+        "truncated log": "its Raft data is gone or damaged",
+        "garbage in the log": "Consul does not stay up (last end: exit code",
+        "no marker": "but no mesh.json",
+    }
+    async with writing(3) as (mesh, writer):
+        for how, said in damages.items():
+            await mesh.lose(2)
+            spoil(mesh.disk(2), how)
+            running = await mesh.start(2)
+            await eventually(
+                lambda running=running, said=said: said in reasons(running),  # type: ignore[misc]
+                f"after {how}, status says {said!r}",
+                READY_SECONDS,
+            )
+            assert str(mesh.disk(2)) in reasons(running)
+            assert not running.task.done()
+            assert running.coordinator.document()["ready"] is False
+            await writer.more()
+            await mesh.lose(2)
+            mesh.lose_disk(2)
+            await boot(mesh, (2,))
+        await nothing_lost(mesh, writer)
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str, target: Path, read_only: bool = False) -> Iterator[None]:
+    """A mount for the block."""
+    need_root_or_userns()
+    target.mkdir(exist_ok=True)
+    subprocess.run(["mount", *arguments, str(target)], check=True)
+    if read_only:
+        # A bind mount takes its flags in a second step only (mount(8)).
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(target)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+async def test_a_read_only_disk_is_named_and_taken_once_it_can_be_written() -> None:
+    """The coordinator says so and stays; it goes on by itself when the disk is mended; the others never stopped."""
+    async with writing(3) as (mesh, writer):
+        await mesh.lose(2)
+        disk = mesh.disk(2)
+        with mounted("--bind", str(disk), target=disk, read_only=True):
+            running = await mesh.start(2)
+            await eventually(lambda: "is mounted read-only" in reasons(running), "status says it", READY_SECONDS)
+            await writer.more()
+        await mesh.ready(2, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+
+
+async def test_a_full_disk_is_named_and_the_others_go_on() -> None:
+    """While it fills up, status says so, and writes go on."""
+    async with cluster(3) as mesh:
+        with mounted("-t", "tmpfs", "-o", "size=256m", "none", target=mesh.disk(2)):
+            await boot(mesh, range(3))
+            assert reasons(mesh.running[2]) == ""
+            with contextlib.suppress(OSError):
+                (mesh.disk(2) / "ballast").write_bytes(bytes(256 << 20))
+            await eventually(lambda: "is full: 0 MiB free" in reasons(mesh.running[2]), "status says it", 20)
+            for n in (0, 1):
+                assert reasons(mesh.running[n]) == ""
+                assert await mesh.running[n].coordinator.consul.put("/v1/kv/written", b"x") is True
+            await mesh.lose(2)

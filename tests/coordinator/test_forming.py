@@ -1,0 +1,99 @@
+"""How a Consul server may start: no second cluster, no vote without its log, and a way on when disks are lost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from coordinator.forming import UNKNOWN, Action, Sibling, Standing, decide
+
+A, B, C = "100.96.0.1", "100.96.0.2", "100.96.0.3"
+EMPTY = Standing(records=False)
+VOTERS = (A, B, C)
+HOLDS = Standing(records=True, term=3, index=100, voters=VOTERS)
+LED = Standing(records=True, led=True, term=3, index=100, voters=VOTERS)
+ROOM = Standing(records=True, led=True, term=3, index=100, voters=VOTERS, room=True)
+
+
+def others(b: Standing | None, c: Standing | None) -> tuple[Sibling, ...]:
+    """coordinator-1 and -2 as coordinator-0 sees them."""
+    return (
+        Sibling(peer_id="coordinator-1", address=B, standing=b),
+        Sibling(peer_id="coordinator-2", address=C, standing=c),
+    )
+
+
+def action(own: Standing, *siblings: Sibling) -> Action:
+    """What coordinator-0 does."""
+    return decide(own, "coordinator-0", A, siblings).action
+
+
+def test_alone_and_empty_founds() -> None:
+    """The only coordinator of a manifest has nobody to ask."""
+    assert action(EMPTY) is Action.FOUND
+
+
+def test_a_cluster_is_founded_by_all_or_by_nobody() -> None:
+    """Empty: of all that the siblings may say, only "no records" from each of them founds a cluster."""
+    for b, c in itertools.product((None, UNKNOWN, EMPTY, HOLDS, LED, ROOM), repeat=2):
+        founds = action(EMPTY, *others(b, c)) is Action.FOUND
+        assert founds == (b is EMPTY and c is EMPTY), (b, c)
+
+
+def test_an_empty_disk_waits_until_its_old_server_is_out() -> None:
+    """It starts beside a leader when that one made room, not before: Raft would count its vote for the old log."""
+    assert action(EMPTY, *others(LED, None)) is Action.WAIT
+    assert action(EMPTY, *others(HOLDS, HOLDS)) is Action.WAIT
+    assert action(EMPTY, *others(ROOM, None)) is Action.JOIN
+
+
+def test_the_reason_names_who_is_waited_for() -> None:
+    """Each sibling with what is known of it."""
+    found = decide(EMPTY, "coordinator-0", A, others(None, HOLDS)).reason
+    assert "coordinator-1 (not reached)" in found
+    assert "coordinator-2 (has records, and no leader)" in found
+
+
+@pytest.mark.parametrize("own", [HOLDS, LED, UNKNOWN])
+def test_who_has_records_founds_nothing(own: Standing) -> None:
+    """Records, or not knowing: no sibling's word makes it found or join anew."""
+    for b, c in itertools.product((None, UNKNOWN, EMPTY, HOLDS, LED), repeat=2):
+        assert action(own, *others(b, c)) in (Action.RUN, Action.RECOVER)
+
+
+def test_records_go_on_alone_only_when_all_said_that_theirs_are_lost() -> None:
+    """One of three disks left: everybody was asked, nobody leads, nobody else has anything."""
+    assert action(HOLDS, *others(EMPTY, EMPTY)) is Action.RECOVER
+    for b, c in ((None, EMPTY), (EMPTY, None), (UNKNOWN, EMPTY), (EMPTY, LED), (HOLDS, EMPTY), (HOLDS, HOLDS)):
+        assert action(HOLDS, *others(b, c)) is Action.RUN, (b, c)
+    assert action(LED, *others(EMPTY, EMPTY)) is Action.RUN
+
+
+def test_a_quorum_of_what_was_configured_is_waited_for() -> None:
+    """A cluster that has just grown from one server needs only that one; one that shrank goes by its manifest."""
+    grown = Standing(records=True, term=1, index=9, voters=(A,))
+    assert action(grown, *others(EMPTY, EMPTY)) is Action.RUN
+    assert action(HOLDS) is Action.RECOVER
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (Standing(records=True, term=3, index=101, voters=VOTERS), Action.RUN),
+        (Standing(records=True, term=4, index=1, voters=VOTERS), Action.RUN),
+        (Standing(records=True, term=3, index=99, voters=VOTERS), Action.RECOVER),
+        (Standing(records=True, term=3, index=100, voters=VOTERS), Action.RECOVER),
+    ],
+)
+def test_the_most_recent_records_go_on(other: Standing, expected: Action) -> None:
+    """Two of five left: the higher term, then the longer log; of equal ones the first coordinator's, at all alike."""
+    five = (*VOTERS, "100.96.0.4", "100.96.0.5")
+    own = Standing(records=True, term=3, index=100, voters=five)
+    rest = tuple(Sibling(peer_id=f"coordinator-{n}", address=f"100.96.0.{n + 1}", standing=EMPTY) for n in (2, 3, 4))
+    sibling = Sibling(peer_id="coordinator-1", address=B, standing=other)
+    assert action(own, sibling, *rest) is expected
+    mirrored = Sibling(peer_id="coordinator-0", address=A, standing=own)
+    found = decide(Standing(records=True, term=other.term, index=other.index, voters=five), "coordinator-1", B,
+                   (mirrored, *rest)).action  # fmt: skip
+    assert {expected, found} == {Action.RUN, Action.RECOVER}

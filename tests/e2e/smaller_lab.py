@@ -1,0 +1,60 @@
+"""A lab daemon whose coordinator, once it was killed, comes back with a newer manifest: one worker fewer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lab import host
+from lab import plan as plans
+from lab.tee import DevTee
+from topology.cluster import Cluster
+from topology.manifest import Manifest, sign
+
+COORDINATOR = "coordinator-0"
+REPLICAS = 2
+
+
+def smaller(manifest: Manifest) -> Manifest:
+    """The manifest after the owner has taken a replica away."""
+    workers = manifest.groups["worker"]
+    groups = {**manifest.groups, "worker": replace(workers, peers=workers.peers[:REPLICAS])}
+    return replace(manifest, epoch=manifest.epoch + 1, groups=groups)
+
+
+class Host(host.Host):
+    """The lab, with an owner who signs once more."""
+
+    owner: Ed25519PrivateKey
+
+    async def boot(self, name: str) -> None:
+        """As ever; the coordinator's second boot has the newer manifest."""
+        machine = self.machines[name]
+        if name == COORDINATOR and machine.state == "killed" and self._plan is not None:
+            told = {"MESH_MANIFEST": sign(smaller(self._plan.manifest), self.owner)}
+            environment = machine.plan.environment
+            machine.plan = replace(
+                machine.plan, environment={**environment, "sidecar": {**environment["sidecar"], **told}}
+            )
+        await super().boot(name)
+
+
+def main() -> None:
+    """As `lab.host`."""
+    genuine_plan = plans.make_plan
+
+    def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: plans.Site) -> plans.LabPlan:
+        Host.owner = owner
+        return genuine_plan(cluster, tee, owner, site)
+
+    plans.make_plan = make_plan
+    host.Host = Host  # type: ignore[misc]
+    asyncio.run(host.run(host.Request.load(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

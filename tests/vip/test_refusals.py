@@ -1,0 +1,79 @@
+"""The nftables messages, without a kernel."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from vip.refusals import Refusal, change, errors, gone, whole
+
+ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 5432)
+
+
+def kinds(data: bytes) -> list[int]:
+    """The kinds of the messages in `data`, whose lengths must be right."""
+    found = []
+    while data:
+        length, kind = struct.unpack_from("=IH", data)
+        assert 20 <= length <= len(data)
+        found.append(kind)
+        data = data[length:]
+    return found
+
+
+def test_a_replacement_is_one_transaction() -> None:
+    """Begin, table made, deleted and made anew, set, chain, rule, pairs, end: the kernel takes it as a whole."""
+    batch = whole(frozenset({ONE, TWO}))
+    assert kinds(batch.data) == [0x10, 0xA00, 0xA02, 0xA00, 0xA09, 0xA03, 0xA06, 0xA0C, 0x11]
+    assert batch.acks == 7
+    assert whole(frozenset()).acks == 6
+
+
+def test_only_what_changes_is_sent() -> None:
+    """New pairs first, in their key's form: the address, then the port in a register of its own."""
+    batch = change(frozenset({ONE}), frozenset({TWO}))
+    assert kinds(batch.data) == [0x10, 0xA0C, 0xA0E, 0x11]
+    added, removed = (bytes([127, 10, 1, last]) + port for last, port in ((2, b"\x15\x38\0\0"), (1, b"\0\x50\0\0")))
+    assert batch.data.count(added) == batch.data.count(removed) == 1
+    assert batch.data.index(added) < batch.data.index(removed)
+    assert change(frozenset({ONE}), frozenset({ONE, TWO})).acks == 1
+
+
+def test_nothing_is_sent_where_nothing_changes() -> None:
+    """An empty transaction would be a call of the kernel for nothing."""
+    assert change(frozenset({ONE}), frozenset({ONE})) == (b"", 0)
+
+
+def test_many_pairs_are_divided_into_messages_that_the_kernel_can_take() -> None:
+    """An attribute's length has 16 bits."""
+    many = frozenset(Refusal(f"127.10.{n >> 8}.{n & 255}", 80) for n in range(1 << 13))
+    batch = change(frozenset(), many)
+    assert kinds(batch.data)[1:-1] == [0xA0C] * 9
+    assert batch.acks == 9
+
+
+def test_taking_the_table_away_needs_none_to_be_there() -> None:
+    """It is made before it is deleted, which is an error only where it is missing."""
+    assert kinds(gone().data) == [0x10, 0xA00, 0xA02, 0x11]
+
+
+def answer(*numbers: int) -> bytes:
+    """What the kernel answers: one message a number."""
+    return b"".join(struct.pack("=IHHIIi16x", 36, 2, 0, 0, 0, -number) for number in numbers)
+
+
+def test_the_kernels_answers_are_read() -> None:
+    """Acknowledgements and errors in order; messages of other kinds are none."""
+    assert errors(answer(0, 0, 2)) == [0, 0, 2]
+    assert errors(struct.pack("=IHHII4x", 20, 3, 0, 0, 0) + answer(1)) == [1]
+    assert errors(b"") == []
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0" * 19, struct.pack("=IHHIIi", 8, 2, 0, 0, 0, 0), struct.pack("=IHHIIi", 99, 2, 0, 0, 0, 0)]
+)
+def test_a_malformed_answer_is_refused(data: bytes) -> None:
+    """Too short, or of a length that cannot be: never a loop without end."""
+    with pytest.raises(ValueError, match="the kernel's answer"):
+        errors(data)
