@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.workloads.patroni.world import Member, World, forget, world
+from tests.workloads.patroni.world import Member, World, restart_server, world
 from workloads.patroni import standing
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
@@ -71,7 +71,7 @@ async def test_stale_member_does_not_lead_an_empty_consul() -> None:
         others = [m for m in made.members if m is not stale]
         for member in others:
             _stop(member)
-        await forget(made)
+        await restart_server(made, keeps=False)
         made.start_member(stale)
         await made.until(lambda: _waits(stale, *others), "the stale member waits for both others")
         made.start_member(others[0])
@@ -115,7 +115,7 @@ async def test_fork_is_shown_and_mended() -> None:
         third = next(m for m in made.members if m not in (first, second))
         _stop(third)
         _stop(second)
-        await forget(made)
+        await restart_server(made, keeps=False)
         made.start_member(first)
         made.start_member(second)
         await made.until(lambda: _waits(second, third), "the second leader waits for the third member")
@@ -146,7 +146,7 @@ async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
         leader = await _begin(made, 1)
         await _write(made, 1)
         postmaster, terms = leader.postmaster(), await made.dcs("terms")
-        await forget(made)
+        await restart_server(made, keeps=False)
         assert (await made.settled(1)).peer_id == leader.peer_id
         await made.until(lambda: _has(made, terms), "the list of terms is back")
         await _write(made, 2)
