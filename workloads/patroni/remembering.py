@@ -89,6 +89,10 @@ class RememberingPatroni(MeshPatroni):
         except DCSError as error:
             log.info("Consul does not say who leads: %s", error)
             return False
+        except OSError as error:
+            # PostgreSQL is not started on data that may be a fork.
+            log.warning("the data could not be compared with the leader's: %s", error)
+            return False
         self._prepared = True
         return True
 
