@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from coordinator.policy import COORDINATORS
 from coordinator.protocol import ADMISSION_PORT
+from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
 from topology.manifest import Manifest, ManifestError, open_envelope
@@ -41,6 +42,8 @@ class Config:
     guest_agent: Path
     consul: Path
     wireguard_go: Path
+    path_mtu: int | None
+    """Bytes; None: measured, for each peer."""
     listen: tuple[str, int]
     log_level: str
     insecure: tuple[str, ...]
@@ -73,6 +76,7 @@ def parse(environ: Mapping[str, str]) -> Config:
             ("MESH_WIREGUARD_GO", "/usr/local/bin/wireguard-go"),
         )
     }
+    path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
     if manifest is not None:
@@ -99,6 +103,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         guest_agent=paths["MESH_GUEST_AGENT"],
         consul=paths["MESH_CONSUL"],
         wireguard_go=paths["MESH_WIREGUARD_GO"],
+        path_mtu=path_mtu,
         listen=listen,
         log_level=log_level,
         insecure=insecure,

@@ -85,7 +85,7 @@ class MeshLink:
     def status(self) -> list[dict[str, object]]:
         """`links` of the status document."""
         return [
-            {"peer_id": row.peer_id, "path": row.path, "handshake_age_s": row.handshake_age_s}
+            {"peer_id": row.peer_id, "path": row.path, "handshake_age_s": row.handshake_age_s, "mtu": row.mtu}
             for row in self._driver.status()
         ]
 
@@ -100,8 +100,9 @@ class MeshLink:
 
 async def make_link(config: Config, private_key: Secret, address: str) -> MeshLink:
     """The link of the coordinator at `address`; not yet running. `private_key` is base64."""
-    device = await choose(InterfaceSpec(private_key=private_key, address=address, pool=config.manifest.mesh_pool))
-    return MeshLink(device, public_key(private_key), config)
+    pool = config.manifest.mesh_pool
+    spec = InterfaceSpec(private_key=private_key, address=address, pool=pool, path_mtu=config.path_mtu)
+    return MeshLink(await choose(spec), public_key(private_key), config)
 
 
 def _bindable(address: str) -> bool:

@@ -69,8 +69,7 @@ class AgentState:
 
     def _info(self, _args: Message) -> Message:
         cvm, measured = self._cvm, self._measurements
-        old = cvm.os_version == "0.5.7"
-        image = b"" if old else bytes.fromhex(cvm.os_image.os_image_hash)
+        image = bytes.fromhex(self._image_hash())
         aggregated = _aggregate(measured)
         tcb_info = {
             "mrtd": measured.mrtd.hex(),
@@ -102,6 +101,16 @@ class AgentState:
             "cloud_vendor": "",
             "cloud_product": "",
         }
+
+    def _image_hash(self) -> str:
+        """Where the agent has it from: 0.5.7 from the host's vm_config, 0.6.0 from the measured event.
+
+        Source: Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex` at v0.5.7 and at 312dc605.
+        Only upstream's simulator of 0.5.7 leaves it empty: its stored attestation has no vm_config.
+        """
+        if self._cvm.os_version == "0.5.7":
+            return str(json.loads(self._cvm.vm_config).get("os_image_hash", ""))
+        return self._log.identity(allow_application_events=True).os_image_hash or ""
 
     def _demo_certificate(self) -> str:
         key = agent_tls.derived_key(self._tee, f"demo-cert {self._cvm.instance_id}")

@@ -1,7 +1,7 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
-`GET /status`; `GET /names`: machine → what it is called (`lab.names`);
-`POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
+`GET /status`, with `?holders=yes` also which process has each backend's port; `GET /names`: machine → what it is called
+(`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
 `…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done
 to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from aiohttp import web
 
+from lab.holders import holders
 from lab.machine import Machine
 from lab.nat import Direction
 
@@ -50,9 +51,12 @@ class ControlServer:
         """Stops serving."""
         await self._runner.cleanup()
 
-    async def _status(self, _request: web.Request) -> web.Response:
+    async def _status(self, request: web.Request) -> web.Response:
         names = self._host.called()
         documents = await asyncio.gather(*(self._document(self._host.machines[own], names[own]) for own in names))
+        if request.query.get("holders") == "yes":
+            # From a thread: it looks through the open files of every container's processes.
+            await asyncio.to_thread(_name_holders, documents)
         return web.json_response(
             {
                 "name": self._host.request.name,
@@ -80,6 +84,7 @@ class ControlServer:
                     "restarts": container.restarts,
                     "exit_code": container.exit_code,
                     "state": container.state,
+                    "uptime_s": container.uptime(),
                     "is_sidecar": service.is_sidecar,
                 }
                 for service in machine.plan.services
@@ -130,6 +135,18 @@ class ControlServer:
     async def _end(self, _request: web.Request) -> web.Response:
         self._host.ending.set()
         return web.json_response({})
+
+
+def _name_holders(documents: list[dict[str, Any]]) -> None:
+    """Adds `container` and `process` to each listener of each backend, where one of the CVM's processes has it."""
+    for document in documents:
+        listeners = [
+            listener for backend in (document["sidecar"] or {}).get("backends", ()) for listener in backend["listeners"]
+        ]
+        first = {item["name"]: item["pid"] for item in document["containers"] if item["pid"] is not None}
+        found = holders(first, {listener["inode"] for listener in listeners})
+        for listener in listeners:
+            listener["container"], listener["process"] = found.get(listener["inode"], (None, None))
 
 
 def _direction(query: Mapping[str, str]) -> Direction:

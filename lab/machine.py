@@ -85,6 +85,12 @@ class Container:
     state: str = "created"
     exit_code: int | None = None
     """Of its last end in this boot."""
+    started: float | None = None
+    """When it was last started (CLOCK_MONOTONIC, seconds): its health check begins anew with each start."""
+
+    def uptime(self) -> float | None:
+        """Seconds since it was started; None while it does not run."""
+        return time.monotonic() - self.started if self.state == "running" and self.started is not None else None
 
     def first_pid(self) -> int | None:
         """PID of the container's first process in the lab's process namespace, or None."""
@@ -233,7 +239,13 @@ class Machine:
         container = self.containers[service.name]
         if service.waits_healthy:
             container.state = "waiting for the sidecar's health"
-            await self._sidecar_healthy()
+            refusal = await self._sidecar_refusal()
+            if refusal is not None:
+                container.state = f"not started: {refusal}"
+                log.warning(
+                    "application not started peer_id=%s service=%s: %s", self.plan.peer_id, service.name, refusal
+                )
+                return
         failures = 0
         while self.state == "running":
             started = asyncio.get_running_loop().time()
@@ -246,11 +258,23 @@ class Machine:
             container.restarts += 1
             await asyncio.sleep(_RESTART.delay(failures, self._rng))
 
-    async def _sidecar_healthy(self) -> None:
+    async def _sidecar_refusal(self) -> str | None:
+        """None once the sidecar is healthy; why the applications are never started, when Compose gives up on it before.
+
+        As on dstack, where `docker compose up` runs once a boot: nothing starts them later (topology/health.py).
+        """
+        sidecar = next(service for service in self.plan.services if service.is_sidecar)
+        if sidecar.health is None:
+            return "the sidecar has no health check"
+        limit = sidecar.health.gives_up_after
         # The sidecar's health check says what this file says; asking the file costs no process each time.
         ready = self._folder / "mesh" / "ready"
-        while not ready.exists():  # noqa: ASYNC110 -- the file is written by another process
+        while not ready.exists():
+            started = self.containers[sidecar.name].started
+            if started is not None and time.monotonic() - started > limit:
+                return f"the sidecar was unhealthy after {limit:g} s"
             await asyncio.sleep(_HEALTH_POLL)
+        return None
 
     async def _run_once(self, container: Container, service: Service, netns: str) -> int:
         spec_path = self._write_spec(service, netns)
@@ -266,7 +290,7 @@ class Machine:
                 stdout=output,
                 stderr=output,
             )
-        container.state = "running"
+        container.state, container.started = "running", time.monotonic()
         try:
             return await container.launcher.wait()
         finally:

@@ -26,8 +26,10 @@ Direction = Literal["both", "in", "out"]
 _ACCEPT, _DROP = 1, 0
 _META_IIFNAME, _META_OIFNAME, _META_L4PROTO = 6, 7, 16
 _CT_STATE, _ESTABLISHED_OR_RELATED = 0, 0b110
-_NETWORK_HEADER = 1
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE_OFFSET, _DESTINATION_OFFSET = 12, 16
+_UNREACHABLE = 3
+"""ICMP type of "destination unreachable"."""
 _IFNAMSIZ = 16
 _PRIORITY_SOURCE_NAT, _PRIORITY_FILTER, _PRIORITY_FAULT = 100, 0, -200
 _PRIORITY_ARRIVAL = -300
@@ -65,6 +67,20 @@ def install_faults(wan: str, lan: str, blocks: Sequence[tuple[str | None, Direct
             for match in _directions(remote, direction):
                 _rule(nft, "fault", "forward", [*_udp(), *match, *verdict(_DROP)])
         _drop_on_arrival(nft, [way for way, parts in ((lan, ("out", "both")), (wan, ("in", "both"))) if cut in parts])
+
+
+def drop_unreachables(drop: bool) -> None:
+    """Whether the current namespace, a router's, keeps ICMP "destination unreachable" of its own to itself.
+
+    "Fragmentation needed" is one of them (RFC 792): without it, a sender never learns why its packets are lost.
+    """
+    with _nftables() as nft:
+        nft.table("add", name="silence")
+        nft.table("del", name="silence")
+        if drop:
+            nft.table("add", name="silence")
+            nft.chain("add", table="silence", name="output", hook="output", priority=_PRIORITY_FILTER)
+            _rule(nft, "silence", "output", [*_icmp(_UNREACHABLE), *verdict(_DROP)])
 
 
 def drop_arrivals(interfaces: Sequence[str]) -> None:
@@ -112,6 +128,15 @@ def _interface(key: int, name: str) -> Expressions:
 
 def _udp() -> Expressions:
     return [genex("meta", {"key": _META_L4PROTO, "dreg": 1}), _equal(bytes([socket.IPPROTO_UDP]))]
+
+
+def _icmp(kind: int) -> Expressions:
+    return [
+        genex("meta", {"key": _META_L4PROTO, "dreg": 1}),
+        _equal(bytes([socket.IPPROTO_ICMP])),
+        genex("payload", {"dreg": 1, "base": _TRANSPORT_HEADER, "offset": 0, "len": 1}),
+        _equal(bytes([kind])),
+    ]
 
 
 def _known_connection() -> Expressions:

@@ -19,6 +19,7 @@ Long because the class is one thing: what it builds, breaks and mends all needs 
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from lab.nat import Direction, Nat, drop_arrivals, install_faults, install_router
+from lab.nat import Direction, Nat, drop_arrivals, drop_unreachables, install_faults, install_router
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,6 +181,14 @@ class LabNetwork:
         cvm = self._cvm(name)
         cvm.blocks.clear()
         self._call(self._install_faults, cvm)
+
+    def limit_mtu(self, name: str, mtu: int | None, direction: Direction = "both", *, icmp: bool = True) -> None:
+        """Makes the path to (`in`), from (`out`) or to and from CVM `name` carry IP packets of `mtu` bytes at most.
+
+        Its router refuses larger ones and tells their sender so by ICMP, unless `icmp` is false. None ends the limit.
+        The CVM's own interface stays as it is, as when the narrow link is somewhere in the network.
+        """
+        self._call(self._limit_mtu, self._cvm(name), mtu, direction, icmp)
 
     def cut(self, name: str, direction: Direction = "both") -> None:
         """Loses every packet to (`in`), from (`out`) or to and from CVM `name`, on the segment and the platform's link.
@@ -349,6 +358,23 @@ class LabNetwork:
     def _install_faults(self, cvm: _Cvm) -> None:
         _setns(cvm.router)
         install_faults("wan", "lan", cvm.blocks, cvm.cut)
+
+    def _limit_mtu(self, cvm: _Cvm, mtu: int | None, direction: Direction, icmp: bool) -> None:
+        _setns(cvm.router)
+        drop_unreachables(mtu is not None and not icmp)
+        ways = (("wan", "out", cvm.net.public_address, SEGMENT_PREFIX), ("lan", "in", CVM_GATEWAY, CVM_PREFIX))
+        with _links() as links:
+            for interface, way, address, prefix in ways:
+                narrow = mtu is not None and direction in (way, "both")
+                links.route(
+                    "replace",
+                    dst=str(ipaddress.ip_interface(f"{address}/{prefix}").network),
+                    oif=links.link_lookup(ifname=interface)[0],
+                    prefsrc=address,
+                    scope="link",
+                    proto="kernel",
+                    **({"metrics": {"mtu": mtu}} if narrow else {}),
+                )
 
     def _cut(self, cvm: _Cvm, direction: Direction | None) -> None:
         # Carrier is left alone: a link that comes up is used only after the kernel's link watch, up to 1 s later.

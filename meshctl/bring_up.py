@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshctl import runs, status, tools
+from meshctl.applications import trouble
 from meshctl.console import Progress
 from meshctl.errors import UserError
 
@@ -91,7 +94,7 @@ def bring_up(
         nat=nat,
         run_dir=str(run.folder),
         checkout=str(runs.CHECKOUT),
-        keep=_keep(found),
+        keep=kept(found.values(), tools.cache_root(os.environ)),
         envoy=found["envoy"],
         consul=found["consul"],
         wireguard_go=found.get("wireguard-go"),
@@ -116,9 +119,16 @@ def _tools(progress: Progress) -> dict[str, str]:
     return {name: str(path) for name, path in tools.ensure(tools.REQUIRED, progress).items()}
 
 
-def _keep(found: Mapping[str, str]) -> tuple[str, ...]:
-    """What containers must see although it may lie under /tmp or /run: the checkout, the interpreter, the tools."""
-    paths = [str(runs.CHECKOUT), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in found.values())]
+def kept(programs: Iterable[str], cache: Path) -> tuple[str, ...]:
+    """Folders that containers must see although they may lie under /tmp or /run.
+
+    The checkout, the interpreter, the programs' folders, and the whole tool `cache`: benchmarks run programs out of it
+    that come into it after the mesh is up. It is made when it is not there, since a container cannot see it later.
+    """
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    paths = [str(runs.CHECKOUT), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in programs)]
+    paths += [str(cache)] if cache.is_dir() else []
     return tuple(
         path
         for path in dict.fromkeys(paths)
@@ -134,7 +144,13 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
         if not run.alive:
             raise UserError(f"the lab of {run.name!r} ended; the last that it said is above", exit_code=1)
         if (run.folder / runs.CONTROL_SOCKET).exists():
-            raw = status.collect(run)
+            try:
+                raw = status.collect(run)
+            except UserError as error:
+                # A machine that starts everything at once may be busy for longer than one request lasts.
+                progress.update(error.message)
+                time.sleep(0.1)
+                continue
             refuse_hopeless(run, raw)
             document = status.contract(raw)
             waiting = missing(document)
@@ -143,10 +159,10 @@ def wait_ready(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
                 return document
             ready = sum(peer["ready"] for peer in document["peers"])
             progress.update(
-                f"{ready} of {len(document['peers'])} CVMs ready; {waiting[0] if waiting else 'building the network'}"
+                f"{ready} of {len(document['peers'])} CVMs ready; {_first(waiting, document) or 'building the network'}"
             )
         time.sleep(0.1)
-    reasons = "\n".join(missing(document)) or "the lab does not answer"
+    reasons = "\n".join([*missing(document), *trouble(document)]) or "the lab does not answer"
     raise UserError(
         f"the mesh was not ready after {seconds:.0f} s, and was taken down:\n{reasons}",
         "what its CVMs said last is above",
@@ -164,10 +180,17 @@ def wait_roles(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
             return document
         if time.monotonic() - started > seconds:
             raise UserError(
-                f"no instance took a role within {seconds:.0f} s:\n" + "\n".join(waiting), "./mesh logs shows why"
+                f"no instance took a role within {seconds:.0f} s:\n" + "\n".join([*waiting, *trouble(document)]),
+                "./mesh logs shows why",
             )
-        progress.update(waiting[0])
+        progress.update(_first(waiting, document))
         time.sleep(0.1)
+
+
+def _first(waiting: Sequence[str], document: Mapping[str, Any]) -> str:
+    """What is waited for first, and what is wrong with an application, which may be why; "" for nothing."""
+    wrong = trouble(document)
+    return "; ".join([*waiting[:1], *wrong[:1]])
 
 
 def vacant(document: Mapping[str, Any]) -> list[str]:

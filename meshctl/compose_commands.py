@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshctl import bring_up, docker_runs, docker_wait, ending, engine, runs
+from meshctl import applications, bring_up, docker_runs, docker_wait, ending, engine, runs
 from meshctl import status as statuses
 from meshctl.console import Console
 from meshctl.errors import UserError
+from meshctl.exec_arguments import ExecCommand
 from meshctl.lab_commands import overrides_of, start_options
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def ps(cluster: str | None, name: str | None, as_json: bool) -> None:
     found = engine.find()
     run = _chosen(found, name or cluster)
     rows = docker_runs.containers(found, run)
-    document = statuses.contract(run.call("GET", "/status"))
+    raw = run.call("GET", "/status")
+    for machine in raw["machines"]:
+        own = [row for row in rows if row.peer == machine["peer_id"] and row.service != docker_runs.ANCHOR]
+        machine["containers"] = [applications.from_engine(row.service, row.status) for row in own]
+    document = statuses.contract(raw)
     if as_json:
         listed = [{"peer": r.peer, "service": r.service, "state": r.state, "status": r.status} for r in rows]
         click.echo(json.dumps({**document, "containers": listed}, indent=2))
@@ -145,17 +150,21 @@ def _peers(found: engine.Engine, run: runs.Run) -> str:
     return ", ".join(dict.fromkeys(row.peer for row in docker_runs.containers(found, run)))
 
 
-@compose.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@compose.command(name="exec", cls=ExecCommand)
 @click.argument("peer")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container", help="Which container; default: the application's.")
 @_name
 def exec_(peer: str, command: tuple[str, ...], container: str | None, name: str | None) -> None:
-    """Runs COMMAND in a CVM's application container; its exit code is ours."""
+    """Runs COMMAND in a CVM's application container; its exit code is ours.
+
+    Options stand before or after PEER; `--`, or the first word of COMMAND, ends them.
+    """
+    if not command:
+        raise UserError(f"no command for {peer!r}", f"./mesh compose exec {peer} -- sh")
     found = engine.find()
     run = _chosen(found, name)
     target = docker_runs.container_of(found, run, peer, container)
-    command = command[1:] if command[:1] == ("--",) else command
     terminal = ("-i", "-t") if sys.stdin.isatty() and sys.stdout.isatty() else ("-i",)
     argv = [found.docker, "exec", *terminal, target.name, *command]
     os.execvpe(argv[0], argv, found.environ)

@@ -38,6 +38,8 @@ PEER_LABEL = "cvm-mesh.peer"
 PLATFORM = "platform"
 RENDEZVOUS = "rendezvous"
 """The host that clusters/relay runs on; also in `lab.plan`."""
+ANCHOR = "mesh-cvm"
+"""The service whose network namespace is the CVM's; also in `lab.docker_plan`."""
 RELAY_COMPOSE = ROOT / "clusters" / "relay" / "compose.yaml"
 _UP_SECONDS = 420.0
 """For one CVM's `docker compose up`, which waits for its sidecar's health; pulling images comes on top elsewhere."""
@@ -99,7 +101,7 @@ def container_of(engine: Engine, run: runs.Run, peer: str, service: str | None) 
     if not rows:
         known = dict.fromkeys(row.peer for row in containers(engine, run))
         raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(known)}")
-    order = [row for row in rows if row.service not in ("sidecar", "mesh-cvm")] + [
+    order = [row for row in rows if row.service not in ("sidecar", ANCHOR)] + [
         row for row in rows if row.service == "sidecar"
     ]
     chosen = [row for row in rows if row.service == service] if service else order
@@ -315,7 +317,13 @@ def _cvms_up(engine: Engine, compose: str, run: runs.Run, progress: Progress) ->
             text=True,
         ) as process:
             processes.append(process)
-            said, _ = process.communicate(timeout=_UP_SECONDS)
+            try:
+                said, _ = process.communicate(timeout=_UP_SECONDS)
+            except subprocess.TimeoutExpired:
+                # A sidecar has a day to become healthy (start_period), and compose waits for it as long as that.
+                process.terminate()
+                reason = f"{peer_id} was not up after {_UP_SECONDS:.0f} s: its sidecar is not healthy yet"
+                raise UserError(reason, f"./mesh compose logs {peer_id}", exit_code=1) from None
         if process.returncode != 0:
             raise UserError(f"{peer_id} did not come up:\n{_tail(said)}", f"./mesh compose logs {peer_id}", exit_code=1)
 

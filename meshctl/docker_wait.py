@@ -8,6 +8,7 @@ from typing import Any
 
 from meshctl import docker_runs, runs
 from meshctl import status as statuses
+from meshctl.applications import trouble
 from meshctl.bring_up import missing
 from meshctl.console import Progress
 from meshctl.docker_runs import Container
@@ -24,6 +25,7 @@ _LOOK_SECONDS = 0.2
 def wait_whole(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS) -> dict[str, Any]:
     """Waits until every CVM is ready and every route has an endpoint everywhere; the status document."""
     started = time.monotonic()
+    document: dict[str, Any] = {"peers": []}
     waiting = ["the platform does not answer"]
     while time.monotonic() - started < seconds:
         document = statuses.contract(run.call("GET", "/status"))
@@ -33,6 +35,7 @@ def wait_whole(run: runs.Run, progress: Progress, seconds: float = READY_SECONDS
             return document
         progress.update(waiting[0] if waiting else "building the network")
         time.sleep(_LOOK_SECONDS)
+    waiting += trouble(document)
     raise UserError(f"the mesh was not ready after {seconds:.0f} s:\n" + "\n".join(waiting), exit_code=1)
 
 
@@ -53,7 +56,7 @@ def wait_roles(
         progress.update(f"{waiting[0]} ({time.monotonic() - started:.0f} s)")
         time.sleep(_LOOK_SECONDS)
     if waiting:
-        waiting += fallen(docker_runs.containers(engine, run))
+        waiting += fallen(docker_runs.containers(engine, run)) + trouble(document)
     return document, waiting
 
 

@@ -18,6 +18,7 @@ from meshctl import ending, readiness, runs, userns
 from meshctl import status as statuses
 from meshctl.console import Console
 from meshctl.errors import UserError
+from meshctl.exec_arguments import ExecCommand
 
 if TYPE_CHECKING:
     from lab.nat import Nat
@@ -162,7 +163,7 @@ def demo(
     document = lab.wait_roles(run, progress)
     tour(run, document, entries, progress)
     failover(run, document, entries, progress)
-    statuses.print_table(statuses.contract(statuses.collect(run)))
+    statuses.print_table(statuses.contract(statuses.collect(run, holders=True)))
     _say_how_to_go_on(run, entries)
 
 
@@ -184,7 +185,7 @@ def down(name: str | None) -> None:
 def status(name: str | None, as_json: bool) -> None:
     """Shows every CVM: admission, link, children, routes."""
     run = runs.find(name)
-    document = statuses.contract(statuses.collect(run))
+    document = statuses.contract(statuses.collect(run, holders=True))
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -284,16 +285,18 @@ def exec_argv(run: runs.Run, peer: str, service: str | None, command: tuple[str,
     ]
 
 
-@click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(name="exec", cls=ExecCommand)
 @click.argument("peer")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container", help="Which container; default: the application's.")
 @_name_option
 def exec_(peer: str, command: tuple[str, ...], container: str | None, name: str | None) -> None:
-    """Runs COMMAND in the view of a CVM's application container; its exit code is ours."""
-    command = command[1:] if command[:1] == ("--",) else command
+    """Runs COMMAND in the view of a CVM's application container; its exit code is ours.
+
+    Options stand before or after PEER; `--`, or the first word of COMMAND, ends them.
+    """
     if not command:
-        raise UserError(f"no command for {peer!r} after '--'", f"./mesh exec {peer} -- sh, or ./mesh sh {peer}")
+        raise UserError(f"no command for {peer!r}", f"./mesh exec {peer} -- sh, or ./mesh sh {peer}")
     argv = exec_argv(runs.find(name), peer, container, command)
     os.environ["PYTHONPATH"] = str(runs.CHECKOUT)
     os.execv(argv[0], argv)

@@ -62,6 +62,7 @@ class Report:
     format: int
     cluster: str
     coordinator_urls: tuple[str, ...]
+    """By slot; "" for a coordinator that the platform does not know an instance ID or a gateway of yet."""
     apps: dict[str, AppReport]
     rendezvous: tuple[Rendezvous, ...]
     tcb: TcbPolicy
@@ -170,6 +171,13 @@ def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
     except (KeyError, TypeError):
         yield f"Terraform's outputs have no usable policy; {again}"
         return
+    for index, url in enumerate(report.coordinator_urls):
+        if not url:
+            # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.
+            yield (
+                f"coordinator slot {index} has no instance ID or no gateway yet, so nobody could reach it; wait until "
+                f"its CVM runs, then {again}"
+            )
     for peer in sorted(deployed ^ set(cluster.mesh_addresses())):
         where = "deployed, but not" if peer in deployed else "not deployed, but"
         yield f"peer {peer!r} is {where} in cluster.tf; {again}"
@@ -194,7 +202,12 @@ def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | N
 
 
 class _Measured:
-    """What one app's first CVM says it measured. ClusterError when that does not hold together."""
+    """What one app's first CVM says it measured. ClusterError when that does not hold together.
+
+    The answer is the platform's published `TcbInfo`: `mrtd`, `rtmr0` to `rtmr3` (96 hex each), `event_log`,
+    `app_compose` and perhaps `rootfs_hash`, and no compose hash. Source: `CvmAttestationSchema` of @phala/cloud
+    (Phala-Network/phala-cloud, js/). Other fields are not read.
+    """
 
     def __init__(self, name: str, app: AppReport) -> None:
         self._name = name
@@ -205,21 +218,24 @@ class _Measured:
         try:
             tree = json.loads(app.attestation)
             self._text: str = tree["app_compose"]
-            self.compose_hash = str(tree["compose_hash"])
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
+            self.compose_hash = self._identity.compose_hash
             self._compose: Any = json.loads(self._text)
             registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._error(f"has an attestation that cannot be read: {error!r}") from error
+            raise self._error(
+                f"has an attestation that cannot be read: {error!r}; expected the platform's TcbInfo with mrtd, rtmr0 "
+                "to rtmr3, event_log and app_compose"
+            ) from error
         except EvidenceError as error:
             raise self._error(f"has an attestation that cannot be used: {error.reason}") from error
         if not isinstance(self._compose, dict):
             raise self._error("measured an app-compose.json that is no object")
         self._consistent(registers["rtmr3"], log.replay()[3].hex())
-        stated = self._identity.os_image_hash or str(tree.get("os_image_hash") or "")
         self.image = OsImage(
-            os_image_hash=stated,
+            # The platform's answer has no field for it. The event is there where the KMS gave the keys.
+            os_image_hash=self._identity.os_image_hash or "",
             mrtd=registers["mrtd"],
             rtmr0=registers["rtmr0"],
             rtmr1=registers["rtmr1"],
@@ -233,10 +249,10 @@ class _Measured:
     def _consistent(self, stated: str, replayed: str) -> None:
         own: Identity = self._identity
         pairs = (
-            ("app-compose.json", hashlib.sha256(self._text.encode()).hexdigest(), self.compose_hash),
-            ("compose hash in the event log", own.compose_hash, self.compose_hash),
-            ("app ID in the event log", own.app_id, self._app.app_id),
+            # RTMR3 covers the event log, so the hash in it is the one that was measured.
             ("replay of the event log", replayed, stated),
+            ("SHA-256 of app_compose", hashlib.sha256(self._text.encode()).hexdigest(), own.compose_hash),
+            ("app ID in the event log", own.app_id, self._app.app_id),
         )
         for what, found, wanted in pairs:
             if found != wanted:

@@ -7,9 +7,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from meshctl import applications
 from meshctl.runs import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CHILDREN = ("envoy", "consul", "wireguard")
 RESTARTS_WORTH_SAYING = 3
@@ -75,9 +79,9 @@ def _descends(pid: int, ancestor: int) -> bool:
     return False
 
 
-def collect(run: Run) -> dict[str, Any]:
-    """The raw status of `run` with each PID as the host sees it."""
-    raw: dict[str, Any] = run.call("GET", "/status")
+def collect(run: Run, *, holders: bool = False) -> dict[str, Any]:
+    """The raw status of `run` with each PID as the host sees it; `holders`: also which process has a backend's port."""
+    raw: dict[str, Any] = run.call("GET", "/status?holders=yes" if holders else "/status")
     record = run.record()
     pids = read_pids(record["pid"]) if record else Pids({}, {})
     for machine in raw["machines"]:
@@ -117,6 +121,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
         # What the coordinators answered says more than that they are being asked.
         reasons = [f"admission: {refusal}" if text.startswith("admission: ") else text for text in reasons]
     children = own.get("children") or {}
+    containers, backends = applications.of_machine(machine)
     if reasons:
         shows = f"./mesh logs {machine['peer_id']} shows why"
         reasons += [
@@ -145,6 +150,8 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
         "insecure": own.get("insecure") or [],
         "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
+        "applications": containers,
+        "backends": backends,
     }
 
 
@@ -171,12 +178,28 @@ def print_table(document: dict[str, Any]) -> None:
     # A pipe has no width of its own; a table cut to 80 columns would be unreadable in a log.
     console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
     console.print(table)
+    print_applications(console, document)
     insecure = sorted({text for peer in document["peers"] for text in peer["insecure"]})
     for text in insecure:
         console.print(f"INSECURE: {text}", style="bold yellow")
     for peer in document["peers"]:
         for nack in peer["nacks"]:
             console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+
+
+def print_applications(console: Console, document: dict[str, Any]) -> None:
+    """One line an application container: its state, the ports that it should listen on, and who listens there."""
+    from rich.table import Table
+
+    lines = applications.rows(document)
+    if not lines:
+        return
+    table = Table(title="applications", title_justify="left")
+    for column in ("peer", "container", "state", "ports"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("peer", "container"))
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def _route(route: dict[str, Any]) -> str:

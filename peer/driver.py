@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from random import Random
 
 from peer import link as health
-from peer import path, session
+from peer import mtu, path, session
 from peer.link import LinkStatus
 from peer.path import Via
 from peer.plan import check_wanted, make_plan
 from peer.probe import Kind, ProbeKey, probe_key
-from peer.prober import Arrival, Prober
+from peer.prober import Arrival, Prober, known_path_mtu
+from peer.routes import Routes
 from peer.spec import (
     DeviceState,
     LinkError,
@@ -48,6 +49,8 @@ _RENDEZVOUS_KEEPALIVE = 15
 """Seconds: well below the 30 after which a NAT may forget the mapping that the rendezvous reports."""
 _REVIVE_AFTER, _REVIVE_EVERY = 1.0, 6.0
 """Seconds without an answer before the session with a rendezvous is made anew, and between tries."""
+_ROUTES_RETRY = 1.0
+"""Seconds until routes that the kernel did not take are tried again."""
 _DEVICE_RETRY = Backoff(base=0.02, cap=0.5)
 
 
@@ -63,6 +66,9 @@ class _Link:
     """When a handshake was last started from here, monotonic."""
     installed: bool = False
     """Whether the device has the peer: only then do we answer its probes."""
+    sizes: mtu.MtuState = dataclasses.field(default_factory=mtu.MtuState)
+    tx_checked: int = 0
+    """Bytes that the tunnel had carried when the size in use was last checked."""
 
     def view(self) -> session.View:
         """What `peer.session` decides from."""
@@ -108,7 +114,9 @@ class PeerLink:
             each.public_key: probe_key(self._spec.private_key, check_key(each.public_key), self._own_key)
             for each in rendezvous
         }
-        self._prober = Prober(self._spec.listen_port, self._on_arrival)
+        self._prober = Prober(self._spec.listen_port, self._on_arrival, self._on_refused)
+        self._routes = Routes(self._spec)
+        self._routes_due = asyncio.Event()
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """The CVMs to have tunnels with; ourselves among them is fine. LinkError, and no change, when one is wrong."""
@@ -126,6 +134,7 @@ class PeerLink:
         own = [WantedPeer(public_key=key, allowed=(f"{each.peer.address}/32",)) for key, each in links.items()]
         check_wanted([*self._wanted_rendezvous(), *own])
         self._links = links
+        self._routes_due.set()
         self._on_table()
         self._hurry()
 
@@ -152,6 +161,7 @@ class PeerLink:
                     handshake_age_s=age,
                     endpoint=device.endpoint if device else None,
                     round_trip_s=each.state.way(via).round_trip if alive else None,
+                    mtu=self._mtu(each),
                 )
             )
         return tuple(sorted(rows, key=lambda row: (row.peer_id, row.public_key)))
@@ -180,6 +190,7 @@ class PeerLink:
                 scope.start("peer links", self._maintain())
                 # A connection before the device knows the rendezvous would be lost, and TCP tries again after 1 s.
                 await self._synced.wait()
+                scope.start("routes to peers", self._keep_routes())
                 for each in self._watches:
                     scope.start(f"rendezvous {each.rendezvous.address}", each.watch())
                     scope.start(f"relays at {each.rendezvous.address}", each.ask())
@@ -204,6 +215,18 @@ class PeerLink:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
+    async def _keep_routes(self) -> None:
+        """Brings the routes to the links' MTUs. Not in `_maintain`: a thousand take seconds, and probes are due."""
+        while True:
+            self._routes_due.clear()
+            try:
+                await self._routes.apply({each.peer.address: self._mtu(each) for each in self._links.values()})
+            except (DeviceGoneError, LinkError) as error:
+                log.warning("the routes to peers will be set later: %s", error)
+                await asyncio.sleep(_ROUTES_RETRY)
+            else:
+                await self._routes_due.wait()
+
     async def _revive(self) -> None:
         """Waits for the device and gives it our key and addresses."""
         attempt = 0
@@ -218,6 +241,8 @@ class PeerLink:
                     log.warning("still no WireGuard device: %s", error)
                 await asyncio.sleep(_DEVICE_RETRY.delay(attempt, self._rng))
                 attempt += 1
+        self._routes.forget()
+        self._routes_due.set()
         for each in self._links.values():
             each.pushed_at = -math.inf
         self._hurry()
@@ -243,8 +268,34 @@ class PeerLink:
                 self._prober.call(key, each.state.relay.endpoint)
             if choice.want_relay:
                 self._want_relay(key)
-            wake = min(wake, choice.wake)
+            wake = min(wake, choice.wake, self._measure(key, each, now))
         return wake
+
+    def _measure(self, key: str, each: _Link, now: float) -> float:
+        """Probes the sizes that are due on the way in use; when to look again."""
+        assert each.choice is not None
+        endpoint = each.choice.endpoint
+        if self._spec.path_mtu is not None or endpoint is None:
+            return math.inf
+        before = each.sizes.mtu
+        each.sizes = mtu.moved(each.sizes, endpoint, now)
+        if now >= each.sizes.wake:
+            round_trip = each.state.way(each.choice.via).round_trip
+            known = known_path_mtu(endpoint)
+            each.sizes, sizes = mtu.choose(each.sizes, now, path_mtu=known, round_trip=round_trip, rng=self._rng)
+            for size in sizes:
+                self._prober.measure(key, endpoint, size)
+        self._on_mtu(each, before)
+        return each.sizes.wake
+
+    def _on_mtu(self, each: _Link, before: int) -> None:
+        if each.sizes.mtu != before:
+            log.info("link to %s: MTU %d, was %d", each.peer.peer_id or each.peer.address, each.sizes.mtu, before)
+            self._routes_due.set()
+
+    def _mtu(self, each: _Link) -> int:
+        """The link's MTU, bytes: what was set by hand, or measured."""
+        return each.sizes.mtu if self._spec.path_mtu is None else self._spec.mtu
 
     def _on_moved(self, each: _Link, before: path.Choice | None, choice: path.Choice, now: float) -> None:
         if choice.via is not Via.NONE:
@@ -285,6 +336,34 @@ class PeerLink:
 
     def _on_arrival(self, arrival: Arrival) -> None:
         """A probe came in."""
+        # A size probe may have come over a relay: it says nothing about where the peer is.
+        if arrival.probe.kind is Kind.SIZED:
+            self._on_size(arrival)
+        elif arrival.probe.kind is not Kind.SIZE:
+            self._on_path(arrival)
+
+    def _on_size(self, arrival: Arrival) -> None:
+        """A size came through."""
+        sent = arrival.sent
+        each = self._links.get(arrival.sender)
+        if each is None or sent is None or sent.mtu is None:
+            return
+        before = each.sizes.mtu
+        each.sizes = mtu.answered(each.sizes, sent.endpoint, sent.mtu, arrival.at, self._rng)
+        self._on_mtu(each, before)
+        self._wake.set()
+
+    def _on_refused(self, addresses: frozenset[str]) -> None:
+        """A router refused packets to these addresses as too large, and said so to the kernel."""
+        now = time.monotonic()
+        for each in self._links.values():
+            endpoint = each.choice.endpoint if each.choice else None
+            if endpoint is not None and endpoint.rpartition(":")[0] in addresses:
+                each.sizes = mtu.limited(each.sizes, known_path_mtu(endpoint), now)
+                self._wake.set()
+
+    def _on_path(self, arrival: Arrival) -> None:
+        """A probe came in that says something about a way."""
         sent = arrival.sent
         each = self._links.get(sent.holder if sent else arrival.sender)
         if each is None:
@@ -333,6 +412,8 @@ class PeerLink:
             if push or (wanted[-1].keepalive and not (device and device.keepalive)):
                 each.pushed_at = now
             pushes += push
+            if device is not None:
+                _note_load(each, device.tx, now)
         operations = [*make_plan(state, wanted), *pushes]
         await self._device.apply(operations)
         self._device_state = await self._device.read() if operations else state
@@ -387,6 +468,15 @@ class PeerLink:
         return key == self._own_key or (
             key in self._links and session.fresh(self._device_state.peers.get(key), time.time())
         )
+
+
+def _note_load(each: _Link, tx: int, now: float) -> None:
+    """The tunnel has carried `tx` bytes: where a full packet may have been among the last ones, its size is checked."""
+    if 0 <= tx - each.tx_checked < each.sizes.mtu:
+        return
+    sizes = mtu.loaded(each.sizes, now)
+    if sizes is not each.sizes:
+        each.sizes, each.tx_checked = sizes, tx
 
 
 def _relay_endpoint(watch: RendezvousWatch, key: str) -> str:

@@ -39,6 +39,8 @@ class LinkStatus:
     endpoint: str | None
     round_trip_s: float | None
     """Seconds of the last probe on the path in use."""
+    mtu: int
+    """Bytes of the largest IPv4 packet inside the tunnel, in our direction."""
 
 
 def handshake_age(latest_handshake: float, now_unix: float) -> float | None:

@@ -5,7 +5,8 @@ tunnel uses; WireGuard drops it as a packet of unknown type. Two peers authentic
 they can compute (X25519 of their WireGuard keys), so that nobody else can make a path look alive, and nobody but an
 admitted peer can take a relay's port.
 
-Layout (48 bytes): magic 4 | kind 1 | flags 1 | zero 2 | sender hint 8 | number 8 | zero 8 | MAC 16.
+Layout: magic 4 | kind 1 | flags 1 | padding's length 2 | sender hint 8 | number 8 | zero 8 | MAC 16 | padding, zeros.
+Only a size probe has padding: it makes the packet as large as the tunnel packet that it stands for. The MAC covers it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from runtime.secret import Secret
 MAGIC = b"\xc5mp1"
 """WireGuard's first byte is 1 to 4."""
 SIZE = 48
-_HEAD = struct.Struct(">4sBBxx8sQ8x")
+"""Bytes, without padding."""
+_HEAD = struct.Struct(">4sBBH8sQ8x")
+_MAC_SIZE = 16
 _KEY_LABEL = b"cvm-mesh probe 1"
 _HINT_LABEL = b"cvm-mesh hint 1"
 
@@ -37,6 +40,10 @@ class Kind(IntEnum):
     PONG = 2
     CALL = 3
     """Sent over a relay, for the peer itself: try direct now."""
+    SIZE = 4
+    """A padded probe for the peer itself, directly or over a relay: did a packet of this size arrive?"""
+    SIZED = 5
+    """Its answer, without padding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +52,7 @@ class Probe:
 
     kind: Kind
     number: int
-    """A ping's number, repeated by its pong. A sender's numbers grow for as long as its key lives."""
+    """A ping's or size probe's number, repeated by the answer. A sender's numbers grow for as long as its key lives."""
     through: bool
     """In a relay's pong: the relay knows the other side's path too, so packets get through. Else False."""
 
@@ -86,26 +93,31 @@ def _hint(mac: bytes, sender: str) -> bytes:
     return hashlib.blake2s(_HINT_LABEL + sender.encode(), key=mac, digest_size=8).digest()
 
 
-def encode(key: ProbeKey, kind: Kind, number: int, *, through: bool = False) -> bytes:
-    """A probe of ours as bytes."""
-    head = _HEAD.pack(MAGIC, kind, int(through), key.own_hint, number)
-    return head + hashlib.blake2s(head, key=key.mac, digest_size=16).digest()
+def encode(key: ProbeKey, kind: Kind, number: int, *, through: bool = False, padding: int = 0) -> bytes:
+    """A probe of ours as bytes; `padding` bytes of zeros make it larger."""
+    head = _HEAD.pack(MAGIC, kind, int(through), padding, key.own_hint, number)
+    zeros = bytes(padding)
+    return head + _mac(key, head, zeros) + zeros
 
 
 def sender_hint(data: bytes) -> bytes | None:
     """The hint in a packet that looks like a probe, to find its key by; None when it is something else."""
-    return data[8:16] if len(data) == SIZE and data.startswith(MAGIC) else None
+    return data[8:16] if len(data) >= SIZE and data.startswith(MAGIC) else None
 
 
 def decode(key: ProbeKey, data: bytes) -> Probe | None:
     """The probe in `data` when it is one of the other side's with the right MAC, else None."""
     if sender_hint(data) != key.their_hint:
         return None
-    head, mac = data[: _HEAD.size], data[_HEAD.size :]
-    if not hmac.compare_digest(hashlib.blake2s(head, key=key.mac, digest_size=16).digest(), mac):
+    head, mac, zeros = data[: _HEAD.size], data[_HEAD.size : SIZE], data[SIZE:]
+    _, kind, flags, padding, _, number = _HEAD.unpack(head)
+    if padding != len(zeros) or not hmac.compare_digest(_mac(key, head, zeros), mac):
         return None
-    _, kind, flags, _, number = _HEAD.unpack(head)
     try:
         return Probe(kind=Kind(kind), number=number, through=bool(flags & 1))
     except ValueError:
         return None
+
+
+def _mac(key: ProbeKey, head: bytes, padding: bytes) -> bytes:
+    return hashlib.blake2s(head + padding, key=key.mac, digest_size=_MAC_SIZE).digest()

@@ -1,7 +1,8 @@
 """Sends and receives probes at WireGuard's own UDP port, by a raw socket. IO edge; `peer.probe` says what one is.
 
 WireGuard owns the port's ordinary socket. A raw socket sees a copy of every UDP packet that comes in; a filter in the
-kernel passes only probes. It needs CAP_NET_RAW, which containers have by default.
+kernel passes only probes. It needs CAP_NET_RAW, which containers have by default. Probes have DF set, and the kernel
+sends them whatever it has learned about the path's MTU: that is how larger sizes are tried.
 """
 
 from __future__ import annotations
@@ -18,11 +19,23 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from peer.probe import MAGIC, Kind, Probe, ProbeKey, decode, encode, sender_hint
-from peer.spec import parse_endpoint
+from peer.probe import MAGIC, SIZE, Kind, Probe, ProbeKey, decode, encode, sender_hint
+from peer.spec import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, OVERHEAD, TOP_PATH_MTU, parse_endpoint
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
+# linux/in.h, linux/errqueue.h and linux/icmp.h; Python has no names for them.
+_IP_RECVERR, _IP_MTU = 11, 14
+_FRAGMENTATION_NEEDED = (2, 3, 4)
+"""Origin ICMP, type "destination unreachable", code "fragmentation needed"."""
+_ERROR = struct.Struct("=IBBBxII")
+"""errno, origin, type, code, info, data."""
+_MAX_AT_ONCE = 64
+"""Packets, and errors, that are taken before other tasks get their turn."""
 _UDP_HEADER = struct.Struct(">HHHH")
+_IP_HEADER_SIZE = 20
+_MAX_PACKET = 2048
+"""Bytes: the largest probe, of TOP_PATH_MTU, with IP options."""
+_ANSWERS = {Kind.PING: Kind.PONG, Kind.SIZE: Kind.SIZED}
 _FORGET_AFTER = 10.0
 """Seconds after which an unanswered probe is forgotten."""
 _MOST_WAITING = 4096
@@ -34,13 +47,15 @@ class ProbeSocketError(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A ping on its way."""
+    """A ping or size probe on its way."""
 
     holder: str
     """Public key of the peer that the ping is about."""
     endpoint: str
     at: float
     """Monotonic seconds."""
+    mtu: int | None = None
+    """Of a size probe: bytes of the tunnel's packet that it stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +68,7 @@ class Arrival:
     """Where it came from."""
     probe: Probe
     sent: Sent | None
-    """Our ping that it answers, if it is a pong."""
+    """Our ping or size probe that it answers, if it is an answer."""
     at: float
     """Monotonic seconds."""
 
@@ -61,9 +76,16 @@ class Arrival:
 class Prober:
     """The probe socket of one WireGuard port. Use as a context manager inside a running loop."""
 
-    def __init__(self, listen_port: int, on_arrival: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self,
+        listen_port: int,
+        on_arrival: Callable[[Arrival], None],
+        on_refused: Callable[[frozenset[str]], None] = lambda _: None,
+    ) -> None:
+        """`on_refused` gets the destinations (IPv4 addresses) of UDP packets that a router said were too large."""
         self._port = listen_port
         self._on_arrival = on_arrival
+        self._on_refused = on_refused
         self._keys: dict[str, ProbeKey] = {}
         self._senders: dict[bytes, str] = {}
         self._waiting: dict[int, Sent] = {}
@@ -90,15 +112,28 @@ class Prober:
 
     def ping(self, to: str, holder: str, endpoint: str) -> None:
         """Sends a ping to `endpoint`, to be answered by `to`, about the peer `holder` (public keys)."""
-        number = self._number()
-        now = time.monotonic()
-        self._forget(now)
-        self._waiting[number] = Sent(holder=holder, endpoint=endpoint, at=now)
-        self._send(endpoint, encode(self._keys[to], Kind.PING, number))
+        self._send(endpoint, encode(self._keys[to], Kind.PING, self._await(holder, endpoint)))
+
+    def measure(self, to: str, endpoint: str, mtu: int) -> None:
+        """Sends `to` (public key) a probe as large as the outer packet of a tunnel packet of `mtu` bytes.
+
+        `endpoint` is the peer's own, or our port of the relay between us.
+        """
+        number = self._await(to, endpoint, mtu)
+        padding = max(0, mtu + OVERHEAD - _IP_HEADER_SIZE - _UDP_HEADER.size - SIZE)
+        self._send(endpoint, encode(self._keys[to], Kind.SIZE, number, padding=padding))
 
     def call(self, to: str, endpoint: str) -> None:
         """Sends a call to `to` by way of the relay port at `endpoint`."""
         self._send(endpoint, encode(self._keys[to], Kind.CALL, self._number()))
+
+    def _await(self, holder: str, endpoint: str, mtu: int | None = None) -> int:
+        """The number of a new probe that is to be answered."""
+        number = self._number()
+        now = time.monotonic()
+        self._forget(now)
+        self._waiting[number] = Sent(holder=holder, endpoint=endpoint, at=now, mtu=mtu)
+        return number
 
     def _number(self) -> int:
         # From the clock, so that numbers also grow across restarts of this process.
@@ -119,21 +154,41 @@ class Prober:
         # Checksum 0 is "none" in IPv4. It also keeps GRO from merging a probe into a train of tunnel packets of the
         # same flow, where our filter would not find it. What it would protect, the MAC does.
         header = _UDP_HEADER.pack(self._port, port, _UDP_HEADER.size + len(payload), 0)
-        # No route, a full queue, a firewall: all the same as a lost packet, which probing is made for.
-        with contextlib.suppress(OSError):
-            self._socket.sendto(header + payload, (address, 0))
+        # No route, a full queue, a firewall: all the same as a lost packet, which probing is made for. Twice, because
+        # the first attempt may only have reported an ICMP error of an earlier packet (IP_RECVERR, ip(7)).
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                self._socket.sendto(header + payload, (address, 0))
+                return
 
     def _on_readable(self) -> None:
         assert self._socket is not None
-        for _ in range(64):
+        self._take_errors(self._socket)
+        for _ in range(_MAX_AT_ONCE):
             try:
-                packet, (address, _) = self._socket.recvfrom(256)
+                packet, (address, _) = self._socket.recvfrom(_MAX_PACKET)
             except BlockingIOError:
                 return
             except OSError:
-                # ICMP errors of earlier sends arrive here; they say nothing that silence does not.
+                # An ICMP error of an earlier packet; what it says was taken from the error queue.
                 continue
             self._take(packet, address)
+
+    def _take_errors(self, raw: socket.socket) -> None:
+        """Empties the error queue. It has ICMP errors about WireGuard's packets too: a raw socket gets those of all."""
+        refused = set()
+        for _ in range(_MAX_AT_ONCE):
+            try:
+                _, messages, _, (address, _) = raw.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue
+            errors = (data for level, kind, data in messages if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR))
+            if any(_ERROR.unpack_from(data)[1:4] == _FRAGMENTATION_NEEDED for data in errors):
+                refused.add(address)
+        if refused:
+            self._on_refused(frozenset(refused))
 
     def _take(self, packet: bytes, address: str) -> None:
         start = (packet[0] & 0x0F) * 4
@@ -148,13 +203,27 @@ class Prober:
         now = time.monotonic()
         endpoint = f"{address}:{port}"
         sent = None
-        if probe.kind is Kind.PING:
-            self._send(endpoint, encode(self._keys[sender], Kind.PONG, probe.number))
-        elif probe.kind is Kind.PONG:
+        if probe.kind in _ANSWERS:
+            self._send(endpoint, encode(self._keys[sender], _ANSWERS[probe.kind], probe.number))
+        elif probe.kind in _ANSWERS.values():
             sent = self._waiting.pop(probe.number, None)
-            if sent is None or sent.endpoint != endpoint:
+            if sent is None or sent.endpoint != endpoint or (sent.mtu is None) is not (probe.kind is Kind.PONG):
                 return
         self._on_arrival(Arrival(sender=sender, endpoint=endpoint, probe=probe, sent=sent, at=now))
+
+
+def known_path_mtu(endpoint: str) -> int:
+    """The MTU of the path to `endpoint` (`ip:port`) as the kernel has it: the interface's, or less, as ICMP told it.
+
+    Bytes of an outer IP packet. Where the kernel knows no way at all: TOP_PATH_MTU.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            # Connecting sends nothing.
+            asked.connect(parse_endpoint(endpoint))
+            return asked.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        except OSError:
+            return TOP_PATH_MTU
 
 
 def _raw_socket(port: int) -> socket.socket:
@@ -165,6 +234,8 @@ def _raw_socket(port: int) -> socket.socket:
             errno.EPERM, "no right to open a raw socket; give the container the capability NET_RAW (cap_add)"
         ) from error
     try:
+        raw.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         program, count = _filter(port)
         raw.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", count, ctypes.addressof(program)))
         # What came in before the filter was there is not for us.

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from peer.probe import MAGIC, Kind, ProbeKey, decode, encode, sender_hint
+from peer.spec import IP_MTU_DISCOVER, IP_PMTUDISC_PROBE
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class _Side(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """The socket is there."""
+        # A relay that fragments would hide from the peers' size probes what the path beyond it carries.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: Address) -> None:

@@ -13,8 +13,16 @@ from runtime.secret import Secret
 INTERFACE = "mesh0"
 LISTEN_PORT = 51820
 """UDP. 9182 belongs to the platform."""
-MTU = 1380
-"""1460 (Google's VPC, the smallest MTU of the large clouds) less WireGuard's 80 over IPv6. Relays add nothing."""
+OVERHEAD = 60
+"""Bytes that a packet in the tunnel grows by: IPv4 20, UDP 8, WireGuard's header 16 and tag 16 (its paper, 5.4.6)."""
+PADDING = 16
+"""Bytes: WireGuard pads packets to multiples of it (its paper, 5.4.6), so an MTU between two of them gains nothing."""
+BASE_PATH_MTU, TOP_PATH_MTU = 1280, 1500
+"""Bytes of an outer IP packet: what nearly every network carries (IPv6 demands it, RFC 8200), and Ethernet's."""
+MAX_PATH_MTU = 9000
+"""Bytes: a jumbo frame, the most that can be set by hand."""
+IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
+"""linux/in.h; Python has no names for them: DF on every packet, whatever the kernel has learned of the path (ip(7))."""
 KEEPALIVE = 25
 """Seconds: WireGuard's own advice for NATs. It keeps sessions fresh on idle links; probes watch the path."""
 CONTROL_PORT = 51821
@@ -37,7 +45,13 @@ class InterfaceSpec:
     """The mesh's network, routed into the device."""
     name: str = INTERFACE
     listen_port: int = LISTEN_PORT
-    mtu: int = MTU
+    path_mtu: int | None = None
+    """Bytes of the largest outer IP packet that every path carries; None: measured, for each peer."""
+
+    @property
+    def mtu(self) -> int:
+        """The device's MTU, bytes: that of the best path. Routes to peers on lesser paths have their own."""
+        return link_mtu(self.path_mtu or TOP_PATH_MTU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +136,20 @@ class SetPeer:
 
 
 Operation = RemovePeer | SetPeer
+
+
+def link_mtu(path_mtu: int) -> int:
+    """The MTU of the tunnel, bytes, over a path that carries outer IP packets of `path_mtu` bytes."""
+    return (path_mtu - OVERHEAD) // PADDING * PADDING
+
+
+def parse_path_mtu(text: str) -> int:
+    """`text` as the MTU of a path that somebody sets by hand, bytes, else LinkError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise LinkError(f"is {text!r:.40}, expected bytes, such as 1400")
+    if not BASE_PATH_MTU <= int(text) <= MAX_PATH_MTU:
+        raise LinkError(f"is {text!r}, expected {BASE_PATH_MTU} to {MAX_PATH_MTU} bytes")
+    return int(text)
 
 
 def check_key(key: str) -> str:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import errno
 import functools
+import ipaddress
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from peer import uapi
+from peer.mtu import BASE
 from peer.spec import DeviceState, InterfaceSpec, Operation, PeerState, RemovePeer, parse_endpoint
 from runtime.secret import Secret
 
@@ -101,7 +103,10 @@ async def choose(spec: InterfaceSpec) -> KernelDevice | UserspaceDevice:
 
 
 async def set_up_link(spec: InterfaceSpec) -> None:
-    """Address, MTU, link up and the route to the mesh's pool, by netlink. Idempotent."""
+    """Address, MTU, link up and the route to the mesh's pool, by netlink. Idempotent.
+
+    The pool's route has the MTU that any path carries: peers whose path was measured have routes of their own.
+    """
     from pyroute2 import AsyncIPRoute
 
     async with AsyncIPRoute() as links:
@@ -109,7 +114,18 @@ async def set_up_link(spec: InterfaceSpec) -> None:
         await links.addr("replace", index=index, address=spec.address, prefixlen=32)
         await links.link("set", index=index, mtu=spec.mtu, state="up")
         # A route rather than a wide prefix on the address: the device then owns one address and no broadcast.
-        await links.route("replace", dst=spec.pool, oif=index, prefsrc=spec.address, scope="link")
+        await links.route("replace", **route(spec, index, spec.pool, BASE))
+
+
+def route(spec: InterfaceSpec, index: int, destination: str, mtu: int) -> dict[str, Any]:
+    """A route into device number `index` as pyroute2 takes it. Pure."""
+    return {
+        "dst": str(ipaddress.IPv4Network(destination)),
+        "oif": index,
+        "prefsrc": spec.address,
+        "scope": "link",
+        "metrics": {"mtu": mtu},
+    }
 
 
 class UserspaceDevice:

@@ -47,7 +47,8 @@ class GuestInfo:
     app_name: str = ""
     device_id: str = ""
     os_image_hash: str = ""
-    """64 hex; empty on OS 0.5.7."""
+    """64 hex, or empty where the agent knows none. On OS 0.5.7 the host's `vm_config` says it, on 0.6.0 the measured
+    event (Dstack-TEE/dstack, dstack-attest/src/attestation.rs, `decode_app_info_ex`)."""
     key_provider: str = ""
     """Name out of `key_provider_info`: kms, local-sgx, tpm or none."""
     key_provider_id: str = ""
@@ -87,7 +88,7 @@ def decode_info(answer: Mapping[str, object]) -> GuestInfo:
         compose_hash=_hex(answer, "Info", "compose_hash", 32).hex(),
         app_name=_text(answer, "Info", "app_name", default=""),
         device_id=_text(answer, "Info", "device_id", default=""),
-        os_image_hash=_text(answer, "Info", "os_image_hash", default="").lower(),
+        os_image_hash=_hex(answer, "Info", "os_image_hash", 32).hex() if answer.get("os_image_hash") else "",
         key_provider=name,
         key_provider_id=provider_id,
         vm_config=_text(answer, "Info", "vm_config", default=""),

@@ -23,11 +23,15 @@ Document = Callable[[], Mapping[str, Any]]
 
 
 class StatusServer:
-    """Serves `document()` on the unix socket `path` (mode 0600)."""
+    """Serves `document()` on the unix socket `path` (mode 0600). `/status` also has what `more()` says.
 
-    def __init__(self, path: Path, document: Document) -> None:
+    `more` is for what is looked up when somebody asks, and is asked by neither health checks nor scrapes.
+    """
+
+    def __init__(self, path: Path, document: Document, more: Document = dict) -> None:
         self._path = path
         self._document = document
+        self._more = more
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -55,17 +59,17 @@ class StatusServer:
                 head = await reader.readuntil(b"\r\n\r\n")
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return _response(400, "text/plain", "expected a complete request within 5 s and 8 KiB\n")
-        return respond(head, self._document)
+        return respond(head, self._document, self._more)
 
 
-def respond(head: bytes, document: Document) -> bytes:
+def respond(head: bytes, document: Document, more: Document = dict) -> bytes:
     """The response to the request with the header bytes `head`."""
     words = head.split(b"\r\n", 1)[0].split()
     if len(words) != 3 or words[0] != b"GET":
         return _response(405, "text/plain", "only GET is answered here\n")
     path = words[1].split(b"?")[0]
     if path == b"/status":
-        return _response(200, "application/json", json.dumps(document()) + "\n")
+        return _response(200, "application/json", json.dumps({**document(), **more()}) + "\n")
     if path == b"/healthz":
         now = document()
         reasons = "".join(f"{reason}\n" for reason in now.get("reasons", ()))

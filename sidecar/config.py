@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
 from topology.manifest import GroupEntry, Manifest, ManifestError, open_envelope
@@ -97,6 +98,12 @@ VARIABLES = (
         default="/usr/local/bin/wireguard-go",
         meaning="WireGuard in user space, for kernels without it.",
     ),
+    Variable(
+        name="MESH_PATH_MTU",
+        default="",
+        meaning="Bytes, 1280 to 9000: the largest IP packet that the network carries between CVMs. Unset: measured, "
+        "for each peer, up to 1500. Set it where probes are dropped, or for jumbo frames; nothing is measured then.",
+    ),
     Variable(name="MESH_RESOLV_CONF", default="/etc/resolv.conf", meaning="Where the original resolvers are listed."),
     Variable(name="MESH_LOG_LEVEL", default="info", meaning="One of debug, info, warning, error."),
     Variable(
@@ -131,6 +138,8 @@ class Config:
     envoy: Path
     consul: Path
     wireguard_go: Path
+    path_mtu: int | None
+    """Bytes; None: measured."""
     resolv_conf: Path
     log_level: str
     drain_seconds: float
@@ -173,6 +182,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         )
     )
     secrets_gid = reader.optional("MESH_SECRETS_GID", _gid, int(_default("MESH_SECRETS_GID")))
+    path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, _default("MESH_LOG_LEVEL"))
     drain_seconds = reader.optional("MESH_DRAIN_SECONDS", _seconds, float(_default("MESH_DRAIN_SECONDS")))
     if manifest is not None:
@@ -201,6 +211,7 @@ def parse(environ: Mapping[str, str]) -> Config:
         envoy=envoy,
         consul=consul,
         wireguard_go=wireguard_go,
+        path_mtu=path_mtu,
         resolv_conf=resolv_conf,
         log_level=log_level,
         drain_seconds=drain_seconds,

@@ -56,8 +56,17 @@ async def userspace_child(program: Path) -> Child | None:
 class Link:
     """The tunnels, from the first admission on."""
 
-    def __init__(self, *, userspace: bool, private_key: Secret, address: str, manifest: Manifest) -> None:
-        spec = InterfaceSpec(private_key=private_key, address=address, pool=manifest.mesh_pool)
+    def __init__(
+        self,
+        *,
+        userspace: bool,
+        private_key: Secret,
+        address: str,
+        manifest: Manifest,
+        path_mtu: int | None = None,
+    ) -> None:
+        """`path_mtu` is the MTU of all paths, bytes, where it was set by hand; None: it is measured."""
+        spec = InterfaceSpec(private_key=private_key, address=address, pool=manifest.mesh_pool, path_mtu=path_mtu)
         self._device: Device = UserspaceDevice(spec) if userspace else KernelDevice(spec)
         self._link = PeerLink(self._device, rendezvous=rendezvous(manifest))
         self._peers: tuple[MeshPeer, ...] = ()

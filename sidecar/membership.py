@@ -192,7 +192,13 @@ class Membership:
         self._host.wait("link", "waits for a tunnel to a coordinator")
         manifest = self._host.world.manifest
         key = self._keys.wireguard_private
-        link = Link(userspace=self._userspace, private_key=key, address=admitted.address, manifest=manifest)
+        link = Link(
+            userspace=self._userspace,
+            private_key=key,
+            address=admitted.address,
+            manifest=manifest,
+            path_mtu=self._config.path_mtu,
+        )
         link.set_peers(admitted.peers)
         self.link = link
         self.on_link(link)

@@ -65,7 +65,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "reason": admission.reason if admission else "",
         },
         "links": [
-            {"peer_id": link.peer_id, "path": link.path, "handshake_age_s": link.handshake_age_s}
+            {"peer_id": link.peer_id, "path": link.path, "handshake_age_s": link.handshake_age_s, "mtu": link.mtu}
             for link in facts.links
         ],
         "routes": [

@@ -23,7 +23,7 @@ from runtime.init import Init
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
-from sidecar import memory, modules, report
+from sidecar import backends, listeners, memory, modules, report
 from sidecar.admission import Admission, Claim
 from sidecar.broker import Broker
 from sidecar.config import Config
@@ -72,7 +72,7 @@ class Supervisor:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._admission: Admission | None = None
         self._member: Membership | None = None
-        self._status = StatusServer(config.state_dir / "status.sock", self.document)
+        self._status = StatusServer(config.state_dir / "status.sock", self.document, self.backends)
 
     async def serve(self) -> bool:
         """Starts everything, serves until the first signal, stops in order; whether it stopped to be started anew.
@@ -148,6 +148,9 @@ class Supervisor:
                 await asyncio.sleep(RETRY.delay(attempt, self._rng))
                 attempt += 1
         keys = load_or_make(self._config.state_dir)
+        # What the manifest has to name for this CVM to be admitted, for a person to compare.
+        told = {"app_id": info.app_id, "instance_id": info.instance_id, "compose_hash": info.compose_hash}
+        log.info("identified", extra={**told, "os_image_hash": info.os_image_hash or None})
         self.done("identity")
         return info, keys
 
@@ -344,6 +347,10 @@ class Supervisor:
                 ),
             )
         )
+
+    def backends(self) -> dict[str, Any]:
+        """What `/status` says of this group's servers, looked up now."""
+        return {"backends": backends.document(self.world.manifest, self._config.group, listeners.read())}
 
     # ---- stop
 

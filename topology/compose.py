@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import yaml
 
+from topology.health import START_PERIOD, HealthCheck, duration
 from topology.problems import ClusterError, Problems, Where
 
 SIDECAR = "sidecar"
@@ -45,6 +46,8 @@ class Service:
     """Services that are started before this one."""
     waits_healthy: tuple[str, ...] = ()
     """Those of them whose health check must pass first (`condition: service_healthy`)."""
+    health: HealthCheck | None = None
+    """None where there is no check."""
     restart: str = "no"
     network_mode: str = ""
     is_sidecar: bool = False
@@ -201,6 +204,7 @@ class _Reader:
             volumes=self._volumes(name, body.get("volumes")),
             depends_on=tuple(conditions),
             waits_healthy=tuple(key for key, condition in conditions.items() if condition == "service_healthy"),
+            health=self._health(name, body.get("healthcheck")),
             # YAML 1.1 reads a bare `no` as false.
             restart="no" if body.get("restart") in (None, False) else str(body["restart"]),
             network_mode=str(body.get("network_mode") or ""),
@@ -223,10 +227,26 @@ class _Reader:
             if not service.is_sidecar:
                 self._check_application(service, sidecar)
         self._check_shared_volumes(services)
+        self._check_health(services)
         for key, value in sidecar.environment.items() if sidecar is not None else ():
             if "$" in value and (key == OWNER_KEY or key.startswith(INSECURE)):
                 message = f"{key} comes from the environment, which nobody measures; write the value itself here"
                 self._add(SIDECAR, "environment", message)
+
+    def _check_health(self, services: tuple[Service, ...]) -> None:
+        """A sidecar that applications wait for has the time that a first deployment needs."""
+        sidecar = next((service for service in services if service.is_sidecar), None)
+        if sidecar is None or all(service.is_sidecar for service in services):
+            return
+        if sidecar.health is None:
+            message = "is missing: applications wait for it, and without one they are never started; copy it from "
+            self._add(SIDECAR, "healthcheck", f"{message}clusters/starter")
+        elif sidecar.health.start_period < START_PERIOD:
+            message = (
+                f"gives up after {sidecar.health.gives_up_after:.0f} s, and then applications are not started until "
+                "the CVM boots again, while a first deployment waits for its manifest; write start_period: 24h"
+            )
+            self._add(SIDECAR, "healthcheck", message)
 
     def _check_shared_volumes(self, services: tuple[Service, ...]) -> None:
         """dstack shows a named volume that two containers mount as empty in the second one."""
@@ -340,6 +360,28 @@ class _Reader:
             else:
                 self._add(name, "volumes", f"holds {item!r:.60}, expected source:target[:ro]")
         return tuple(found)
+
+    def _health(self, name: str, value: Plain) -> HealthCheck | None:
+        if value is None or (isinstance(value, dict) and value.get("disable") is True):
+            return None
+        if not isinstance(value, dict):
+            self._add(name, "healthcheck", "must be a map with test, interval, retries and start_period")
+            return None
+        times = {key: value[key] for key in ("interval", "start_period") if value.get(key) is not None}
+        found = {key: duration(text) for key, text in times.items()}
+        retries = value.get("retries")
+        if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 1):
+            self._add(name, "healthcheck", f"has retries {retries!r:.40}, expected a whole number from 1")
+            retries = None
+        for key, seconds in found.items():
+            if seconds is None:
+                self._add(name, "healthcheck", f"has {key} {times[key]!r:.40}, expected a duration such as 2s or 24h")
+        usual = HealthCheck()
+        return HealthCheck(
+            interval=found.get("interval") or usual.interval,
+            start_period=found.get("start_period") or usual.start_period,
+            retries=usual.retries if retries is None else retries,
+        )
 
     def _depends_on(self, name: str, value: Plain) -> dict[str, str]:
         if isinstance(value, list):

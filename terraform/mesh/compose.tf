@@ -69,8 +69,18 @@ locals {
         depends_kind  = substr(try(jsonencode(body.depends_on), "null"), 0, 1)
         waits         = try([for key, item in body.depends_on : key if can(keys(body.depends_on)) && try(item.condition == "service_healthy", false)], [])
         host          = try(body.network_mode == "host", false)
-        env_file      = try(body.env_file, null) != null && !contains(["\"\"", "[]", "false"], try(jsonencode(body.env_file), "null"))
-        sidecar       = name == "sidecar"
+        health_kind   = substr(try(jsonencode(body.healthcheck), "null"), 0, 1)
+        health_off    = try(body.healthcheck.disable, false) == true
+        health_times = {
+          for key, value in { interval = try(body.healthcheck.interval, null), start_period = try(body.healthcheck.start_period, null) } :
+          key => startswith(jsonencode(value), "\"") && can(regex("^([0-9]+(\\.[0-9]+)?(h|ms|us|m|s))+$", value)) ? sum([
+            for part in regexall("([0-9]+(?:\\.[0-9]+)?)(h|ms|us|m|s)", value) : tonumber(part[0]) * { h = 3600, m = 60, s = 1, ms = 0.001, us = 0.000001 }[part[1]]
+          ]) : -1
+          if value != null
+        }
+        health_retries = try(jsonencode(body.healthcheck.retries), "null")
+        env_file       = try(body.env_file, null) != null && !contains(["\"\"", "[]", "false"], try(jsonencode(body.env_file), "null"))
+        sidecar        = name == "sidecar"
       }
     ]
   ])
@@ -81,7 +91,8 @@ locals {
       if can(regex("^[A-Za-z0-9][A-Za-z0-9_.-]*:", volume))
     ]
   ])
-  has_sidecar = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && s.sidecar]) }
+  has_application = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && !s.sidecar]) }
+  has_sidecar     = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && s.sidecar]) }
 
   service_problems = flatten([
     for s in local.services : concat(
@@ -107,6 +118,16 @@ locals {
         { s = s, field = field, says = "has a '$' that starts no variable; use $${NAME} or $${NAME:-default}, and $$ for a dollar" }
         if anytrue([for text in texts : can(regex("\\$", replace(text, local.reference, "")))])
       ],
+      contains(["{", "n"], s.health_kind) ? [] : [{ s = s, field = "healthcheck", says = "must be a map with test, interval, retries and start_period" }],
+      [
+        for key, seconds in s.health_times : { s = s, field = "healthcheck", says = "has a wrong ${key}, expected a duration such as 2s or 24h" }
+        if seconds < 0 && !s.health_off
+      ],
+      s.health_kind != "{" || s.health_off || can(regex("^(null|[1-9][0-9]*)$", s.health_retries)) ? [] : [{ s = s, field = "healthcheck", says = "has retries ${s.health_retries}, expected a whole number from 1" }],
+      s.sidecar && local.has_application[s.path] && (s.health_kind != "{" || s.health_off)
+      ? [{ s = s, field = "healthcheck", says = "is missing: applications wait for it, and without one they are never started; copy it from clusters/starter" }] : [],
+      s.sidecar && local.has_application[s.path] && s.health_kind == "{" && !s.health_off && max(lookup(s.health_times, "start_period", 0), 0) < 86400
+      ? [{ s = s, field = "healthcheck", says = "gives up before 24 h, and then applications are not started until the CVM boots again, while a first deployment waits for its manifest; write start_period: 24h" }] : [],
       s.host ? [] : [{ s = s, field = "network_mode", says = "must be host: VIPs and the mesh address are in the CVM's own network" }],
       s.sidecar || try(s.words.entrypoint[0], "") == local.exec_sh ? [] : [{ s = s, field = "entrypoint", says = "skips ${local.exec_sh}, so route names would not resolve; use entrypoint: [\"${local.exec_sh}\"] and put the program into command" }],
       !s.sidecar && try(s.words.entrypoint[0], "") == local.exec_sh && length(s.words.entrypoint) == 1 && length(s.words.command) == 0

@@ -32,7 +32,7 @@ resource "phala_app" "app" {
   docker_compose = file(each.value.compose)
   members        = local.slots[each.key]
 
-  # No secret is here: these values are in the state, and a plan prints them. Every slot of the app gets the same ones, so
+  # No secret is here: these values are in the state, and a plan prints them. A change is sent to every slot of the app, so
   # a CVM's slot is not among them: the coordinator gives it one, by the attested instance.
   env = var.mesh.environment[each.key]
 
@@ -70,7 +70,14 @@ resource "phala_app_instance" "slot" {
 
   app_id = phala_app.app[each.value].app_id
   name   = each.key
-  # No env: it would replace the CVM at each change, and the app's own is sent to every slot anyway.
+  # What the CVM starts with: POST /apps/{id}/instances sends an environment only if one is said here. It has to be the app's.
+  env = var.mesh.environment[each.value]
+
+  lifecycle {
+    # A later change reaches this CVM with the app's own, which the provider sends to every slot. A change here would
+    # replace the CVM (provider 0.3.0-beta.3: `env` of phala_app_instance requires replacement).
+    ignore_changes = [env]
+  }
 }
 
 # What the first CVM of each app measured, for the owner to review and sign (`meshctl manifest`).

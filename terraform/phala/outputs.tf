@@ -1,18 +1,24 @@
 locals {
   app_ids = { for a, app in phala_app.app : a => trimprefix(app.app_id, "app_") }
-  # By slot: its instance. The first one's is in the app's own list.
-  instance_ids = {
+  # By slot: its instance ID and the gateway that leads to it, "" for what the platform does not know yet: an instance ID
+  # exists once the CVM has booted, and the provider gives null until then. The first slot is in the app's own list.
+  cvms = {
     for a, app in phala_app.app : a => [
-      for index, name in local.slots[a] :
-      index == 0
-      ? try([for found in app.instances : found.instance_id if found.vm_uuid == app.primary_cvm_id][0], "")
-      : phala_app_instance.slot[name].instance_id
+      for index, name in local.slots[a] : {
+        for attribute in ["instance_id", "gateway_base_domain"] :
+        attribute => try(coalesce(
+          index == 0
+          ? one([for found in app.instances : found[attribute] if found.name == name])
+          : phala_app_instance.slot[name][attribute]
+        ), "")
+      }
     ]
   }
-  # `s`: TLS goes through the gateway to the coordinator, which proves itself in it.
+  # `s`: TLS goes through the gateway to the coordinator, which proves itself in it. Slots may be on different nodes, each
+  # with its own gateway, and only that one leads to the slot's instance.
   coordinator_urls = [
-    for id in local.instance_ids["coordinator"] :
-    "https://${id}-8787s.${phala_app.app["coordinator"].gateway_base_domain}"
+    for cvm in local.cvms["coordinator"] :
+    cvm.instance_id == "" || cvm.gateway_base_domain == "" ? "" : "https://${cvm.instance_id}-8787s.${cvm.gateway_base_domain}"
   ]
 }
 
@@ -33,14 +39,17 @@ check "manifest" {
 }
 
 output "urls" {
-  description = "Public URL of each group in `public`."
-  value       = { for g, port in var.public : g => "https://${local.app_ids[g]}-${port}.${phala_app.app[g].gateway_base_domain}" }
+  description = "Public URL of each group in `public`; \"\" until the platform knows its gateway."
+  value = {
+    for g, port in var.public : g =>
+    local.cvms[g][0].gateway_base_domain == "" ? "" : "https://${local.app_ids[g]}-${port}.${local.cvms[g][0].gateway_base_domain}"
+  }
 }
 
 output "members" {
-  description = "The slots of each app with the instance that is in each now."
+  description = "The slots of each app with the instance that is in each now; \"\" until the CVM has booted."
   value = {
-    for a, names in local.slots : a => [for index, name in names : { slot = name, instance_id = local.instance_ids[a][index] }]
+    for a, names in local.slots : a => [for index, name in names : { slot = name, instance_id = local.cvms[a][index].instance_id }]
   }
 }
 
@@ -58,7 +67,7 @@ output "deployment" {
         environment  = sort(keys(app.env))
         attestation  = try(data.phala_attestation.app[a].tcb_info_json, null)
         complaint    = try(data.phala_attestation.app[a].error, null)
-        instance_ids = local.instance_ids[a]
+        instance_ids = [for cvm in local.cvms[a] : cvm.instance_id]
       }
     }
     rendezvous = [for index, r in var.rendezvous : merge(r, { address = cidrhost(var.mesh.policy.mesh_pool, 1 + index) })]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from coordinator.config import parse
@@ -29,9 +31,16 @@ async def test_peers_become_links() -> None:
     link = await made()
     link.set_peers((peer("api-0", "127.90.0.20"), peer("api-1", "127.90.0.21")))
     assert link.status() == [
-        {"peer_id": "api-0", "path": "none", "handshake_age_s": None},
-        {"peer_id": "api-1", "path": "none", "handshake_age_s": None},
+        {"peer_id": "api-0", "path": "none", "handshake_age_s": None, "mtu": 1216},
+        {"peer_id": "api-1", "path": "none", "handshake_age_s": None, "mtu": 1216},
     ]
+
+
+async def test_the_mtu_may_be_set_by_hand() -> None:
+    """MESH_PATH_MTU less the tunnel's overhead, in whole units of its padding, is every link's MTU."""
+    link = await make_link(dataclasses.replace(CONFIG, path_mtu=1400), "coordinator-0", "127.90.0.1")
+    link.set_peers((peer("api-0", "127.90.0.20"),))
+    assert [row["mtu"] for row in link.status()] == [1328]
 
 
 async def test_a_set_that_cannot_be_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from lab.machine import Machine, MachinePlan, named_volume
 from runtime.tasks import TaskScope
 from tests.support import ROOT, eventually, need_root_or_userns, process_runs
 from topology.compose import Service
+from topology.health import HealthCheck
 
 
 class SilentAgent:
@@ -30,11 +31,16 @@ class SilentAgent:
         self.running = False
 
 
-def machine(folder: Path, script: str, application: str = "exec sleep 300") -> Machine:
-    """A CVM whose sidecar runs `script` and whose application runs `application`."""
+_DAY = HealthCheck(interval=2, retries=150, start_period=86400)
+
+
+def machine(
+    folder: Path, script: str, application: str = "exec sleep 300", health: HealthCheck | None = _DAY
+) -> Machine:
+    """A CVM whose sidecar runs `script` and has the health check `health`, and whose application runs `application`."""
     need_root_or_userns()
     services = (
-        Service(name="sidecar", image="x", is_sidecar=True),
+        Service(name="sidecar", image="x", is_sidecar=True, health=health),
         Service(name="app", image="x", waits_healthy=("sidecar",)),
     )
     env = {"PATH": "/usr/bin:/bin"}
@@ -72,6 +78,38 @@ async def test_application_waits_for_the_sidecars_health(tmp_path: Path) -> None
         assert own.containers["app"].state.startswith("waiting")
         (tmp_path / "machine" / "private" / "go").touch()
         await eventually(lambda: own.containers["app"].first_pid() is not None, "the application runs")
+        await own.kill()
+
+
+@pytest.mark.parametrize(
+    ("health", "words"),
+    [(HealthCheck(interval=0.1, retries=3), "unhealthy after 0.3 s"), (None, "no health check")],
+)
+async def test_an_application_whose_sidecar_is_unhealthy_is_never_started(
+    tmp_path: Path, health: HealthCheck | None, words: str
+) -> None:
+    """As with Compose, which dstack runs once a boot: it gives up, and a later success starts nothing."""
+    own = machine(tmp_path, "exec sleep 300", health=health)
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually(lambda: own.containers["app"].state.startswith("not started"), "the lab gives up")
+        assert words in own.containers["app"].state
+        (tmp_path / "machine" / "mesh" / "ready").touch()
+        assert own.containers["app"].first_pid() is None
+        await own.kill()
+        assert own.containers["app"].launcher is None
+
+
+async def test_a_sidecar_that_starts_again_is_given_its_time_again(tmp_path: Path) -> None:
+    """Docker's count of failures begins anew with each start of the container."""
+    # Ready 6 s after the first start, and 3 s after the second: between them is what the check allows.
+    script = "test -e /run/mesh-private/second && sleep 3 && echo > /run/mesh/ready && exec sleep 300; "
+    script += "touch /run/mesh-private/second; sleep 3; exit 1"
+    own = machine(tmp_path, script, health=HealthCheck(interval=1, retries=5))
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        await eventually(lambda: own.containers["app"].first_pid() is not None, "the application runs", 30.0)
+        assert own.containers["sidecar"].restarts >= 1
         await own.kill()
 
 

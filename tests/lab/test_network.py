@@ -20,6 +20,10 @@ from tests.support import ROOT, need_root_or_userns, network_namespace
 
 pytestmark = pytest.mark.netns
 T = TypeVar("T")
+IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, IP_MTU = 10, 3, 14
+"""linux/in.h. Packets have DF set, whatever the kernel knows about the path; and what it knows."""
+HEADERS = 28
+"""Bytes of IPv4 and UDP."""
 QUIET = 0.15
 """Seconds within which a packet that is not dropped has long arrived."""
 
@@ -91,6 +95,25 @@ def arrives(sender: socket.socket, receiver: socket.socket, address: tuple[str, 
     except TimeoutError:
         return None
     return (str(source[0]), int(source[1]))
+
+
+def sizes(sender: socket.socket, receiver: socket.socket, address: tuple[str, int]) -> list[int]:
+    """Which of IP packets of 1400, 1401 and 1500 bytes arrive."""
+    for size in (1400, 1401, 1500):
+        sender.sendto(bytes(size - HEADERS), address)
+    arrived = []
+    while True:
+        try:
+            arrived.append(len(receiver.recv(2000)) + HEADERS)
+        except TimeoutError:
+            return arrived
+
+
+def known_mtu(netns: str, address: tuple[str, int]) -> int:
+    """What the kernel in a namespace takes for the MTU of the path to `address`."""
+    with inside(netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as asked:
+        asked.connect(address)
+        return asked.getsockopt(socket.IPPROTO_IP, IP_MTU)
 
 
 @pytest.fixture
@@ -194,6 +217,28 @@ def test_udp_blocks(network: LabNetwork, sockets: Sockets, direction: str, there
     network.unblock_udp("c0")
     assert arrives(first, second, to_other) is not None
     assert arrives(second, first, to_one) is not None
+
+
+@pytest.mark.parametrize("icmp", [True, False])
+@pytest.mark.parametrize("direction", ["out", "in", "both"])
+def test_narrow_paths(network: LabNetwork, sockets: Sockets, direction: Direction, icmp: bool) -> None:
+    """A packet above the limit is lost, one at the limit arrives; the sender's kernel learns the limit by ICMP only."""
+    host, cvm = network.add_host("rendezvous"), network.add_cvm("c0")
+    inner, outer = sockets.udp(cvm.netns, 51820), sockets.udp(host.netns, 51820)
+    assert arrives(inner, outer, (host.address, 51820)) is not None
+    network.limit_mtu("c0", 1400, direction, icmp=icmp)
+    ways = (
+        ("out", inner, outer, cvm.netns, (host.address, 51820)),
+        ("in", outer, inner, host.netns, (cvm.public_address, 51820)),
+    )
+    for way, sender, receiver, netns, address in ways:
+        sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        narrow = direction in (way, "both")
+        assert sizes(sender, receiver, address) == ([1400] if narrow else [1400, 1401, 1500])
+        assert known_mtu(netns, address) == (1400 if narrow and icmp else 1500)
+    network.limit_mtu("c0", None)
+    for _, sender, receiver, _, address in ways:
+        assert sizes(sender, receiver, address) == [1400, 1401, 1500]
 
 
 def test_cut_and_heal(network: LabNetwork, sockets: Sockets) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,16 @@ def test_role_routes_may_be_empty() -> None:
 def test_short_name_of_a_demo() -> None:
     """`patroni` is clusters/patroni-demo."""
     assert bring_up.cluster_folder("patroni") == ROOT / "clusters" / "patroni-demo"
+
+
+def test_containers_see_the_tool_cache_wherever_it_is(tmp_path: Path) -> None:
+    """What a benchmark takes out of the cache after the mesh is up can be run in its containers, also below /tmp."""
+    cache = tmp_path / "cache"
+    kept = bring_up.kept([str(cache / "tools" / "consul-1" / "consul"), "/usr/bin/envoy"], cache)
+    assert str(cache) in kept
+    assert cache.is_dir()
+    later = cache / "tools" / "envoy-1.36.2" / "envoy"
+    assert sum(later.is_relative_to(folder) for folder in kept) == 1
 
 
 def test_vacant_roles_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import os
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lab.network import CvmNet, HostNet, LabNetwork, enter
 from peer.driver import PeerLink
@@ -23,6 +24,8 @@ from tests import support
 
 T = TypeVar("T")
 POOL = "100.96.0.0/16"
+TRANSFER_SECONDS = 30.0
+"""Longer than TCP waits before it sends anything again while a path's MTU is found."""
 _numbers = itertools.count()
 
 
@@ -232,6 +235,58 @@ def mesh(*nats: str) -> Iterator[Mesh]:
         made.close()
 
 
+class Transfer:
+    """One TCP connection through the tunnel, from one node to another, and what arrives of what is sent.
+
+    A context manager: at its end the connection is closed, whatever became of it.
+    """
+
+    def __init__(self, one: Node, other: Node) -> None:
+        self._received = hashlib.sha256()
+        self._sent = hashlib.sha256()
+        listener = other.call(lambda: socket.create_server((other.address, 0)))
+        with listener:
+            self._client = one.call(lambda: _tcp(one.address))
+            self._client.settimeout(TRANSFER_SECONDS)
+            try:
+                self._client.connect(listener.getsockname())
+                listener.settimeout(TRANSFER_SECONDS)
+                self._server, _ = listener.accept()
+            except BaseException:
+                self._client.close()
+                raise
+        self._server.settimeout(TRANSFER_SECONDS)
+        self._thread = threading.Thread(target=self._receive)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._client.close()
+        self._server.close()
+
+    def _receive(self) -> None:
+        with suppress(OSError):
+            while data := self._server.recv(1 << 16):
+                self._received.update(data)
+
+    def send(self, size: int) -> None:
+        """Sends `size` bytes; what the kernel takes may still be on its way."""
+        data = os.urandom(size)
+        self._sent.update(data)
+        self._client.sendall(data)
+
+    def whole(self) -> bool:
+        """Ends the connection; whether everything arrived, in TRANSFER_SECONDS without a byte at most."""
+        self._client.shutdown(socket.SHUT_WR)
+        self._thread.join()
+        return self._received.digest() == self._sent.digest()
+
+
 class Echo:
     """Numbered datagrams from one node to another and back, at a steady rate, through the tunnel."""
 
@@ -290,6 +345,16 @@ class Echo:
         self._server.close()
         self._client.close()
         return sent_before, lost
+
+
+def _tcp(address: str) -> socket.socket:
+    made = socket.socket()
+    try:
+        made.bind((address, 0))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _udp(address: str) -> socket.socket:

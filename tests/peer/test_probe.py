@@ -30,6 +30,19 @@ def test_the_other_side_reads_what_one_wrote(kind: Kind, number: int, through: b
     assert decode(OTHER, data) == Probe(kind=kind, number=number, through=through)
 
 
+@given(padding=st.integers(0, 2000), position=st.integers(0, (SIZE + 2000) * 8))
+def test_padding_is_part_of_the_probe(padding: int, position: int) -> None:
+    """A padded probe has the size that was asked for; cut, lengthened or with any bit flipped it is refused."""
+    data = encode(ONE, Kind.SIZE, 7, padding=padding)
+    assert len(data) == SIZE + padding
+    assert decode(OTHER, data) == Probe(kind=Kind.SIZE, number=7, through=False)
+    assert decode(OTHER, data + b"\0") is None
+    assert decode(OTHER, data[:-1]) is None
+    flipped = bytearray(data)
+    flipped[position // 8 % len(data)] ^= 1 << position % 8
+    assert decode(OTHER, bytes(flipped)) is None
+
+
 @given(position=st.integers(0, SIZE * 8 - 1))
 def test_any_flipped_bit_is_refused(position: int) -> None:
     """The MAC covers every bit."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from lab.network import LabNetwork
 from peer.probe import Kind, ProbeKey, encode, probe_key
-from peer.prober import Arrival, Prober
+from peer.prober import Arrival, Prober, known_path_mtu
 from peer.wireguard import generate_key
+from tests.peer.nodes import Node
 from tests.support import eventually, need_root_or_userns
 
 pytestmark = pytest.mark.netns
+ETH_P_IP, DONT_FRAGMENT = 0x0800, 0x40
 
 
 @dataclass
@@ -75,6 +81,95 @@ async def test_a_ping_is_answered_from_port_to_port(pair: Pair) -> None:
     assert pong.sent is not None
     assert (pong.sent.holder, pong.sent.endpoint) == ("holder", pair.other.endpoint)
     assert ping.sent is None
+
+
+async def test_sizes_are_measured(pair: Pair) -> None:
+    """A size probe is as large as the tunnel packet's outer packet, with DF set; its answer is small."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.ntohs(ETH_P_IP)) as wire:
+        wire.bind(("lo", ETH_P_IP))
+        wire.setblocking(False)
+        pair.one.prober.measure(pair.other.public, pair.other.endpoint, 1440)
+        await eventually(lambda: bool(pair.one.arrivals), "the answer comes")
+        (asked,), (answer,) = pair.other.arrivals, pair.one.arrivals
+        assert (asked.probe.kind, asked.sender, asked.sent) == (Kind.SIZE, pair.one.public, None)
+        assert answer.probe.kind is Kind.SIZED
+        assert answer.sent is not None
+        assert (answer.sent.holder, answer.sent.endpoint, answer.sent.mtu) == (
+            pair.other.public,
+            pair.other.endpoint,
+            1440,
+        )
+        port = int(pair.other.endpoint.rpartition(":")[2]).to_bytes(2, "big")
+        seen = _drain(wire)
+    assert {(len(each), each[6] & DONT_FRAGMENT) for each in seen if each[22:24] == port} == {(1500, DONT_FRAGMENT)}
+
+
+def _drain(wire: socket.socket) -> list[bytes]:
+    seen = []
+    while True:
+        try:
+            seen.append(wire.recv(70000))
+        except BlockingIOError:
+            return seen
+
+
+async def test_an_answer_of_the_other_kind_proves_nothing(pair: Pair) -> None:
+    """A pong with a size probe's number is no proof of the size, nor the other way round."""
+    address = pair.one.socket.getsockname()
+    pair.one.prober.measure(pair.other.public, "127.0.0.1:9", 1440)
+    pair.one.prober.ping(pair.other.public, "holder", "127.0.0.1:9")
+    size, ping = pair.one.prober._waiting
+    for number, kind in ((size, Kind.PONG), (ping, Kind.SIZED)):
+        pair.one.prober._waiting[number] = dataclasses.replace(
+            pair.one.prober._waiting[number], endpoint=pair.other.endpoint
+        )
+        pair.other.socket.sendto(encode(pair.other_key, kind, number), address)
+    pair.one.prober.ping(pair.other.public, "holder", pair.other.endpoint)
+    await eventually(lambda: bool(pair.one.arrivals), "the good pong comes")
+    assert {arrival.probe.number for arrival in pair.one.arrivals}.isdisjoint((size, ping))
+
+
+async def test_errors_of_others_cost_no_probe(pair: Pair) -> None:
+    """ICMP errors about other UDP packets reach the probe socket too; the next ping goes out all the same."""
+    for _ in range(50):
+        pair.one.prober.ping(pair.other.public, "holder", "127.0.0.1:9")
+        pair.one.prober.ping(pair.other.public, "holder", pair.other.endpoint)
+    await eventually(lambda: len(pair.one.arrivals) == 50, "every ping is answered")
+
+
+def test_a_routers_refusal_is_told() -> None:
+    """Whoever's UDP packet it was, WireGuard's too: the destination is told, and the kernel knows the path's MTU.
+
+    A size probe is sent whole all the same, and is refused as well.
+    """
+    need_root_or_userns()
+    with LabNetwork("t") as network:
+        host, cvm = network.add_host("h"), network.add_cvm("c0")
+        network.limit_mtu("c0", 1400)
+        node = Node(cvm.netns, "100.96.0.7")
+        told: list[frozenset[str]] = []
+        prober = node.call(Prober(51820, lambda _: None, told.append).__enter__)
+        try:
+            with node.call(functools.partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as other:
+                other.sendto(bytes(1400 - 28), (host.address, 51820))
+                other.sendto(bytes(1401 - 28), (host.address, 51820))
+            node.run(eventually(lambda: bool(told), "the refusal is told"))
+            assert told == [frozenset({host.address})]
+            assert node.call(functools.partial(known_path_mtu, f"{host.address}:51820")) == 1400
+            private, public = generate_key()
+            node.call(functools.partial(prober.set_keys, {public: probe_key(private, node.key, public)}))
+            node.call(functools.partial(prober.measure, public, f"{host.address}:51820", 1440))
+            node.run(eventually(lambda: len(told) == 2, "the size probe is refused"))
+        finally:
+            node.call(functools.partial(prober.__exit__, None, None, None))
+            node.close()
+
+
+async def test_the_kernel_is_asked_for_the_paths_mtu() -> None:
+    """The interface's MTU where nothing is known, and Ethernet's where there is no way at all."""
+    loopback = int(Path("/sys/class/net/lo/mtu").read_text(encoding="ascii"))
+    assert known_path_mtu("127.0.0.1:9") == min(loopback, 65535)
+    assert known_path_mtu("255.255.255.255:9") == 1500
 
 
 async def test_calls_are_heard_and_not_answered(pair: Pair) -> None:

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from peer.spec import LinkError, check_address, check_key, parse_endpoint
+from peer.spec import LinkError, check_address, check_key, link_mtu, parse_endpoint, parse_path_mtu
 
 KEY = base64.b64encode(b"k" * 32).decode()
 
@@ -37,3 +37,23 @@ def test_bad_endpoints(endpoint: str) -> None:
     """Names are not resolved here; ports are in range."""
     with pytest.raises(LinkError, match=r"endpoint|port"):
         parse_endpoint(endpoint)
+
+
+@pytest.mark.parametrize(("path_mtu", "mtu"), [(1500, 1440), (1460, 1392), (1400, 1328), (1280, 1216), (9000, 8928)])
+def test_the_links_mtu_follows_from_the_paths(path_mtu: int, mtu: int) -> None:
+    """The padded packet with its 60 bytes of headers fits the path, and no larger multiple of 16 would."""
+    assert link_mtu(path_mtu) == mtu
+    assert mtu + 60 <= path_mtu < mtu + 16 + 60
+
+
+@pytest.mark.parametrize("text", ["", "1279", "9001", "-1400", "1400.0", "١٤٠٠", "1" * 5000])
+def test_path_mtus_by_hand_have_limits(text: str) -> None:
+    """What is no number of bytes from 1,280 to 9,000 is refused, without repeating a long text."""
+    with pytest.raises(LinkError, match="expected") as refused:
+        parse_path_mtu(text)
+    assert len(str(refused.value)) < 100
+
+
+def test_good_path_mtus() -> None:
+    """Both limits are good values."""
+    assert [parse_path_mtu(text) for text in ("1280", "1400", "9000")] == [1280, 1400, 9000]

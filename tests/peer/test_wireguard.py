@@ -131,7 +131,7 @@ def test_a_real_device_takes_and_gives(node: Node) -> None:
 
 @pytest.mark.netns
 def test_the_link_is_set_up(node: Node) -> None:
-    """Address, MTU, state and the route to the pool."""
+    """Address, MTU, state, and the route to the pool, which has the MTU that any path carries."""
     from pyroute2 import AsyncIPRoute
 
     async def look() -> tuple[Any, Any, Any]:
@@ -145,10 +145,11 @@ def test_the_link_is_set_up(node: Node) -> None:
     node.run(node.device.wait_device(5.0))
     node.run(node.device.configure())
     link, addresses, routes = node.run(look())
-    assert link.get_attr("IFLA_MTU") == 1380
+    assert link.get_attr("IFLA_MTU") == 1440
     assert link["flags"] & 1
     assert [(each.get_attr("IFA_ADDRESS"), each["prefixlen"]) for each in addresses] == [("100.96.0.7", 32)]
-    assert ("100.96.0.0", 16) in [(each.get_attr("RTA_DST"), each["dst_len"]) for each in routes]
+    (pool,) = [each for each in routes if (each.get_attr("RTA_DST"), each["dst_len"]) == ("100.96.0.0", 16)]
+    assert pool.get_attr("RTA_METRICS").get_attr("RTAX_MTU") == 1216
 
 
 @pytest.mark.netns

@@ -45,11 +45,21 @@ async def agent(cvm: CvmIdentity, folder: Path) -> AsyncIterator[GuestAgent]:
 
 
 async def test_info(agent: GuestAgent, cvm: CvmIdentity) -> None:
-    """Identities and key provider come out typed; OS 0.5.7 leaves the image hash empty."""
+    """Identities, key provider and OS image hash come out typed, from either OS version."""
     info = await agent.info()
     assert (info.app_id, info.instance_id, info.compose_hash) == (cvm.app_id, cvm.instance_id, cvm.compose_hash)
     assert (info.key_provider, info.key_provider_id) == (TEE.key_provider.name, TEE.key_provider.id)
-    assert info.os_image_hash in ("", cvm.os_image.os_image_hash)
+    assert info.os_image_hash == cvm.os_image.os_image_hash
+
+
+@pytest.mark.parametrize("image", ["zz" * 32, "ab" * 20, 5])
+def test_an_image_hash_that_is_none_is_refused(image: object) -> None:
+    """An OS image hash is 32 bytes in hex, or empty where the agent knows none."""
+    told = {"app_id": "a" * 40, "compose_hash": "c" * 64}
+    assert decode_info({**told, "os_image_hash": "AB" * 32}).os_image_hash == "ab" * 32
+    assert decode_info({**told, "os_image_hash": ""}).os_image_hash == decode_info(told).os_image_hash == ""
+    with pytest.raises(GuestError, match="os_image_hash"):
+        decode_info({**told, "os_image_hash": image})
 
 
 async def test_version(agent: GuestAgent, cvm: CvmIdentity) -> None:

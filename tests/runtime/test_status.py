@@ -97,3 +97,20 @@ def test_metrics_are_the_numbers_of_the_document() -> None:
         "# TYPE mesh_ready gauge\n"
         "mesh_ready 0\n"
     )
+
+
+def test_what_is_looked_up_is_looked_up_for_status_alone() -> None:
+    """`/status` has what `more` says beside the document; a health check and a scrape do not make it look."""
+    asked: list[str] = []
+
+    def more() -> dict[str, object]:
+        asked.append("more")
+        return {"backends": []}
+
+    def ask(path: str) -> bytes:
+        return respond(f"GET {path} HTTP/1.1\r\n\r\n".encode(), lambda: {"ready": True}, more)
+
+    assert b'{"ready": true, "backends": []}' in ask("/status")
+    assert b" 200 " in ask("/healthz")
+    assert b"mesh_ready" in ask("/metrics")
+    assert asked == ["more"]

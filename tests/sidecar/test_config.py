@@ -31,6 +31,7 @@ def test_a_complete_environment_needs_five_variables() -> None:
     assert config.state_dir == Path("/run/mesh-private")
     assert config.guest_agent == Path("/var/run/dstack.sock")
     assert config.drain_seconds == 5.0
+    assert config.path_mtu is None
     assert config.dev_root is None
     assert config.insecure == ()
 
@@ -67,6 +68,8 @@ def test_every_problem_is_reported_at_once() -> None:
         ("MESH_PCCS_URL", "ftp://x", "is 'ftp://x', expected an http or https URL"),
         ("MESH_INSECURE_UNSIGNED_MANIFEST", "yes", "is 'yes', expected 0 or 1"),
         ("MESH_DRAIN_SECONDS", "nan", "is 'nan', expected seconds between 0 and 3600"),
+        ("MESH_PATH_MTU", "1279", "is '1279', expected 1280 to 9000 bytes"),
+        ("MESH_PATH_MTU", "1k", "is '1k', expected bytes, such as 1400"),
         ("MESH_GROUP", " api", "is ' api', expected printable text without spaces around it"),
     ],
 )

@@ -12,9 +12,9 @@ from tests.sidecar.world import manifest, peer
 from topology.manifest import Rendezvous
 
 
-def make_link() -> Link:
+def make_link(path_mtu: int | None = None) -> Link:
     private, _ = generate_key()
-    return Link(userspace=True, private_key=private, address="100.96.0.10", manifest=manifest())
+    return Link(userspace=True, private_key=private, address="100.96.0.10", manifest=manifest(), path_mtu=path_mtu)
 
 
 def test_manifest_and_registry_become_the_links_words() -> None:
@@ -35,6 +35,14 @@ async def test_list_that_does_not_fit_leaves_the_last_good_one(caplog: pytest.Lo
     link.set_peers((dataclasses.replace(good[0], address="10.0.0.1"),))
     assert [row.peer_id for row in link.status()] == ["api-1"]
     assert "peers refused" in caplog.text
+
+
+async def test_the_mtu_may_be_set_by_hand() -> None:
+    """MESH_PATH_MTU less the tunnel's overhead is every link's MTU; without it a link begins with the least."""
+    for path_mtu, mtu in ((None, 1216), (1280, 1216), (1400, 1328), (9000, 8928)):
+        link = make_link(path_mtu)
+        link.set_peers((peer("api-1", "100.96.0.11"),))
+        assert [row.mtu for row in link.status()] == [mtu]
 
 
 async def test_nothing_to_wait_for_is_up() -> None:

@@ -39,6 +39,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
                     handshake_age_s=1.5,
                     endpoint="1.2.3.4:5",
                     round_trip_s=0.1,
+                    mtu=1440,
                 ),
             ),
             xds_version="v1",
@@ -50,7 +51,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     assert shown["ready"] is True
     assert shown["children"] == {"envoy": {"pid": 7, "restarts": 1, "state": "running", "last_exit": "SIGKILL"}}
     assert shown["admission"]["coordinator"] == "https://one.test"
-    assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "handshake_age_s": 1.5}]
+    assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "handshake_age_s": 1.5, "mtu": 1440}]
     assert shown["routes"] == [
         {
             "name": "api",

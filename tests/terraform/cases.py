@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -135,6 +136,7 @@ GOOD: dict[str, Write] = {
 }
 
 _PIN = 'site = { backend = "site", role = null, vip = "%s" }'
+_HEALTH = re.compile(r"    healthcheck: .*\n")
 BROKEN: dict[str, Write] = {
     # check 1: literal images
     "image-variable": _compose("ghcr.io/example/app:1", "${APP_IMAGE}"),
@@ -416,6 +418,24 @@ BROKEN: dict[str, Write] = {
             "/run/mesh:ro\n", "/run/mesh:ro\n      - data:/srv\n"
         ),
     ),
+    "compose-no-health": _groups(group("api"), compose=_HEALTH.sub("", COMPOSE)),
+    **{
+        f"compose-health-{i}": _groups(group("api"), compose=_HEALTH.sub(f"    healthcheck: {text}\\n", COMPOSE))
+        for i, text in enumerate(
+            [
+                "{ interval: 2s, retries: 150 }",
+                "{ interval: 2s, start_period: 23h59m59s }",
+                "{ start_period: 24 }",
+                "{ start_period: 24d }",
+                "{ interval: soon, start_period: 24h }",
+                "{ retries: 0, start_period: 24h }",
+                '{ retries: "5", start_period: 24h }',
+                "{ disable: true }",
+                "[CMD]",
+                "check",
+            ]
+        )
+    },
     "compose-volumes": _compose("    volumes:\n      - /tmp/dstack-runtime/mesh:/run/mesh:ro\n", "    volumes: 5\n"),
 }
 

@@ -38,14 +38,17 @@ def app_compose(app: Mapping[str, Any], **changes: object) -> str:
 
 
 def tcb_info(cvm: CvmIdentity) -> str:
-    """What the guest agent of `cvm` says of itself."""
+    """The platform's `TcbInfo` of `cvm`, JSON: exactly the fields of the published schema.
+
+    Source: `TcbInfoSchema` of @phala/cloud (Phala-Network/phala-cloud, js/), the action for /cvms/{id}/attestation. It
+    has no compose hash and no OS image hash, unlike the guest agent's answer to Info.
+    """
     measured = cvm.measurements
     registers = {name: getattr(measured, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
     return json.dumps(
         {
             **registers,
-            "os_image_hash": cvm.os_image.os_image_hash,
-            "compose_hash": cvm.compose_hash,
+            "rootfs_hash": None,
             "event_log": event_items(cvm.boot_events, stripped=False),
             "app_compose": cvm.app_compose,
         }
@@ -53,7 +56,7 @@ def tcb_info(cvm: CvmIdentity) -> str:
 
 
 def attest(app: Mapping[str, Any], **changes: object) -> str:
-    """The tcb_info of the first CVM of an app."""
+    """The platform's `TcbInfo` of the first CVM of an app."""
     app_id = str(app["app_id"]).removeprefix("app_")
     cvm = make_cvm(
         TEE, app_compose=app_compose(app, **changes), app_id=app_id, instance_seed=app_id.encode(), os_version="0.6.0"
@@ -70,6 +73,8 @@ class Sandbox:
     cloud: Cloud = field(default_factory=lambda: Cloud(attest=attest))
     variables: dict[str, str] = field(default_factory=dict)
     """With which Terraform finds the cloud."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """The output `deployment` of the first apply, after which no CVM has booted yet."""
 
     @property
     def folder(self) -> Path:

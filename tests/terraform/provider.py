@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
@@ -22,22 +23,28 @@ from tests.terraform.wire import UNKNOWN, blob, fields, message, pack, unpack
 
 SOURCE = "registry.terraform.io/phala-network/phala"
 GATEWAY = "gateway.example"
+"""Of the node that first slots are on."""
+OTHER_GATEWAY = "other-node.example"
+"""Of the node that further slots are on: each node of the platform has its own."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{4,62}")
+"""Names of slots, checked when they are made (`instanceNamePattern` in the provider's resource_app_instance.go)."""
 _MAP, _LIST = ["map", "string"], ["list", "string"]
 _INSTANCE = ("app_id", "created_at", "endpoint", "gateway_base_domain", "gateway_cname", "id", "instance_id",
              "instance_type", "name", "region", "status", "vm_uuid")  # fmt: skip
 
-# name: (type, kind); kinds: R required, O optional, C computed, S sensitive, F (force) a change replaces.
+# name: (type, kind); kinds: R required, O optional, C computed, S sensitive, F (force) a change replaces,
+# U computed anew at each change: unknown in the plan of it (no UseStateForUnknown in the provider's resource_app.go).
 APP: dict[str, tuple[Any, str]] = {
     "name": ("string", "RF"), "size": ("string", "R"), "docker_compose": ("string", "R"), "region": ("string", "OF"),
-    "node_id": ("number", "OF"), "image": ("string", "OC"), "disk_size": ("number", "OC"), "kms": ("string", "OCF"),
+    "node_id": ("number", "OF"), "image": ("string", "OCU"), "disk_size": ("number", "OC"), "kms": ("string", "OCF"),
     "custom_app_id": ("string", "OF"), "nonce": ("number", "OF"), "members": (_LIST, "O"), "env": (_MAP, "O"),
     "encrypted_env": ("string", "OS"), "env_keys": (_LIST, "O"), "env_compose_hash": ("string", "O"),
     "env_transaction_hash": ("string", "O"), "pre_launch_script": ("string", "O"), "public_logs": ("bool", "OC"),
     "public_sysinfo": ("bool", "OC"), "public_tcbinfo": ("bool", "OC"), "gateway_enabled": ("bool", "OC"),
     "secure_time": ("bool", "OC"), "storage_fs": ("string", "OCF"), "listed": ("bool", "OCF"),
     "ssh_authorized_keys": (_LIST, "OF"), "wait_for_ready": ("bool", "OC"), "wait_timeout_seconds": ("number", "OC"),
-    "id": ("string", "C"), "app_id": ("string", "C"), "primary_cvm_id": ("string", "C"), "cvm_ids": (_LIST, "C"),
-    "instances": (["list", ["object", dict.fromkeys(_INSTANCE, "string")]], "C"), "endpoint": ("string", "C"),
+    "id": ("string", "C"), "app_id": ("string", "C"), "primary_cvm_id": ("string", "CU"), "cvm_ids": (_LIST, "CU"),
+    "instances": (["list", ["object", dict.fromkeys(_INSTANCE, "string")]], "CU"), "endpoint": ("string", "C"),
     "gateway_base_domain": ("string", "C"), "gateway_cname": ("string", "C"), "status": ("string", "C"),
 }  # fmt: skip
 INSTANCE: dict[str, tuple[Any, str]] = {
@@ -62,37 +69,117 @@ RESOURCES = {"phala_app": APP, "phala_app_instance": INSTANCE}
 Attest = Callable[[Mapping[str, Any]], str]
 
 
+class RefusedError(Exception):
+    """The provider or the cloud does not do what was planned; Terraform gets it as a diagnostic."""
+
+
+@dataclass
+class Cvm:
+    """One CVM of the cloud."""
+
+    app: str
+    name: str
+    uuid: str
+    instance: str
+    gateway: str
+    env: dict[str, str]
+    """What it was given last."""
+    booted: bool = False
+    """The platform knows the instance ID once the guest has booted, which is after the create call has ended."""
+
+    def seen(self) -> dict[str, Any]:
+        """What the API says of it. Unknown values are null (`nullableString` in the provider's resource_shared.go)."""
+        instance = self.instance if self.booted else None
+        return {
+            **dict.fromkeys(_INSTANCE, ""), "app_id": self.app, "name": self.name, "id": self.uuid,
+            "vm_uuid": self.uuid, "instance_id": instance, "gateway_base_domain": self.gateway,
+            "status": "running", "gateway_cname": None,
+        }  # fmt: skip
+
+
 @dataclass
 class Cloud:
-    """What exists: apps by ID, the state of each as Terraform last saw it."""
+    """What exists: apps by ID, the state of each as Terraform last saw it; CVMs by UUID."""
 
     attest: Attest
-    """From the state of an app to the tcb_info of its first CVM, JSON."""
+    """From the state of an app to the platform's TcbInfo of its first CVM, JSON."""
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cvms: dict[str, Cvm] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    """What was asked for: `create phala_app starter-api`."""
+    """What was asked for: `create phala_app starter-api`, `env starter-api-1`."""
 
     def create(self, kind: str, planned: dict[str, Any]) -> dict[str, Any]:
         """The state of a new resource."""
         made = {name: None if value is UNKNOWN else value for name, value in planned.items()}
-        made |= {"status": "running", "gateway_base_domain": GATEWAY, "endpoint": "", "gateway_cname": ""}
         made |= {"wait_for_ready": True, "wait_timeout_seconds": 600}
+        self._check(kind, made)
         digest = hashlib.sha256(f"{kind} {made['name']} {made.get('app_id')}".encode()).hexdigest()
         if kind == "phala_app":
-            own = {**dict.fromkeys(_INSTANCE, ""), "name": made["name"], "vm_uuid": f"vm-{digest[:8]}"}
-            own["instance_id"] = digest[:40]
-            made |= {"app_id": f"app_{digest[-40:]}", "primary_cvm_id": own["vm_uuid"], "cvm_ids": [own["vm_uuid"]]}
-            made |= {"id": made["app_id"], "instances": [own], "image": made["image"] or "dstack-0.5.7"}
+            made |= {"app_id": f"app_{digest[-40:]}", "image": made["image"] or "dstack-0.5.7"}
+        # Nothing is copied from the app: a slot has the environment of its own request (CreateAppInstanceRequest).
+        cvm = Cvm(
+            app=made["app_id"], name=made["name"], uuid=f"vm-{digest[:8]}", instance=digest[:40],
+            gateway=GATEWAY if kind == "phala_app" else OTHER_GATEWAY, env=dict(made["env"] or {}),
+        )  # fmt: skip
+        self.cvms[cvm.uuid] = cvm
+        if kind == "phala_app":
             self.apps[made["app_id"]] = made
+            made |= {"id": made["app_id"], "primary_cvm_id": cvm.uuid}
         else:
-            made |= {"id": f"{made['app_id']}:{made['name']}", "managed": True, "instance_id": digest[:40]}
-            made |= {"vm_uuid": f"vm-{digest[:8]}", "instance_type": "", "region": "", "created_at": ""}
-        return made
+            made |= {"id": f"{made['app_id']}:{made['name']}", "managed": True}
+        return self.refresh(kind, made)
 
-    def attestation(self, cvm: str) -> dict[str, Any]:
-        """The data source of one CVM."""
-        app = next(app for app in self.apps.values() if app["primary_cvm_id"] == cvm)
-        return {**dict.fromkeys(ATTESTATION), "cvm_id": cvm, "is_online": True, "tcb_info_json": self.attest(app)}
+    def _check(self, kind: str, made: dict[str, Any]) -> None:
+        if not _NAME.fullmatch(made["name"]):
+            raise RefusedError(f"name must be 5-63 characters (got {made['name']!r})")
+        if kind == "phala_app":
+            if made["kms"] not in (None, "phala"):
+                raise RefusedError("the reply has no app_id")
+            return
+        app = self.apps[made["app_id"]]
+        unknown = sorted(set(made["env"] or ()) - set(app["env"]))
+        if unknown:
+            raise RefusedError(f"env has keys that the app does not allow: {unknown}")
+        if made["name"] == app["name"] and made["env"]:
+            raise RefusedError("Cannot apply per-instance env to adopted instance")
+
+    def refresh(self, kind: str, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` as a read finds it now."""
+        if kind == "phala_app":
+            own = [cvm for cvm in self.cvms.values() if cvm.app == state["app_id"]]
+            first = self.cvms[state["primary_cvm_id"]].seen()
+            listed = {"instances": [cvm.seen() for cvm in own], "cvm_ids": [cvm.uuid for cvm in own]}
+            shown = {name: first[name] for name in ("endpoint", "gateway_base_domain", "gateway_cname", "status")}
+            return {**state, **listed, **shown}
+        cvm = next(cvm for cvm in self.cvms.values() if (cvm.app, cvm.name) == (state["app_id"], state["name"]))
+        return state | {name: value for name, value in cvm.seen().items() if name in INSTANCE and name != "id"}
+
+    def update(self, prior: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
+        """A change in place of an app: a changed environment goes to every slot, one after the other."""
+        planned = {name: prior[name] if value is UNKNOWN else value for name, value in planned.items()}
+        if prior["env"] != planned["env"]:
+            for cvm in (cvm for cvm in self.cvms.values() if cvm.app == planned["app_id"]):
+                self.log.append(f"env {cvm.name}")
+                cvm.env = dict(planned["env"])
+        self.apps[planned["app_id"]] = planned
+        return self.refresh("phala_app", planned)
+
+    def delete(self, kind: str, prior: dict[str, Any]) -> None:
+        """A resource and its CVM are gone."""
+        uuid = prior["primary_cvm_id"] if kind == "phala_app" else prior["vm_uuid"]
+        self.cvms.pop(uuid, None)
+
+    def boot(self) -> None:
+        """Every CVM has booted, and its instance ID is known from now on."""
+        for cvm in self.cvms.values():
+            cvm.booted = True
+
+    def attestation(self, uuid: str) -> dict[str, Any]:
+        """The data source of one CVM: nothing is measured before it has booted."""
+        cvm = self.cvms[uuid]
+        state = {**dict.fromkeys(ATTESTATION), "cvm_id": uuid, "is_online": cvm.booted, "is_public": True}
+        told = {"tcb_info_json": self.attest(self.apps[cvm.app])} if cvm.booted else {"error": "CVM is not online"}
+        return state | told
 
 
 def _schema(attributes: Mapping[str, tuple[Any, str]]) -> bytes:
@@ -120,8 +207,10 @@ class _Provider:
         return message((1, message((2, blob(fields(request), 3, 1)))))
 
     def ReadResource(self, request: bytes) -> bytes:  # noqa: N802
-        """Nothing changes behind Terraform's back."""
-        return message((1, blob(fields(request), 2)))
+        """What the cloud knows by now."""
+        asked = fields(request)
+        state = self._cloud.refresh(blob(asked, 1).decode(), unpack(blob(asked, 2, 1)))
+        return message((1, message((1, pack(state)))))
 
     def PlanResourceChange(self, request: bytes) -> bytes:  # noqa: N802
         """Computed values are unknown for what is new; what forces a replacement says so."""
@@ -135,9 +224,10 @@ class _Provider:
             for name, (_, flags) in attributes.items()
             if prior is not None and "F" in flags and prior[name] != proposed[name]
         ]
-        if prior is None or forced:
+        if prior != proposed:
             config = unpack(blob(asked, 4, 1))
-            computed = [name for name, (_, flags) in attributes.items() if "C" in flags and config[name] is None]
+            anew = "C" if prior is None or forced else "U"
+            computed = [name for name, (_, flags) in attributes.items() if anew in flags and config[name] is None]
             proposed |= dict.fromkeys(computed, UNKNOWN)
         paths = [(2, message((1, message((1, name))))) for name in forced]
         return message((1, message((1, pack(proposed)))), *paths)
@@ -147,14 +237,19 @@ class _Provider:
         asked = fields(request)
         kind = blob(asked, 1).decode()
         prior, planned = unpack(blob(asked, 2, 1)), unpack(blob(asked, 3, 1))
-        if planned is None:
-            self._cloud.log.append(f"delete {kind} {prior['name']}")
-        elif prior is None:
-            self._cloud.log.append(f"create {kind} {planned['name']}")
-            planned = self._cloud.create(kind, planned)
-        else:
-            self._cloud.log.append(f"update {kind} {planned['name']}")
-            self._cloud.apps |= {planned["app_id"]: planned} if kind == "phala_app" else {}
+        try:
+            if planned is None:
+                self._cloud.log.append(f"delete {kind} {prior['name']}")
+                self._cloud.delete(kind, prior)
+            elif prior is None:
+                self._cloud.log.append(f"create {kind} {planned['name']}")
+                planned = self._cloud.create(kind, planned)
+            else:
+                self._cloud.log.append(f"update {kind} {planned['name']}")
+                planned = self._cloud.update(prior, planned) if kind == "phala_app" else planned
+        except RefusedError as error:
+            # Severity 1 is an error. Nothing was made.
+            return message((1, message((1, pack(prior)))), (3, message((1, 1), (2, "refused"), (3, str(error)))))
         return message((1, message((1, pack(planned)))))
 
     def ReadDataSource(self, request: bytes) -> bytes:  # noqa: N802

@@ -112,8 +112,8 @@ def test_a_tag_is_refused_where_the_policy_wants_digests(tmp_path: Path) -> None
             cluster.load(tmp_path / name, deployable=True)
         for found in (theirs[name], caught.value.problems):
             assert sorted(map(_entry, found)) == [
+                "app.yaml:10: services.app.image",
                 "app.yaml:3: services.sidecar.image",
-                "app.yaml:9: services.app.image",
                 "coordinator.yaml:3: services.sidecar.image",
             ]
             assert all("pin it by digest" in line for line in found)

@@ -38,6 +38,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
         sandbox.terraform("init", "-no-color", "-input=false")
         sandbox.terraform("validate", "-no-color")
         sandbox.apply()
+        sandbox.first = json.loads(sandbox.terraform("output", "-json", "deployment"))
+        sandbox.cloud.boot()
+        sandbox.apply()
         yield sandbox
 
 
@@ -65,6 +68,79 @@ def test_one_app_a_group_and_one_instance_a_further_slot(deployed: Sandbox) -> N
     assert all(re.fullmatch("[0-9a-f]{40}", slot["instance_id"]) for slots in members.values() for slot in slots)
     url = deployed.terraform("output", "-raw", "api_url")
     assert re.fullmatch(rf"https://[0-9a-f]{{40}}-8080\.{provider.GATEWAY}", url)
+
+
+def test_the_first_apply_ends_before_instance_ids_exist(deployed: Sandbox) -> None:
+    """The platform knows an instance ID once a CVM has booted: until then the outputs say "", and render says so."""
+    assert deployed.first["coordinator_urls"] == [""]
+    assert deployed.first["apps"]["worker"]["instance_ids"] == ["", "", ""]
+    early = deployed.top / "early.json"
+    early.write_text(json.dumps(deployed.first))
+    refused = deployed.mesh(
+        "manifest", "render", str(deployed.folder), "--outputs", str(early), "--take-reported-images"
+    )
+    assert "coordinator slot 0 has no instance ID or no gateway yet" in str(refused.exception)
+    assert "app 'api' has no attestation yet (CVM is not online)" in str(refused.exception)
+
+
+def test_each_coordinator_is_reached_through_its_own_nodes_gateway(deployed: Sandbox) -> None:
+    """Slots are on different nodes, and a gateway leads to the instances of its own only."""
+    tfvars = deployed.folder / "terraform.tfvars"
+    before = tfvars.read_text()
+    try:
+        tfvars.write_text(before + "coordinators = 2\n")
+        deployed.apply()
+        deployed.cloud.boot()
+        deployed.apply()
+        urls = json.loads(deployed.outputs().read_text())["coordinator_urls"]
+    finally:
+        tfvars.write_text(before)
+        deployed.apply()
+    by_name = {cvm.name: cvm for cvm in deployed.cloud.cvms.values()}
+    first = by_name["starter-coordinator"].instance
+    assert urls[0] == f"https://{first}-8787s.{provider.GATEWAY}"
+    assert re.fullmatch(rf"https://[0-9a-f]{{40}}-8787s\.{provider.OTHER_GATEWAY}", urls[1])
+
+
+def test_every_slot_starts_with_the_environment_of_its_app(deployed: Sandbox) -> None:
+    """A slot that is made later is given it too: the cloud gives a CVM what its own request says, and no more."""
+    _signed(deployed)
+    deployed.apply()
+    tfvars = deployed.folder / "terraform.tfvars"
+    before = tfvars.read_text()
+    try:
+        tfvars.write_text(before.replace("worker_replicas = 3", "worker_replicas = 4"))
+        deployed.apply()
+        envs = {cvm.name: cvm.env for cvm in deployed.cloud.cvms.values()}
+    finally:
+        tfvars.write_text(before)
+        deployed.apply()
+    assert envs["starter-worker"]["MESH_GROUP"] == "worker"
+    for slot in ("starter-worker-1", "starter-worker-2", "starter-worker-3"):
+        assert envs[slot] == envs["starter-worker"]
+
+
+def test_a_changed_environment_reaches_each_slot_once(deployed: Sandbox) -> None:
+    """The provider sends the app's to every slot; the slots' own resources change nothing, and replace no CVM."""
+    file = deployed.folder / "cluster.tf"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("= 9090", "= 9191"))
+        deployed.apply()
+        _signed(deployed)
+        start = len(deployed.cloud.log)
+        deployed.apply()
+        asked = deployed.cloud.log[start:]
+        routes = {cvm.name: cvm.env.get("MESH_ROUTES_JSON", "") for cvm in deployed.cloud.cvms.values()}
+    finally:
+        file.write_text(before)
+        deployed.apply()
+    _signed(deployed)
+    deployed.apply()
+    slots = ["starter-worker", "starter-worker-1", "starter-worker-2"]
+    wanted = {"update phala_app starter-worker", *(f"env {slot}" for slot in slots)}
+    assert sorted(line for line in asked if "worker" in line) == sorted(wanted)
+    assert all("9191" in routes[slot] for slot in slots)
 
 
 def test_a_deployment_becomes_a_signed_manifest_and_then_an_update_in_place(deployed: Sandbox) -> None:

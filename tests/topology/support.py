@@ -16,6 +16,7 @@ services:
     network_mode: host
     environment:
       MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"
+    healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }
   app:
     image: ghcr.io/example/app:1
     entrypoint: ["/run/mesh/exec.sh"]

@@ -13,7 +13,7 @@ from topology import addresses, cluster
 def test_a_variable_in_an_image_reference_is_refused(tmp_path: Path) -> None:
     """Template check 1: images are literal; the message has file and line."""
     write(tmp_path, group("api"), compose=COMPOSE.replace("ghcr.io/example/app:1", "${APP_IMAGE}"))
-    only(problems(tmp_path), "compose/app.yaml:9:", "services.app.image", "${APP_IMAGE}", "not measured")
+    only(problems(tmp_path), "compose/app.yaml:10:", "services.app.image", "${APP_IMAGE}", "not measured")
 
 
 def test_one_route_name_in_two_groups_is_refused(tmp_path: Path) -> None:

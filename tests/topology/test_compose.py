@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support import ROOT
 from tests.topology.support import COMPOSE, COORDINATOR, only
 from topology import compose
+from topology.health import HealthCheck, duration
 from topology.problems import ClusterError
 
 WAITS = "    depends_on:\n      sidecar:\n        condition: service_healthy\n"
@@ -30,7 +31,7 @@ def test_a_good_file_is_read() -> None:
     assert [service.name for service in found.services] == ["sidecar", "app"]
     sidecar, app = found.sidecar, found.applications[0]
     assert (sidecar.is_sidecar, sidecar.command, sidecar.line) == (True, ("sidecar",), 2)
-    assert (app.entrypoint, app.command, app.line) == (("/run/mesh/exec.sh",), ("/app/app",), 8)
+    assert (app.entrypoint, app.command, app.line) == (("/run/mesh/exec.sh",), ("/app/app",), 9)
     assert app.volumes == ("/tmp/dstack-runtime/mesh:/run/mesh:ro",)
     assert (app.depends_on, app.waits_healthy, app.restart) == (("sidecar",), ("sidecar",), "no")
     assert found.text == COMPOSE
@@ -94,19 +95,19 @@ def test_a_value_without_text_takes_the_variable_of_its_name() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("ghcr.io/example/app:1", "${IMAGE}", ("c.yaml:9:", "services.app.image", "not measured")),
-        ("ghcr.io/example/app:1", "ghcr.io/example/app:${TAG:-1}", ("c.yaml:9:", "services.app.image")),
+        ("ghcr.io/example/app:1", "${IMAGE}", ("c.yaml:10:", "services.app.image", "not measured")),
+        ("ghcr.io/example/app:1", "ghcr.io/example/app:${TAG:-1}", ("c.yaml:10:", "services.app.image")),
         ("ghcr.io/example/sidecar:1", "$IMAGE", ("c.yaml:3:", "services.sidecar.image")),
         ("    image: ghcr.io/example/app:1\n", "    image: x:1\n    build: .\n",
-         ("c.yaml:10:", "services.app.build", "nobody measured")),
-        ("    image: ghcr.io/example/app:1\n", "    build: .\n", ("c.yaml:8:", "services.app.image", "is missing")),
+         ("c.yaml:11:", "services.app.build", "nobody measured")),
+        ("    image: ghcr.io/example/app:1\n", "    build: .\n", ("c.yaml:9:", "services.app.image", "is missing")),
         ("  sidecar:\n    image", "  mesh:\n    image", ("c.yaml:1:", "no service 'sidecar'")),
-        ('"/run/mesh/exec.sh"', '"/bin/sh"', ("c.yaml:10:", "skips /run/mesh/exec.sh", "entrypoint: [")),
-        ('    entrypoint: ["/run/mesh/exec.sh"]\n', "", ("c.yaml:8:", "skips /run/mesh/exec.sh")),
+        ('"/run/mesh/exec.sh"', '"/bin/sh"', ("c.yaml:11:", "skips /run/mesh/exec.sh", "entrypoint: [")),
+        ('    entrypoint: ["/run/mesh/exec.sh"]\n', "", ("c.yaml:9:", "skips /run/mesh/exec.sh")),
         ('    command: ["/app/app"]\n', "", ("services.app.command", "nothing to start")),
-        ("/run/mesh:ro", "/mnt:ro", ("c.yaml:13:", "services.app.volumes", "/run/mesh")),
-        ("service_healthy", "service_started", ("c.yaml:15:", "services.app.depends_on", "wait for the mesh")),
-        ("network_mode: host\n    volumes", "network_mode: bridge\n    volumes", ("c.yaml:12:", "must be host")),
+        ("/run/mesh:ro", "/mnt:ro", ("c.yaml:14:", "services.app.volumes", "/run/mesh")),
+        ("service_healthy", "service_started", ("c.yaml:16:", "services.app.depends_on", "wait for the mesh")),
+        ("network_mode: host\n    volumes", "network_mode: bridge\n    volumes", ("c.yaml:13:", "must be host")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNER_KEY}", ("services.sidecar.environment", "nobody measures")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_DEV_ROOT: ${ROOT:-}',
          ("services.sidecar.environment", "MESH_INSECURE_DEV_ROOT", "nobody measures")),
@@ -130,6 +131,65 @@ def test_a_broken_file_is_refused_with_its_line(old: str, new: str, words: tuple
     assert old in COMPOSE
     found = [p for p in refused(COMPOSE.replace(old, new, 1)) if all(word in p for word in words)]
     only(found, *words)
+
+
+HEALTH = '    healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }\n'
+
+
+def test_when_compose_gives_up_is_read() -> None:
+    """Seconds, with Docker's own defaults for what is not said."""
+    assert compose.parse(COMPOSE, Path("c.yaml")).sidecar.health == HealthCheck(
+        interval=2, retries=150, start_period=86400
+    )
+    short = COMPOSE.replace(
+        "    network_mode: host\n    volumes", "    healthcheck: {}\n    network_mode: host\n    volumes"
+    )
+    app = compose.parse(short, Path("c.yaml")).applications[0]
+    assert app.health == HealthCheck()
+    assert app.health.gives_up_after == 90
+    assert HealthCheck(interval=2, retries=150).gives_up_after == 300
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ("", ("c.yaml:2:", "services.sidecar.healthcheck", "is missing")),
+        ("    healthcheck: { disable: true }\n", ("c.yaml:8:", "is missing")),
+        (
+            "    healthcheck: { interval: 2s, retries: 150 }\n",
+            ("c.yaml:8:", "gives up after 300 s", "start_period: 24h"),
+        ),
+        ("    healthcheck: { start_period: 2h30m }\n", ("gives up after 9090 s", "start_period: 24h")),
+        ("    healthcheck: { start_period: 25h, interval: fast }\n", ("interval 'fast'", "expected a duration")),
+        ("    healthcheck: { start_period: 25h, retries: 0 }\n", ("retries 0", "whole number")),
+    ],
+)
+def test_a_sidecar_that_compose_gives_up_on_too_early_is_refused(new: str, words: tuple[str, ...]) -> None:
+    """Compose starts applications once the sidecar is healthy, and dstack runs it once a boot: it has to wait a day."""
+    assert HEALTH in COMPOSE
+    only(refused(COMPOSE.replace(HEALTH, new)), *words)
+
+
+def test_a_sidecar_that_nobody_waits_for_may_have_any_check() -> None:
+    """A coordinator's file has no applications."""
+    assert compose.parse(COORDINATOR, Path("c.yaml")).sidecar.health is None
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: "/".join(path.parts[-3:]))
+def test_our_own_files_wait_for_a_day(path: Path) -> None:
+    """Every sidecar of this repository's clusters, coordinators too, as a first deployment needs it."""
+    found = compose.load(path).sidecar.health
+    assert found is not None
+    assert found.start_period == 86400
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2s", 2), ("1h30m", 5400), ("1.5s", 1.5), ("100ms", 0.1), ("", None), ("24", None), ("1d", None), (5, None)],
+)
+def test_durations_of_compose(text: object, seconds: float | None) -> None:
+    """Numbers with units, one after the other; a number alone is none."""
+    assert duration(text) == seconds
 
 
 def test_a_file_without_sidecar_is_told_only_so() -> None:

@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.metadata
-import json
-import logging
 import os
 import sys
-from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
 
 from runtime.env import ConfigError
 from runtime.log import configure
-from runtime.tasks import TaskScope
-from workloads.patroni import commands, versions
+from workloads.patroni import commands, moves, versions
 from workloads.patroni.settings import read
 from workloads.patroni.supervisor import Supervisor, find_postgres
 
-log = logging.getLogger(__name__)
-
 IDENTITY = Path("/run/mesh/identity.json")
-IDENTITY_SECONDS = 1.0
-"""Between two looks at it. The sidecar writes it once in a boot, and again when this CVM becomes another peer."""
-ANEW = 75
-"""Exit code: to be started anew, as the sidecar's own (EX_TEMPFAIL of sysexits.h)."""
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main(arguments: list[str]) -> int:
     """Runs until a signal, or answers a command. Exit code 2: the settings or the arguments are wrong, and no restart
     helps.
     """
@@ -45,7 +33,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     lead = actions.add_parser("lead", help="let this member lead where Consul does not remember the cluster")
     lead.add_argument("--accept-loss", action="store_true", help="give up what only other members have")
     lead.add_argument("--yes", action="store_true", help="do not ask again")
-    chosen = parser.parse_args(list(arguments))
+    chosen = parser.parse_args(arguments)
     return _supervise() if chosen.action is None else _answer(chosen)
 
 
@@ -61,32 +49,7 @@ def _supervise() -> int:
         print(f"patroni: {error}", file=sys.stderr)
         return 2
     configure()
-    return asyncio.run(live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
-
-
-async def live(member: Coroutine[Any, Any, int], peer_id: str, identity: Path) -> int:
-    """The exit code of `member`; or ANEW, once the sidecar says in the file `identity` that this CVM is another peer
-    than `peer_id`: a member's name, addresses and registrations are its peer's, so it stops in order and starts anew.
-    """
-    async with TaskScope() as scope:
-        life = scope.start("member", member)
-        other = scope.start("identity", _until_another_peer(peer_id, identity))
-        await asyncio.wait({life, other}, return_when=asyncio.FIRST_COMPLETED)
-        moved = not life.done()
-        for task in (life, other):
-            task.cancel()
-    return ANEW if moved else life.result()
-
-
-async def _until_another_peer(peer_id: str, identity: Path) -> None:
-    """Returns when the file names another peer. One that is not there or not whole says nothing."""
-    while True:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(identity.read_bytes())["peer_id"]
-            if found != peer_id:
-                log.warning("this CVM is another peer now: starting anew", extra={"was": peer_id, "is": found})
-                return
-        await asyncio.sleep(IDENTITY_SECONDS)
+    return asyncio.run(moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
 
 
 def _answer(chosen: argparse.Namespace) -> int:
