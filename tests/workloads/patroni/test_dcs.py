@@ -218,13 +218,12 @@ async def test_bootstrap_is_claimed_though_the_answer_was_lost() -> None:
     """An empty `initialize` key that nobody's lock stands for is a claim of ours whose answer came too late, or of a
     process that is gone; all members would wait for it for ever. A claim that another one holds stays."""
     async with place() as it:
-        assert await it.write("initialize", "")
-        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
         session = await another_session(it.made)
-        held = await it.entry("bootstrap")
-        await it.made.consul.put(f"/v1/session/destroy/{held['Session']}")
         assert await it.write("bootstrap", "postgres-1", acquire=session)
+        assert await it.write("initialize", "")
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
+        await it.made.consul.put(f"/v1/session/destroy/{session}")
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
 
 
 async def test_key_is_given_back_where_the_claim_cannot_be_written() -> None:
