@@ -215,7 +215,7 @@ class Memory:
                 break
             time.sleep(AGAIN_SECONDS)
         if verdict.allowed:
-            log.warning("Consul does not remember the cluster; this member may lead: %s", verdict.reason)
+            log.warning("Consul does not remember the cluster, and this member goes ahead: %s", verdict.reason)
             self._stand(Standing())
         else:
             self._stand(Standing(state=State.WAITING, reason=verdict.reason))
