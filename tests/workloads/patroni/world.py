@@ -360,21 +360,6 @@ def placeholder(member: Member) -> dict[str, Any]:
     return registration.stub(backend, member.peer_id, member.address)
 
 
-async def forget(world: World) -> None:
-    """Consul as it is after all coordinators lost their disks: it knows no key, no token and no node."""
-    world.server.kill()
-    world.server.wait(20)
-    shutil.rmtree(world.folder / "data-server")
-    world.server = _agent(world.folder, json.loads((world.folder / "consul-server.json").read_text()), "server")
-    await world.until(lambda: _leads(world), "the new Consul server leads")
-    for member in world.members:
-        member.stop_agent()
-        # As an admission does: a fresh token, for a fresh agent.
-        member.token = await new_token(world, member.peer_id)
-        write_secret(member, "consul-token", member.token)
-        await restart_agent(world, member)
-
-
 async def _registered(member: Member, body: dict[str, Any]) -> bool:
     await member.consul.get("/v1/status/leader")
     try:
