@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.workloads.postgres import Server, postgres
-from tests.xds.mesh import INGRESS_PORT, PORT, Pair, closing, echo, pair
+from tests.xds.mesh import INGRESS_PORT, PORT, Pair, closing, pair
 from xds.spec import Endpoint
 
 MANY = 2000
