@@ -1,9 +1,10 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
 `GET /status`, with `?holders=yes` also which process has each backend's port; `GET /names`: machine → what it is called
-(`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/cut?direction={in,out,both}`,
-`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done
-to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
+(`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/{wipe,fill,free}` (of its disk),
+`…/cut?direction={in,out,both}`, `…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do
+for `<peer_id>`, too. What is done to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all
+namespaces) just before it was done.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 from aiohttp import web
@@ -26,6 +27,8 @@ from lab.nat import Direction
 if TYPE_CHECKING:
     from lab.host import Host
 
+ACTIONS = "start|stop|kill|cut|heal|signal|wipe|fill|free"
+"""What can be done to a CVM, as the router's pattern."""
 _STATUS_SECONDS = 2.0
 """A sidecar that does not answer within this is shown as not answering."""
 
@@ -38,7 +41,7 @@ class ControlServer:
         application = web.Application()
         application.router.add_get("/status", self._status)
         application.router.add_get("/names", self._names)
-        application.router.add_post("/machines/{peer_id}/{action:start|stop|kill|cut|heal|signal}", self._act)
+        application.router.add_post(f"/machines/{{peer_id}}/{{action:{ACTIONS}}}", self._act)
         application.router.add_post("/end", self._end)
         self._runner = web.AppRunner(application, access_log=None)
 
@@ -117,6 +120,10 @@ class ControlServer:
         if action in ("cut", "heal"):
             await self._host.cut(name, _direction(query) if action == "cut" else None)
             return {"cut": self._host.cut_of(name)}
+        if action in ("wipe", "fill", "free"):
+            changes: dict[str, Literal["wipe", "fill", "free"]] = {"wipe": "wipe", "fill": "fill", "free": "free"}
+            await self._host.change_disk(name, changes[action])
+            return {}
         act = {"start": self._host.boot, "stop": self._host.stop, "kill": self._host.kill}[action]
         await act(name)
         return {}

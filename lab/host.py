@@ -18,9 +18,11 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lab import disk
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ControlServer
@@ -68,6 +70,8 @@ class Request:
     listeners: tuple[Listener, ...]
     pin_peers: bool = False
     """See `lab.plan.Site`."""
+    disk: int | None = None
+    """MiB of each CVM's disk (`lab.disk`); None: as large as the machine's."""
 
     @classmethod
     def load(cls, path: Path) -> Request:
@@ -136,6 +140,10 @@ class Host:
             self.machines[machine_plan.name] = Machine(
                 machine_plan, folder=MACHINES / machine_plan.name, logs=self._run_dir / "logs", python=sys.executable
             )
+        if request.disk is not None:
+            for machine in self.machines.values():
+                image = self._run_dir / "disks" / f"{machine.plan.name}.ext4"
+                await asyncio.to_thread(disk.make, image, machine.plan.volumes, request.disk)
         for name in self.machines:
             await self.boot(name)
 
@@ -165,6 +173,19 @@ class Host:
             # First of all: the kernel closes the sockets of a process that is killed, and a dead machine says nothing.
             await self.cut(name, "both")
         await self.machines[name].kill()
+
+    async def change_disk(self, name: str, change: Literal["wipe", "fill", "free"]) -> None:
+        """Takes everything off a CVM's disk, takes its free space, or gives that back. ValueError where that cannot
+        be.
+        """
+        machine = self.machines[name]
+        try:
+            if change == "wipe":
+                await asyncio.to_thread(machine.wipe)
+            else:
+                await asyncio.to_thread({"fill": disk.fill, "free": disk.free}[change], machine.plan.volumes)
+        except (disk.DiskError, OSError) as error:
+            raise ValueError(f"the disk of {name}: {error}") from error
 
     async def cut(self, name: str, direction: Direction | None) -> None:
         """Cuts a CVM off from the network one way or both; None heals it. ValueError for what is no CVM."""

@@ -172,6 +172,17 @@ class Machine:
         """Stops the containers as `docker compose down` does: applications first, each with its grace."""
         await self._down("stopped", graceful=True)
 
+    def wipe(self) -> None:
+        """Takes everything off this CVM's disk, as another disk in its place would. ValueError while it runs."""
+        if self.state == "running":
+            raise ValueError(f"{self.plan.name} runs; ./mesh kill it first")
+        if self.plan.volumes.is_dir():
+            for entry in self.plan.volumes.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
     async def kill(self) -> None:
         """The CVM is gone from one moment to the next: nothing gets a chance to say goodbye."""
         await self._down("killed", graceful=False)

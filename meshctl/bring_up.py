@@ -65,9 +65,10 @@ def bring_up(
     progress: Progress,
     *,
     pin_peers: bool = False,
+    disk: int | None = None,
 ) -> tuple[Entry, ...]:
     """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`. `pin_peers`
-    tells each CVM its peer ID.
+    tells each CVM its peer ID. `disk`: MiB of each CVM's disk; None: as large as this machine's.
     """
     from lab.host import Listener, Request
     from topology.cluster import ClusterError, load
@@ -101,6 +102,7 @@ def bring_up(
         postgres=found["postgres"],
         listeners=tuple(Listener(group=group, port=ports[group], fd=sockets[group].fileno()) for group in ports),
         pin_peers=pin_peers,
+        disk=disk,
     )
     path = run.folder / "request.json"
     request.save(path)

@@ -73,6 +73,12 @@ _pin_option = click.option(
 @click.argument("cluster", default="clusters/starter")
 @start_options
 @_pin_option
+@click.option(
+    "--disk",
+    type=click.IntRange(256, 1 << 20),
+    metavar="MIB",
+    help="Give each CVM a disk of that size, which may run full; needs root. Default: as large as this machine's.",
+)
 def up(
     cluster: str,
     replicas: tuple[str, ...],
@@ -81,15 +87,22 @@ def up(
     nat: Nat,
     name: str | None,
     pin_peers: bool,
+    disk: int | None,
 ) -> None:
     """Brings a cluster up on this machine and waits until it serves."""
     chosen = overrides_of(replicas, coordinators, variables)
-    run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)
+    run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers, disk=disk)
     _say_how_to_go_on(run, entries)
 
 
 def start_mesh(
-    cluster: str, overrides: dict[str, str], nat: Nat, name: str | None, *, pin_peers: bool = False
+    cluster: str,
+    overrides: dict[str, str],
+    nat: Nat,
+    name: str | None,
+    *,
+    pin_peers: bool = False,
+    disk: int | None = None,
 ) -> tuple[runs.Run, dict[str, Any], tuple[lab.Entry, ...]]:
     """Brings a cluster up and waits until it serves: the mesh, its status, its entries. Nothing stays half up."""
     progress = Console()
@@ -100,7 +113,7 @@ def start_mesh(
     run = runs.run_of(name or folder.name)
     with ending.catching(), runs.claim(run):
         try:
-            entries = lab.bring_up(run, folder, overrides, nat, progress, pin_peers=pin_peers)
+            entries = lab.bring_up(run, folder, overrides, nat, progress, pin_peers=pin_peers, disk=disk)
             document = lab.wait_ready(run, progress)
         except BaseException as error:
             # Nothing stays half up; what the lab said is kept in the message.

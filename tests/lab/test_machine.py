@@ -212,3 +212,19 @@ async def test_a_cvm_is_the_peer_that_its_sidecar_says_or_said(tmp_path: Path) -
         identity.write_text('{"peer_id": "t-0"}')
         assert (own.seen().peer_id, own.seen().current) == ("t-0", True)
         await own.kill()
+
+
+async def test_a_wiped_disk_is_empty_and_a_running_machine_keeps_its_own(tmp_path: Path) -> None:
+    """Only a CVM that does not run can lose its disk."""
+    own = machine(tmp_path, "exec sleep 300")
+    kept = tmp_path / "volumes" / "data"
+    kept.mkdir(parents=True)
+    (kept / "file").touch()
+    async with TaskScope() as scope:
+        await own.boot(scope, "", SilentAgent())
+        with pytest.raises(ValueError, match="runs"):
+            own.wipe()
+        assert (kept / "file").exists()
+        await own.kill()
+    own.wipe()
+    assert list((tmp_path / "volumes").iterdir()) == []
