@@ -7,6 +7,7 @@ started, when stdin closes. IO: stdin, stdout, the database, Patroni's REST API.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -14,15 +15,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from workloads import dbattacks
 from workloads.dbclients import CREATE, RETRY_SECONDS, Holder, Reader, Target, Writer, connect
+from workloads.patroni import standing
 
 _WATCH_SECONDS = 0.5
 _STOP_SECONDS = 3.0
 _HTTP_SECONDS = 10.0
+_BURN_BYTES = 1 << 18
+"""Of one row of `burn`."""
 TAIL = 5
 """Failures of one client that are told: the newest ones."""
 DIGEST = (
@@ -115,7 +121,34 @@ class Probe:
     def clear(self, target: dict[str, Any]) -> None:
         """Removes the table."""
         with connect(Target(**target)) as connection:
-            connection.execute("DROP TABLE IF EXISTS chaos_rows")
+            connection.execute("DROP TABLE IF EXISTS chaos_rows, chaos_burnt")
+
+    def burn(self, target: dict[str, Any], size: int, seconds: float) -> int:
+        """Writes rows that do not compress until `size` bytes were written, something refuses, or time is up; bytes."""
+        written, end = 0, time.monotonic() + seconds
+        try:
+            with connect(Target(**target)) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS chaos_burnt (data bytea)")
+                while written < size and time.monotonic() < end:
+                    connection.execute("INSERT INTO chaos_burnt VALUES (%s)", (os.urandom(_BURN_BYTES),))
+                    written += _BURN_BYTES
+        except psycopg.Error:
+            # A full disk refuses, or ends the server: that is what was asked for.
+            return written
+        return written
+
+    def occupy(self, targets: list[list[Any]], each: int, seconds: float) -> dict[str, int]:
+        """See `workloads.dbattacks.occupy`."""
+        return dbattacks.occupy([(str(host), int(port)) for host, port in targets], each, seconds)
+
+    def poison(self, nodes: list[str], seconds: float) -> dict[str, int]:
+        """See `workloads.dbattacks.poison`."""
+        return dbattacks.poison(nodes, seconds)
+
+    def standing(self, folder: str) -> list[str]:
+        """How the member beside this probe stands to its cluster (`workloads.patroni.standing`): state and reason."""
+        found = standing.read(Path(folder))
+        return [found.state, found.reason]
 
     def http(self, url: str) -> dict[str, Any]:
         """GET `url`: status and text. Status 0: no answer."""
