@@ -23,7 +23,18 @@ from meshctl import ending, runs
 from meshctl.bench_report import number
 from meshctl.chaos_cluster import SCENARIOS, ChaosError, Cluster, Scenario
 from meshctl.chaos_engine import Engine, Evidence
-from meshctl.chaos_figures import BY_DEFAULT, FAULTS, Fault, Round, Spread, Summary, document, last_closed, summaries
+from meshctl.chaos_figures import (
+    BY_DEFAULT,
+    FAULTS,
+    STAYS,
+    Fault,
+    Round,
+    Spread,
+    Summary,
+    document,
+    last_closed,
+    summaries,
+)
 from meshctl.console import Console, Progress
 from meshctl.errors import UserError
 from meshctl.probes import ProbeError
@@ -32,6 +43,9 @@ HEADINGS = (
     "fault", "rounds", "first write again, s", "old connections closed, s", "acknowledged", "lost", "outcome unknown",
     "longest time without a read, s",
 )  # fmt: skip
+
+DISK_MEBIBYTES = 2048
+"""Of each CVM in a mesh that is brought up for a full disk: PostgreSQL's log may take 1 GiB (`max_wal_size`)."""
 
 
 @click.command()
@@ -42,7 +56,7 @@ HEADINGS = (
     "faults",
     multiple=True,
     type=click.Choice(FAULTS),
-    help="Only this one; may be repeated. Default: all but crash-sidecar.",
+    help="Only this one; may be repeated. Default: all but crash-sidecar and disk-full.",
 )
 @click.option("--async", "asynchronous", is_flag=True, help="Without synchronous mode: what is lost is shown.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there.")
@@ -65,7 +79,8 @@ def command(
     chosen = tuple(fault for fault in FAULTS if fault in (faults or BY_DEFAULT))
     kept: list[Evidence] = []
     problem = ""
-    with ending.catching(), mesh(SCENARIOS[scenario], name, progress) as run:
+    disk = DISK_MEBIBYTES if "disk-full" in chosen else None
+    with ending.catching(), mesh(SCENARIOS[scenario], name, progress, disk) as run:
         try:
             problem = make(run, SCENARIOS[scenario], chosen, rounds, kept, progress, asynchronous=asynchronous)
         finally:
@@ -77,8 +92,11 @@ def command(
 
 
 @contextlib.contextmanager
-def mesh(scenario: Scenario, name: str | None, progress: Progress) -> Iterator[runs.Run]:
-    """The running mesh called `name` (without one: the only one of that cluster), or one of our own for the block."""
+def mesh(scenario: Scenario, name: str | None, progress: Progress, disk: int | None = None) -> Iterator[runs.Run]:
+    """The running mesh called `name` (without one: the only one of that cluster), or one of our own for the block.
+
+    `disk`: MiB of each CVM's disk in one of our own.
+    """
     running = [
         run
         for run in runs.all_runs()
@@ -95,7 +113,7 @@ def mesh(scenario: Scenario, name: str | None, progress: Progress) -> Iterator[r
         return
     from meshctl.lab_commands import start_mesh
 
-    run, _, _ = start_mesh(f"clusters/{scenario.cluster}", {}, "preserving", name or f"chaos-{os.getpid()}")
+    run, _, _ = start_mesh(f"clusters/{scenario.cluster}", {}, "preserving", name or f"chaos-{os.getpid()}", disk=disk)
     try:
         yield run
     finally:
@@ -162,10 +180,18 @@ def _sentence(result: Round) -> str:
     """One round in a line."""
     taken = "no write again" if result.rto is None else f"first write again after {result.rto:.3f} s"
     closed = last_closed(result.closed)
-    cut = "not all old connections were closed" if closed is None else f"old connections closed after {closed:.3f} s"
+    if result.fault in STAYS:
+        taken = "no write again" if result.rto is None else f"longest pause {result.rto:.3f} s"
+        cut = "connections were held"
+    elif closed is None:
+        cut = "not all old connections were closed"
+    else:
+        cut = f"old connections closed after {closed:.3f} s"
     moved = f"{result.leader} → {result.new_leader}" if result.new_leader != result.leader else result.leader
     hit = "" if result.victim == result.leader else f" (hit: {result.victim})"
     said = [f"{moved}{hit}", taken, cut, f"{result.acknowledged} acknowledged, {len(result.lost)} lost"]
+    if result.forked:
+        said.append(f"{', '.join(result.forked)} FORKED")
     if result.demoted:
         said.append(f"{len(result.demoted)} ACKNOWLEDGED BY A DEMOTED LEADER")
     return "; ".join([*said, *([result.problem] if result.problem else [])])
@@ -182,7 +208,11 @@ def _report(
     if found:
         print_table(found, asynchronous=asynchronous)
     # A demoted leader must not acknowledge anything in any mode; what asynchronous replication loses is its price.
-    bad = [e for e in kept if e.result.problem or e.result.demoted or (e.result.lost and not asynchronous)]
+    bad = [
+        e
+        for e in kept
+        if e.result.problem or e.result.demoted or e.result.forked or (e.result.lost and not asynchronous)
+    ]
     if bad:
         progress.line(f"evidence: {keep_evidence(bad, run)}")
     return 1 if bad else 0
@@ -200,6 +230,7 @@ def print_table(found: Sequence[Summary], *, asynchronous: bool) -> None:
     for each in found:
         unclosed = f", {each.never_closed} never" if each.never_closed else ""
         lost = f"{each.lost}" + (f", {each.demoted} by a demoted leader" if each.demoted else "")
+        lost += f", {each.forked} members forked" if each.forked else ""
         table.add_row(
             each.fault,
             str(each.rounds),
@@ -209,7 +240,7 @@ def print_table(found: Sequence[Summary], *, asynchronous: bool) -> None:
             lost,
             str(each.unknown),
             _triple(each.read_gap),
-            style="bold red" if each.lost or each.demoted else None,
+            style="bold red" if each.lost or each.demoted or each.forked else None,
         )
     screen = Screen() if sys.stdout.isatty() else Screen(width=160)
     screen.print(table)

@@ -8,11 +8,13 @@ import contextlib
 import json
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlencode
 
-from meshctl import runs, status
+from meshctl import chaos_faults, runs, status
 from meshctl.chaos_figures import Fault, decision
 from meshctl.errors import UserError
 from meshctl.lab_commands import exec_argv
@@ -21,9 +23,11 @@ from meshctl.probes import Probe, ProbeError
 PROBE = "workloads.dbprobe"
 ROUTES = ("postgres-master", "postgres-replica")
 PORT = 5432
-REST = "http://127.0.0.1:8008"
+REST_PORT = 8008
+REST = f"http://127.0.0.1:{REST_PORT}"
 """Patroni's REST API, for whoever is in its CVM."""
 COMMAND_SECONDS = 60.0
+WHOLE_SECONDS = 180.0
 LEADER_SECONDS = 120.0
 """A fresh cluster makes its first database in some 10 s."""
 
@@ -70,6 +74,8 @@ class Hit:
     victim: str
     at: float
     """Just before."""
+    over: float = 0.0
+    """Just after its last step, where it has several."""
     process: subprocess.Popen[bytes] | None = None
     """A command that goes on meanwhile."""
 
@@ -92,6 +98,10 @@ class Cluster:
         self.application = found[0]
         self.clients = Probe(run, self.application, PROBE)
         self._inside: dict[str, Probe] = {}
+        self.notes: list[str] = []
+        """What the round's fault has to say; the engine takes it."""
+        self.on_wait: Callable[[str], None] = lambda _: None
+        """Is told what `wait_whole` waits for."""
 
     def document(self) -> dict[str, Any]:
         """The status contract, with PIDs as the lab sees them: quicker than the host's view."""
@@ -209,7 +219,10 @@ class Cluster:
         return None
 
     def hit(self, fault: Fault, leader: str, number: int) -> Hit:
-        """Makes the fault."""
+        """Makes the fault; one of several steps is over when this returns."""
+        if fault in chaos_faults.MADE_HERE:
+            at = chaos_faults.make(self, fault, leader, number)
+            return Hit(victim=leader, at=at, over=time.monotonic())
         if fault == "switchover":
             argv = self._patronictl(leader, "switchover", "--leader", leader, "--force")
             at = time.monotonic()
@@ -220,7 +233,7 @@ class Cluster:
             return Hit(victim=leader, at=at, process=process)
         # The caller's Envoy and the leader's in turns.
         victim = self.application if fault == "crash-envoy" and number % 2 else leader
-        asked = {
+        asked: dict[Fault, tuple[str, dict[str, str]]] = {
             "crash-postgres": ("signal", {"process": "postgres"}),
             "crash-patroni": ("signal", {"process": self.scenario.patroni}),
             "crash-envoy": ("signal", {"process": "envoy"}),
@@ -238,6 +251,52 @@ class Cluster:
         suffix = f"?{urlencode(query)}" if query else ""
         answer: dict[str, Any] = self.run.call("POST", f"/machines/{peer}/{action}{suffix}", seconds=COMMAND_SECONDS)
         return answer
+
+    def machines(self) -> dict[str, str]:
+        """Peer ID → the lab's name of that CVM now: the name that stays with it when it boots."""
+        return {called: machine for machine, called in self.run.names().items()}
+
+    def coordinators(self) -> list[str]:
+        """Peer IDs of the coordinators."""
+        return [p["peer_id"] for p in self.document()["peers"] if p["kind"] == "coordinator"]
+
+    def addresses(self, peers: Sequence[str]) -> list[str]:
+        """The mesh addresses of `peers`, as far as they are known now."""
+        return [p["address"] for p in self.document()["peers"] if p["peer_id"] in peers and p["address"]]
+
+    def rest_routes(self) -> list[tuple[str, int]]:
+        """Name and port of every route that leads to a member's REST interface."""
+        found = {
+            r["name"]: int(r["port"])
+            for p in self.document()["peers"]
+            for r in p["routes"]
+            if int(r["port"]) == REST_PORT
+        }
+        return sorted(found.items())
+
+    def note(self, text: str) -> None:
+        """Keeps `text` for the round's evidence."""
+        self.notes.append(text)
+
+    def wait_whole(self, *, synchronous: bool = True) -> None:
+        """Returns when every member and every CVM is as it should be. ChaosError when that takes too long."""
+        end = time.monotonic() + WHOLE_SECONDS
+        missing = "nothing was asked yet"
+        while time.monotonic() < end:
+            try:
+                missing = self.missing(synchronous=synchronous)
+            except (ProbeError, UserError) as error:
+                missing = str(error)
+            if not missing:
+                return
+            self.on_wait(missing)
+            time.sleep(0.1)
+        raise ChaosError(f"the cluster is not whole after {WHOLE_SECONDS:.0f} s: {missing}")
+
+    def standing(self, peer: str) -> str:
+        """Why the data of `peer` are not the leader's, as the member itself says; empty when it says nothing such."""
+        state, reason = self.ask(peer, "standing", folder=str(PurePosixPath(self.scenario.configuration).parent))
+        return "" if state == "whole" else f"{state}: {reason}"
 
     def mend(self) -> None:
         """Ends every cut and starts every CVM that does not run."""

@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshctl.chaos_cluster import ROUTES, ChaosError, Cluster, Hit
-from meshctl.chaos_figures import Ack, Fault, Round, after_demotion, longest_gap, lost, outage, recovery
+from meshctl.chaos_figures import (
+    PAUSES,
+    STAYS,
+    Ack,
+    Fault,
+    Round,
+    after_demotion,
+    longest_gap,
+    lost,
+    outage,
+    recovery,
+)
 from meshctl.console import Progress
 from meshctl.ending import held_back
-from meshctl.errors import UserError
 from meshctl.probes import ProbeError
 
 WRITERS = 4
@@ -28,16 +38,17 @@ CLOSE_SECONDS = 20.0
 """How long a held connection is watched once writes go on."""
 SAME_LEADER_SECONDS = 10.0
 """Writes that go on for so long without a new leader: there will be none."""
-WHOLE_SECONDS = 180.0
 LEADER_SECONDS = 60.0
 EQUAL_SECONDS = 60.0
 POLL = 0.02
+NOTED = ("unknown", "failures", "attempts_failed", "read_failures", "held")
+"""What of the clients' record is kept as it is."""
 WITNESS = 1000
 """Number of the writer beside the old leader: it dials 127.0.0.1, past the mesh."""
 _WITNESSED: frozenset[Fault] = frozenset(
     {"crash-sidecar", "partition-both", "partition-in", "partition-out", "switchover"}
 )
-_MOVES: frozenset[Fault] = frozenset({"switchover"})
+_MOVES: frozenset[Fault] = frozenset({"switchover", "rolling-update"})
 """Faults in which the old leader serves on for a while, so that only a new timeline ends them."""
 
 
@@ -60,6 +71,7 @@ class Engine:
         self._synchronous = synchronous
         self._name = name
         """Prefix of the rows' runs."""
+        cluster.on_wait = lambda missing: progress.update(f"waiting until the cluster is whole: {missing}")
 
     def rounds(self, faults: Sequence[Fault], number: int, keep: Callable[[Evidence], None]) -> None:
         """Each fault once in turn, `number` times over; `keep` gets each round as it ends. ChaosError ends them all."""
@@ -74,18 +86,7 @@ class Engine:
 
     def wait_whole(self) -> None:
         """Waits until every member and every CVM is as it should be."""
-        end = time.monotonic() + WHOLE_SECONDS
-        missing = "nothing was asked yet"
-        while time.monotonic() < end:
-            try:
-                missing = self._cluster.missing(synchronous=self._synchronous)
-            except (ProbeError, UserError) as error:
-                missing = str(error)
-            if not missing:
-                return
-            self._progress.update(f"waiting until the cluster is whole: {missing}")
-            time.sleep(0.1)
-        raise ChaosError(f"the cluster is not whole after {WHOLE_SECONDS:.0f} s: {missing}")
+        self._cluster.wait_whole(synchronous=self._synchronous)
 
     def _patiently(self, command: str, **fields: Any) -> Any:
         """One command of the clients that needs the leader, again until there is one."""
@@ -161,12 +162,18 @@ class Engine:
         """Waits until writes go on and what was held is closed; why that did not come about."""
         end = time.monotonic() + RECOVER_SECONDS
         while True:
-            state = self._cluster.clients.do("state", after=hit.at, timeline=timeline)
+            state = self._cluster.clients.do("state", after=hit.over if fault in STAYS else hit.at, timeline=timeline)
             now = state["now"]
-            same = state["acks"] >= STEADY_ACKS and fault not in _MOVES and self._settled(state, hit)
+            if fault in STAYS:
+                # The fault is over, and was to be noticed by nobody: what is held is held on.
+                if state["acks"] >= STEADY_ACKS:
+                    return self._unmoved(state)
+                same = False
+            else:
+                same = state["acks"] >= STEADY_ACKS and fault not in _MOVES and self._settled(state, hit)
             if state["beyond"] >= STEADY_ACKS or same:
                 break
-            if now - hit.at > RECOVER_SECONDS or time.monotonic() > end:
+            if now - max(hit.at, hit.over) > RECOVER_SECONDS or time.monotonic() > end:
                 return f"no write was acknowledged within {RECOVER_SECONDS:.0f} s; {state['last_failure']}"
             self._progress.update(f"{self._label} in {hit.victim}: {now - hit.at:.1f} s")
             time.sleep(POLL)
@@ -177,6 +184,14 @@ class Engine:
             time.sleep(POLL)
             state = self._cluster.clients.do("state", after=hit.at, timeline=timeline)
         return ""
+
+    @staticmethod
+    def _unmoved(state: dict[str, Any]) -> str:
+        """What the clients noticed of a fault that nobody was to notice; empty when nothing."""
+        closed = sorted(name for name, held in state["held"].items() if held["closed"] is not None)
+        if state["beyond"]:
+            return "the leadership moved, and nothing had happened to the leader"
+        return f"connections to the leader were closed: {', '.join(closed)}" if closed else ""
 
     @staticmethod
     def _settled(state: dict[str, Any], hit: Hit) -> bool:
@@ -198,10 +213,10 @@ class Engine:
         beside, beside_rows = self._witness(leader, run) if fault in _WITNESSED else ([], [])
         acks += beside
         rows += beside_rows
-        different = self._compare_replicas()
+        different, forked = self._compare_members()
         seen = [ack for ack in acks if ack.writer < WITNESS]
         # A switchover is asked for long before it begins: what counts is from the old leader's last word on.
-        found = outage(seen, hit.at, timeline) if fault in _MOVES else None
+        found = outage(seen, hit.at, timeline) if fault in PAUSES else None
         begin = hit.at if found is None else found[0]
         decided = cluster.decided(leader, hit.at)
         result = Round(
@@ -211,10 +226,11 @@ class Engine:
             at=hit.at,
             leader=leader,
             new_leader=cluster.leader() or "",
-            rto=recovery(seen, hit.at, timeline, pause=fault in _MOVES),
+            rto=recovery(seen, hit.at, timeline, pause=fault in PAUSES),
+            # Of a fault that moves nothing they are to stay open; `_unmoved` says when they did not.
             closed={
                 name: None if held["closed"] is None else max(0.0, held["closed"] - begin)
-                for name, held in record["held"].items()
+                for name, held in (() if fault in STAYS else record["held"].items())
             },
             decided=None if decided is None else decided - begin,
             acknowledged=len(acks),
@@ -223,9 +239,12 @@ class Engine:
             demoted=after_demotion(acks),
             reads=len(record["reads"]),
             read_gap=longest_gap(read[0] for read in record["reads"]),
+            forked=forked,
             problem=problem or different,
         )
-        notes = {name: record[name] for name in ("unknown", "failures", "attempts_failed", "read_failures", "held")}
+        said, cluster.notes = cluster.notes, []
+        notes: dict[str, Any] = {"fault": said}
+        notes |= {name: record[name] for name in NOTED}
         return Evidence(result=result, acks=acks, rows=rows, notes=notes)
 
     def _witness(self, leader: str, run: str) -> tuple[list[Ack], list[list[int]]]:
@@ -241,22 +260,38 @@ class Engine:
             [[WITNESS + writer, seq] for writer, seq in rows],
         )
 
-    def _compare_replicas(self) -> str:
-        """Waits until all members have the same rows; what differs when they never have."""
+    def _compare_members(self) -> tuple[str, tuple[str, ...]]:
+        """Waits until all members have the same rows and none says that it has another history than the leader.
+
+        What differs when that does not come about, and the members that differ from the leader.
+        """
         cluster = self._cluster
         end = time.monotonic() + EQUAL_SECONDS
-        said: dict[str, Any] = {}
-        while time.monotonic() < end:
-            for member in cluster.members:
-                try:
-                    digest = cluster.ask(member, "digest", target=cluster.target("127.0.0.1"))
-                    said[member] = (digest["count"], digest["sum"])
-                except ProbeError as error:
-                    said[member] = str(error)
-            if len(set(said.values())) == 1 and all(isinstance(value, tuple) for value in said.values()):
-                return ""
+        while True:
+            rows, standing = self._looks()
+            same = len(set(rows.values())) == 1 and all(isinstance(value, tuple) for value in rows.values())
+            if same and not any(standing.values()):
+                return "", ()
+            if time.monotonic() > end:
+                break
             time.sleep(0.2)
-        return f"the members' rows differ: {said}"
+        leads = rows.get(cluster.leader() or "")
+        forked = tuple(sorted(peer for peer in rows if rows[peer] != leads or standing.get(peer)))
+        return f"the members differ: rows {rows}, they say {standing}", forked
+
+    def _looks(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Of each member: count and checksum of all rows, or why it does not say; and how it says that it stands."""
+        cluster = self._cluster
+        rows: dict[str, Any] = {}
+        standing: dict[str, str] = {}
+        for member in cluster.members:
+            try:
+                digest = cluster.ask(member, "digest", target=cluster.target("127.0.0.1"))
+                rows[member] = (digest["count"], digest["sum"])
+                standing[member] = cluster.standing(member)
+            except ProbeError as error:
+                rows[member] = str(error)
+        return rows, standing
 
 
 def _ack(item: Sequence[Any]) -> Ack:

@@ -24,10 +24,23 @@ Fault = Literal[
     "partition-in",
     "partition-out",
     "switchover",
+    "coordinators-restart",
+    "coordinators-lost",
+    "coordinator-and-members",
+    "rolling-update",
+    "disk-full",
+    "rest-attack",
+    "check-attack",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-BY_DEFAULT = tuple(fault for fault in FAULTS if fault != "crash-sidecar")
-"""What a run without `--fault` makes. A killed sidecar is for those who ask: `--json` promises the others."""
+STAYS: frozenset[Fault] = frozenset({"coordinators-restart", "coordinators-lost", "rest-attack", "check-attack"})
+"""Faults that must not move the leader, nor close a connection to it. The longest pause of writes is measured."""
+PAUSES: frozenset[Fault] = STAYS | {"switchover", "rolling-update"}
+"""Faults whose recovery time is the longest pause of writes: the leader serves on for a while after they began."""
+BY_DEFAULT = tuple(fault for fault in FAULTS if fault not in ("crash-sidecar", "disk-full"))
+"""What a run without `--fault` makes. A killed sidecar is for those who ask. A full disk needs disks of a limited size:
+the mesh that a run brings up for it has them, one that runs already may not.
+"""
 Row = tuple[int, int]
 """Writer and number: what identifies a row of a round."""
 
@@ -80,6 +93,9 @@ class Round:
     reads: int
     read_gap: float | None
     """Longest time without an answer from a replica's route."""
+    forked: tuple[str, ...] = ()
+    """Members that have another history than the leader, or other rows, after the cluster is whole: each counts as a
+    loss."""
     problem: str = ""
     """Why it is no good as a sample; empty: it is."""
 
@@ -108,6 +124,8 @@ class Summary:
     unknown: int
     never_closed: int
     """Held connections that were not closed within the bound."""
+    forked: int
+    """Members that forked, or had other rows."""
     read_gap: Spread
 
 
@@ -126,8 +144,7 @@ def recovery(acks: Iterable[Ack], at: float, timeline: int, *, pause: bool) -> f
 def outage(acks: Iterable[Ack], at: float, timeline: int) -> tuple[float, float] | None:
     """When the last write before it and the first after it were acknowledged; None when nothing was afterwards.
 
-    Where a new leader has taken over, it ends with the first write beyond `timeline`. Where none has, it is the longest
-    time without an acknowledged write that ends after `at`.
+    Where a new leader has taken over, it ends with the first write beyond `timeline`. Where none has, see `pause`.
     """
     ordered = sorted(acks, key=lambda ack: ack.end)
     beyond = [ack for ack in ordered if ack.timeline > timeline and ack.end > at]
@@ -135,12 +152,17 @@ def outage(acks: Iterable[Ack], at: float, timeline: int) -> tuple[float, float]
     if beyond:
         end = beyond[0].end
         begin = max((moment for moment in before if moment <= end), default=at)
-    else:
-        ends = [ack.end for ack in ordered]
-        gaps = [(later - earlier, earlier, later) for earlier, later in pairwise(ends) if later > at]
-        if not gaps:
-            return None
-        _, begin, end = max(gaps)
+        return begin, end
+    return pause(ordered, at)
+
+
+def pause(acks: Iterable[Ack], at: float) -> tuple[float, float] | None:
+    """The longest time without an acknowledged write that ends after `at`: its begin and its end."""
+    ends = sorted(ack.end for ack in acks)
+    gaps = [(later - earlier, earlier, later) for earlier, later in pairwise(ends) if later > at]
+    if not gaps:
+        return None
+    _, begin, end = max(gaps)
     return begin, end
 
 
@@ -211,6 +233,7 @@ def summaries(rounds: Sequence[Round]) -> tuple[Summary, ...]:
                     demoted=sum(len(each.demoted) for each in own),
                     unknown=sum(each.unknown for each in own),
                     never_closed=sum(moment is None for each in own for moment in each.closed.values()),
+                    forked=sum(len(each.forked) for each in own),
                     read_gap=spread(each.read_gap for each in own),
                 )
             )
@@ -228,6 +251,7 @@ def document(found: Iterable[Summary]) -> dict[str, Any]:
                 "old_connection_closed_s": asdict(each.closed),
                 "writes_acknowledged": each.acknowledged,
                 "writes_lost": each.lost,
+                "members_forked": each.forked,
             }
             for each in found
         ]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from meshctl import runs
-from meshctl.chaos_figures import BY_DEFAULT, FAULTS
+from meshctl.chaos_figures import FAULTS, STAYS
 from tests.e2e.user import Mesh, running, wait_for
 from tests.support import ROOT, tool
 
@@ -38,18 +38,28 @@ def chaos(mesh: Mesh, folder: Path, *arguments: str) -> dict[str, dict[str, Any]
     return {each["fault"]: each for each in json.loads(out.read_text(encoding="utf-8"))["faults"]}
 
 
+LEFT_OUT = {
+    "coordinators-restart": "tests/e2e/test_coordinators.py restarts them under calls",
+    "rolling-update": "three boots, each until all is whole again: a minute and more",
+    "disk-full": "needs a mesh with disks of a limited size",
+}
+"""Faults that CI does not make in a whole mesh, and why; `./mesh chaos patroni --fault NAME` makes each."""
+
+
 def test_no_fault_loses_an_acknowledged_write(database: Mesh, tmp_path: Path) -> None:
-    """Each fault once: writes go on, held connections were closed, every acknowledged row is on every member."""
-    figures = chaos(database, tmp_path)
-    assert tuple(figures) == BY_DEFAULT
-    figures |= chaos(database, tmp_path, "--fault", "crash-sidecar")
-    assert set(figures) == set(FAULTS)
+    """Each fault once: writes go on, held connections were closed where the leader moved and held on to where it did
+    not, every acknowledged row is on every member.
+    """
+    made = tuple(fault for fault in FAULTS if fault not in LEFT_OUT)
+    figures = chaos(database, tmp_path, *(word for fault in made for word in ("--fault", fault)))
+    assert tuple(figures) == made
     for fault, each in figures.items():
         assert each["rounds"] == 1
         assert each["writes_lost"] == 0
+        assert each["members_forked"] == 0
         assert each["writes_acknowledged"] > 0
         assert each["rto_s"]["median"] is not None, fault
-        assert each["old_connection_closed_s"]["max"] is not None, fault
+        assert (each["old_connection_closed_s"]["max"] is None) == (fault in STAYS), fault
     assert {peer["cut"] for peer in database.status()["peers"]} == {None}
 
 

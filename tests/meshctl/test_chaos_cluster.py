@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from meshctl import chaos_cluster
-from meshctl.chaos_cluster import SCENARIOS, Cluster
+from meshctl.chaos_cluster import SCENARIOS, ChaosError, Cluster
+from meshctl.chaos_faults import MADE_HERE
 from meshctl.chaos_figures import FAULTS
 from meshctl.errors import UserError
 
@@ -126,7 +127,7 @@ def test_each_fault_is_one_action_of_the_lab(run: FakeRun) -> None:
     """What is asked of whom; Envoy's is the leader's and the caller's in turns."""
     found = cluster(run)
     for fault in FAULTS:
-        if fault != "switchover":
+        if fault != "switchover" and fault not in MADE_HERE:
             assert found.hit(fault, "postgres-0", 0).victim == "postgres-0"
     assert found.hit("crash-envoy", "postgres-0", 1).victim == "webdemo-0"
     assert run.asked == [
@@ -159,3 +160,31 @@ def test_synchronous_mode_is_what_patroni_says(run: FakeRun, monkeypatch: pytest
     for value, expected in ((True, True), ("quorum", True), (False, False), (None, False)):
         monkeypatch.setattr(FakeProbe, "patroni", {"synchronous_mode": value})
         assert found.synchronous() is expected
+
+
+def test_waiting_for_a_whole_cluster_is_bounded(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is told while it is waited for, and named when that takes too long."""
+    monkeypatch.setattr(chaos_cluster, "WHOLE_SECONDS", 0.3)
+    found, told = cluster(run), list[str]()
+    found.on_wait = told.append
+    found.wait_whole()
+    assert told == []
+    run.machines["postgres-2"]["sidecar"] |= {"ready": False, "reasons": ["link"]}
+    with pytest.raises(ChaosError, match=r"not whole.*postgres-2: link"):
+        found.wait_whole()
+    assert set(told) == {"postgres-2: link"}
+
+
+def test_rest_routes_and_addresses_are_what_the_mesh_says(run: FakeRun) -> None:
+    """Each name once, whoever sees it; addresses of the members that have one."""
+    routes = [{"name": f"patroni-{n}", "port": 8008, "endpoints": []} for n in (1, 0)]
+    for peer in ("webdemo-0", "postgres-0"):
+        run.machines[peer]["sidecar"]["routes"] = [*run.machines[peer]["sidecar"]["routes"], *routes]
+    for machine in run.machines.values():
+        for route in machine["sidecar"]["routes"]:
+            route.setdefault("port", 5432)
+    run.machines["postgres-1"]["sidecar"]["address"] = None
+    found = cluster(run)
+    assert found.rest_routes() == [("patroni-0", 8008), ("patroni-1", 8008)]
+    assert found.addresses(MEMBERS) == ["100.96.0.9"] * 2
+    assert found.coordinators() == ["coordinator-0"]

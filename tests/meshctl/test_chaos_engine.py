@@ -32,7 +32,7 @@ class FakeClients:
             return {
                 "now": 10.5 if cluster.recovers else 1000.0,
                 "acks": 100 if served else 0,
-                "beyond": 100 if hit and served else 0,
+                "beyond": 100 if hit and served and cluster.moves else 0,
                 "timeline": 2 if hit else 1,
                 "last": 10.4,
                 "held": {"idle": closed, "talking": closed},
@@ -69,15 +69,24 @@ class FakeCluster:
         self.recovers = self.closes = True
         self.missing_text = ""
         self.digests = {"pg-0": 3, "pg-1": 3}
+        self.moves = True
+        self.stands = {"pg-0": "", "pg-1": ""}
+        self.notes: list[str] = []
+        self.on_wait: Any = None
 
-    def missing(self, **_: Any) -> str:
+    def wait_whole(self, **_: Any) -> None:
         """Whole, or not."""
         self.said.append("missing")
-        return self.missing_text
+        if self.missing_text:
+            raise ChaosError(f"the cluster is not whole after 1 s: {self.missing_text}")
+
+    def standing(self, peer: str) -> str:
+        """What the member says of itself."""
+        return self.stands[peer]
 
     def leader(self) -> str:
-        """pg-0 until the fault."""
-        return "pg-1" if "hit" in self.said else "pg-0"
+        """pg-0 until the fault, and after one that moves nothing."""
+        return "pg-1" if "hit" in self.said and self.moves else "pg-0"
 
     def target(self, route: str) -> dict[str, Any]:
         """Where."""
@@ -95,7 +104,7 @@ class FakeCluster:
     def hit(self, _fault: str, leader: str, _number: int) -> Hit:
         """The fault."""
         self.said.append("hit")
-        return Hit(victim=leader, at=10.0)
+        return Hit(victim=leader, at=10.0, over=10.2)
 
     def finish(self, _hit: Hit) -> str:
         """Nothing to wait for."""
@@ -112,7 +121,7 @@ class FakeCluster:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL", "WHOLE_SECONDS", "CLOSE_SECONDS", "EQUAL_SECONDS"):
+    for name in ("POLL", "CLOSE_SECONDS", "EQUAL_SECONDS"):
         monkeypatch.setattr(chaos_engine, name, 0.001 if name == "POLL" else 0.05)
 
 
@@ -170,10 +179,44 @@ def test_a_connection_that_stays_open_is_a_problem() -> None:
 
 
 def test_members_that_differ_are_a_problem() -> None:
-    """Rows that are not everywhere after the bound."""
+    """Rows that are not everywhere after the bound: whoever differs from the leader counts as forked."""
     cluster = FakeCluster()
-    cluster.digests["pg-1"] = 2
-    assert "the members' rows differ" in one(cluster).result.problem
+    cluster.digests["pg-0"] = 2
+    result = one(cluster).result
+    assert "the members differ" in result.problem
+    assert result.forked == ("pg-0",)
+
+
+def test_a_member_that_says_it_forked_is_one() -> None:
+    """Also with the same rows."""
+    cluster = FakeCluster()
+    cluster.stands["pg-0"] = "fork: its timeline 2 is another one"
+    result = one(cluster).result
+    assert result.forked == ("pg-0",)
+    assert "another one" in result.problem
+
+
+def test_a_fault_that_moves_nothing_is_a_pause() -> None:
+    """The leader stays and what is held stays open: the figure is the longest pause of writes."""
+    cluster = FakeCluster()
+    cluster.moves = cluster.closes = False
+    cluster.notes = ["the attack was refused"]
+    evidence = one(cluster, "rest-attack")
+    assert evidence.result.problem == ""
+    assert evidence.result.rto == pytest.approx(1.2)
+    assert evidence.result.closed == {}
+    assert evidence.notes["fault"] == ["the attack was refused"]
+    assert cluster.notes == []
+
+
+@pytest.mark.parametrize(
+    ("moves", "closes", "words"), [(True, True, "the leadership moved"), (False, True, "were closed: idle, talking")]
+)
+def test_what_such_a_fault_moves_or_closes_is_a_problem(*, moves: bool, closes: bool, words: str) -> None:
+    """An attack, or a restart of coordinators, is no reason for either."""
+    cluster = FakeCluster()
+    cluster.moves, cluster.closes = moves, closes
+    assert words in one(cluster, "check-attack").result.problem
 
 
 def test_a_cluster_that_is_not_whole_ends_the_run() -> None:

@@ -140,13 +140,13 @@ def test_summaries_add_up_per_fault() -> None:
     rounds = [
         result(fault="switchover", rto=0.1),
         result(rto=0.4, lost=(ack(1, 1.0),), closed={"idle": None, "talking": 0.1}),
-        result(rto=0.2, unknown=2),
+        result(rto=0.2, unknown=2, forked=("postgres-1", "postgres-2")),
         result(rto=None),
     ]
     first, second = summaries(rounds)
     assert (first.fault, second.fault) == ("crash-postgres", "switchover")
     assert (first.rounds, first.acknowledged, first.lost, first.unknown) == (3, 300, 1, 4)
-    assert (first.rto.median, first.rto.max, first.never_closed) == (0.2, 0.4, 1)
+    assert (first.rto.median, first.rto.max, first.never_closed, first.forked) == (0.2, 0.4, 1, 2)
     assert second.rto == Spread(median=0.1, p99=0.1, max=0.1)
     assert summaries([]) == ()
 
@@ -163,6 +163,7 @@ def test_document_is_the_contract() -> None:
                 "old_connection_closed_s": {"median": 0.1, "p99": 0.1, "max": 0.1},
                 "writes_acknowledged": 100,
                 "writes_lost": 0,
+                "members_forked": 0,
             },
             {
                 "fault": "cvm-loss",
@@ -171,10 +172,12 @@ def test_document_is_the_contract() -> None:
                 "old_connection_closed_s": {"median": 0.1, "p99": 0.1, "max": 0.1},
                 "writes_acknowledged": 100,
                 "writes_lost": 0,
+                "members_forked": 0,
             },
         ]
     }
     assert FAULTS == (
         "crash-postgres", "crash-patroni", "crash-envoy", "crash-sidecar", "cvm-loss", "partition-both", "partition-in",
-        "partition-out", "switchover",
+        "partition-out", "switchover", "coordinators-restart", "coordinators-lost", "coordinator-and-members",
+        "rolling-update", "disk-full", "rest-attack", "check-attack",
     )  # fmt: skip
