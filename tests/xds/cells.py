@@ -95,7 +95,7 @@ def demanded(cell: Cell) -> dict[str, set[str]]:
 _ENDER = {"close": {f"all, {GONE}"}, "half-close": {"all, EOF"}, "reset": {f"{SOME}, {GONE}"}}
 """What the side observes that ends; the other one sends something after a half-close only."""
 _OTHER = {
-    # After FIN the answer to a write is RST, and the write after that fails with EPIPE (tcp_reset, net/ipv4/tcp_input.c).
+    # After FIN a write is answered by RST, and the next write fails with EPIPE (Linux, tcp_reset in tcp_input.c).
     "close": {"all, EOF, afterwards: EPIPE"},
     "kill": {"all, EOF, afterwards: EPIPE"},
     "half-close": {"all, EOF"},

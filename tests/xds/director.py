@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.tasks import TaskScope
+from tests.support import eventually
 from tests.xds import party
 from tests.xds.cells import SIDES, Cell, plan, seen
 
@@ -29,9 +30,7 @@ async def running(control: Path, listen: Place | None = None, within: Sequence[s
         *within, sys.executable, "-I", "-S", str(party.__file__), str(control), *where, start_new_session=True
     )
     try:
-        async with asyncio.timeout(60):
-            while not control.exists():
-                await asyncio.sleep(0.01)
+        await eventually(control.exists, "a party listens")
         yield control
     finally:
         # The session: conversations that still go on are processes of their own.

@@ -1,7 +1,7 @@
 """One side of a TCP conversation, as a program that knows nothing but sockets.
 
-`party.py CONTROL [ADDRESS PORT]` listens on the unix socket CONTROL and, as a server, on ADDRESS:PORT. Each connection to
-CONTROL is a conversation in a forked process of its own, which can be killed. The process reads a plan (one line of
+`party.py CONTROL [ADDRESS PORT]` listens on the unix socket CONTROL and, as a server, on ADDRESS:PORT. Each connection
+to CONTROL is a conversation in a forked process of its own, which can be killed. The process reads a plan (one line of
 JSON) and writes events (one line of JSON each); the last event, `saw`, is what this side observed.
 
 | plan | meaning |
@@ -36,14 +36,14 @@ from typing import Any
 
 BLOCK = 1 << 18
 SLOW_BLOCK, SLOW_PAUSE, SMALL_BUFFER = 1 << 16, 0.001, 1 << 17
-"""A slow reader takes so many bytes, then waits so many seconds. It and one that stops have so small a receive buffer."""
+"""A slow reader takes so many bytes, then waits so many seconds. It and one that stops have a small receive buffer."""
 STUCK_AFTER = 0.3
 """Seconds without room to write after which a side says that it is stuck. Said too early, it makes the conversation an
 easier one; what has to be observed stays the same."""
 PROBE_PAUSE = 0.01
 """Seconds between two writes after the peer's end."""
 PERIOD = (1 << 20) + 7
-"""What a party sends repeats after so many bytes: no multiple of a page or a TLS record, so that no shift looks right."""
+"""Bytes after which what a party sends repeats: no multiple of a page or a TLS record, so no shift looks right."""
 STREAMS = {name: memoryview(random.Random(name).randbytes(PERIOD) * 2) for name in ("client", "server")}
 
 
@@ -93,7 +93,7 @@ class Side:
         while True:
             link = listener.accept()[0]
             link.settimeout(self.plan["bound"])
-            # Who brings no token, or another one, looked whether the route serves, or is of a conversation that is over.
+            # Who brings no token, or another one, tried the route, or is left over from another conversation.
             with contextlib.suppress(ConnectionError):
                 if link.recv(len(token), socket.MSG_WAITALL) == token:
                     link.sendall(b"!")

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.xds.cells import Cell, cells, demanded
 from tests.xds.director import Place, Stage, running
-from tests.xds.mesh import PORT, Pair
+from tests.xds.mesh import PORT, Pair, pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,37 +26,24 @@ class Ways:
 
     stage: Stage
     pair: Pair
-    direct: Place
-    route: Place
+    places: dict[str, Place]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ways() -> AsyncIterator[Ways]:
     """A client's and a server's process, and a route between them."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        place = Path(name)
-        both = Pair(place, delta=True)
-        server = running(place / "server.sock", (both.backend, PORT))
-        async with running(place / "client.sock") as client, server as listening:
-            try:
-                await both.callee.start()
-                await both.caller.start()
-                await both.callee.apply(both.ingress())
-                await both.caller.apply(both.egress())
-                await both.listening()
-                yield Ways(
-                    stage=Stage(client, listening), pair=both, direct=(both.backend, PORT), route=(both.vip, PORT)
-                )
-            finally:
-                await both.caller.close()
-                await both.callee.close()
+        server, client = Path(name, "server.sock"), Path(name, "client.sock")
+        async with running(client), pair(behind=lambda address: running(server, (address, PORT))) as both:
+            places = {"directly": (both.backend, PORT), "through the route": (both.vip, PORT)}
+            yield Ways(stage=Stage(client, server), pair=both, places=places)
 
 
 @pytest.mark.parametrize("cell", cells(), ids=str)
 async def test_a_conversation_through_a_route_is_the_one_without(ways: Ways, cell: Cell) -> None:
     """Each side gets the same bytes and sees the same end, directly and through a route: what TCP demands."""
     allowed = demanded(cell)
-    for way, place in (("directly", ways.direct), ("through the route", ways.route)):
+    for way, place in ways.places.items():
         observed = await ways.stage.play(cell, place)
         assert observed.keys() == allowed.keys(), way
         for side, words in observed.items():
