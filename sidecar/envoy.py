@@ -67,9 +67,9 @@ class Envoy:
         return left
 
     async def _connections(self) -> int:
-        """Open connections of local programs and of other CVMs' requests."""
-        # By what is behind them: the TLS connections that carry streams are shared and stay open when nobody uses them.
-        text = await self._admin_get("/stats?filter=^cluster.(egress/.*upstream_rq|local/.*upstream_cx)_active$")
+        """Open connections of local programs and of other CVMs."""
+        # By what is behind them: a listener also counts those that wait for an endpoint.
+        text = await self._admin_get("/stats?filter=^cluster.(egress|local)/.*upstream_cx_active$")
         return count_connections(text.decode(errors="replace"))
 
     async def _admin_get(self, path: str, method: str = "GET") -> bytes:

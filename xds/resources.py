@@ -31,8 +31,8 @@ from xds.protos import (
 from xds.spec import EgressRoute, Endpoint, Ingress
 
 CONNECT_TIMEOUT = timedelta(seconds=3)
-"""For TCP and TLS together. An endpoint that vanished costs a connection so long once, until two failures or the
-catalog (1 to 3 s) take it out. Not shorter: 2,000 connections at once on two busy cores take longer than 1 s for their
+"""For TCP and TLS together. An endpoint that vanished costs a connection so long, until two failures or the catalog
+(1 to 3 s) take it out. Not shorter: 2,000 connections at once on two busy cores take longer than 1 s for their
 handshakes, and those that were given up and tried again kept all others from ending (329 of 2,000 came through)."""
 LOCAL_CONNECT_TIMEOUT = timedelta(seconds=10)
 """For the local server: a full backlog drops SYNs, which come again after 1, 3 and 7 s. There is no other server to

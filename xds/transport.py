@@ -32,12 +32,11 @@ from xds.spec import EgressRoute, Ingress, Principal
 
 NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
-CONNECT_ATTEMPTS = 10
+CONNECT_ATTEMPTS = 5
 """Attempts for one client connection before it is closed. The balancer moves on with each, so one dead endpoint costs
-a retry. Ten of them carry a crowd of connections, whose full handshakes take longer than an attempt may
-(`xds.resources.CONNECT_TIMEOUT`): 2,000 at once on two busy cores."""
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=10), timedelta(seconds=1)
-"""Pauses between the attempts, doubling, half of it on average: they spread a crowd out, and cost one retry 5 ms."""
+a retry. Five, because an attempt that times out fails all that wait for the same endpoint: a crowd tries again."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=10), timedelta(milliseconds=200)
+"""Pauses between the attempts: doubling, half of it on average. The first one costs 5 ms."""
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
 """How long an accepted connection may take to send its ClientHello, and then to finish the handshake. Three times
 what a caller's Envoy waits (`xds.resources.CONNECT_TIMEOUT`): only strangers reach it."""
