@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from tests.xds.cells import SIDES, Cell, plan, seen
 
 _tokens = itertools.count()
 Place = tuple[str, int]
+Parts = Mapping[str, Mapping[str, Any]]
+"""The plan of each side."""
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +49,7 @@ class Voice:
         self.news = asyncio.Event()
 
     @classmethod
-    async def of(cls, control: Path, part: dict[str, Any]) -> Voice:
+    async def of(cls, control: Path, part: Mapping[str, Any]) -> Voice:
         """A side that has begun to play its part."""
         # Another process may have made the socket's name and not yet listen.
         for _ in range(1000):
@@ -55,13 +57,13 @@ class Voice:
                 voice = cls(*await asyncio.open_unix_connection(str(control)))
                 break
             await asyncio.sleep(0.01)
-        voice.writer.write(json.dumps(part).encode() + b"\n")
+        voice.writer.write(json.dumps(dict(part)).encode() + b"\n")
         return voice
 
     async def listen(self) -> None:
         """Takes events until the side is done or dead."""
-        # A killed side leaves a `go` unread, which resets its socket.
-        with contextlib.suppress(ConnectionResetError):
+        # A killed side leaves a `go` unread, or does not live to get it.
+        with contextlib.suppress(ConnectionError):
             while line := await self.reader.readline():
                 self.said |= json.loads(line)
                 self.news.set()
@@ -82,6 +84,14 @@ class Voice:
         """Lets a reader that has stopped read on."""
         self.writer.write(b"go\n")
 
+    def hang_up(self) -> None:
+        """Lets the side's process go."""
+        self.writer.write_eof()
+
+    def saw(self) -> dict[str, Any]:
+        """What the side observed; of a killed one the bytes that it had sent."""
+        return dict(self.said.get("saw", {"sent": self.said.get("ready", 0)}))
+
 
 class Stage:
     """A client's and a server's process, and where the client dials."""
@@ -98,22 +108,32 @@ class Stage:
             if "end" in saw[side] or "failed" in saw[side]
         }
 
-    async def converse(self, cell: Cell, parts: dict[str, dict[str, Any]], dial: Place) -> dict[str, dict[str, Any]]:
+    async def converse(self, cell: Cell, parts: Parts, dial: Place) -> dict[str, dict[str, Any]]:
         """What each side saw, raw; of a killed side the bytes that it had sent."""
-        token = f"{next(_tokens):08}"
-        parts["client"]["dial"] = dial
+        async with self.talking(parts, dial) as voices:
+            await direct(cell, voices)
+        return {side: voice.saw() for side, voice in voices.items()}
+
+    @contextlib.asynccontextmanager
+    async def talking(self, parts: Parts, dial: Place) -> AsyncIterator[dict[str, Voice]]:
+        """A conversation that has begun; leaving the block waits for its end."""
+        told = {"token": f"{next(_tokens):08}"}
         async with contextlib.AsyncExitStack() as stack:
             voices = {}
-            for side in reversed(SIDES):
-                voices[side] = await Voice.of(self.controls[side], {**parts[side], "token": token})
+            for side, part in (("server", parts["server"]), ("client", {**parts["client"], "dial": dial})):
+                voices[side] = await Voice.of(self.controls[side], {**part, **told})
                 stack.callback(voices[side].writer.close)
             async with TaskScope() as scope:
-                for side in SIDES:
-                    scope.start(side, voices[side].listen())
-                await direct(cell, voices)
+                for side, voice in voices.items():
+                    scope.start(side, voice.listen())
+                for voice in voices.values():
+                    await voice.until("met", "saw")
+                for voice in voices.values():
+                    voice.writer.write(party.BEGIN)
+                yield voices
                 for voice in voices.values():
                     await voice.until("saw")
-        return {side: _seen_by(voice) for side, voice in voices.items()}
+                    voice.hang_up()
 
 
 async def direct(cell: Cell, voices: dict[str, Voice]) -> None:
@@ -129,11 +149,6 @@ async def direct(cell: Cell, voices: dict[str, Voice]) -> None:
             await voice.until("stuck", "ended", "saw")
     for voice in voices.values():
         voice.go()
-
-
-def _seen_by(voice: Voice) -> dict[str, Any]:
-    saw = voice.said.get("saw")
-    return saw if saw is not None else {"sent": voice.said.get("ready", 0)}
 
 
 def _handed_over(saw: dict[str, Any]) -> int:

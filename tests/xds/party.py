@@ -16,7 +16,8 @@ JSON) and writes events (one line of JSON each); the last event, `saw`, is what 
 | `probe` | whether to write after the peer's end, until that fails |
 | `bound` | seconds for all of it |
 
-Events: `pid`; `sent` (all of it); `stuck` (the peer takes no more for now); `ended`; `ready` (to be killed); `saw`.
+Events: `pid`; `met` (the connection stands; then `begin` is waited for); `sent` (all of it); `stuck` (the peer takes no
+more for now); `ended`; `ready` (to be killed); `saw`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import sys
 import time
 from typing import Any
 
+BEGIN = b"begin\n"
 BLOCK = 1 << 18
 SLOW_BLOCK, SLOW_PAUSE, SMALL_BUFFER = 1 << 16, 0.001, 1 << 17
 """A slow reader takes so many bytes, then waits so many seconds. It and one that stops have a small receive buffer."""
@@ -74,6 +76,10 @@ class Side:
         if self.plan["read"] != "fast":
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         link.setblocking(False)
+        self.tell("met")
+        # A side that began before both have met could reset the greeting away.
+        if not self.control.recv(len(BEGIN), socket.MSG_WAITALL):
+            sys.exit("the director is gone")
         while not self.over():
             self.turn(link)
         after = self.probe(link) if self.plan["probe"] else None
