@@ -36,6 +36,11 @@ class Cell:
         return f"{self.ender}-{self.end}-{self.size}-{self.reader}"
 
     @property
+    def long(self) -> bool:
+        """Whether it is played only when asked for: 50 MB to a reader that is not fast, but for an orderly close."""
+        return self.size == "50MB" and self.reader != "fast" and self.end != "close"
+
+    @property
     def bytes(self) -> int:
         """Bytes that whoever ends sends before it does."""
         return SIZES[self.size]
@@ -49,19 +54,65 @@ def cells() -> list[Cell]:
 
 def plan(cell: Cell, me: str) -> dict[str, Any]:
     """What the side `me` does (`tests.xds.party`)."""
-    ends = cell.ender in (me, "both")
-    both = cell.ender == "both"
-    return {
-        "me": me,
-        "peer": SIDES[me == "client"],
-        "send": cell.bytes if ends else 0,
-        "read": cell.reader if both or not ends else "fast",
-        "end": cell.end if ends else "",
-        "whole": cell.bytes if both and cell.end == "close" else 0,
-        "answer": cell.bytes if cell.end == "half-close" and not ends else 0,
-        "probe": not ends and cell.end != "half-close",
-        "bound": BOUND,
-    }
+    ends, both = cell.ender in (me, "both"), cell.ender == "both"
+    return part(
+        me,
+        send=cell.bytes if ends else 0,
+        read=cell.reader if both or not ends else "fast",
+        end=cell.end if ends else "",
+        whole=cell.bytes if both and cell.end == "close" else 0,
+        answer=cell.bytes if cell.end == "half-close" and not ends else 0,
+        probe=not ends and cell.end != "half-close",
+    )
+
+
+ENDLESS = 1 << 40
+"""Bytes that nobody ever sends: a side goes on until it may not."""
+ENOUGH = 1_000_000
+"""Bytes after which a reader leaves whose peer goes on sending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Torn:
+    """A sender that goes on sending, and a reader (`read` of READERS) that leaves in the middle, by `end` of ENDS."""
+
+    sender: str
+    end: str
+    read: str
+
+    def __str__(self) -> str:
+        return f"{self.sender}-sends-{self.read}-reader-leaves-by-{self.end}"
+
+    @property
+    def reader(self) -> str:
+        """The side that leaves."""
+        return SIDES[self.sender == "client"]
+
+    @property
+    def errors(self) -> set[str]:
+        """What the sender may be told, by a read or a write. A reader that is about to have read everything may end by
+        FIN, to which the next write is answered by RST: EPIPE."""
+        return {"ECONNRESET"} if self.read == "stop" or self.end == "reset" else {"ECONNRESET", "EPIPE"}
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """What each side does."""
+        return {
+            self.sender: part(self.sender, send=ENDLESS),
+            # One that stopped reads one block when it is told to go on, and leaves with the others unread.
+            self.reader: part(self.reader, read=self.read, end=self.end, whole=ENOUGH if self.read == "fast" else 1),
+        }
+
+
+def torn() -> list[Torn]:
+    """Every way to leave a sender."""
+    every = itertools.product(SIDES, ("close", "reset", "kill"), ("fast", "stop"))
+    return [Torn(sender=a, end=b, read=c) for a, b, c in every]
+
+
+def part(me: str, **changes: Any) -> dict[str, Any]:
+    """What a side does (`tests.xds.party`) that is silent and ends after its peer, but for `changes`."""
+    silent = {"send": 0, "answer": 0, "read": "fast", "end": "", "whole": 0, "probe": False, "bound": BOUND}
+    return {"me": me, "peer": SIDES[me == "client"], **silent, **changes}
 
 
 def seen(cell: Cell, saw: dict[str, Any], peer_sent: int) -> str:

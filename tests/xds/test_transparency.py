@@ -5,15 +5,18 @@ Two real Envoys back to back. Each cell is played directly and through the route
 
 from __future__ import annotations
 
+import asyncio
+import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.xds.cells import Cell, cells, demanded
+from tests.xds.cells import ENDLESS, READERS, SIDES, Cell, Torn, cells, demanded, part, torn
 from tests.xds.director import Place, Stage, running
 from tests.xds.mesh import PORT, Pair, pair
 
@@ -39,7 +42,10 @@ async def ways() -> AsyncIterator[Ways]:
             yield Ways(stage=Stage(client, server), pair=both, places=places)
 
 
-@pytest.mark.parametrize("cell", cells(), ids=str)
+CELLS = [pytest.param(cell, marks=pytest.mark.long if cell.long else (), id=str(cell)) for cell in cells()]
+
+
+@pytest.mark.parametrize("cell", CELLS)
 async def test_a_conversation_through_a_route_is_the_one_without(ways: Ways, cell: Cell) -> None:
     """Each side gets the same bytes and sees the same end, directly and through a route: what TCP demands."""
     allowed = demanded(cell)
@@ -48,3 +54,69 @@ async def test_a_conversation_through_a_route_is_the_one_without(ways: Ways, cel
         assert observed.keys() == allowed.keys(), way
         for side, words in observed.items():
             assert words in allowed[side], f"{way}, the {side} of {cell}"
+
+
+@pytest.mark.parametrize("case", torn(), ids=str)
+async def test_a_sender_whose_reader_leaves_is_reset(ways: Ways, case: Torn) -> None:
+    """Whoever leaves with something unread, or under way, resets: the sender learns that not all of it was taken."""
+    for way, place in ways.places.items():
+        async with ways.stage.talking(case.parts(), place) as voices:
+            sender, reader = voices[case.sender], voices[case.reader]
+            await (sender.until("stuck", "saw") if case.read == "stop" else reader.until("ready", "ended", "saw"))
+            reader.kill() if case.end == "kill" else reader.go()
+        saw = sender.saw()
+        assert case.errors & {saw["end"], saw["write_error"]}, f"{way}: {saw}"
+
+
+@pytest.mark.parametrize("size", [pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(900)], id="1GB")])
+async def test_a_gigabyte_each_way_at_once_is_whole(ways: Ways, size: int) -> None:
+    """Both sides send a gigabyte at the same time, and get one."""
+    for way, place in ways.places.items():
+        parts = {side: part(side, send=size, end="half-close", bound=400) for side in SIDES}
+        async with ways.stage.talking(parts, place) as voices:
+            pass
+        for side, voice in voices.items():
+            saw = voice.saw()
+            assert (saw["got"], saw["intact"], saw["end"]) == (size, True, "EOF"), f"{way}, the {side}: {saw}"
+
+
+async def test_nothing_is_left_in_the_envoys_of_conversations_whose_both_sides_were_killed(ways: Ways) -> None:
+    """Neither Envoy keeps a connection that has no process on either end, also with bytes that nobody will read."""
+    for reader in READERS:
+        parts = {side: part(side, send=ENDLESS, read=reader) for side in SIDES}
+        async with ways.stage.talking(parts, ways.places["through the route"]) as voices:
+            if reader == "stop":
+                for voice in voices.values():
+                    await voice.until("stuck", "saw")
+            for voice in voices.values():
+                voice.kill()
+    for node, clusters in ((ways.pair.caller, "egress"), (ways.pair.callee, "local")):
+        async with asyncio.timeout(60):
+            while await node.stat(f"cluster.{clusters}/.*upstream_cx_active"):
+                await asyncio.sleep(0.01)
+
+
+async def test_no_clock_ends_a_connection_that_waits(ways: Ways) -> None:
+    """Nothing that Envoy was told to do depends on how long a connection has stood or been silent: its own defaults (an
+    hour) are switched off, and no filter has a time of its own. The kernel's probes are all that is left."""
+    for node in (ways.pair.caller, ways.pair.callee):
+        dump = json.loads(await node.get("/config_dump"))
+        proxies = [found for found in walk(dump) if found.get("@type", "").endswith("TcpProxy")]
+        assert proxies
+        for proxy in proxies:
+            if proxy["stat_prefix"] != "refuse":
+                assert proxy["idle_timeout"] == "0s"
+                assert not [name for name in proxy if name.startswith("max_downstream_connection_duration")]
+        kinds = {found["typed_config"]["@type"].rsplit(".", 1)[1] for found in walk(dump) if "typed_config" in found}
+        assert {kind for kind in kinds if "network" in kind} == set()
+
+
+def walk(value: object) -> Iterator[dict[str, Any]]:
+    """Each object within a JSON document."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from walk(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from walk(inner)

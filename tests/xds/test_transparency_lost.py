@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.nat import drop_arrivals
-from tests.xds.cells import SIDES
+from tests.xds.cells import ENDLESS, SIDES, part
 from tests.xds.director import Stage, running
 from tests.xds.mesh import PORT, Pair
 from tests.xds.test_lost_peer import CALLEE_PLACE, Inside, wired, within
@@ -20,7 +20,6 @@ from xds.transport import DEAD_AFTER
 pytestmark = pytest.mark.netns
 BOUND = 4 * DEAD_AFTER
 """Seconds after which a side gives up."""
-ENDLESS = 1 << 40
 CONVERSATIONS: dict[str, dict[str, dict[str, object]]] = {
     "nobody sends": {},
     "the client sends": {"client": {"send": ENDLESS}},
@@ -31,12 +30,6 @@ CONVERSATIONS: dict[str, dict[str, dict[str, object]]] = {
     "the client sends to a reader that stopped": {"client": {"send": ENDLESS}, "server": {"read": "stop"}},
 }
 ERRORS = {"ECONNRESET", "EPIPE"}
-
-
-def part(me: str, changes: dict[str, object]) -> dict[str, Any]:
-    """A side that ends after its peer."""
-    silent = {"send": 0, "answer": 0, "read": "fast", "end": "", "whole": 0, "probe": False, "bound": BOUND}
-    return {"me": me, "peer": SIDES[me == "client"], **silent, **changes}
 
 
 async def lose(caller: str, callee: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -62,7 +55,7 @@ async def lose(caller: str, callee: str) -> dict[str, dict[str, dict[str, Any]]]
             voices = {}
             async with contextlib.AsyncExitStack() as talks:
                 for what, changes in CONVERSATIONS.items():
-                    parts = {side: part(side, changes.get(side, {})) for side in SIDES}
+                    parts = {side: part(side, bound=BOUND, **changes.get(side, {})) for side in SIDES}
                     voices[what] = await talks.enter_async_context(stage.talking(parts, (both.vip, PORT)))
                 for netns in (caller, callee):
                     await asyncio.to_thread(within, netns, lambda: drop_arrivals(["wire"]))
