@@ -35,7 +35,8 @@ LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The end-to-end tests come last, whatever order chance gave: what is cheap to find is found first.
 
-    Those marked `long` are skipped unless `-m` names them. Those on a Docker engine come together and before the others, so that their engine is gone when the others run.
+    Those on a Docker engine come together and before the others, so that their engine is gone when the others run.
+    Those that are marked `long` are skipped unless `-m` names them.
     """
     if "long" not in str(config.option.markexpr):
         for item in items:

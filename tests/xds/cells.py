@@ -161,6 +161,8 @@ _BOTH = {
         f"{SOME}, {GONE}",
         f"{SOME}, {GONE}, write: ECONNRESET",
         f"{SOME}, {GONE}, write: EPIPE",
+        # The kernel tells an error once: a read after the write that was told of it finds an end.
+        f"{SOME}, EOF, write: ECONNRESET",
         f"{SOME}, ECONNRESET",
         f"{SOME}, ECONNRESET, write: EPIPE",
     },
