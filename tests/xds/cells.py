@@ -69,19 +69,24 @@ def plan(cell: Cell, me: str) -> dict[str, Any]:
 ENDLESS = 1 << 40
 """Bytes that nobody ever sends: a side goes on until it may not."""
 ENOUGH = 1_000_000
-"""Bytes after which a reader leaves whose peer goes on sending."""
+"""Bytes after which a fast reader leaves."""
+UPLOAD = 3 * ENOUGH
+"""Bytes that a sender sends that then waits: more than the reader takes, less than the kernels hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torn:
-    """A sender that goes on sending, and a reader (`read` of READERS) that leaves in the middle, by `end` of ENDS."""
+    """A sender, and a reader (`read` of READERS) that leaves in the middle, by `end` of ENDS. The sender goes on
+    sending (`size` is ENDLESS), or has sent all and waits for an answer."""
 
     sender: str
+    size: int
     end: str
     read: str
 
     def __str__(self) -> str:
-        return f"{self.sender}-sends-{self.read}-reader-leaves-by-{self.end}"
+        does = "sends" if self.size == ENDLESS else "waits"
+        return f"{self.sender}-{does}-{self.read}-reader-leaves-by-{self.end}"
 
     @property
     def reader(self) -> str:
@@ -89,15 +94,18 @@ class Torn:
         return SIDES[self.sender == "client"]
 
     @property
-    def errors(self) -> set[str]:
-        """What the sender may be told, by a read or a write. A reader that is about to have read everything may end by
-        FIN, to which the next write is answered by RST: EPIPE."""
-        return {"ECONNRESET"} if self.read == "stop" or self.end == "reset" else {"ECONNRESET", "EPIPE"}
+    def signs(self) -> set[str]:
+        """What the sender may be told, by a read or a write. A reader that closes at a moment when it has read all that
+        came ends by FIN, and answers what comes later by RST: a sender that waits sees the former, one that sends
+        EPIPE."""
+        if self.read == "stop" or self.end == "reset":
+            return {"ECONNRESET"}
+        return {"ECONNRESET", "EPIPE" if self.size == ENDLESS else "EOF"}
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """What each side does."""
         return {
-            self.sender: part(self.sender, send=ENDLESS),
+            self.sender: part(self.sender, send=self.size),
             # One that stopped reads one block when it is told to go on, and leaves with the others unread.
             self.reader: part(self.reader, read=self.read, end=self.end, whole=ENOUGH if self.read == "fast" else 1),
         }
@@ -105,8 +113,8 @@ class Torn:
 
 def torn() -> list[Torn]:
     """Every way to leave a sender."""
-    every = itertools.product(SIDES, ("close", "reset", "kill"), ("fast", "stop"))
-    return [Torn(sender=a, end=b, read=c) for a, b, c in every]
+    every = itertools.product(SIDES, (ENDLESS, UPLOAD), ("close", "reset", "kill"), ("fast", "stop"))
+    return [Torn(sender=a, size=b, end=c, read=d) for a, b, c, d in every]
 
 
 def part(me: str, **changes: Any) -> dict[str, Any]:

@@ -62,10 +62,12 @@ async def test_a_sender_whose_reader_leaves_is_reset(ways: Ways, case: Torn) -> 
     for way, place in ways.places.items():
         async with ways.stage.talking(case.parts(), place) as voices:
             sender, reader = voices[case.sender], voices[case.reader]
-            await (sender.until("stuck", "saw") if case.read == "stop" else reader.until("ready", "ended", "saw"))
+            await (
+                sender.until("stuck", "sent", "saw") if case.read == "stop" else reader.until("ready", "ended", "saw")
+            )
             reader.kill() if case.end == "kill" else reader.go()
         saw = sender.saw()
-        assert case.errors & {saw["end"], saw["write_error"]}, f"{way}: {saw}"
+        assert case.signs & {saw["end"], saw["write_error"]}, f"{way}: {saw}"
 
 
 @pytest.mark.parametrize("size", [pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(900)], id="1GB")])
