@@ -29,10 +29,11 @@ CONVERSATIONS: dict[str, dict[str, dict[str, object]]] = {
     "the server sends to a reader that stopped": {"server": {"send": ENDLESS}, "client": {"read": "stop"}},
     "the client sends to a reader that stopped": {"client": {"send": ENDLESS}, "server": {"read": "stop"}},
 }
+Saw = dict[str, dict[str, dict[str, Any]]]
 ERRORS = {"ECONNRESET", "EPIPE"}
 
 
-async def lose(caller: str, callee: str) -> dict[str, dict[str, dict[str, Any]]]:
+async def lose(caller: str, callee: str) -> Saw:
     """What each side of each conversation saw after the wire was cut."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         place = Path(name)
@@ -65,12 +66,30 @@ async def lose(caller: str, callee: str) -> dict[str, dict[str, dict[str, Any]]]
         return {what: {side: voice.saw() for side, voice in talk.items()} for what, talk in voices.items()}
 
 
-def test_a_lost_cvm_ends_every_conversation_on_both_sides() -> None:
-    """Whoever sends or waits, and however the reader reads: both sides learn of it, and what had come is right."""
+@pytest.fixture(scope="module")
+def saw() -> Saw:
+    """What each side of each conversation saw: the wire is cut once, for all of them."""
     with wired() as (caller, callee):
-        saw = asyncio.run(lose(caller, callee))
+        return asyncio.run(lose(caller, callee))
+
+
+def test_a_lost_cvm_ends_every_conversation_on_both_sides(saw: Saw) -> None:
+    """Whoever sends or waits, and however the reader reads: both sides learn of it, what had come is right, and a
+    sender gets an error. Without a mesh a side that waits would learn of nothing."""
     for what, sides in saw.items():
         for side, observed in sides.items():
             assert observed.get("intact"), f"{what}, the {side}: {observed}"
-            assert observed["end"] in {"EOF", *ERRORS} or observed["write_error"] in ERRORS, f"{what}, the {side}"
-    print(saw)
+            assert observed["end"] in {"EOF", *ERRORS}, f"{what}, the {side}: {observed}"
+            if CONVERSATIONS[what].get(side, {}).get("send"):
+                assert {observed["end"], observed["write_error"]} & ERRORS, f"{what}, the {side}: {observed}"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    # source/common/tls/ssl_socket.cc, drainErrorQueue, and source/common/network/connection_impl.cc, onReadReady.
+    reason="Envoy closes by FIN after every error of a TLS socket but ECONNRESET; the kernel's here is ETIMEDOUT",
+)
+def test_what_a_lost_cvm_had_sent_does_not_look_like_all_of_it(saw: Saw) -> None:
+    """A side that only reads gets an error, not an end."""
+    ends = {observed["end"] for sides in saw.values() for observed in sides.values() if not observed["sent"]}
+    assert ends <= ERRORS
