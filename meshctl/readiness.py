@@ -28,7 +28,7 @@ CHECK_SECONDS = 20.0
 """For one run of a check. On a busy machine Python alone needs a second to start."""
 LOOK_SECONDS = 0.5
 """Between two rounds of checks."""
-MAX_SAID = 300
+MAX_SAID = 2000
 """Characters of what a check printed that are shown."""
 
 

@@ -84,7 +84,7 @@ def problem(backend: BackendEntry, addresses: tuple[str, ...], lacking: set[str]
         return told
     if lacking and _ALL & set(addresses):
         return (
-            f"port {port} is bound on every address, so the mesh cannot have {min(lacking)}:{port} for its route; "
+            f"a server has bound 0.0.0.0:{port}, so the mesh cannot have {min(lacking)}:{port} for its route; "
             "bind 127.0.0.1"
         )
     if not _SERVES & set(addresses):

@@ -190,10 +190,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     reader.finish()
     if manifest is None:
         raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
-    insecure = (
-        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
-        *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
-    )
     return Config(
         cluster=cluster,
         group=group,
@@ -215,7 +211,14 @@ def parse(environ: Mapping[str, str]) -> Config:
         resolv_conf=resolv_conf,
         log_level=log_level,
         drain_seconds=drain_seconds,
-        insecure=insecure,
+        insecure=_insecure(unsigned, dev_root),
+    )
+
+
+def _insecure(unsigned: bool, dev_root: bytes | None) -> tuple[str, ...]:
+    return (
+        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
+        *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
     )
 
 

@@ -139,9 +139,19 @@ def _choose(world: World, route: RouteEntry) -> Choice:
     return choose(
         route,
         world.catalog.get(route.service, ()),
-        world.held.get(route.service, ()),
+        _in_slots(world.manifest.groups.get(route.group), world.held.get(route.service, ())),
         world.leaders.get(route.leader_key) if route.leader_key is not None else None,
     )
+
+
+def _in_slots(group: GroupEntry | None, held: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Those in a slot of the manifest's `group`: one that lost its slot is not held on to, for it will not be listed
+    again.
+    """
+    if group is None or not held:
+        return held
+    slots = {peer.peer_id for peer in group.peers}
+    return tuple(one for one in held if one.peer_id in slots)
 
 
 def _member(manifest: Manifest, route: RouteEntry) -> tuple[Instance, ...]:

@@ -43,6 +43,7 @@ EXCEPTIONS: dict[str, set[str]] = {
             "config",
             "database",
             "life",
+            "moves",
             "passwords",
             "publisher",
             "sessions",

@@ -42,15 +42,15 @@ from xds.protos import (
 PORT = 61054
 """Of the listener that resets, on the address from which local servers are dialled. Above Linux' ephemeral ports (32768
 to 60999), for connections to local servers come from those."""
-ATTEMPTS = 100
+ATTEMPTS = 400
 """Attempts at the local server. Envoy's main thread puts it aside about a millisecond after the first one failed, so
-the second one is reset already; a hundred are for a machine on which it does not get to run for half a second."""
+the second one is reset already; 400 are for a machine on which it does not get to run for two seconds."""
 PAUSE = timedelta(milliseconds=10)
 """At most so much lies between two attempts; half of it on average."""
 ASIDE = timedelta(milliseconds=100)
 """How long a server that refused is not asked, and how often Envoy looks whether that is over: one that comes back is
 asked again within 0.2 s."""
-BREATH = timedelta(milliseconds=20)
+BREATH = timedelta(milliseconds=100)
 """How long a connection on which the caller says nothing is left open before it is reset. A reset that meets a caller's
 Envoy as it writes its first bytes is passed on as a clean end: its TLS socket reports a reset that it reads, not one
 that it is told as it writes."""

@@ -47,6 +47,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         "MESH_MANIFEST": sign(make_manifest(), OWNER),
         "MESH_OWNER_KEY": OWNER_KEY,
         "MESH_STATE_DIR": str(folder / "private"),
+        "MESH_DATA_DIR": str(folder / "data"),
         "MESH_GUEST_AGENT": str(folder / "none.sock"),
         **more,
     }

@@ -82,7 +82,7 @@ def test_a_client_keeps_its_node_id() -> None:
     """A CVM that lost its disk is the same node; another CVM, and another cluster, are other nodes."""
     assert client()["node_id"] == node_id("tests", "api-0")
     assert len({node_id("tests", "api-0"), node_id("tests", "api-1"), node_id("other", "api-0")}) == 3
-    assert "node_id" not in server(), "a server that lost its raft state must be a new server"
+    assert server()["node_id"] == SERVER_ID, "a server's is its disk's: one that lost its Raft state is a new server"
 
 
 def test_a_given_root_signs_the_services() -> None:

@@ -176,6 +176,12 @@ def test_own_services_are_granted_by_the_coordinator() -> None:
         assert own_services(group, entry) == services(group, entry)
 
 
+def test_an_instance_whose_slot_left_the_manifest_is_not_held_on_to() -> None:
+    """From 3 to 2 replicas, with coordinators that forgot: the CVM of the slot that went is no endpoint any more."""
+    held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-2", "100.96.0.13")])}
+    assert desired(world(catalog={"api": ()}, held=held)).endpoints == {"api": ("api-0",)}
+
+
 def test_held_instances_stay_endpoints_until_they_are_listed_again() -> None:
     """A catalog that lost everything does not empty a route; what is listed again counts as listed."""
     held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])}

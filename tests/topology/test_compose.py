@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support import ROOT
 from tests.topology.support import COMPOSE, COORDINATOR, only
 from topology import compose
-from topology.health import HealthCheck, duration
+from topology.health import HealthCheck
 from topology.problems import ClusterError
 
 WAITS = "    depends_on:\n      sidecar:\n        condition: service_healthy\n"
@@ -181,15 +181,6 @@ def test_our_own_files_wait_for_a_day(path: Path) -> None:
     found = compose.load(path).sidecar.health
     assert found is not None
     assert found.start_period == 86400
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("2s", 2), ("1h30m", 5400), ("1.5s", 1.5), ("100ms", 0.1), ("", None), ("24", None), ("1d", None), (5, None)],
-)
-def test_durations_of_compose(text: object, seconds: float | None) -> None:
-    """Numbers with units, one after the other; a number alone is none."""
-    assert duration(text) == seconds
 
 
 def test_a_file_without_sidecar_is_told_only_so() -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.workloads.postgres import Server, postgres
-from tests.xds.mesh import INGRESS_PORT, PORT, Pair, closing, echo, pair
+from tests.xds.mesh import INGRESS_PORT, PORT, Pair, closing, pair
 from xds.spec import Endpoint
 
 MANY = 2000
@@ -26,9 +26,10 @@ PROXY_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
 async def says_who(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A server that answers whom it talks to."""
-    await reader.read(1)
-    writer.write(writer.get_extra_info("peername")[0].encode())
-    await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        await reader.read(1)
+        writer.write(writer.get_extra_info("peername")[0].encode())
+        await writer.drain()
     writer.close()
 
 
@@ -45,19 +46,22 @@ async def test_a_server_that_asks_for_the_proxy_protocol_is_told_the_callers_add
     """A PROXY protocol v2 header comes first, with the address from which the caller's Envoy came and the ingress's."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            assert await reader.readexactly(12) == PROXY_V2
-            command, family, length = struct.unpack("!BBH", await reader.readexactly(4))
-            assert (command, family) == (0x21, 0x11)
-            source, target, _, port = struct.unpack("!4s4sHH", (await reader.readexactly(length))[:12])
-            writer.write(f"{socket.inet_ntoa(source)} {socket.inet_ntoa(target)} {port} ".encode())
-            await echo(reader, writer)
+        with closing(writer), contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            # A worker may lead one connection more there without a header.
+            if await reader.readexactly(12) == PROXY_V2:
+                command, family, length = struct.unpack("!BBH", await reader.readexactly(4))
+                source, target, _, port = struct.unpack("!4s4sHH", (await reader.readexactly(length))[:12])
+                said = f"{command:x} {family:x} {socket.inet_ntoa(source)} {socket.inet_ntoa(target)} {port} "
+                writer.write(said.encode() + await reader.read())
+                writer.write_eof()
+                await writer.drain()
+                await reader.read()
 
     async with pair(serve=serve) as both:
         spec = both.ingress()
         told = replace(spec.ingress[0], proxy_protocol=True)
         await both.callee.apply(replace(spec, ingress=(told,)))
-        expected = f"127.0.0.1 {both.address} {INGRESS_PORT} ping"
+        expected = f"21 11 127.0.0.1 {both.address} {INGRESS_PORT} ping"
         async with asyncio.timeout(20):
             answer = ""
             while answer != expected:

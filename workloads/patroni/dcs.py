@@ -39,6 +39,8 @@ ASKS = 5
 """How often the members are asked for the end of the log: a replica's answer has the timeline of its last round."""
 ASK_PAUSE_SECONDS = 0.2
 
+BOOTSTRAP = "bootstrap"
+"""The key that a member locks before it claims the bootstrap of a cluster."""
 TERMS = "terms"
 """The key of the list of terms, beside Patroni's own."""
 
@@ -227,7 +229,17 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Whether the `initialize` key is ours now: a claim of a new cluster needs the guard's word."""
         if create_new and not self._guard.may_initialize(self.cluster):
             return False
-        return bool(super().initialize(create_new, sysid))
+        if not create_new or sysid:
+            return bool(super().initialize(create_new, sysid))
+        # Patroni writes an empty value, and nobody can tell whose it is: an answer that came too late would be taken
+        # for a refusal, and all members would wait for a bootstrap that nobody does. The lock says whose it is.
+        path = self.client_path(BOOTSTRAP)
+        if not self._run_and_handle_exceptions(self._client.kv.put, path, self._name, acquire=self._session):
+            return False
+        if super().initialize(create_new, sysid):
+            return True
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")
+        return entry is not None and not _text(entry)
 
     # --- the terms ---
 

@@ -48,9 +48,10 @@ runs as a primary: a clean end is better. It is Patroni's `ttl`, hence what its 
 HANDOVER_SECONDS = 5.0
 """How long a leader's PostgreSQL is waited for in Patroni's stead: half of the session's TTL, for Patroni may renew
 nothing meanwhile. After that Patroni waits for it, and looks once a second."""
-LINGER_SECONDS = 0.5
-"""How long PostgreSQL may live on after its shutdown checkpoint. Its replicas need milliseconds of it to fetch the end
-of the log. Before version 18 it also waits for connections that never said who they are (`authentication_timeout`)."""
+LINGER_SECONDS = 2.0
+"""How long PostgreSQL may live on after its shutdown checkpoint: about what Patroni's own wait costs more. Its replicas
+need milliseconds of it to fetch the end of the log. Before version 18 it also waits for connections that never said who
+they are (`authentication_timeout`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

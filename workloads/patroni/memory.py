@@ -127,16 +127,18 @@ class Memory:
         elif leader is None:
             self._tell(self.holding())
         elif leader == self._peer_id:
-            self._tell(None if self._lead() else self.holding())
+            # While it is promoted PostgreSQL has enough to do, and nobody asks: the key is taken.
+            self._tell(None)
+            self._lead()
         else:
             self._tell(None)
             self._follow(leader)
 
-    def _lead(self) -> bool:
-        """Records the term that this member leads; whether it is recorded, here and in Consul."""
+    def _lead(self) -> None:
+        """Records the term that this member leads, here and in Consul; the next round tries again what failed."""
         timeline = int(self._postgresql.get_primary_timeline())
         if not timeline:
-            return False
+            return
         data = Path(self._postgresql.data_dir)
         old = record.load(data)
         new = record.settle(old, self._peer_id, timeline, self._began(timeline))
@@ -149,7 +151,8 @@ class Memory:
         self._stand(Standing())
         index, text = self._dcs.read_terms()
         wanted = lists.dump(new.terms)
-        return bool(text == wanted or self._dcs.write_terms(wanted, index))
+        if text != wanted:
+            self._dcs.write_terms(wanted, index)
 
     def _follow(self, leader: str) -> None:
         """Compares this member with its leader, and takes over the leader's list once the data are the leader's."""
@@ -212,7 +215,7 @@ class Memory:
                 break
             time.sleep(AGAIN_SECONDS)
         if verdict.allowed:
-            log.warning("Consul does not remember the cluster; this member may lead: %s", verdict.reason)
+            log.warning("Consul does not remember the cluster, and this member goes ahead: %s", verdict.reason)
             self._stand(Standing())
         else:
             self._stand(Standing(state=State.WAITING, reason=verdict.reason))

@@ -134,8 +134,8 @@ class Publisher:
                 if due and not roles.stands(await self._service(), told):
                     log.warning("the registration was replaced; writing it again")
                     self._known, due = None, False
-                if due and (foreign := roles.foreign(await self._checks(), self._where)):
-                    log.warning("another service took our checks over; writing them again", extra={"checks": foreign})
+                if due and (disturbed := roles.disturbed(await self._checks(), self._where)):
+                    log.warning("checks were replaced or are missing; writing them again", extra={"checks": disturbed})
                     self._known, due = None, False
                 calls = roles.beats(self._where, told) if due else self._calls(told)
                 for call in calls:

@@ -21,15 +21,19 @@ log = logging.getLogger(__name__)
 class MemoryGuard:
     """The guard that goes by the memory. What it cannot find out, it does not allow."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, peer_id: str) -> None:
         self._memory = memory
+        self._peer_id = peer_id
 
     def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
         """Whether Consul remembers this member's history, or every member was asked."""
         return self._ask("may_lead")
 
-    def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
-        """Whether every member was asked, and none has more."""
+    def may_initialize(self, cluster: Any) -> bool:
+        """Whether every member was asked, and none has more. Who holds the leader key was allowed to lead already."""
+        leader = cluster.leader if cluster is not None else None
+        if leader is not None and leader.name == self._peer_id:
+            return True
         return self._ask("may_initialize")
 
     def won(self) -> bool:
@@ -60,7 +64,7 @@ class RememberingPatroni(MeshPatroni):
         """A guard with a memory."""
         run = Path(self.config.config_file).parent
         self._memory = Memory(self.config["name"], run, self._listed, lambda: uuid.uuid4().hex)
-        return MemoryGuard(self._memory)
+        return MemoryGuard(self._memory, self.config["name"])
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -88,6 +92,10 @@ class RememberingPatroni(MeshPatroni):
             self._memory.prepare(self._leader)
         except DCSError as error:
             log.info("Consul does not say who leads: %s", error)
+            return False
+        except OSError as error:
+            # PostgreSQL is not started on data that may be a fork.
+            log.warning("the data could not be compared with the leader's: %s", error)
             return False
         self._prepared = True
         return True

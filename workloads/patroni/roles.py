@@ -136,21 +136,20 @@ def stands(service: Any, public: Public) -> bool:
     return service.get("Tags") == tags and sorted(service.get("Meta") or {}) == ["owner", "peer-id"]
 
 
-def foreign(checks: Any, where: Place) -> list[str]:
-    """IDs of our checks that the servers have as another service's, by the answer of `/v1/health/node/<name>`.
+def disturbed(checks: Any, where: Place) -> list[str]:
+    """IDs of our checks that the servers have as another service's, or not at all, by the answer of
+    `/v1/health/node/<name>`. An answer of another shape says nothing.
 
     Consul lets a token that may write any service register it on another's node, with a check of any ID: that one takes
-    the place of ours, which then says nothing about our service any more.
+    the place of ours, which then says nothing about our service any more. Servers that lost what they knew have none of
+    them, and the agent looks for that once in a minute or two.
     """
+    if not isinstance(checks, list):
+        return []
     owners = {where.member_check: where.service_id, where.database_check: where.service_id}
     owners[where.proxy_check] = f"{where.service_id}-sidecar-proxy"
-    return sorted(
-        check["CheckID"]
-        for check in (checks if isinstance(checks, list) else ())
-        if isinstance(check, dict)
-        and check.get("CheckID") in owners
-        and check.get("ServiceID") != owners[check["CheckID"]]
-    )
+    found = {check.get("CheckID"): check.get("ServiceID") for check in checks if isinstance(check, dict)}
+    return sorted(check_id for check_id, owner in owners.items() if found.get(check_id) != owner)
 
 
 def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from workloads.patroni.daemon import ask_twice, consul_address, has_failed
+from tests.support import ROOT
+from workloads.patroni import daemon
+from workloads.patroni.daemon import MeshHa, ask_twice, consul_address, has_failed
+
+Failsafe = importlib.import_module("patroni.ha").Failsafe
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,61 @@ def test_patroni_asks_as_expected() -> None:
     importlib.import_module("patroni.postgresql")
     ha = importlib.import_module("patroni.ha")
     assert "self.patroni.request(member, timeout=2, retries=0)" in inspect.getsource(ha.Ha.fetch_node_status)
+
+
+class Standby(MeshHa):
+    """A member that follows `leader`, as Consul said last (None: it said nothing lately)."""
+
+    def __init__(self, leader: str | None) -> None:
+        found = None if leader is None else SimpleNamespace(leader=SimpleNamespace(name=leader))
+        self.dcs = SimpleNamespace(cluster=found, ttl=20)
+        self.state_handler = SimpleNamespace(state="running", role="replica")
+        self._failsafe = Failsafe(self.dcs)
+        self._last_wal_lsn = 4711
+
+
+@pytest.mark.parametrize(
+    ("leader", "answer"), [("db-1", "db-1 leads"), ("db-0", 4711), (None, 4711)], ids=["another", "itself", "unknown"]
+)
+def test_former_leader_may_not_go_on_without_consul(leader: str | None, answer: int | str) -> None:
+    """Who knows of another leader refuses the former one, and does not hold it for the leader afterwards."""
+    it = Standby(leader)
+    asker = {"name": "db-0", "conn_url": "postgres://x", "api_url": "http://x"}
+    assert it.update_failsafe(asker) == answer
+    assert it.failsafe_is_active() is isinstance(answer, int)
+
+
+def test_nothing_of_patroni_is_assigned() -> None:
+    """Our code assigns attributes of its own objects and classes only: no patch of Patroni at run time."""
+    foreign = []
+    for path in sorted((ROOT / "workloads" / "patroni").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)} | {"self", "process"}
+        for node in ast.walk(tree):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr"
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            named = [t.value for t in targets if isinstance(t, ast.Attribute)]
+            if called or any(not isinstance(value, ast.Name) or value.id not in own for value in named):
+                foreign.append(f"{path.name}:{getattr(node, 'lineno', 0)}")
+    assert foreign == []
+
+
+def test_parts_are_the_meshs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Patroni assigns in its constructor is replaced by the mesh's subclass; the client that Patroni makes for
+    itself is one of its command line, which opens no session.
+    """
+    made: list[Any] = []
+
+    class Recorded:
+        def __init__(self, config: dict[str, Any], mpp: Any, **parts: Any) -> None:
+            made.append((config, mpp, parts))
+
+    monkeypatch.setattr(daemon, "MeshConsul", Recorded)
+    it = object.__new__(daemon.MeshPatroni)
+    it.config = {"consul": {"host": "127.0.0.1", "patronictl": True}, "postgresql": {"data_dir": "/pg"}}
+    it.dcs = SimpleNamespace(mpp="mpp")
+    ((config, mpp, parts),) = made
+    assert isinstance(it.dcs, Recorded)
+    assert (config["patronictl"], mpp, parts["data"]) == (False, "mpp", Path("/pg"))
+    it.request = "Patroni's"
+    assert isinstance(it.request, daemon.Request)

@@ -190,6 +190,20 @@ class No:
         return False
 
 
+class Full:
+    """A guard whose disk is full."""
+
+    def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    may_initialize = may_lead
+
+    def won(self) -> bool:
+        """No."""
+        return False
+
+
 async def test_guard_is_asked_before_the_key_is_taken() -> None:
     """Without its word neither the leader key nor the bootstrap is claimed."""
     async with place(No()) as it:
@@ -198,6 +212,35 @@ async def test_guard_is_asked_before_the_key_is_taken() -> None:
         assert await it.entry("leader") is None
         assert await it.entry("initialize") is None
         assert await it.run(lambda: it.dcs.initialize(create_new=False, sysid="7")) is True
+
+
+async def test_bootstrap_is_claimed_though_the_answer_was_lost() -> None:
+    """An empty `initialize` key that nobody's lock stands for is a claim of ours whose answer came too late, or of a
+    process that is gone; all members would wait for it for ever. A claim that another one holds stays."""
+    async with place() as it:
+        session = await another_session(it.made)
+        assert await it.write("bootstrap", "postgres-1", acquire=session)
+        assert await it.write("initialize", "")
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
+        await it.made.consul.put(f"/v1/session/destroy/{session}")
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
+
+
+async def test_key_is_given_back_where_the_claim_cannot_be_written() -> None:
+    """Without the claim of its term on the disk the member must not promote: the key goes back at once."""
+    async with place(Full()) as it:
+        assert await it.run(it.dcs.attempt_to_acquire_leader) is False
+        assert await it.entry("leader") is None
+
+
+async def test_terms_are_written_once() -> None:
+    """The list of terms is replaced only as it was read."""
+    async with place() as it:
+        assert await it.run(it.dcs.read_terms) == (0, "")
+        assert await it.run(lambda: it.dcs.write_terms("[1]", 0)) is True
+        assert await it.run(lambda: it.dcs.write_terms("[2]", 0)) is False
+        index, text = await it.run(it.dcs.read_terms)
+        assert (index > 0, text) == (True, "[1]")
 
 
 async def test_servers_that_lost_everything_are_believed_once_they_take_a_session() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.workloads.patroni.world import Member, World, forget, world
+from tests.workloads.patroni.world import Member, World, restart_server, world
 from workloads.patroni import standing
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
@@ -71,7 +71,7 @@ async def test_stale_member_does_not_lead_an_empty_consul() -> None:
         others = [m for m in made.members if m is not stale]
         for member in others:
             _stop(member)
-        await forget(made)
+        await restart_server(made, keeps=False)
         made.start_member(stale)
         await made.until(lambda: _waits(stale, *others), "the stale member waits for both others")
         made.start_member(others[0])
@@ -115,7 +115,7 @@ async def test_fork_is_shown_and_mended() -> None:
         third = next(m for m in made.members if m not in (first, second))
         _stop(third)
         _stop(second)
-        await forget(made)
+        await restart_server(made, keeps=False)
         made.start_member(first)
         made.start_member(second)
         await made.until(lambda: _waits(second, third), "the second leader waits for the third member")
@@ -137,3 +137,27 @@ async def test_fork_is_shown_and_mended() -> None:
 
 async def _leads_elsewhere(made: World, old: Member) -> bool:
     return await made.tagged("master") not in ([], [old.peer_id])
+
+
+async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
+    """Consul loses its data while the members run: the leader leads on, the same PostgreSQL process, and tells the new
+    Consul its term; a failover works as before."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        await _write(made, 1)
+        postmaster, terms = leader.postmaster(), await made.dcs("terms")
+        await restart_server(made, keeps=False)
+        assert (await made.settled(1)).peer_id == leader.peer_id
+        await made.until(lambda: _has(made, terms), "the list of terms is back")
+        await _write(made, 2)
+        assert leader.postmaster() == postmaster
+        _stop(leader)
+        await made.until(lambda: _leads_elsewhere(made, leader), "the standby leads")
+        # The tag of the killed one stays until its checks run out.
+        standby = next(m for m in made.members if m is not leader)
+        assert standby.peer_id in await made.tagged("master")
+        assert await _rows(made, standby) == [1, 2]
+
+
+async def _has(made: World, terms: Any) -> bool:
+    return await made.dcs("terms") == terms

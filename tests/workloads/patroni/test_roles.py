@@ -187,3 +187,25 @@ def test_foreign_registration_is_refused(bad: Any) -> None:
     """What is not the sidecar's placeholder is a ValueError."""
     with pytest.raises(ValueError, match="registration"):
         roles.place(bad, {"Address": "a", "Port": 1})
+
+
+def _listed(**owners: str) -> list[dict[str, str]]:
+    return [{"CheckID": f"{PLACE.service_id}:{name}", "ServiceID": owner} for name, owner in owners.items()]
+
+
+@pytest.mark.parametrize(
+    ("checks", "disturbed"),
+    [
+        ({"member": "", "database": "", "proxy": "-sidecar-proxy"}, []),
+        ({"member": "web", "database": "", "proxy": "-sidecar-proxy"}, ["member"]),
+        ({"member": "", "database": ""}, ["proxy"]),
+        ({}, ["database", "member", "proxy"]),
+        (None, []),
+    ],
+    ids=["ours", "another's", "one is missing", "all are missing", "no answer"],
+)
+def test_checks_are_ours_and_there(checks: dict[str, str] | None, disturbed: list[str]) -> None:
+    """A check of our ID that belongs to another service, or is not there, is named; no answer names none."""
+    own = {name: owner if owner == "web" else PLACE.service_id + owner for name, owner in (checks or {}).items()}
+    answer = None if checks is None else [*_listed(**own), "text", {"CheckID": "serfHealth", "ServiceID": ""}]
+    assert roles.disturbed(answer, PLACE) == [f"{PLACE.service_id}:{name}" for name in disturbed]

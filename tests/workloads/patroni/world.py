@@ -291,10 +291,11 @@ async def new_token(world: World, peer_id: str, secret: str = "") -> str:
     return str(token["SecretID"])
 
 
-async def restart_server(world: World, *, keeps: bool) -> None:
+async def restart_server(world: World, *, keeps: bool, until: Callable[[], bool] = lambda: True) -> None:
     """SIGKILL for the only Consul server, and its return: with what it knew (`keeps`), or on an empty disk.
 
-    After the latter the members' tokens and agents come back as the mesh brings them back: later than the server.
+    After the latter the members' tokens and nodes come back as the mesh brings them back: later than the server. It
+    knows no node before `until` says so.
     """
     world.server.kill()
     world.server.wait(20)
@@ -302,8 +303,15 @@ async def restart_server(world: World, *, keeps: bool) -> None:
         shutil.rmtree(world.folder / "data-server")
     world.server = _start_server(world.folder, world.network, world.consul_port)
     await world.until(lambda: _leads(world), "the Consul server leads again")
-    for member in world.members if not keeps else ():
+    if keeps:
+        return
+    for member in world.members:
         await new_token(world, member.peer_id, member.token)
+    while not until():
+        for member in world.members:
+            await world.consul.put("/v1/catalog/deregister", {"Node": member.peer_id})
+        await asyncio.sleep(0.05)
+    for member in world.members:
         await member.consul.put(f"/v1/agent/join/{world.network}.1")
 
 
@@ -350,21 +358,6 @@ def placeholder(member: Member) -> dict[str, Any]:
         permissions=Permissions(key_prefixes=(f"service/{CLUSTER}",), session_write=True),
     )  # fmt: skip
     return registration.stub(backend, member.peer_id, member.address)
-
-
-async def forget(world: World) -> None:
-    """Consul as it is after all coordinators lost their disks: it knows no key, no token and no node."""
-    world.server.kill()
-    world.server.wait(20)
-    shutil.rmtree(world.folder / "data-server")
-    world.server = _agent(world.folder, json.loads((world.folder / "consul-server.json").read_text()), "server")
-    await world.until(lambda: _leads(world), "the new Consul server leads")
-    for member in world.members:
-        member.stop_agent()
-        # As an admission does: a fresh token, for a fresh agent.
-        member.token = await new_token(world, member.peer_id)
-        write_secret(member, "consul-token", member.token)
-        await restart_agent(world, member)
 
 
 async def _registered(member: Member, body: dict[str, Any]) -> bool:
