@@ -32,7 +32,7 @@ BODY = os.urandom(9 << 20)
 
 
 class Switch:
-    """A backend whose behaviour each test chooses."""
+    """A backend whose behaviour each test chooses. A connection that another test gave up may come after it has."""
 
     def __init__(self) -> None:
         self.handler: Handler = echo
@@ -88,7 +88,6 @@ async def test_a_client_that_says_nothing_and_closes_is_an_end_at_the_server(way
     writer.write_eof()
     with closing(writer):
         assert await reader.read() == b""
-    # A connection that another test gave up may have come late.
     assert b"" in seen
 
 
@@ -114,7 +113,7 @@ async def test_an_urgent_byte_does_not_break_the_stream(way: tuple[Switch, Place
             return client.recv(100)
 
     assert await asyncio.to_thread(talk) == b"done"
-    assert seen == [b"before after"]
+    assert b"before after" in seen
 
 
 async def test_many_connections_at_once_are_whole(way: tuple[Switch, Place]) -> None:
