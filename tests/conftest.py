@@ -28,10 +28,18 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The end-to-end tests come last, whatever order chance gave: what is cheap to find is found first.
 
     Those on a Docker engine come together and before the others, so that their engine is gone when the others run.
+    Those that are marked `long` are skipped unless `-m` names them.
     """
+    if "long" not in str(config.option.markexpr):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(LONG)
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None) * (1 + ("compose" not in item.path.parts)))

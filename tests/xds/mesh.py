@@ -124,6 +124,7 @@ class Node:
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None] | object"]
+Behind = Callable[[str], contextlib.AbstractAsyncContextManager[object]]
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -234,19 +235,23 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 
 
 @contextlib.asynccontextmanager
-async def pair(*, delta: bool = True, serve: Handler = echo, max_heap: int = MAX_HEAP) -> AsyncIterator[Pair]:
-    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee. `max_heap` is the callee's."""
+async def pair(
+    *, delta: bool = True, serve: Handler = echo, behind: Behind | None = None, max_heap: int = MAX_HEAP
+) -> AsyncIterator[Pair]:
+    """Two Envoys that talk, acknowledged and ready, with a backend behind the callee: `serve` on the test's own loop,
+    or whatever `behind` starts on the address that it is given. `max_heap` is the callee's."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         both = Pair(Path(name), delta=delta, max_heap=max_heap)
-        backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]
-        try:
-            await both.callee.start()
-            await both.caller.start()
+        async with contextlib.AsyncExitStack() as stack:
+            if behind is None:
+                backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]
+                stack.callback(backend.close)
+            else:
+                await stack.enter_async_context(behind(both.backend))
+            for node in (both.callee, both.caller):
+                stack.push_async_callback(node.close)
+                await node.start()
             await both.callee.apply(both.ingress())
             await both.caller.apply(both.egress())
             await both.listening()
             yield both
-        finally:
-            await both.caller.close()
-            await both.callee.close()
-            backend.close()

@@ -1,0 +1,128 @@
+"""A conversation through a route is the conversation without one: the same program on both ends, both ways.
+
+Two real Envoys back to back. Each cell is played directly and through the route, and both have to show what TCP shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.xds.cells import ENDLESS, READERS, SIDES, Cell, Torn, cells, demanded, part, torn
+from tests.xds.director import Place, Stage, running
+from tests.xds.mesh import PORT, Pair, pair
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+CLOCKS = {"max_downstream_connection_duration", "max_downstream_connection_duration_jitter_percentage"}
+"""What else of a TcpProxy (extensions/filters/network/tcp_proxy/v3) would end a connection by its age."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """Both ways to the same server."""
+
+    stage: Stage
+    pair: Pair
+    places: dict[str, Place]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ways() -> AsyncIterator[Ways]:
+    """A client's and a server's process, and a route between them."""
+    with tempfile.TemporaryDirectory(prefix="xds") as name:
+        server, client = Path(name, "server.sock"), Path(name, "client.sock")
+        async with running(client), pair(behind=lambda address: running(server, (address, PORT))) as both:
+            places = {"directly": (both.backend, PORT), "through the route": (both.vip, PORT)}
+            yield Ways(stage=Stage(client, server), pair=both, places=places)
+
+
+CELLS = [pytest.param(cell, marks=pytest.mark.long if cell.long else (), id=str(cell)) for cell in cells()]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+async def test_a_conversation_through_a_route_is_the_one_without(ways: Ways, cell: Cell) -> None:
+    """Each side gets the same bytes and sees the same end, directly and through a route: what TCP demands."""
+    allowed = demanded(cell)
+    for way, place in ways.places.items():
+        observed = await ways.stage.play(cell, place)
+        assert observed.keys() == allowed.keys(), way
+        for side, words in observed.items():
+            assert words in allowed[side], f"{way}, the {side} of {cell}"
+
+
+@pytest.mark.parametrize("case", torn(), ids=str)
+async def test_a_sender_whose_reader_leaves_is_reset(ways: Ways, case: Torn) -> None:
+    """Whoever leaves with something unread, or under way, resets: the sender learns that not all of it was taken."""
+    for way, place in ways.places.items():
+        async with ways.stage.talking(case.parts(), place) as voices:
+            sender, reader = voices[case.sender], voices[case.reader]
+            await (
+                sender.until("stuck", "sent", "saw") if case.read == "stop" else reader.until("ready", "ended", "saw")
+            )
+            reader.kill() if case.end == "kill" else reader.go()
+        saw = sender.saw()
+        assert case.signs & {saw["end"], saw["write_error"]}, f"{way}: {saw}"
+
+
+@pytest.mark.parametrize("size", [pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(900)], id="1GB")])
+async def test_a_gigabyte_each_way_at_once_is_whole(ways: Ways, size: int) -> None:
+    """Both sides send a gigabyte at the same time, and get one."""
+    for way, place in ways.places.items():
+        parts = {side: part(side, send=size, end="half-close", bound=400) for side in SIDES}
+        async with ways.stage.talking(parts, place) as voices:
+            pass
+        for side, voice in voices.items():
+            saw = voice.saw()
+            assert (saw["got"], saw["intact"], saw["end"]) == (size, True, "EOF"), f"{way}, the {side}: {saw}"
+
+
+async def test_nothing_is_left_in_the_envoys_of_conversations_whose_both_sides_were_killed(ways: Ways) -> None:
+    """Neither Envoy keeps a connection that has no process on either end, also with bytes that nobody will read."""
+    for reader in READERS:
+        parts = {side: part(side, send=ENDLESS, read=reader) for side in SIDES}
+        async with ways.stage.talking(parts, ways.places["through the route"]) as voices:
+            if reader == "stop":
+                for voice in voices.values():
+                    await voice.until("stuck", "saw")
+            for voice in voices.values():
+                voice.kill()
+    for node, clusters in ((ways.pair.caller, "egress"), (ways.pair.callee, "local")):
+        async with asyncio.timeout(60):
+            while await node.stat(f"cluster.{clusters}/.*upstream_cx_active"):
+                pass
+
+
+async def test_no_clock_ends_a_connection_that_waits(ways: Ways) -> None:
+    """No filter of a route has a time of its own, and Envoy's default for its proxy (an hour) is switched off: an idle
+    connection stands for as long as the kernels' probes are answered."""
+    seen = set()
+    for node in (ways.pair.caller, ways.pair.callee):
+        for found in walk(json.loads(await node.get("/config_dump"))):
+            kind = found.get("@type", "").rsplit(".", 1)[-1]
+            if kind == "TcpProxy" and found["stat_prefix"] != "refuse":
+                assert found["idle_timeout"] == "0s"
+                assert not CLOCKS & found.keys()
+            if "filters" in found:
+                seen |= {one["name"] for one in found["filters"]}
+    assert seen == {"envoy.filters.network.tcp_proxy"}
+
+
+def walk(value: object) -> Iterator[dict[str, Any]]:
+    """Each object within a JSON document."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from walk(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from walk(inner)
