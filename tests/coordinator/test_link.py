@@ -38,7 +38,7 @@ async def test_peers_become_links() -> None:
 
 async def test_the_mtu_may_be_set_by_hand() -> None:
     """MESH_PATH_MTU less the tunnel's overhead, in whole units of its padding, is every link's MTU."""
-    link = await make_link(dataclasses.replace(CONFIG, path_mtu=1400), "coordinator-0", "127.90.0.1")
+    link = await make_link(dataclasses.replace(CONFIG, path_mtu=1400), generate_key()[0], "127.90.0.1")
     link.set_peers((peer("api-0", "127.90.0.20"),))
     assert [row["mtu"] for row in link.status()] == [1328]
 

@@ -38,7 +38,7 @@ def test_who_listens_is_shown(mesh: Mesh) -> None:
 
 
 ALL_ADDRESSES = (
-    '["/bin/sh", "-c", "hostname | grep -q -e -0 && exit 3; exec python3 -m http.server --bind 0.0.0.0 9090"]'
+    '["/bin/sh", "-c", "hostname | grep -q -e cvm0 && exit 3; exec python3 -m http.server --bind 0.0.0.0 9090"]'
 )
 """The worker's program: keeps ending in the first CVM, binds every address in the others."""
 ONE_FAMILY = '["python3", "-m", "http.server", "--bind", "::1", "8080"]'
