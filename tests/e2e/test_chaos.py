@@ -19,7 +19,7 @@ from meshctl.chaos_figures import FAULTS, STAYS
 from tests.e2e.user import Mesh, running, wait_for
 from tests.support import ROOT, tool
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1700)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def database() -> Iterator[Mesh]:
 def chaos(mesh: Mesh, folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     """`./mesh chaos patroni ARGUMENTS` that ends well; its figures by fault."""
     out = folder / "chaos.json"
-    done = mesh.run("chaos", "patroni", "--json", str(out), *arguments, timeout=800)
+    done = mesh.run("chaos", "patroni", "--json", str(out), *arguments, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return {each["fault"]: each for each in json.loads(out.read_text(encoding="utf-8"))["faults"]}
 
