@@ -163,13 +163,16 @@ class Memory:
             return
         runs = bool(self._postgresql.is_running()) and not self._postgresql.is_starting()
         streaming = runs and self._postgresql.replication_state() == "streaming"
+        follows = streaming and self._postgresql.received_timeline() == theirs[-1].timeline
         fork = lists.compare(own.terms, self._reaches() if runs and not streaming else None, theirs)
-        if fork is not None:
+        # PostgreSQL streams a newer timeline only after it has found its own in that one's history. The leader's list
+        # may lack a term all the same: one that ended before the leader, as its replica, had recorded it.
+        if fork is not None and not (follows and fork.remedy is Remedy.REWIND):
             self._show(fork)
             if fork.remedy is Remedy.COPY:
                 raise ForkError(fork.reason)
             return
-        if not streaming or self._postgresql.received_timeline() != theirs[-1].timeline:
+        if not follows:
             return
         (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         self._stand(Standing())

@@ -282,6 +282,31 @@ def test_log_beyond_the_switch_point_is_a_fork_until_it_is_rewound(place: Place)
     assert place.recorded.terms == (term(1), term(2, "a", begin=50))
 
 
+def test_short_term_that_the_leader_did_not_record_is_no_fork(place: Place) -> None:
+    """A leader that was promoted and stopped at once has a term that its successor followed too shortly to record. Once
+    it streams its successor's timeline, PostgreSQL has found its own in that history: it is whole, and may lead again.
+    """
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1), term(3, "a")))
+    place.postgres.timeline = 2
+    place.memory.look("postgres-a")
+    assert place.stands is State.FORK
+    place.postgres.timeline, place.postgres.streams = 3, True
+    place.memory.look("postgres-a")
+    assert place.stands is State.WHOLE
+    assert "nofailover" not in place.memory.tags
+    assert place.recorded.terms == (term(1), term(3, "a"))
+
+
+def test_streaming_does_not_clear_a_fork_with_one_timeline_number(place: Place) -> None:
+    """PostgreSQL compares timeline numbers only: a member that streams with another term of one number is a fork."""
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1), term(2, "a"), term(3, "a")))
+    place.postgres.timeline, place.postgres.streams = 3, True
+    with pytest.raises(ForkError, match="timeline 2"):
+        place.memory.look("postgres-a")
+
+
 def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
     """A member that does not stream the leader's timeline yet keeps its own list."""
     place.has(term(1))
