@@ -245,7 +245,7 @@ class Ledger:
             elif key.startswith(NEWCOMERS_PREFIX):
                 newcomer: Newcomer = from_tree(Newcomer, json.loads(value), key)
                 newcomers[newcomer.instance_id] = newcomer
-        except (ManifestError, ValueError, TypeError) as error:
+        except (ManifestError, ValueError, TypeError, OverflowError, RecursionError) as error:
             log.warning("record ignored", extra={"key": key, "reason": str(error)})
 
     def take_peers(self, index: int, tree: Any) -> None:
@@ -368,7 +368,7 @@ def _decode_holder(key: str, value: bytes) -> Holder | None:
     """The record, or None with a log line: one that cannot be read is one that nobody holds."""
     try:
         holder: Holder = from_tree(Holder, json.loads(value), key)
-    except (ManifestError, ValueError) as error:
+    except (ManifestError, ValueError, RecursionError) as error:
         log.warning("slot record ignored", extra={"key": key, "reason": str(error)})
         return None
     return holder if key == SLOTS_PREFIX + holder.peer_id else None
