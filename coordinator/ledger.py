@@ -114,6 +114,7 @@ class Ledger:
         """Seconds that `newcomer` has to wait for a slot of its group, whose slots `peer_ids` are. See
         `slots.newcomers_wait`.
         """
+        self._clamp_beginning()
         waiting = {newcomer.instance_id, *(n.instance_id for n in self.newcomers.values() if n.group == newcomer.group)}
         return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._began, self._clock())
 
@@ -134,9 +135,14 @@ class Ledger:
 
     async def forget_newcomers(self) -> None:
         """Removes the notes about newcomers once nobody has to wait any more."""
+        self._clamp_beginning()
         if self.newcomers and self._clock() > self._began + LEASE_SECONDS:
             await self._consul.delete(f"/v1/kv/{NEWCOMERS_PREFIX}", params={"recurse": ""})
             self.newcomers = {}
+
+    def _clamp_beginning(self) -> None:
+        """A beginning in the future, after this clock was set back, would prolong the wait by as much."""
+        self._began = min(self._began, self._clock())
 
     def _tell(self) -> None:
         """Wakes everybody who waits for a change of the records."""

@@ -18,7 +18,7 @@ from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SL
 from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import Holder, Newcomer, NodeState, dead
+from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from tests.coordinator.world import CLIENT_COMPOSE, Applicant, cluster, cvm, free_port
@@ -263,7 +263,7 @@ def test_a_node_that_was_never_seen_alive_here_is_no_death_that_was_noticed() ->
     assert dead(found, node, 1016.0)
 
 
-@pytest.mark.parametrize("value", ["[" * 200_000, "9" * 400, "9" * 5000, "null", "{}", "NaN", "\"x\""])
+@pytest.mark.parametrize("value", ["[" * 200_000, "9" * 400, "9" * 5000, "null", "{}", "NaN", '"x"'])
 def test_records_of_the_wrong_type_count_as_none(value: str) -> None:
     """A record that cannot be read is ignored, whichever it is; the others count, and no watch ends."""
     ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), Clock())
@@ -277,3 +277,16 @@ def test_records_of_the_wrong_type_count_as_none(value: str) -> None:
     assert not ledger.slots
     assert list(ledger.newcomers) == ["b"]
     assert ledger.newcomers_wait(("api-0",), Newcomer(instance_id="c", group="api")) == 0.0
+
+
+def test_clock_that_is_set_back_does_not_prolong_the_wait_of_newcomers() -> None:
+    """A clock that runs an hour ahead when the records begin and is then corrected: the wait is one lease at most."""
+    clock = Clock()
+    ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), clock)
+    began = base64.b64encode(json.dumps(clock.now).encode()).decode()
+    ledger.take_records(7, [{"Key": BEGAN_KEY, "Value": began, "ModifyIndex": 7}])
+    newcomer = Newcomer(instance_id="a", group="api")
+    clock.now -= 3600.0
+    assert 0.0 < ledger.newcomers_wait(("api-0", "api-1"), newcomer) <= LEASE_SECONDS
+    clock.now += LEASE_SECONDS
+    assert ledger.newcomers_wait(("api-0", "api-1"), newcomer) == 0.0
