@@ -216,6 +216,23 @@ def test_primary_tells_a_consul_that_forgot(place: Place) -> None:
     assert place.consul.written == [(term(1, "b"),), (term(1, "b"),)]
 
 
+@pytest.mark.parametrize("broken", [None, "", "no record"])
+def test_leader_that_lost_its_record_keeps_its_term(place: Place, broken: str | None) -> None:
+    """A leader whose record is gone or cannot be read finds its term in Consul. With a new ID for it, each member that
+    follows would count as a fork, and all would replace their data at once.
+    """
+    place.has(term(1, "a"), term(2, "b"))
+    place.postgres.primary = 2
+    place.memory.look("postgres-b")
+    file = place.data / record.FILE
+    file.unlink()
+    if broken is not None:
+        file.write_text(broken)
+    place.memory.look("postgres-b")
+    assert place.recorded.terms == parse(place.consul.text) == (term(1, "a"), term(2, "b"))
+    assert len(place.consul.written) == 1
+
+
 def test_promotion_that_nobody_recorded_is_found_at_the_next_start(place: Place) -> None:
     """A leader that died right after its promotion knows by its claim that the new timeline is its own: a fork."""
     place.has(term(1), claim=Claim(id="c" * 32, peer_id="postgres-b", after=1))
