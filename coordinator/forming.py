@@ -6,7 +6,8 @@ vote as if it still had the log, and entries that a majority acknowledged could 
 agent/consul/server_serf.go goes on after failed calls). So a server without records starts only when the siblings,
 who attested each other, have said that it may:
 
-- a sibling has a leader, and no older server at our address is left in the Raft configuration: it joins;
+- a sibling has a leader, no older server at our address is left in the Raft configuration, and no sibling that is
+  reached has records without following a leader: it joins;
 - every sibling was asked and none has records: they found a cluster together.
 
 When records are left on too few servers for a quorum and all siblings were asked, the most recent of the records go
@@ -99,6 +100,13 @@ def decide(own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, .
 
 def _empty(siblings: tuple[Sibling, ...]) -> Decision:
     led = [each for each in siblings if each.standing is not None and each.standing.led]
+    # A server that follows no leader goes by the configuration that it has, in which our old server may still vote.
+    # After a recovery servers that are empty yet could elect it, without what the leader has acknowledged.
+    loose = [each for each in siblings if each.standing is not None and each.standing.records and not each.standing.led]
+    if led and loose:
+        return Decision(
+            action=Action.WAIT, reason=f"the disk is empty; waits until {_names(loose)} follows {_names(led)}"
+        )
     if any(each.standing is not None and each.standing.room for each in led):
         return Decision(action=Action.JOIN)
     if led:

@@ -114,6 +114,7 @@ class Ledger:
         """Seconds that `newcomer` has to wait for a slot of its group, whose slots `peer_ids` are. See
         `slots.newcomers_wait`.
         """
+        self._clamp_beginning()
         waiting = {newcomer.instance_id, *(n.instance_id for n in self.newcomers.values() if n.group == newcomer.group)}
         return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._began, self._clock())
 
@@ -134,9 +135,14 @@ class Ledger:
 
     async def forget_newcomers(self) -> None:
         """Removes the notes about newcomers once nobody has to wait any more."""
+        self._clamp_beginning()
         if self.newcomers and self._clock() > self._began + LEASE_SECONDS:
             await self._consul.delete(f"/v1/kv/{NEWCOMERS_PREFIX}", params={"recurse": ""})
             self.newcomers = {}
+
+    def _clamp_beginning(self) -> None:
+        """A beginning in the future, after this clock was set back, would prolong the wait by as much."""
+        self._began = min(self._began, self._clock())
 
     def _tell(self) -> None:
         """Wakes everybody who waits for a change of the records."""
@@ -245,7 +251,7 @@ class Ledger:
             elif key.startswith(NEWCOMERS_PREFIX):
                 newcomer: Newcomer = from_tree(Newcomer, json.loads(value), key)
                 newcomers[newcomer.instance_id] = newcomer
-        except (ManifestError, ValueError, TypeError) as error:
+        except (ManifestError, ValueError, TypeError, OverflowError, RecursionError) as error:
             log.warning("record ignored", extra={"key": key, "reason": str(error)})
 
     def take_peers(self, index: int, tree: Any) -> None:
@@ -368,7 +374,7 @@ def _decode_holder(key: str, value: bytes) -> Holder | None:
     """The record, or None with a log line: one that cannot be read is one that nobody holds."""
     try:
         holder: Holder = from_tree(Holder, json.loads(value), key)
-    except (ManifestError, ValueError) as error:
+    except (ManifestError, ValueError, RecursionError) as error:
         log.warning("slot record ignored", extra={"key": key, "reason": str(error)})
         return None
     return holder if key == SLOTS_PREFIX + holder.peer_id else None

@@ -108,6 +108,6 @@ def decode_peer(key: str, value: bytes) -> MeshPeer | None:
     """The peer in a KV entry; None when it is not one of ours, or sits under another's key."""
     try:
         peer: MeshPeer = from_tree(MeshPeer, json.loads(value), key)
-    except (ManifestError, ValueError):
+    except (ManifestError, ValueError, RecursionError):
         return None
     return peer if key == PEERS_PREFIX + peer.peer_id else None

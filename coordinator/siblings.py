@@ -23,7 +23,7 @@ import aiohttp
 from coordinator import policy
 from coordinator.broker import EvidenceVerifier
 from coordinator.forming import Standing
-from coordinator.protocol import Admission, Binding, BootKeys, Challenge, Code, MeshPeer
+from coordinator.protocol import MAX_BODY, Admission, Binding, BootKeys, Challenge, Code, MeshPeer
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
@@ -43,6 +43,8 @@ HURRY_SECONDS = 0.5
 """Between two questions while our own server waits for what the sibling says."""
 TIMEOUT = 15.0
 """Seconds for a call: a quote on either side and a collateral fetch fit in."""
+MAX_ANSWER = MAX_BODY
+"""Bytes. An admission, the longest answer, has the manifest in it."""
 
 
 class SiblingError(Exception):
@@ -189,9 +191,14 @@ async def _certificate(url: str) -> bytes:
 async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
     name = path.rpartition("/")[2]
     async with session.post(path, json=body) as response:
+        data = b""
+        while len(data) <= MAX_ANSWER and (more := await response.content.read(MAX_ANSWER)):
+            data += more
+        if len(data) > MAX_ANSWER:
+            raise SiblingError(f"{name} was answered with more than {MAX_ANSWER} bytes")
         try:
-            answer = json.loads(await response.read())
-        except ValueError:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
             raise SiblingError(f"{name} was answered with {response.status} and no JSON") from None
     if response.status != 200:
         code = answer.get("code", Code.BAD_REQUEST.name) if isinstance(answer, dict) else "?"

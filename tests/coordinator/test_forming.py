@@ -48,6 +48,17 @@ def test_an_empty_disk_waits_until_its_old_server_is_out() -> None:
     assert action(EMPTY, *others(ROOM, None)) is Action.JOIN
 
 
+def test_an_empty_disk_waits_until_all_records_follow_the_leader() -> None:
+    """After a recovery, another server with records has its old configuration until it follows: empty servers at the
+    addresses of that one could elect it, and what the leader acknowledged would be lost (four coordinators or more).
+    """
+    found = decide(EMPTY, "coordinator-0", A, others(ROOM, HOLDS))
+    assert (found.action, "coordinator-2" in found.reason) == (Action.WAIT, True)
+    assert action(EMPTY, *others(ROOM, ROOM)) is Action.JOIN
+    assert action(EMPTY, *others(ROOM, LED)) is Action.JOIN
+    assert action(EMPTY, *others(ROOM, EMPTY)) is Action.JOIN
+
+
 def test_the_reason_names_who_is_waited_for() -> None:
     """Each sibling with what is known of it."""
     found = decide(EMPTY, "coordinator-0", A, others(None, HOLDS)).reason

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 
 from coordinator import records
-from coordinator.ledger import SLOTS_PREFIX, Ledger
-from coordinator.protocol import Code, MeshPeer
+from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SLOTS_PREFIX, Ledger
+from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import Holder, Newcomer, NodeState, dead
+from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from tests.coordinator.world import CLIENT_COMPOSE, Applicant, cluster, cvm, free_port
@@ -261,3 +261,32 @@ def test_a_node_that_was_never_seen_alive_here_is_no_death_that_was_noticed() ->
     found, node = one.ledger.slots["x-0"], one.ledger.nodes["x-0"]
     assert not dead(found, node, 1014.0)
     assert dead(found, node, 1016.0)
+
+
+@pytest.mark.parametrize("value", ["[" * 200_000, "9" * 400, "9" * 5000, "null", "{}", "NaN", '"x"'])
+def test_records_of_the_wrong_type_count_as_none(value: str) -> None:
+    """A record that cannot be read is ignored, whichever it is; the others count, and no watch ends."""
+    ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), Clock())
+    data = base64.b64encode(value.encode()).decode()
+    keys = (BEGAN_KEY, NEWCOMERS_PREFIX + "a", SLOTS_PREFIX + "api-0", INSTANCES_PREFIX + "a")
+    good = json.dumps(dataclasses.asdict(Newcomer(instance_id="b", group="api")))
+    tree = [{"Key": key, "Value": data, "ModifyIndex": 7} for key in keys]
+    tree.append({"Key": NEWCOMERS_PREFIX + "b", "Value": base64.b64encode(good.encode()).decode(), "ModifyIndex": 7})
+    ledger.take_records(7, tree)
+    ledger.take_peers(7, [{"Key": f"{PEERS_PREFIX}api-0", "Value": data, "ModifyIndex": 7}])
+    assert not ledger.slots
+    assert list(ledger.newcomers) == ["b"]
+    assert ledger.newcomers_wait(("api-0",), Newcomer(instance_id="c", group="api")) == 0.0
+
+
+def test_clock_that_is_set_back_does_not_prolong_the_wait_of_newcomers() -> None:
+    """A clock that runs an hour ahead when the records begin and is then corrected: the wait is one lease at most."""
+    clock = Clock()
+    ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), clock)
+    began = base64.b64encode(json.dumps(clock.now).encode()).decode()
+    ledger.take_records(7, [{"Key": BEGAN_KEY, "Value": began, "ModifyIndex": 7}])
+    newcomer = Newcomer(instance_id="a", group="api")
+    clock.now -= 3600.0
+    assert 0.0 < ledger.newcomers_wait(("api-0", "api-1"), newcomer) <= LEASE_SECONDS
+    clock.now += LEASE_SECONDS
+    assert ledger.newcomers_wait(("api-0", "api-1"), newcomer) == 0.0

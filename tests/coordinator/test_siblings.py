@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import aiohttp
+import pytest
+from aiohttp import web
+
+from coordinator.siblings import MAX_ANSWER, SiblingError, _post
 from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm
 from tests.support import eventually
 
@@ -42,6 +47,28 @@ async def test_three_coordinators_form_a_quorum_and_survive_the_loss_of_one() ->
                 "the others have its key as soon as gossip has given up the old boot",
             )
         await eventually(lambda: {"api-0", "api-1"} <= admitted(mesh.running[0]), "the lost coordinator caught up")
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"9" * 5000, b"\xff", b'"' + b"x" * MAX_ANSWER + b'"'])
+async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes) -> None:
+    """Whatever a sibling answers, too deep, too long or no JSON: it is not joined, and this coordinator goes on."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    app = web.Application()
+    app.router.add_post("/v1/coordinators/standing", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        async with aiohttp.ClientSession(base_url=f"http://{host}:{port}") as session:
+            with pytest.raises(SiblingError, match="standing was answered"):
+                await _post(session, "/v1/coordinators/standing", {})
+    finally:
+        await runner.cleanup()
 
 
 def names(running: Running) -> set[str]:

@@ -126,12 +126,28 @@ class MeshConsul(Consul):  # type: ignore[misc]
         if held and held.get("Session") != self._session:
             if _text(held) != self._name:
                 return False
+            if held.get("Session") and not self._is_of_this_node(str(held["Session"])):
+                return False
             # Of a session of ours that Consul has not ended yet.
             self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
         retry.ensure_deadline(0.5, ConsulError("update_leader timeout"))
         return bool(
             self._run_and_handle_exceptions(self._client.kv.put, self.leader_path, self._name, acquire=self._session)
         )
+
+    def _is_of_this_node(self, session: str) -> bool:
+        """Whether `session` was opened on the node of our own one. ConsulError where Consul does not show it.
+
+        A CVM that lost its slot while it was cut off has the name of the one that holds it now, until it is stopped:
+        the name in the leader key does not say whose it is. Consul shows a member the sessions of its own node only.
+        """
+        nodes = []
+        for each in (session, self._session):
+            _, found = self._run_and_handle_exceptions(self._client.session.info, each, consistency="consistent")
+            if not found:
+                raise ConsulError(f"the leader key names {self._name}, and its session {session!r} is not of this node")
+            nodes.append(found.get("Node"))
+        return bool(nodes[0] == nodes[1])
 
     def _leader_entry(self) -> Any:
         """The leader key as the servers have it; None without one."""

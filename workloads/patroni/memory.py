@@ -143,8 +143,7 @@ class Memory:
         old = record.load(data)
         new = record.settle(old, self._peer_id, timeline, self._began(timeline))
         if not new.terms or new.terms[-1].timeline != timeline:
-            term = Term(id=self._draw(), timeline=timeline, begin=self._began(timeline).lsn, leader=self._peer_id)
-            new = Record(terms=lists.extend(new.terms, term))
+            new = Record(terms=self._told(timeline) or self._extended(new.terms, timeline))
         if new != old:
             record.save(data, new)
             log.info("leading the term %s on timeline %s", new.terms[-1].id, timeline)
@@ -153,6 +152,17 @@ class Memory:
         wanted = lists.dump(new.terms)
         if text != wanted:
             self._dcs.write_terms(wanted, index)
+
+    def _told(self, timeline: int) -> Terms:
+        """What this member told Consul as the leader of `timeline`, for one whose record was lost: another ID for the
+        same term would make a fork of every member that follows, and all would replace their data at once.
+        """
+        found = self._terms_of(self._peer_id)
+        return found if found and found[-1].timeline == timeline else ()
+
+    def _extended(self, terms: Terms, timeline: int) -> Terms:
+        began = self._began(timeline).lsn
+        return lists.extend(terms, Term(id=self._draw(), timeline=timeline, begin=began, leader=self._peer_id))
 
     def _follow(self, leader: str) -> None:
         """Compares this member with its leader, and takes over the leader's list once the data are the leader's."""
@@ -163,13 +173,16 @@ class Memory:
             return
         runs = bool(self._postgresql.is_running()) and not self._postgresql.is_starting()
         streaming = runs and self._postgresql.replication_state() == "streaming"
+        follows = streaming and self._postgresql.received_timeline() == theirs[-1].timeline
         fork = lists.compare(own.terms, self._reaches() if runs and not streaming else None, theirs)
-        if fork is not None:
+        # PostgreSQL streams a newer timeline only after it has found its own in that one's history. The leader's list
+        # may lack a term all the same: one that ended before the leader, as its replica, had recorded it.
+        if fork is not None and not (follows and fork.remedy is Remedy.REWIND):
             self._show(fork)
             if fork.remedy is Remedy.COPY:
                 raise ForkError(fork.reason)
             return
-        if not streaming or self._postgresql.received_timeline() != theirs[-1].timeline:
+        if not follows:
             return
         (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         self._stand(Standing())

@@ -129,6 +129,27 @@ async def test_leader_takes_its_key_with_a_new_session() -> None:
         assert await it.value("leader") == "postgres-1"
 
 
+async def test_leader_key_of_another_node_with_the_same_name_is_not_taken() -> None:
+    """A CVM that lost its slot has the name of the one that holds it now: that one's leader key stays, or a stale
+    database would be promoted without an election. A key of an earlier session of its own node is taken.
+    """
+    async with place() as it:
+        await it.lead()
+        cluster = await it.run(it.dcs.get_cluster)
+        await it.made.consul.put(f"/v1/session/destroy/{cluster.leader.session}")
+        session = await another_session(it.made)
+        assert await it.write("leader", "postgres-0", acquire=session)
+        with pytest.raises(ConsulError, match="not of this node"):
+            await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))
+        assert (await it.entry("leader"))["Session"] == session
+        await it.made.consul.put(f"/v1/session/destroy/{session}")
+        asked = {"Name": "x", "Node": it.member.peer_id, "LockDelay": "1ms", "Behavior": "delete", "NodeChecks": []}
+        earlier = str((await it.made.consul.put("/v1/session/create", asked))["ID"])
+        assert await it.write("leader", "postgres-0", acquire=earlier)
+        assert await it.run(lambda: it.dcs.update_leader(cluster, None, None, None)) is True
+        assert (await it.entry("leader"))["Session"] not in (session, earlier)
+
+
 async def _lead_alone(it: Place, standby: str | None) -> Any:
     """Leads with `standby` in the `sync` key, two replicas listed, and PostgreSQL shut down."""
     leader = await it.lead()

@@ -216,6 +216,23 @@ def test_primary_tells_a_consul_that_forgot(place: Place) -> None:
     assert place.consul.written == [(term(1, "b"),), (term(1, "b"),)]
 
 
+@pytest.mark.parametrize("broken", [None, "", "no record"])
+def test_leader_that_lost_its_record_keeps_its_term(place: Place, broken: str | None) -> None:
+    """A leader whose record is gone or cannot be read finds its term in Consul. With a new ID for it, each member that
+    follows would count as a fork, and all would replace their data at once.
+    """
+    place.has(term(1, "a"), term(2, "b"))
+    place.postgres.primary = 2
+    place.memory.look("postgres-b")
+    file = place.data / record.FILE
+    file.unlink()
+    if broken is not None:
+        file.write_text(broken)
+    place.memory.look("postgres-b")
+    assert place.recorded.terms == parse(place.consul.text) == (term(1, "a"), term(2, "b"))
+    assert len(place.consul.written) == 1
+
+
 def test_promotion_that_nobody_recorded_is_found_at_the_next_start(place: Place) -> None:
     """A leader that died right after its promotion knows by its claim that the new timeline is its own: a fork."""
     place.has(term(1), claim=Claim(id="c" * 32, peer_id="postgres-b", after=1))
@@ -280,6 +297,31 @@ def test_log_beyond_the_switch_point_is_a_fork_until_it_is_rewound(place: Place)
     place.memory.look("postgres-a")
     assert place.stands is State.WHOLE
     assert place.recorded.terms == (term(1), term(2, "a", begin=50))
+
+
+def test_short_term_that_the_leader_did_not_record_is_no_fork(place: Place) -> None:
+    """A leader that was promoted and stopped at once has a term that its successor followed too shortly to record. Once
+    it streams its successor's timeline, PostgreSQL has found its own in that history: it is whole, and may lead again.
+    """
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1), term(3, "a")))
+    place.postgres.timeline = 2
+    place.memory.look("postgres-a")
+    assert place.stands is State.FORK
+    place.postgres.timeline, place.postgres.streams = 3, True
+    place.memory.look("postgres-a")
+    assert place.stands is State.WHOLE
+    assert "nofailover" not in place.memory.tags
+    assert place.recorded.terms == (term(1), term(3, "a"))
+
+
+def test_streaming_does_not_clear_a_fork_with_one_timeline_number(place: Place) -> None:
+    """PostgreSQL compares timeline numbers only: a member that streams with another term of one number is a fork."""
+    place.has(term(1), term(2, "b"))
+    place.consul.text = dump((term(1), term(2, "a"), term(3, "a")))
+    place.postgres.timeline, place.postgres.streams = 3, True
+    with pytest.raises(ForkError, match="timeline 2"):
+        place.memory.look("postgres-a")
 
 
 def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
