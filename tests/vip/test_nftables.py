@@ -34,9 +34,10 @@ ONE, TWO = ("127.10.1.1", 8000), ("127.10.1.2", 8000)
 def listen(*places):
     return [socket.create_server(place) for place in places]
 
-def dial(place):
+def dial(place, source=("", 0)):
     # What a TCP check does (`nc -z`): 0, or the number of the error.
     with socket.socket() as client:
+        client.bind(source)
         client.settimeout(10)
         return client.connect_ex(place)
 
@@ -136,9 +137,9 @@ datagrams.bind(PEER)
 datagrams.settimeout(10)
 lose(PEER[0])
 socket.socket(type=socket.SOCK_DGRAM).sendto(b"ping", PEER)
-found = [[sends(client) for client in clients], [dial(PEER), dial(OTHER)], datagrams.recv(4).decode()]
+found = [[sends(client) for client in clients], [dial(PEER, OWN), dial(OTHER, OWN)], datagrams.recv(4).decode()]
 lose()
-print(json.dumps([*found, [dial(PEER), dial(OTHER)]]))
+print(json.dumps([*found, [dial(PEER, OWN), dial(OTHER, OWN)]]))
 """
     found = inside(namespace, LOSE + script)
     assert found == [[errno.ECONNRESET, "pong"], [REFUSED, 0], "ping", [0, 0]]
