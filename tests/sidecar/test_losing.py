@@ -31,12 +31,16 @@ DOWNLOAD = 16 << 20
 """Bytes: more than the buffers between the ends hold."""
 
 
+WORLD = world()
+
+
 class FakeLink:
     """A link to one peer, by a clock that goes a second further with each look."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.heard_at = 100.0
+        self.silent = False
         self.looks = 0
         self.wake: Callable[[], None] = lambda: None
 
@@ -49,21 +53,24 @@ class FakeLink:
     def contacts(self) -> tuple[Contact, ...]:
         self.looks += 1
         self.now += 1.0
-        # The next look is due at once.
-        self.wake()
+        if not self.silent:
+            self.heard_at = self.now
+        # The next look is due as soon as everybody else had a turn.
+        asyncio.get_running_loop().call_soon(self.wake)
         return (Contact(peer_id="a", public_key="k", address=CALLEE_PLACE, heard_at=self.heard_at, asked=9),)
 
 
 async def test_a_lost_peer_is_reset_and_one_that_is_back_is_not() -> None:
     """The kernel has the address from the loss until the first arrival, and status has the peer's key."""
     link, table = FakeLink(), FakeRefusals()
-    losing = Losing(world, Refusing(table), link.clock)
+    link.silent = True
+    losing = Losing(lambda: WORLD, Refusing(table), link.clock)
     async with TaskScope() as scope:
         task = scope.start("lost", losing.run(link))
         await eventually(lambda: table.lost == {CALLEE_PLACE}, "it is lost")
         assert link.now - link.heard_at >= LOST_SECONDS
         assert losing.keys == {"k"}
-        link.heard_at = link.now
+        link.silent = False
         await eventually(lambda: table.lost == frozenset(), "it is back")
         task.cancel()
 
@@ -71,10 +78,11 @@ async def test_a_lost_peer_is_reset_and_one_that_is_back_is_not() -> None:
 async def test_a_return_that_the_kernel_did_not_take_is_tried_again() -> None:
     """A peer that is back must not stay cut off."""
     link, table = FakeLink(), FakeRefusals()
+    link.silent = True
     async with TaskScope() as scope:
-        task = scope.start("lost", Losing(world, Refusing(table), link.clock).run(link))
+        task = scope.start("lost", Losing(lambda: WORLD, Refusing(table), link.clock).run(link))
         await eventually(lambda: table.lost == {CALLEE_PLACE}, "it is lost")
-        table.fails, link.heard_at = 3, link.now
+        table.fails, link.silent = 3, False
         await eventually(lambda: table.lost == frozenset(), "it is back")
         task.cancel()
 
@@ -82,9 +90,8 @@ async def test_a_return_that_the_kernel_did_not_take_is_tried_again() -> None:
 async def test_calm_links_touch_no_table() -> None:
     """Nothing is sent to the kernel while nobody is lost."""
     link, table = FakeLink(), FakeRefusals()
-    link.heard_at = float("inf")
     async with TaskScope() as scope:
-        task = scope.start("lost", Losing(world, Refusing(table), link.clock).run(link))
+        task = scope.start("lost", Losing(lambda: WORLD, Refusing(table), link.clock).run(link))
         await eventually(lambda: link.looks > 100, "it looks")
         task.cancel()
     assert table.applied == []
@@ -157,7 +164,7 @@ def test_a_client_of_a_lost_peer_sees_a_reset_and_no_end() -> None:
 async def _lose(wire: Wire) -> None:
     refusing = Refusing(TableIn(wire.caller))
     async with route(wire.caller, wire.callee) as both, TaskScope() as scope:
-        task = scope.start("lost", Losing(world, refusing).run(wire))
+        task = scope.start("lost", Losing(lambda: WORLD, refusing).run(wire))
         clients = [await asyncio.to_thread(within, wire.caller, lambda: dial(both.vip)) for _ in range(2)]
         await asyncio.to_thread(wire.cut)
         ends = await asyncio.gather(*(asyncio.to_thread(end_of, *one) for one in zip(clients, (b"", b"more"))))
@@ -189,7 +196,7 @@ def test_a_change_of_path_cuts_no_transfer() -> None:
 
 async def _interrupt(wire: Wire) -> None:
     async with route(wire.caller, wire.callee, give) as both, TaskScope() as scope:
-        task = scope.start("lost", Losing(world, Refusing(TableIn(wire.caller))).run(wire))
+        task = scope.start("lost", Losing(lambda: WORLD, Refusing(TableIn(wire.caller))).run(wire))
         client = await asyncio.to_thread(within, wire.caller, lambda: dial(both.vip))
         await asyncio.to_thread(wire.cut)
         # The download waits for its reader meanwhile: it cannot be over.
