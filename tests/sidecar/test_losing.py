@@ -132,9 +132,11 @@ class TableIn:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._table = RefusalTable()
+        self.lost: frozenset[str] = frozenset()
 
     def apply(self, wanted: Resets) -> None:
         within(self._namespace, lambda: self._table.apply(wanted))
+        self.lost = wanted.lost
 
     def remove(self) -> None:
         within(self._namespace, self._table.remove)
@@ -162,14 +164,18 @@ def test_a_client_of_a_lost_peer_sees_a_reset_and_no_end() -> None:
 
 
 async def _lose(wire: Wire) -> None:
-    refusing = Refusing(TableIn(wire.caller))
+    table = TableIn(wire.caller)
+    refusing = Refusing(table)
     async with route(wire.caller, wire.callee) as both, TaskScope() as scope:
         task = scope.start("lost", Losing(lambda: WORLD, refusing).run(wire))
         clients = [await asyncio.to_thread(within, wire.caller, lambda: dial(both.vip)) for _ in range(2)]
         await asyncio.to_thread(wire.cut)
-        ends = await asyncio.gather(*(asyncio.to_thread(end_of, *one) for one in zip(clients, (b"", b"more"))))
+        ends = await asyncio.gather(
+            asyncio.to_thread(end_of, clients[0], b""), asyncio.to_thread(end_of, clients[1], b"more")
+        )
         assert ends == ["ECONNRESET", "ECONNRESET"]
         await asyncio.to_thread(wire.mend)
+        await eventually(lambda: not table.lost, "the kernel resets nothing any more")
         (await asyncio.to_thread(within, wire.caller, lambda: dial(both.vip))).close()
         assert refusing.problem is None
         task.cancel()
