@@ -157,7 +157,7 @@ def end_of(client: socket.socket, data: bytes) -> str:
 
 @pytest.mark.netns
 def test_a_client_of_a_lost_peer_sees_a_reset_and_no_end() -> None:
-    """A connection that waits for its answer, and one that sends: both fail. When the peer is back it serves at once."""
+    """A connection that waits for its answer, and one that sends: both fail. A peer that is back serves at once."""
     tool("envoy")
     with wired() as (caller, callee):
         asyncio.run(_lose(Wire(caller, callee)))
