@@ -12,13 +12,13 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from random import Random
 
 from peer import link as health
-from peer import mtu, path, session
-from peer.link import LinkStatus
+from peer import mtu, path, session, silence
+from peer.link import Contact, LinkStatus
 from peer.path import Via
 from peer.plan import check_wanted, make_plan
 from peer.probe import Kind, ProbeKey, probe_key
@@ -69,6 +69,7 @@ class _Link:
     sizes: mtu.MtuState = dataclasses.field(default_factory=mtu.MtuState)
     tx_checked: int = 0
     """Bytes that the tunnel had carried when the size in use was last checked."""
+    silence: silence.Silence = dataclasses.field(default_factory=silence.Silence)
 
     def view(self) -> session.View:
         """What `peer.session` decides from."""
@@ -117,6 +118,8 @@ class PeerLink:
         self._prober = Prober(self._spec.listen_port, self._on_arrival, self._on_refused)
         self._routes = Routes(self._spec)
         self._routes_due = asyncio.Event()
+        self.on_return: Callable[[], None] = lambda: None
+        """Called when a peer is heard again after a silence, and when a peer comes or goes."""
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """The CVMs to have tunnels with; ourselves among them is fine. LinkError, and no change, when one is wrong."""
@@ -137,6 +140,7 @@ class PeerLink:
         self._routes_due.set()
         self._on_table()
         self._hurry()
+        self.on_return()
 
     def set_allow_direct(self, allow: bool) -> None:
         """Whether tunnels may leave the relays. Existing ones move as soon as the other way is there, without loss."""
@@ -165,6 +169,19 @@ class PeerLink:
                 )
             )
         return tuple(sorted(rows, key=lambda row: (row.peer_id, row.public_key)))
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """When every peer was heard."""
+        return tuple(
+            Contact(
+                peer_id=each.peer.peer_id,
+                public_key=key,
+                address=each.peer.address,
+                heard_at=each.silence.heard_at,
+                asked=each.silence.asked,
+            )
+            for key, each in self._links.items()
+        )
 
     async def wait_up(self, public_keys: Sequence[str], seconds: float) -> bool:
         """True as soon as the tunnels to all `public_keys` are up (ourselves counts as up), False after `seconds`."""
@@ -310,6 +327,7 @@ class PeerLink:
     def _ping(self, key: str, each: _Link, via: Via) -> None:
         endpoint = each.state.way(via).endpoint
         assert endpoint is not None
+        each.silence = silence.asked(each.silence)
         if via is Via.DIRECT:
             self._prober.ping(key, key, endpoint)
             return
@@ -348,6 +366,7 @@ class PeerLink:
         each = self._links.get(arrival.sender)
         if each is None or sent is None or sent.mtu is None:
             return
+        self._hear(each, arrival.at)
         before = each.sizes.mtu
         each.sizes = mtu.answered(each.sizes, sent.endpoint, sent.mtu, arrival.at, self._rng)
         self._on_mtu(each, before)
@@ -371,6 +390,8 @@ class PeerLink:
         contact, via = each.state.contact, each.state.via
         if sent is not None:
             round_trip = arrival.at - sent.at
+            if sent.holder == arrival.sender or arrival.probe.through:
+                self._hear(each, arrival.at)
             if sent.holder == arrival.sender:
                 each.state = path.answered(each.state, Via.DIRECT, sent.endpoint, round_trip, arrival.at)
             elif arrival.probe.through:
@@ -387,6 +408,15 @@ class PeerLink:
             self._sync_at = 0.0
         if not contact or via is not Via.DIRECT or not each.state.way(via).alive(arrival.at):
             self._wake.set()
+
+    def _hear(self, each: _Link, at: float) -> None:
+        """Something arrived from the peer."""
+        self._heard(each, silence.heard(each.silence, at), at)
+
+    def _heard(self, each: _Link, after: silence.Silence, at: float) -> None:
+        before, each.silence = each.silence, after
+        if before.heard_at is not None and before.heard_at != after.heard_at and at - before.heard_at > path.LATE_AFTER:
+            self.on_return()
 
     async def _sync(self, now: float) -> None:
         """Looks at the device and changes what is not as wanted; at most as often as `_sync_at` allows."""
@@ -414,6 +444,7 @@ class PeerLink:
             pushes += push
             if device is not None:
                 _note_load(each, device.tx, now)
+                self._heard(each, silence.received(each.silence, device.rx, now), now)
         operations = [*make_plan(state, wanted), *pushes]
         await self._device.apply(operations)
         self._device_state = await self._device.read() if operations else state

@@ -43,6 +43,20 @@ class LinkStatus:
     """Bytes of the largest IPv4 packet inside the tunnel, in our direction."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contact:
+    """When one peer was heard, on whichever way."""
+
+    peer_id: str
+    public_key: str
+    address: str
+    """Its mesh address."""
+    heard_at: float | None
+    """When something arrived from it last that nobody can replay, monotonic seconds; None: nothing ever did."""
+    asked: int
+    """Probes sent to it since then."""
+
+
 def handshake_age(latest_handshake: float, now_unix: float) -> float | None:
     """Seconds since `latest_handshake` (both unix seconds); None when there was none."""
     # The clock of a CVM may be set back by its host; an age below zero would look fresh for ever.

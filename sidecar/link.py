@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from coordinator.protocol import MeshPeer
 from peer.driver import PeerLink
-from peer.link import LinkStatus
+from peer.link import Contact, LinkStatus
 from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer
 from peer.wireguard import (
     USERSPACE_ENV,
@@ -100,6 +100,14 @@ class Link:
             for task in pending:
                 task.cancel()
         return won
+
+    def on_return(self, call: Callable[[], None]) -> None:
+        """Has `call` called when a peer is heard again after a silence, and when a peer comes or goes."""
+        self._link.on_return = call
+
+    def contacts(self) -> tuple[Contact, ...]:
+        """When every peer was heard."""
+        return self._link.contacts()
 
     def status(self) -> tuple[LinkStatus, ...]:
         """Every peer's link."""

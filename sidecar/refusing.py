@@ -1,5 +1,5 @@
-"""When connections to a route are refused: from before Envoy hears that nobody is behind it, until after Envoy has an
-endpoint again.
+"""When the kernel resets connections: those to a route from before Envoy hears that nobody is behind it, until after
+Envoy has an endpoint again; those to a peer while it is lost (`sidecar.lost` decides that).
 
 Envoy closes a connection that it accepted for a route without endpoints, so at both edges the refusal outlasts
 the empty route: what comes in between is refused, as at a closed port, rather than accepted and closed.
@@ -12,7 +12,7 @@ import logging
 from typing import Protocol
 
 from vip.nftables import RefusalError
-from vip.refusals import Refusal
+from vip.refusals import Refusal, Resets
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 class Table(Protocol):
     """What `vip.nftables.RefusalTable` does."""
 
-    def apply(self, wanted: frozenset[Refusal]) -> None:
-        """Makes `wanted` what refuses connections; RefusalError when that cannot be."""
+    def apply(self, wanted: Resets) -> None:
+        """Makes `wanted` what is reset; RefusalError when that cannot be."""
 
     def remove(self) -> None:
-        """Ends all refusals; RefusalError when that cannot be."""
+        """Ends all of it; RefusalError when that cannot be."""
 
 
 class Refusing:
@@ -35,17 +35,20 @@ class Refusing:
         self._lock = asyncio.Lock()
         self._now: frozenset[Refusal] = frozenset()
         """What refuses connections."""
+        self._lost: frozenset[str] = frozenset()
+        """Mesh addresses of lost peers."""
         self._version = ""
         self._then: frozenset[Refusal] = frozenset()
         """What still refuses them once Envoy has snapshot `_version`."""
         self.problem: str | None = None
-        """Why nothing can be refused; connections to a route without endpoints are then accepted and closed."""
+        """Why nothing can be reset; connections to a route without endpoints are then accepted and closed, and those
+        to a lost peer end as if they were complete."""
 
     async def begin(self, refused: frozenset[Refusal]) -> None:
         """Refuses connections to `refused` too. To be called before Envoy hears that nobody is behind them."""
         async with self._lock:
             self._then |= refused
-            await self._make(self._now | refused)
+            await self._make(self._now | refused, self._lost)
 
     def published(self, version: str, refused: frozenset[Refusal]) -> bool:
         """Notes that snapshot `version` was given to Envoy, in which nobody is behind `refused` and somebody behind all
@@ -61,10 +64,15 @@ class Refusing:
         """
         async with self._lock:
             if version == self._version:
-                await self._make(self._then)
+                await self._make(self._then, self._lost)
+
+    async def lose(self, lost: frozenset[str]) -> None:
+        """Makes `lost` (mesh addresses) the peers to which every TCP packet is answered with a reset."""
+        async with self._lock:
+            await self._make(self._now, lost)
 
     async def stop(self) -> None:
-        """Ends all refusals."""
+        """Ends all refusals and resets."""
         async with self._lock:
             try:
                 await asyncio.to_thread(self._table.remove)
@@ -72,19 +80,19 @@ class Refusing:
                 # Said before, where nothing could be refused.
                 if self.problem is None:
                     log.warning("refusals stay", extra={"reason": str(error)})
-            self._now = frozenset()
+            self._now, self._lost = frozenset(), frozenset()
 
-    async def _make(self, wanted: frozenset[Refusal]) -> None:
+    async def _make(self, refused: frozenset[Refusal], lost: frozenset[str]) -> None:
         """Tried again at each call after a failure: a refusal that could not be lifted must not stay."""
-        if wanted == self._now and self.problem is None:
+        if (refused, lost) == (self._now, self._lost) and self.problem is None:
             return
         try:
             # In a thread: the kernel may wait for others who change its tables.
-            await asyncio.to_thread(self._table.apply, wanted)
+            await asyncio.to_thread(self._table.apply, Resets(refused, lost))
         except RefusalError as error:
             if self.problem != str(error):
-                log.warning("connections are not refused", extra={"reason": str(error)})
+                log.warning("connections are not reset", extra={"reason": str(error)})
             self.problem = str(error)
         else:
             self.problem = None
-        self._now = wanted
+        self._now, self._lost = refused, lost

@@ -34,6 +34,8 @@ class Facts:
     children: Mapping[str, ChildStatus]
     admission: AdmissionStatus | None
     links: Iterable[LinkStatus]
+    lost: frozenset[str]
+    """Public keys of the peers that are lost."""
     xds_version: str | None
     nacks: Iterable[Nack]
     problems: tuple[str, ...]
@@ -65,7 +67,13 @@ def document(facts: Facts) -> dict[str, Any]:
             "reason": admission.reason if admission else "",
         },
         "links": [
-            {"peer_id": link.peer_id, "path": link.path, "handshake_age_s": link.handshake_age_s, "mtu": link.mtu}
+            {
+                "peer_id": link.peer_id,
+                "path": link.path,
+                "lost": link.public_key in facts.lost,
+                "handshake_age_s": link.handshake_age_s,
+                "mtu": link.mtu,
+            }
             for link in facts.links
         ],
         "routes": [

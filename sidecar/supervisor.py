@@ -32,6 +32,7 @@ from sidecar.effects import Effects
 from sidecar.envoy import Envoy
 from sidecar.files import Identity
 from sidecar.identity import Keys, held_slot, load_or_make
+from sidecar.losing import Losing
 from sidecar.phases import Progress, Report
 from sidecar.slot import Wish
 
@@ -66,6 +67,7 @@ class Supervisor:
         self._restart = asyncio.Event()
         self._effects = Effects(config)
         self._effects.on_publish = self._published.set
+        self._losing = Losing(lambda: self.world, self._effects.refusing)
         self._guest = GuestAgent(config.guest_agent)
         self._envoy = Envoy(config.envoy, config.state_dir, config.peer_id or config.group, config.cluster)
         self._children: dict[str, Child] = {}
@@ -230,6 +232,7 @@ class Supervisor:
 
     def _has_link(self, link: Link) -> None:
         self._effects.link = link
+        self.run("lost", self._losing.run(link))
         self._dirty.set()
 
     async def _reconcile(self) -> None:
@@ -338,6 +341,7 @@ class Supervisor:
                 children={name: child.status() for name, child in self._children.items()},
                 admission=self._admission.status if self._admission else None,
                 links=effects.link.status() if effects.link else (),
+                lost=self._losing.keys,
                 xds_version=xds.version if xds else None,
                 nacks=xds.nacks if xds else (),
                 problems=(
@@ -383,7 +387,7 @@ class Supervisor:
         if self._member is not None and self._restart.is_set():
             self._member.forget()
         await self._cancel("reconcile", "xds", "envoy")
-        await self._cancel("link")
+        await self._cancel("lost", "link")
         await self._cancel("wireguard")
 
     async def _cancel(self, *names: str) -> None:

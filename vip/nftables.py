@@ -1,4 +1,4 @@
-"""The refused addresses and ports in the kernel, by netlink. An edge; what to send is `vip.refusals`' decision.
+"""The connections that the kernel resets, set by netlink. An edge; what to send is `vip.refusals`' decision.
 
 Needs CAP_NET_ADMIN and a kernel with nf_tables and nft_reject_inet. dstack's guests have both as modules
 (Dstack-TEE/meta-dstack, recipes-kernel/linux/files/dstack-docker.cfg), which the kernel loads when they are asked for.
@@ -10,12 +10,15 @@ import errno
 import os
 import socket
 
-from vip.refusals import TABLE, Batch, Refusal, change, errors, gone, whole
+from vip.refusals import TABLE, Batch, Resets, change, errors, gone, whole
 
 _NETFILTER = 12
 """NETLINK_NETFILTER (linux/netlink.h); the socket module has no name for it."""
 _RECEIVE_BYTES = 1 << 16
-_WITHOUT = "until then a route with nobody behind it accepts connections and closes them, instead of refusing"
+_WITHOUT = (
+    "until then a route with nobody behind it accepts connections and closes them, instead of refusing, and a "
+    "connection to a CVM that vanished ends as if it were complete, instead of with a reset"
+)
 _HINTS = {
     errno.EPERM: "grant the sidecar NET_ADMIN (docker compose: `cap_add: [NET_ADMIN]`)",
     errno.EACCES: "grant the sidecar NET_ADMIN (docker compose: `cap_add: [NET_ADMIN]`)",
@@ -28,14 +31,14 @@ class RefusalError(OSError):
 
 
 class RefusalTable:
-    """The refused pairs in the network namespace of the calling thread. Not for several threads at once."""
+    """What is reset in the network namespace of the calling thread. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._held: frozenset[Refusal] | None = None
+        self._held: Resets | None = None
         """What the kernel has; None: unknown, whatever a killed predecessor left."""
 
-    def apply(self, wanted: frozenset[Refusal]) -> None:
-        """Makes `wanted` the refused pairs. The first call replaces what there was as a whole, later ones send what
+    def apply(self, wanted: Resets) -> None:
+        """Makes `wanted` what is reset. The first call replaces what there was as a whole, later ones send what
         changed. Takes less than a millisecond once the kernel's modules are loaded.
 
         RefusalError when the kernel does not take it; then the next call replaces everything again.
@@ -52,7 +55,7 @@ class RefusalTable:
         self._held = wanted
 
     def remove(self) -> None:
-        """Takes the table away: nothing is refused any more. RefusalError when the kernel does not take it."""
+        """Takes the table away: nothing is reset any more. RefusalError when the kernel does not take it."""
         self._held = None
         _send(gone())
 

@@ -1,9 +1,14 @@
-"""Which virtual addresses and ports refuse connections, and the nftables messages that make it so. Pure.
+"""Which connections the kernel resets, and the nftables messages that make it so. Pure.
 
 A connection to a refused address and port ends with a TCP reset at its first packet, as at a closed port; a connection
-that is held already is not touched. One table of ours holds one set of refused pairs and one rule:
+that is held already is not touched. To the mesh address of a lost peer every TCP packet is answered with a reset, also
+one of a connection that is held. One table of ours has a set and a rule for each:
 
+    ip daddr @lost  meta l4proto tcp  reject with tcp reset
     ip daddr . tcp dport @refused  tcp flags & (fin|syn|rst|ack) == syn  reject with tcp reset
+
+Both rules see what leaves this machine for such an address. The tunnel's own packets are UDP to the peer's public
+address and match neither.
 
 Messages are built here rather than by pyroute2: in 0.9.7 its `nlm_request_batch` waits for ever when the kernel refuses
 a whole batch, and its classes take 0.3 ms to encode one pair on the path of a failover. Numbers are those of Linux'
@@ -19,9 +24,9 @@ from typing import NamedTuple
 
 TABLE = "cvm_mesh"
 """Name of the table, of family inet. A network namespace has one sidecar, and so one table."""
-_SET, _CHAIN = "refused", "output"
+_REFUSED, _LOST, _CHAIN = "refused", "lost", "output"
 _CHUNK = 1000
-"""Pairs in one message: 20 bytes each in an attribute that holds 65,535 at most."""
+"""Elements in one message: 20 bytes each at most, in an attribute that holds 65,535."""
 
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _SUBSYSTEM = 10
@@ -36,8 +41,9 @@ _META_NFPROTO, _META_L4PROTO = 15, 16
 _HOOK_OUTPUT = 3
 _REGISTER_1, _REGISTER_2 = 1, 9
 """The first 32-bit register, under its old name, and the one beside it: a pair lies in both."""
-_KEY_TYPE = 7 << 6 | 13
-"""ipv4_addr . inet_service, as the `nft` program numbers them: it shows the set with these types."""
+_ADDRESS_TYPE = 7
+_PAIR_TYPE = 7 << 6 | 13
+"""ipv4_addr, and ipv4_addr . inet_service, as the `nft` program numbers them: it shows the sets with these types."""
 _FIN_SYN_RST_ACK, _SYN = b"\x17", b"\x02"
 _REJECT_TCP_RESET = 1
 
@@ -57,27 +63,35 @@ class Batch(NamedTuple):
     """How many messages it acknowledges when it does."""
 
 
-def whole(wanted: frozenset[Refusal]) -> Batch:
-    """Replaces our table, whoever left it, by one that refuses `wanted`; nothing is open in between."""
+class Resets(NamedTuple):
+    """What the kernel is to reset."""
+
+    refused: frozenset[Refusal] = frozenset()
+    """Where new connections are refused."""
+    lost: frozenset[str] = frozenset()
+    """Mesh addresses (IPv4) to which every TCP packet is answered with a reset."""
+
+
+def whole(wanted: Resets) -> Batch:
+    """Replaces our table, whoever left it, by one that resets `wanted`; nothing is open in between."""
     name = _text(1, TABLE)
     table = (_message(_NEWTABLE, _CREATE, name), _message(_DELTABLE, 0, name), _message(_NEWTABLE, _CREATE, name))
-    # Without interval flags a hash set: one look-up for each new connection.
-    pairs = _text(1, TABLE) + _text(2, _SET) + _number(3, 0) + _number(4, _KEY_TYPE) + _number(5, 8) + _number(10, 1)
     hook = _nest(4, _number(1, _HOOK_OUTPUT) + _number(2, 0))
     chain = _text(1, TABLE) + _text(3, _CHAIN) + hook + _text(7, "filter")
-    rule = _text(1, TABLE) + _text(2, _CHAIN) + _nest(4, b"".join(_nest(1, one) for one in _expressions()))
     return _batch(
         *table,
-        _message(_NEWSET, _CREATE, pairs),
+        _set(_REFUSED, 1, _PAIR_TYPE, 8),
+        _set(_LOST, 2, _ADDRESS_TYPE, 4),
         _message(_NEWCHAIN, _CREATE, chain),
-        _message(_NEWRULE, _CREATE | _APPEND, rule),
-        *_elements(_NEWELEMENT, wanted),
+        _rule(_resets_lost()),
+        _rule(_refuses()),
+        *_changed(Resets(), wanted),
     )
 
 
-def change(held: frozenset[Refusal], wanted: frozenset[Refusal]) -> Batch:
-    """What leads from the refused pairs `held` to `wanted`: only those that change. No message where none does."""
-    return _batch(*_elements(_NEWELEMENT, wanted - held), *_elements(_DELELEMENT, held - wanted))
+def change(held: Resets, wanted: Resets) -> Batch:
+    """What leads from `held` to `wanted`: only the elements that change. No message where none does."""
+    return _batch(*_changed(held, wanted))
 
 
 def gone() -> Batch:
@@ -101,20 +115,46 @@ def errors(answer: bytes) -> list[int]:
     return found
 
 
-def _expressions() -> Iterable[bytes]:
-    """The rule. The first four leave everything but TCP over IPv4 alone."""
+def _set(name: str, number: int, key_type: int, key_bytes: int) -> bytes:
+    # Without interval flags a hash set: one look-up for each packet. `number` tells it from others of the batch.
+    key = _number(4, key_type) + _number(5, key_bytes)
+    return _message(_NEWSET, _CREATE, _text(1, TABLE) + _text(2, name) + _number(3, 0) + key + _number(10, number))
+
+
+def _rule(expressions: Iterable[bytes]) -> bytes:
+    listed = _nest(4, b"".join(_nest(1, one) for one in expressions))
+    return _message(_NEWRULE, _CREATE | _APPEND, _text(1, TABLE) + _text(2, _CHAIN) + listed)
+
+
+def _tcp_over_ipv4() -> Iterable[bytes]:
+    """Leaves everything but TCP over IPv4 alone."""
     yield _expression("meta", _number(1, _REGISTER_1) + _number(2, _META_NFPROTO))
     yield _equal(bytes([_IPV4]))
     yield _expression("meta", _number(1, _REGISTER_1) + _number(2, _META_L4PROTO))
     yield _equal(bytes([_TCP]))
+
+
+def _resets_lost() -> Iterable[bytes]:
+    yield from _tcp_over_ipv4()
+    yield _load(_REGISTER_1, _NETWORK_HEADER, 16, 4)
+    yield _lookup(_LOST, 2)
+    yield _expression("reject", _number(1, _REJECT_TCP_RESET))
+
+
+def _refuses() -> Iterable[bytes]:
+    yield from _tcp_over_ipv4()
     yield _load(_REGISTER_1, _NETWORK_HEADER, 16, 4)
     yield _load(_REGISTER_2, _TRANSPORT_HEADER, 2, 2)
-    yield _expression("lookup", _text(1, _SET) + _number(2, _REGISTER_1) + _number(4, 1))
+    yield _lookup(_REFUSED, 1)
     yield _load(_REGISTER_1, _TRANSPORT_HEADER, 13, 1)
     mask = _nest(4, _bytes(1, _FIN_SYN_RST_ACK)) + _nest(5, _bytes(1, b"\0"))
     yield _expression("bitwise", _number(1, _REGISTER_1) + _number(2, _REGISTER_1) + _number(3, 1) + mask)
     yield _equal(_SYN)
     yield _expression("reject", _number(1, _REJECT_TCP_RESET))
+
+
+def _lookup(name: str, number: int) -> bytes:
+    return _expression("lookup", _text(1, name) + _number(2, _REGISTER_1) + _number(4, number))
 
 
 def _equal(value: bytes) -> bytes:
@@ -129,17 +169,29 @@ def _expression(name: str, data: bytes) -> bytes:
     return _text(1, name) + _nest(2, data)
 
 
-def _elements(kind: int, pairs: frozenset[Refusal]) -> Iterable[bytes]:
-    ordered = sorted(pairs)
+def _changed(held: Resets, wanted: Resets) -> Iterable[bytes]:
+    """What is new comes before what goes."""
+    yield from _elements(_NEWELEMENT, _REFUSED, map(_pair_key, wanted.refused - held.refused))
+    yield from _elements(_NEWELEMENT, _LOST, map(_address_key, wanted.lost - held.lost))
+    yield from _elements(_DELELEMENT, _REFUSED, map(_pair_key, held.refused - wanted.refused))
+    yield from _elements(_DELELEMENT, _LOST, map(_address_key, held.lost - wanted.lost))
+
+
+def _elements(kind: int, name: str, keys: Iterable[bytes]) -> Iterable[bytes]:
+    ordered = sorted(keys)
     for start in range(0, len(ordered), _CHUNK):
-        listed = b"".join(_nest(1, _nest(1, _bytes(1, _key(pair)))) for pair in ordered[start : start + _CHUNK])
+        listed = b"".join(_nest(1, _nest(1, _bytes(1, key))) for key in ordered[start : start + _CHUNK])
         flags = _CREATE if kind == _NEWELEMENT else 0
-        yield _message(kind, flags, _text(1, TABLE) + _text(2, _SET) + _nest(3, listed))
+        yield _message(kind, flags, _text(1, TABLE) + _text(2, name) + _nest(3, listed))
 
 
-def _key(pair: Refusal) -> bytes:
+def _pair_key(pair: Refusal) -> bytes:
     """As the two registers hold it: each part begins a register."""
     return IPv4Address(pair.vip).packed + struct.pack("!H2x", pair.port)
+
+
+def _address_key(address: str) -> bytes:
+    return IPv4Address(address).packed
 
 
 def _batch(*messages: bytes) -> Batch:

@@ -45,10 +45,11 @@ KEEPALIVE_IDLE = 5
 """Seconds of silence after which a connection is probed."""
 KEEPALIVE_INTERVAL = 2
 """Seconds between probes that are not answered."""
-DEAD_AFTER = 15
-"""Seconds without an acknowledgement, of data or of probes, after which the kernel ends a connection. A change of path
-(direct to relay) takes up to 6.1 s, in which nothing arrives: the bound is more than twice that, so held connections
-outlive it."""
+DEAD_AFTER = 19
+"""Seconds without an acknowledgement, of data or of probes, after which the kernel ends a connection. That is the last
+resort, for Envoy passes it on as an orderly end: the link finds a lost peer after 8 s (`sidecar.lost`), and the kernel
+answers what is sent to it from then on with a reset. Data is sent again at times that double, so the first time after
+8 s is before 17 s; keep-alive sends every 2 s. A change of path (direct to relay) takes up to 6.1 s."""
 KEEPALIVE_PROBES = (DEAD_AFTER - KEEPALIVE_IDLE) // KEEPALIVE_INTERVAL
 """Unanswered probes until DEAD_AFTER."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from peer import path
+from peer.link import Contact
 from peer.wireguard import generate_key
+from sidecar import lost
 from tests import support
 from tests.peer.nodes import Echo, Mesh, mesh
 
@@ -84,6 +87,55 @@ def test_dead_direct_path_moves_to_the_relay_and_back(direction: str) -> None:
         made.wait_path("direct", seconds=20.0)
         _let_pass(0.2)
         assert echo.close()[1] == 0
+
+
+def _contact(made: Mesh) -> Contact:
+    """What the first CVM's link has of the second."""
+    return made.nodes[0].call(made.links[0].contacts)[0]
+
+
+def _ever_lost(made: Mesh, until: Callable[[], bool]) -> bool:
+    """Looks at the link as a sidecar does, for 12 s at most; whether the peer was lost before `until`."""
+    watched: Mapping[str, lost.Watched] = {}
+    end = time.monotonic() + 12.0
+    while time.monotonic() < end and not until():
+        watched = lost.watch(watched, [_contact(made)], frozenset(), time.monotonic())
+        if lost.addresses(watched):
+            return True
+        _let_pass(0.1)
+    return False
+
+
+def test_a_calm_tunnel_is_not_lost_and_a_cut_one_is_until_it_is_whole() -> None:
+    """Without any traffic, answers keep coming. A CVM that is cut off is asked in vain; its return is told at once."""
+    with mesh("preserving", "preserving") as made:
+        made.start()
+        made.wait_up()
+        made.wait_path("direct")
+        assert not _ever_lost(made, lambda: False)
+        told: list[float] = []
+        made.network.cut("c1")
+        assert _ever_lost(made, lambda: False)
+        made.nodes[0].call(lambda: setattr(made.links[0], "on_return", lambda: told.append(time.monotonic())))
+        silent_since = _contact(made).heard_at
+        made.network.heal("c1")
+        made.nodes[0].run(support.eventually(lambda: bool(told), "its return is told"))
+        heard_at = _contact(made).heard_at
+        assert silent_since is not None
+        assert heard_at is not None
+        assert heard_at > silent_since
+
+
+def test_a_change_of_path_loses_nobody() -> None:
+    """The relay's first answer comes before the silence is long enough, also where no relay was asked for before."""
+    with mesh("preserving", "preserving") as made:
+        made.start()
+        made.wait_up()
+        made.wait_path("direct")
+        made.network.block_udp("c0", made.places[1].public_address, "both")
+        assert not _ever_lost(made, lambda: made.nodes[0].call(made.links[0].status)[0].path == "relay")
+        made.wait_path("relay")
+        assert not _ever_lost(made, lambda: False)
 
 
 def test_losing_the_rendezvous_breaks_no_direct_link() -> None:

@@ -22,7 +22,7 @@ from tests.sidecar.world import environment, health, manifest, route
 from tests.xds.pki import Authority
 from vip.netlink import VipError
 from vip.nftables import RefusalError
-from vip.refusals import Refusal
+from vip.refusals import Refusal, Resets
 from xds.server import XdsServer
 
 OWN = Identity(cluster="demo", group="api", peer_id="api-0", address="100.96.0.10")
@@ -46,20 +46,22 @@ class FakeRefusals:
 
     def __init__(self) -> None:
         self.applied: list[frozenset[Refusal]] = []
+        self.lost: frozenset[str] = frozenset()
         self.fails = 0
         """How many calls fail from now on."""
         self.seen: Callable[[], object] = lambda: None
         self.order: list[tuple[frozenset[Refusal], object]] = []
 
-    def apply(self, wanted: frozenset[Refusal]) -> None:
+    def apply(self, wanted: Resets) -> None:
         if self.fails:
             self.fails -= 1
             raise RefusalError("not permitted")
-        self.applied.append(wanted)
-        self.order.append((wanted, self.seen()))
+        self.applied.append(wanted.refused)
+        self.lost = wanted.lost
+        self.order.append((wanted.refused, self.seen()))
 
     def remove(self) -> None:
-        self.apply(frozenset())
+        self.apply(Resets())
 
 
 class FakeLink:

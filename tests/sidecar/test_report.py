@@ -42,6 +42,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
                     mtu=1440,
                 ),
             ),
+            lost=frozenset({"k"}),
             xds_version="v1",
             nacks=(Nack(type_url="type.googleapis.com/envoy.Listener", names=("l",), message="no", version="v0"),),
             problems=("names: x",),
@@ -51,7 +52,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     assert shown["ready"] is True
     assert shown["children"] == {"envoy": {"pid": 7, "restarts": 1, "state": "running", "last_exit": "SIGKILL"}}
     assert shown["admission"]["coordinator"] == "https://one.test"
-    assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "handshake_age_s": 1.5, "mtu": 1440}]
+    assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "lost": True, "handshake_age_s": 1.5, "mtu": 1440}]
     assert shown["routes"] == [
         {
             "name": "api",
@@ -82,6 +83,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             children={},
             admission=None,
             links=(),
+            lost=frozenset(),
             xds_version=None,
             nacks=(),
             problems=(),

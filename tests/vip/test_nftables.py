@@ -27,21 +27,22 @@ import json, os, socket, sys
 from pyroute2 import netns
 netns.setns(sys.argv[1])
 from vip.nftables import RefusalError, RefusalTable
-from vip.refusals import Refusal
+from vip.refusals import Refusal, Resets
 
 ONE, TWO = ("127.10.1.1", 8000), ("127.10.1.2", 8000)
 
 def listen(*places):
     return [socket.create_server(place) for place in places]
 
-def dial(place):
+def dial(place, source=("", 0)):
     # What a TCP check does (`nc -z`): 0, or the number of the error.
     with socket.socket() as client:
+        client.bind(source)
         client.settimeout(10)
         return client.connect_ex(place)
 
 def refuse(*places):
-    table.apply(frozenset(Refusal(*place) for place in places))
+    table.apply(Resets(frozenset(Refusal(*place) for place in places)))
 
 table = RefusalTable()
 """
@@ -101,6 +102,47 @@ found.append(client.recv(1).decode())
 print(json.dumps(found))
 """
     assert inside(namespace, script) == [["ping", 0], ["ping", REFUSED], ["ping", 0], ["ping", REFUSED], "", ""]
+
+
+LOSE = """
+PEER, OTHER, OWN = ("100.96.0.7", 8000), ("100.96.0.8", 8000), ("100.96.0.9", 0)
+with __import__("pyroute2").IPRoute() as link:
+    for address, _ in (PEER, OTHER, OWN):
+        link.addr("add", index=link.link_lookup(ifname="lo")[0], address=address, prefixlen=32)
+table.apply(Resets())
+
+def lose(*addresses):
+    table.apply(Resets(frozenset(), frozenset(addresses)))
+
+def sends(client):
+    try:
+        client.sendall(b"ping")
+        return client.recv(4).decode()
+    except OSError as error:
+        return error.errno
+"""
+
+
+def test_a_lost_peer_resets_held_and_new_connections_and_no_others(namespace: str) -> None:
+    """A held connection ends with ECONNRESET at its next packet, a new one is refused; once the peer is back, new ones
+    are carried. Another peer and datagrams are not concerned.
+    """
+    script = """
+servers = listen(PEER, OTHER)
+clients = [socket.create_connection(place, timeout=10, source_address=OWN) for place in (PEER, OTHER)]
+held = [server.accept()[0] for server in servers]
+held[1].sendall(b"pong")
+datagrams = socket.socket(type=socket.SOCK_DGRAM)
+datagrams.bind(PEER)
+datagrams.settimeout(10)
+lose(PEER[0])
+socket.socket(type=socket.SOCK_DGRAM).sendto(b"ping", PEER)
+found = [[sends(client) for client in clients], [dial(PEER, OWN), dial(OTHER, OWN)], datagrams.recv(4).decode()]
+lose()
+print(json.dumps([*found, [dial(PEER, OWN), dial(OTHER, OWN)]]))
+"""
+    found = inside(namespace, LOSE + script)
+    assert found == [[errno.ECONNRESET, "pong"], [REFUSED, 0], "ping", [0, 0]]
 
 
 def test_datagrams_are_not_concerned(namespace: str) -> None:

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -92,14 +92,9 @@ def ended_after(client: socket.socket, data: bytes) -> float:
     return time.monotonic() - start
 
 
-def test_a_peer_that_vanished_ends_connections_that_wait_and_those_that_talk() -> None:
-    """Neither FIN nor RST comes from it: keep-alive and TCP_USER_TIMEOUT end them on both sides, later than a change of
-    path takes (6.1 s) and well before anybody gives up."""
-    with wired() as (caller, callee):
-        asyncio.run(_vanish(caller, callee))
-
-
-async def _vanish(caller: str, callee: str) -> None:
+@contextlib.asynccontextmanager
+async def route(caller: str, callee: str, serve: Callable[[socket.socket], None] = serve) -> AsyncIterator[Pair]:
+    """A route from an Envoy in one namespace to one in the other, with `serve` behind it."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         both = Pair(Path(name), delta=True)
         both.caller, both.callee = Inside("caller", Path(name)), Inside("callee", Path(name))
@@ -112,17 +107,7 @@ async def _vanish(caller: str, callee: str) -> None:
             await both.caller.start()
             await both.callee.apply(both.ingress())
             await both.caller.apply(both.egress())
-            clients = [await asyncio.to_thread(within, caller, lambda: _dial(both.vip)) for _ in range(2)]
-            for namespace in (caller, callee):
-                await asyncio.to_thread(within, namespace, lambda: drop_arrivals(["wire"]))
-            idle, busy = await asyncio.gather(
-                asyncio.to_thread(ended_after, clients[0], b""), asyncio.to_thread(ended_after, clients[1], b"more")
-            )
-            assert idle > 6.1
-            assert busy > 6.1
-            async with asyncio.timeout(2 * DEAD_AFTER):
-                while await both.callee.stat("listener.*_19090.downstream_cx_active"):
-                    pass
+            yield both
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
@@ -130,7 +115,29 @@ async def _vanish(caller: str, callee: str) -> None:
             await both.callee.close()
 
 
-def _dial(vip: str) -> socket.socket:
+def test_a_peer_that_vanished_ends_connections_that_wait_and_those_that_talk() -> None:
+    """Neither FIN nor RST comes from it: keep-alive and TCP_USER_TIMEOUT end them on both sides, later than a change of
+    path takes (6.1 s) and well before anybody gives up."""
+    with wired() as (caller, callee):
+        asyncio.run(_vanish(caller, callee))
+
+
+async def _vanish(caller: str, callee: str) -> None:
+    async with route(caller, callee) as both:
+        clients = [await asyncio.to_thread(within, caller, lambda: dial(both.vip)) for _ in range(2)]
+        for namespace in (caller, callee):
+            await asyncio.to_thread(within, namespace, lambda: drop_arrivals(["wire"]))
+        idle, busy = await asyncio.gather(
+            asyncio.to_thread(ended_after, clients[0], b""), asyncio.to_thread(ended_after, clients[1], b"more")
+        )
+        assert idle > 6.1
+        assert busy > 6.1
+        async with asyncio.timeout(2 * DEAD_AFTER):
+            while await both.callee.stat("listener.*_19090.downstream_cx_active"):
+                pass
+
+
+def dial(vip: str) -> socket.socket:
     """A connection that works, made in the namespace of the thread. The listener may come a moment after the ACK."""
     for _ in range(500):
         try:
