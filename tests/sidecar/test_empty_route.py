@@ -56,6 +56,10 @@ async def _play(pair: Pair, effects: Effects) -> dict[str, object]:
     full, empty = _wish(pair, empty=False), _wish(pair, empty=True)
     await _carry_out(effects, full)
     await pair.listening()
+    # Envoy's workers apply the first endpoints a moment after the ACK: until then a dial is accepted and closed.
+    async with asyncio.timeout(SOON):
+        while await _end_of_a_dial(pair) != "ping":
+            await asyncio.sleep(0.01)
     reader, writer = await pair.dial()
     held, seen = [], []
     async with TaskScope() as scope:

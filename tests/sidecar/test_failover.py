@@ -324,6 +324,7 @@ async def test_coordinators_that_come_back_with_nothing_move_no_leader() -> None
         held = await it.caller.reaches("db-0")
         with closing(held[1]):
             await it.mesh.lose(0)
+            it.mesh.lose_disk(0)
             await it.mesh.start(0)
             lead = await it.mesh.ready()
             before = it.caller.published
