@@ -35,6 +35,9 @@ WATCHED = textwrap.dedent("""
     print(json.dumps([good, bad]))
 """)
 
+EVERY_LINE = "1000000"
+"""Of a log: more than it has."""
+
 
 def consul(mesh: Mesh, method: str, path: str, data: str = "", coordinator: str = "coordinator-0") -> str:
     """The answer of the coordinator's own Consul server."""
@@ -98,10 +101,10 @@ def test_a_coordinator_that_was_lost_comes_back_with_what_it_acknowledged() -> N
         assert all(found == both for each in seen for found in each.values()), seen
         assert consul(mesh, "GET", "/v1/kv/service/acknowledged?raw") == "kept"
         assert json.loads(consul(mesh, "GET", f"/v1/session/info/{session}")), "the session of a running node was ended"
-        logs = "".join(mesh.run("logs", name).stdout for name in ("api-0", "api-1", *both))
+        logs = "".join(mesh.run("logs", name, "-n", EVERY_LINE).stdout for name in ("api-0", "api-1", *both))
         assert "lease lost" not in logs
         mesh.wait_whole()
         seen = reboot(mesh, lose_disk=True, seconds=15)
         assert all(found == both for each in seen for found in each.values()), seen
-        assert "the disk is empty: founds the cluster" in mesh.run("logs", "coordinator-0").stdout
+        assert "the disk is empty: founds the cluster" in mesh.run("logs", "coordinator-0", "-n", EVERY_LINE).stdout
         assert {peer["peer_id"]: peer["address"] for peer in mesh.wait_whole()["peers"]} == addresses

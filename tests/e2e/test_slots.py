@@ -35,8 +35,9 @@ def _workloads(mesh: Mesh) -> dict[str, dict[str, Any]]:
 
 
 def test_a_booting_cvm_takes_no_running_ones_slot() -> None:
-    """The coordinator and one CVM of each group restart together, and those that boot are the first to ask: they wait
-    for those that run. Then both CVMs of each group serve, those that ran in the slots that they had.
+    """The coordinator, which loses its disk, and one CVM of each group restart together, and those that boot are the
+    first to ask: they wait for those that run. Then both CVMs of each group serve, those that ran in the slots that
+    they had.
     """
     with running("boots", "up", "clusters/starter") as mesh:
         before = {name: peer["address"] for name, peer in _workloads(mesh).items()}
@@ -46,6 +47,8 @@ def test_a_booting_cvm_takes_no_running_ones_slot() -> None:
         assert mesh.run("kill", COORDINATOR, *booting).returncode == 0
         for group in GROUPS:
             _signal(mesh, f"{group}-0", signal.SIGSTOP)
+        # Records that are there would say who runs.
+        runs.run_of(mesh.name).call("POST", f"/machines/{COORDINATOR}/wipe")
         assert mesh.run("start", COORDINATOR, *booting).returncode == 0
 
         def wait() -> bool:

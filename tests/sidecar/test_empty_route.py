@@ -59,7 +59,7 @@ async def _play(pair: Pair, effects: Effects) -> dict[str, object]:
     # Envoy's workers apply the first endpoints a moment after the ACK: until then a dial is accepted and closed.
     async with asyncio.timeout(SOON):
         while await _end_of_a_dial(pair) != "ping":
-            await asyncio.sleep(0.01)
+            pass
     reader, writer = await pair.dial()
     held, seen = [], []
     async with TaskScope() as scope:
