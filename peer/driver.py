@@ -1,7 +1,8 @@
 """The loop that keeps a CVM's tunnels: probes ways, moves endpoints, starts handshakes, repairs the device. IO edge.
 
-What to do is decided by `peer.path` (which way), `peer.session` (which handshake) and `peer.plan` (which operations);
-this module carries it out.
+What to do is decided by `peer.path` (which way), `peer.mtu` (which packet size), `peer.silence` (who was heard),
+`peer.session` (which handshake) and `peer.plan` (which operations); this module carries it out. It is long because one
+loop owns the device, the probes and the routes: each decision reads what the others changed.
 """
 
 from __future__ import annotations
