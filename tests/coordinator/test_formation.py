@@ -140,7 +140,9 @@ async def test_a_server_with_records_waits_for_those_that_it_knew() -> None:
     async with cluster() as mesh:
         await boot(mesh, range(1))
         await mesh.retry(Applicant(url=mesh.running[0].url, manifest=mesh.manifest), 20)
-        await eventually((mesh.disk(0) / "peers.json").exists, "the admitted peer is kept")
+        # The coordinator writes the file first without any workload's peer.
+        kept = mesh.disk(0) / "peers.json"
+        await eventually(lambda: kept.exists() and "api-0" in kept.read_text(), "the admitted peer is kept")
         await mesh.lose(0)
         running = await mesh.start(0, away=True)
         await eventually(lambda: "waits for the tunnels" in reasons(running), "it says for what it waits")

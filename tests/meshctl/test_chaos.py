@@ -130,7 +130,7 @@ def test_without_one_it_makes_its_own_and_takes_it_down(monkeypatch: pytest.Monk
     ended: list[str] = []
     monkeypatch.setattr(runs, "all_runs", list)
     monkeypatch.setattr(runs, "end", lambda run, **_: ended.append(run.name))
-    monkeypatch.setattr(lab_commands, "start_mesh", lambda *a: (FakeRun(a[3], "patroni-demo"), {}, ()))
+    monkeypatch.setattr(lab_commands, "start_mesh", lambda *a, **_: (FakeRun(a[3], "patroni-demo"), {}, ()))
 
     def interrupted() -> None:
         with chaos.mesh(PATRONI, "mine", Silent()) as run:
