@@ -15,6 +15,12 @@ import click
 from meshctl.errors import UserError
 from meshctl.info import ROOT
 
+MOST_WORKERS = 4
+"""Processes that share the whole suite, at most. Tests mostly wait, for elections and time limits: one process keeps
+a third of a processor busy (measured with /proc/stat), so there is one more than processors. Above four the longest
+group, the tests on a Docker engine, decides how long the run takes.
+"""
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
@@ -34,10 +40,21 @@ def command(arguments: tuple[str, ...]) -> int:
         with contextlib.suppress(UserError):
             tools.ensure(("docker-compose",), Console())
     userns.require()
-    argv = [sys.executable, "-P", "-m", "pytest", *absolute(arguments, Path.cwd())]
+    chosen = absolute(arguments, Path.cwd())
+    argv = [sys.executable, "-P", "-m", "pytest", *workers(chosen, os.cpu_count() or 1), *chosen]
     # A child, not exec: pytest must find the checkout as its working directory, and Ctrl-C must come back to us.
     with subprocess.Popen(argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         return wait(process)
+
+
+def workers(arguments: Sequence[str], processors: int) -> list[str]:
+    """Pytest's options that run the whole suite in several processes; none where `arguments` name tests or say how.
+
+    `arguments` as `absolute` returns them.
+    """
+    if any(a.startswith(("/", "-n", "--numprocesses", "-s", "--pdb", "--capture")) for a in arguments):
+        return []
+    return ["-n", str(min(processors + 1, MOST_WORKERS)), "--dist", "loadgroup", "--no-loadscope-reorder"]
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:

@@ -29,17 +29,40 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
+COMPOSE = "compose"
+"""Group of the tests on a Docker engine: they share one engine, its images and a mesh."""
+STARTER = "starter"
+"""Group of the end-to-end tests that share the `mesh` of tests/e2e/conftest.py."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The end-to-end tests come last, whatever order chance gave: what is cheap to find is found first.
+    """Gives the order in which tests start, and says which tests stay in one process.
 
-    Those on a Docker engine come together and before the others, so that their engine is gone when the others run.
-    Those that are marked `long` are skipped unless `-m` names them.
+    The tests on a Docker engine are the longest group, so they start first. The end-to-end tests come last, those
+    that take minutes first among them: what is cheap to find is found early, and the workers end at about one time.
+    Tests that are marked `long` are skipped unless `-m` names them.
     """
-    if "long" not in str(config.option.markexpr):
-        for item in items:
-            if item.get_closest_marker("long") is not None:
-                item.add_marker(LONG)
-    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None) * (1 + ("compose" not in item.path.parts)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if "long" not in str(config.option.markexpr) and item.get_closest_marker("long") is not None:
+            item.add_marker(LONG)
+    items.sort(key=_rank)
+
+
+def _group(item: pytest.Item) -> str:
+    """What shares fixtures runs in one process; without the xdist plugin's workers it changes nothing."""
+    if "compose" in item.path.parts:
+        return COMPOSE
+    if "e2e" in item.path.parts and "mesh" in getattr(item, "fixturenames", ()):
+        return STARTER
+    return f"{item.path.parent.name}.{item.path.stem}"
+
+
+def _rank(item: pytest.Item) -> tuple[int, float]:
+    if "compose" in item.path.parts:
+        return (0, 0)
+    if item.get_closest_marker("e2e") is None:
+        return (1, 0)
+    timeout = item.get_closest_marker("timeout")
+    return (2, -float(timeout.args[0]) if timeout is not None else 0)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from meshctl.testing import absolute, wait
+from meshctl.testing import absolute, wait, workers
 
 
 def test_paths_are_made_absolute(tmp_path: Path) -> None:
@@ -22,3 +22,13 @@ def test_exit_codes_pass_through() -> None:
     for code, expected in (("raise SystemExit(5)", 5), ("import os; os.kill(os.getpid(), 9)", 137)):
         with subprocess.Popen([sys.executable, "-c", code]) as process:
             assert wait(process) == expected
+
+
+def test_the_whole_suite_runs_in_several_processes() -> None:
+    """Tests that are named run in one process, and who says how many has them."""
+    several = ["-n", "3", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    for arguments in ([], ["--durations=5"], ["-k", "truncation"], ["-m", "not e2e"]):
+        assert workers(arguments, 2) == several
+    assert workers([], 64)[1] == "4"
+    for arguments in (["/x/tests/dns"], ["-n0"], ["--numprocesses", "8"], ["-s"], ["--pdb"]):
+        assert workers(arguments, 2) == []
