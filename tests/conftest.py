@@ -6,6 +6,7 @@ import os
 import signal
 from types import FrameType
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -15,6 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("mesh", deadline=None)
     settings.load_profile("mesh")
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, _interrupt_once)
+        signal.signal(signal.SIGTERM, _interrupt_once)
 
 
 _OWN_PID = os.getpid()
@@ -28,6 +32,32 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    # A worker hears of one interrupt twice: from the terminal and from `pytest_sessionfinish` below.
+    if os.getpid() == _OWN_PID:
+        signal.signal(signal.SIGINT, _nothing)
+        signal.signal(signal.SIGTERM, _nothing)
+    _interrupt(number, frame)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """A handler, where to ignore the signal would be inherited by the programs that fixtures start to clean up."""
+
+
+UNWIND_SECONDS = 180.0
+"""For the workers of an interrupted run: a mesh on a Docker engine takes a minute or two to go."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Interrupts the workers too and waits for them: xdist would kill them, and what their tests started would stay."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED and session.config.getoption("numprocesses", None):
+        workers = psutil.Process().children()
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        psutil.wait_procs(workers, timeout=UNWIND_SECONDS)
+
+
 LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
 COMPOSE = "compose"
 """Group of the tests on a Docker engine: they share one engine, its images and a mesh."""
@@ -35,16 +65,20 @@ STARTER = "starter"
 """Group of the end-to-end tests that share the `mesh` of tests/e2e/conftest.py."""
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Says which tests stay in one process. Here, because xdist reads the marks before the order is made."""
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives the order in which tests start, and says which tests stay in one process.
+    """Gives the order in which tests start.
 
     The tests on a Docker engine are the longest group, so they start first. The end-to-end tests come last, those
     that take minutes first among them: what is cheap to find is found early, and the workers end at about one time.
     Tests that are marked `long` are skipped unless `-m` names them.
     """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if "long" not in str(config.option.markexpr) and item.get_closest_marker("long") is not None:
             item.add_marker(LONG)
     items.sort(key=_rank)
