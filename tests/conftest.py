@@ -17,7 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("mesh")
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(config, "workerinput"):
-        signal.signal(signal.SIGINT, _interrupt_once)
+        # The terminal interrupts all processes at once; workers wait for the word of `pytest_sessionfinish` below.
+        signal.signal(signal.SIGINT, _nothing)
         signal.signal(signal.SIGTERM, _interrupt_once)
 
 
@@ -33,15 +34,24 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    # A worker hears of one interrupt twice: from the terminal and from `pytest_sessionfinish` below.
     if os.getpid() == _OWN_PID:
-        signal.signal(signal.SIGINT, _nothing)
+        _interrupts.append(number)
         signal.signal(signal.SIGTERM, _nothing)
     _interrupt(number, frame)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
     """A handler, where to ignore the signal would be inherited by the programs that fixtures start to clean up."""
+
+
+_interrupts: list[int] = []
+"""The signal that interrupted this worker; empty when there was none."""
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends an interrupted worker once its fixtures are unwound: it would wait for more tests."""
+    if _interrupts:
+        os._exit(128 + _interrupts[0])
 
 
 UNWIND_SECONDS = 180.0
