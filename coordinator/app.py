@@ -155,7 +155,13 @@ class Coordinator:
         registry.put(own)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
         formation = self._formation = Formation(
-            disk, consul, link, own=own, manifest=lambda: broker.rules.manifest, registry=registry
+            disk,
+            consul,
+            link,
+            own=own,
+            manifest=lambda: broker.rules.manifest,
+            registry=registry,
+            state_dir=config.state_dir,
         )
         self._siblings = formation.siblings = self._make_siblings(
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
@@ -294,6 +300,7 @@ class Coordinator:
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,
             },
+            "outside_voters": list(self._formation.outside) if self._formation else [],
             "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "manifest_epoch": broker.rules.manifest.epoch if broker else self._config.manifest.epoch,

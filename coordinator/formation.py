@@ -12,8 +12,10 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
+from coordinator import word
 from coordinator.broker import Broker
 from coordinator.disk import Disk, DiskError, lost_records
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
@@ -65,14 +67,17 @@ class Formation:
         own: MeshPeer,
         manifest: Callable[[], Manifest],
         registry: Registry,
+        state_dir: Path,
     ) -> None:
         self.reason = ""
+        self.outside: tuple[str, ...] = ()
+        """Mesh addresses of voters that the manifest does not list, while an operator's word on them is waited for."""
         self.empty = False
         """This coordinator began with an empty disk."""
         self.siblings: tuple[Sibling, ...] = ()
         """Set before `run`."""
         self._disk, self._server, self._link = disk, server, link
-        self._own, self._manifest, self._registry = own, manifest, registry
+        self._own, self._manifest, self._registry, self._state_dir = own, manifest, registry, state_dir
         self._settled = False
 
     async def run(self) -> None:
@@ -204,7 +209,7 @@ class Formation:
             if own.records is False and member:
                 return Action.WAIT
             decision = self._decide(own)
-            self._settled = own.led
+            self._settled, self.outside = own.led, decision.outside
             if own.records is not None:
                 answered = self._server.child.status().restarts
             wrong = self._disk.problem() or self._failing(answered)
@@ -248,11 +253,12 @@ class Formation:
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})
             self._disk.make_alone(f"{self._own.address}:{SERVER_PORT}")
+            word.use_up(self._state_dir)
         return dataclasses.replace(start, found=action is Action.FOUND)
 
     def _decide(self, own: Standing) -> Decision:
         seen = tuple(Seen(peer_id=each.peer_id, address=each.address, standing=each.standing) for each in self.siblings)
-        return decide(own, self._own.peer_id, self._own.address, seen)
+        return decide(own, self._own.peer_id, self._own.address, seen, word.given_up(self._state_dir))
 
     def _note(self, reason: str, level: int = logging.INFO) -> None:
         if reason and reason != self.reason:

@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.world import Applicant, Cluster, Running, cluster
-from tests.support import eventually, need_root_or_userns
+from tests.support import ROOT, eventually, need_root_or_userns
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -220,6 +222,55 @@ async def test_all_disks_lost_begin_anew_and_say_so() -> None:
         await boot(mesh, range(3))
         await writer.more()
         assert all(began_empty(running) for running in mesh.running.values())
+
+
+async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_dropped() -> None:
+    """The manifest goes from three coordinators to one while that one is away and the others acknowledge writes. It
+    says for whom it waits, also after it was told that they are gone without `--accept-loss`; they come back, and
+    nothing is lost. When they are gone for good, it goes on alone by an operator's word.
+    """
+    async with writing(3) as (mesh, writer):
+        peers = mesh.manifest.coordinators.peers
+        alone = replace(mesh.manifest, epoch=2, coordinators=replace(mesh.manifest.coordinators, peers=peers[:1]))
+        await mesh.lose(0)
+        await writer.more()
+        for n in (1, 2):
+            await mesh.lose(n)
+        running = await mesh.start(0, alone)
+        for peer in peers[1:]:
+            await eventually(lambda peer=peer: peer.address in reasons(running), "it names them", READY_SECONDS)  # type: ignore[misc]
+        code, said = await recover(running)
+        assert code == 1
+        assert "--accept-loss" in said
+        assert all(peer.address in said for peer in peers[1:])
+        for n in (1, 2):
+            await mesh.start(n)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+        code, said = await recover(running, "--accept-loss")
+        assert code == 1
+        assert "does not wait for a word" in said
+
+        for n in (1, 2):
+            await mesh.lose(n)
+        await eventually(lambda: bool(running.coordinator.document()["outside_voters"]), "it waits", READY_SECONDS)
+        code, said = await recover(running, "--accept-loss")
+        assert code == 0, said
+        await writer.more()
+        assert set(writer.acknowledged) <= await kept(running)
+        assert not (running.folder / "private" / "given-up.json").exists(), "the word was used up"
+
+
+async def recover(running: Running, *options: str) -> tuple[int, str]:
+    """`python -m coordinator recover` beside a coordinator, with yes as the answer: exit code and output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "coordinator", "recover", *options, cwd=ROOT,
+        env={"MESH_STATE_DIR": str(running.folder / "private")},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    told, _ = await process.communicate(b"y\n")
+    return process.returncode or 0, told.decode()
 
 
 def spoil(folder: Path, how: str) -> None:
