@@ -141,7 +141,7 @@ class Coordinator:
         registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
         disk = self._disk(who)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
-        ledger = self._ledger = Ledger(consul.client, registry, time.time)
+        ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         broker = self._broker = Broker(
             rules=self._rules(config.manifest, config.envelope),
             keys=keys,

@@ -4,8 +4,9 @@ Every admission is one transaction on `coordinator/slots/<peer_id>` and `coordin
 compare-and-set against what was decided on, with the peer's entry under `mesh/peers/`. Watches keep a copy of it all
 here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip already says who lives.
 
-`coordinator/began` is when the records began, `coordinator/newcomers/<instance_id>` who waits for that reason: both are
-the cluster's, so that all coordinators count the same.
+`coordinator/began` says that the records are new, `coordinator/newcomers/<instance_id>` who waits for that reason. Each
+coordinator counts one lease by its monotonic clock from the moment at which it first saw the former, and whichever is
+first says there that the wait is over: clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -46,24 +47,37 @@ SLOTS_PREFIX = LEDGER_PREFIX + "slots/"
 INSTANCES_PREFIX = LEDGER_PREFIX + "instances/"
 NEWCOMERS_PREFIX = LEDGER_PREFIX + "newcomers/"
 BEGAN_KEY = LEDGER_PREFIX + "began"
-"""Unix seconds, as JSON. Records without it were made by an earlier version, and are not new."""
+"""Unix seconds at which the records began, as JSON: for people, and compared with no clock. `OVER` once newcomers need
+not wait any more. Records without it were made by an earlier version, and are not new."""
+OVER = 0.0
+"""A number that earlier versions take for a beginning long ago."""
 ATTEMPTS = 4
 """Times that an admission is decided anew after another coordinator was faster."""
 
 
 class Ledger:
-    """This coordinator's copy of the records, and the writes. `clock` gives unix seconds."""
+    """This coordinator's copy of the records, and the writes. `clock` gives unix seconds, `monotonic` seconds that
+    nobody sets.
+    """
 
-    def __init__(self, consul: ConsulClient, registry: Registry, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        consul: ConsulClient,
+        registry: Registry,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._consul = consul
         self._registry = registry
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         # A holder that could not renew while no coordinator ran gets a whole lease from now.
         self._started = clock()
         self.slots: dict[str, Holder] = {}
         self.nodes: dict[str, Node] = {}
         self.newcomers: dict[str, Newcomer] = {}
-        self._began = 0.0
+        # Monotonic; None while nothing says that the records are new.
+        self._wait_ends: float | None = None
+        self._over = False
         self._changed = asyncio.Event()
         self._slot_index: dict[str, int] = {}
         self._instance_index: dict[str, int] = {}
@@ -103,10 +117,10 @@ class Ledger:
         """Notes when the records began, if they are empty: then running CVMs are unknown, and come before newcomers.
         Called after `refresh`. RefusalError NOT_READY when Consul cannot write.
         """
-        if self.slots or self._began:
+        if self.slots or self._wait_ends is not None:
             return
         log.warning("the records are empty: CVMs that run claim their slots before newcomers get one")
-        # Refused when another coordinator was faster: its moment counts then.
+        # Refused when another coordinator was faster: its note counts then.
         await self._transaction([_kv("cas", BEGAN_KEY, json.dumps(self._clock()).encode(), 0)])
         await self.refresh()
 
@@ -114,9 +128,8 @@ class Ledger:
         """Seconds that `newcomer` has to wait for a slot of its group, whose slots `peer_ids` are. See
         `slots.newcomers_wait`.
         """
-        self._clamp_beginning()
         waiting = {newcomer.instance_id, *(n.instance_id for n in self.newcomers.values() if n.group == newcomer.group)}
-        return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._began, self._clock())
+        return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._wait_left(), self._clock())
 
     async def wait_as_newcomer(self, newcomer: Newcomer, seconds: float) -> None:
         """Notes that `newcomer`, whose evidence was verified, waits; returns with the next change of the records, or
@@ -134,15 +147,18 @@ class Ledger:
                 await changed.wait()
 
     async def forget_newcomers(self) -> None:
-        """Removes the notes about newcomers once nobody has to wait any more."""
-        self._clamp_beginning()
-        if self.newcomers and self._clock() > self._began + LEASE_SECONDS:
-            await self._consul.delete(f"/v1/kv/{NEWCOMERS_PREFIX}", params={"recurse": ""})
-            self.newcomers = {}
+        """Says that the wait is over and removes the notes about newcomers, once a lease has passed here. RefusalError
+        NOT_READY when Consul cannot write.
+        """
+        if self._wait_left() > 0 or (self._over and not self.newcomers):
+            return
+        over = _kv("set", BEGAN_KEY, json.dumps(OVER).encode())
+        await self._transaction([over, _kv("delete-tree", NEWCOMERS_PREFIX)])
+        self._over, self.newcomers = True, {}
 
-    def _clamp_beginning(self) -> None:
-        """A beginning in the future, after this clock was set back, would prolong the wait by as much."""
-        self._began = min(self._began, self._clock())
+    def _wait_left(self) -> float:
+        """Seconds that newcomers have to wait at most."""
+        return 0.0 if self._wait_ends is None else max(0.0, self._wait_ends - self._monotonic())
 
     def _tell(self) -> None:
         """Wakes everybody who waits for a change of the records."""
@@ -246,13 +262,18 @@ class Ledger:
         """When the records began, or a newcomer that waits since. What cannot be read delays nobody."""
         try:
             if key == BEGAN_KEY:
-                # Not later than this coordinator started, or its clock being ahead would prolong the wait.
-                self._began = min(float(json.loads(value)), self._began or self._clock())
+                self._see_beginning(float(json.loads(value)))
             elif key.startswith(NEWCOMERS_PREFIX):
                 newcomer: Newcomer = from_tree(Newcomer, json.loads(value), key)
                 newcomers[newcomer.instance_id] = newcomer
         except (ManifestError, ValueError, TypeError, OverflowError, RecursionError) as error:
             log.warning("record ignored", extra={"key": key, "reason": str(error)})
+
+    def _see_beginning(self, began: float) -> None:
+        if began == OVER:
+            self._over = True
+        ends = self._monotonic() + (0.0 if self._over else LEASE_SECONDS)
+        self._wait_ends = ends if self._wait_ends is None else min(self._wait_ends, ends)
 
     def take_peers(self, index: int, tree: Any) -> None:
         """The peer entries as of an answer of Consul's KV."""

@@ -146,7 +146,7 @@ class Records:
     async def _forget_newcomers(self) -> None:
         try:
             await self._ledger.forget_newcomers()
-        except ConsulError as error:
+        except RefusalError as error:
             log.warning("notes about newcomers not removed yet", extra={"reason": str(error)})
 
     async def _free(self, holder: Holder, reason: str) -> None:
