@@ -121,6 +121,66 @@ async def test_an_instance_that_moves_leaves_its_old_slot(consul: ConsulClient) 
     assert [each.peer_id for each in one.registry.peers()] == ["x-1"]
 
 
+async def instances(consul: ConsulClient) -> set[str]:
+    """The instances that have a key."""
+    _, keys = await consul.get(f"/v1/kv/{INSTANCES_PREFIX}", params={"keys": "", "consistent": ""})
+    return {key.removeprefix(INSTANCES_PREFIX) for key in keys or ()}
+
+
+async def test_instances_without_a_slot_leave_no_key(consul: ConsulClient) -> None:
+    """Of a slot that was freed, of one that another instance took over, and of one that an earlier version left: what
+    is kept is one key a slot that is held, however many instances there were.
+    """
+    one, two = book(consul), book(consul)
+    await one.ledger.take(holder("x-0", "i0"), peer("x-0"))
+    await one.ledger.take(holder("x-1", "i1", "k1"), peer("x-1", "k1"))
+    await one.ledger.take(holder("x-2", "i2", "k2"), peer("x-2", "k2"))
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    one.clock.now = 1100.0
+    await one.ledger.take(holder("x-1", "i3", "k3", at=1100.0), peer("x-1", "k3"))
+    await consul.put(f"/v1/kv/{INSTANCES_PREFIX}old", b"x-9")
+    assert await instances(consul) == {"i0", "i1", "i2", "i3", "old"}
+    for _ in range(2):
+        await two.ledger.refresh()
+        await two.ledger.forget_instances()
+    assert await instances(consul) == {"i2", "i3"}
+
+
+async def test_an_instance_that_is_admitted_meanwhile_keeps_its_key(consul: ConsulClient) -> None:
+    """One coordinator admits an instance again while the other removes its key: the key stays, and guards it. Removed
+    first, the admission is decided anew.
+    """
+    one, two = book(consul), book(consul)
+    await one.ledger.take(holder(), peer())
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    await two.ledger.refresh()
+    await one.ledger.take(holder(), peer())
+    await two.ledger.forget_instances()
+    assert await instances(consul) == {"i0"}
+
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    await two.ledger.refresh()
+    await two.ledger.forget_instances()
+    await one.ledger.take(holder("x-1", key="k1"), peer("x-1", "k1"))
+    assert await instances(consul) == {"i0"}
+    await two.ledger.refresh()
+    with pytest.raises(RefusalError):
+        await two.ledger.take(holder("x-0", key="k2"), peer(key="k2"))
+
+
+async def test_a_slot_whose_record_cannot_be_read_can_be_taken(consul: ConsulClient) -> None:
+    """Nobody holds it, so whoever asks gets it, and the record is replaced."""
+    await consul.put(f"/v1/kv/{SLOTS_PREFIX}x-0", b"no JSON")
+    await consul.put(f"/v1/kv/{INSTANCES_PREFIX}old", b"x-0")
+    one = book(consul)
+    await one.ledger.refresh()
+    await one.ledger.forget_instances()
+    assert await instances(consul) == set()
+    await one.ledger.take(holder(), peer())
+    await one.ledger.refresh()
+    assert one.ledger.slots["x-0"].boot_key == "k0"
+
+
 async def test_without_consul_nothing_is_admitted() -> None:
     """A write that fails is NOT_READY, and the registry is as before."""
     async with ConsulClient(port=free_port()) as client:
