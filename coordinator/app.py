@@ -218,7 +218,7 @@ class Coordinator:
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
-        return Disk(self._config.data_dir, owner)
+        return Disk(self._config.data_dir, owner, alone=len(self._config.manifest.coordinators.peers) == 1)
 
     def _server_settings(self, who: Identity, disk: Disk) -> ServerSettings:
         peers = self._config.manifest.coordinators.peers

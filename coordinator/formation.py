@@ -17,7 +17,7 @@ from typing import Protocol
 
 from coordinator import word
 from coordinator.broker import Broker
-from coordinator.disk import Disk, DiskError, lost_records
+from coordinator.disk import Disk, DiskError
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
 from coordinator.forming import Sibling as Seen
 from coordinator.marker import MEMBER, NEW, STARTED, ForeignDataError
@@ -240,15 +240,14 @@ class Formation:
             return ""
         return (
             f"Consul does not stay up (last end: {status.last_exit}); its own lines in the log say why. When they name "
-            f"raft, wal or snapshot, the records in {self._disk.records} are damaged: restore the volume, or empty it, "
-            f"and it takes the records from its siblings"
+            f"raft, wal or snapshot, {self._disk.damaged_records()}"
         )
 
     async def _restart(self, start: Start, action: Action) -> Start:
         """What the server starts with after `action`."""
         if action is Action.WAIT:
             while True:
-                self._note(lost_records(self._disk.records.parent), logging.WARNING)
+                self._note(self._disk.lost_records(), logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})

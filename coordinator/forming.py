@@ -144,7 +144,7 @@ def _leaderless(
         **{each.address: (each.peer_id, each.standing) for each in siblings if each.standing and each.standing.records},
     }
     if sum(voter in holders for voter in own.voters) >= quorum:
-        return Decision(action=Action.RUN, reason="no leader yet; the servers elect one")
+        return Decision(action=Action.RUN, reason="no leader yet; an election is under way")
     # Of equal records the first coordinator's: all have to choose alike.
     best = min(holders.values(), key=lambda each: (-each[1].term, -each[1].index, each[0]))[0]
     if best != peer_id:
