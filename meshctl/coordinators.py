@@ -7,6 +7,9 @@ import os
 import click
 
 from meshctl import runs
+from meshctl import status as statuses
+from meshctl.errors import UserError
+from topology.model import COORDINATOR
 
 
 @click.group()
@@ -27,7 +30,12 @@ def recover(peer: str, accept_loss: bool, yes: bool, name: str | None) -> None:
     """
     from meshctl.lab_commands import exec_argv
 
+    run = runs.find(name)
+    machines = statuses.collect(run)["machines"]
+    known = sorted(m["peer_id"] for m in machines if m["group"] == COORDINATOR)
+    if peer not in known:
+        raise UserError(f"{peer!r} is no coordinator of {run.name!r}", f"its coordinators: {', '.join(known)}")
     options = [*(["--accept-loss"] if accept_loss else []), *(["--yes"] if yes else [])]
-    argv = exec_argv(runs.find(name), peer, None, ("python", "-m", "coordinator", "recover", *options))
+    argv = exec_argv(run, peer, None, ("python", "-m", "coordinator", "recover", *options))
     os.environ["PYTHONPATH"] = str(runs.CHECKOUT)
     os.execv(argv[0], argv)
