@@ -1,12 +1,14 @@
 """`python -m coordinator`: reads the environment, runs the coordinator, ends with 0, or 2 when the configuration is
-wrong.
+wrong. `python -m coordinator recover` is an operator's word to the coordinator that runs (`coordinator.word`).
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from coordinator import config as configuration
 from coordinator.config import Config
@@ -16,9 +18,17 @@ from runtime.env import ConfigError
 
 def main() -> int:
     """The process. Returns its exit code."""
-    if sys.argv[1:]:
-        print(f"unknown arguments {sys.argv[1:]!r}, expected none", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="coordinator", description="A coordinator of the mesh.")
+    recover = parser.add_subparsers(dest="action").add_parser(
+        "recover", help="say that voters outside the manifest are gone, so that the one that runs here goes on alone"
+    )
+    recover.add_argument("--accept-loss", action="store_true", help="give up what only those voters have")
+    recover.add_argument("--yes", action="store_true", help="do not ask again")
+    chosen = parser.parse_args()
+    return _serve() if chosen.action is None else _recover(chosen.accept_loss, chosen.yes)
+
+
+def _serve() -> int:
     try:
         config = configuration.parse(os.environ)
         log.configure(config.log_level)
@@ -35,6 +45,22 @@ def main() -> int:
         )
         return 2
     return 0
+
+
+def _recover(accept_loss: bool, yes: bool) -> int:
+    from coordinator import word
+
+    state_dir = Path(os.environ.get("MESH_STATE_DIR") or configuration.STATE_DIR)
+    done, lines = word.recover(state_dir, accept_loss, (lambda _: True) if yes else _confirm)
+    print("\n".join(lines))
+    return 0 if done else 1
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 async def _run(config: Config) -> None:

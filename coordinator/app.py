@@ -141,7 +141,7 @@ class Coordinator:
         registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
         disk = self._disk(who)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
-        ledger = self._ledger = Ledger(consul.client, registry, time.time)
+        ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         broker = self._broker = Broker(
             rules=self._rules(config.manifest, config.envelope),
             keys=keys,
@@ -155,7 +155,13 @@ class Coordinator:
         registry.put(own)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
         formation = self._formation = Formation(
-            disk, consul, link, own=own, manifest=lambda: broker.rules.manifest, registry=registry
+            disk,
+            consul,
+            link,
+            own=own,
+            manifest=lambda: broker.rules.manifest,
+            registry=registry,
+            state_dir=config.state_dir,
         )
         self._siblings = formation.siblings = self._make_siblings(
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
@@ -212,7 +218,7 @@ class Coordinator:
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
-        return Disk(self._config.data_dir, owner)
+        return Disk(self._config.data_dir, owner, alone=len(self._config.manifest.coordinators.peers) == 1)
 
     def _server_settings(self, who: Identity, disk: Disk) -> ServerSettings:
         peers = self._config.manifest.coordinators.peers
@@ -294,6 +300,7 @@ class Coordinator:
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,
             },
+            "outside_voters": list(self._formation.outside) if self._formation else [],
             "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "manifest_epoch": broker.rules.manifest.epoch if broker else self._config.manifest.epoch,

@@ -15,6 +15,8 @@ from runtime.env import ConfigError, EnvReader, Problem
 from topology.manifest import Manifest, ManifestError, open_envelope
 
 DEFAULT_PCCS = "https://pccs.phala.network"
+STATE_DIR = "/run/mesh-private"
+"""Default of MESH_STATE_DIR."""
 NO_URLS: tuple[str, ...] = ()
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -68,7 +70,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     paths = {
         name: reader.optional(name, values.path, Path(default))
         for name, default in (
-            ("MESH_STATE_DIR", "/run/mesh-private"),
+            ("MESH_STATE_DIR", STATE_DIR),
             ("MESH_RUN_DIR", "/run/mesh"),
             ("MESH_DATA_DIR", "/mesh-data"),
             ("MESH_GUEST_AGENT", "/var/run/dstack.sock"),

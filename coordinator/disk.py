@@ -33,11 +33,12 @@ class DiskError(Exception):
 
 
 class Disk:
-    """The data folder `folder` of the coordinator `owner`."""
+    """The data folder `folder` of the coordinator `owner`. `alone`: the manifest has no other coordinator."""
 
-    def __init__(self, folder: Path, owner: Owner) -> None:
+    def __init__(self, folder: Path, owner: Owner, alone: bool = False) -> None:
         self._folder = folder
         self._owner = owner
+        self._alone = alone
         self.marker: Marker | None = None
         """What the folder says, once it was claimed."""
 
@@ -55,7 +56,7 @@ class Disk:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             names = [path.name for path in folder.iterdir()]
             text = _read(folder / MARKER) if MARKER in names else None
-            found = markers.judge(str(folder), names, text, self._owner)
+            found = markers.judge(str(folder), names, text, self._owner, self._alone)
             if found is None:
                 found = markers.first(self._owner, str(uuid.uuid4()))
                 _write_durably(folder / MARKER, markers.encode(found))
@@ -69,7 +70,7 @@ class Disk:
                 f"Mount a volume there that outlives the CVM's boots (MESH_DATA_DIR)"
             ) from error
         if found.stage == MEMBER and not _has_log(self.records / "raft"):
-            raise DiskError(lost_records(folder))
+            raise DiskError(self.lost_records())
         self.marker = found
         return found
 
@@ -84,6 +85,21 @@ class Disk:
         except OSError as error:
             raise DiskError(f"{self._folder}/{MARKER} cannot be written: {error}") from error
         self.marker = found
+
+    def lost_records(self) -> str:
+        """The reason when a member's Raft data is gone."""
+        return (
+            f"{self._folder} belongs to a member of the cluster, but its Raft data is gone or damaged"
+            f"{'' if self._alone else ': it must not vote as if it had it'}. "
+            f"Restore the volume; or empty all of {self._folder}, and {markers.once_emptied(self._alone)}"
+        )
+
+    def damaged_records(self) -> str:
+        """The reason when Consul does not start on the records."""
+        return (
+            f"the records in {self.records} are damaged: restore the volume; or empty all of {self._folder}, and "
+            f"{markers.once_emptied(self._alone)}"
+        )
 
     def problem(self) -> str | None:
         """What is wrong with the file system below the folder; None when nothing is."""
@@ -129,14 +145,6 @@ class Disk:
             _write_durably(self.records / "raft" / "peers.json", json.dumps(servers))
         except OSError as error:
             raise DiskError(f"the records cannot go on alone: {error}") from error
-
-
-def lost_records(folder: Path) -> str:
-    """The reason when a member's Raft data is gone."""
-    return (
-        f"{folder} belongs to a member of the cluster, but its Raft data is gone or damaged: it must not vote as if it "
-        f"had it. Restore the volume; or empty all of {folder}, and it takes the records from its siblings"
-    )
 
 
 def _has_log(raft: Path) -> bool:

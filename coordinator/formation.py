@@ -12,10 +12,12 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
+from coordinator import word
 from coordinator.broker import Broker
-from coordinator.disk import Disk, DiskError, lost_records
+from coordinator.disk import Disk, DiskError
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
 from coordinator.forming import Sibling as Seen
 from coordinator.marker import MEMBER, NEW, STARTED, ForeignDataError
@@ -65,14 +67,17 @@ class Formation:
         own: MeshPeer,
         manifest: Callable[[], Manifest],
         registry: Registry,
+        state_dir: Path,
     ) -> None:
         self.reason = ""
+        self.outside: tuple[str, ...] = ()
+        """Mesh addresses of voters that the manifest does not list, while an operator's word on them is waited for."""
         self.empty = False
         """This coordinator began with an empty disk."""
         self.siblings: tuple[Sibling, ...] = ()
         """Set before `run`."""
         self._disk, self._server, self._link = disk, server, link
-        self._own, self._manifest, self._registry = own, manifest, registry
+        self._own, self._manifest, self._registry, self._state_dir = own, manifest, registry, state_dir
         self._settled = False
 
     async def run(self) -> None:
@@ -204,7 +209,7 @@ class Formation:
             if own.records is False and member:
                 return Action.WAIT
             decision = self._decide(own)
-            self._settled = own.led
+            self._settled, self.outside = own.led, decision.outside
             if own.records is not None:
                 answered = self._server.child.status().restarts
             wrong = self._disk.problem() or self._failing(answered)
@@ -235,24 +240,24 @@ class Formation:
             return ""
         return (
             f"Consul does not stay up (last end: {status.last_exit}); its own lines in the log say why. When they name "
-            f"raft, wal or snapshot, the records in {self._disk.records} are damaged: restore the volume, or empty it, "
-            f"and it takes the records from its siblings"
+            f"raft, wal or snapshot, {self._disk.damaged_records()}"
         )
 
     async def _restart(self, start: Start, action: Action) -> Start:
         """What the server starts with after `action`."""
         if action is Action.WAIT:
             while True:
-                self._note(lost_records(self._disk.records.parent), logging.WARNING)
+                self._note(self._disk.lost_records(), logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})
             self._disk.make_alone(f"{self._own.address}:{SERVER_PORT}")
+            word.use_up(self._state_dir)
         return dataclasses.replace(start, found=action is Action.FOUND)
 
     def _decide(self, own: Standing) -> Decision:
         seen = tuple(Seen(peer_id=each.peer_id, address=each.address, standing=each.standing) for each in self.siblings)
-        return decide(own, self._own.peer_id, self._own.address, seen)
+        return decide(own, self._own.peer_id, self._own.address, seen, word.given_up(self._state_dir))
 
     def _note(self, reason: str, level: int = logging.INFO) -> None:
         if reason and reason != self.reason:

@@ -11,12 +11,14 @@ who attested each other, have said that it may:
 - every sibling was asked and none has records: they found a cluster together.
 
 When records are left on too few servers for a quorum and all siblings were asked, the most recent of the records go
-on alone (`RECOVER`), and the others join. Whoever is silent may hold records, and is waited for.
+on alone (`RECOVER`), and the others join. Whoever is silent may hold records, and is waited for. So is a voter that
+the manifest no longer lists: nobody asks it, and it may still lead together with others of its kind. Only an operator
+can say that it is gone (`coordinator.word`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -76,6 +78,8 @@ class Decision:
 
     action: Action
     reason: str = ""
+    outside: tuple[str, ...] = ()
+    """Mesh addresses of voters that the manifest does not list, when they are what is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +91,20 @@ class Sibling:
     standing: Standing | None
 
 
-def decide(own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...]) -> Decision:
-    """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own."""
+def decide(
+    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str] = ()
+) -> Decision:
+    """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own.
+
+    `given_up`: mesh addresses of voters that an operator has said to be gone.
+    """
     if own.records is None:
         return Decision(action=Action.RUN)
     if not own.records:
         return _empty(siblings)
     if own.led or any(each.standing is not None and each.standing.led for each in siblings):
         return Decision(action=Action.RUN)
-    return _leaderless(own, peer_id, address, siblings)
+    return _leaderless(own, peer_id, address, siblings, given_up)
 
 
 def _empty(siblings: tuple[Sibling, ...]) -> Decision:
@@ -120,7 +129,9 @@ def _empty(siblings: tuple[Sibling, ...]) -> Decision:
     return Decision(action=Action.WAIT, reason=f"the disk is empty; {_waiting(siblings)}")
 
 
-def _leaderless(own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...]) -> Decision:
+def _leaderless(
+    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str]
+) -> Decision:
     silent = [each for each in siblings if each.standing is None or each.standing.records is None]
     quorum = len(own.voters) // 2 + 1
     if silent:
@@ -133,15 +144,25 @@ def _leaderless(own: Standing, peer_id: str, address: str, siblings: tuple[Sibli
         **{each.address: (each.peer_id, each.standing) for each in siblings if each.standing and each.standing.records},
     }
     if sum(voter in holders for voter in own.voters) >= quorum:
-        return Decision(action=Action.RUN, reason="no leader yet; the servers elect one")
+        return Decision(action=Action.RUN, reason="no leader yet; an election is under way")
     # Of equal records the first coordinator's: all have to choose alike.
     best = min(holders.values(), key=lambda each: (-each[1].term, -each[1].index, each[0]))[0]
-    if best == peer_id:
+    if best != peer_id:
+        return Decision(action=Action.RUN, reason=f"no leader; waits for {best}, which has the most recent records")
+    listed = {address, *(each.address for each in siblings)}
+    outside = tuple(voter for voter in own.voters if voter not in listed and voter not in given_up)
+    if outside:
         return Decision(
-            action=Action.RECOVER,
-            reason="the other disks of the cluster are lost; the records here are the most recent, and go on alone",
+            action=Action.RUN,
+            reason=f"no leader: the cluster has voters that the manifest does not list, and they may lead it: "
+            f"{', '.join(outside)}. Start them, and sign a manifest that lists them; or, once they are stopped for "
+            f"good: ./mesh coordinators recover {peer_id} --accept-loss",
+            outside=outside,
         )
-    return Decision(action=Action.RUN, reason=f"no leader; waits for {best}, which has the most recent records")
+    return Decision(
+        action=Action.RECOVER,
+        reason="no other server of the cluster has records as recent as those here, which go on alone",
+    )
 
 
 def _waiting(siblings: tuple[Sibling, ...]) -> str:

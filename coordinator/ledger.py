@@ -1,11 +1,14 @@
 """The ledger: slots, tokens and the peer registry in Consul, so that several coordinators give no slot away twice.
 
 Every admission is one transaction on `coordinator/slots/<peer_id>` and `coordinator/instances/<instance_id>`, both
-compare-and-set against what was decided on, with the peer's entry under `mesh/peers/`. Watches keep a copy of it all
-here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip already says who lives.
+compare-and-set against what was decided on, with the peer's entry under `mesh/peers/`. The latter holds the peer ID, so
+that two coordinators cannot give one instance two slots at once; it goes when its slot has another holder, or none.
+Watches keep a copy of it all here; decisions are `coordinator.slots`'. Renewals stay in memory: gossip already says who
+lives.
 
-`coordinator/began` is when the records began, `coordinator/newcomers/<instance_id>` who waits for that reason: both are
-the cluster's, so that all coordinators count the same.
+`coordinator/began` says that the records are new, `coordinator/newcomers/<instance_id>` who waits for that reason. Each
+coordinator counts one lease by its monotonic clock from the moment at which it first saw the former, and whichever is
+first says there that the wait is over: clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -46,27 +49,44 @@ SLOTS_PREFIX = LEDGER_PREFIX + "slots/"
 INSTANCES_PREFIX = LEDGER_PREFIX + "instances/"
 NEWCOMERS_PREFIX = LEDGER_PREFIX + "newcomers/"
 BEGAN_KEY = LEDGER_PREFIX + "began"
-"""Unix seconds, as JSON. Records without it were made by an earlier version, and are not new."""
+"""Unix seconds at which the records began, as JSON: for people, and compared with no clock. `OVER` once newcomers need
+not wait any more. Records without it were made by an earlier version, and are not new."""
+OVER = 0.0
+"""A number that earlier versions take for a beginning long ago."""
 ATTEMPTS = 4
 """Times that an admission is decided anew after another coordinator was faster."""
+FORGET_AT_ONCE = 32
+"""Keys that are removed in one transaction, with two operations each: Consul takes 64 (maxTxnOps in
+agent/txn_endpoint.go; newer ones take more)."""
 
 
 class Ledger:
-    """This coordinator's copy of the records, and the writes. `clock` gives unix seconds."""
+    """This coordinator's copy of the records, and the writes. `clock` gives unix seconds, `monotonic` seconds that
+    nobody sets.
+    """
 
-    def __init__(self, consul: ConsulClient, registry: Registry, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        consul: ConsulClient,
+        registry: Registry,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
         self._consul = consul
         self._registry = registry
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         # A holder that could not renew while no coordinator ran gets a whole lease from now.
         self._started = clock()
         self.slots: dict[str, Holder] = {}
         self.nodes: dict[str, Node] = {}
         self.newcomers: dict[str, Newcomer] = {}
-        self._began = 0.0
+        # Monotonic; None while nothing says that the records are new.
+        self._wait_ends: float | None = None
+        self._over = False
         self._changed = asyncio.Event()
         self._slot_index: dict[str, int] = {}
-        self._instance_index: dict[str, int] = {}
+        # Instance ID to the index of its key, and the peer ID in it.
+        self._instances: dict[str, tuple[int, str]] = {}
         self._decoded: dict[str, tuple[int, Holder | None]] = {}
         self._merged: dict[str, tuple[Holder, Holder]] = {}
         self._peers: dict[str, tuple[int, MeshPeer | None]] = {}
@@ -83,13 +103,14 @@ class Ledger:
                 raise RefusalError(Code.SLOT_TAKEN, decision.reason)
             self._registry.put(peer)
             try:
-                index = await self._transaction(_take(decision, peer, self._slot_index, self._instance_index))
+                index = await self._transaction(self._take(decision, peer))
             except BaseException:
                 self._registry.undo(peer.peer_id)
                 raise
             if index is not None:
                 self.slots[wanted.peer_id] = decision
-                self._slot_index[wanted.peer_id] = self._instance_index[wanted.instance_id] = index
+                self._slot_index[wanted.peer_id] = index
+                self._instances[wanted.instance_id] = index, wanted.peer_id
                 self._registry.written(wanted.peer_id, index)
                 self._tell()
                 for other in left_behind(self.slots, decision):
@@ -103,10 +124,10 @@ class Ledger:
         """Notes when the records began, if they are empty: then running CVMs are unknown, and come before newcomers.
         Called after `refresh`. RefusalError NOT_READY when Consul cannot write.
         """
-        if self.slots or self._began:
+        if self.slots or self._wait_ends is not None:
             return
         log.warning("the records are empty: CVMs that run claim their slots before newcomers get one")
-        # Refused when another coordinator was faster: its moment counts then.
+        # Refused when another coordinator was faster: its note counts then.
         await self._transaction([_kv("cas", BEGAN_KEY, json.dumps(self._clock()).encode(), 0)])
         await self.refresh()
 
@@ -114,9 +135,8 @@ class Ledger:
         """Seconds that `newcomer` has to wait for a slot of its group, whose slots `peer_ids` are. See
         `slots.newcomers_wait`.
         """
-        self._clamp_beginning()
         waiting = {newcomer.instance_id, *(n.instance_id for n in self.newcomers.values() if n.group == newcomer.group)}
-        return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._began, self._clock())
+        return newcomers_wait(peer_ids, self.slots, self.nodes, waiting, self._wait_left(), self._clock())
 
     async def wait_as_newcomer(self, newcomer: Newcomer, seconds: float) -> None:
         """Notes that `newcomer`, whose evidence was verified, waits; returns with the next change of the records, or
@@ -134,15 +154,18 @@ class Ledger:
                 await changed.wait()
 
     async def forget_newcomers(self) -> None:
-        """Removes the notes about newcomers once nobody has to wait any more."""
-        self._clamp_beginning()
-        if self.newcomers and self._clock() > self._began + LEASE_SECONDS:
-            await self._consul.delete(f"/v1/kv/{NEWCOMERS_PREFIX}", params={"recurse": ""})
-            self.newcomers = {}
+        """Says that the wait is over and removes the notes about newcomers, once a lease has passed here. RefusalError
+        NOT_READY when Consul cannot write.
+        """
+        if self._wait_left() > 0 or (self._over and not self.newcomers):
+            return
+        over = _kv("set", BEGAN_KEY, json.dumps(OVER).encode())
+        await self._transaction([over, _kv("delete-tree", NEWCOMERS_PREFIX)])
+        self._over, self.newcomers = True, {}
 
-    def _clamp_beginning(self) -> None:
-        """A beginning in the future, after this clock was set back, would prolong the wait by as much."""
-        self._began = min(self._began, self._clock())
+    def _wait_left(self) -> float:
+        """Seconds that newcomers have to wait at most."""
+        return 0.0 if self._wait_ends is None else max(0.0, self._wait_ends - self._monotonic())
 
     def _tell(self) -> None:
         """Wakes everybody who waits for a change of the records."""
@@ -203,6 +226,32 @@ class Ledger:
         await self._revoke(current.workload_accessor)
         return True
 
+    async def forget_instances(self) -> None:
+        """Removes the keys of instances that hold no slot. RefusalError NOT_READY when Consul cannot write."""
+        idle = [name for name, (_, peer_id) in self._instances.items() if not self._holds(name, peer_id)]
+        if not idle:
+            return
+        chosen = idle[:FORGET_AT_ONCE]
+        # The slot is compared, too: Consul gives a key that is set to the value that it has no new index.
+        operations = [each for name in chosen for each in self._forget(name)]
+        if await self._transaction(operations) is None:
+            # One of them was admitted meanwhile.
+            await self.refresh()
+            return
+        for name in chosen:
+            self._instances.pop(name, None)
+
+    def _forget(self, instance_id: str) -> list[dict[str, object]]:
+        index, peer_id = self._instances[instance_id]
+        slot = SLOTS_PREFIX + peer_id
+        written = self._slot_index.get(peer_id)
+        as_known = _kv("check-not-exists", slot) if written is None else _kv("check-index", slot, index=written)
+        return [as_known, _kv("delete-cas", INSTANCES_PREFIX + instance_id, index=index)]
+
+    def _holds(self, instance_id: str, peer_id: str) -> bool:
+        holder = self.slots.get(peer_id)
+        return holder is not None and holder.instance_id == instance_id and not holder.released
+
     def doubled(self) -> tuple[Holder, ...]:
         """See `slots.doubled`."""
         return doubled(self.slots, self._slot_index)
@@ -217,11 +266,12 @@ class Ledger:
         held, decoded = self.slots, dict[str, tuple[int, Holder | None]]()
         slots: dict[str, Holder] = {}
         newcomers: dict[str, Newcomer] = {}
-        slot_index, instance_index = dict[str, int](), dict[str, int]()
+        slot_index, instances = dict[str, int](), dict[str, tuple[int, str]]()
         for entry in tree or ():
             key, written = entry["Key"], entry["ModifyIndex"]
             if key.startswith(INSTANCES_PREFIX):
-                instance_index[key.removeprefix(INSTANCES_PREFIX)] = written
+                peer_id = base64.b64decode(entry["Value"] or "").decode(errors="replace")
+                instances[key.removeprefix(INSTANCES_PREFIX)] = written, peer_id
                 continue
             if not key.startswith(SLOTS_PREFIX):
                 self._take_beginning(key, base64.b64decode(entry["Value"] or ""), newcomers)
@@ -231,14 +281,15 @@ class Ledger:
             if known is None or known[0] != written:
                 known = written, _decode_holder(key, base64.b64decode(entry["Value"] or ""))
             decoded[key] = known
+            # Also of a record that cannot be read: whoever takes the slot replaces it.
+            slot_index[key.removeprefix(SLOTS_PREFIX)] = written
             if known[1] is not None:
                 holder = known[1]
                 slots[holder.peer_id] = self._with_memory(holder, held.get(holder.peer_id))
-                slot_index[holder.peer_id] = written
         own_slots = {name: own for name, own in self._slot_index.items() if own > index}
-        own_instances = {name: own for name, own in self._instance_index.items() if own > index}
-        self.slots = slots | {name: held[name] for name in own_slots}
-        self._slot_index, self._instance_index = slot_index | own_slots, instance_index | own_instances
+        own_instances = {name: own for name, own in self._instances.items() if own[0] > index}
+        self.slots = slots | {name: held[name] for name in own_slots if name in held}
+        self._slot_index, self._instances = slot_index | own_slots, instances | own_instances
         self._decoded, self.newcomers = decoded, newcomers
         self._tell()
 
@@ -246,13 +297,18 @@ class Ledger:
         """When the records began, or a newcomer that waits since. What cannot be read delays nobody."""
         try:
             if key == BEGAN_KEY:
-                # Not later than this coordinator started, or its clock being ahead would prolong the wait.
-                self._began = min(float(json.loads(value)), self._began or self._clock())
+                self._see_beginning(float(json.loads(value)))
             elif key.startswith(NEWCOMERS_PREFIX):
                 newcomer: Newcomer = from_tree(Newcomer, json.loads(value), key)
                 newcomers[newcomer.instance_id] = newcomer
         except (ManifestError, ValueError, TypeError, OverflowError, RecursionError) as error:
             log.warning("record ignored", extra={"key": key, "reason": str(error)})
+
+    def _see_beginning(self, began: float) -> None:
+        if began == OVER:
+            self._over = True
+        ends = self._monotonic() + (0.0 if self._over else LEASE_SECONDS)
+        self._wait_ends = ends if self._wait_ends is None else min(self._wait_ends, ends)
 
     def take_peers(self, index: int, tree: Any) -> None:
         """The peer entries as of an answer of Consul's KV."""
@@ -343,18 +399,17 @@ class Ledger:
             if error.status == 409:
                 return None
             raise RefusalError(Code.NOT_READY, f"the records cannot be written now: {error}") from error
-        return max(int(result["KV"]["ModifyIndex"]) for result in answer["Results"])
+        # What is removed has no index.
+        return max((int(result["KV"]["ModifyIndex"]) for result in answer["Results"] or ()), default=0)
 
-
-def _take(
-    holder: Holder, peer: MeshPeer, slot_index: Mapping[str, int], instance_index: Mapping[str, int]
-) -> list[dict[str, object]]:
-    instance = holder.instance_id
-    return [
-        _kv("cas", SLOTS_PREFIX + holder.peer_id, _encode(holder), slot_index.get(holder.peer_id, 0)),
-        _kv("cas", INSTANCES_PREFIX + instance, holder.peer_id.encode(), instance_index.get(instance, 0)),
-        _kv("set", PEERS_PREFIX + peer.peer_id, encode_peer(peer)),
-    ]
+    def _take(self, holder: Holder, peer: MeshPeer) -> list[dict[str, object]]:
+        instance = holder.instance_id
+        known, _ = self._instances.get(instance, (0, ""))
+        return [
+            _kv("cas", SLOTS_PREFIX + holder.peer_id, _encode(holder), self._slot_index.get(holder.peer_id, 0)),
+            _kv("cas", INSTANCES_PREFIX + instance, holder.peer_id.encode(), known),
+            _kv("set", PEERS_PREFIX + peer.peer_id, encode_peer(peer)),
+        ]
 
 
 def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = None) -> dict[str, object]:

@@ -68,10 +68,18 @@ def encode(marker: Marker) -> str:
     return json.dumps(dataclasses.asdict(marker), indent=1, sort_keys=True) + "\n"
 
 
-def judge(folder: str, names: Iterable[str], text: str | None, owner: Owner) -> Marker | None:
+def once_emptied(alone: bool) -> str:
+    """What a coordinator does once its data folder was emptied. `alone`: the manifest has no other coordinator."""
+    if alone:
+        return "the coordinator begins anew: all that Consul had acknowledged is lost, and CVMs that run attest again"
+    return "the coordinator takes the records from its siblings, once one of them leads"
+
+
+def judge(folder: str, names: Iterable[str], text: str | None, owner: Owner, alone: bool = False) -> Marker | None:
     """The marker of `folder` when it is `owner`'s; None when the folder is empty. ForeignDataError otherwise.
 
-    `names`: what the folder holds. `text`: content of the marker file, None when there is none.
+    `names`: what the folder holds. `text`: content of the marker file, None when there is none. `alone`: the manifest
+    has no other coordinator.
     """
     if text is None:
         strangers = sorted(name for name in names if name not in _IGNORED and not name.startswith(f".{MARKER}."))
@@ -88,7 +96,7 @@ def judge(folder: str, names: Iterable[str], text: str | None, owner: Owner) -> 
     except (ManifestError, ValueError, RecursionError) as error:
         raise ForeignDataError(
             f"{folder}/{MARKER} cannot be read ({error!s:.120}): expected what a coordinator of this version wrote. "
-            f"Restore the file; or empty the folder, and the coordinator takes the records from its siblings"
+            f"Restore the file; or empty the folder, and {once_emptied(alone)}"
         ) from error
     if marker.owner != owner:
         raise ForeignDataError(

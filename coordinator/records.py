@@ -134,7 +134,7 @@ class Records:
             enforce = manifest is not enforced or now >= enforce_at
             if enforce:
                 enforced, enforce_at = manifest, now + ENFORCE_SECONDS
-            await self._forget_newcomers()
+            await self._forget()
             for holder in self._ledger.doubled():
                 await self._free(holder, "another peer had its WireGuard key before")
             for holder in tuple(self._ledger.slots.values()):
@@ -143,11 +143,13 @@ class Records:
                 elif enforce and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
                     await self._free(holder, "the manifest no longer allows it")
 
-    async def _forget_newcomers(self) -> None:
+    async def _forget(self) -> None:
+        """Removes what nobody needs any more."""
         try:
             await self._ledger.forget_newcomers()
-        except ConsulError as error:
-            log.warning("notes about newcomers not removed yet", extra={"reason": str(error)})
+            await self._ledger.forget_instances()
+        except (RefusalError, ConsulError) as error:
+            log.warning("records of nobody not removed yet", extra={"reason": str(error)})
 
     async def _free(self, holder: Holder, reason: str) -> None:
         try:

@@ -184,18 +184,16 @@ def newcomers_wait(
     slots: Mapping[str, Holder],
     nodes: Mapping[str, Node],
     waiting: Collection[str],
-    began: float,
+    left: float,
     now: float,
-    lease_seconds: float = LEASE_SECONDS,
 ) -> float:
     """Seconds that the newcomers of a group have to wait yet; 0: they may have its free slots now.
 
-    `peer_ids` are the group's slots, `waiting` the instance IDs of its newcomers, `began` is when the records began
-    (unix seconds). Records that have just begun know no holder, but CVMs that run hold slots: they claim them again
-    within a lease, and come first. The wait ends early when a newcomer waits for each slot that is free: then all
-    CVMs of the group are accounted for, and nobody is left who could claim one of them.
+    `peer_ids` are the group's slots, `waiting` the instance IDs of its newcomers, `left` are the seconds until a lease
+    has passed since the records began. Records that have just begun know no holder, but CVMs that run hold slots: they
+    claim them again within a lease, and come first. The wait ends early when a newcomer waits for each slot that is
+    free: then all CVMs of the group are accounted for, and nobody is left who could claim one of them.
     """
-    left = began + lease_seconds - now
     living = [slots[peer] for peer in peer_ids if peer in slots and not dead(slots[peer], nodes.get(peer), now)]
     holding = {holder.instance_id for holder in living}
     free = len(peer_ids) - len(living)

@@ -125,6 +125,7 @@ def render(
 )
 def sign(cluster: str, key: Path | None, draft: Path | None) -> None:
     """Sign the manifest of CLUSTER with the owner key; writes manifest.signed, which is no secret."""
+    from meshctl.plan_changes import coordinators_go
     from topology.manifest import ManifestError, decode
     from topology.manifest import sign as sign_manifest
     from topology.render import owner_key_of
@@ -157,6 +158,8 @@ def sign(cluster: str, key: Path | None, draft: Path | None) -> None:
     kept = _keep(found, manifest, target)
     target.write_text(f"{envelope}\n", encoding="utf-8")
     click.echo(f"signed epoch {manifest.epoch}: {target}")
+    for warning in coordinators_go(_coordinators(current), _coordinators(manifest)) if current else ():
+        click.echo(f"warning: {warning}", err=True)
     for name, epoch in kept.items():
         click.echo(f"group {name} goes on starting with epoch {epoch}, and takes the newest from the coordinators")
     click.echo(f"next: terraform -chdir={found.folder} apply -parallelism=1")
@@ -215,6 +218,10 @@ def _deployment(folder: Path, outputs: Path | None) -> str:
             f"terraform has no output `deployment` in {folder}:\n{result.stderr.strip()}", "terraform apply first"
         )
     return result.stdout
+
+
+def _coordinators(manifest: Manifest) -> list[str]:
+    return [peer.peer_id for peer in manifest.coordinators.peers]
 
 
 def _current(cluster: Cluster) -> Manifest | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,15 +242,31 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
         return
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"
-    lost = [p for p, facts in before.peers.items() if facts["group"] == COORDINATOR and p not in after.peers]
-    if lost and len(before.peers) > len(lost):
-        yield f"coordinators go ({', '.join(lost)}): remove one at a time and wait until the others have a leader"
+    yield from coordinators_go(_coordinators(before), _coordinators(after))
     gone = {name for name in before.routes if name not in after.routes}
     if gone:
         yield f"code that dials {', '.join(sorted(gone))} will find no such name"
     missing = [name for name in ("composes", "public") if getattr(before, name) is None]
     if missing:
         yield f"not compared, because the state given does not have it: {', '.join(missing)}"
+
+
+def coordinators_go(before: Collection[str], after: Collection[str]) -> Iterator[str]:
+    """What a person should know when coordinators go; `before` and `after` are their peer IDs."""
+    lost = [peer for peer in before if peer not in after]
+    if not lost:
+        return
+    yield f"coordinators go ({', '.join(lost)}): remove one at a time and wait until the others have a leader"
+    staying = len(before) - len(lost)
+    if staying <= len(before) // 2:
+        yield (
+            f"{staying} of {len(before)} coordinators stay, which is no majority: they have no leader until an "
+            f"operator says that the others are gone (./mesh coordinators recover, docs/operations.md)"
+        )
+
+
+def _coordinators(snapshot: Snapshot) -> list[str]:
+    return [peer for peer, facts in snapshot.peers.items() if facts["group"] == COORDINATOR]
 
 
 def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -67,7 +67,7 @@ EDGES = frozenset({
     "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
     "coordinator.governance", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.sessions", "coordinator.siblings",
+    "coordinator.sessions", "coordinator.siblings", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",

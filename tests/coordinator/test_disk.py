@@ -61,8 +61,30 @@ def test_a_member_without_its_log_is_refused(tmp_path: Path, damage: str) -> Non
         path.unlink()
     else:
         os.truncate(path, 0)
-    with pytest.raises(DiskError, match="must not vote as if it had it"):
+    with pytest.raises(DiskError, match=r"must not vote as if it had it.*takes the records from its siblings"):
         Disk(tmp_path, OWN).claim()
+    with pytest.raises(DiskError, match="is gone or damaged") as alone:
+        Disk(tmp_path, OWN, alone=True).claim()
+    assert_speaks_of_nobody_else(str(alone.value))
+
+
+def assert_speaks_of_nobody_else(text: str) -> None:
+    """A lone coordinator is told what emptying its disk costs, and of no sibling or vote."""
+    assert "all that Consul had acknowledged is lost" in text
+    assert "sibling" not in text
+    assert "vote" not in text
+
+
+def test_a_lone_coordinator_has_no_siblings_to_take_records_from(tmp_path: Path) -> None:
+    """A marker that cannot be read, and records on which Consul does not start."""
+    disk = Disk(tmp_path, OWN, alone=True)
+    disk.claim()
+    assert_speaks_of_nobody_else(disk.damaged_records())
+    assert "takes the records from its siblings" in Disk(tmp_path, OWN).damaged_records()
+    (tmp_path / MARKER).write_text("no JSON")
+    with pytest.raises(ForeignDataError, match="cannot be read") as refused:
+        disk.claim()
+    assert_speaks_of_nobody_else(str(refused.value))
 
 
 def test_a_stage_never_goes_back(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Restarts of real coordinators with real Consul servers: what was acknowledged stays while a majority of disks lives.
 
 A writer puts keys, one after the other, through whichever coordinator takes them, and notes those that were
-acknowledged. Coordinators are lost by SIGKILL, in the middle of that.
+acknowledged. Coordinators are lost by SIGKILL, in the middle of that. Most of the time goes by in elections and in the
+coordinators' own waits, so cases of one kind run side by side, each in a cluster of its own.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import asyncio
 import contextlib
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime.consul import ConsulClient, ConsulError
+from runtime.tasks import TaskScope
 from tests.coordinator.world import Applicant, Cluster, Running, cluster
-from tests.support import eventually, need_root_or_userns
+from tests.support import ROOT, eventually, need_root_or_userns
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -94,6 +99,13 @@ async def nothing_lost(mesh: Cluster, writer: Writer) -> None:
     assert len(peers) == len(mesh.running)
 
 
+async def together(*cases: Coroutine[Any, Any, None]) -> None:
+    """Runs `cases` side by side; fails with the first that fails."""
+    async with TaskScope() as scope:
+        for n, case in enumerate(cases):
+            scope.start(f"case {n}: {case.__qualname__}", case)
+
+
 def reasons(running: Running) -> str:
     """What its status says."""
     found = running.coordinator.document()["reasons"]
@@ -108,8 +120,12 @@ def began_empty(running: Running) -> bool:
     return bool(found["began_empty"])
 
 
-@pytest.mark.parametrize("coordinators", [1, 3])
-async def test_all_lost_at_once_come_back_with_every_acknowledged_key(coordinators: int) -> None:
+async def test_restarts_lose_nothing() -> None:
+    """A cluster of one and one of three lose all servers at once; three are restarted one each 1 s, and each 8 s."""
+    await together(all_lost_at_once(1), all_lost_at_once(3), restarted(1.0), restarted(8.0))
+
+
+async def all_lost_at_once(coordinators: int) -> None:
     """SIGKILL of all servers in the middle of writes: each key that was acknowledged is there, each slot is held. Of
     three, one may lose its disk with that: the others fill it, and the cluster has no server too many.
     """
@@ -155,8 +171,7 @@ async def test_a_server_with_records_waits_for_those_that_it_knew() -> None:
         await mesh.ready(0, READY_SECONDS)
 
 
-@pytest.mark.parametrize("spacing", [1.0, 8.0])
-async def test_restarted_one_after_the_other_nothing_is_lost(spacing: float) -> None:
+async def restarted(spacing: float) -> None:
     """Three coordinators, one each `spacing` seconds whatever state the others are in: no acknowledged key is lost."""
     async with writing(3) as (mesh, writer):
         for n in range(3):
@@ -169,7 +184,12 @@ async def test_restarted_one_after_the_other_nothing_is_lost(spacing: float) -> 
         await nothing_lost(mesh, writer)
 
 
-async def test_two_empty_disks_found_nothing_while_the_third_is_away() -> None:
+async def test_lost_disks_neither_vote_nor_found_a_second_cluster() -> None:
+    """One, two or all disks are lost; each case says what must hold."""
+    await together(two_empty_disks_found_nothing(), a_lost_disk_gives_no_vote(), all_disks_lost())
+
+
+async def two_empty_disks_found_nothing() -> None:
     """The only disk with records is away: the others wait and say for whom. It comes back, and nothing is lost."""
     async with writing(3) as (mesh, writer):
         for n in range(3):
@@ -190,7 +210,7 @@ async def test_two_empty_disks_found_nothing_while_the_third_is_away() -> None:
         await nothing_lost(mesh, writer)
 
 
-async def test_a_lost_disk_gives_no_vote_to_who_lags_behind() -> None:
+async def a_lost_disk_gives_no_vote() -> None:
     """Keys are acknowledged while one server is away. Then one that has them loses its disk, the other is away, and
     the one that lags comes back: without those keys it must not lead, whoever answers at the lost one's address.
     """
@@ -211,7 +231,7 @@ async def test_a_lost_disk_gives_no_vote_to_who_lags_behind() -> None:
         await nothing_lost(mesh, writer)
 
 
-async def test_all_disks_lost_begin_anew_and_say_so() -> None:
+async def all_disks_lost() -> None:
     """Nothing is left to be kept: a new cluster, and each status says that it began empty."""
     async with writing(3) as (mesh, writer):
         for n in range(3):
@@ -220,6 +240,55 @@ async def test_all_disks_lost_begin_anew_and_say_so() -> None:
         await boot(mesh, range(3))
         await writer.more()
         assert all(began_empty(running) for running in mesh.running.values())
+
+
+async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_dropped() -> None:
+    """The manifest goes from three coordinators to one while that one is away and the others acknowledge writes. It
+    says for whom it waits, also after it was told that they are gone without `--accept-loss`; they come back, and
+    nothing is lost. When they are gone for good, it goes on alone by an operator's word.
+    """
+    async with writing(3) as (mesh, writer):
+        peers = mesh.manifest.coordinators.peers
+        alone = replace(mesh.manifest, epoch=2, coordinators=replace(mesh.manifest.coordinators, peers=peers[:1]))
+        await mesh.lose(0)
+        await writer.more()
+        for n in (1, 2):
+            await mesh.lose(n)
+        running = await mesh.start(0, alone)
+        for peer in peers[1:]:
+            await eventually(lambda peer=peer: peer.address in reasons(running), "it names them", READY_SECONDS)  # type: ignore[misc]
+        code, said = await recover(running)
+        assert code == 1
+        assert "--accept-loss" in said
+        assert all(peer.address in said for peer in peers[1:])
+        for n in (1, 2):
+            await mesh.start(n)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
+        await nothing_lost(mesh, writer)
+        code, said = await recover(running, "--accept-loss")
+        assert code == 1
+        assert "does not wait for a word" in said
+
+        for n in (1, 2):
+            await mesh.lose(n)
+        await eventually(lambda: bool(running.coordinator.document()["outside_voters"]), "it waits", READY_SECONDS)
+        code, said = await recover(running, "--accept-loss")
+        assert code == 0, said
+        await writer.more()
+        assert set(writer.acknowledged) <= await kept(running)
+        assert not (running.folder / "private" / "given-up.json").exists(), "the word was used up"
+
+
+async def recover(running: Running, *options: str) -> tuple[int, str]:
+    """`python -m coordinator recover` beside a coordinator, with yes as the answer: exit code and output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "coordinator", "recover", *options, cwd=ROOT,
+        env={"MESH_STATE_DIR": str(running.folder / "private")},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    told, _ = await process.communicate(b"y\n")
+    return process.returncode or 0, told.decode()
 
 
 def spoil(folder: Path, how: str) -> None:

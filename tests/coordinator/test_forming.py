@@ -82,10 +82,24 @@ def test_records_go_on_alone_only_when_all_said_that_theirs_are_lost() -> None:
 
 
 def test_a_quorum_of_what_was_configured_is_waited_for() -> None:
-    """A cluster that has just grown from one server needs only that one; one that shrank goes by its manifest."""
+    """A cluster that has just grown from one server needs only that one."""
     grown = Standing(records=True, term=1, index=9, voters=(A,))
     assert action(grown, *others(EMPTY, EMPTY)) is Action.RUN
-    assert action(HOLDS) is Action.RECOVER
+
+
+def test_voters_that_the_manifest_dropped_are_waited_for() -> None:
+    """From three coordinators to one, or to two of which one is empty: the voters that nobody can ask may lead. They
+    are named, and records go on alone only when an operator has given up each of them.
+    """
+    two = others(EMPTY, None)[:1]
+    for siblings, outside in (((), (B, C)), (two, (C,))):
+        found = decide(HOLDS, "coordinator-0", A, siblings)
+        assert (found.action, found.outside) == (Action.RUN, outside)
+        assert all(address in found.reason for address in outside)
+        assert "./mesh coordinators recover coordinator-0 --accept-loss" in found.reason
+        assert decide(HOLDS, "coordinator-0", A, siblings, outside).action is Action.RECOVER
+    assert decide(HOLDS, "coordinator-0", A, (), (B,)).outside == (C,)
+    assert decide(HOLDS, "coordinator-0", A, others(None, EMPTY), (B, C)).action is Action.RUN
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,13 @@ class Book:
     ledger: Ledger
     registry: Registry
     clock: Clock
+    monotonic: Clock
 
 
 def book(consul: ConsulClient) -> Book:
     """The ledger of one more coordinator."""
-    clock, registry = Clock(), Registry(lambda: None)
-    return Book(Ledger(consul, registry, clock), registry, clock)
+    clock, monotonic, registry = Clock(), Clock(), Registry(lambda: None)
+    return Book(Ledger(consul, registry, clock, monotonic), registry, clock, monotonic)
 
 
 @pytest_asyncio.fixture
@@ -118,6 +119,66 @@ async def test_an_instance_that_moves_leaves_its_old_slot(consul: ConsulClient) 
     await one.ledger.take(holder("x-1", key="k1", at=1100.0), peer("x-1", "k1"))
     assert one.ledger.slots["x-0"].released
     assert [each.peer_id for each in one.registry.peers()] == ["x-1"]
+
+
+async def instances(consul: ConsulClient) -> set[str]:
+    """The instances that have a key."""
+    _, keys = await consul.get(f"/v1/kv/{INSTANCES_PREFIX}", params={"keys": "", "consistent": ""})
+    return {key.removeprefix(INSTANCES_PREFIX) for key in keys or ()}
+
+
+async def test_instances_without_a_slot_leave_no_key(consul: ConsulClient) -> None:
+    """Of a slot that was freed, of one that another instance took over, and of one that an earlier version left: what
+    is kept is one key a slot that is held, however many instances there were.
+    """
+    one, two = book(consul), book(consul)
+    await one.ledger.take(holder("x-0", "i0"), peer("x-0"))
+    await one.ledger.take(holder("x-1", "i1", "k1"), peer("x-1", "k1"))
+    await one.ledger.take(holder("x-2", "i2", "k2"), peer("x-2", "k2"))
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    one.clock.now = 1100.0
+    await one.ledger.take(holder("x-1", "i3", "k3", at=1100.0), peer("x-1", "k3"))
+    await consul.put(f"/v1/kv/{INSTANCES_PREFIX}old", b"x-9")
+    assert await instances(consul) == {"i0", "i1", "i2", "i3", "old"}
+    for _ in range(2):
+        await two.ledger.refresh()
+        await two.ledger.forget_instances()
+    assert await instances(consul) == {"i2", "i3"}
+
+
+async def test_an_instance_that_is_admitted_meanwhile_keeps_its_key(consul: ConsulClient) -> None:
+    """One coordinator admits an instance again while the other removes its key: the key stays, and guards it. Removed
+    first, the admission is decided anew.
+    """
+    one, two = book(consul), book(consul)
+    await one.ledger.take(holder(), peer())
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    await two.ledger.refresh()
+    await one.ledger.take(holder(), peer())
+    await two.ledger.forget_instances()
+    assert await instances(consul) == {"i0"}
+
+    await one.ledger.free(one.ledger.slots["x-0"], "test")
+    await two.ledger.refresh()
+    await two.ledger.forget_instances()
+    await one.ledger.take(holder("x-1", key="k1"), peer("x-1", "k1"))
+    assert await instances(consul) == {"i0"}
+    await two.ledger.refresh()
+    with pytest.raises(RefusalError):
+        await two.ledger.take(holder("x-0", key="k2"), peer(key="k2"))
+
+
+async def test_a_slot_whose_record_cannot_be_read_can_be_taken(consul: ConsulClient) -> None:
+    """Nobody holds it, so whoever asks gets it, and the record is replaced."""
+    await consul.put(f"/v1/kv/{SLOTS_PREFIX}x-0", b"no JSON")
+    await consul.put(f"/v1/kv/{INSTANCES_PREFIX}old", b"x-0")
+    one = book(consul)
+    await one.ledger.refresh()
+    await one.ledger.forget_instances()
+    assert await instances(consul) == set()
+    await one.ledger.take(holder(), peer())
+    await one.ledger.refresh()
+    assert one.ledger.slots["x-0"].boot_key == "k0"
 
 
 async def test_without_consul_nothing_is_admitted() -> None:
@@ -228,18 +289,32 @@ def test_records_that_cannot_be_read_are_nobodys(caplog: pytest.LogCaptureFixtur
 
 
 async def test_the_beginning_of_the_records_is_noted_once(consul: ConsulClient) -> None:
-    """Whichever coordinator was first says when they began; one that comes later or again counts from there."""
+    """Whichever coordinator was first says that they began; each counts a lease from when it saw that, whatever its
+    clock says, and the first that has counted it ends the wait for all, also for one that starts later.
+    """
     await consul.delete("/v1/kv/coordinator/", params={"recurse": ""})
     one, two = book(consul), book(consul)
-    two.clock.now = 1004.0
+    two.clock.now = 99_000.0
     for each in (one, two):
         await each.ledger.refresh()
         await each.ledger.begin()
     new = Newcomer(instance_id="i0", group="x")
-    assert two.ledger.newcomers_wait(("x-0", "x-1"), new) == 11.0
+    for each in (one, two):
+        assert each.ledger.newcomers_wait(("x-0", "x-1"), new) == LEASE_SECONDS
     await one.ledger.wait_as_newcomer(new, 0.0)
     await two.ledger.refresh()
     assert two.ledger.newcomers_wait(("x-0", "x-1"), Newcomer(instance_id="i1", group="x")) == 0.0
+    one.monotonic.now += LEASE_SECONDS - 0.5
+    await one.ledger.forget_newcomers()
+    assert one.ledger.newcomers, "half a second is left"
+    one.monotonic.now += 0.5
+    await one.ledger.forget_newcomers()
+    late = book(consul)
+    for each in (one, two, late):
+        await each.ledger.refresh()
+        await each.ledger.begin()
+        assert each.ledger.newcomers == {}
+        assert each.ledger.newcomers_wait(("x-0", "x-1"), new) == 0.0
 
 
 async def test_records_that_are_there_delay_no_newcomer(consul: ConsulClient) -> None:
@@ -266,7 +341,7 @@ def test_a_node_that_was_never_seen_alive_here_is_no_death_that_was_noticed() ->
 @pytest.mark.parametrize("value", ["[" * 200_000, "9" * 400, "9" * 5000, "null", "{}", "NaN", '"x"'])
 def test_records_of_the_wrong_type_count_as_none(value: str) -> None:
     """A record that cannot be read is ignored, whichever it is; the others count, and no watch ends."""
-    ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), Clock())
+    ledger = book(ConsulClient(Secret("none"))).ledger
     data = base64.b64encode(value.encode()).decode()
     keys = (BEGAN_KEY, NEWCOMERS_PREFIX + "a", SLOTS_PREFIX + "api-0", INSTANCES_PREFIX + "a")
     good = json.dumps(dataclasses.asdict(Newcomer(instance_id="b", group="api")))
@@ -279,14 +354,17 @@ def test_records_of_the_wrong_type_count_as_none(value: str) -> None:
     assert ledger.newcomers_wait(("api-0",), Newcomer(instance_id="c", group="api")) == 0.0
 
 
-def test_clock_that_is_set_back_does_not_prolong_the_wait_of_newcomers() -> None:
-    """A clock that runs an hour ahead when the records begin and is then corrected: the wait is one lease at most."""
-    clock = Clock()
-    ledger = Ledger(ConsulClient(Secret("none")), Registry(lambda: None), clock)
-    began = base64.b64encode(json.dumps(clock.now).encode()).decode()
-    ledger.take_records(7, [{"Key": BEGAN_KEY, "Value": began, "ModifyIndex": 7}])
+@pytest.mark.parametrize("skew", [-3600.0, -14.0, 14.0, 3600.0])
+@pytest.mark.parametrize("step", [0.0, -3600.0, 3600.0])
+def test_no_clock_changes_the_wait_of_newcomers(skew: float, step: float) -> None:
+    """Another coordinator's clock is ahead or behind, or ours is set while they wait: it is one lease all the same."""
+    one = book(ConsulClient(Secret("none")))
+    began = base64.b64encode(json.dumps(one.clock.now + skew).encode()).decode()
+    one.ledger.take_records(7, [{"Key": BEGAN_KEY, "Value": began, "ModifyIndex": 7}])
     newcomer = Newcomer(instance_id="a", group="api")
-    clock.now -= 3600.0
-    assert 0.0 < ledger.newcomers_wait(("api-0", "api-1"), newcomer) <= LEASE_SECONDS
-    clock.now += LEASE_SECONDS
-    assert ledger.newcomers_wait(("api-0", "api-1"), newcomer) == 0.0
+    one.clock.now += step
+    one.monotonic.now += 10.0
+    one.ledger.take_records(8, [{"Key": BEGAN_KEY, "Value": began, "ModifyIndex": 7}])
+    assert one.ledger.newcomers_wait(("api-0", "api-1"), newcomer) == LEASE_SECONDS - 10.0
+    one.monotonic.now += LEASE_SECONDS - 10.0
+    assert one.ledger.newcomers_wait(("api-0", "api-1"), newcomer) == 0.0

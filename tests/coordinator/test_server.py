@@ -47,7 +47,7 @@ class Api:
         self.broker = Broker(
             rules=Rules(manifest=make_manifest(), envelope="", verifier=NoVerifier()),
             keys=derive(Secret("11" * 32), "tests"),
-            ledger=Ledger(ConsulClient(), registry, lambda: 100.0),
+            ledger=Ledger(ConsulClient(), registry, lambda: 100.0, lambda: 100.0),
             registry=registry,
             feed=self.feed,
             clocks=Clocks(unix=lambda: 100.0, monotonic=lambda: 100.0),

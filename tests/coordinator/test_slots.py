@@ -184,28 +184,22 @@ def test_no_instance_and_no_slot_has_two_living_holders(claims: list[tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("slots", "waiting", "now", "left"),
+    ("slots", "waiting", "waits"),
     [
-        pytest.param({}, [], 100.0, 15.0, id="nobody is known"),
-        pytest.param({}, ["i0"], 104.0, 11.0, id="one of two asks: the other may hold a slot"),
-        pytest.param({}, ["i0", "i1"], 104.0, 0.0, id="all CVMs of the group ask: none of them holds a slot"),
-        pytest.param({}, ["i0", "i0"], 104.0, 11.0, id="an instance counts once"),
-        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i0"], 104.0, 0.0, id="a holder came and one asks"),
-        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i1"], 104.0, 11.0, id="a holder is no newcomer"),
-        pytest.param(
-            {"api-1": holder("api-1", "i1", released=True)}, ["i0"], 104.0, 11.0, id="a released slot is free"
-        ),
-        pytest.param({}, ["i0"], 115.0, 0.0, id="a lease has passed"),
-        pytest.param({}, ["i0", "i1", "i2"], 104.0, 0.0, id="more CVMs than slots"),
+        pytest.param({}, [], True, id="nobody is known"),
+        pytest.param({}, ["i0"], True, id="one of two asks: the other may hold a slot"),
+        pytest.param({}, ["i0", "i1"], False, id="all CVMs of the group ask: none of them holds a slot"),
+        pytest.param({}, ["i0", "i0"], True, id="an instance counts once"),
+        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i0"], False, id="a holder came and one asks"),
+        pytest.param({"api-1": holder("api-1", "i1", at=101.0)}, ["i1"], True, id="a holder is no newcomer"),
+        pytest.param({"api-1": holder("api-1", "i1", released=True)}, ["i0"], True, id="a released slot is free"),
+        pytest.param({}, ["i0", "i1", "i2"], False, id="more CVMs than slots"),
     ],
 )
 def test_newcomers_wait_until_nobody_can_hold_a_free_slot(
-    slots: dict[str, Holder], waiting: list[str], now: float, left: float
+    slots: dict[str, Holder], waiting: list[str], waits: bool
 ) -> None:
-    """Records that began at 100 s: CVMs that run come first for a lease, unless all of the group are accounted for."""
-    assert newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 100.0, now) == left
-
-
-def test_records_that_are_not_new_delay_nobody() -> None:
-    """A coordinator that found records lets newcomers in at once."""
-    assert newcomers_wait(("api-0", "api-1"), {}, NOBODY, ["i0"], 0.0, 1_000.0) == 0.0
+    """CVMs that run come first for a lease, of which 11 s are left, unless all of the group are accounted for."""
+    found = newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 11.0, 104.0)
+    assert found == (11.0 if waits else 0.0)
+    assert newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 0.0, 104.0) == 0.0, "a lease has passed"

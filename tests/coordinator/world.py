@@ -54,6 +54,7 @@ OWNER_KEY = base64.urlsafe_b64encode(
     OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 ).decode().rstrip("=")  # fmt: skip
 _numbers = itertools.count(1)
+_given: set[int] = set()
 
 
 def cvm(compose: str, seed: str, tee: DevTee = TEE, **changes: Any) -> CvmIdentity:
@@ -350,13 +351,16 @@ async def cluster(coordinators: int = 1) -> AsyncIterator[Cluster]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody has. Not one of those that the kernel gives to outgoing connections, of which any program
-    on the machine may take it before it is used here.
+    """A TCP port that nobody has, and that was not given before: it may not be in use yet. Not one of those that the
+    kernel gives to outgoing connections, of which any program on the machine may take it before it is used here.
     """
     while True:
         port = random.randrange(10_000, 20_000)
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

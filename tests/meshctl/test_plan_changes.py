@@ -220,3 +220,15 @@ def test_the_document_is_the_documented_one(before: Snapshot) -> None:
     assert set(document["changes"][0]) == {"kind", "name", "action", "before", "after", "effect", "note"}
     assert set(document["cvms"]) == {"create", "delete", "replace", "redeploy", "restart"}
     assert {change["effect"] for change in document["changes"]} <= set(plans.EFFECTS)
+
+
+def test_coordinators_that_leave_no_majority_are_warned_of() -> None:
+    """From three to two: one warning; to one: another one, since those that stay have no leader."""
+    three = [f"coordinator-{n}" for n in range(3)]
+    assert list(plans.coordinators_go(three, three)) == []
+    assert list(plans.coordinators_go(three[:1], three)) == []
+    (said,) = plans.coordinators_go(three, three[:2])
+    assert "coordinator-2" in said
+    _, majority = plans.coordinators_go(three, three[:1])
+    assert "1 of 3 coordinators stay" in majority
+    assert len(list(plans.coordinators_go(three[:2], three[:1]))) == 2
