@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -157,6 +158,17 @@ async def test_a_key_provider_that_is_not_the_manifests(lab: Lab) -> None:
 async def test_each_field_of_the_binding_is_compared(lab: Lab, change: dict[str, Any]) -> None:
     """A binding that was quoted honestly but says something untrue is ADMISSION_REJECTED."""
     await refused(lab, lab.applicant(), "ADMISSION_REJECTED", "", **change)
+
+
+async def test_a_clock_that_would_refuse_new_certificates_is_refused(lab: Lab) -> None:
+    """Consul dates certificates back by a minute: a CVM whose clock is further behind would refuse its peers' Envoys.
+    One that is ahead by as much harms nobody.
+    """
+    now = int(time.time())
+    await refused(lab, lab.applicant(), "ADMISSION_REJECTED", "allowed are -60 to +300 s", issued_at=now - 90)
+    for offset in (-30, 200):
+        status, answer = await lab.applicant(f"api-{offset}").attest(issued_at=now + offset)
+        assert status == 200, answer
 
 
 @pytest.mark.parametrize(
