@@ -36,7 +36,8 @@ ROOTS = "roots"
 """Name of the secret that holds the trusted roots."""
 SESSIONS = 128
 """TLS sessions that a client keeps for each route (Envoy's default is 1). TLS 1.3 uses a session once: as many
-connections may be opened at once without a full handshake. About 2 KiB each."""
+connections may be opened at once without a full handshake. Envoy offers them to whichever endpoint it dials, and only
+the one that gave a session resumes it (envoyproxy/envoy#33512). About 2 KiB each."""
 
 
 def leaf_secret_name(leaf: str) -> str:

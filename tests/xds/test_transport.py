@@ -215,6 +215,24 @@ async def test_sessions_are_resumed_also_by_many_connections_at_once() -> None:
         assert (resumed, all_made) == (40, 40)
 
 
+async def test_sessions_of_two_endpoints_are_kept_together() -> None:
+    """Every connection is served, and not all are resumed: Envoy offers one endpoint the sessions of the other
+    (envoyproxy/envoy#33512). All resumed: Envoy keeps them apart now, and docs/xds.md has to say so.
+    """
+    reused = "cluster.egress/worker.ssl.session_reused"
+    async with pair() as both:
+        first = both.ingress()
+        other = replace(first.ingress[0], name="other", address=loopback())
+        await both.callee.apply(replace(first, ingress=(*first.ingress, other)))
+        endpoints = tuple(Endpoint(address=place, port=INGRESS_PORT) for place in (both.address, other.address))
+        await both.caller.apply(both.egress(both.route(endpoints=endpoints)))
+        await both.settles_on(b"ping")
+        before = await both.caller.stat(reused)
+        for _ in range(40):
+            assert await both.ask() == b"ping"
+        assert await both.caller.stat(reused) - before < 40
+
+
 async def test_a_prefix_that_is_taken_away_cuts_those_who_were_in_by_it() -> None:
     """Callers that are named stay; the others go at once."""
     everyone = Principal(uri="spiffe://test/", prefix=True)
