@@ -17,6 +17,7 @@ locals {
     "8301"  = "Consul's serf"
     "8302"  = "Consul's serf (WAN)"
     "8500"  = "the Consul agent's HTTP API"
+    "61054" = "the ingress's listener that resets"
   }
 
   groups = {
