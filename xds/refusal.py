@@ -4,6 +4,8 @@ An Envoy whose upstream connection cannot be made closes the downstream one with
 (source/common/tcp_proxy/tcp_proxy.cc, `onInitFailure`). One whose upstream connection is *reset* resets the downstream
 one. So the cluster of a local server has a second priority: a listener of the same Envoy that resets whatever comes. It
 is asked when outlier detection has put the server aside, which the first failed attempt makes it do.
+
+Of connections that come in from the mesh. Those that go out and are reset before Envoy sees them are `vip.resets`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.netns
 _PRELUDE = """
 import json, os, socket, sys
 from vip.nftables import RefusalError, RefusalTable
-from vip.refusals import Refusal, Resets
+from vip.resets import Refusal, Resets
 
 ONE, TWO = ("127.10.1.1", 8000), ("127.10.1.2", 8000)
 
