@@ -217,7 +217,8 @@ async def test_grpc_streams_go_both_ways_and_end_with_their_status() -> None:
 
 async def test_nc_shuts_down_its_side_and_gets_the_answer() -> None:
     """What `nc -N` reads comes back whole after it has shut down its side."""
-    nc = program("nc")
+    # By the name that Debian gives this one of several programs called nc.
+    nc = program("nc.openbsd")
     async with pair() as both:
         for host in places(both):
             assert await run(nc, "-N", host, str(PORT), data=BODY) == (0, BODY)
