@@ -53,9 +53,10 @@ ASIDE = timedelta(milliseconds=100)
 """How long a server that refused is not asked, and how often Envoy looks whether that is over: one that comes back is
 asked again within 0.2 s."""
 BREATH = timedelta(milliseconds=100)
-"""How long a connection on which the caller says nothing is left open before it is reset. A reset that meets a caller's
-Envoy as it writes its first bytes is passed on as a clean end: its TLS socket reports a reset that it reads, not one
-that it is told as it writes."""
+"""How long a connection on which the caller says nothing is left open before it is reset. A reset that comes between
+the PROXY protocol header and the data that is written with it reaches the caller as an end: Envoy's socket for that
+protocol drops the error of its first write (source/extensions/transport_sockets/proxy_protocol/proxy_protocol.cc,
+`doWrite`)."""
 _NAMESPACE = "envoy.transport_socket_match"
 """Where Envoy looks for what chooses an endpoint's transport socket (its protocol's rule)."""
 _SOL_SOCKET, _SO_LINGER = 1, 13
