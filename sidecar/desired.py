@@ -16,7 +16,7 @@ from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
-from vip.refusals import Refusal
+from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
 LOOPBACK = "127.0.0.1"

@@ -12,7 +12,7 @@ import logging
 from typing import Protocol
 
 from vip.nftables import RefusalError
-from vip.refusals import Refusal, Resets
+from vip.resets import Refusal, Resets
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lab.namespaces import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,3 +73,28 @@ def process_runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def popen(argv: Sequence[str], *, death: int = signal.SIGKILL, **options: Any) -> subprocess.Popen[Any]:
+    """`subprocess.Popen`, of a program that gets the signal `death` when this process ends, however that happens. To be
+    called on a thread that stays until the program has ended: the kernel goes by the thread. A program that changes its
+    user is no longer bound (PR_SET_PDEATHSIG in prctl(2)).
+    """
+    return subprocess.Popen(argv, preexec_fn=_bound_to_us(death), **options)  # noqa: PLW1509 - two system calls
+
+
+async def spawn(*argv: str, **options: Any) -> asyncio.subprocess.Process:
+    """`asyncio.create_subprocess_exec`, of a program that is killed when this process ends (see `popen`)."""
+    return await asyncio.create_subprocess_exec(*argv, preexec_fn=_bound_to_us(signal.SIGKILL), **options)
+
+
+def _bound_to_us(death: int) -> Callable[[], None]:
+    parent = os.getpid()
+
+    def in_child() -> None:
+        die_with_parent(death)
+        # Whoever died before that sends nothing.
+        if os.getppid() != parent:
+            os._exit(127)
+
+    return in_child

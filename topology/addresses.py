@@ -35,8 +35,10 @@ PLATFORM_PORTS: Mapping[int, str] = {
     8301: "Consul's serf",
     8302: "Consul's serf (WAN)",
     8500: "the Consul agent's HTTP API",
+    61054: "the ingress's listener that resets",
 }
-"""Ports that are taken inside every CVM (dstack.md 5 and 6; docs/architecture.md)."""
+"""Ports that are taken inside every CVM (dstack.md 5 and 6; docs/architecture.md). A test compares them with the port
+constants of the packages that run there. DNS (port 53) is not among them: it has an address of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

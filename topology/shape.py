@@ -75,7 +75,7 @@ class Reader:
             compose_env=self._compose_env(fields, entry),
             backends=tuple(backend for backend in backends if backend is not None),
             routes=tuple(route for route in routes if route is not None),
-            secrets=tuple(secrets),
+            secrets=tuple(secret for secret in secrets if secret is not None),
             mesh_addresses=self._texts(fields, entry, "mesh_addresses"),
         )
 
@@ -129,7 +129,9 @@ class Reader:
         node = fields.get("callers")
         if node is None or node.value is None:
             return None
-        return self._list(node, f"{backend}.callers", 'a list of groups, such as ["api"]')
+        callers = self._list(node, f"{backend}.callers", 'a list of groups, such as ["api"]')
+        # What is no list is refused already; "nobody could call" would be its consequence.
+        return callers if isinstance(node.value, tuple) else None
 
     def _flag(self, fields: dict[str, Node], entry: str, name: str) -> bool:
         """The optional true or false called `name`; false where it is absent or null."""
@@ -166,9 +168,14 @@ class Reader:
         return Permissions(key_prefixes=texts, session_write=write.value is True)
 
     def _list(self, node: Node, entry: str, expected: str) -> tuple[str, ...]:
-        """The texts of a list; what is no text, or nothing but slashes, is noted and left out."""
+        """The texts of a list; what is no text, or nothing but slashes, is noted and left out. One text alone is no
+        list: Terraform's own types would refuse it too."""
+        if not isinstance(node.value, tuple):
+            if not isinstance(node.value, Unknown):
+                self._problems.add(node.where, entry, f"is {_show(node)}, expected {expected}")
+            return ()
         texts: list[str] = []
-        for item in node.value if isinstance(node.value, tuple) else (node,):
+        for item in node.value:
             if isinstance(item.value, str) and item.value.strip("/"):
                 texts.append(item.value)
             elif not isinstance(item.value, Unknown):
@@ -191,13 +198,14 @@ class Reader:
             return None
         return Route(name=name, backend=backend, role=role, fallback=fallback, vip=vip, members=members)
 
-    def _secret(self, name: str, node: Node, group: str) -> WorkloadSecret:
+    def _secret(self, name: str, node: Node, group: str) -> WorkloadSecret | None:
         entry = f"{group}.secrets.{name}"
         # The name becomes that of a file.
         self._label(name, node.where, entry)
         fields = self._fields(node, entry, _SECRET_FIELDS)
         grant = fields.get("grant", Node(value=(), where=node.where))
-        return WorkloadSecret(name=name, grant=self._list(grant, f"{entry}.grant", 'a list of groups, such as ["api"]'))
+        granted = self._list(grant, f"{entry}.grant", 'a list of groups, such as ["api"]')
+        return WorkloadSecret(name=name, grant=granted) if isinstance(grant.value, tuple) else None
 
     def _compose_env(self, fields: dict[str, Node], entry: str) -> dict[str, str]:
         found = self._texts(fields, entry, "compose_env")

@@ -1,4 +1,4 @@
-"""The connections that the kernel resets, set by netlink. An edge; what to send is `vip.refusals`' decision.
+"""The connections that the kernel resets, set by netlink. An edge; what to send is `vip.resets`' decision.
 
 Needs CAP_NET_ADMIN and a kernel with nf_tables and nft_reject_inet. dstack's guests have both as modules
 (Dstack-TEE/meta-dstack, recipes-kernel/linux/files/dstack-docker.cfg), which the kernel loads when they are asked for.
@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 
-from vip.refusals import TABLE, Batch, Resets, change, errors, gone, whole
+from vip.resets import TABLE, Batch, Resets, change, errors, gone, whole
 
 _NETFILTER = 12
 """NETLINK_NETFILTER (linux/netlink.h); the socket module has no name for it."""

@@ -4,6 +4,8 @@ An Envoy whose upstream connection cannot be made closes the downstream one with
 (source/common/tcp_proxy/tcp_proxy.cc, `onInitFailure`). One whose upstream connection is *reset* resets the downstream
 one. So the cluster of a local server has a second priority: a listener of the same Envoy that resets whatever comes. It
 is asked when outlier detection has put the server aside, which the first failed attempt makes it do.
+
+Of connections that come in from the mesh. Those that go out and are reset before Envoy sees them are `vip.resets`.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ ASIDE = timedelta(milliseconds=100)
 """How long a server that refused is not asked, and how often Envoy looks whether that is over: one that comes back is
 asked again within 0.2 s."""
 BREATH = timedelta(milliseconds=100)
-"""How long a connection on which the caller says nothing is left open before it is reset. A reset that meets a caller's
-Envoy as it writes its first bytes is passed on as a clean end: its TLS socket reports a reset that it reads, not one
-that it is told as it writes."""
+"""How long a connection on which the caller says nothing is left open before it is reset. A reset that comes between
+the PROXY protocol header and the data that is written with it reaches the caller as an end: Envoy's socket for that
+protocol drops the error of its first write (source/extensions/transport_sockets/proxy_protocol/proxy_protocol.cc,
+`doWrite`)."""
 _NAMESPACE = "envoy.transport_socket_match"
 """Where Envoy looks for what chooses an endpoint's transport socket (its protocol's rule)."""
 _SOL_SOCKET, _SO_LINGER = 1, 13

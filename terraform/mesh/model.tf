@@ -17,6 +17,7 @@ locals {
     "8301"  = "Consul's serf"
     "8302"  = "Consul's serf (WAN)"
     "8500"  = "the Consul agent's HTTP API"
+    "61054" = "the ingress's listener that resets"
   }
 
   groups = {
@@ -46,7 +47,7 @@ locals {
         key_prefixes  = lookup(local.texts_of, "${b.group}/${b.name}/key_prefixes", [])
         session_write = try(jsonencode(b.value.consul_permissions.session_write), "false") == "true"
       }
-      callers        = try(b.value.callers != null, false) ? sort(lookup(local.texts_of, "${b.group}/${b.name}/callers", [])) : null
+      callers        = try(startswith(jsonencode(b.value.callers), "["), false) ? sort(lookup(local.texts_of, "${b.group}/${b.name}/callers", [])) : null
       source         = try(startswith(jsonencode(b.value.source_address), "\"") && b.value.source_address != "" ? tostring(b.value.source_address) : local.ingress_source, local.ingress_source)
       proxy_protocol = try(jsonencode(b.value.proxy_protocol), "false") == "true"
     } if !contains(local.broken, b.group)
@@ -82,7 +83,7 @@ locals {
       name  = s.name
       entry = s.entry
       grant = lookup(local.texts_of, "${s.group}/${s.name}/grant", [])
-    } if !contains(local.broken, s.group)
+    } if !contains(local.broken, s.group) && try(startswith(jsonencode(s.value.grant), "["), true)
   ]
   exclusive_roles = ["master"]
   reserved_keys   = ["mesh/", "coordinator/"] # only coordinators write below these

@@ -243,52 +243,46 @@ locals {
     ],
   )
 
-  # Lists of texts; one text alone is taken as a list of it.
+  # Lists of texts. What is given and no list is a problem below, and has no items here.
   lists = concat(
     [
       for b in local.given_backends : {
         group  = b.group, name = b.name, field = "key_prefixes", entry = "${b.entry}.consul_permissions.key_prefixes"
         wanted = "a list of key prefixes, such as [\"service/name\"]"
-        items = (
-          !can(b.value.consul_permissions.key_prefixes) ? [] :
-          startswith(jsonencode(b.value.consul_permissions.key_prefixes), "[")
-          ? [for item in b.value.consul_permissions.key_prefixes : jsonencode(item)]
-          : [jsonencode(b.value.consul_permissions.key_prefixes)]
-        )
+        json   = try(jsonencode(b.value.consul_permissions.key_prefixes), "[]")
+        items  = try([for item in b.value.consul_permissions.key_prefixes : jsonencode(item) if !can(keys(b.value.consul_permissions.key_prefixes))], [])
       } if can(b.value.registration)
     ],
     [
       for b in local.given_backends : {
         group  = b.group, name = b.name, field = "roles", entry = "${b.entry}.registration.roles"
         wanted = "a list of roles, such as [\"master\", \"replica\"]"
-        items = (
-          startswith(jsonencode(b.value.registration.roles), "[")
-          ? [for item in b.value.registration.roles : jsonencode(item)]
-          : [jsonencode(b.value.registration.roles)]
-        )
+        json   = jsonencode(b.value.registration.roles)
+        items  = try([for item in b.value.registration.roles : jsonencode(item) if !can(keys(b.value.registration.roles))], [])
       } if try(b.value.registration.roles != null, false)
     ],
     [
       for b in local.given_backends : {
         group  = b.group, name = b.name, field = "callers", entry = "${b.entry}.callers"
         wanted = "a list of groups, such as [\"api\"]"
-        items = (
-          startswith(jsonencode(b.value.callers), "[") ? [for item in b.value.callers : jsonencode(item)] : [jsonencode(b.value.callers)]
-        )
+        json   = jsonencode(b.value.callers)
+        items  = try([for item in b.value.callers : jsonencode(item) if !can(keys(b.value.callers))], [])
       } if can(b.value.registration) && try(b.value.callers != null, false)
     ],
     [
       for s in local.given_secrets : {
         group  = s.group, name = s.name, field = "grant", entry = "${s.entry}.grant"
         wanted = "a list of groups, such as [\"api\"]"
-        items = (
-          !can(s.value.grant) ? [] :
-          startswith(jsonencode(s.value.grant), "[") ? [for item in s.value.grant : jsonencode(item)] : [jsonencode(s.value.grant)]
-        )
+        json   = try(jsonencode(s.value.grant), "[]")
+        items  = try([for item in s.value.grant : jsonencode(item) if !can(keys(s.value.grant))], [])
       }
     ],
   )
   list_problems = concat(
+    [
+      for l in local.lists : "${l.entry}: is ${lookup(local.kinds, substr(l.json, 0, 1), substr(l.json, 0, 60))}, expected ${l.wanted}"
+      if !startswith(l.json, "[")
+    ],
     flatten([
       for l in local.lists : [
         for item in l.items : "${l.entry}: holds ${substr(item, 0, 60)}, expected ${l.wanted}"

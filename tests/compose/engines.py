@@ -17,6 +17,7 @@ import pytest
 
 from meshctl import engine
 from meshctl.errors import UserError
+from tests.support import popen
 
 START_SECONDS = 90.0
 STOP_SECONDS = 60.0
@@ -73,7 +74,8 @@ def _private() -> Iterator[engine.Engine]:
         "--bridge=none", "--iptables=false", "--ip6tables=false",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # It ends its containers then, as a kill would not.
+        daemon = popen(argv, death=signal.SIGTERM, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         yield _answering(daemon, host, folder)
     finally:

@@ -21,7 +21,7 @@ import pytest
 
 from lab.agent import GuestAgentServer
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
-from tests.support import ROOT, network_namespace, tool
+from tests.support import ROOT, network_namespace, popen, tool
 from topology.manifest import sign
 
 ENTER = """
@@ -56,7 +56,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def start(environ: dict[str, str], namespace: str | None = None) -> subprocess.Popen[str]:
     """The process, in a network namespace where one is named."""
     arguments = ["-c", ENTER, namespace] if namespace else ["-m", "coordinator"]
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
+    return popen([sys.executable, *arguments], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_wrong_configuration_ends_with_2(tmp_path: Path) -> None:

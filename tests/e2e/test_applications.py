@@ -14,7 +14,7 @@ import pytest
 
 from meshctl.applications import trouble
 from tests.e2e.user import Mesh, run_mesh, wait_for
-from tests.support import ROOT, need_root_or_userns
+from tests.support import ROOT, need_root_or_userns, popen
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -58,7 +58,7 @@ def test_applications_that_do_not_serve_are_named_while_the_mesh_is_ready(tmp_pa
     name = f"apps-{os.getpid()}"
     argv = [str(ROOT / "mesh"), "up", str(folder), "--name", name, "--replicas", "api=1", "--replicas", "worker=2"]
     with (tmp_path / "up.log").open("wb") as log:
-        up = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
+        up = popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
     own = Mesh(name=name, up_output="")
     document: dict[str, Any] = {}
 

@@ -20,7 +20,7 @@ from lab.namespaces import inside_network
 from meshctl import runs
 from tests.e2e.user import Mesh, run_mesh, running, wait_for
 from tests.sidecar.world import environment
-from tests.support import ROOT, need_root_or_userns, network_namespace, process_runs, tool
+from tests.support import ROOT, need_root_or_userns, network_namespace, popen, process_runs, tool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -258,7 +258,7 @@ def sidecar(namespace: str, folder: Path, *before: str) -> tuple[int, str]:
         MESH_WIREGUARD_GO=tool("wireguard-go"),
     )
     with inside_network(namespace):
-        process = subprocess.Popen(
+        process = popen(
             [*before, sys.executable, "-m", "sidecar"],
             cwd=ROOT,
             env={**settings, "PATH": os.environ["PATH"]},
@@ -360,7 +360,7 @@ def test_interrupted_start_leaves_nothing(number: int, until: Callable[[str], bo
     """^C, a closed terminal or a kill in the middle of `up`: no process, no folder, and the name is free again."""
     need_root_or_userns()
     name = f"cut-{os.getpid()}"
-    process = subprocess.Popen(
+    process = popen(
         [str(ROOT / "mesh"), "up", "--name", name],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -441,7 +441,7 @@ def test_taken_vip_port_is_told_and_mended_by_itself(mesh: Mesh) -> None:
         "print('taken', flush=True)\nsys.stdin.read()\n"
     )
     argv = [str(ROOT / "mesh"), "exec", "--name", mesh.name, "api-1", "--", "python3", "-c", script]
-    other = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"

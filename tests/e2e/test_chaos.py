@@ -17,7 +17,7 @@ import pytest
 from meshctl import runs
 from meshctl.chaos_figures import FAULTS, STAYS
 from tests.e2e.user import Mesh, running, wait_for
-from tests.support import ROOT, tool
+from tests.support import ROOT, popen, tool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1700)]
 
@@ -74,7 +74,7 @@ def test_asynchronous_mode_is_for_the_run_only(database: Mesh, tmp_path: Path) -
 def test_an_interrupt_heals_what_was_cut(database: Mesh) -> None:
     """Ctrl-C while the leader is cut off: the cut is ended, the exit code says so, and the cluster becomes whole."""
     argv = [str(ROOT / "mesh"), "chaos", "patroni", "--name", database.name, "--fault", "partition-both"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
+    with popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
         try:
             # The lab itself is asked: a command takes too long where the cut may last for two seconds only.
             lab = runs.find(database.name)

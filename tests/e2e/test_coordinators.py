@@ -11,7 +11,7 @@ import pytest
 
 from meshctl import runs
 from tests.e2e.user import Mesh, running, wait_for
-from tests.support import ROOT
+from tests.support import ROOT, popen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -61,7 +61,7 @@ def reboot(mesh: Mesh, *, lose_disk: bool, seconds: int) -> list[dict[str, list[
     All that was seen of the route's endpoints meanwhile.
     """
     argv = [str(ROOT / "mesh"), "exec", "--name", mesh.name, "api-0", "--", "python3", "-c", WATCHED, str(seconds)]
-    caller = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    caller = popen(argv, stdout=subprocess.PIPE, text=True)
     seen = [endpoints(mesh)]
 
     def back() -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from meshctl import runs
 from tests.e2e.user import FETCH, Mesh, run_mesh, wait_for
+from tests.support import popen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -145,7 +146,7 @@ def test_clean_stop_takes_an_instance_out_without_a_failed_call(mesh: Mesh) -> N
         "print(len(bad), bad[:3], sorted(seen))\n"
     )
     argv = ["exec", "--name", mesh.name, "api-0", "--", "python3", "-c", script]
-    caller = subprocess.Popen([str(Path(__file__).parents[2] / "mesh"), *argv], stdout=subprocess.PIPE, text=True)
+    caller = popen([str(Path(__file__).parents[2] / "mesh"), *argv], stdout=subprocess.PIPE, text=True)
     try:
         assert mesh.run("stop", "worker-0").returncode == 0
         out, _ = caller.communicate(timeout=60)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab.container import ContainerSpec, Mount
-from tests.support import ROOT, need_root_or_userns, process_runs
+from tests.support import ROOT, need_root_or_userns, popen, process_runs
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -38,7 +38,7 @@ def write_spec(folder: Path, *argv: str, mounts: tuple[Mount, ...] = (), env: di
 
 def launch(path: Path) -> subprocess.Popen[str]:
     """The launcher, running."""
-    return subprocess.Popen(
+    return popen(
         [sys.executable, "-S", "-m", "lab.container", "run", str(path)],
         env=ENV,
         stdout=subprocess.PIPE,

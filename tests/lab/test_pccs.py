@@ -13,7 +13,7 @@ import pytest
 
 from lab.pccs import PccsServer
 from lab.tee import DevTee, make_cvm
-from tests.support import ROOT
+from tests.support import ROOT, spawn
 
 NOW = 1_800_000_000.0
 
@@ -53,7 +53,7 @@ collateral = asyncio.run(fetch())
 print(dcap_qvl.verify_with_root_ca(quote, collateral, root, {int(NOW)}).status, flush=True)
 os._exit(0)
 """
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         sys.executable, "-c", program, tee.quote(cvm.measurements, b"").hex(), tee.root_der.hex(),
         stdout=asyncio.subprocess.PIPE, cwd=ROOT,
     )  # fmt: skip

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
 
 from lab.processes import Process, below, called, names, snapshot
+from tests.support import popen
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_only_the_container_and_only_the_topmost_are_meant() -> None:
 
 def test_snapshot_shows_what_runs_and_not_what_ended() -> None:
     """A child of ours is in it with its parent and its name; once it has ended it is not, reaped or not."""
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with popen(["sleep", "60"]) as child:
         try:
             # Popen returns once the exec has succeeded.
             assert "sleep" in snapshot()[child.pid].names

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshctl.locks import exclusive
-from tests.support import ROOT
+from tests.support import ROOT, popen
 
 _HOLDER = """
 import sys
@@ -24,7 +24,7 @@ with exclusive(Path(sys.argv[1]), lambda seconds: None):
 def test_second_process_waits_until_the_first_dies(tmp_path: Path) -> None:
     """The lock is had by one process at a time, and its holder's death frees it, even by SIGKILL."""
     path = tmp_path / "deep" / "lock"
-    with subprocess.Popen(
+    with popen(
         [sys.executable, "-c", _HOLDER, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None

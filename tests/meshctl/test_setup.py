@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from meshctl import setup, stamp
-from tests.support import ROOT
+from tests.support import ROOT, popen
 
 REAL_PYTHON = sys.executable
 """Kept from before the fixture replaces it."""
@@ -141,7 +141,7 @@ def test_tools_are_built_beside_pip(checkout: Path, monkeypatch: pytest.MonkeyPa
 
 def test_failed_set_up_ends_the_builder(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When pip fails, the build that was started beside it does not go on alone."""
-    with subprocess.Popen(["sleep", "600"]) as builder:
+    with popen(["sleep", "600"]) as builder:
         monkeypatch.setattr(setup, "_build_tools_in_background", lambda _: builder)
         _python(checkout, pip="exit 1")
         assert setup.run(str(checkout), ["test"]) == 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import Any
 
 import pytest
 
 from meshctl import status
+from tests.support import popen
 
 SIDECAR = {
     "cluster": "starter",
@@ -77,7 +77,7 @@ def test_public_hosts_are_no_peers() -> None:
 
 def test_own_children_are_found_by_pid() -> None:
     """Processes below the first one are found under the PID that their namespace knows them by."""
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with popen(["sleep", "60"]) as child:
         try:
             pids = status.read_pids(os.getpid())
             assert pids.by_lab[child.pid] == child.pid

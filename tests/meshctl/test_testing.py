@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 from meshctl.testing import absolute, wait, workers
+from tests.support import popen
 
 
 def test_paths_are_made_absolute(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_paths_are_made_absolute(tmp_path: Path) -> None:
 def test_exit_codes_pass_through() -> None:
     """Pytest's exit code is the command's; death by a signal is 128 and the signal, as in a shell."""
     for code, expected in (("raise SystemExit(5)", 5), ("import os; os.kill(os.getpid(), 9)", 137)):
-        with subprocess.Popen([sys.executable, "-c", code]) as process:
+        with popen([sys.executable, "-c", code]) as process:
             assert wait(process) == expected
 
 

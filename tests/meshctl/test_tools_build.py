@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from meshctl import tools, tools_build
 from meshctl.console import Silent
 from meshctl.errors import UserError
 from tests.meshctl.test_tools import program
-from tests.support import ROOT
+from tests.support import ROOT, popen
 
 WIREGUARD = tools.TOOLS["wireguard-go"]
 CONSUL = tools.TOOLS["consul"]
@@ -98,7 +97,7 @@ def test_built_once(tmp_path: Path, environ: dict[str, str]) -> None:
 def test_two_processes_build_once(tmp_path: Path, environ: dict[str, str]) -> None:
     """Two builders at the same time leave one build behind."""
     code = "from meshctl import tools_build; raise SystemExit(tools_build.main())"
-    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ) for _ in range(2)]
+    running = [popen([sys.executable, "-c", code], cwd=ROOT, env=environ) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     assert (tmp_path / "calls").read_text().count("build -v") == 2  # consul and wireguard-go, once each
 
@@ -136,7 +135,7 @@ def test_terminated_builder_ends_the_compiler(tmp_path: Path, environ: dict[str,
         f"#!/bin/sh\n[ $1 = version ] && echo go version go1.26.6 && exit\necho $$ > {tmp_path}/pid\nexec sleep 600\n"
     )
     code = "from meshctl import tools_build; raise SystemExit(tools_build.main())"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ) as builder:
+    with popen([sys.executable, "-c", code], cwd=ROOT, env=environ) as builder:
         pid_file = tmp_path / "pid"
         wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
         builder.terminate()

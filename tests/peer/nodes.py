@@ -70,7 +70,7 @@ class Node:
     def start_wireguard(self) -> None:
         """Starts wireguard-go, as a supervisor would."""
         argv = userspace_argv(support.tool("wireguard-go"), self.spec.name)
-        self.child = self.call(lambda: subprocess.Popen(argv, env=USERSPACE_ENV, stdin=subprocess.DEVNULL))
+        self.child = self.call(lambda: support.popen(argv, env=USERSPACE_ENV, stdin=subprocess.DEVNULL))
 
     def kill_wireguard(self) -> None:
         """SIGKILL."""

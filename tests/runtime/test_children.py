@@ -13,7 +13,7 @@ import pytest
 from runtime.backoff import Backoff
 from runtime.children import Child, ChildSpec
 from runtime.tasks import TaskScope
-from tests.support import eventually
+from tests.support import eventually, popen
 
 QUICK = Backoff(base=0.01, cap=0.02)
 SLEEP = "import time; time.sleep(60)"
@@ -241,7 +241,7 @@ def test_child_dies_with_its_supervisor(tmp_path: Path) -> None:
         "child = Child(spec, hello)\n"
         "asyncio.run(child.run())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    with popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert alive(pid)

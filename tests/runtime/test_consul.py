@@ -14,7 +14,7 @@ from runtime.consul import ConsulClient, ConsulError, next_index
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import free_port
-from tests.support import tool
+from tests.support import popen, tool
 
 
 @pytest_asyncio.fixture
@@ -33,7 +33,7 @@ async def consul() -> AsyncIterator[ConsulClient]:
 
 
 def _popen(argv: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 async def _wait(client: ConsulClient) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import init
 from runtime.init import Init
-from tests.support import eventually
+from tests.support import eventually, spawn
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ ORPHAN = (
 async def test_orphan_is_reaped(installed: Init, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose parent died becomes ours, and does not stay a zombie."""
     monkeypatch.setattr(init, "ORPHAN_SECONDS", 0.05)
-    child = await asyncio.create_subprocess_exec(
+    child = await spawn(
         sys.executable, "-S", "-c", ORPHAN, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
@@ -57,7 +57,7 @@ async def test_orphan_is_reaped(installed: Init, monkeypatch: pytest.MonkeyPatch
 async def test_exit_codes_of_our_own_children_are_not_stolen(installed: Init, monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncio still learns how its subprocess ended while orphans are reaped."""
     monkeypatch.setattr(init, "ORPHAN_SECONDS", 0.05)
-    children = [await asyncio.create_subprocess_exec("/bin/sh", "-c", f"exit {code}") for code in range(1, 6)]
+    children = [await spawn("/bin/sh", "-c", f"exit {code}") for code in range(1, 6)]
     assert [await child.wait() for child in children] == [1, 2, 3, 4, 5]
 
 

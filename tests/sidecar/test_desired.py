@@ -10,7 +10,7 @@ from sidecar.catalog import Instance, Rule
 from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
 from topology.manifest import GroupEntry, Manifest
-from vip.refusals import Refusal
+from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
 TRUST = "11111111-2222-3333-4444-555555555555.consul"

@@ -22,7 +22,7 @@ from tests.sidecar.world import environment, health, manifest, route
 from tests.xds.pki import Authority
 from vip.netlink import VipError
 from vip.nftables import RefusalError
-from vip.refusals import Refusal, Resets
+from vip.resets import Refusal, Resets
 from xds.server import XdsServer
 
 OWN = Identity(cluster="demo", group="api", peer_id="api-0", address="100.96.0.10")

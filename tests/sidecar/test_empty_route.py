@@ -24,7 +24,7 @@ from tests.sidecar.test_effects import FakeVips
 from tests.sidecar.world import environment
 from tests.support import ROOT, network_namespace, tool
 from tests.xds.mesh import PORT, Pair, closing, echo
-from vip.refusals import Refusal
+from vip.resets import Refusal
 
 pytestmark = pytest.mark.netns
 ROUNDS = 20

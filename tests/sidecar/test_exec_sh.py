@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.files import Identity, RunFiles
-from tests.support import need_root_or_userns
+from tests.support import need_root_or_userns, popen
 
 OWN = Identity(cluster="starter", group="api", peer_id="api-0", address="100.96.0.5")
 BLOCK = "# cvm-mesh begin\n127.10.1.2 worker worker.mesh\n100.96.0.5 api-0.peer.mesh\n# cvm-mesh end\n"
@@ -194,7 +194,7 @@ def catches_term(pid: int) -> bool:
 
 def test_a_stop_while_it_waits_ends_it(container: Container) -> None:
     """TERM is not ignored, as it would be by the first process of a container without a handler."""
-    process = subprocess.Popen(container.command(["echo", "ran"]), stdout=subprocess.PIPE, text=True)
+    process = popen(container.command(["echo", "ran"]), stdout=subprocess.PIPE, text=True)
     try:
         # The harness catches nothing: once TERM is caught, the script has come so far.
         assert any(catches_term(process.pid) or time.sleep(0.01) for _ in range(1000))

@@ -22,7 +22,7 @@ from tests.sidecar.test_effects import FakeRefusals
 from tests.support import eventually, tool
 from tests.xds.test_lost_peer import CALLEE_PLACE, dial, route, wired, within
 from vip.nftables import RefusalTable
-from vip.refusals import Resets
+from vip.resets import Resets
 from xds.transport import DEAD_AFTER
 
 CHANGE_OF_PATH = 6.1

@@ -6,7 +6,7 @@ import asyncio
 
 from sidecar.refusing import Refusing
 from tests.sidecar.test_effects import FakeRefusals
-from vip.refusals import Refusal
+from vip.resets import Refusal
 
 ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 80)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.sidecar.world import environment
-from tests.support import ROOT, network_namespace, process_runs, tool
+from tests.support import ROOT, network_namespace, popen, process_runs, tool
 
 ENTER = (
     "import ctypes, os, sys; netns = os.open('/var/run/netns/' + sys.argv[1], os.O_RDONLY)\n"
@@ -58,7 +58,7 @@ class Sidecar:
             ),
         }
         with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = popen(
                 [*self._enter, sys.executable, "-m", "sidecar"], cwd=ROOT, env=self._env, stdout=log, stderr=log
             )
 
@@ -177,7 +177,7 @@ def test_taken_dns_address_exits_2_and_leaves_nothing_half_up() -> None:
     """One message with address and remedy, exit code 2, VIPs taken back."""
     with network_namespace() as name, tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
         command = [sys.executable, "-S", "-c", ENTER, name, sys.executable, "-S", "-c", HOLD]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        with popen(command, stdout=subprocess.PIPE, text=True) as holder:
             try:
                 assert holder.stdout is not None
                 assert holder.stdout.readline() == "bound\n"

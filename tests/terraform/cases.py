@@ -40,7 +40,7 @@ _DATABASE = """
         "postgres-master"  = { backend = "postgres", role = "master" }
       }
       mesh_addresses = { "db-1" = "100.96.9.9" }
-      secrets        = { word = { grant = ["web", "db", "web"] }, other = { grant = "web" } }
+      secrets        = { word = { grant = ["web", "db", "web"] }, other = { grant = ["web"] } }
     }
 """
 
@@ -98,7 +98,7 @@ GOOD: dict[str, Write] = {
         group("b", routes='"b-12" = { backend = "b", members = false }'),
     ),
     "callers": _groups(
-        group("a", backends=_caller('["web", "a"]') + _caller('"web"', name="x", port="8081"), routes=""),
+        group("a", backends=_caller('["web", "a"]') + _caller('["web"]', name="x", port="8081"), routes=""),
         group("web", backends="", routes=""),
     ),
     "sources": _groups(
@@ -254,6 +254,12 @@ BROKEN: dict[str, Write] = {
             ),
         )
     ),
+    **{
+        f"prefixes-{i}": _groups(
+            group("a", backends=backend("a", more=f"consul_permissions = {{ key_prefixes = {text} }}"))
+        )
+        for i, text in enumerate(['"service/x"', '{ a = "service/x" }', "5"])
+    },
     "null-permissions": _groups(
         group("a", backends=backend("a", more="consul_permissions = { key_prefixes = null, session_write = null }"))
     ),
@@ -302,7 +308,18 @@ BROKEN: dict[str, Write] = {
     **{
         f"callers-{i}": _groups(group("a", backends=_caller(text)), group("web"))
         for i, text in enumerate(
-            ["[]", '["wob"]', '["web", "web"]', '["coordinator"]', "true", "[1, null]", '["web", ""]', "{}", '"wob"']
+            [
+                "[]",
+                '["wob"]',
+                '["web", "web"]',
+                '["coordinator"]',
+                "true",
+                "[1, null]",
+                '["web", ""]',
+                "{}",
+                '"wob"',
+                '"web"',
+            ]
         )
     },
     "callers-same-service": _groups(
@@ -348,6 +365,15 @@ BROKEN: dict[str, Write] = {
     ),
     "roles-no-label": _groups(_roles('role = "a"', roles='["a", "The Master", 5]')),
     "roles-no-list": _groups(_roles('role = "a"', roles="true")),
+    "roles-one-text": _groups(_roles("role = null", roles='"master"')),
+    "roles-map": _groups(_roles("role = null", roles='{ a = "master" }')),
+    "fields-mistyped": _groups(
+        group(
+            "a",
+            backends=backend("a", more='caller = ["a"]\nproxy_protocl = true'),
+            routes='a = { backend = "a", member = true }',
+        )
+    ),
     "roles-platform": _groups(_roles("role = null", roles='["a"]').replace('"workload"', '"platform"')),
     "reserved-keys": _groups(
         _roles(
@@ -374,6 +400,8 @@ BROKEN: dict[str, Write] = {
                 'word = { grant = ["coordinator"] }',
                 "word = { grant = [1, null] }",
                 "word = { grant = null }",
+                'word = { grant = "web" }',
+                'word = { grant = { a = "web" } }',
                 'word = { grants = ["web"] }',
                 '"consul-token" = { grant = ["web"] }',
                 '"a.b" = { grant = ["web"] }',

@@ -87,7 +87,8 @@ def test_permissions_are_read(tmp_path: Path) -> None:
     ("written", "entry"),
     [
         ('consul_permissions = { key_prefixes = ["/"] }', "key_prefixes"),
-        ('consul_permissions = { key_prefixes = "service/x" , session_write = "yes" }', "session_write"),
+        ('consul_permissions = { key_prefixes = ["service/x"] , session_write = "yes" }', "session_write"),
+        ('consul_permissions = { key_prefixes = "service/x" }', "key_prefixes"),
         ("consul_permissions = { key_prefixes = [1] }", "key_prefixes"),
         ("consul_permissions = true", "consul_permissions"),
     ],
@@ -176,7 +177,8 @@ def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "field", "words"),
     [
-        ("callers = 5", "callers", ("holds 5", 'such as ["api"]')),
+        ("callers = 5", "callers", ("is 5", 'such as ["api"]')),
+        ('callers = "a"', "callers", ("is 'a'", 'expected a list of groups, such as ["api"]')),
         ("callers = [true]", "callers", ("holds true", 'such as ["api"]')),
         ("source_address = 5", "source_address", ("is 5", "text in quotes")),
         ('proxy_protocol = "yes"', "proxy_protocol", ("is 'yes'", "expected true or false")),
@@ -194,3 +196,50 @@ def test_members_is_true_or_false(tmp_path: Path) -> None:
     """Terraform would take the text "true" for a boolean; a typo must not change what a name means."""
     write(tmp_path, group("a", routes='a = { backend = "a", members = "true" }'))
     only(problems(tmp_path), "cluster.tf:", "workload_groups.a.routes.a.members", "'true'", "expected true or false")
+
+
+@pytest.mark.parametrize(
+    ("written", "entry", "words"),
+    [
+        (backend("a", more='callers = "a"'), "backends.a.callers", ("is 'a'", "a list of groups")),
+        (
+            backend("a", more='consul_permissions = { key_prefixes = "x" }'),
+            "backends.a.consul_permissions.key_prefixes",
+            ("is 'x'", "a list of key prefixes"),
+        ),
+        (
+            backend("a", owner="workload").replace('parent = "a"', 'parent = "a", roles = "x"'),
+            "backends.a.registration.roles",
+            ("is 'x'", "a list of roles"),
+        ),
+    ],
+)
+def test_one_text_where_a_list_belongs_is_refused(
+    tmp_path: Path, written: str, entry: str, words: tuple[str, ...]
+) -> None:
+    """By file, line and entry, with what was expected."""
+    write(tmp_path, group("a", backends=written))
+    only(problems(tmp_path), "cluster.tf:", f"workload_groups.a.{entry}: ", *words)
+
+
+def test_one_text_where_a_secrets_groups_belong_is_refused(tmp_path: Path) -> None:
+    """The same as in a backend; a secret that nobody is granted would be a second problem with one cause."""
+    write(tmp_path, group("a", more='secrets = { word = { grant = "web" } }'), group("web"))
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.a.secrets.word.grant", "is 'web'", "a list of groups")
+
+
+@pytest.mark.parametrize(
+    ("backends", "route", "entry", "meant"),
+    [
+        ('caller = ["a"]', "", "backends.a.caller", "callers"),
+        ("proxy_protocl = true", "", "backends.a.proxy_protocl", "proxy_protocol"),
+        ("", "member = true", "routes.a.member", "members"),
+    ],
+)
+def test_a_typo_in_a_field_is_refused_with_the_field_that_was_meant(
+    tmp_path: Path, backends: str, route: str, entry: str, meant: str
+) -> None:
+    """Ignored, it would leave a backend open to everybody, or a route without its meaning."""
+    routes = f'a = {{ backend = "a", {route} }}'
+    write(tmp_path, group("a", backends=backend("a", more=backends), routes=routes))
+    only(problems(tmp_path), "cluster.tf:", f"workload_groups.a.{entry}: ", "unknown field", f"did you mean {meant!r}?")

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, network_namespace
+from tests.vip.inside import run
 from vip.netlink import VipError, VipTable
 
 pytestmark = pytest.mark.netns
 
 
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A fresh network namespace."""
-    with network_namespace() as name:
-        yield name
-
-
 _PRELUDE = """
 import asyncio, json, os, sys
-from pyroute2 import IPRoute, netns
-netns.setns(sys.argv[1])
+from pyroute2 import IPRoute
 from vip.netlink import LABEL, VipError, VipTable
 
 def held():
@@ -43,16 +31,8 @@ table = VipTable("127.10.0.0/16")
 
 
 def inside(namespace: str, script: str) -> object:
-    """Runs `script` in the namespace, in a process that may change namespaces and rights; gives the JSON it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _PRELUDE + script, namespace],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """What `script` prints as JSON, run in the namespace after the prelude."""
+    return run(namespace, _PRELUDE + script)
 
 
 LOOPBACK = ["127.0.0.1", 8, "lo"]

@@ -6,28 +6,19 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support import ROOT, network_namespace
+from tests.vip.inside import run
 
 pytestmark = pytest.mark.netns
 
 
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A fresh network namespace."""
-    with network_namespace() as name:
-        yield name
-
-
 _PRELUDE = """
 import json, os, socket, sys
-from pyroute2 import netns
-netns.setns(sys.argv[1])
 from vip.nftables import RefusalError, RefusalTable
-from vip.refusals import Refusal, Resets
+from vip.resets import Refusal, Resets
 
 ONE, TWO = ("127.10.1.1", 8000), ("127.10.1.2", 8000)
 
@@ -49,16 +40,8 @@ table = RefusalTable()
 
 
 def inside(namespace: str, script: str) -> object:
-    """Runs `script` in the namespace, in a process that may change namespaces and rights; gives the JSON it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _PRELUDE + script, namespace],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """What `script` prints as JSON, run in the namespace after the prelude."""
+    return run(namespace, _PRELUDE + script)
 
 
 REFUSED = errno.ECONNREFUSED
@@ -241,7 +224,7 @@ print(json.dumps([texts, dial(ONE)]))
 def test_an_unprivileged_user_namespace_is_enough() -> None:
     """Who has no right on the machine has it in a namespace of their own, as `./mesh` on a laptop does."""
     script = (
-        _PRELUDE.replace("netns.setns(sys.argv[1])", "")
+        _PRELUDE
         + """
 from pyroute2 import IPRoute
 with IPRoute() as link:

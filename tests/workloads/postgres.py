@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import tool
+from tests.support import popen, tool
 
 SECONDS = 60.0
 _AS_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
@@ -43,7 +43,7 @@ class Server:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         argv = [*_AS_USER, str(self.binaries / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([*argv, *options], stdout=log, stderr=log)
+            self.process = popen([*argv, *options], stdout=log, stderr=log)
         ask = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         end = time.monotonic() + SECONDS
         while subprocess.run(ask, check=False).returncode != 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, popen
 from tests.workloads.postgres import Server, postgres
 
 
@@ -20,7 +20,7 @@ class Remote:
     """A running probe."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process = popen(
             [sys.executable, "-m", "workloads.dbprobe"],
             cwd=ROOT,
             stdin=subprocess.PIPE,

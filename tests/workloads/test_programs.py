@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from tests.support import ROOT, network_namespace
+from tests.support import ROOT, network_namespace, popen
 from tests.workloads.support import add_interface
 
 
@@ -25,9 +25,7 @@ def program(name: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = {"PATH": os.environ["PATH"], "PUBLIC_BIND": "off", "PORT": str(port), **environ}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"workloads.{name}"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-    )
+    process = popen([sys.executable, "-m", f"workloads.{name}"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -101,9 +99,7 @@ def test_a_public_address_is_served_beside_loopback() -> None:
             "import runpy; runpy.run_module('workloads.api', run_name='__main__', alter_sys=True)"
         )
         env = {"PATH": os.environ["PATH"], "PEER_ID": "api-0"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, netns], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-        )
+        process = popen([sys.executable, "-c", script, netns], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(2)]

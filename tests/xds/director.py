@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.tasks import TaskScope
-from tests.support import eventually
+from tests.support import eventually, spawn
 from tests.xds import party
 from tests.xds.cells import SIDES, Cell, plan, seen
 
@@ -28,7 +28,7 @@ Parts = Mapping[str, Mapping[str, Any]]
 async def running(control: Path, listen: Place | None = None, within: Sequence[str] = ()) -> AsyncIterator[Path]:
     """A party's process, behind the socket `control`; a server with `listen`. `within` is a prefix of its command."""
     where = () if listen is None else (listen[0], str(listen[1]))
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         *within, sys.executable, "-I", "-S", str(party.__file__), str(control), *where, start_new_session=True
     )
     try:

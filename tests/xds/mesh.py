@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support import tool
+from tests.support import spawn, tool
 from tests.xds.pki import Authority
 from xds.bootstrap import MAX_HEAP, argv, bootstrap
 from xds.server import XdsServer
@@ -69,7 +69,7 @@ class Node:
     async def exec(self) -> None:
         """Envoy alone."""
         with self.log.open("ab") as out:
-            self.process = await asyncio.create_subprocess_exec(
+            self.process = await spawn(
                 *argv(tool("envoy"), str(self.config)), stdout=out, stderr=out, start_new_session=True
             )
 

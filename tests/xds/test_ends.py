@@ -139,8 +139,8 @@ async def test_a_server_that_refuses_resets_the_client() -> None:
 
 
 def mostly_reset(outcomes: list[str]) -> bool:
-    """All, or one in twenty less: Envoy passes a reset on as an end where it meets a TLS socket that is being written
-    to, which a machine without time for it brings about."""
+    """All, or one in twenty less: Envoy's PROXY protocol socket drops the error of its first write, and on a machine
+    without time the listener that resets may do so between the header and the data of that write."""
     found = Counter(outcomes)
     assert found.keys() <= {"reset after 0", "end after 0"}, found
     return found["end after 0"] * 20 <= len(outcomes)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lab.nat import drop_arrivals
 from lab.network import enter
-from tests.support import network_namespace, tool
+from tests.support import network_namespace, spawn, tool
 from tests.xds.mesh import PORT, Node, Pair
 from xds.bootstrap import argv
 from xds.transport import DEAD_AFTER
@@ -32,7 +32,7 @@ class Inside(Node):
     async def exec(self) -> None:
         """Envoy alone."""
         with self.log.open("ab") as out:
-            self.process = await asyncio.create_subprocess_exec(
+            self.process = await spawn(
                 "nsenter", f"--net=/var/run/netns/{self.namespace}", *argv(tool("envoy"), str(self.config)),
                 stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip

@@ -22,7 +22,7 @@ import grpc
 import pytest
 from aiohttp import web
 
-from tests.support import eventually
+from tests.support import eventually, spawn
 from tests.xds.mesh import PORT, Pair, pair
 
 BODY = os.urandom(9 << 20)
@@ -50,7 +50,7 @@ def places(both: Pair) -> tuple[str, str]:
 
 async def run(*argv: str, data: bytes | None = None, **environment: str) -> tuple[int, bytes]:
     """Exit code and output of a program; errors are part of the output."""
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **environment},
     )  # fmt: skip
@@ -62,7 +62,7 @@ async def run(*argv: str, data: bytes | None = None, **environment: str) -> tupl
 @contextlib.asynccontextmanager
 async def http_1_0(folder: Path, address: str) -> AsyncIterator[None]:
     """Python's own server: HTTP/1.0, it closes at the end of each answer."""
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         sys.executable, "-m", "http.server", "--bind", address, "--directory", str(folder), str(PORT),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
@@ -217,7 +217,8 @@ async def test_grpc_streams_go_both_ways_and_end_with_their_status() -> None:
 
 async def test_nc_shuts_down_its_side_and_gets_the_answer() -> None:
     """What `nc -N` reads comes back whole after it has shut down its side."""
-    nc = program("nc")
+    # By the name that Debian gives this one of several programs called nc.
+    nc = program("nc.openbsd")
     async with pair() as both:
         for host in places(both):
             assert await run(nc, "-N", host, str(PORT), data=BODY) == (0, BODY)

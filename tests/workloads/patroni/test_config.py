@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.secret import Secret
+from tests.support import popen
 from tests.workloads.patroni.test_settings import settings
 from workloads.patroni import config
 from workloads.patroni.passwords import derive
@@ -106,7 +107,7 @@ def test_stop_waits_for_the_supervisor(tmp_path: Path) -> None:
     reader = os.open(run / config.EVENTS, os.O_RDWR)
     try:
         called = shlex.split(rendered(POSTGRES_RUN=str(run))["postgresql"]["before_stop"])
-        with subprocess.Popen(called) as hook:
+        with popen(called) as hook:
             action, number = os.read(reader, 4096).decode().split()
             assert action == "before_stop"
             assert hook.poll() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, process_runs
+from tests.support import ROOT, popen, process_runs
 
 
 def test_process_is_not_user_0_and_its_files_are_ours(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_member_dies_with_its_supervisor() -> None:
         "import os, subprocess, sys, time; "
         f"p = subprocess.Popen([sys.executable, '-c', {inner!r}, str(os.getpid())]); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", outer], cwd=ROOT, stdout=subprocess.PIPE, text=True) as supervisor:
+    with popen([sys.executable, "-c", outer], cwd=ROOT, stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
         supervisor.kill()

@@ -35,7 +35,7 @@ from runtime.tasks import TaskScope
 from sidecar import registration
 from sidecar.files import hosts
 from tests.coordinator.world import free_port
-from tests.support import ROOT, need_root_or_userns, tool
+from tests.support import ROOT, need_root_or_userns, popen, tool
 from topology.manifest import BackendEntry, Permissions
 
 CLUSTER = "tests"
@@ -190,7 +190,7 @@ class World:
         path.touch(mode=0o600)
         path.write_text(spec.to_json())
         with (member.folder / "container.log").open("ab") as output:
-            member.container = subprocess.Popen(
+            member.container = popen(
                 [sys.executable, "-S", "-m", "lab.container", "run", str(path)],
                 env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
@@ -235,7 +235,7 @@ def _agent(folder: Path, config: dict[str, Any], name: str) -> subprocess.Popen[
     path = folder / f"consul-{name}.json"
     path.write_text(json.dumps(config))
     with (folder / f"consul-{name}.log").open("ab") as output:
-        return subprocess.Popen(
+        return popen(
             [tool("consul"), "agent", f"-config-file={path}"], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
 

@@ -7,6 +7,8 @@ one of a connection that is held. One table of ours has a set and a rule for eac
     ip daddr @lost  meta l4proto tcp  reject with tcp reset
     ip daddr . tcp dport @refused  tcp flags & (fin|syn|rst|ack) == syn  reject with tcp reset
 
+A local server that refuses what comes in from the mesh is not here: Envoy resets that (`xds.refusal`).
+
 Both rules see what leaves this machine for such an address. The tunnel's own packets are UDP to the peer's public
 address and match neither.
 

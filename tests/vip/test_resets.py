@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from vip.refusals import Refusal, Resets, change, errors, gone, whole
+from vip.resets import Refusal, Resets, change, errors, gone, whole
 
 ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 5432)
 
