@@ -54,7 +54,7 @@ def workers(arguments: Sequence[str], processors: int) -> list[str]:
     """
     if any(a.startswith(("/", "-n", "--numprocesses", "-s", "--pdb", "--capture")) for a in arguments):
         return []
-    return ["-n", str(min(processors + 1, MOST_WORKERS)), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    return ["-n", str(min(processors + 1, MOST_WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:

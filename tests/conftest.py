@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import psutil
 import pytest
@@ -71,13 +72,21 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
 COMPOSE = "compose"
 """Group of the tests on a Docker engine: they share one engine, its images and a mesh."""
-STARTER = "starter"
-"""Group of the end-to-end tests that share the `mesh` of tests/e2e/conftest.py."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Says which tests stay in one process. Here, because xdist reads the marks before the order is made."""
-    item.add_marker(pytest.mark.xdist_group(_group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Gives whole files to the workers, and the tests on a Docker engine to one of them.
+
+    Not by `xdist_group`, which pytest-xdist 3.8 cannot read with pytest 9.2: it sets `_nodeid`, which is gone.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return COMPOSE if nodeid.startswith("tests/compose/") else str(super()._split_scope(nodeid))
+
+    return Scheduler(config, log)
 
 
 @pytest.hookimpl(trylast=True)
@@ -92,15 +101,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "long" not in str(config.option.markexpr) and item.get_closest_marker("long") is not None:
             item.add_marker(LONG)
     items.sort(key=_rank)
-
-
-def _group(item: pytest.Item) -> str:
-    """What shares fixtures runs in one process; without the xdist plugin's workers it changes nothing."""
-    if "compose" in item.path.parts:
-        return COMPOSE
-    if "e2e" in item.path.parts and "mesh" in getattr(item, "fixturenames", ()):
-        return STARTER
-    return f"{item.path.parent.name}.{item.path.stem}"
 
 
 def _rank(item: pytest.Item) -> tuple[int, float]:

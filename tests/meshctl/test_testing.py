@@ -26,7 +26,7 @@ def test_exit_codes_pass_through() -> None:
 
 def test_the_whole_suite_runs_in_several_processes() -> None:
     """Tests that are named run in one process, and who says how many has them."""
-    several = ["-n", "3", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    several = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
     for arguments in ([], ["--durations=5"], ["-k", "truncation"], ["-m", "not e2e"]):
         assert workers(arguments, 2) == several
     assert workers([], 64)[1] == "4"
