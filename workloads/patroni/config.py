@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runtime.secret import Secret
-from workloads.patroni.passwords import Passwords
-from workloads.patroni.settings import Settings
+if TYPE_CHECKING:
+    # The health check needs the names in here, and none of these.
+    from runtime.secret import Secret
+    from workloads.patroni.passwords import Passwords
+    from workloads.patroni.settings import Settings
 
 SUPERUSER = "postgres"
 REPLICATION = "replicator"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workloads.patroni.test_asking import member as answering
 from workloads.patroni import commands, config, standing
 from workloads.patroni.commands import Member, NotThereError, losses
 from workloads.patroni.election import Holding, Kind
@@ -44,6 +45,23 @@ def test_silent_patroni_is_not_ready(member: Member) -> None:
     assert not ready
     assert "does not answer" in reason
     assert "not ready" in commands.status(member)[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "times", "said"),
+    [
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n{}", 1, "status code 502"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000, 1, "nested too deeply"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 1, "no HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\n[]", 2, "no list of members"),
+    ],
+)
+def test_strange_answer_of_the_own_port_is_not_ready(tmp_path: Path, answer: bytes, times: int, said: str) -> None:
+    """Whatever sits on Patroni's port, the health check says in one line what is wrong with its answer."""
+    with answering(answer, times=times) as (host, port):
+        ready, reason = commands.health(Member(name="p0", run=tmp_path, rest=f"{host}:{port}", peers={}))
+    assert not ready
+    assert said in reason
 
 
 def test_word_is_given_only_where_it_is_waited_for(member: Member) -> None:
