@@ -12,15 +12,15 @@ It reads Patroni's objects by their public methods and changes none of them.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.patroni import asking, election, record, standing
+from workloads.patroni import aside, asking, election, record, standing
 from workloads.patroni import terms as lists
+from workloads.patroni.aside import StaysError
 from workloads.patroni.election import Holding, Kind, Verdict
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import Standing, State
@@ -34,8 +34,6 @@ cluster start within moments of each other, and none should wait a round for the
 AGAIN_SECONDS = 0.1
 LIST_SECONDS = 10.0
 """How long a start waits for a new leader to say which term it leads. It says so in the round after its promotion."""
-ASIDE = ".fork"
-"""Suffix of the folder in which the data of a fork are kept."""
 _AT_END = frozenset({"RecoveryRetrieveRetryInterval", "RecoveryWalStream"})
 """What PostgreSQL's startup process waits for once it has replayed all of the log that there is (xlogrecovery.c)."""
 _QUESTION = (
@@ -98,25 +96,29 @@ class Memory:
 
     # Patroni's rounds.
 
-    def prepare(self, leader: Callable[[], str | None]) -> None:
-        """Before the first round, PostgreSQL being down. `leader`: asks Consul who leads; None: nobody."""
+    def prepare(self, leader: Callable[[], str | None]) -> bool:
+        """Before the first round, PostgreSQL being down: whether the round may begin. `leader`: asks Consul who leads;
+        None: nobody.
+        """
         data = Path(self._postgresql.data_dir)
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
-            return
+            return True
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
             own, theirs = record.load(data).terms, self._terms_of(name)
             fork = lists.compare(own, None, theirs)
             if fork is not None and fork.remedy is Remedy.COPY:
-                self._set_aside(data, fork)
-                return
+                return self._set_aside(data, fork)
             # One that has led before is in the list already, with its last term: this member's may be as new.
             said = bool(theirs) and (not own or own[-1].timeline <= theirs[-1].timeline)
             if said or time.monotonic() > end:
-                return
+                break
             time.sleep(AGAIN_SECONDS)
+        # Of an earlier attempt, when the data had to stay and another one led.
+        self._stand(Standing())
+        return True
 
     def look(self, leader: str | None) -> None:
         """After a round that found `leader` in Consul. ForkError where PostgreSQL has to end. Raises what Consul and
@@ -303,22 +305,21 @@ class Memory:
         if new != old:
             record.save(data, new)
 
-    def _set_aside(self, data: Path, fork: Fork) -> None:
-        """Takes the data of a fork out of the way; one such folder is kept, where the disk has room for a copy more."""
+    def _set_aside(self, data: Path, fork: Fork) -> bool:
+        """Takes the data of a fork out of the way; False where they have to stay, and PostgreSQL down."""
+        try:
+            kept = aside.set_aside(data)
+        except StaysError as error:
+            self._show(fork, f", which waits: {error}")
+            self._tell(Kind.UNSETTLED)
+            return False
         self._show(fork)
-        aside = data.with_name(data.name + ASIDE)
-        shutil.rmtree(aside, ignore_errors=True)
-        size = sum(path.lstat().st_size for path in data.rglob("*"))
-        if keeps(size, shutil.disk_usage(data.parent).free):
-            data.rename(aside)
-            log.warning("the data of the fork are kept in %s", aside)
-        else:
-            shutil.rmtree(data)
-            log.warning("the data of the fork are removed: the disk has no room for them beside a fresh copy")
+        log.warning("the data of the fork are kept in %s", kept)
         self._tell(Kind.EMPTY)
+        return True
 
-    def _show(self, fork: Fork) -> None:
-        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}"))
+    def _show(self, fork: Fork, more: str = "") -> None:
+        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}{more}"))
 
     def _stand(self, now: Standing) -> None:
         if now == self._standing:
@@ -332,11 +333,3 @@ class Memory:
         """Sets what others hear of this member's data; None: Consul remembers, and nobody has to ask."""
         holding = Holding(kind=what) if isinstance(what, Kind) else what
         self._holding = None if holding is None else election.tag(holding)
-
-
-def keeps(size: int, free: int) -> bool:
-    """Whether the data of a fork, `size` bytes, are kept, with `free` bytes left on their volume. Pure.
-
-    A fresh copy has about the size of what it replaces, and the log grows meanwhile: half as much again is left for it.
-    """
-    return free > size + size // 2

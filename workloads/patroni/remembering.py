@@ -89,7 +89,7 @@ class RememberingPatroni(MeshPatroni):
 
     def _prepare(self) -> bool:
         try:
-            self._memory.prepare(self._leader)
+            self._prepared = self._memory.prepare(self._leader)
         except DCSError as error:
             log.info("Consul does not say who leads: %s", error)
             return False
@@ -97,8 +97,7 @@ class RememberingPatroni(MeshPatroni):
             # PostgreSQL is not started on data that may be a fork.
             log.warning("the data could not be compared with the leader's: %s", error)
             return False
-        self._prepared = True
-        return True
+        return self._prepared
 
     def _leader(self) -> str | None:
         leader = self.dcs.get_cluster().leader

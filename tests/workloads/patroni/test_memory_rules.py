@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from workloads.patroni import memory as memories
 from workloads.patroni import record, standing
 from workloads.patroni.election import Kind, answer
-from workloads.patroni.memory import ForkError, Memory, keeps
+from workloads.patroni.memory import ForkError, Memory
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import State
 from workloads.patroni.terms import Term, Terms, dump, parse
@@ -246,14 +247,50 @@ def test_promotion_that_nobody_recorded_is_found_at_the_next_start(place: Place)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
 
 
-def test_one_fork_is_kept(place: Place) -> None:
-    """The data of an earlier fork make room for those of the next one: the disk does not fill."""
+def test_every_fork_is_kept(place: Place) -> None:
+    """The data of an earlier fork stay where they are when the next one is set aside."""
     for mark in ("e", "f"):
         place.has(term(1, mark))
         place.consul.text = dump((term(1, "a"),))
-        place.memory.prepare(lambda: "postgres-a")
-    assert sorted(path.name for path in place.data.parent.iterdir()) == ["data.fork", "run"]
-    assert record.load(place.data.with_name("data.fork")).terms == (term(1, "f"),)
+        assert place.memory.prepare(lambda: "postgres-a")
+    assert sorted(path.name for path in place.data.parent.iterdir()) == ["data.fork", "data.fork.2", "run"]
+    kept = [record.load(place.data.with_name(name)).terms for name in ("data.fork", "data.fork.2")]
+    assert kept == [(term(1, "e"),), (term(1, "f"),)]
+
+
+def test_fork_waits_for_room(place: Place) -> None:
+    """A disk without room for a fresh copy: nothing is removed, the status says what is missing and what to try, and
+    when there is room the member goes on by itself."""
+    place.has(term(1, "e"))
+    place.consul.text = dump((term(1, "a"),))
+    assert place.memory.prepare(lambda: "postgres-a")
+    place.has(term(1, "f"))
+    with (place.data / "base").open("wb") as file:
+        # As large as all that is free; nothing is written.
+        file.truncate(shutil.disk_usage(place.data).free)
+    assert not place.memory.prepare(lambda: "postgres-a")
+    assert record.load(place.data.with_name("data.fork")).terms == (term(1, "e"),)
+    assert place.recorded.terms == (term(1, "f"),)
+    reason = standing.read(place.run).reason
+    assert all(text in reason for text in ("MiB are free", "data.fork (0 MiB)", "enlarge the disk"))
+    assert place.memory.tags["nofailover"]
+    assert answer({"tags": place.memory.tags}).kind is Kind.UNSETTLED
+    (place.data / "base").unlink()
+    assert place.memory.prepare(lambda: "postgres-a")
+    assert record.load(place.data.with_name("data.fork.2")).terms == (term(1, "f"),)
+
+
+def test_fork_that_waits_may_lead_again_when_its_leader_is_gone(place: Place) -> None:
+    """While the data wait for room the leader goes: what kept this member from leading does not outlive it."""
+    place.has(term(1, "f"))
+    place.consul.text = dump((term(1, "a"),))
+    (place.data / "pg_tblspc").mkdir()
+    (place.data / "pg_tblspc" / "16384").symlink_to("/elsewhere")
+    assert not place.memory.prepare(lambda: "postgres-a")
+    assert place.stands is State.FORK
+    assert place.memory.prepare(lambda: None)
+    assert place.stands is State.WHOLE
+    assert "nofailover" not in place.memory.tags
 
 
 def test_start_waits_for_the_leaders_term(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +372,3 @@ def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
     place.postgres.timeline = 2
     place.memory.look("postgres-a")
     assert place.recorded.terms == (term(1), term(2, "a"))
-
-
-def test_room_decides_what_is_kept() -> None:
-    """The data of a fork are kept where a fresh copy fits beside them, with half as much again to spare."""
-    assert keeps(100, 151)
-    assert not keeps(100, 150)
