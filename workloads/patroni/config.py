@@ -159,8 +159,10 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
         "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
         "before_stop": shlex.join(["/bin/sh", str(settings.run / BEFORE_STOP)]),
         "basebackup": [{"checkpoint": "fast"}],
-        # pg_rewind changes the data in place: what it leaves behind when it fails is of use to nobody.
-        "remove_data_directory_on_rewind_failure": True,
+        # Data may be the only copy of a history: they are set aside, not removed (`aside`). Said here, because what the
+        # member itself says overrules what an operator writes into Consul (`patronictl edit-config`).
+        "remove_data_directory_on_rewind_failure": False,
+        "remove_data_directory_on_diverged_timelines": False,
     }
 
 

@@ -1,7 +1,8 @@
 """What a member remembers of its cluster, inside Patroni's process. IO: PostgreSQL, Consul, the members, the disk.
 
 `Memory` is asked at four moments:
-- before Patroni's first round (`prepare`): data that are a fork are replaced before PostgreSQL starts on them;
+- before Patroni's first round (`prepare`): data that are a fork, or that `pg_rewind` spoilt, are set aside before
+  PostgreSQL starts on them;
 - before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
 - when it has won the key (`won`): the claim is written before the promotion;
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
@@ -104,6 +105,8 @@ class Memory:
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
             return True
+        if record.is_spoilt(data):
+            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="pg_rewind failed on the data"))
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
@@ -119,6 +122,12 @@ class Memory:
         # Of an earlier attempt, when the data had to stay and another one led.
         self._stand(Standing())
         return True
+
+    def spoil(self) -> None:
+        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data. OSError
+        where the disk refuses.
+        """
+        record.spoil(Path(self._postgresql.data_dir))
 
     def look(self, leader: str | None) -> None:
         """After a round that found `leader` in Consul. ForkError where PostgreSQL has to end. Raises what Consul and

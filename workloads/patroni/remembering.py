@@ -85,6 +85,10 @@ class RememberingPatroni(MeshPatroni):
         if not self._prepared and not self._prepare():
             super().schedule_next_run()
             return
+        if self.ha.rewind_failed:
+            # As with a fork: the supervisor starts Patroni again, and `prepare` replaces the data.
+            self._memory.spoil()
+            raise PatroniFatalException("pg_rewind failed")
         super()._run_cycle()
 
     def _prepare(self) -> bool:

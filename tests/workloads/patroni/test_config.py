@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from patroni.config import Config
+
 from runtime.secret import Secret
 from tests.workloads.patroni.test_settings import settings
 from workloads.patroni import config
@@ -72,6 +74,17 @@ def test_asynchronous_mode_is_a_choice() -> None:
     """Synchronous unless told otherwise."""
     assert rendered()["bootstrap"]["dcs"]["synchronous_mode"] is True
     assert rendered(POSTGRES_SYNCHRONOUS="off")["bootstrap"]["dcs"]["synchronous_mode"] is False
+
+
+def test_nothing_removes_a_data_directory(tmp_path: Path) -> None:
+    """Not even what an operator writes into Consul: Patroni takes the member's own word for it."""
+    file = tmp_path / "patroni.yml"
+    file.write_text(json.dumps(rendered(POSTGRES_DATA=str(tmp_path / "data"))))
+    found = Config(str(file), validator=None)
+    names = [f"remove_data_directory_on_{why}" for why in ("rewind_failure", "diverged_timelines")]
+    found.set_dynamic_configuration({"postgresql": {**dict.fromkeys(names, True), "basebackup": [{"waldir": "/x"}]}})
+    assert [found["postgresql"][name] for name in names] == [False, False]
+    assert found["postgresql"]["basebackup"] == [{"checkpoint": "fast"}]
 
 
 def test_numbers_fit_patronis_rule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -162,3 +163,34 @@ async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
 
 async def _has(made: World, terms: Any) -> bool:
     return await made.dcs("terms") == terms
+
+
+async def test_data_are_kept_where_pg_rewind_fails() -> None:
+    """A leader was lost with rows that its asynchronous standby did not have. It comes back as a fork, and `pg_rewind`
+    fails halfway: the member becomes a copy of the new leader, and its data are kept."""
+    async with world(2, POSTGRES_SYNCHRONOUS="off") as made:
+        old = await made.master()
+        new = next(m for m in made.members if m is not old)
+        await made.until(lambda: made.tagged("replica"), "there is a standby")
+        async with await made.connect(made.master_port) as connection:
+            await connection.execute("CREATE TABLE t AS SELECT 1 AS i")
+        await made.until(lambda: _has_rows(made, new, [1]), "the standby has the row")
+        receiver = new.pids("walreceiver")[0]
+        os.kill(receiver, signal.SIGSTOP)
+        await _write(made, 2, 3)
+        _stop(old)
+        # It would read on what has come already; the standby's PostgreSQL starts again without it.
+        os.kill(receiver, signal.SIGKILL)
+        insert = "INSERT INTO t VALUES (10) RETURNING i"
+        await made.until(lambda: made.sql(made.master_port, insert), "the standby leads")
+        # A file there and a folder here: pg_rewind ends in the midst of its work, and PostgreSQL looks at neither.
+        (new.folder / "pgdata" / "data" / "in-the-way").touch()
+        (old.folder / "pgdata" / "data" / "in-the-way").mkdir()
+        made.start_member(old)
+        await made.until(lambda: _only_the_leaders_rows(made, old, [1, 10]), "the old leader follows")
+        assert (old.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
+        assert "this member is fork now: pg_rewind failed on the data" in old.log()
+
+
+async def _has_rows(made: World, member: Member, rows: list[int]) -> bool:
+    return await _rows(made, member) == rows

@@ -280,6 +280,17 @@ def test_fork_waits_for_room(place: Place) -> None:
     assert record.load(place.data.with_name("data.fork.2")).terms == (term(1, "f"),)
 
 
+def test_data_on_which_pg_rewind_failed_are_set_aside(place: Place) -> None:
+    """Whoever leads or not, PostgreSQL does not start on them; they are kept."""
+    place.has(term(1))
+    place.memory.spoil()
+    assert place.memory.prepare(lambda: None)
+    assert record.load(place.data.with_name("data.fork")).terms == (term(1),)
+    assert not place.data.exists()
+    assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
+    assert "pg_rewind failed" in standing.read(place.run).reason
+
+
 def test_fork_that_waits_may_lead_again_when_its_leader_is_gone(place: Place) -> None:
     """While the data wait for room the leader goes: what kept this member from leading does not outlive it."""
     place.has(term(1, "f"))
