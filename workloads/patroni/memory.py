@@ -13,13 +13,14 @@ It reads Patroni's objects by their public methods and changes none of them.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.patroni import aside, asking, election, record, standing
+from workloads.patroni import aside, asking, election, making, record, standing
 from workloads.patroni import terms as lists
 from workloads.patroni.aside import StaysError
 from workloads.patroni.election import Holding, Kind, Verdict
@@ -33,6 +34,9 @@ PATIENCE_SECONDS = 1.5
 """How long a member asks again before it leaves the question to Patroni's next round, 2 s later. All members of a new
 cluster start within moments of each other, and none should wait a round for the last one."""
 AGAIN_SECONDS = 0.1
+TURN_SECONDS = 20.0
+"""How long a member on which a new cluster could not be made leaves that to the others. Each of them looks every 2 s,
+and asks all members for 1.5 s: ten chances, of which it needs one."""
 LIST_SECONDS = 10.0
 """How long a start waits for a new leader to say which term it leads. It says so in the round after its promotion."""
 _AT_END = frozenset({"RecoveryRetrieveRetryInterval", "RecoveryWalStream"})
@@ -51,7 +55,10 @@ class ForkError(Exception):
 
 
 class Store(Protocol):
-    """The list of terms in Consul."""
+    """The list of terms in Consul, and what else it knows of the cluster."""
+
+    def read_system_id(self) -> str:
+        """The cluster's system identifier; empty where there is none. Raises where Consul does not answer."""
 
     def read_terms(self) -> tuple[int, str]:
         """Index and text of the key; 0 and "" where there is none. Raises where Consul does not answer."""
@@ -78,6 +85,8 @@ class Memory:
         self._postgresql: Any = None
         self._dcs: Any = None
         self._holding: str | None = None
+        self._turn_at = 0.0
+        """When this member may make a cluster again (the monotonic clock)."""
         self._standing = Standing()
         standing.write(run, self._standing)
 
@@ -102,6 +111,7 @@ class Memory:
         None: nobody.
         """
         data = Path(self._postgresql.data_dir)
+        self._clear_away(data)
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
             return True
@@ -122,6 +132,17 @@ class Memory:
         # Of an earlier attempt, when the data had to stay and another one led.
         self._stand(Standing())
         return True
+
+    def _clear_away(self, data: Path) -> None:
+        """Removes the half of a database that a bootstrap left behind which did not get to its end."""
+        if not making.is_under_way(data):
+            return
+        named = self._dcs.read_system_id()
+        if not self._postgresql.data_directory_empty() and (not named or named != self._postgresql.sysid):
+            log.warning("making a new cluster did not come to its end here; removing what there is of it")
+            shutil.rmtree(data)
+        making.end(data)
+        self._turn_at = time.monotonic() + TURN_SECONDS
 
     def spoil(self) -> None:
         """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data. OSError
@@ -206,14 +227,20 @@ class Memory:
 
     # The leader key.
 
+    def claimed(self) -> bool:
+        """Marks that a new cluster is being made here. OSError where the disk refuses."""
+        making.begin(Path(self._postgresql.data_dir))
+        return True
+
     def won(self) -> bool:
         """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
         OSError where the disk refuses.
         """
         (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
+        data = Path(self._postgresql.data_dir)
+        making.end(data)
         if self._postgresql.is_primary():
             return True
-        data = Path(self._postgresql.data_dir)
         claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
         record.save(data, replace(record.load(data), claim=claim))
         return True
@@ -227,6 +254,11 @@ class Memory:
 
     def may_initialize(self) -> bool:
         """Whether this member may make a cluster, or name its own, in a Consul that knows none."""
+        waits = time.monotonic() < self._turn_at and self._postgresql.data_directory_empty()
+        if waits and len(self._members()) > 1 and not self._is_allowed():
+            reason = f"making a new cluster failed here: the other members go first, for {TURN_SECONDS:g} s"
+            self._stand(Standing(state=State.WAITING, reason=reason))
+            return False
         return self._elect(election.may_initialize)
 
     def _elect(self, rule: Callable[..., Verdict]) -> bool:

@@ -36,6 +36,10 @@ class MemoryGuard:
             return True
         return self._ask("may_initialize")
 
+    def claimed(self) -> bool:
+        """Whether the mark of the bootstrap is on the disk: without it half a database might pass for a whole one."""
+        return self._ask("claimed")
+
     def won(self) -> bool:
         """Whether the claim is on the disk: without it the promotion must not begin."""
         return self._ask("won")

@@ -210,6 +210,12 @@ class No:
         """No."""
         return False
 
+    def claimed(self) -> bool:
+        """Never asked."""
+        raise AssertionError
+
+    won = claimed
+
 
 class Full:
     """A guard whose disk is full."""
@@ -223,6 +229,8 @@ class Full:
     def won(self) -> bool:
         """No."""
         return False
+
+    claimed = won
 
 
 async def test_guard_is_asked_before_the_key_is_taken() -> None:
@@ -245,6 +253,27 @@ async def test_bootstrap_is_claimed_though_the_answer_was_lost() -> None:
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
         await it.made.consul.put(f"/v1/session/destroy/{session}")
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
+
+
+async def test_claim_of_a_member_that_is_gone_says_nothing() -> None:
+    """Patroni waits for whoever makes the cluster. Where nobody holds the lock, there is nobody to wait for."""
+    async with place() as it:
+        session = await another_session(it.made)
+        assert await it.write("bootstrap", "postgres-1", acquire=session)
+        assert await it.write("initialize", "")
+        assert (await it.run(it.dcs.get_cluster)).initialize == ""
+        await it.made.consul.put(f"/v1/session/destroy/{session}")
+        assert (await it.run(it.dcs.get_cluster)).initialize is None
+        assert await it.write("initialize", "77")
+        assert (await it.run(it.dcs.get_cluster)).initialize == "77"
+
+
+async def test_bootstrap_is_given_up_where_its_mark_cannot_be_written() -> None:
+    """The claim and its lock go at once: another member may have a disk."""
+    async with place(Full()) as it:
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
+        assert await it.entry("initialize") is None
+        assert not (await it.entry("bootstrap")).get("Session")
 
 
 async def test_key_is_given_back_where_the_claim_cannot_be_written() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.workloads.patroni.world import Member, World, restart_server, world
+from tests.workloads.patroni.world import CLUSTER, Member, World, restart_server, world
 from workloads.patroni import standing
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
@@ -194,3 +194,20 @@ async def test_data_are_kept_where_pg_rewind_fails() -> None:
 
 async def _has_rows(made: World, member: Member, rows: list[int]) -> bool:
     return await _rows(made, member) == rows
+
+
+async def _half_made(made: World) -> None:
+    """What a power cut in the midst of the first bootstrap leaves behind, in Consul and on one member's disk."""
+    await made.consul.put(f"/v1/kv/service/{CLUSTER}/initialize", b"")
+    volume = made.members[0].folder / "pgdata"
+    (volume / "data" / "base").mkdir(parents=True, mode=0o700)
+    (volume / "data" / "PG_VERSION").write_text("15\n")
+    (volume / "data.making").touch()
+
+
+async def test_bootstrap_that_was_cut_off_is_made_anew() -> None:
+    """Nobody holds the lock of the claim in Consul, and half a database is none: the members make the cluster."""
+    async with world(2, before=_half_made) as made:
+        await made.settled(1)
+        assert not (made.members[0].folder / "pgdata" / "data.making").exists()
+        assert "making a new cluster did not come to its end here" in made.members[0].log()

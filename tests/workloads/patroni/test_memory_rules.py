@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.workloads.patroni.test_asking import HEAD, member
 from workloads.patroni import memory as memories
 from workloads.patroni import record, standing
-from workloads.patroni.election import Kind, answer
+from workloads.patroni.election import TAG, Holding, Kind, answer, tag
 from workloads.patroni.memory import ForkError, Memory
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import State
@@ -38,6 +42,7 @@ class Postgres:
     timeline: int = 1
     lsn: int = 10
     waits: str = "RecoveryRetrieveRetryInterval"
+    sysid: str = "7"
 
     def data_directory_empty(self) -> bool:
         return not (Path(self.data_dir) / "PG_VERSION").exists()
@@ -81,6 +86,10 @@ class Consul:
     text: str = ""
     index: int = 0
     written: list[Terms] = field(default_factory=list)
+    system_id: str = ""
+
+    def read_system_id(self) -> str:
+        return self.system_id
 
     def read_terms(self) -> tuple[int, str]:
         return self.index, self.text
@@ -102,6 +111,7 @@ class Place:
     consul: Consul
     data: Path
     run: Path
+    members: dict[str, tuple[str, int]]
 
     def has(self, *terms: Term, claim: Claim | None = None) -> None:
         """Gives it a database with this record."""
@@ -131,7 +141,7 @@ def place(tmp_path: Path) -> Place:
     memory = Memory("postgres-b", run, lambda: members, lambda: f"{next(numbers):032x}")
     postgres, consul = Postgres(str(data)), Consul()
     memory.bind(postgres, consul)
-    return Place(memory, postgres, consul, data, run)
+    return Place(memory, postgres, consul, data, run, members)
 
 
 def test_empty_consul_is_led_only_by_who_has_asked_all(place: Place) -> None:
@@ -179,6 +189,63 @@ def test_empty_member_waits_for_all(place: Place) -> None:
     place.memory.prepare(lambda: None)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
     assert not place.memory.may_initialize()
+
+
+@contextmanager
+def _empty_member(place: Place, times: int) -> Iterator[None]:
+    """The other member has no database, and says so `times` times."""
+    tags = {TAG: tag(Holding(kind=Kind.EMPTY))}
+    with member(HEAD + json.dumps({"tags": tags}).encode(), times=times) as address:
+        place.members["postgres-a"] = address
+        yield
+
+
+def _begin_cluster(place: Place) -> Memory:
+    """Claims a bootstrap and begins it; returns the memory of the process after this one."""
+    assert place.memory.prepare(lambda: None)
+    assert place.memory.may_initialize()
+    assert place.memory.claimed()
+    place.has()
+    after = Memory("postgres-b", place.run, lambda: place.members, lambda: "")
+    after.bind(place.postgres, place.consul)
+    return after
+
+
+@pytest.mark.parametrize("sysid", ["7", ""], ids=["has a control file", "has none yet"])
+def test_bootstrap_that_did_not_end_is_the_others_turn(
+    place: Place, monkeypatch: pytest.MonkeyPatch, sysid: str
+) -> None:
+    """Half a database goes; for a while the others may make the cluster, and the status says so."""
+    place.postgres.sysid = sysid
+    with _empty_member(place, times=2):
+        after = _begin_cluster(place)
+        assert after.prepare(lambda: None)
+        assert not place.data.exists()
+        assert answer({"tags": after.tags}).kind is Kind.EMPTY
+        assert not after.may_initialize()
+        assert "the other members go first" in standing.read(place.run).reason
+        later = time.monotonic() + memories.TURN_SECONDS
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert after.may_initialize()
+
+
+def test_bootstrap_that_consul_has_heard_of_is_kept(place: Place) -> None:
+    """The member ended between the naming of the cluster and the leader key: its data are the cluster's."""
+    with _empty_member(place, times=1):
+        after = _begin_cluster(place)
+    place.consul.system_id = place.postgres.sysid
+    assert after.prepare(lambda: None)
+    assert place.data.exists()
+
+
+def test_leader_of_a_new_cluster_keeps_its_data(place: Place) -> None:
+    """Once it has won the leader key somebody may write: a later start never takes the data for half a database."""
+    with _empty_member(place, times=1):
+        after = _begin_cluster(place)
+    place.postgres.primary = 1
+    assert place.memory.won()
+    assert after.prepare(lambda: None)
+    assert place.data.exists()
 
 
 @pytest.mark.parametrize("change", [{"state": "starting"}, {"state": "stopped"}, {"waits": "WalSync"}])
