@@ -73,10 +73,21 @@ def status(member: Member) -> list[str]:
         lines.append(f"fork: {stands.reason}")
     if stands.state is not State.WAITING:
         return lines
-    lines += _listed(asking.ask_all(member.peers))
-    lines.append("It leads as soon as every member has answered and none has more. Start the missing members; if they")
-    lines.append("are lost, allow the one that has most to lead: ./mesh database lead PEER --accept-loss")
-    return lines
+    answers = asking.ask_all(member.peers)
+    return [*lines, *_listed(answers), *advice(answers)]
+
+
+def advice(answers: Mapping[str, Holding | None]) -> list[str]:
+    """What a person can do for a member that waits, where members have said `answers`, a line each. Pure."""
+    if answers and all(held is not None and held.kind is Kind.EMPTY for held in answers.values()):
+        return [
+            "No member has a database. If the disk of one is kept somewhere, start a CVM with it. If all are lost,",
+            "allow a new, empty database: ./mesh database lead PEER --accept-loss",
+        ]
+    return [
+        "It leads as soon as every member has answered and none has more. Start the missing members; if they are lost,",
+        "allow the one that has most to lead: ./mesh database lead PEER --accept-loss",
+    ]
 
 
 def _listed(answers: Mapping[str, Holding | None]) -> list[str]:
@@ -106,6 +117,8 @@ def losses(own: str, answers: Mapping[str, Holding | None]) -> list[str]:
     """What an operator gives up by letting `own` lead, a line each. Pure."""
     mine = answers.get(own)
     found = []
+    if mine is not None and mine.kind is Kind.EMPTY:
+        found.append(f"every write there ever was: {own} has no database, and makes a new, empty one")
     for peer, held in sorted(answers.items()):
         if peer == own or (held is not None and held.kind is Kind.EMPTY):
             continue

@@ -298,6 +298,24 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Writes the list if it still has this index; whether it had."""
         return bool(self._run_and_handle_exceptions(self._client.kv.put, self.client_path(TERMS), text, cas=index))
 
+    def forget(self, system_id: str) -> bool:
+        """Removes what Consul knows of the database with this system identifier; whether it still knew it."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")
+        if not entry or _text(entry) != system_id:
+            return False
+        for path in (
+            self.history_path,
+            self.sync_path,
+            self.status_path,
+            self.failsafe_path,
+            self.failover_path,
+            self.client_path(TERMS),
+        ):
+            self._run_and_handle_exceptions(self._client.kv.delete, path)
+        return bool(
+            self._run_and_handle_exceptions(self._client.kv.delete, self.initialize_path, cas=int(entry["ModifyIndex"]))
+        )
+
 
 def _text(entry: Mapping[str, Any]) -> str:
     return (entry.get("Value") or b"").decode(errors="replace")

@@ -60,6 +60,9 @@ class Store(Protocol):
     def read_system_id(self) -> str:
         """The cluster's system identifier; empty where there is none. Raises where Consul does not answer."""
 
+    def forget(self, system_id: str) -> bool:
+        """Makes Consul forget the database with this system identifier; whether it knew it. Raises likewise."""
+
     def read_terms(self) -> tuple[int, str]:
         """Index and text of the key; 0 and "" where there is none. Raises where Consul does not answer."""
 
@@ -150,12 +153,18 @@ class Memory:
         """
         record.spoil(Path(self._postgresql.data_dir))
 
-    def look(self, leader: str | None) -> None:
-        """After a round that found `leader` in Consul. ForkError where PostgreSQL has to end. Raises what Consul and
-        PostgreSQL raise; the next round looks again.
+    def look(self, leader: str | None, system_id: str = "") -> None:
+        """After a round that found `leader` in Consul, and the cluster's `system_id` (empty: none).
+
+        ForkError where PostgreSQL has to end. Raises what Consul and PostgreSQL raise; the next round looks again.
         """
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
+            if leader is not None:
+                # It copies the leader now.
+                self._end_waiting()
+            elif system_id:
+                self._miss(system_id)
         elif leader is None:
             self._tell(self.holding())
         elif leader == self._peer_id:
@@ -165,6 +174,23 @@ class Memory:
         else:
             self._tell(None)
             self._follow(leader)
+
+    def _end_waiting(self) -> None:
+        if self._standing.state is State.WAITING:
+            self._stand(Standing())
+
+    def _miss(self, system_id: str) -> None:
+        """Nobody leads, and this member lacks the database that Consul knows: the status says what it waits for.
+
+        At an operator's word Consul forgets it, and Patroni makes a new cluster.
+        """
+        verdict = self._judge(election.may_replace, Holding(kind=Kind.EMPTY))
+        if verdict.allowed:
+            log.warning("Consul is to forget the database %s: %s", system_id, verdict.reason)
+            self._dcs.forget(system_id)
+        else:
+            reason = f"nobody leads the database that Consul knows (system identifier {system_id}): {verdict.reason}"
+            self._stand(Standing(state=State.WAITING, reason=reason))
 
     def _lead(self) -> None:
         """Records the term that this member leads, here and in Consul; the next round tries again what failed."""

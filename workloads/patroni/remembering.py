@@ -116,7 +116,8 @@ class RememberingPatroni(MeshPatroni):
         cluster = self.dcs.cluster
         try:
             if cluster is not None:
-                self._memory.look(cluster.leader.name if cluster.leader and cluster.leader.name else None)
+                leader = cluster.leader.name if cluster.leader and cluster.leader.name else None
+                self._memory.look(leader, cluster.initialize or "")
         except ForkError as error:
             # The supervisor starts Patroni again. PostgreSQL is down then, and `prepare` replaces the data.
             raise PatroniFatalException(f"the data are a fork: {error}") from error

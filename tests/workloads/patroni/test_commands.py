@@ -89,6 +89,7 @@ def test_word_is_given_only_where_it_is_waited_for(member: Member) -> None:
         ({"p0": standby(2, 10), "p1": standby(3, 1), "p2": None}, ["only p1 has", "only p2 has"]),
         ({"p0": standby(2, 10, "a" * 32), "p1": standby(2, 9, "b" * 32)}, ["another history"]),
         ({"p0": None, "p1": standby(2, 9)}, ["only p1 has"]),
+        ({"p0": Holding(kind=Kind.EMPTY), "p1": Holding(kind=Kind.EMPTY)}, ["every write there ever was"]),
     ],
 )
 def test_losses_are_named(answers: dict[str, Holding | None], said: list[str]) -> None:
@@ -96,3 +97,11 @@ def test_losses_are_named(answers: dict[str, Holding | None], said: list[str]) -
     lines = losses("p0", answers)
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+def test_advice_fits_what_the_members_have() -> None:
+    """A new database is offered only where every member answers and none has one."""
+    empty = Holding(kind=Kind.EMPTY)
+    assert "new, empty database" in commands.advice({"p0": empty, "p1": empty})[1]
+    for other in (None, Holding(kind=Kind.UNSETTLED)):
+        assert "has most to lead" in commands.advice({"p0": empty, "p1": other})[1]

@@ -309,3 +309,17 @@ async def test_servers_that_lost_everything_are_believed_once_they_take_a_sessio
         with pytest.raises(ConsulError):
             await it.run(it.dcs.get_cluster)
         assert it.dcs.failsafe == {"postgres-0": "http://x"}
+
+
+async def test_consul_forgets_one_database_and_no_other() -> None:
+    """What it knows goes, but for members and settings; a system identifier that is not the asked one stays."""
+    async with place() as it:
+        keys = ("initialize", "terms", "history", "sync", "status", "failsafe")
+        for key in (*keys, "config"):
+            assert await it.write(key, "8")
+        assert await it.run(lambda: it.dcs.forget("7")) is False
+        assert await it.value("terms") == "8"
+        assert await it.run(lambda: it.dcs.forget("8")) is True
+        assert [await it.entry(key) for key in keys] == [None] * len(keys)
+        assert await it.value("config") == "8"
+        assert await it.run(lambda: it.dcs.forget("8")) is False

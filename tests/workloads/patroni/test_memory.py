@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,3 +213,30 @@ async def test_bootstrap_that_was_cut_off_is_made_anew() -> None:
         await made.settled(1)
         assert not (made.members[0].folder / "pgdata" / "data.making").exists()
         assert "making a new cluster did not come to its end here" in made.members[0].log()
+
+
+async def test_new_disks_under_a_consul_that_remembers() -> None:
+    """Every disk of the database is new, and Consul knows the old one: the members say so and wait. A person's word
+    makes a new database."""
+    async with world(2) as made:
+        await made.settled(1)
+        known = await made.dcs("initialize")
+        for member in made.members:
+            _stop(member)
+            shutil.rmtree(member.folder / "pgdata")
+            (member.folder / "pgdata").mkdir()
+        for member in made.members:
+            made.start_member(member)
+        one = made.members[0]
+
+        async def waits() -> bool:
+            return "every member's disk is new" in _standing(one)["reason"]
+
+        await made.until(waits, "the member says what it waits for")
+        assert known in _standing(one)["reason"]
+        # The routes between the members are in this very process.
+        assert "No member has a database" in await asyncio.to_thread(_command, one, "status")
+        said = await asyncio.to_thread(_command, one, "lead", "--accept-loss", "--yes")
+        assert "every write there ever was" in said
+        await made.settled(1)
+        assert await made.dcs("initialize") not in (None, "", known)

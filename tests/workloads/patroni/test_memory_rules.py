@@ -91,6 +91,11 @@ class Consul:
     def read_system_id(self) -> str:
         return self.system_id
 
+    def forget(self, system_id: str) -> bool:
+        assert system_id == self.system_id
+        self.system_id = self.text = ""
+        return True
+
     def read_terms(self) -> tuple[int, str]:
         return self.index, self.text
 
@@ -189,6 +194,46 @@ def test_empty_member_waits_for_all(place: Place) -> None:
     place.memory.prepare(lambda: None)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
     assert not place.memory.may_initialize()
+
+
+def test_database_that_no_member_has_waits_for_a_person(place: Place) -> None:
+    """Consul knows a database, and every disk is new: the status says so, and a person's word begins a new one."""
+    place.consul.system_id, place.consul.text = "7", dump((term(1),))
+    assert place.memory.prepare(lambda: None)
+    place.memory.look(None, "7")
+    assert "missing: postgres-a" in standing.read(place.run).reason
+    with _empty_member(place, times=3):
+        place.memory.look(None, "7")
+        assert place.stands is State.WAITING
+        assert "identifier 7): every member's disk is new" in standing.read(place.run).reason
+        assert place.consul.system_id == "7"
+        (place.run / standing.ALLOWANCE).touch()
+        place.memory.look(None, "7")
+        assert place.consul.system_id == place.consul.text == ""
+        assert place.memory.may_initialize()
+    assert place.stands is State.WHOLE
+
+
+def test_word_of_an_operator_does_not_replace_a_database_that_is_there(place: Place) -> None:
+    """A member that answers and has a database has to lead first, whatever a person has said elsewhere."""
+    place.consul.system_id = "7"
+    assert place.memory.prepare(lambda: None)
+    (place.run / standing.ALLOWANCE).touch()
+    tags = {TAG: tag(Holding(kind=Kind.UNSETTLED))}
+    with member(HEAD + json.dumps({"tags": tags}).encode()) as address:
+        place.members["postgres-a"] = address
+        place.memory.look(None, "7")
+    assert place.consul.system_id == "7"
+    assert "postgres-a has a database (unsettled)" in standing.read(place.run).reason
+
+
+def test_empty_member_waits_no_more_once_somebody_leads(place: Place) -> None:
+    """It copies the leader then."""
+    assert place.memory.prepare(lambda: None)
+    place.memory.look(None, "7")
+    assert place.stands is State.WAITING
+    place.memory.look("postgres-a", "7")
+    assert place.stands is State.WHOLE
 
 
 @contextmanager
