@@ -44,6 +44,8 @@ BOOTSTRAP = "bootstrap"
 """The key that a member locks before it claims the bootstrap of a cluster."""
 TERMS = "terms"
 """The key of the list of terms, beside Patroni's own."""
+CLAIM = "claim"
+"""The key in which who wins the leader key says the ID of its term, before its promotion begins."""
 
 Ask = Callable[[Any], Any]
 """What the REST API of a member (`patroni.dcs.Member`) says to `GET /patroni`, parsed. Raises where it is silent."""
@@ -298,19 +300,22 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Writes the list if it still has this index; whether it had."""
         return bool(self._run_and_handle_exceptions(self._client.kv.put, self.client_path(TERMS), text, cas=index))
 
+    def read_claim(self) -> str:
+        """ID of the term that was claimed last; empty where none was."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.client_path(CLAIM))
+        return _text(entry) if entry else ""
+
+    def write_claim(self, term_id: str) -> None:
+        """Writes the ID of the term that this member claims."""
+        self._run_and_handle_exceptions(self._client.kv.put, self.client_path(CLAIM), term_id)
+
     def forget(self, system_id: str) -> bool:
         """Removes what Consul knows of the database with this system identifier; whether it still knew it."""
         _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")
         if not entry or _text(entry) != system_id:
             return False
-        for path in (
-            self.history_path,
-            self.sync_path,
-            self.status_path,
-            self.failsafe_path,
-            self.failover_path,
-            self.client_path(TERMS),
-        ):
+        own = (self.client_path(TERMS), self.client_path(CLAIM))
+        for path in (self.history_path, self.sync_path, self.status_path, self.failsafe_path, self.failover_path, *own):
             self._run_and_handle_exceptions(self._client.kv.delete, path)
         return bool(
             self._run_and_handle_exceptions(self._client.kv.delete, self.initialize_path, cas=int(entry["ModifyIndex"]))

@@ -63,6 +63,12 @@ class Store(Protocol):
     def forget(self, system_id: str) -> bool:
         """Makes Consul forget the database with this system identifier; whether it knew it. Raises likewise."""
 
+    def read_claim(self) -> str:
+        """ID of the term that was claimed last; empty where none was. Raises likewise."""
+
+    def write_claim(self, term_id: str) -> None:
+        """Writes that ID. Raises likewise."""
+
     def read_terms(self) -> tuple[int, str]:
         """Index and text of the key; 0 and "" where there is none. Raises where Consul does not answer."""
 
@@ -269,12 +275,20 @@ class Memory:
             return True
         claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
         record.save(data, replace(record.load(data), claim=claim))
+        try:
+            self._dcs.write_claim(claim.id)
+        except Exception as error:  # noqa: BLE001 -- the promotion is what counts
+            # Should this member die before the term is in Consul's list, it asks every member before it leads again.
+            log.warning("the claim could not be written into Consul: %r", error)
         return True
 
     def may_lead(self) -> bool:
         """Whether this member may take the leader key. Raises where Consul does not answer."""
         own = record.load(Path(self._postgresql.data_dir))
         if lists.knows(self._known(), own.terms):
+            return True
+        if own.terms and own.terms[-1].id == self._dcs.read_claim():
+            # It was promoted, and died before it could record its term. Nobody has claimed one since.
             return True
         return self._elect(election.may_lead)
 

@@ -314,7 +314,7 @@ async def test_servers_that_lost_everything_are_believed_once_they_take_a_sessio
 async def test_consul_forgets_one_database_and_no_other() -> None:
     """What it knows goes, but for members and settings; a system identifier that is not the asked one stays."""
     async with place() as it:
-        keys = ("initialize", "terms", "history", "sync", "status", "failsafe")
+        keys = ("initialize", "terms", "claim", "history", "sync", "status", "failsafe")
         for key in (*keys, "config"):
             assert await it.write(key, "8")
         assert await it.run(lambda: it.dcs.forget("7")) is False
@@ -323,3 +323,11 @@ async def test_consul_forgets_one_database_and_no_other() -> None:
         assert [await it.entry(key) for key in keys] == [None] * len(keys)
         assert await it.value("config") == "8"
         assert await it.run(lambda: it.dcs.forget("8")) is False
+
+
+async def test_claim_is_the_last_one() -> None:
+    """Who wins the leader key says so in one write."""
+    async with place() as it:
+        assert await it.run(it.dcs.read_claim) == ""
+        await it.run(lambda: it.dcs.write_claim("a" * 32))
+        assert await it.run(it.dcs.read_claim) == "a" * 32

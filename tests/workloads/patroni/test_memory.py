@@ -215,6 +215,26 @@ async def test_bootstrap_that_was_cut_off_is_made_anew() -> None:
         assert "making a new cluster did not come to its end here" in made.members[0].log()
 
 
+async def test_leader_that_died_before_it_was_recorded_leads_again() -> None:
+    """A leader was killed in the first moments of its term, which Consul's list does not have yet, and the leader
+    before it is gone for good. It comes back and leads: its claim is in Consul, and nobody has claimed a term since."""
+    async with world(3) as made:
+        first = await _begin(made, 2)
+        before = await made.dcs("terms")
+        _stop(first)
+        await made.until(lambda: _leads_elsewhere(made, first), "another one leads")
+        second = await made.settled(1)
+        assert len(await made.dcs("terms")) == len(before) + 1
+        third = next(m for m in made.members if m not in (first, second))
+        _stop(third)
+        _stop(second)
+        await made.consul.put(f"/v1/kv/service/{CLUSTER}/terms", json.dumps(before).encode())
+        made.start_member(second)
+        made.start_member(third)
+        assert (await made.settled(1)).peer_id == second.peer_id
+        assert "this member is waiting now" not in second.log()
+
+
 async def test_new_disks_under_a_consul_that_remembers() -> None:
     """Every disk of the database is new, and Consul knows the old one: the members say so and wait. A person's word
     makes a new database."""

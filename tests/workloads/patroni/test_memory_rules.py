@@ -87,14 +87,21 @@ class Consul:
     index: int = 0
     written: list[Terms] = field(default_factory=list)
     system_id: str = ""
+    claim: str = ""
 
     def read_system_id(self) -> str:
         return self.system_id
 
     def forget(self, system_id: str) -> bool:
         assert system_id == self.system_id
-        self.system_id = self.text = ""
+        self.system_id = self.text = self.claim = ""
         return True
+
+    def read_claim(self) -> str:
+        return self.claim
+
+    def write_claim(self, term_id: str) -> None:
+        self.claim = term_id
 
     def read_terms(self) -> tuple[int, str]:
         return self.index, self.text
@@ -194,6 +201,20 @@ def test_empty_member_waits_for_all(place: Place) -> None:
     place.memory.prepare(lambda: None)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
     assert not place.memory.may_initialize()
+
+
+def test_leader_that_died_before_its_term_was_recorded_leads_again(place: Place) -> None:
+    """Its claim is in Consul: Consul remembers the cluster, although the list of terms lacks the newest. Nobody has to
+    be asked, so a member that is gone for good keeps nobody waiting. Somebody else's later claim counts for more."""
+    place.has(term(1))
+    place.consul.text = dump((term(1),))
+    assert place.memory.won()
+    (place.data / "pg_wal" / "00000002.history").touch()
+    assert place.memory.prepare(lambda: None)
+    assert place.recorded.terms[-1].timeline == 2
+    assert place.memory.may_lead()
+    place.consul.claim = "f" * 32
+    assert not place.memory.may_lead()
 
 
 def test_database_that_no_member_has_waits_for_a_person(place: Place) -> None:
