@@ -31,7 +31,7 @@ NAMESPACE = "service"
 CALLBACK = "callback.sh"
 BEFORE_STOP = "before_stop.sh"
 STOP_REPLY = "stop"
-"""The pipe of one stop is called `stop.<number of the process that waits>`."""
+"""The pipe of one stop is called `stop.<number of the process that waits>`. The supervisor removes it."""
 EVENTS = "events"
 CONFIG = "patroni.yml"
 PEER_SETTING = "mesh.peer_id"
@@ -187,7 +187,6 @@ mkfifo -m 600 "$reply" || exit 0
 exec 3<>"$reply"
 printf 'before_stop %s\\n' "$$" >'{events}'
 read -r answer <&3
-rm -f "$reply"
 """
 
 

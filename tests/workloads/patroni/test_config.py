@@ -14,6 +14,7 @@ from patroni.config import Config
 from runtime.secret import Secret
 from tests.workloads.patroni.test_settings import settings
 from workloads.patroni import config
+from workloads.patroni.life import let_go_on
 from workloads.patroni.passwords import derive
 
 PASSWORDS = derive(Secret("ab" * 32))
@@ -123,8 +124,7 @@ def test_stop_waits_for_the_supervisor(tmp_path: Path) -> None:
             action, number = os.read(reader, 4096).decode().split()
             assert action == "before_stop"
             assert hook.poll() is None
-            with (run / f"{config.STOP_REPLY}.{number}").open("w") as pipe:
-                pipe.write("\n")
+            let_go_on(run, number)
             assert hook.wait(timeout=30) == 0
         assert sorted(path.name for path in run.iterdir()) == sorted([config.EVENTS, config.BEFORE_STOP])
     finally:
