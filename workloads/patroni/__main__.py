@@ -2,22 +2,19 @@
 
 Without an argument it is the member's supervisor. `health` says whether a failover would work (exit code 0: yes),
 `status` what each member has, and `lead` lets this member lead where Consul does not remember the cluster.
+
+Each of the two imports what it needs itself: the health check runs again and again, and on a busy machine the imports
+of the supervisor alone (asyncio, psycopg, psutil) would take longer than the check may.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
-from runtime.env import ConfigError
-from runtime.log import configure
-from workloads.patroni import commands, moves, versions
-from workloads.patroni.settings import read
-from workloads.patroni.supervisor import Supervisor, find_postgres
+from workloads.patroni import versions
 
 IDENTITY = Path("/run/mesh/identity.json")
 
@@ -38,6 +35,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise() -> int:
+    import asyncio
+    import importlib.metadata
+
+    from runtime.env import ConfigError
+    from runtime.log import configure
+    from workloads.patroni import moves
+    from workloads.patroni.settings import read
+    from workloads.patroni.supervisor import Supervisor, find_postgres
+
     refused = versions.refusal(importlib.metadata.version("patroni"))
     if refused is not None:
         print(f"patroni: {refused}", file=sys.stderr)
@@ -53,6 +59,8 @@ def _supervise() -> int:
 
 
 def _answer(chosen: argparse.Namespace) -> int:
+    from workloads.patroni import commands
+
     try:
         member = commands.find(os.environ)
         if chosen.action == "health":

@@ -1,6 +1,7 @@
-"""Asks the other members what they have, all at once. IO: HTTP to Patroni's REST interface of each.
+"""Asks members by HTTP: what each one has, all at once, or the own Patroni. IO: Patroni's REST interface of each.
 
 The members are those that the manifest lists, at the addresses of their routes: Consul has no say in who is asked.
+It imports little, since the container's health check starts a Python for it again and again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from workloads.patroni import election
 from workloads.patroni.election import Holding
@@ -29,24 +29,31 @@ def ask_all(members: Mapping[str, tuple[str, int]]) -> dict[str, Holding | None]
     """What each member has, by peer ID; None for one that did not say. `members`: host and port of each."""
     if not members:
         return {}
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(min(len(members), MAX_MEMBERS)) as threads:
         return dict(zip(members, threads.map(lambda item: _ask(*item), members.items()), strict=True))
 
 
 def _ask(peer_id: str, address: tuple[str, int]) -> Holding | None:
     try:
-        return election.answer(json.loads(_get(address)))
+        # The status code says whether the member leads, which is another question.
+        return election.answer(json.loads(get(address, "/patroni", SECONDS, MAX_BYTES)[1]))
     except (OSError, ValueError, RecursionError) as error:
         log.debug("%s did not say what it has: %s", peer_id, error)
         return None
 
 
-def _get(address: tuple[str, int]) -> bytes:
-    """The body of `GET /patroni`. By a socket of its own, since the time for the whole answer is bounded."""
-    end = time.monotonic() + SECONDS
-    with socket.create_connection(address, timeout=SECONDS) as connection:
+def get(address: tuple[str, int], path: str, seconds: float, most: int) -> tuple[int, bytes]:
+    """Status code and body of `GET path`, by a socket of its own, since the time for the whole answer is bounded.
+
+    `seconds`: for all of it. `most`: bytes of the answer. OSError where there is none, ValueError where it is too long,
+    takes too long, or is no HTTP.
+    """
+    end = time.monotonic() + seconds
+    with socket.create_connection(address, timeout=seconds) as connection:
         # HTTP/1.0: the answer ends with the connection.
-        connection.sendall(b"GET /patroni HTTP/1.0\r\n\r\n")
+        connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         text = b""
         while True:
             connection.settimeout(max(end - time.monotonic(), 0.001))
@@ -54,6 +61,11 @@ def _get(address: tuple[str, int]) -> bytes:
             text += part
             if not part:
                 break
-            if len(text) > MAX_BYTES or time.monotonic() > end:
-                raise ValueError(f"the answer has more than {MAX_BYTES} bytes, or takes longer than {SECONDS:g} s")
-    return text.partition(b"\r\n\r\n")[2]
+            if len(text) > most or time.monotonic() > end:
+                raise ValueError(f"the answer has more than {most} bytes, or takes longer than {seconds:g} s")
+    head, _, body = text.partition(b"\r\n\r\n")
+    protocol, _, rest = head.partition(b" ")
+    code = rest[:3]
+    if not protocol.startswith(b"HTTP/1.") or not code.isdigit():
+        raise ValueError(f"the answer begins with {head[:40]!r}, which is no HTTP/1")
+    return int(code), body

@@ -1,13 +1,13 @@
 """The commands of the container beside its program: `/app/patroni health`, `status`, `lead`. IO: files, Patroni's REST.
 
-They read what the supervisor wrote into the private folder, and need none of its secrets.
+They read what the supervisor wrote into the private folder, and need none of its secrets. They import little: the
+health check starts a Python each time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,21 @@ def status(member: Member) -> list[str]:
         lines.append(f"fork: {stands.reason}")
     if stands.state is not State.WAITING:
         return lines
-    lines += _listed(asking.ask_all(member.peers))
-    lines.append("It leads as soon as every member has answered and none has more. Start the missing members; if they")
-    lines.append("are lost, allow the one that has most to lead: ./mesh database lead PEER --accept-loss")
-    return lines
+    answers = asking.ask_all(member.peers)
+    return [*lines, *_listed(answers), *advice(answers)]
+
+
+def advice(answers: Mapping[str, Holding | None]) -> list[str]:
+    """What a person can do for a member that waits, where members have said `answers`, a line each. Pure."""
+    if answers and all(held is not None and held.kind is Kind.EMPTY for held in answers.values()):
+        return [
+            "No member has a database. If the disk of one is kept somewhere, start a CVM with it. If all are lost,",
+            "allow a new, empty database: ./mesh database lead PEER --accept-loss",
+        ]
+    return [
+        "It leads as soon as every member has answered and none has more. Start the missing members; if they are lost,",
+        "allow the one that has most to lead: ./mesh database lead PEER --accept-loss",
+    ]
 
 
 def _listed(answers: Mapping[str, Holding | None]) -> list[str]:
@@ -106,6 +117,8 @@ def losses(own: str, answers: Mapping[str, Holding | None]) -> list[str]:
     """What an operator gives up by letting `own` lead, a line each. Pure."""
     mine = answers.get(own)
     found = []
+    if mine is not None and mine.kind is Kind.EMPTY:
+        found.append(f"every write there ever was: {own} has no database, and makes a new, empty one")
     for peer, held in sorted(answers.items()):
         if peer == own or (held is not None and held.kind is Kind.EMPTY):
             continue
@@ -122,10 +135,10 @@ def losses(own: str, answers: Mapping[str, Holding | None]) -> list[str]:
 
 
 def _get(member: Member, path: str) -> Any:
-    with urllib.request.urlopen(f"http://{member.rest}{path}", timeout=SECONDS) as answer:
-        text = answer.read(MAX_BYTES + 1)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"the answer has more than {MAX_BYTES} bytes")
+    host, _, port = member.rest.rpartition(":")
+    code, text = asking.get((host, int(port)), path, SECONDS, MAX_BYTES)
+    if code != 200:
+        raise ValueError(f"status code {code} for GET {path}")
     try:
         return json.loads(text)
     except RecursionError as error:

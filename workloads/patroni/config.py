@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runtime.secret import Secret
-from workloads.patroni.passwords import Passwords
-from workloads.patroni.settings import Settings
+if TYPE_CHECKING:
+    # The health check needs the names in here, and none of these.
+    from runtime.secret import Secret
+    from workloads.patroni.passwords import Passwords
+    from workloads.patroni.settings import Settings
 
 SUPERUSER = "postgres"
 REPLICATION = "replicator"
@@ -28,7 +31,7 @@ NAMESPACE = "service"
 CALLBACK = "callback.sh"
 BEFORE_STOP = "before_stop.sh"
 STOP_REPLY = "stop"
-"""The pipe of one stop is called `stop.<number of the process that waits>`."""
+"""The pipe of one stop is called `stop.<number of the process that waits>`. The supervisor removes it."""
 EVENTS = "events"
 CONFIG = "patroni.yml"
 PEER_SETTING = "mesh.peer_id"
@@ -156,8 +159,10 @@ def _postgresql(settings: Settings, passwords: Passwords, postgres_bin: Path) ->
         "callbacks": dict.fromkeys(("on_start", "on_stop", "on_restart", "on_role_change"), callback),
         "before_stop": shlex.join(["/bin/sh", str(settings.run / BEFORE_STOP)]),
         "basebackup": [{"checkpoint": "fast"}],
-        # pg_rewind changes the data in place: what it leaves behind when it fails is of use to nobody.
-        "remove_data_directory_on_rewind_failure": True,
+        # Data may be the only copy of a history: they are set aside, not removed (`aside`). Said here, because what the
+        # member itself says overrules what an operator writes into Consul (`patronictl edit-config`).
+        "remove_data_directory_on_rewind_failure": False,
+        "remove_data_directory_on_diverged_timelines": False,
     }
 
 
@@ -182,7 +187,6 @@ mkfifo -m 600 "$reply" || exit 0
 exec 3<>"$reply"
 printf 'before_stop %s\\n' "$$" >'{events}'
 read -r answer <&3
-rm -f "$reply"
 """
 
 

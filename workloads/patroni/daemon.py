@@ -135,6 +135,11 @@ class Request(PatroniRequest):  # type: ignore[misc]
 class MeshHa(Ha):  # type: ignore[misc]
     """Patroni's HA loop."""
 
+    @property
+    def rewind_failed(self) -> bool:
+        """Whether `pg_rewind` has failed, and the data are neither what they were nor the leader's."""
+        return bool(self._rewind.failed)
+
     def update_failsafe(self, data: dict[str, Any]) -> int | str | None:
         """As Patroni has it: a text refuses the leader of `data`, who asks whether it may go on without Consul.
 

@@ -12,6 +12,7 @@ What it does otherwise, each by overriding a method of Patroni's `AbstractDCS` c
   (`life`).
 - *A leader that shuts down names a successor* where nobody who has its log may lead yet (`succession`).
 - *A guard is asked* before the member takes a free leader key or bootstraps the cluster.
+- *A bootstrap belongs to whoever locks it.* A claim that was left behind by a member that is gone keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ BOOTSTRAP = "bootstrap"
 """The key that a member locks before it claims the bootstrap of a cluster."""
 TERMS = "terms"
 """The key of the list of terms, beside Patroni's own."""
+CLAIM = "claim"
+"""The key in which who wins the leader key says the ID of its term, before its promotion begins."""
 
 Ask = Callable[[Any], Any]
 """What the REST API of a member (`patroni.dcs.Member`) says to `GET /patroni`, parsed. Raises where it is silent."""
@@ -57,6 +60,9 @@ class Guard(Protocol):
     def may_initialize(self, cluster: Any) -> bool:
         """Whether it may claim the bootstrap of `cluster`, which has no `initialize` key."""
 
+    def claimed(self) -> bool:
+        """Called when the bootstrap was claimed, before it begins; False gives the claim up."""
+
     def won(self) -> bool:
         """Called when the leader key was taken, before the promotion; False gives the key back."""
 
@@ -69,6 +75,10 @@ class OpenGuard:
         return True
 
     def may_initialize(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    def claimed(self) -> bool:
         """Yes."""
         return True
 
@@ -113,6 +123,16 @@ class MeshConsul(Consul):  # type: ignore[misc]
         elif self._remembers:
             self._do_refresh_session(True)
         return cluster
+
+    def _cluster_from_nodes(self, nodes: dict[str, Any]) -> Any:
+        """The cluster out of its keys. An empty `initialize` says that somebody bootstraps, and Patroni waits for it.
+
+        Whoever does has locked the key beside it; without that the member is gone, and the key says nothing.
+        """
+        claim = nodes.get("initialize")
+        if claim and not claim["Value"] and not nodes.get(BOOTSTRAP, {}).get("Session"):
+            nodes = {name: node for name, node in nodes.items() if name != "initialize"}
+        return super()._cluster_from_nodes(nodes)
 
     def _update_leader(self, leader: Any) -> bool:
         """Whether this member still leads; where Consul does not say, ConsulError."""
@@ -252,10 +272,22 @@ class MeshConsul(Consul):  # type: ignore[misc]
         path = self.client_path(BOOTSTRAP)
         if not self._run_and_handle_exceptions(self._client.kv.put, path, self._name, acquire=self._session):
             return False
-        if super().initialize(create_new, sysid):
+        if not super().initialize(create_new, sysid):
+            _, entry = self._run_and_handle_exceptions(
+                self._client.kv.get, self.initialize_path, consistency="consistent"
+            )
+            if entry is None or _text(entry):
+                return False
+        if self._guard.claimed():
             return True
+        self.cancel_initialization()
+        self._run_and_handle_exceptions(self._client.kv.put, path, self._name, release=self._session)
+        return False
+
+    def read_system_id(self) -> str:
+        """The system identifier of the cluster; empty where Consul knows none."""
         _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")
-        return entry is not None and not _text(entry)
+        return _text(entry) if entry else ""
 
     # --- the terms ---
 
@@ -267,6 +299,27 @@ class MeshConsul(Consul):  # type: ignore[misc]
     def write_terms(self, text: str, index: int) -> bool:
         """Writes the list if it still has this index; whether it had."""
         return bool(self._run_and_handle_exceptions(self._client.kv.put, self.client_path(TERMS), text, cas=index))
+
+    def read_claim(self) -> str:
+        """ID of the term that was claimed last; empty where none was."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.client_path(CLAIM))
+        return _text(entry) if entry else ""
+
+    def write_claim(self, term_id: str) -> None:
+        """Writes the ID of the term that this member claims."""
+        self._run_and_handle_exceptions(self._client.kv.put, self.client_path(CLAIM), term_id)
+
+    def forget(self, system_id: str) -> bool:
+        """Removes what Consul knows of the database with this system identifier; whether it still knew it."""
+        _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")
+        if not entry or _text(entry) != system_id:
+            return False
+        own = (self.client_path(TERMS), self.client_path(CLAIM))
+        for path in (self.history_path, self.sync_path, self.status_path, self.failsafe_path, self.failover_path, *own):
+            self._run_and_handle_exceptions(self._client.kv.delete, path)
+        return bool(
+            self._run_and_handle_exceptions(self._client.kv.delete, self.initialize_path, cas=int(entry["ModifyIndex"]))
+        )
 
 
 def _text(entry: Mapping[str, Any]) -> str:

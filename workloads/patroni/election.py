@@ -117,6 +117,17 @@ def may_initialize(own: Holding, others: Mapping[str, Holding | None], *, operat
     return silent or Verdict(allowed=True, reason="no member has a database")
 
 
+def may_replace(own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False) -> Verdict:
+    """Whether a member without a database may make Consul forget the one that it knows, for nobody leads it.
+
+    That no running member has it does not say that nobody has: its disk may be kept somewhere. So a person decides.
+    """
+    verdict = may_initialize(own, others, operator=operator)
+    if not verdict.allowed or operator:
+        return verdict
+    return Verdict(allowed=False, reason="every member's disk is new, and has no database")
+
+
 def _may_go_on(own: Holding, others: Mapping[str, Holding | None]) -> Verdict:
     """For a primary: it led before Consul forgot, or has just made the cluster, and nothing stopped it since."""
     for peer, held in others.items():

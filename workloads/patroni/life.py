@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 
 from runtime.backoff import Backoff
+from runtime.tasks import TaskScope
 from workloads.patroni import config, control, processes, roles, standing
 from workloads.patroni.database import Database, DatabaseDownError, SlowDatabaseError
 from workloads.patroni.processes import Processes
@@ -161,18 +162,22 @@ class Life:
 
     async def stops(self) -> None:
         """Stops a leader's PostgreSQL in Patroni's stead, as fast as it can be done: then Patroni finds it stopped, and
-        gives the leader key away. What is no leader with its key is left to Patroni.
+        gives the leader key away. What is no leader is left to Patroni.
         """
         while True:
             number = await self._stops.get()
             try:
-                if self._claim == roles.MASTER and await self._publisher.holds_key():
+                if self._claim == roles.MASTER:
                     await self._stop_database()
             finally:
-                _answer(self._program.run, number)
+                let_go_on(self._program.run, number)
 
     async def _stop_database(self) -> None:
-        """PostgreSQL's fast shutdown; returns at its end, or when waiting longer does not help."""
+        """PostgreSQL's fast shutdown; returns at its end, or when waiting longer does not help.
+
+        Whose the leader key is, is asked meanwhile: on a busy machine the answer may take longer than the shutdown. One
+        that has lost its key has to be gone at once, which Patroni sees to.
+        """
         pid = processes.postmaster_pid(self._program.data)
         if pid is None or pid not in processes.descendants(os.getpid()):
             return
@@ -180,15 +185,21 @@ class Life:
         shut: float | None = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
-        # Until it is reaped: it removes its PID file before it ends, and Patroni would take it for one that still runs.
-        while Path(f"/proc/{pid}").exists():
-            now = self._now()
-            if shut is None and control.is_shut_down(self._program.data):
-                shut = now
-            if now - began > HANDOVER_SECONDS or (shut is not None and now - shut > LINGER_SECONDS):
-                log.warning("postgresql does not end", extra={"shut_down": shut is not None})
-                return
-            await asyncio.sleep(TURN_SECONDS)
+        async with TaskScope() as scope:
+            holds = scope.start("whose key", self._publisher.holds_key())
+            # Until it is reaped: it removes its PID file before it ends, and Patroni would take it for one that still
+            # runs.
+            while Path(f"/proc/{pid}").exists():
+                now = self._now()
+                if shut is None and control.is_shut_down(self._program.data):
+                    shut = now
+                lost = holds.done() and not holds.result()
+                if lost or now - began > HANDOVER_SECONDS or (shut is not None and now - shut > LINGER_SECONDS):
+                    log.warning("postgresql is left to patroni", extra={"lost": lost, "shut_down": shut is not None})
+                    holds.cancel()
+                    return
+                await asyncio.sleep(TURN_SECONDS)
+            holds.cancel()
         log.info("postgresql stopped", extra={"seconds": round(self._now() - began, 3)})
 
     async def _keep_running(self) -> None:
@@ -271,11 +282,18 @@ class Life:
             self._publisher.want(database=False, role=None)
 
 
-def _answer(run: Path, number: str) -> None:
-    """Lets the hook `number` go on, if it still waits."""
+def let_go_on(run: Path, number: str) -> None:
+    """Lets the hook `number` go on, if it still waits, and removes its pipe from the folder `run`.
+
+    Patroni waits for the hook, and the callers for Patroni: another program that removes it would cost them its start.
+    """
     with contextlib.suppress(OSError, ValueError):
-        pipe = os.open(run / f"{config.STOP_REPLY}.{int(number)}", os.O_WRONLY | os.O_NONBLOCK)
+        path = run / f"{config.STOP_REPLY}.{int(number)}"
         try:
-            os.write(pipe, b"\n")
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                os.write(pipe, b"\n")
+            finally:
+                os.close(pipe)
         finally:
-            os.close(pipe)
+            path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """What a member remembers of its cluster, inside Patroni's process. IO: PostgreSQL, Consul, the members, the disk.
 
 `Memory` is asked at four moments:
-- before Patroni's first round (`prepare`): data that are a fork are replaced before PostgreSQL starts on them;
+- before Patroni's first round (`prepare`): data that are a fork, or that `pg_rewind` spoilt, are set aside before
+  PostgreSQL starts on them;
 - before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
 - when it has won the key (`won`): the claim is written before the promotion;
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
@@ -19,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.patroni import asking, election, record, standing
+from workloads.patroni import aside, asking, election, making, record, standing
 from workloads.patroni import terms as lists
+from workloads.patroni.aside import StaysError
 from workloads.patroni.election import Holding, Kind, Verdict
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import Standing, State
@@ -32,10 +34,11 @@ PATIENCE_SECONDS = 1.5
 """How long a member asks again before it leaves the question to Patroni's next round, 2 s later. All members of a new
 cluster start within moments of each other, and none should wait a round for the last one."""
 AGAIN_SECONDS = 0.1
+TURN_SECONDS = 20.0
+"""How long a member on which a new cluster could not be made leaves that to the others. Each of them looks every 2 s,
+and asks all members for 1.5 s: ten chances, of which it needs one."""
 LIST_SECONDS = 10.0
 """How long a start waits for a new leader to say which term it leads. It says so in the round after its promotion."""
-ASIDE = ".fork"
-"""Suffix of the folder in which the data of a fork are kept."""
 _AT_END = frozenset({"RecoveryRetrieveRetryInterval", "RecoveryWalStream"})
 """What PostgreSQL's startup process waits for once it has replayed all of the log that there is (xlogrecovery.c)."""
 _QUESTION = (
@@ -52,7 +55,19 @@ class ForkError(Exception):
 
 
 class Store(Protocol):
-    """The list of terms in Consul."""
+    """The list of terms in Consul, and what else it knows of the cluster."""
+
+    def read_system_id(self) -> str:
+        """The cluster's system identifier; empty where there is none. Raises where Consul does not answer."""
+
+    def forget(self, system_id: str) -> bool:
+        """Makes Consul forget the database with this system identifier; whether it knew it. Raises likewise."""
+
+    def read_claim(self) -> str:
+        """ID of the term that was claimed last; empty where none was. Raises likewise."""
+
+    def write_claim(self, term_id: str) -> None:
+        """Writes that ID. Raises likewise."""
 
     def read_terms(self) -> tuple[int, str]:
         """Index and text of the key; 0 and "" where there is none. Raises where Consul does not answer."""
@@ -79,6 +94,8 @@ class Memory:
         self._postgresql: Any = None
         self._dcs: Any = None
         self._holding: str | None = None
+        self._turn_at = 0.0
+        """When this member may make a cluster again (the monotonic clock)."""
         self._standing = Standing()
         standing.write(run, self._standing)
 
@@ -98,32 +115,62 @@ class Memory:
 
     # Patroni's rounds.
 
-    def prepare(self, leader: Callable[[], str | None]) -> None:
-        """Before the first round, PostgreSQL being down. `leader`: asks Consul who leads; None: nobody."""
+    def prepare(self, leader: Callable[[], str | None]) -> bool:
+        """Before the first round, PostgreSQL being down: whether the round may begin. `leader`: asks Consul who leads;
+        None: nobody.
+        """
         data = Path(self._postgresql.data_dir)
+        self._clear_away(data)
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
-            return
+            return True
+        if record.is_spoilt(data):
+            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="pg_rewind failed on the data"))
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
             own, theirs = record.load(data).terms, self._terms_of(name)
             fork = lists.compare(own, None, theirs)
             if fork is not None and fork.remedy is Remedy.COPY:
-                self._set_aside(data, fork)
-                return
+                return self._set_aside(data, fork)
             # One that has led before is in the list already, with its last term: this member's may be as new.
             said = bool(theirs) and (not own or own[-1].timeline <= theirs[-1].timeline)
             if said or time.monotonic() > end:
-                return
+                break
             time.sleep(AGAIN_SECONDS)
+        # Of an earlier attempt, when the data had to stay and another one led.
+        self._stand(Standing())
+        return True
 
-    def look(self, leader: str | None) -> None:
-        """After a round that found `leader` in Consul. ForkError where PostgreSQL has to end. Raises what Consul and
-        PostgreSQL raise; the next round looks again.
+    def _clear_away(self, data: Path) -> None:
+        """Removes the half of a database that a bootstrap left behind which did not get to its end."""
+        if not making.is_under_way(data):
+            return
+        named = self._dcs.read_system_id()
+        if not self._postgresql.data_directory_empty() and (not named or named != self._postgresql.sysid):
+            log.warning("making a new cluster did not come to its end here; removing what there is of it")
+            shutil.rmtree(data)
+        making.end(data)
+        self._turn_at = time.monotonic() + TURN_SECONDS
+
+    def spoil(self) -> None:
+        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data. OSError
+        where the disk refuses.
+        """
+        record.spoil(Path(self._postgresql.data_dir))
+
+    def look(self, leader: str | None, system_id: str = "") -> None:
+        """After a round that found `leader` in Consul, and the cluster's `system_id` (empty: none).
+
+        ForkError where PostgreSQL has to end. Raises what Consul and PostgreSQL raise; the next round looks again.
         """
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
+            if leader is not None:
+                # It copies the leader now.
+                self._end_waiting()
+            elif system_id:
+                self._miss(system_id)
         elif leader is None:
             self._tell(self.holding())
         elif leader == self._peer_id:
@@ -133,6 +180,23 @@ class Memory:
         else:
             self._tell(None)
             self._follow(leader)
+
+    def _end_waiting(self) -> None:
+        if self._standing.state is State.WAITING:
+            self._stand(Standing())
+
+    def _miss(self, system_id: str) -> None:
+        """Nobody leads, and this member lacks the database that Consul knows: the status says what it waits for.
+
+        At an operator's word Consul forgets it, and Patroni makes a new cluster.
+        """
+        verdict = self._judge(election.may_replace, Holding(kind=Kind.EMPTY))
+        if verdict.allowed:
+            log.warning("Consul is to forget the database %s: %s", system_id, verdict.reason)
+            self._dcs.forget(system_id)
+        else:
+            reason = f"nobody leads the database that Consul knows (system identifier {system_id}): {verdict.reason}"
+            self._stand(Standing(state=State.WAITING, reason=reason))
 
     def _lead(self) -> None:
         """Records the term that this member leads, here and in Consul; the next round tries again what failed."""
@@ -195,16 +259,27 @@ class Memory:
 
     # The leader key.
 
+    def claimed(self) -> bool:
+        """Marks that a new cluster is being made here. OSError where the disk refuses."""
+        making.begin(Path(self._postgresql.data_dir))
+        return True
+
     def won(self) -> bool:
         """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
         OSError where the disk refuses.
         """
         (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
+        data = Path(self._postgresql.data_dir)
+        making.end(data)
         if self._postgresql.is_primary():
             return True
-        data = Path(self._postgresql.data_dir)
         claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
         record.save(data, replace(record.load(data), claim=claim))
+        try:
+            self._dcs.write_claim(claim.id)
+        except Exception as error:  # noqa: BLE001 -- the promotion is what counts
+            # Should this member die before the term is in Consul's list, it asks every member before it leads again.
+            log.warning("the claim could not be written into Consul: %r", error)
         return True
 
     def may_lead(self) -> bool:
@@ -212,10 +287,18 @@ class Memory:
         own = record.load(Path(self._postgresql.data_dir))
         if lists.knows(self._known(), own.terms):
             return True
+        if own.terms and own.terms[-1].id == self._dcs.read_claim():
+            # It was promoted, and died before it could record its term. Nobody has claimed one since.
+            return True
         return self._elect(election.may_lead)
 
     def may_initialize(self) -> bool:
         """Whether this member may make a cluster, or name its own, in a Consul that knows none."""
+        waits = time.monotonic() < self._turn_at and self._postgresql.data_directory_empty()
+        if waits and len(self._members()) > 1 and not self._is_allowed():
+            reason = f"making a new cluster failed here: the other members go first, for {TURN_SECONDS:g} s"
+            self._stand(Standing(state=State.WAITING, reason=reason))
+            return False
         return self._elect(election.may_initialize)
 
     def _elect(self, rule: Callable[..., Verdict]) -> bool:
@@ -303,22 +386,21 @@ class Memory:
         if new != old:
             record.save(data, new)
 
-    def _set_aside(self, data: Path, fork: Fork) -> None:
-        """Takes the data of a fork out of the way; one such folder is kept, where the disk has room for a copy more."""
+    def _set_aside(self, data: Path, fork: Fork) -> bool:
+        """Takes the data of a fork out of the way; False where they have to stay, and PostgreSQL down."""
+        try:
+            kept = aside.set_aside(data)
+        except StaysError as error:
+            self._show(fork, f", which waits: {error}")
+            self._tell(Kind.UNSETTLED)
+            return False
         self._show(fork)
-        aside = data.with_name(data.name + ASIDE)
-        shutil.rmtree(aside, ignore_errors=True)
-        size = sum(path.lstat().st_size for path in data.rglob("*"))
-        if keeps(size, shutil.disk_usage(data.parent).free):
-            data.rename(aside)
-            log.warning("the data of the fork are kept in %s", aside)
-        else:
-            shutil.rmtree(data)
-            log.warning("the data of the fork are removed: the disk has no room for them beside a fresh copy")
+        log.warning("the data of the fork are kept in %s", kept)
         self._tell(Kind.EMPTY)
+        return True
 
-    def _show(self, fork: Fork) -> None:
-        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}"))
+    def _show(self, fork: Fork, more: str = "") -> None:
+        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}{more}"))
 
     def _stand(self, now: Standing) -> None:
         if now == self._standing:
@@ -332,11 +414,3 @@ class Memory:
         """Sets what others hear of this member's data; None: Consul remembers, and nobody has to ask."""
         holding = Holding(kind=what) if isinstance(what, Kind) else what
         self._holding = None if holding is None else election.tag(holding)
-
-
-def keeps(size: int, free: int) -> bool:
-    """Whether the data of a fork, `size` bytes, are kept, with `free` bytes left on their volume. Pure.
-
-    A fresh copy has about the size of what it replaces, and the log grows meanwhile: half as much again is left for it.
-    """
-    return free > size + size // 2

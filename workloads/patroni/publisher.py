@@ -35,7 +35,8 @@ its leader connects again. That long a new leader has the tag of a replica, and 
 LOOK_SECONDS = 0.25
 """For the question whose the leader key is, asked before bad news is told: without an answer it is told at once."""
 KEY_SECONDS = 1.0
-"""For what is said in the leader key, which the servers have to answer: what the local agent is told must not wait."""
+"""For what is said in the leader key, and for the question whose it is before a stop, which the servers have to answer:
+what the local agent is told must not wait."""
 
 
 class Publisher:
@@ -103,9 +104,9 @@ class Publisher:
             await self._written.wait()
 
     async def holds_key(self) -> bool:
-        """Whether the leader key is this member's; False where Consul does not say so at once."""
+        """Whether the leader key is this member's; False where Consul does not say so in time."""
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(KEY_SECONDS):
                 return await self._own_index() is not None
         except (ConsulError, TimeoutError):
             return False

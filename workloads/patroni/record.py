@@ -1,4 +1,4 @@
-"""The record of terms in a member's data directory. IO: that one file.
+"""The record of terms in a member's data directory, and the mark of data that are spoilt. IO: these two files.
 
 It lies in the data directory on purpose. `pg_basebackup` and `pg_rewind` copy files that they do not know, so a fresh
 or a rewound copy carries its leader's record; and when the data go, the record goes with them. What a record says is
@@ -21,6 +21,8 @@ from workloads.patroni.terms import Position, Term, Terms
 log = logging.getLogger(__name__)
 
 FILE = "mesh.terms"
+SPOILT = "mesh.spoilt"
+"""The file that says that `pg_rewind` failed on these data; it is empty."""
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -84,11 +86,27 @@ def save(data: Path, record: Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    folder = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+    sync(data)
+
+
+def spoil(data: Path) -> None:
+    """Marks the data as spoilt; the mark is on the disk when this returns. OSError where the disk refuses."""
+    (data / SPOILT).touch(mode=0o600)
+    sync(data)
+
+
+def is_spoilt(data: Path) -> bool:
+    """Whether the data are marked as spoilt."""
+    return (data / SPOILT).exists()
+
+
+def sync(folder: Path) -> None:
+    """Returns when the disk has the names in `folder`. OSError where it refuses."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def newest_timeline(data: Path) -> int:

@@ -36,6 +36,10 @@ class MemoryGuard:
             return True
         return self._ask("may_initialize")
 
+    def claimed(self) -> bool:
+        """Whether the mark of the bootstrap is on the disk: without it half a database might pass for a whole one."""
+        return self._ask("claimed")
+
     def won(self) -> bool:
         """Whether the claim is on the disk: without it the promotion must not begin."""
         return self._ask("won")
@@ -85,11 +89,15 @@ class RememberingPatroni(MeshPatroni):
         if not self._prepared and not self._prepare():
             super().schedule_next_run()
             return
+        if self.ha.rewind_failed:
+            # As with a fork: the supervisor starts Patroni again, and `prepare` replaces the data.
+            self._memory.spoil()
+            raise PatroniFatalException("pg_rewind failed")
         super()._run_cycle()
 
     def _prepare(self) -> bool:
         try:
-            self._memory.prepare(self._leader)
+            self._prepared = self._memory.prepare(self._leader)
         except DCSError as error:
             log.info("Consul does not say who leads: %s", error)
             return False
@@ -97,8 +105,7 @@ class RememberingPatroni(MeshPatroni):
             # PostgreSQL is not started on data that may be a fork.
             log.warning("the data could not be compared with the leader's: %s", error)
             return False
-        self._prepared = True
-        return True
+        return self._prepared
 
     def _leader(self) -> str | None:
         leader = self.dcs.get_cluster().leader
@@ -109,7 +116,8 @@ class RememberingPatroni(MeshPatroni):
         cluster = self.dcs.cluster
         try:
             if cluster is not None:
-                self._memory.look(cluster.leader.name if cluster.leader and cluster.leader.name else None)
+                leader = cluster.leader.name if cluster.leader and cluster.leader.name else None
+                self._memory.look(leader, cluster.initialize or "")
         except ForkError as error:
             # The supervisor starts Patroni again. PostgreSQL is down then, and `prepare` replaces the data.
             raise PatroniFatalException(f"the data are a fork: {error}") from error

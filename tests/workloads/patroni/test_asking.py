@@ -20,19 +20,20 @@ HEAD = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\
 
 
 @contextmanager
-def member(answer: bytes, *, ends: bool = True) -> Iterator[tuple[str, int]]:
-    """One that answers so, and ends the connection or keeps it."""
+def member(answer: bytes, *, ends: bool = True, times: int = 1) -> Iterator[tuple[str, int]]:
+    """One that answers so `times` times, and ends each connection or keeps it."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
 
         def serve() -> None:
-            with server.accept()[0] as connection:
-                connection.recv(4096)
-                try:
-                    connection.sendall(answer)
-                    if not ends:
-                        connection.recv(1)
-                except OSError:
-                    return
+            for _ in range(times):
+                with server.accept()[0] as connection:
+                    try:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+                        if not ends:
+                            connection.recv(1)
+                    except OSError:
+                        return
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workloads.patroni.test_asking import member as answering
 from workloads.patroni import commands, config, standing
 from workloads.patroni.commands import Member, NotThereError, losses
 from workloads.patroni.election import Holding, Kind
@@ -46,6 +47,23 @@ def test_silent_patroni_is_not_ready(member: Member) -> None:
     assert "not ready" in commands.status(member)[0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "times", "said"),
+    [
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n{}", 1, "status code 502"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000, 1, "nested too deeply"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 1, "no HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\n[]", 2, "no list of members"),
+    ],
+)
+def test_strange_answer_of_the_own_port_is_not_ready(tmp_path: Path, answer: bytes, times: int, said: str) -> None:
+    """Whatever sits on Patroni's port, the health check says in one line what is wrong with its answer."""
+    with answering(answer, times=times) as (host, port):
+        ready, reason = commands.health(Member(name="p0", run=tmp_path, rest=f"{host}:{port}", peers={}))
+    assert not ready
+    assert said in reason
+
+
 def test_word_is_given_only_where_it_is_waited_for(member: Member) -> None:
     """Nothing is allowed to a member that does not wait, without --accept-loss, or without a yes."""
     allowance = member.run / standing.ALLOWANCE
@@ -71,6 +89,7 @@ def test_word_is_given_only_where_it_is_waited_for(member: Member) -> None:
         ({"p0": standby(2, 10), "p1": standby(3, 1), "p2": None}, ["only p1 has", "only p2 has"]),
         ({"p0": standby(2, 10, "a" * 32), "p1": standby(2, 9, "b" * 32)}, ["another history"]),
         ({"p0": None, "p1": standby(2, 9)}, ["only p1 has"]),
+        ({"p0": Holding(kind=Kind.EMPTY), "p1": Holding(kind=Kind.EMPTY)}, ["every write there ever was"]),
     ],
 )
 def test_losses_are_named(answers: dict[str, Holding | None], said: list[str]) -> None:
@@ -78,3 +97,11 @@ def test_losses_are_named(answers: dict[str, Holding | None], said: list[str]) -
     lines = losses("p0", answers)
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+def test_advice_fits_what_the_members_have() -> None:
+    """A new database is offered only where every member answers and none has one."""
+    empty = Holding(kind=Kind.EMPTY)
+    assert "new, empty database" in commands.advice({"p0": empty, "p1": empty})[1]
+    for other in (None, Holding(kind=Kind.UNSETTLED)):
+        assert "has most to lead" in commands.advice({"p0": empty, "p1": other})[1]

@@ -9,10 +9,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from patroni.config import Config
+
 from runtime.secret import Secret
 from tests.support import popen
 from tests.workloads.patroni.test_settings import settings
 from workloads.patroni import config
+from workloads.patroni.life import let_go_on
 from workloads.patroni.passwords import derive
 
 PASSWORDS = derive(Secret("ab" * 32))
@@ -75,6 +78,17 @@ def test_asynchronous_mode_is_a_choice() -> None:
     assert rendered(POSTGRES_SYNCHRONOUS="off")["bootstrap"]["dcs"]["synchronous_mode"] is False
 
 
+def test_nothing_removes_a_data_directory(tmp_path: Path) -> None:
+    """Not even what an operator writes into Consul: Patroni takes the member's own word for it."""
+    file = tmp_path / "patroni.yml"
+    file.write_text(json.dumps(rendered(POSTGRES_DATA=str(tmp_path / "data"))))
+    found = Config(str(file), validator=None)
+    names = [f"remove_data_directory_on_{why}" for why in ("rewind_failure", "diverged_timelines")]
+    found.set_dynamic_configuration({"postgresql": {**dict.fromkeys(names, True), "basebackup": [{"waldir": "/x"}]}})
+    assert [found["postgresql"][name] for name in names] == [False, False]
+    assert found["postgresql"]["basebackup"] == [{"checkpoint": "fast"}]
+
+
 def test_numbers_fit_patronis_rule() -> None:
     """`loop_wait + 2 * retry_timeout <= ttl`, or Patroni changes them."""
     dcs = rendered()["bootstrap"]["dcs"]
@@ -111,8 +125,7 @@ def test_stop_waits_for_the_supervisor(tmp_path: Path) -> None:
             action, number = os.read(reader, 4096).decode().split()
             assert action == "before_stop"
             assert hook.poll() is None
-            with (run / f"{config.STOP_REPLY}.{number}").open("w") as pipe:
-                pipe.write("\n")
+            let_go_on(run, number)
             assert hook.wait(timeout=30) == 0
         assert sorted(path.name for path in run.iterdir()) == sorted([config.EVENTS, config.BEFORE_STOP])
     finally:

@@ -210,6 +210,12 @@ class No:
         """No."""
         return False
 
+    def claimed(self) -> bool:
+        """Never asked."""
+        raise AssertionError
+
+    won = claimed
+
 
 class Full:
     """A guard whose disk is full."""
@@ -223,6 +229,8 @@ class Full:
     def won(self) -> bool:
         """No."""
         return False
+
+    claimed = won
 
 
 async def test_guard_is_asked_before_the_key_is_taken() -> None:
@@ -245,6 +253,27 @@ async def test_bootstrap_is_claimed_though_the_answer_was_lost() -> None:
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
         await it.made.consul.put(f"/v1/session/destroy/{session}")
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
+
+
+async def test_claim_of_a_member_that_is_gone_says_nothing() -> None:
+    """Patroni waits for whoever makes the cluster. Where nobody holds the lock, there is nobody to wait for."""
+    async with place() as it:
+        session = await another_session(it.made)
+        assert await it.write("bootstrap", "postgres-1", acquire=session)
+        assert await it.write("initialize", "")
+        assert (await it.run(it.dcs.get_cluster)).initialize == ""
+        await it.made.consul.put(f"/v1/session/destroy/{session}")
+        assert (await it.run(it.dcs.get_cluster)).initialize is None
+        assert await it.write("initialize", "77")
+        assert (await it.run(it.dcs.get_cluster)).initialize == "77"
+
+
+async def test_bootstrap_is_given_up_where_its_mark_cannot_be_written() -> None:
+    """The claim and its lock go at once: another member may have a disk."""
+    async with place(Full()) as it:
+        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
+        assert await it.entry("initialize") is None
+        assert not (await it.entry("bootstrap")).get("Session")
 
 
 async def test_key_is_given_back_where_the_claim_cannot_be_written() -> None:
@@ -280,3 +309,25 @@ async def test_servers_that_lost_everything_are_believed_once_they_take_a_sessio
         with pytest.raises(ConsulError):
             await it.run(it.dcs.get_cluster)
         assert it.dcs.failsafe == {"postgres-0": "http://x"}
+
+
+async def test_consul_forgets_one_database_and_no_other() -> None:
+    """What it knows goes, but for members and settings; a system identifier that is not the asked one stays."""
+    async with place() as it:
+        keys = ("initialize", "terms", "claim", "history", "sync", "status", "failsafe")
+        for key in (*keys, "config"):
+            assert await it.write(key, "8")
+        assert await it.run(lambda: it.dcs.forget("7")) is False
+        assert await it.value("terms") == "8"
+        assert await it.run(lambda: it.dcs.forget("8")) is True
+        assert [await it.entry(key) for key in keys] == [None] * len(keys)
+        assert await it.value("config") == "8"
+        assert await it.run(lambda: it.dcs.forget("8")) is False
+
+
+async def test_claim_is_the_last_one() -> None:
+    """Who wins the leader key says so in one write."""
+    async with place() as it:
+        assert await it.run(it.dcs.read_claim) == ""
+        await it.run(lambda: it.dcs.write_claim("a" * 32))
+        assert await it.run(it.dcs.read_claim) == "a" * 32

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
 from workloads.patroni import __main__
 from workloads.patroni.supervisor import find_postgres
 
@@ -42,3 +45,18 @@ def test_patroni_that_was_not_tried_is_refused(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "3.9.x" in said
+
+
+def test_health_check_imports_little() -> None:
+    """The health check has seconds for a new Python on a busy machine: too few for the supervisor's imports."""
+    heavy = ["aiohttp", "asyncio", "concurrent.futures", "http.client", "patroni", "psutil", "psycopg", "ssl", "yaml"]
+    program = (
+        "import sys; from workloads.patroni.__main__ import main; code = main(['health']);"
+        f" print(*sorted(set(sys.modules) & set({heavy!r}))); sys.exit(code)"
+    )
+    argv, environ = [sys.executable, "-S", "-c", program], {"POSTGRES_RUN": "/nowhere", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    said, imported = done.stdout.splitlines()
+    assert "no configuration yet" in said
+    assert imported == ""

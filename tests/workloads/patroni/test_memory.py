@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
-from tests.workloads.patroni.world import Member, World, restart_server, world
+from tests.workloads.patroni.world import CLUSTER, Member, World, restart_server, world
 from workloads.patroni import standing
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
@@ -162,3 +165,100 @@ async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
 
 async def _has(made: World, terms: Any) -> bool:
     return await made.dcs("terms") == terms
+
+
+async def test_data_are_kept_where_pg_rewind_fails() -> None:
+    """A leader was lost with rows that its asynchronous standby did not have. It comes back as a fork, and `pg_rewind`
+    fails halfway: the member becomes a copy of the new leader, and its data are kept."""
+    async with world(2, POSTGRES_SYNCHRONOUS="off") as made:
+        old = await made.master()
+        new = next(m for m in made.members if m is not old)
+        await made.until(lambda: made.tagged("replica"), "there is a standby")
+        async with await made.connect(made.master_port) as connection:
+            await connection.execute("CREATE TABLE t AS SELECT 1 AS i")
+        await made.until(lambda: _has_rows(made, new, [1]), "the standby has the row")
+        receiver = new.pids("walreceiver")[0]
+        os.kill(receiver, signal.SIGSTOP)
+        await _write(made, 2, 3)
+        _stop(old)
+        # It would read on what has come already; the standby's PostgreSQL starts again without it.
+        os.kill(receiver, signal.SIGKILL)
+        insert = "INSERT INTO t VALUES (10) RETURNING i"
+        await made.until(lambda: made.sql(made.master_port, insert), "the standby leads")
+        # A file there and a folder here: pg_rewind ends in the midst of its work, and PostgreSQL looks at neither.
+        (new.folder / "pgdata" / "data" / "in-the-way").touch()
+        (old.folder / "pgdata" / "data" / "in-the-way").mkdir()
+        made.start_member(old)
+        # What was on its way to the standby may have reached it after all; the log that came after it has not.
+        rows = await _rows(made, new)
+        await made.until(lambda: _only_the_leaders_rows(made, old, rows), "the old leader follows")
+        assert (old.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
+        assert "this member is fork now: pg_rewind failed on the data" in old.log()
+
+
+async def _has_rows(made: World, member: Member, rows: list[int]) -> bool:
+    return await _rows(made, member) == rows
+
+
+async def _half_made(made: World) -> None:
+    """What a power cut in the midst of the first bootstrap leaves behind, in Consul and on one member's disk."""
+    await made.consul.put(f"/v1/kv/service/{CLUSTER}/initialize", b"")
+    volume = made.members[0].folder / "pgdata"
+    (volume / "data" / "base").mkdir(parents=True, mode=0o700)
+    (volume / "data" / "PG_VERSION").write_text("15\n")
+    (volume / "data.making").touch()
+
+
+async def test_bootstrap_that_was_cut_off_is_made_anew() -> None:
+    """Nobody holds the lock of the claim in Consul, and half a database is none: the members make the cluster."""
+    async with world(2, before=_half_made) as made:
+        await made.settled(1)
+        assert not (made.members[0].folder / "pgdata" / "data.making").exists()
+        assert "making a new cluster did not come to its end here" in made.members[0].log()
+
+
+async def test_leader_that_died_before_it_was_recorded_leads_again() -> None:
+    """A leader was killed in the first moments of its term, which Consul's list does not have yet, and the leader
+    before it is gone for good. It comes back and leads: its claim is in Consul, and nobody has claimed a term since."""
+    async with world(3) as made:
+        first = await _begin(made, 2)
+        before = await made.dcs("terms")
+        _stop(first)
+        await made.until(lambda: _leads_elsewhere(made, first), "another one leads")
+        second = await made.settled(1)
+        assert len(await made.dcs("terms")) == len(before) + 1
+        third = next(m for m in made.members if m not in (first, second))
+        _stop(third)
+        _stop(second)
+        await made.consul.put(f"/v1/kv/service/{CLUSTER}/terms", json.dumps(before).encode())
+        made.start_member(second)
+        made.start_member(third)
+        assert (await made.settled(1)).peer_id == second.peer_id
+        assert "this member is waiting now" not in second.log()
+
+
+async def test_new_disks_under_a_consul_that_remembers() -> None:
+    """Every disk of the database is new, and Consul knows the old one: the members say so and wait. A person's word
+    makes a new database."""
+    async with world(2) as made:
+        await made.settled(1)
+        known = await made.dcs("initialize")
+        for member in made.members:
+            _stop(member)
+            shutil.rmtree(member.folder / "pgdata")
+            (member.folder / "pgdata").mkdir()
+        for member in made.members:
+            made.start_member(member)
+        one = made.members[0]
+
+        async def waits() -> bool:
+            return "every member's disk is new" in _standing(one)["reason"]
+
+        await made.until(waits, "the member says what it waits for")
+        assert known in _standing(one)["reason"]
+        # The routes between the members are in this very process.
+        assert "No member has a database" in await asyncio.to_thread(_command, one, "status")
+        said = await asyncio.to_thread(_command, one, "lead", "--accept-loss", "--yes")
+        assert "every write there ever was" in said
+        await made.settled(1)
+        assert await made.dcs("initialize") not in (None, "", known)

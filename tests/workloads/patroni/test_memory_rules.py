@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.workloads.patroni.test_asking import HEAD, member
 from workloads.patroni import memory as memories
 from workloads.patroni import record, standing
-from workloads.patroni.election import Kind, answer
-from workloads.patroni.memory import ForkError, Memory, keeps
+from workloads.patroni.election import TAG, Holding, Kind, answer, tag
+from workloads.patroni.memory import ForkError, Memory
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import State
 from workloads.patroni.terms import Term, Terms, dump, parse
@@ -37,6 +42,7 @@ class Postgres:
     timeline: int = 1
     lsn: int = 10
     waits: str = "RecoveryRetrieveRetryInterval"
+    sysid: str = "7"
 
     def data_directory_empty(self) -> bool:
         return not (Path(self.data_dir) / "PG_VERSION").exists()
@@ -80,6 +86,22 @@ class Consul:
     text: str = ""
     index: int = 0
     written: list[Terms] = field(default_factory=list)
+    system_id: str = ""
+    claim: str = ""
+
+    def read_system_id(self) -> str:
+        return self.system_id
+
+    def forget(self, system_id: str) -> bool:
+        assert system_id == self.system_id
+        self.system_id = self.text = self.claim = ""
+        return True
+
+    def read_claim(self) -> str:
+        return self.claim
+
+    def write_claim(self, term_id: str) -> None:
+        self.claim = term_id
 
     def read_terms(self) -> tuple[int, str]:
         return self.index, self.text
@@ -101,6 +123,7 @@ class Place:
     consul: Consul
     data: Path
     run: Path
+    members: dict[str, tuple[str, int]]
 
     def has(self, *terms: Term, claim: Claim | None = None) -> None:
         """Gives it a database with this record."""
@@ -130,7 +153,7 @@ def place(tmp_path: Path) -> Place:
     memory = Memory("postgres-b", run, lambda: members, lambda: f"{next(numbers):032x}")
     postgres, consul = Postgres(str(data)), Consul()
     memory.bind(postgres, consul)
-    return Place(memory, postgres, consul, data, run)
+    return Place(memory, postgres, consul, data, run, members)
 
 
 def test_empty_consul_is_led_only_by_who_has_asked_all(place: Place) -> None:
@@ -178,6 +201,117 @@ def test_empty_member_waits_for_all(place: Place) -> None:
     place.memory.prepare(lambda: None)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
     assert not place.memory.may_initialize()
+
+
+def test_leader_that_died_before_its_term_was_recorded_leads_again(place: Place) -> None:
+    """Its claim is in Consul: Consul remembers the cluster, although the list of terms lacks the newest. Nobody has to
+    be asked, so a member that is gone for good keeps nobody waiting. Somebody else's later claim counts for more."""
+    place.has(term(1))
+    place.consul.text = dump((term(1),))
+    assert place.memory.won()
+    (place.data / "pg_wal" / "00000002.history").touch()
+    assert place.memory.prepare(lambda: None)
+    assert place.recorded.terms[-1].timeline == 2
+    assert place.memory.may_lead()
+    place.consul.claim = "f" * 32
+    assert not place.memory.may_lead()
+
+
+def test_database_that_no_member_has_waits_for_a_person(place: Place) -> None:
+    """Consul knows a database, and every disk is new: the status says so, and a person's word begins a new one."""
+    place.consul.system_id, place.consul.text = "7", dump((term(1),))
+    assert place.memory.prepare(lambda: None)
+    place.memory.look(None, "7")
+    assert "missing: postgres-a" in standing.read(place.run).reason
+    with _empty_member(place, times=3):
+        place.memory.look(None, "7")
+        assert place.stands is State.WAITING
+        assert "identifier 7): every member's disk is new" in standing.read(place.run).reason
+        assert place.consul.system_id == "7"
+        (place.run / standing.ALLOWANCE).touch()
+        place.memory.look(None, "7")
+        assert place.consul.system_id == place.consul.text == ""
+        assert place.memory.may_initialize()
+    assert place.stands is State.WHOLE
+
+
+def test_word_of_an_operator_does_not_replace_a_database_that_is_there(place: Place) -> None:
+    """A member that answers and has a database has to lead first, whatever a person has said elsewhere."""
+    place.consul.system_id = "7"
+    assert place.memory.prepare(lambda: None)
+    (place.run / standing.ALLOWANCE).touch()
+    tags = {TAG: tag(Holding(kind=Kind.UNSETTLED))}
+    with member(HEAD + json.dumps({"tags": tags}).encode()) as address:
+        place.members["postgres-a"] = address
+        place.memory.look(None, "7")
+    assert place.consul.system_id == "7"
+    assert "postgres-a has a database (unsettled)" in standing.read(place.run).reason
+
+
+def test_empty_member_waits_no_more_once_somebody_leads(place: Place) -> None:
+    """It copies the leader then."""
+    assert place.memory.prepare(lambda: None)
+    place.memory.look(None, "7")
+    assert place.stands is State.WAITING
+    place.memory.look("postgres-a", "7")
+    assert place.stands is State.WHOLE
+
+
+@contextmanager
+def _empty_member(place: Place, times: int) -> Iterator[None]:
+    """The other member has no database, and says so `times` times."""
+    tags = {TAG: tag(Holding(kind=Kind.EMPTY))}
+    with member(HEAD + json.dumps({"tags": tags}).encode(), times=times) as address:
+        place.members["postgres-a"] = address
+        yield
+
+
+def _begin_cluster(place: Place) -> Memory:
+    """Claims a bootstrap and begins it; returns the memory of the process after this one."""
+    assert place.memory.prepare(lambda: None)
+    assert place.memory.may_initialize()
+    assert place.memory.claimed()
+    place.has()
+    after = Memory("postgres-b", place.run, lambda: place.members, lambda: "")
+    after.bind(place.postgres, place.consul)
+    return after
+
+
+@pytest.mark.parametrize("sysid", ["7", ""], ids=["has a control file", "has none yet"])
+def test_bootstrap_that_did_not_end_is_the_others_turn(
+    place: Place, monkeypatch: pytest.MonkeyPatch, sysid: str
+) -> None:
+    """Half a database goes; for a while the others may make the cluster, and the status says so."""
+    place.postgres.sysid = sysid
+    with _empty_member(place, times=2):
+        after = _begin_cluster(place)
+        assert after.prepare(lambda: None)
+        assert not place.data.exists()
+        assert answer({"tags": after.tags}).kind is Kind.EMPTY
+        assert not after.may_initialize()
+        assert "the other members go first" in standing.read(place.run).reason
+        later = time.monotonic() + memories.TURN_SECONDS
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert after.may_initialize()
+
+
+def test_bootstrap_that_consul_has_heard_of_is_kept(place: Place) -> None:
+    """The member ended between the naming of the cluster and the leader key: its data are the cluster's."""
+    with _empty_member(place, times=1):
+        after = _begin_cluster(place)
+    place.consul.system_id = place.postgres.sysid
+    assert after.prepare(lambda: None)
+    assert place.data.exists()
+
+
+def test_leader_of_a_new_cluster_keeps_its_data(place: Place) -> None:
+    """Once it has won the leader key somebody may write: a later start never takes the data for half a database."""
+    with _empty_member(place, times=1):
+        after = _begin_cluster(place)
+    place.postgres.primary = 1
+    assert place.memory.won()
+    assert after.prepare(lambda: None)
+    assert place.data.exists()
 
 
 @pytest.mark.parametrize("change", [{"state": "starting"}, {"state": "stopped"}, {"waits": "WalSync"}])
@@ -246,14 +380,61 @@ def test_promotion_that_nobody_recorded_is_found_at_the_next_start(place: Place)
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
 
 
-def test_one_fork_is_kept(place: Place) -> None:
-    """The data of an earlier fork make room for those of the next one: the disk does not fill."""
+def test_every_fork_is_kept(place: Place) -> None:
+    """The data of an earlier fork stay where they are when the next one is set aside."""
     for mark in ("e", "f"):
         place.has(term(1, mark))
         place.consul.text = dump((term(1, "a"),))
-        place.memory.prepare(lambda: "postgres-a")
-    assert sorted(path.name for path in place.data.parent.iterdir()) == ["data.fork", "run"]
-    assert record.load(place.data.with_name("data.fork")).terms == (term(1, "f"),)
+        assert place.memory.prepare(lambda: "postgres-a")
+    assert sorted(path.name for path in place.data.parent.iterdir()) == ["data.fork", "data.fork.2", "run"]
+    kept = [record.load(place.data.with_name(name)).terms for name in ("data.fork", "data.fork.2")]
+    assert kept == [(term(1, "e"),), (term(1, "f"),)]
+
+
+def test_fork_waits_for_room(place: Place) -> None:
+    """A disk without room for a fresh copy: nothing is removed, the status says what is missing and what to try, and
+    when there is room the member goes on by itself."""
+    place.has(term(1, "e"))
+    place.consul.text = dump((term(1, "a"),))
+    assert place.memory.prepare(lambda: "postgres-a")
+    place.has(term(1, "f"))
+    with (place.data / "base").open("wb") as file:
+        # As large as all that is free; nothing is written.
+        file.truncate(shutil.disk_usage(place.data).free)
+    assert not place.memory.prepare(lambda: "postgres-a")
+    assert record.load(place.data.with_name("data.fork")).terms == (term(1, "e"),)
+    assert place.recorded.terms == (term(1, "f"),)
+    reason = standing.read(place.run).reason
+    assert all(text in reason for text in ("MiB are free", "data.fork (0 MiB)", "enlarge the disk"))
+    assert place.memory.tags["nofailover"]
+    assert answer({"tags": place.memory.tags}).kind is Kind.UNSETTLED
+    (place.data / "base").unlink()
+    assert place.memory.prepare(lambda: "postgres-a")
+    assert record.load(place.data.with_name("data.fork.2")).terms == (term(1, "f"),)
+
+
+def test_data_on_which_pg_rewind_failed_are_set_aside(place: Place) -> None:
+    """Whoever leads or not, PostgreSQL does not start on them; they are kept."""
+    place.has(term(1))
+    place.memory.spoil()
+    assert place.memory.prepare(lambda: None)
+    assert record.load(place.data.with_name("data.fork")).terms == (term(1),)
+    assert not place.data.exists()
+    assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
+    assert "pg_rewind failed" in standing.read(place.run).reason
+
+
+def test_fork_that_waits_may_lead_again_when_its_leader_is_gone(place: Place) -> None:
+    """While the data wait for room the leader goes: what kept this member from leading does not outlive it."""
+    place.has(term(1, "f"))
+    place.consul.text = dump((term(1, "a"),))
+    (place.data / "pg_tblspc").mkdir()
+    (place.data / "pg_tblspc" / "16384").symlink_to("/elsewhere")
+    assert not place.memory.prepare(lambda: "postgres-a")
+    assert place.stands is State.FORK
+    assert place.memory.prepare(lambda: None)
+    assert place.stands is State.WHOLE
+    assert "nofailover" not in place.memory.tags
 
 
 def test_start_waits_for_the_leaders_term(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +516,3 @@ def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
     place.postgres.timeline = 2
     place.memory.look("postgres-a")
     assert place.recorded.terms == (term(1), term(2, "a"))
-
-
-def test_room_decides_what_is_kept() -> None:
-    """The data of a fork are kept where a fresh copy fits beside them, with half as much again to spare."""
-    assert keeps(100, 151)
-    assert not keeps(100, 150)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -425,14 +425,20 @@ async def _follow(world: World) -> None:
 
 
 @contextlib.asynccontextmanager
-async def world(members: int, **options: str) -> AsyncIterator[World]:
-    """A cluster of `members`; `options` are environment variables of every supervisor."""
+async def world(
+    members: int, *, before: Callable[[World], Awaitable[None]] | None = None, **options: str
+) -> AsyncIterator[World]:
+    """A cluster of `members`; `options` are environment variables of every supervisor. `before`: comes before their
+    start.
+    """
     need_root_or_userns()
     async with agents(members, **options) as made, TaskScope() as scope:
         routes = [await _listen(made)]
         routes += [await _route(m.vip, made.rest_port, partial(int, m.rest), set()) for m in made.members]
         follower = scope.start("follow the master", _follow(made))
         try:
+            if before is not None:
+                await before(made)
             for member in made.members:
                 made.start_member(member)
             yield made
