@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from lab.namespaces import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,26 +74,20 @@ def process_runs(pid: int) -> bool:
         return False
 
 
-def popen(argv: Sequence[str], *, death: int = signal.SIGKILL, **options: Any) -> subprocess.Popen[Any]:
+def popen(argv: Sequence[str], *, death: signal.Signals = signal.SIGKILL, **options: Any) -> subprocess.Popen[Any]:
     """`subprocess.Popen`, of a program that gets the signal `death` when this process ends, however that happens. To be
     called on a thread that stays until the program has ended: the kernel goes by the thread. A program that changes its
     user is no longer bound (PR_SET_PDEATHSIG in prctl(2)).
     """
-    return subprocess.Popen(argv, preexec_fn=_bound_to_us(death), **options)  # noqa: PLW1509 - two system calls
+    return subprocess.Popen(_bound_to_us(argv, death), **options)
 
 
 async def spawn(*argv: str, **options: Any) -> asyncio.subprocess.Process:
     """`asyncio.create_subprocess_exec`, of a program that is killed when this process ends (see `popen`)."""
-    return await asyncio.create_subprocess_exec(*argv, preexec_fn=_bound_to_us(signal.SIGKILL), **options)
+    return await asyncio.create_subprocess_exec(*_bound_to_us(argv, signal.SIGKILL), **options)
 
 
-def _bound_to_us(death: int) -> Callable[[], None]:
-    parent = os.getpid()
-
-    def in_child() -> None:
-        die_with_parent(death)
-        # Whoever died before that sends nothing.
-        if os.getppid() != parent:
-            os._exit(127)
-
-    return in_child
+def _bound_to_us(argv: Sequence[str], death: signal.Signals) -> list[str]:
+    """Not by `preexec_fn`: a fork of a process in which gRPC has threads may crash before the program starts."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", death.name.removeprefix("SIG"), "--", *argv] if setpriv else list(argv)

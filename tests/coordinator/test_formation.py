@@ -22,7 +22,7 @@ import pytest
 from runtime.consul import ConsulClient, ConsulError
 from runtime.tasks import TaskScope
 from tests.coordinator.world import Applicant, Cluster, Running, cluster
-from tests.support import ROOT, eventually, need_root_or_userns
+from tests.support import ROOT, eventually, need_root_or_userns, spawn
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -282,7 +282,7 @@ async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_drop
 
 async def recover(running: Running, *options: str) -> tuple[int, str]:
     """`python -m coordinator recover` beside a coordinator, with yes as the answer: exit code and output."""
-    process = await asyncio.create_subprocess_exec(
+    process = await spawn(
         sys.executable, "-m", "coordinator", "recover", *options, cwd=ROOT,
         env={"MESH_STATE_DIR": str(running.folder / "private")},
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
