@@ -29,6 +29,7 @@ from topology.manifest import (
     TcbPolicy,
 )
 from topology.model import COORDINATOR, Cluster, Group, leader_key
+from topology.owners import Owners
 from topology.problems import ClusterError
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
@@ -62,7 +63,10 @@ class Deployment:
     coordinator_urls: tuple[str, ...]
     """One a coordinator, in order of their peer IDs."""
     rendezvous: tuple[Rendezvous, ...]
+    owners: Owners
     epoch: int
+    previous: str | None = None
+    """Digest of the manifest before; None for the first."""
 
 
 def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
@@ -75,6 +79,8 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
     return Manifest(
         version=MANIFEST_VERSION,
         epoch=deployment.epoch,
+        previous=deployment.previous,
+        owners=deployment.owners,
         cluster=cluster.name,
         key_provider=deployment.key_provider,
         os_images=deployment.os_images,

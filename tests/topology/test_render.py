@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ROOT
 from tests.topology.support import group, write
-from topology import addresses, cluster, compose, manifest, render
+from topology import addresses, cluster, compose, envelope, manifest, render
+from topology.owners import Owners, key_of, text_of
 from topology.problems import ClusterError
 
 STARTER = ROOT / "clusters" / "starter"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
-PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-OWNER_KEY = base64.urlsafe_b64encode(PUBLIC).decode().rstrip("=")
+OWNERS = Owners(keys=(key_of(KEY),))
+OWNER_KEY = text_of(OWNERS)
 URLS = ("https://a-8787s.example",)
 
 
@@ -43,14 +42,16 @@ def deployment() -> render.Deployment:
         groups={"api": facts("a"), "worker": facts("b")},
         coordinator_urls=URLS,
         rendezvous=(manifest.Rendezvous(public_key="k", endpoint="1.2.3.4:51820", address="100.96.0.1"),),
+        owners=OWNERS,
         epoch=7,
+        previous="07" * 32,
     )
 
 
 def test_the_manifest_has_what_the_cluster_says() -> None:
     """Peers, backends, routes and the facts of the deployment, each at its place."""
     found = render.manifest(starter(), deployment())
-    assert (found.version, found.epoch, found.cluster) == (1, 7, "starter")
+    assert (found.version, found.epoch, found.cluster) == (2, 7, "starter")
     assert [p.peer_id for p in found.groups["worker"].peers] == ["worker-0", "worker-1"]
     assert found.groups["worker"].peers[1].address == "100.96.201.77"
     assert found.groups["worker"].app_id == "b" * 40
@@ -170,8 +171,8 @@ def test_load_render_sign_and_open_is_a_round_trip() -> None:
     """What a CVM opens is what was rendered; the text has no form but the canonical one."""
     made = render.manifest(starter(), deployment())
     assert manifest.decode(manifest.encode(made)) == made
-    assert manifest.open_envelope(manifest.sign(made, KEY), PUBLIC) == made
-    assert manifest.open_envelope(manifest.unsigned(made), None) == made
+    assert envelope.open_envelope(envelope.seal(made, KEY), OWNERS).manifest == made
+    assert envelope.open_envelope(envelope.seal(made), None).manifest == made
 
 
 def test_phalas_prefix_of_an_app_id_is_dropped() -> None:
