@@ -13,11 +13,13 @@ import json
 from dataclasses import dataclass
 
 from topology import owners as keys
-from topology.manifest import Manifest, ManifestError, decode_signed, encode
+from topology.manifest import Manifest, ManifestError, decode_signed, encode, from_tree
 from topology.owners import MAX_OWNERS, Owners, PrivateKey
 
 MAX_ENVELOPE = 1 << 20
 """Characters. A manifest of 1,000 CVMs has some 200 KiB."""
+SHOWN_DIGITS = 12
+"""Hex digits of a digest that people are shown: 48 bits, in which no two manifests agree by chance."""
 _CONTEXT = b"cvm-mesh manifest v2\0"
 """Begins what is signed and what is digested, so that neither passes for anything else that an owner's key signs."""
 
@@ -32,6 +34,24 @@ class Signed:
     envelope: str
     unknown: tuple[str, ...] = ()
     """Entries of a newer format that were left out."""
+
+    @property
+    def name(self) -> str:
+        """Epoch and the first digits of the digest, for people."""
+        return f"epoch {self.manifest.epoch} ({self.digest[:SHOWN_DIGITS]})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What an envelope says of itself. Nobody has checked a signature or the form."""
+
+    version: int
+    epoch: int
+    cluster: str
+
+
+class UnreadableError(ManifestError):
+    """An envelope is well signed, and this program cannot read the manifest in it: a newer program wrote it."""
 
 
 def message(manifest: Manifest) -> bytes:
@@ -60,7 +80,8 @@ def attach(envelope: str, signature: bytes) -> str:
 def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     """The manifest in `envelope`, after the signatures of as many `owners` as have to sign were checked.
 
-    `owners=None` skips the signatures: only for a configuration that says it is insecure. ManifestError.
+    `owners=None` skips the signatures: only for a configuration that says it is insecure. ManifestError; where the
+    signatures are good and the manifest cannot be read, UnreadableError.
     """
     text = envelope.strip()
     payload_text, dot, signatures_text = text.partition(".")
@@ -78,11 +99,27 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
                 f"(the first manifest is signed by those in the measured compose file, each other by those that the "
                 f"manifest before it names)"
             )
-    manifest, unknown = decode_signed(payload)
-    _check_canonical(payload)
+    try:
+        manifest, unknown = decode_signed(payload)
+        _check_canonical(payload)
+    except ManifestError as error:
+        raise UnreadableError(str(error)) from error
     return Signed(
         manifest=manifest, digest=hashlib.sha256(_CONTEXT + payload).hexdigest(), envelope=text, unknown=unknown
     )
+
+
+def claims(envelope: str) -> Claims | None:
+    """What the payload of `envelope` says of itself, whoever made it; None when it says nothing of the kind."""
+    payload, dot, _ = envelope.strip().partition(".")
+    if not dot or len(payload) > MAX_ENVELOPE:
+        return None
+    try:
+        tree = json.loads(_unb64(payload, "payload"))
+        found: Claims = from_tree(Claims, {name: tree[name] for name in ("version", "epoch", "cluster")}, "manifest")
+    except (ManifestError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return found
 
 
 def _check_canonical(payload: bytes) -> None:

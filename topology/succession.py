@@ -1,8 +1,8 @@
 """Which manifest may follow which: one judgement for all who take manifests. Pure.
 
 A manifest follows its head when it has the next epoch, names the head's digest, is of the same cluster and the same
-coordinators' app, and is signed by the head's owners. So a manifest that was signed before the owners changed, or one of
-two that were signed at the same time, does not pass for the newest.
+coordinators' app, and is signed by the head's owners. So a manifest that was signed before the owners changed, or one
+of two that were signed at the same time, does not pass for the newest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from topology.envelope import Signed, open_envelope
+from topology.envelope import Signed, UnreadableError, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
 
@@ -28,6 +28,8 @@ class Fault(Enum):
     """Of another cluster or another coordinators' app."""
     INVALID = "invalid"
     """Not signed by those that have to sign, or no manifest."""
+    UNREADABLE = "unreadable"
+    """Well signed, and in a form that this program does not know."""
 
 
 class SuccessionError(ManifestError):
@@ -46,7 +48,7 @@ def follow(head: Signed, envelope: str) -> Signed:
     if found.manifest.epoch > head.manifest.epoch + 1:
         raise SuccessionError(
             Fault.GAP,
-            f"{_named(found)} does not follow {_named(head)} directly; those in between are needed first",
+            f"{found.name} does not follow {head.name} directly; those in between are needed first",
         )
     return found
 
@@ -55,16 +57,16 @@ def overtake(held: Signed, envelope: str, *, settled: bool, signed: bool = True)
     """The manifest in `envelope` when it counts more than `held`, of which the reader may have missed successors; None
     when `held` goes on. SuccessionError when it is not to be believed.
 
-    `settled`: the coordinators enforce `held`, so another one of the same epoch is a fork. Otherwise `held` is what the
-    reader began with, and a coordinator's manifest of the same epoch replaces it. `signed=False` skips signatures.
+    `settled`: the coordinators enforce `held`, so what follows another manifest than `held` is a fork. Otherwise `held`
+    is what the reader began with, and a coordinator's manifest of the same epoch, or one that follows such a one,
+    replaces it. `signed=False` skips signatures.
     """
     found = _open(envelope, held.manifest.owners if signed else None)
     _check_same_mesh(held.manifest, found.manifest)
     if found.digest == held.digest or found.manifest.epoch < held.manifest.epoch:
         return None
-    if found.manifest.epoch == held.manifest.epoch and not settled:
-        return found
-    _check_newer(held, found)
+    if settled:
+        _check_newer(held, found)
     return found
 
 
@@ -79,7 +81,7 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
             continue
         first = _open(envelope, owners)
         if first.manifest.previous is not None:
-            raise SuccessionError(Fault.GAP, f"the history begins with {_named(first)}, expected epoch 1")
+            raise SuccessionError(Fault.GAP, f"the history begins with {first.name}, expected epoch 1")
         found.append(first)
     return tuple(found)
 
@@ -87,6 +89,8 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
 def _open(envelope: str, owners: Owners | None) -> Signed:
     try:
         return open_envelope(envelope, owners)
+    except UnreadableError as error:
+        raise SuccessionError(Fault.UNREADABLE, f"needs a newer program: {error}") from error
     except ManifestError as error:
         raise SuccessionError(Fault.INVALID, str(error)) from error
 
@@ -103,17 +107,12 @@ def _check_same_mesh(head: Manifest, found: Manifest) -> None:
 
 def _check_newer(head: Signed, found: Signed) -> None:
     if found.digest == head.digest:
-        raise SuccessionError(Fault.IDENTICAL, f"{_named(found)} is in force already")
+        raise SuccessionError(Fault.IDENTICAL, f"{found.name} is in force already")
     if found.manifest.epoch < head.manifest.epoch:
-        raise SuccessionError(Fault.OLDER, f"{_named(found)} is older than {_named(head)}, which is in force")
+        raise SuccessionError(Fault.OLDER, f"{found.name} is older than {head.name}, which is in force")
     direct = found.manifest.epoch == head.manifest.epoch + 1
     if found.manifest.epoch == head.manifest.epoch or (direct and found.manifest.previous != head.digest):
         raise SuccessionError(
             Fault.FORKED,
-            f"{_named(found)} follows another manifest than {_named(head)}, which is in force: two were signed for one "
-            "epoch",
+            f"{found.name} follows another manifest than {head.name}, which is in force: two were signed for one epoch",
         )
-
-
-def _named(signed: Signed) -> str:
-    return f"epoch {signed.manifest.epoch} ({signed.digest[:12]})"

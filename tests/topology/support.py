@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from topology import cluster
+
+
+def sealed(payload: bytes, key: Ed25519PrivateKey) -> str:
+    """An envelope of any bytes, signed by `key`: what this program would not write itself."""
+    parts = (payload, key.sign(b"cvm-mesh manifest v2\0" + payload))
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
 
 COMPOSE = """\
 services:
@@ -15,7 +24,7 @@ services:
     command: ["sidecar"]
     network_mode: host
     environment:
-      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"
+      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
     healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }
   app:
     image: ghcr.io/example/app:1

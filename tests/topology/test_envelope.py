@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.topology.support import sealed
 from tests.topology.test_render import KEY, OWNERS, deployment, starter
 from topology import envelope as envelopes
 from topology import render
@@ -23,8 +24,7 @@ MADE = render.manifest(starter(), deployment())
 
 def resealed(payload: bytes) -> str:
     """An envelope of any bytes, signed by the owner."""
-    signature = KEY.sign(b"cvm-mesh manifest v2\0" + payload)
-    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (payload, signature))
+    return sealed(payload, KEY)
 
 
 def test_the_digest_is_of_what_owners_sign() -> None:
@@ -86,3 +86,12 @@ def test_an_envelope_is_bounded() -> None:
     flood = seal(MADE) + ".".join(["AA"] * 1000) + "." + seal(MADE, KEY).partition(".")[2]
     with pytest.raises(ManifestError, match="signed by 0"):
         open_envelope(flood, OWNERS)
+
+
+def test_what_an_envelope_says_of_itself_needs_no_signature() -> None:
+    """Version, epoch and cluster, also of a form that is not known; nothing from what is no envelope."""
+    tree = json.loads(encode(MADE)) | {"version": 9, "groups": 5}
+    found = envelopes.claims(resealed(json.dumps(tree).encode()))
+    assert found == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter")
+    for text in ("", "garbage", ".", "e30.", f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.AA", "A" * (1 << 21)):
+        assert envelopes.claims(text) is None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.topology.support import sealed
 from tests.topology.test_render import deployment, starter
 from topology import envelope as envelopes
 from topology import render
 from topology.envelope import Signed, open_envelope, seal
-from topology.manifest import Manifest
+from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
 from topology.succession import Fault, SuccessionError, chain, follow, overtake
 
@@ -120,5 +122,22 @@ def test_a_reader_takes_what_is_newer() -> None:
     with pytest.raises(SuccessionError) as caught:
         overtake(HEAD, twin.envelope, settled=True)
     assert caught.value.fault is Fault.FORKED
+    follows_twin = signed(after(twin))
+    assert overtake(HEAD, follows_twin.envelope, settled=False) == follows_twin
+    with pytest.raises(SuccessionError, match="follows another manifest than epoch 1"):
+        overtake(HEAD, follows_twin.envelope, settled=True)
     with pytest.raises(SuccessionError, match="signed by 0"):
         overtake(HEAD, signed(after(HEAD), BOB).envelope, settled=True)
+
+
+def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
+    """Well signed: a newer version, and an unknown critical field. Signed by somebody else it is just wrong."""
+    newer = json.loads(encode(after(HEAD))) | {"version": 3}
+    strict = json.loads(encode(after(HEAD))) | {"critical": ["floor"], "floor": 1}
+    for tree in (newer, strict):
+        payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+        for key, fault in ((ALICE, Fault.UNREADABLE), (BOB, Fault.INVALID)):
+            with pytest.raises(SuccessionError) as caught:
+                overtake(HEAD, sealed(payload, key), settled=True)
+            assert caught.value.fault is fault
+            assert ("needs a newer program" in str(caught.value)) == (fault is Fault.UNREADABLE)
