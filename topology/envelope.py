@@ -40,6 +40,11 @@ class Signed:
         """Epoch and the first digits of the digest, for people."""
         return f"epoch {self.manifest.epoch} ({self.digest[:SHOWN_DIGITS]})"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know about it."""
+        return (f"left out of {self.name}, for a newer program: {', '.join(self.unknown)}",) if self.unknown else ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:

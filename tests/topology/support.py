@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from topology import cluster
+from topology.envelope import Signed, open_envelope, seal
+from topology.manifest import Manifest
+from topology.owners import PrivateKey
+
+
+def opened(manifest: Manifest, *keys: PrivateKey) -> Signed:
+    """`manifest` as a reader has it, signed by `keys`."""
+    return open_envelope(seal(manifest, *keys), None)
+
+
+def after(head: Signed, **changes: Any) -> Manifest:
+    """The manifest that follows `head`, with `changes`."""
+    return dataclasses.replace(head.manifest, **{"epoch": head.manifest.epoch + 1, "previous": head.digest, **changes})
 
 
 def sealed(payload: bytes, key: Ed25519PrivateKey) -> str:

@@ -8,11 +8,11 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.topology.support import sealed
+from tests.topology.support import after, opened, sealed
 from tests.topology.test_render import deployment, starter
 from topology import envelope as envelopes
 from topology import render
-from topology.envelope import Signed, open_envelope, seal
+from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
 from topology.succession import Fault, SuccessionError, chain, follow, overtake
@@ -25,15 +25,8 @@ FIRST = dataclasses.replace(
 
 
 def signed(manifest: Manifest, *keys: Ed25519PrivateKey) -> Signed:
-    """The manifest as opened from its envelope."""
-    return open_envelope(seal(manifest, *(keys or (ALICE,))), None)
-
-
-def after(head: Signed, **changes: object) -> Manifest:
-    """The manifest that follows `head`, with `changes`."""
-    manifest = head.manifest
-    following = {"epoch": manifest.epoch + 1, "previous": head.digest, **changes}
-    return dataclasses.replace(manifest, **following)  # type: ignore[arg-type]
+    """The manifest as opened from its envelope, which ALICE signs unless told otherwise."""
+    return opened(manifest, *(keys or (ALICE,)))
 
 
 HEAD = signed(FIRST)
