@@ -17,8 +17,10 @@ from typing import Any
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
 from topology.cluster import Cluster
+from topology.envelope import Signed
 from topology.manifest import KeyProvider, Manifest, ManifestError, OsImage, Rendezvous, TcbPolicy, from_tree
 from topology.model import COORDINATOR
+from topology.owners import Owners
 from topology.problems import ClusterError
 from topology.render import AppFacts, Deployment
 
@@ -104,12 +106,14 @@ def review(
     images: tuple[OsImage, ...] | None,
     pre_launch: frozenset[str],
     earlier: Manifest | None,
-    epoch: int,
+    owners: Owners,
+    after: Signed | None,
 ) -> Reviewed:
     """What of `report` the manifest takes over. ClusterError with everything that is not as the files here say.
 
     `files` has the compose file's text by app. `images` are those that the owner approves, None takes the reported.
     `pre_launch` has the SHA-256 of each accepted pre-launch script. The compose hashes of `earlier` stay allowed.
+    `owners` will sign what follows; `after` is the manifest before, None for the first.
     """
     problems = list(_misfits(cluster, report, policy))
     notes: list[str] = []
@@ -152,7 +156,9 @@ def review(
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
         rendezvous=report.rendezvous,
-        epoch=epoch,
+        owners=owners,
+        epoch=after.manifest.epoch + 1 if after else 1,
+        previous=after.digest if after else None,
     )
     return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
 
@@ -307,7 +313,7 @@ def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
     """
     if group not in earlier.groups:
         return False
-    same = ("version", "cluster", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
+    same = ("version", "cluster", "owners", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
     own, new = (dataclasses.replace(it.groups[group], peers=(), compose_hashes=()) for it in (earlier, manifest))
     return own == new and all(getattr(earlier, name) == getattr(manifest, name) for name in same)
 

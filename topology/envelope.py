@@ -82,6 +82,17 @@ def attach(envelope: str, signature: bytes) -> str:
     return f"{envelope.strip().rstrip('.')}.{_b64(signature)}"
 
 
+def signatures(envelope: str) -> tuple[bytes, ...]:
+    """Those in `envelope`, of which nobody has checked any. ManifestError."""
+    _, _, text = envelope.strip().partition(".")
+    return tuple(_unb64(part, "signature") for part in text.split(".", MAX_OWNERS)[:MAX_OWNERS] if part)
+
+
+def message_of(envelope: str) -> bytes:
+    """The bytes that the owners of `envelope` signed. ManifestError."""
+    return _CONTEXT + _unb64(envelope.strip().partition(".")[0], "payload")
+
+
 def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     """The manifest in `envelope`, after the signatures of as many `owners` as have to sign were checked.
 
@@ -89,15 +100,15 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     signatures are good and the manifest cannot be read, UnreadableError.
     """
     text = envelope.strip()
-    payload_text, dot, signatures_text = text.partition(".")
+    _, dot, _ = text.partition(".")
     if not dot or len(text) > MAX_ENVELOPE:
         raise ManifestError(
             f"the manifest envelope is not '<payload>.<signature>' in base64url, of {MAX_ENVELOPE} characters at most"
         )
-    payload = _unb64(payload_text, "payload")
-    signatures = [_unb64(part, "signature") for part in signatures_text.split(".", MAX_OWNERS)[:MAX_OWNERS]]
+    signed = message_of(text)
+    payload = signed[len(_CONTEXT) :]
     if owners is not None:
-        signers = keys.signers(owners, _CONTEXT + payload, signatures)
+        signers = keys.signers(owners, signed, signatures(text))
         if len(signers) < owners.threshold:
             raise ManifestError(
                 f"the manifest is signed by {len(signers)} of the owner keys that count, expected {owners.threshold} "
@@ -109,9 +120,7 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
         _check_canonical(payload)
     except ManifestError as error:
         raise UnreadableError(str(error)) from error
-    return Signed(
-        manifest=manifest, digest=hashlib.sha256(_CONTEXT + payload).hexdigest(), envelope=text, unknown=unknown
-    )
+    return Signed(manifest=manifest, digest=hashlib.sha256(signed).hexdigest(), envelope=text, unknown=unknown)
 
 
 def claims(envelope: str) -> Claims | None:

@@ -70,9 +70,14 @@ def parse(text: str) -> Owners:
     return owners
 
 
+def name_of(key: OwnerKey) -> str:
+    """One key as `parse` reads it."""
+    return key.key if key.alg == ED25519 else f"{key.alg}:{key.key}"
+
+
 def text_of(owners: Owners) -> str:
     """The text that `parse` reads, in its shortest form."""
-    keys = ",".join(key.key if key.alg == ED25519 else f"{key.alg}:{key.key}" for key in owners.keys)
+    keys = ",".join(map(name_of, owners.keys))
     return keys if len(owners.keys) == 1 else f"{owners.threshold} of {keys}"
 
 
