@@ -405,9 +405,7 @@ BROKEN: dict[str, Write] = {
     "compose-owner-list": _compose(
         '    environment:\n      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"\n', "    environment: [MESH_OWNERS]\n"
     ),
-    "compose-insecure": _compose(
-        "      MESH_OWNERS:", "      MESH_INSECURE_DEV_ROOT: ${ROOT:-}\n      MESH_OWNERS:"
-    ),
+    "compose-insecure": _compose("      MESH_OWNERS:", "      MESH_INSECURE_DEV_ROOT: ${ROOT:-}\n      MESH_OWNERS:"),
     "compose-env-file": _compose("    environment:\n", "    env_file: .env\n    environment:\n"),
     "compose-dollar": _compose('command: ["/app/app"]', 'command: ["/app/app", "$5"]'),
     "compose-bool": _compose("      MESH_OWNERS:", "      DEBUG: true\n      MESH_OWNERS:"),

@@ -12,6 +12,7 @@ import pytest
 from tests.support import ROOT
 from tests.terraform import cases, world
 from topology import cluster, manifest, render
+from topology.envelope import seal
 from topology.model import Cluster
 from topology.problems import ClusterError
 
@@ -74,7 +75,7 @@ def test_a_signed_manifest_is_read_as_topology_renders_with_it(tmp_path: Path) -
     cases.GOOD["database"](folder)
     ours = cluster.load(folder)
     facts = deployment(ours)
-    envelope = manifest.unsigned(render.manifest(ours, facts)) + "c2lnbmF0dXJl"
+    envelope = seal(render.manifest(ours, facts)) + "c2lnbmF0dXJl.c2lnbmF0dXJl"
     world.root(tmp_path, ["signed"], more=f'manifest = "{envelope}"')
     found = world.planned(tmp_path)["signed"]["environment"]
     for group in (*(group.name for group in ours.groups), None):
@@ -168,11 +169,9 @@ def deployment(ours: Cluster) -> render.Deployment:
 def _environment(ours: Cluster, group: str | None, envelope: str, urls: tuple[str, ...]) -> dict[str, str]:
     if group is None:
         return render.coordinator_environment(
-            ours, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+            ours, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls
         )
-    return render.sidecar_environment(
-        ours, group, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
-    )
+    return render.sidecar_environment(ours, group, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls)
 
 
 def _policy(ours: Cluster) -> dict[str, Any]:
