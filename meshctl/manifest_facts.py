@@ -138,12 +138,7 @@ def review(
     if len(providers) > 1:
         told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
         problems.append(f"the apps have their keys from different providers: {told}; all must use one")
-    if not report.rendezvous:
-        notes.append(
-            "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
-        )
-    if images is None:
-        notes.append("OS images are as the cloud reports them: compare them with the ones that you built or trust")
+    notes += _missing(report, images)
     if problems:
         raise ClusterError(problems)
     development = report.tcb.allow_development_images
@@ -161,6 +156,14 @@ def review(
         previous=after.digest if after else None,
     )
     return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+
+
+def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
+    """What is not there and may be meant so."""
+    if not report.rendezvous:
+        yield "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
+    if images is None:
+        yield "OS images are as the cloud reports them: compare them with the ones that you built or trust"
 
 
 def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
