@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.terraform import cases, world
+from tests.topology.test_render import OWNERS
 from topology import cluster, manifest, render
 from topology.envelope import seal
 from topology.model import Cluster
@@ -162,6 +163,7 @@ def deployment(ours: Cluster) -> render.Deployment:
         groups={group.name: facts for group in ours.groups},
         coordinator_urls=tuple(f"https://{peer}-8787s.example" for peer in ours.coordinator_peers()),
         rendezvous=(),
+        owners=OWNERS,
         epoch=1,
     )
 
