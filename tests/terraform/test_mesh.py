@@ -179,7 +179,17 @@ def _environment(ours: Cluster, group: str | None, envelope: str, urls: tuple[st
 def _policy(ours: Cluster) -> dict[str, Any]:
     """What of the manifest follows from cluster.tf alone."""
     whole = json.loads(manifest.encode(render.manifest(ours, deployment(ours))))
-    for name in ("version", "epoch", "key_provider", "os_images", "tcb", "rendezvous"):
+    for name in (
+        "version",
+        "epoch",
+        "previous",
+        "owners",
+        "critical",
+        "key_provider",
+        "os_images",
+        "tcb",
+        "rendezvous",
+    ):
         del whole[name]
     whole["coordinators"] = [{"peer_id": p["peer_id"], "address": p["address"]} for p in whole["coordinators"]["peers"]]
     for entry in whole["groups"].values():
