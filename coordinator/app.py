@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Protocol
 
-from coordinator import governance, identity, policy
+from coordinator import identity, policy
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.config import Config
 from coordinator.disk import Disk
 from coordinator.feed import Feed
 from coordinator.formation import Formation
+from coordinator.head import Head
 from coordinator.identity import Identity
 from coordinator.keys import derive, wireguard_key
 from coordinator.ledger import Ledger
@@ -40,7 +41,7 @@ from runtime.guest import GuestAgent
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
-from topology.manifest import Manifest
+from topology.envelope import SHOWN_DIGITS, Signed
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Coordinator:
         self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
         self._phase = "identity"
         self._identity: Identity | None = None
+        self._head: Head | None = None
         self._consul: ServerProcess | None = None
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -101,6 +103,12 @@ class Coordinator:
         """The broker, once the identity is known."""
         assert self._broker is not None
         return self._broker
+
+    @property
+    def head(self) -> Head:
+        """What is enforced, once the identity is known."""
+        assert self._head is not None
+        return self._head
 
     @property
     def ledger(self) -> Ledger:
@@ -142,16 +150,21 @@ class Coordinator:
         disk = self._disk(who)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
+        head = self._head = Head(
+            config.signed, who.info, check_signatures=config.owners is not None, changed=self._head_changed
+        )
+        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
+        records = Records(consul, ledger, own=own, owners=config.owners, head=head)
         broker = self._broker = Broker(
-            rules=self._rules(config.manifest, config.envelope),
+            rules=self._rules(config.signed),
             keys=keys,
             ledger=ledger,
             registry=registry,
             feed=feed,
             clocks=Clocks(unix=time.time, monotonic=time.monotonic),
             random=os.urandom,
+            offered=records.offered,
         )
-        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
         registry.put(own)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
         formation = self._formation = Formation(
@@ -167,14 +180,6 @@ class Coordinator:
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
         )
         ledger.kept = disk.remember
-        records = Records(
-            consul,
-            ledger,
-            own=own,
-            owner_key=config.owner_key,
-            current=lambda: (broker.rules.manifest, broker.rules.envelope),
-            adopt=lambda envelope: self._adopt(envelope, broker),
-        )
         app = application(broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request))
         server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir))
         self.port = await server.start()
@@ -183,7 +188,7 @@ class Coordinator:
                 link_task = scope.start("link", link.run())
                 others = [
                     scope.start("consul", self._run_consul(link, formation)),
-                    scope.start("records", records.run(lambda: self._ready(broker))),
+                    scope.start("records", records.run(self._ready)),
                     scope.start("sessions", self._session_ender(who, consul).run()),
                     *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
                 ]
@@ -207,14 +212,28 @@ class Coordinator:
     def _session_ender(who: Identity, consul: ServerProcess) -> SessionEnder:
         return SessionEnder(consul.client, f"{who.address}:{SERVER_PORT}", time.monotonic)
 
-    def _ready(self, broker: Broker) -> None:
-        self._phase, broker.not_ready = "ready", None
+    def _ready(self) -> None:
+        self._say("ready")
         log.info("ready", extra={"port": self.port})
 
     def _say(self, phase: str) -> None:
         self._phase = phase
         if self._broker is not None:
-            self._broker.not_ready = f"the coordinator is not ready: phase {phase}"
+            waits = None if phase == "ready" else f"phase {phase}"
+            if (reason := self._hindrance or waits) is not None:
+                reason = f"the coordinator is not ready: {reason}"
+            self._broker.not_ready = reason
+
+    @property
+    def _hindrance(self) -> str | None:
+        return self._head.hindrance if self._head is not None else None
+
+    def _head_changed(self) -> None:
+        head, broker = self._head, self.broker
+        assert head is not None
+        if head.signed is not broker.rules.signed:
+            broker.rules = self._rules(head.signed)
+        self._say(self._phase)
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
@@ -233,25 +252,15 @@ class Coordinator:
             http_port=self._http_port,
         )
 
-    def _adopt(self, envelope: str, broker: Broker) -> bool:
-        """Enforces the manifest in `envelope` when it is newer."""
-        if envelope == broker.rules.envelope:
-            return False
-        found = governance.newer(envelope, broker.rules.manifest, self._config.owner_key)
-        if found is None:
-            return False
-        broker.rules = self._rules(found, envelope)
-        log.info("manifest adopted", extra={"epoch": found.epoch})
-        return True
-
-    def _rules(self, manifest: Manifest, envelope: str) -> Rules:
-        verifier = Verifier(collateral=self._collateral, rules=tcb_rules(manifest), root_ca_der=self._config.dev_root)
-        return Rules(manifest=manifest, envelope=envelope, verifier=verifier)
+    def _rules(self, signed: Signed) -> Rules:
+        rules = tcb_rules(signed.manifest)
+        verifier = Verifier(collateral=self._collateral, rules=rules, root_ca_der=self._config.dev_root)
+        return Rules(signed=signed, verifier=verifier)
 
     def _make_siblings(self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry) -> tuple[Sibling, ...]:
         def admitted(peer: MeshPeer, envelope: str) -> None:
             registry.put(peer)
-            self._adopt(envelope, broker)
+            self.head.take(envelope)
 
         formation = self._formation
         assert formation is not None
@@ -277,7 +286,9 @@ class Coordinator:
     def document(self) -> dict[str, object]:
         """The status document (docs/architecture.md)."""
         who, broker, ledger = self._identity, self._broker, self._ledger
-        ready = self._phase == "ready"
+        hindrance, signed = self._hindrance, broker.rules.signed if broker else self._config.signed
+        phase_ready = self._phase == "ready"
+        ready = phase_ready and hindrance is None
         waits = self._formation.reason if self._formation else ""
         children = {
             "consul": self._consul.child if self._consul else None,
@@ -289,7 +300,11 @@ class Coordinator:
             "kind": "coordinator",
             "phase": self._phase,
             "ready": ready,
-            "reasons": [*([] if ready else [f"phase {self._phase}"]), *([waits] if waits else [])],
+            "reasons": [
+                *([hindrance] if hindrance is not None else []),
+                *([] if phase_ready else [f"phase {self._phase}"]),
+                *([waits] if waits else []),
+            ],
             "address": who.address if who else None,
             "insecure": list(self._config.insecure),
             "children": {name: _child(child) for name, child in children.items() if child is not None},
@@ -303,7 +318,9 @@ class Coordinator:
             "outside_voters": list(self._formation.outside) if self._formation else [],
             "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
-            "manifest_epoch": broker.rules.manifest.epoch if broker else self._config.manifest.epoch,
+            "manifest_epoch": signed.manifest.epoch,
+            "manifest_digest": signed.digest[:SHOWN_DIGITS],
+            "manifest_notes": list(self._head.notes if self._head else signed.notes),
         }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +41,7 @@ from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
 from evidence.verify import Evidence
+from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
 
 T = TypeVar("T")
@@ -67,10 +68,13 @@ class EvidenceVerifier(Protocol):
 class Rules:
     """What is enforced now. Replaced as a whole when a newer manifest arrives."""
 
-    manifest: Manifest
-    envelope: str
-    """The manifest as it was signed."""
+    signed: Signed
     verifier: EvidenceVerifier
+
+    @property
+    def manifest(self) -> Manifest:
+        """The signed one."""
+        return self.signed.manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,11 @@ class Broker:
         feed: Feed,
         clocks: Clocks,
         random: Callable[[int], bytes],
+        offered: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`random` gives that many bytes of the system's generator."""
+        """`random` gives that many bytes of the system's generator. `offered` takes the envelope that a CVM brings,
+        after which `rules` are those of the newest manifest; RefusalError.
+        """
         self.rules = rules
         self.not_ready: str | None = "starting"
         """Why workloads are not admitted now; None when they are."""
@@ -105,6 +112,7 @@ class Broker:
         self._feed = feed
         self._clocks = clocks
         self._random = random
+        self._offered = offered
         self._challenges = Challenges(self._random(32))
         self._reserved: dict[str, tuple[str, float]] = {}
         self._siblings: dict[str, Holder] = {}
@@ -133,6 +141,8 @@ class Broker:
             self._challenges.redeem(nonce, self._clocks.monotonic())
         except NonceError as error:
             raise RefusalError(Code.NONCE_INVALID, str(error)) from error
+        if request.manifest:
+            await self._offered(request.manifest)
         rules = self.rules
         now = self._clocks.unix()
         try:
@@ -269,7 +279,7 @@ class Broker:
                 self._keys.broker_key,
             ).reveal(),
             lease_seconds=LEASE_SECONDS,
-            manifest=rules.envelope,
+            manifest=rules.signed.envelope,
             manifest_epoch=rules.manifest.epoch,
             workload_token=_workload_token(tokens),
             secrets=grants.secrets(self._keys, rules.manifest, slot.group) if tokens else {},

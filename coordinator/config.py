@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +12,10 @@ from coordinator.protocol import ADMISSION_PORT
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
-from topology.manifest import Manifest, ManifestError, open_envelope
+from topology import given
+from topology.envelope import Signed
+from topology.manifest import Manifest
+from topology.owners import Owners
 
 DEFAULT_PCCS = "https://pccs.phala.network"
 STATE_DIR = "/run/mesh-private"
@@ -30,10 +33,10 @@ class Config:
     """None: found by the instance ID in the URLs, or the only one."""
     urls: tuple[str, ...]
     """https URLs of all coordinators, in the manifest's order."""
-    manifest: Manifest
-    envelope: str
-    owner_key: bytes | None
-    """None: unsigned manifests are taken."""
+    signed: Signed
+    """The environment's manifest."""
+    owners: Owners | None
+    """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
     dev_root: bytes | None
     """DER."""
@@ -51,6 +54,11 @@ class Config:
     insecure: tuple[str, ...]
     """What an operator must keep being told; empty in production."""
 
+    @property
+    def manifest(self) -> Manifest:
+        """The environment's."""
+        return self.signed.manifest
+
 
 def parse(environ: Mapping[str, str]) -> Config:
     """The configuration in `environ`; ConfigError with every problem."""
@@ -60,10 +68,8 @@ def parse(environ: Mapping[str, str]) -> Config:
     reader.optional("MESH_GROUP", _own_group, COORDINATORS)
     reader.optional("MESH_ENVOY", values.text, "")
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    envelope = reader.required("MESH_MANIFEST", values.text, "", "a manifest envelope, as the deployment renders it")
-    unsigned = reader.optional("MESH_INSECURE_UNSIGNED_MANIFEST", values.flag, False)
-    owner_key = _owner_key(reader, unsigned)
-    manifest = _manifest(reader, envelope, owner_key, unsigned)
+    found = given.read(reader)
+    signed = found.signed
     urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
@@ -81,22 +87,21 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
-    if manifest is not None:
-        reader.problems += _disagreements(manifest, cluster, peer_id, urls)
+    if signed is not None:
+        reader.problems += _disagreements(signed.manifest, cluster, peer_id, urls)
     reader.finish()
-    if manifest is None:
+    if signed is None:
         raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
     insecure = (
-        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
+        *found.insecure,
         *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
     )
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        urls=urls or tuple(peer.url for peer in manifest.coordinators.peers),
-        manifest=manifest,
-        envelope=envelope,
-        owner_key=owner_key,
+        urls=urls or tuple(peer.url for peer in signed.manifest.coordinators.peers),
+        signed=signed,
+        owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,
         state_dir=paths["MESH_STATE_DIR"],
@@ -137,28 +142,6 @@ def own_peer_id(config: Config, instance_id: str) -> str:
             )
         ]
     )
-
-
-def _owner_key(reader: EnvReader, unsigned: bool) -> bytes | None:
-    if unsigned:
-        if reader.optional("MESH_OWNER_KEY", values.public_key, None) is not None:
-            reader.problems.append(
-                Problem("MESH_INSECURE_UNSIGNED_MANIFEST", "contradicts MESH_OWNER_KEY; unset one of them")
-            )
-        return None
-    wanted = "an Ed25519 public key, 32 bytes in base64url (or, for local use, MESH_INSECURE_UNSIGNED_MANIFEST=1)"
-    parse_key: Callable[[str], bytes | None] = values.public_key
-    return reader.required("MESH_OWNER_KEY", parse_key, None, wanted)
-
-
-def _manifest(reader: EnvReader, envelope: str, owner_key: bytes | None, unsigned: bool) -> Manifest | None:
-    if not envelope or (owner_key is None and not unsigned):
-        return None
-    try:
-        return open_envelope(envelope, owner_key)
-    except ManifestError as error:
-        reader.problems.append(Problem("MESH_MANIFEST", str(error)))
-        return None
 
 
 def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None, urls: tuple[str, ...]) -> list[Problem]:

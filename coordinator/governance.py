@@ -8,16 +8,21 @@ and several coordinators may do it at once.
 from __future__ import annotations
 
 import base64
-import logging
+import contextlib
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import intention_entries, policy_bodies
 from runtime.consul import ConsulClient, ConsulError
-from topology.manifest import Manifest, ManifestError, open_envelope
+from topology.envelope import Signed, claims, open_envelope
+from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
+from topology.owners import Owners
+from topology.succession import SuccessionError, overtake
 
-log = logging.getLogger(__name__)
+
+class StandoffError(Exception):
+    """The records and this coordinator have manifests of which neither follows the other, as far as it can judge."""
 
 
 async def establish(consul: ConsulClient, manifest: Manifest) -> None:
@@ -47,29 +52,61 @@ async def _establish_intentions(consul: ConsulClient, manifest: Manifest) -> Non
         await consul.put("/v1/config", intention)
 
 
-async def publish_manifest(consul: ConsulClient, manifest: Manifest, envelope: str, owner_key: bytes | None) -> str:
-    """The newest envelope: the one in the KV where its epoch is greater, else ours, which is then written.
-    ConsulError.
+async def publish_manifest(consul: ConsulClient, signed: Signed, owners: Owners | None) -> Signed:
+    """The manifest that counts, of `signed` and the one in the KV; `signed` is written where it does. ConsulError;
+    StandoffError as `weigh`.
     """
     while True:
-        _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
-        stored, index = held(entries)
-        if stored is not None and (stored == envelope or newer(stored, manifest, owner_key) is not None):
-            return stored
-        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", envelope.encode(), params={"cas": str(index)}):
-            return envelope
+        stored, index = await stored_manifest(consul)
+        counts = weigh(stored, signed, owners)
+        if counts is not signed or stored == signed.envelope:
+            return counts
+        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", signed.envelope.encode(), params={"cas": str(index)}):
+            return signed
 
 
-def newer(envelope: str, manifest: Manifest, owner_key: bytes | None) -> Manifest | None:
-    """The manifest in `envelope` when it is signed by the owner, of the same cluster and of a greater epoch; None
-    otherwise.
+async def stored_manifest(consul: ConsulClient) -> tuple[str | None, int]:
+    """The envelope in the KV and its index; None where there is none. ConsulError."""
+    _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
+    return held(entries)
+
+
+def weigh(stored: str | None, signed: Signed, owners: Owners | None) -> Signed:
+    """Which counts: `signed` itself, or the manifest in the envelope `stored` of the KV, which is in force.
+
+    A newer one counts, and of two of one epoch the one in force. `owners` are those of the measured compose file; None
+    skips signatures. StandoffError when `signed` does not follow what is in force, and when what is in force may be
+    newer and cannot be judged: neither may be passed over, so the KV stays as it is.
     """
+    found = claims(stored) if stored is not None and stored != signed.envelope else None
+    if stored is None or found is None or found.cluster != signed.manifest.cluster or found.version < MANIFEST_VERSION:
+        return signed
     try:
-        found = open_envelope(envelope, owner_key)
-    except ManifestError as error:
-        log.warning("manifest ignored", extra={"reason": str(error)})
-        return None
-    return found if found.cluster == manifest.cluster and found.epoch > manifest.epoch else None
+        newer = overtake(signed, stored, settled=False, signed=owners is not None)
+    except SuccessionError as error:
+        if found.epoch >= signed.manifest.epoch:
+            raise StandoffError(
+                f"the records hold a manifest of epoch {found.epoch}, which this coordinator, with {signed.name}, "
+                f"cannot take: {error}"
+            ) from error
+        newer = None
+    if newer is not None:
+        return newer
+    before = _opened(stored, signed, owners)
+    if before is not None and before.digest != signed.digest:
+        try:
+            overtake(before, signed.envelope, settled=True, signed=owners is not None)
+        except SuccessionError as error:
+            raise StandoffError(f"the manifest of this coordinator's environment is refused: {error}") from error
+    return signed
+
+
+def _opened(stored: str, signed: Signed, owners: Owners | None) -> Signed | None:
+    """The manifest before `signed`, by its own owners or by those of the measured compose file."""
+    for trusted in (signed.manifest.owners, owners) if owners is not None else (None,):
+        with contextlib.suppress(ManifestError):
+            return open_envelope(stored, trusted)
+    return None
 
 
 async def publish_peer(consul: ConsulClient, peer: MeshPeer) -> None:

@@ -12,9 +12,11 @@ from random import Random
 from typing import Any
 
 from coordinator import governance
+from coordinator.governance import StandoffError
+from coordinator.head import Head
 from coordinator.ledger import Ledger
 from coordinator.policy import allowed
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -22,7 +24,8 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
-from topology.manifest import Manifest
+from topology.owners import Owners
+from topology.succession import SuccessionError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ SERF_FILTER = 'CheckID == "serfHealth"'
 
 
 class Records:
-    """`manifest` and `envelope` give what is enforced now; `adopt` takes an envelope and says whether it was newer."""
+    """`head` is what is enforced; `owners` are those of the measured compose file."""
 
     def __init__(
         self,
@@ -47,13 +50,11 @@ class Records:
         ledger: Ledger,
         *,
         own: MeshPeer,
-        owner_key: bytes | None,
-        current: Callable[[], tuple[Manifest, str]],
-        adopt: Callable[[str], bool],
+        owners: Owners | None,
+        head: Head,
     ) -> None:
         self._consul, self._client, self._ledger = consul, consul.client, ledger
-        self._own, self._owner_key = own, owner_key
-        self._current, self._adopt = current, adopt
+        self._own, self._owners, self._head = own, owners, head
         self._rng = Random()
         self._adopted = asyncio.Event()
 
@@ -77,17 +78,32 @@ class Records:
         while True:
             try:
                 if await self._consul.leader():
-                    manifest, envelope = self._current()
-                    self._adopt(await governance.publish_manifest(self._client, manifest, envelope, self._owner_key))
-                    await governance.establish(self._client, self._current()[0])
-                    await governance.publish_peer(self._client, self._own)
-                    await self._ledger.refresh()
-                    await self._ledger.begin()
-                    return
+                    if await self._settle():
+                        await governance.establish(self._client, self._head.manifest)
+                        await governance.publish_peer(self._client, self._own)
+                        await self._ledger.refresh()
+                        await self._ledger.begin()
+                        return
+                    attempt += 1
             except (ConsulError, RefusalError) as error:
                 log.warning("records not ready", extra={"reason": str(error)})
                 attempt += 1
             await asyncio.sleep(RETRY.delay(attempt, self._rng) if attempt else LEADER_SECONDS)
+
+    async def _settle(self) -> bool:
+        """Finds the manifest that counts; False while this coordinator must not enforce it, and writes nothing then."""
+        head = self._head
+        try:
+            stored, _ = await governance.stored_manifest(self._client)
+            head.adopt(governance.weigh(stored, head.signed, self._owners))
+            if head.misfit is not None:
+                return False
+            head.adopt(await governance.publish_manifest(self._client, head.signed, self._owners))
+        except StandoffError as error:
+            head.stand_off(str(error))
+            return False
+        head.settle()
+        return head.hindrance is None
 
     async def _watch(self, path: str, params: dict[str, str], take: Callable[[int, Any], None]) -> None:
         index, attempt = 0, 0
@@ -106,16 +122,39 @@ class Records:
 
     def _take_manifest(self, _: int, entries: Any) -> None:
         envelope, _index = governance.held(entries)
-        if envelope is not None and self._adopt(envelope):
+        if envelope is not None and self._head.take(envelope):
             self._adopted.set()
+
+    async def offered(self, envelope: str) -> None:
+        """Takes the manifest that a CVM brings, when it is newer, into the records and then as what is enforced.
+        RefusalError when that is not possible now.
+        """
+        head = self._head
+        if not head.settled:
+            return
+        try:
+            found = head.judge(envelope)
+            counts = None if found is None else await governance.publish_manifest(self._client, found, self._owners)
+        except SuccessionError as error:
+            # Anyone may bring anything, so only what the owners signed is worth a word.
+            head.cannot_read(envelope, error)
+        except StandoffError as error:
+            log.warning("manifest of a CVM not taken", extra={"reason": str(error)})
+        except ConsulError as error:
+            raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
+        else:
+            if counts is not None and head.take(counts.envelope):
+                self._adopted.set()
 
     async def _carry_out(self) -> None:
         attempt = 0
         while True:
             await self._adopted.wait()
             self._adopted.clear()
+            if self._head.hindrance is not None:
+                continue
             try:
-                await governance.establish(self._client, self._current()[0])
+                await governance.establish(self._client, self._head.manifest)
                 attempt = 0
             except ConsulError as error:
                 log.warning("manifest not carried out yet", extra={"reason": str(error)})
@@ -127,10 +166,12 @@ class Records:
         """Frees the slots of holders that are gone, and of those that the manifest no longer allows: a CVM that means
         ill does not come to renew, and its agent may live for ever.
         """
-        enforced, enforce_at = self._current()[0], 0.0
+        enforced, enforce_at = self._head.manifest, 0.0
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now, manifest = time.time(), self._current()[0]
+            if self._head.hindrance is not None:
+                continue
+            now, manifest = time.time(), self._head.manifest
             enforce = manifest is not enforced or now >= enforce_at
             if enforce:
                 enforced, enforce_at = manifest, now + ENFORCE_SECONDS

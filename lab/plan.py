@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lab.machine import MachinePlan
 from lab.names import machine_name
@@ -24,7 +23,9 @@ from topology import manifest as manifests
 from topology import render
 from topology.addresses import MESH_POOL
 from topology.compose import ComposeFile, Service, interpolate
+from topology.envelope import seal
 from topology.model import Cluster, Group
+from topology.owners import Owners, key_of, text_of
 
 DOMAIN = "lab.test"
 GATEWAY_BASE = f"gateway.{DOMAIN}"
@@ -119,22 +120,22 @@ class _Settings:
     """What every sidecar of the lab is told."""
 
     envelope: str
-    owner_key: str
+    owners: Owners
     urls: tuple[str, ...]
     insecure: dict[str, str]
 
 
 def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: Site) -> LabPlan:
     """The plan of `cluster`, its manifest signed by `owner`."""
-    owner_key = _b64url(owner.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
-    coordinator = _app(tee, cluster, None, owner_key)
-    apps = {group.name: _app(tee, cluster, group, owner_key) for group in cluster.groups}
+    owners = Owners(keys=(key_of(owner),))
+    coordinator = _app(tee, cluster, None, owners)
+    apps = {group.name: _app(tee, cluster, group, owners) for group in cluster.groups}
     urls = tuple(f"https://{identity.instance_id}-8787s.{GATEWAY_BASE}" for identity in coordinator.identities)
     private, public = generate_key()
-    manifest = _manifest(cluster, tee, coordinator, apps, urls, site, public)
+    manifest = _manifest(cluster, tee, coordinator, apps, urls, site, public, owners)
     settings = _Settings(
-        envelope=manifests.sign(manifest, owner),
-        owner_key=owner_key,
+        envelope=seal(manifest, owner),
+        owners=owners,
         urls=urls,
         insecure={
             "MESH_INSECURE_DEV_ROOT": base64.b64encode(tee.root_der).decode(),
@@ -163,6 +164,7 @@ def _manifest(
     urls: tuple[str, ...],
     site: Site,
     rendezvous_key: str,
+    owners: Owners,
 ) -> manifests.Manifest:
     rendezvous = manifests.Rendezvous(
         public_key=rendezvous_key,
@@ -179,19 +181,18 @@ def _manifest(
             groups={name: _facts(app) for name, app in apps.items()},
             coordinator_urls=urls,
             rendezvous=(rendezvous,),
+            owners=owners,
             epoch=1,
         ),
     )
 
 
-def _app(tee: DevTee, cluster: Cluster, group: Group | None, owner_key: str) -> _App:
+def _app(tee: DevTee, cluster: Cluster, group: Group | None, owners: Owners) -> _App:
     """The app of `group`; of the coordinators when None."""
     name = group.name if group else "coordinator"
     path = group.compose if group else cluster.coordinator_compose
-    compose = composes.parse(render.with_owner_key(composes.load(path).text, owner_key), path)
-    measured = render.app_compose(
-        f"{cluster.name}-{name}", compose, render.environment_names(group), owner_key=owner_key
-    )
+    compose = render.keyed(composes.load(path), owners)
+    measured = render.app_compose(f"{cluster.name}-{name}", compose, render.environment_names(group), owners=owners)
     app_id = render.compose_hash(measured)[:40]
     identities = tuple(
         make_cvm(
@@ -229,7 +230,7 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
     variables = settings.insecure | tell(
         slot if site.pin_peers else None,
         manifest_envelope=settings.envelope,
-        owner_key=settings.owner_key,
+        owners=settings.owners,
         coordinator_urls=settings.urls,
     )
     services = app.compose.services
@@ -290,7 +291,7 @@ def _program(site: Site, service: Service) -> tuple[str, ...]:
 def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, key: Secret) -> MachinePlan:
     own = settings.insecure | {
         "MESH_MANIFEST": settings.envelope,
-        "MESH_OWNER_KEY": settings.owner_key,
+        composes.OWNERS: text_of(settings.owners),
         "MESH_COORDINATORS": json.dumps(settings.urls),
         "MESH_RENDEZVOUS_ADDRESS": manifest.rendezvous[0].address,
         "MESH_RENDEZVOUS_PUBLIC": site.rendezvous_address,
@@ -318,7 +319,3 @@ def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, k
 
 def _first_address(pool: str) -> str:
     return str(ipaddress.ip_network(pool)[1])
-
-
-def _b64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meshctl import manifest_keys
+from meshctl import manifest_sign as signing
 from meshctl.errors import UserError
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
     from topology.manifest import Manifest, OsImage
 
-SIGNED = "manifest.signed"
-"""The envelope's file in the cluster folder: what main.tf gives to the CVMs."""
 DRAFT = "manifest.json"
-KEPT = "manifests"
-"""Folder of the older envelopes that groups go on starting with."""
 
 
 def load_cluster(text: str) -> Cluster:
@@ -90,7 +87,7 @@ def render(
             "--os-images FILE (docs/deploying.md has its form)\n--take-reported-images (trusts the cloud's word)",
         )
     found = load_cluster(cluster)
-    signed = _current(found)
+    before = signing.head(found)
     files = {name: path.read_text(encoding="utf-8") for name, path in manifest_keys.compose_files(found).items()}
     try:
         report, policy = facts.read(_deployment(found.folder, outputs))
@@ -101,8 +98,9 @@ def render(
             files,
             images=_images(images) if images else None,
             pre_launch=frozenset(accept_pre_launch),
-            earlier=signed if keep_hashes else None,
-            epoch=signed.epoch + 1 if signed else 1,
+            earlier=before.manifest if keep_hashes and before else None,
+            owners=signing.next_owners(found, before),
+            after=before,
         )
         made = renders.manifest(found, reviewed.deployment)
     except ClusterError as error:
@@ -118,47 +116,53 @@ def render(
 @command.command()
 @click.argument("cluster")
 @click.option(
-    "--key", type=click.Path(path_type=Path), help="File of the owner's private key. Default: as ./mesh keygen."
+    "--key", type=click.Path(path_type=Path), help="File of an owner's private key. Default: as ./mesh keygen."
 )
 @click.option(
     "--draft", type=click.Path(path_type=Path), help="The manifest to sign. Default: manifest.json in the folder."
 )
-def sign(cluster: str, key: Path | None, draft: Path | None) -> None:
-    """Sign the manifest of CLUSTER with the owner key; writes manifest.signed, which is no secret."""
+@click.option("--prepare", type=click.Path(path_type=Path), help="Write the bytes to sign to this file; sign nothing.")
+@click.option("--signature", type=click.Path(path_type=Path), help="Take the signature in this file, made elsewhere.")
+def sign(cluster: str, key: Path | None, draft: Path | None, prepare: Path | None, signature: Path | None) -> None:
+    """Sign the manifest of CLUSTER as one of its owners; writes manifest.signed, which is no secret.
+
+    Where several owners have to sign, each runs this in turn with a key of their own.
+    """
     from meshctl.plan_changes import coordinators_go
     from topology.manifest import ManifestError, decode
-    from topology.manifest import sign as sign_manifest
-    from topology.render import owner_key_of
 
+    if sum(it is not None for it in (key, prepare, signature)) > 1:
+        raise UserError("--key, --prepare and --signature exclude each other", "give one of them")
     found = load_cluster(cluster)
     source = draft or found.folder / DRAFT
-    private = manifest_keys.load(key or manifest_keys.default_path(found.name))
-    public = manifest_keys.public_half(private)
-    for path in manifest_keys.compose_files(found).values():
-        if owner_key_of(path.read_text(encoding="utf-8")) != public:
-            raise UserError(
-                f"{path} has another MESH_OWNER_KEY than this key's ({public})", "give the key's own file with --key"
-            )
+    private = manifest_keys.load(key or manifest_keys.default_path(found.name)) if not (prepare or signature) else None
     try:
         manifest = decode(source.read_bytes())
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}", f"./mesh manifest render {cluster}") from error
     except ManifestError as error:
         raise UserError(f"{source} is no manifest: {error}", f"./mesh manifest render {cluster}") from error
-    current = _current(found)
-    if manifest.cluster != found.name:
-        raise UserError(f"{source} is of cluster {manifest.cluster!r}, not {found.name!r}", "give the right file")
-    if current is not None and manifest.epoch <= current.epoch and manifest != current:
-        raise UserError(
-            f"{source} has epoch {manifest.epoch}, but epoch {current.epoch} is signed: coordinators would not take it",
-            f"./mesh manifest render {cluster}",
-        )
-    target = found.folder / SIGNED
-    envelope = sign_manifest(manifest, private)
-    kept = _keep(found, manifest, target)
-    target.write_text(f"{envelope}\n", encoding="utf-8")
+    before = signing.head(found)
+    if before is not None and before.manifest == manifest:
+        click.echo(f"signed already: {before.name}")
+        return
+    signing.check(manifest, found, before, source)
+    if prepare is not None:
+        signing.prepare(manifest, prepare, cluster)
+        return
+    if private is not None:
+        made, origin = manifest_keys.signature(private, manifest), str(key or manifest_keys.default_path(found.name))
+    else:
+        assert signature is not None
+        made, origin = signing.read_signature(signature), str(signature)
+    envelope = signing.add(manifest, found, before, made, origin)
+    if envelope is None:
+        return
+    target = found.folder / signing.SIGNED
+    kept = signing.keep(found, manifest, target)
+    target.write_text(f"{envelope}\n", encoding="ascii")
     click.echo(f"signed epoch {manifest.epoch}: {target}")
-    for warning in coordinators_go(_coordinators(current), _coordinators(manifest)) if current else ():
+    for warning in coordinators_go(_coordinators(before.manifest), _coordinators(manifest)) if before else ():
         click.echo(f"warning: {warning}", err=True)
     for name, epoch in kept.items():
         click.echo(f"group {name} goes on starting with epoch {epoch}, and takes the newest from the coordinators")
@@ -169,16 +173,24 @@ def sign(cluster: str, key: Path | None, draft: Path | None) -> None:
 @click.argument("cluster")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
 def show(cluster: str, as_json: bool) -> None:
-    """Show the signed manifest of CLUSTER, after its signature was checked."""
+    """Show the signed manifest of CLUSTER, after its signatures were checked."""
     from topology.manifest import encode
+    from topology.owners import name_of
 
-    found = _current(load_cluster(cluster))
+    loaded = load_cluster(cluster)
+    found = signing.head(loaded)
     if found is None:
-        raise UserError(f"{cluster} has no {SIGNED} yet", f"./mesh manifest render {cluster}")
+        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh manifest render {cluster}")
     if as_json:
-        click.echo(json.dumps(json.loads(encode(found)), indent=2, sort_keys=True))
-    else:
-        _summary(found)
+        click.echo(json.dumps(json.loads(encode(found.manifest)), indent=2, sort_keys=True))
+        return
+    _summary(found.manifest)
+    for note in found.notes:
+        click.echo(f"look at: {note}")
+    click.echo(f"  digest {found.digest}")
+    click.echo(f"  signed by {', '.join(name_of(key) for key in signing.by(found, loaded))}")
+    if not signing.by_the_compose_files(loaded, found):
+        click.echo("look at: the owners in the compose files did not sign it: they were changed since")
 
 
 @command.command()
@@ -224,59 +236,6 @@ def _coordinators(manifest: Manifest) -> list[str]:
     return [peer.peer_id for peer in manifest.coordinators.peers]
 
 
-def _current(cluster: Cluster) -> Manifest | None:
-    """The manifest that is signed already. UserError when the file's signature is not by the compose files' key."""
-    from runtime.values import public_key
-    from topology.manifest import ManifestError, open_envelope
-    from topology.render import owner_key_of
-
-    path = cluster.folder / SIGNED
-    if not path.exists():
-        return None
-    key = owner_key_of(cluster.coordinator_compose.read_text(encoding="utf-8"))
-    if key is None:
-        raise UserError(f"{cluster.coordinator_compose} has no owner key", f"./mesh keygen {cluster.folder}")
-    try:
-        return open_envelope(path.read_text(encoding="ascii"), public_key(key))
-    except (ManifestError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(
-            f"{path}: {error}", f"remove it, or put the owner key back into {cluster.coordinator_compose}"
-        ) from error
-
-
-def _keep(cluster: Cluster, manifest: Manifest, target: Path) -> dict[str, int]:
-    """Keeps, per group, the envelope that its CVMs have in their environment, where it is still good; group to epoch.
-
-    A changed environment restarts every CVM of the group. Call before `target` is written.
-    """
-    from meshctl.manifest_facts import starts_alike
-    from runtime.values import public_key
-    from topology.manifest import ManifestError, open_envelope
-    from topology.render import owner_key_of
-
-    key = public_key(owner_key_of(cluster.coordinator_compose.read_text(encoding="utf-8")) or "")
-    folder = cluster.folder / KEPT
-    kept: dict[str, int] = {}
-    for group in manifest.groups:
-        own = folder / f"{group}.signed"
-        source = own if own.exists() else target
-        try:
-            envelope = source.read_text(encoding="ascii") if source.exists() else ""
-            earlier = open_envelope(envelope, key) if envelope else None
-        except (ManifestError, UnicodeDecodeError):
-            earlier = None
-        if earlier is not None and earlier != manifest and starts_alike(earlier, manifest, group):
-            folder.mkdir(exist_ok=True)
-            own.write_text(envelope, encoding="ascii")
-            kept[group] = earlier.epoch
-        else:
-            own.unlink(missing_ok=True)
-    for stale in folder.glob("*.signed"):
-        if stale.stem not in manifest.groups:
-            stale.unlink()
-    return kept
-
-
 def _images(path: Path) -> tuple[OsImage, ...]:
     from topology.manifest import ManifestError, OsImage, from_tree
 
@@ -291,7 +250,12 @@ def _images(path: Path) -> tuple[OsImage, ...]:
 
 
 def _summary(manifest: Manifest) -> None:
+    from topology.owners import name_of
+
     click.echo(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
+    click.echo(f"  follows {manifest.previous or 'none: it is the first'}")
+    owners = manifest.owners
+    click.echo(f"  what follows needs {owners.threshold} of: {', '.join(name_of(key) for key in owners.keys)}")
     click.echo(f"  keys from {manifest.key_provider.name} {manifest.key_provider.id:.24}…")
     for image in manifest.os_images:
         click.echo(f"  OS image {image.os_image_hash or '(no hash)'} MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…")

@@ -17,8 +17,10 @@ from typing import Any
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
 from topology.cluster import Cluster
+from topology.envelope import Signed
 from topology.manifest import KeyProvider, Manifest, ManifestError, OsImage, Rendezvous, TcbPolicy, from_tree
 from topology.model import COORDINATOR
+from topology.owners import Owners
 from topology.problems import ClusterError
 from topology.render import AppFacts, Deployment
 
@@ -104,12 +106,14 @@ def review(
     images: tuple[OsImage, ...] | None,
     pre_launch: frozenset[str],
     earlier: Manifest | None,
-    epoch: int,
+    owners: Owners,
+    after: Signed | None,
 ) -> Reviewed:
     """What of `report` the manifest takes over. ClusterError with everything that is not as the files here say.
 
     `files` has the compose file's text by app. `images` are those that the owner approves, None takes the reported.
     `pre_launch` has the SHA-256 of each accepted pre-launch script. The compose hashes of `earlier` stay allowed.
+    `owners` will sign what follows; `after` is the manifest before, None for the first.
     """
     problems = list(_misfits(cluster, report, policy))
     notes: list[str] = []
@@ -134,12 +138,7 @@ def review(
     if len(providers) > 1:
         told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
         problems.append(f"the apps have their keys from different providers: {told}; all must use one")
-    if not report.rendezvous:
-        notes.append(
-            "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
-        )
-    if images is None:
-        notes.append("OS images are as the cloud reports them: compare them with the ones that you built or trust")
+    notes += _missing(report, images)
     if problems:
         raise ClusterError(problems)
     development = report.tcb.allow_development_images
@@ -152,9 +151,19 @@ def review(
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
         rendezvous=report.rendezvous,
-        epoch=epoch,
+        owners=owners,
+        epoch=after.manifest.epoch + 1 if after else 1,
+        previous=after.digest if after else None,
     )
     return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+
+
+def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
+    """What is not there and may be meant so."""
+    if not report.rendezvous:
+        yield "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
+    if images is None:
+        yield "OS images are as the cloud reports them: compare them with the ones that you built or trust"
 
 
 def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
@@ -307,7 +316,7 @@ def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
     """
     if group not in earlier.groups:
         return False
-    same = ("version", "cluster", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
+    same = ("version", "cluster", "owners", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
     own, new = (dataclasses.replace(it.groups[group], peers=(), compose_hashes=()) for it in (earlier, manifest))
     return own == new and all(getattr(earlier, name) == getattr(manifest, name) for name in same)
 

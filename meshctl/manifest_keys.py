@@ -11,9 +11,9 @@ import click
 from meshctl.errors import UserError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     from topology.cluster import Cluster
+    from topology.manifest import Manifest
+    from topology.owners import Owners, PrivateKey
 
 
 def default_path(cluster_name: str) -> Path:
@@ -22,10 +22,13 @@ def default_path(cluster_name: str) -> Path:
     return Path(base) / "cvm-mesh" / f"{cluster_name}.owner.pem"
 
 
-def load(path: Path) -> Ed25519PrivateKey:
+def load(path: Path) -> PrivateKey:
     """The private key in `path`. UserError when it is none, or others may read it."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from topology.owners import OwnerError, key_of
 
     try:
         if path.stat().st_mode & 0o077:
@@ -35,31 +38,63 @@ def load(path: Path) -> Ed25519PrivateKey:
         raise UserError(f"the owner key {path} cannot be read: {error.strerror}", "./mesh keygen CLUSTER") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} holds no private key: {error}", "give the file that ./mesh keygen made") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{path} holds a {type(key).__name__}, expected an Ed25519 key", "./mesh keygen CLUSTER")
+    if not isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
+        raise UserError(f"{path} holds a {type(key).__name__}, expected Ed25519 or P-256", "./mesh keygen CLUSTER")
+    try:
+        key_of(key)
+    except OwnerError as error:
+        raise UserError(f"the owner key {path} {error}", "./mesh keygen CLUSTER") from error
     return key
 
 
-def create(path: Path) -> Ed25519PrivateKey:
+def create(path: Path, alg: str = "ed25519") -> PrivateKey:
     """A new private key, written to `path` (0600), which must not exist."""
+    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    key = Ed25519PrivateKey.generate()
+    from topology.owners import P256
+
+    key = ec.generate_private_key(ec.SECP256R1()) if alg == P256 else Ed25519PrivateKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return key
 
 
-def public_half(key: Ed25519PrivateKey) -> str:
-    """The public key as compose files have it: base64url without padding."""
-    import base64
+def public_half(key: PrivateKey) -> str:
+    """The public key as compose files have it."""
+    from topology.owners import key_of, name_of
 
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    return name_of(key_of(key))
 
-    raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+def signature(key: PrivateKey, manifest: Manifest) -> bytes:
+    """The signature of `manifest` by `key`."""
+    from topology.envelope import message
+    from topology.owners import sign
+
+    return sign(key, message(manifest))
+
+
+def owners(cluster: Cluster) -> Owners:
+    """The owners that all compose files name. UserError when one names none, or others."""
+    from topology.owners import text_of
+    from topology.render import owners_of
+
+    named = {path: owners_of(path.read_text(encoding="utf-8")) for path in compose_files(cluster).values()}
+    first = None
+    for path, found in named.items():
+        if found is None:
+            raise UserError(f"{path} has no MESH_OWNERS that name a public key", f"./mesh keygen {cluster.folder}")
+        first = first or found
+        if found != first:
+            raise UserError(
+                f"{path} has other MESH_OWNERS ({text_of(found)}) than {next(iter(named))} ({text_of(first)})",
+                "write the same into all compose files",
+            )
+    assert first is not None
+    return first
 
 
 def compose_files(cluster: Cluster) -> dict[str, Path]:
@@ -69,21 +104,34 @@ def compose_files(cluster: Cluster) -> dict[str, Path]:
     return {COORDINATOR: cluster.coordinator_compose, **{group.name: group.compose for group in cluster.groups}}
 
 
-def write_public(cluster: Cluster, public: str) -> list[Path]:
-    """Puts the public key into the cluster's compose files; those that changed. UserError names one without place."""
-    from topology.render import with_owner_key
+def write_public(cluster: Cluster, key: PrivateKey) -> list[Path]:
+    """Puts the public key into the cluster's compose files; those that changed. One that names it among others stays.
+    UserError names a file without place, and one that names several owners of which it is none.
+    """
+    from topology.owners import Owners, key_of, text_of
+    from topology.render import owners_of, with_owners
 
-    changed = []
+    own = key_of(key)
+    texts: dict[Path, str] = {}
     for path in dict.fromkeys(compose_files(cluster).values()):
         text = path.read_text(encoding="utf-8")
+        found = owners_of(text)
+        if found is not None and own in found.keys:
+            continue
+        if found is not None and len(found.keys) > 1:
+            raise UserError(
+                f"{path} names several owners ({text_of(found)}), and this key ({public_half(key)}) is none of them",
+                "write the owners that you want into all compose files, or add --no-write",
+            )
         try:
-            keyed = with_owner_key(text, public)
+            keyed = with_owners(text, Owners(keys=(own,)))
         except ValueError as error:
             raise UserError(f"{path}: {error}", "mend the compose file; clusters/starter shows how it looks") from error
         if keyed != text:
-            path.write_text(keyed, encoding="utf-8")
-            changed.append(path)
-    return changed
+            texts[path] = keyed
+    for path, keyed in texts.items():
+        path.write_text(keyed, encoding="utf-8")
+    return list(texts)
 
 
 @click.command()
@@ -93,7 +141,9 @@ def write_public(cluster: Cluster, public: str) -> list[Path]:
     type=click.Path(path_type=Path),
     help="File of the private key. Default: ~/.config/cvm-mesh/<cluster>.owner.pem",
 )
-def keygen(cluster: str, key: Path | None) -> None:
+@click.option("--alg", type=click.Choice(["ed25519", "p256"]), default="ed25519", help="Of a new key.")
+@click.option("--no-write", is_flag=True, help="Leave the compose files: for an owner beside others.")
+def keygen(cluster: str, key: Path | None, alg: str, no_write: bool) -> None:
     """Make the owner key of CLUSTER and write its public half into the compose files.
 
     The private key signs manifests and nothing else; who has it decides what may join. It stays in a file of yours
@@ -108,12 +158,15 @@ def keygen(cluster: str, key: Path | None) -> None:
             f"{path} is inside a git checkout, from where a private key gets published", "--key ~/owner.pem"
         )
     made = not path.exists()
-    private = create(path) if made else load(path)
-    changed = write_public(found, public_half(private))
+    private = create(path, alg) if made else load(path)
     click.echo(
         f"made the owner key {path}; keep a copy of it in a safe place" if made else f"found the owner key {path}"
     )
     click.echo(f"public half: {public_half(private)}")
+    if no_write:
+        click.echo('name it in MESH_OWNERS of every compose file: "2 of KEY, KEY, KEY"')
+        return
+    changed = write_public(found, private)
     for file in changed:
         click.echo(f"written into {file}")
     if not changed:

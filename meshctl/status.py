@@ -148,6 +148,11 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
         "admission": own.get("admission"),
         "links": own.get("links") or [],
         "insecure": own.get("insecure") or [],
+        "manifest": {
+            "epoch": own.get("manifest_epoch"),
+            "digest": own.get("manifest_digest"),
+            "notes": own.get("manifest_notes") or [],
+        },
         "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
         "applications": containers,
@@ -161,7 +166,7 @@ def print_table(document: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"mesh {document['cluster']}", title_justify="left")
-    for column in ("peer", "group", "address", "state", "admission", "link", "consul", "envoy", "routes"):
+    for column in ("peer", "group", "address", "state", "admission", "manifest", "link", "consul", "envoy", "routes"):
         table.add_column(column, overflow="fold", no_wrap=column in ("peer", "group", "address"))
     for peer in document["peers"]:
         table.add_row(
@@ -170,6 +175,7 @@ def print_table(document: dict[str, Any]) -> None:
             peer["address"] or "-",
             _state(peer),
             str((peer["admission"] or {}).get("state") or "-"),
+            _manifest(peer["manifest"]),
             _links(peer["links"]),
             _child(peer, "consul"),
             _child(peer, "envoy"),
@@ -183,6 +189,8 @@ def print_table(document: dict[str, Any]) -> None:
     for text in insecure:
         console.print(f"INSECURE: {text}", style="bold yellow")
     for peer in document["peers"]:
+        for note in peer["manifest"]["notes"]:
+            console.print(f"{peer['peer_id']}: manifest: {note}", style="yellow")
         for nack in peer["nacks"]:
             console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
 
@@ -210,6 +218,10 @@ def _route(route: dict[str, Any]) -> str:
 def _state(peer: dict[str, Any]) -> str:
     state = "ready" if peer["ready"] else "; ".join(peer["reasons"]) or "starting"
     return f"{state}; the lab cuts it off ({peer['cut']})" if peer["cut"] else state
+
+
+def _manifest(manifest: dict[str, Any]) -> str:
+    return f"{manifest['epoch']} {manifest['digest']}" if manifest["digest"] else "-"
 
 
 def _links(links: list[dict[str, Any]]) -> str:

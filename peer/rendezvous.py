@@ -45,7 +45,8 @@ from runtime.env import ConfigError, EnvReader, Problem
 from runtime.log import configure
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from topology.manifest import Manifest, ManifestError, open_envelope
+from topology import given
+from topology.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +140,8 @@ class AttestedKeys:
 def read_config(environ: Mapping[str, str]) -> Config:
     """The configuration in `environ`, or ConfigError with every problem. Makes the key file where there is none."""
     reader = EnvReader(environ)
-    unsigned = reader.optional("MESH_INSECURE_UNSIGNED_MANIFEST", values.flag, False)
-    wanted = "an Ed25519 public key, 32 bytes in base64url (or, for local use, MESH_INSECURE_UNSIGNED_MANIFEST=1)"
-    owner = None if unsigned else reader.required("MESH_OWNER_KEY", values.public_key, b"", wanted)
-    envelope = reader.required("MESH_MANIFEST", str, "", "the signed manifest, '<payload>.<signature>'")
-    manifest = _manifest(reader, envelope, owner) if owner != b"" else None
+    found = given.read(reader)
+    manifest = found.signed.manifest if found.signed else None
     default_urls = tuple(peer.url for peer in manifest.coordinators.peers) if manifest else ()
     coordinators = reader.optional("MESH_COORDINATORS", values.https_urls, default_urls)
     address = reader.required("MESH_RENDEZVOUS_ADDRESS", _ipv4, "", "our mesh address")
@@ -272,16 +270,6 @@ def _verify(config: Config) -> Verify:
             raise LinkError(f"the coordinator's evidence is refused: {error}") from error
 
     return verify
-
-
-def _manifest(reader: EnvReader, envelope: str, owner: bytes | None) -> Manifest | None:
-    if not envelope:
-        return None
-    try:
-        return open_envelope(envelope, owner)
-    except ManifestError as error:
-        reader.problems.append(Problem("MESH_MANIFEST", str(error)))
-        return None
 
 
 def _disagreements(manifest: Manifest, address: str, key: str) -> list[Problem]:

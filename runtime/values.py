@@ -47,17 +47,6 @@ def base64_bytes(value: str) -> bytes:
         raise ValueError(f"is {value[:20]!r}..., expected base64") from None
 
 
-def public_key(value: str) -> bytes:
-    """An Ed25519 public key: 32 bytes in base64url, padding left out or not."""
-    try:
-        key = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise ValueError(f"is {value[:60]!r}, expected 32 bytes in base64url (43 characters)")
-    return key
-
-
 def json_list(value: str, what: str) -> list[Any]:
     """A JSON list of `what` (for the message); the items are the caller's to check."""
     try:

@@ -83,6 +83,16 @@ class Listener(Protocol):
     async def renewed(self, renewed: Renewed) -> None:
         """A renewal; it may carry new tokens and secrets."""
 
+    def newest_envelope(self) -> str:
+        """The signed envelope of the newest manifest that this CVM holds."""
+        ...
+
+    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+        """Why a coordinator that enforces that epoch, in that envelope where it was said, is not to be used, None when
+        it may be.
+        """
+        ...
+
     def not_admitted(self, reason: str) -> None:
         """Not admitted yet; or no longer, for the lease has lapsed and a coordinator refused to admit this CVM again.
         Not called while coordinators are merely away: what was admitted then goes on.
@@ -230,11 +240,19 @@ class Admission:
                 event_log=quote.event_log,
                 vm_config=quote.vm_config,
                 proposed=asked is None,
+                manifest=self._listener.newest_envelope(),
             )
         )
         if admitted.peer_id != challenge.peer_id:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
+        self._check_head(broker, admitted.manifest_epoch, admitted.envelope)
         return admitted
+
+    def _check_head(self, broker: Broker, epoch: int, envelope: str = "") -> None:
+        """CoordinatorError for a coordinator that enforces less than this CVM knows."""
+        reason = self._listener.why_rolled_back(epoch, envelope)
+        if reason is not None:
+            raise CoordinatorError(f"{broker.url}: {reason}")
 
     async def _challenge(self, broker: Broker) -> tuple[str | None, Challenge]:
         """The slot that was asked for, None for any, and the challenge."""
@@ -264,9 +282,7 @@ class Admission:
             if lease is None:
                 return
             try:
-                broker, renewed = await self._any(
-                    lambda broker: broker.renew(lease, self._secrets_epoch)  # noqa: B023 - called at once
-                )
+                broker, renewed = await self._any(lambda broker: self._renewed(broker, lease))  # noqa: B023 - called at once
             except RefusedError as error:
                 log.warning("lease lost, attesting again", extra={"reason": str(error)})
                 return
@@ -281,6 +297,11 @@ class Admission:
             await self._listener.renewed(renewed)
             if renewed.secrets is not None:
                 self._secrets_epoch = renewed.manifest_epoch
+
+    async def _renewed(self, broker: Broker, lease: Secret) -> Renewed:
+        renewed = await broker.renew(lease, self._secrets_epoch)
+        self._check_head(broker, renewed.manifest_epoch)
+        return renewed
 
     async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:
         """The first answer of any coordinator. CoordinatorError when none can be used; RefusedError is final.

@@ -14,7 +14,10 @@ from typing import Any
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
-from topology.manifest import GroupEntry, Manifest, ManifestError, open_envelope
+from topology import given
+from topology.envelope import Signed
+from topology.manifest import GroupEntry, Manifest
+from topology.owners import Owners
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +42,20 @@ VARIABLES = (
     Variable(
         name="MESH_MANIFEST",
         default="required",
-        meaning="Manifest envelope, `<payload>.<signature>` in base64url. Says who the coordinators are, what they "
-        "must measure, and which routes exist.",
+        meaning="Manifest envelope, `<payload>.<signature>[.<signature>…]` in base64url. Says who "
+        "the coordinators are, what they must measure, and which routes exist.",
     ),
     Variable(
-        name="MESH_OWNER_KEY",
+        name="MESH_OWNERS",
         default="required",
-        meaning="Ed25519 public key that signs manifests, 32 bytes in base64url. A literal in the measured compose "
-        "file, because dstack neither measures nor authenticates environment values.",
+        meaning="Whose signatures a manifest needs: `KEY`, or `2 of KEY, KEY, KEY`. A key is an Ed25519 public key, 32 "
+        "bytes in base64url, or `p256:` and a compressed P-256 point, 33 bytes in base64url. A literal in the measured "
+        "compose file, because dstack neither measures nor authenticates environment values.",
     ),
     Variable(
         name="MESH_INSECURE_UNSIGNED_MANIFEST",
         default="0",
-        meaning="`1` takes a manifest without signature instead of MESH_OWNER_KEY. Insecure; for local use.",
+        meaning="`1` takes a manifest without signature instead of MESH_OWNERS. Insecure; for local use.",
     ),
     Variable(
         name="MESH_COORDINATORS",
@@ -123,11 +127,10 @@ class Config:
     peer_id: str | None
     coordinators: tuple[str, ...]
     """https URLs without path."""
-    manifest: Manifest
-    """Its signature was checked, unless `insecure` says otherwise."""
-    envelope: str
-    owner_key: bytes | None
-    """None: unsigned manifests are taken."""
+    signed: Signed
+    """The environment's manifest. Its signatures were checked, unless `insecure` says otherwise."""
+    owners: Owners | None
+    """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
     dev_root: bytes | None
     """DER."""
@@ -147,6 +150,11 @@ class Config:
     """What an operator must keep being told; empty in production."""
 
     @property
+    def manifest(self) -> Manifest:
+        """The environment's."""
+        return self.signed.manifest
+
+    @property
     def own(self) -> GroupEntry:
         """This CVM's group in the first manifest."""
         return self.manifest.groups[self.group]
@@ -161,10 +169,8 @@ def parse(environ: Mapping[str, str]) -> Config:
     cluster = reader.required("MESH_CLUSTER", values.text, "", "the cluster's name")
     group = reader.required("MESH_GROUP", values.text, "", "the name of a workload group")
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    envelope = reader.required("MESH_MANIFEST", values.text, "", "a manifest envelope, as the deployment renders it")
-    unsigned = reader.optional("MESH_INSECURE_UNSIGNED_MANIFEST", values.flag, False)
-    owner_key = _owner_key(reader, unsigned)
-    manifest = _manifest(reader, envelope, owner_key, unsigned)
+    found = given.read(reader)
+    signed = found.signed
     urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     routes = reader.optional("MESH_ROUTES_JSON", _routes, None)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
@@ -185,19 +191,18 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, _default("MESH_LOG_LEVEL"))
     drain_seconds = reader.optional("MESH_DRAIN_SECONDS", _seconds, float(_default("MESH_DRAIN_SECONDS")))
-    if manifest is not None:
-        reader.problems += _disagreements(manifest, cluster, group, peer_id, routes)
+    if signed is not None:
+        reader.problems += _disagreements(signed.manifest, cluster, group, peer_id, routes)
     reader.finish()
-    if manifest is None:
+    if signed is None:
         raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
     return Config(
         cluster=cluster,
         group=group,
         peer_id=peer_id,
-        coordinators=urls or tuple(peer.url for peer in manifest.coordinators.peers),
-        manifest=manifest,
-        envelope=envelope,
-        owner_key=owner_key,
+        coordinators=urls or tuple(peer.url for peer in signed.manifest.coordinators.peers),
+        signed=signed,
+        owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,
         state_dir=state_dir,
@@ -211,14 +216,10 @@ def parse(environ: Mapping[str, str]) -> Config:
         resolv_conf=resolv_conf,
         log_level=log_level,
         drain_seconds=drain_seconds,
-        insecure=_insecure(unsigned, dev_root),
-    )
-
-
-def _insecure(unsigned: bool, dev_root: bytes | None) -> tuple[str, ...]:
-    return (
-        *(("the manifest is not signed (MESH_INSECURE_UNSIGNED_MANIFEST)",) if unsigned else ()),
-        *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
+        insecure=(
+            *found.insecure,
+            *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
+        ),
     )
 
 
@@ -247,28 +248,6 @@ def _shown(default: str) -> str:
 
 def _default(name: str) -> str:
     return next(variable.default for variable in VARIABLES if variable.name == name)
-
-
-def _owner_key(reader: EnvReader, unsigned: bool) -> bytes | None:
-    if unsigned:
-        key = reader.optional("MESH_OWNER_KEY", values.public_key, None)
-        if key is not None:
-            reader.problems.append(
-                Problem("MESH_INSECURE_UNSIGNED_MANIFEST", "contradicts MESH_OWNER_KEY; unset one of them")
-            )
-        return None
-    wanted = "an Ed25519 public key, 32 bytes in base64url (or, for local use, MESH_INSECURE_UNSIGNED_MANIFEST=1)"
-    return reader.required("MESH_OWNER_KEY", values.public_key, None, wanted)
-
-
-def _manifest(reader: EnvReader, envelope: str, owner_key: bytes | None, unsigned: bool) -> Manifest | None:
-    if not envelope or (owner_key is None and not unsigned):
-        return None
-    try:
-        return open_envelope(envelope, owner_key)
-    except ManifestError as error:
-        reader.problems.append(Problem("MESH_MANIFEST", str(error)))
-        return None
 
 
 def _disagreements(

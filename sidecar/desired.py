@@ -15,6 +15,7 @@ from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
+from topology.envelope import Signed
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
@@ -26,8 +27,8 @@ LOOPBACK = "127.0.0.1"
 class World:
     """What is known at one moment. Parts that were never heard of are None or absent."""
 
-    manifest: Manifest
-    """The newest one."""
+    signed: Signed
+    """The newest manifest."""
     own: GroupEntry
     """This CVM's group, as it was measured: of the first manifest."""
     group: str
@@ -51,6 +52,13 @@ class World:
     """Peers that came with the newest admission: the coordinators. They stay known whatever Consul lists."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs, ourselves included once Consul lists us."""
+    settled: bool = False
+    """The manifest is one that a coordinator enforces; else it is still the environment's."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest one."""
+        return self.signed.manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

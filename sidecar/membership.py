@@ -22,13 +22,13 @@ from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
 from sidecar.broker import Admitted, Renewed
-from sidecar.catalog import CatalogError
 from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
 from sidecar.link import Link
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
+from topology.succession import SuccessionError
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class Membership:
         self.on_link: Callable[[Link], None] = lambda _: None
         """Called when `link` is there."""
         self.registrar: Registrar | None = None
+        self.refused_manifest = ""
+        """Why the manifest of the newest admission was not taken; empty when it was."""
 
     # ---- admission
 
@@ -132,6 +134,16 @@ class Membership:
         self._consul.use_token(renewed.token)
         await self._give_token(self.admission)
         log.info("token renewed")
+
+    def newest_envelope(self) -> str:
+        """See `admission.Listener`."""
+        return self._host.world.signed.envelope
+
+    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+        """See `admission.Listener`."""
+        return sources.why_rolled_back(
+            self._host.world, epoch, envelope, check_signatures=self._config.owners is not None
+        )
 
     def not_admitted(self, reason: str) -> None:
         """See `admission.Listener`."""
@@ -241,7 +253,7 @@ class Membership:
     def watch(self) -> None:
         """Makes the watches those of the world as it is now. Without effect before the agent has joined."""
         if self._joined:
-            wanted = sources.queries(self._host.world, self._config.owner_key)
+            wanted = sources.queries(self._host.world, check_signatures=self._config.owners is not None)
             self._watches.keep({query: self._taker(change) for query, change in wanted.items()})
 
     def stale(self) -> tuple[str, ...]:
@@ -258,8 +270,10 @@ class Membership:
         if not envelope:
             return
         try:
-            self._host.see(sources.newer(self._host.world, envelope, self._config.owner_key))
-        except CatalogError as error:
+            self._host.see(sources.take(self._host.world, envelope, check_signatures=self._config.owners is not None))
+            self.refused_manifest = ""
+        except SuccessionError as error:
+            self.refused_manifest = f"the coordinators' is refused: {error}"
             log.warning("manifest refused", extra={"reason": str(error)})
 
     def _watch_failed(self, error: Exception) -> None:

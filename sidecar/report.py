@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sidecar.phases import Report
-from topology.manifest import Manifest
+from topology.envelope import SHOWN_DIGITS, Signed
 
 if TYPE_CHECKING:
     # For their types only: these modules do more than hold values, or weigh much.
@@ -26,7 +26,7 @@ class Facts:
     address: str | None
     report: Report
     insecure: tuple[str, ...]
-    manifest: Manifest
+    signed: Signed
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to peer IDs."""
     conflicts: Mapping[str, tuple[str, ...]]
@@ -85,11 +85,13 @@ def document(facts: Facts) -> dict[str, Any]:
                 "endpoints": list(facts.endpoints.get(route.name, ())),
                 "conflict": list(facts.conflicts.get(route.name, ())),
             }
-            for route in facts.manifest.routes
+            for route in facts.signed.manifest.routes
         ],
         "xds": {
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
-        "manifest_epoch": facts.manifest.epoch,
+        "manifest_epoch": facts.signed.manifest.epoch,
+        "manifest_digest": facts.signed.digest[:SHOWN_DIGITS],
+        "manifest_notes": list(facts.signed.notes),
     }

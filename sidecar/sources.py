@@ -10,7 +10,7 @@ from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.desired import World, own_services, watched_services
-from topology.manifest import Manifest, ManifestError, open_envelope
+from topology.succession import Fault, SuccessionError, overtake
 
 Change = Callable[[World, Any, int], World]
 """(world, answer, its index) → the world with the answer in it; CatalogError when the answer does not fit."""
@@ -24,14 +24,16 @@ class Query:
     params: tuple[tuple[str, str], ...] = ()
 
 
-def queries(world: World, owner_key: bytes | None) -> Mapping[Query, Change]:
-    """Everything to watch for `world`."""
+def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
+    """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
         Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
         Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree, _: replace(
             now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
         ),
-        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree, _: take_manifest(now, tree, owner_key),
+        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree, _: take_manifest(
+            now, tree, check_signatures=check_signatures
+        ),
     }
     for service in own_services(world.group, world.own):
         wanted[Query(path=f"/v1/agent/connect/ca/leaf/{service}")] = _leaf(service)
@@ -63,25 +65,45 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
     return tuple(peer for _, peer in sorted({peer.peer_id: peer for peer in (*older, *newer)}.items()))
 
 
-def take_manifest(world: World, tree: Any, owner_key: bytes | None) -> World:
-    """The world with the manifest in `tree`, if it is signed by the owner, of our cluster, and newer."""
+def take_manifest(world: World, tree: Any, *, check_signatures: bool) -> World:
+    """As `take`, of the KV's answer `tree`. CatalogError when the manifest is not to be believed."""
     envelope = catalog.value(tree)
-    return world if envelope is None else newer(world, envelope, owner_key)
-
-
-def newer(world: World, envelope: str, owner_key: bytes | None) -> World:
-    """The world with the manifest in `envelope` if it is newer; CatalogError when it is not one to believe."""
-    try:
-        manifest: Manifest = open_envelope(envelope, owner_key)
-    except ManifestError as error:
-        raise CatalogError(f"the manifest in Consul is refused: {error}") from error
-    if manifest.cluster != world.manifest.cluster:
-        raise CatalogError(f"the manifest in Consul is of cluster {manifest.cluster!r}")
-    if manifest.epoch <= world.manifest.epoch:
+    if envelope is None:
         return world
-    if manifest.vip_pool != world.manifest.vip_pool or manifest.mesh_pool != world.manifest.mesh_pool:
-        raise CatalogError("the manifest in Consul has other address pools; restart the CVMs to change those")
-    return replace(world, manifest=manifest)
+    try:
+        return take(world, envelope, check_signatures=check_signatures)
+    except SuccessionError as error:
+        raise CatalogError(f"the manifest in Consul is refused: {error}") from error
+
+
+def take(world: World, envelope: str, *, check_signatures: bool) -> World:
+    """The world with the manifest in `envelope`, which a coordinator enforces, if it counts more than ours. It is the
+    same world where there is nothing new. SuccessionError when it is not to be believed.
+    """
+    if envelope == world.signed.envelope:
+        return world if world.settled else replace(world, settled=True)
+    found = overtake(world.signed, envelope, settled=world.settled, signed=check_signatures)
+    if found is None:
+        return world
+    now, new = world.manifest, found.manifest
+    if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
+        raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
+    return replace(world, signed=found, settled=True)
+
+
+def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures: bool) -> str | None:
+    """Why a coordinator that enforces the manifest of `epoch` in `envelope` (empty when it did not say which) is not to
+    be used; None when it may be. A sidecar that is too old to read a newer manifest may use
+    it: the coordinator judges by it.
+    """
+    if epoch < world.manifest.epoch:
+        return f"rolled back: enforces epoch {epoch}, this CVM holds epoch {world.manifest.epoch}"
+    if envelope:
+        try:
+            overtake(world.signed, envelope, settled=world.settled, signed=check_signatures)
+        except SuccessionError as error:
+            return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
+    return None
 
 
 def hold(world: World) -> World:

@@ -61,7 +61,7 @@ class Supervisor:
         self._progress = Progress()
         self._shown: Report | None = None
         self._was_ready = False
-        self.world = World(manifest=config.manifest, own=config.own, group=config.group)
+        self.world = World(signed=config.signed, own=config.own, group=config.group)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
         self._restart = asyncio.Event()
@@ -220,8 +220,8 @@ class Supervisor:
         if world is self.world:
             return
         before, self.world = self.world, world
-        if world.manifest is not before.manifest:
-            log.info("manifest taken", extra={"epoch": world.manifest.epoch})
+        if world.signed is not before.signed:
+            log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
             if self._member is not None:
                 self._member.watch()
         self._dirty.set()
@@ -335,7 +335,7 @@ class Supervisor:
                 address=own.address if own else None,
                 report=self._progress.report(),
                 insecure=self._config.insecure,
-                manifest=self.world.manifest,
+                signed=self.world.signed,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},
@@ -347,10 +347,14 @@ class Supervisor:
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
                     *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),
+                    *([f"manifest: {refused}"] if (refused := self._refused_manifest()) else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
         )
+
+    def _refused_manifest(self) -> str:
+        return self._member.refused_manifest if self._member is not None else ""
 
     def backends(self) -> dict[str, Any]:
         """What `/status` says of this group's servers, looked up now."""

@@ -1,13 +1,12 @@
 """The manifest: which measured workloads may join, as whom, with which rights, routes and addresses.
 
-Lives here: the frozen value, its JSON form (decode refuses what it does not know) and the signed envelope. Pure.
-The coordinator enforces a manifest, a sidecar reads its coordinator entry and its routes, `topology.render` writes it.
+Lives here: the frozen value and its JSON form. Pure. `topology.envelope` signs it, `topology.succession` says which one
+may follow which. The coordinator enforces a manifest, a sidecar reads its coordinator entry and its routes,
+`topology.render` writes it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import functools
 import json
@@ -17,18 +16,16 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
 from topology.addresses import INGRESS_SOURCE
+from topology.owners import OwnerError, Owners, check
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-_SIGNATURE_CONTEXT = b"cvm-mesh manifest v1\0"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def why_no_label(name: str) -> str | None:
@@ -196,8 +193,10 @@ class Manifest:
 
     version: int
     epoch: int
-    """Grows with every change; a smaller epoch never replaces a greater one."""
+    """1 for the first manifest of a cluster, and one more with every change."""
     cluster: str
+    owners: Owners
+    """Who signs the manifest that follows this one."""
     key_provider: KeyProvider
     os_images: tuple[OsImage, ...]
     tcb: TcbPolicy
@@ -210,6 +209,11 @@ class Manifest:
     """By name, which is the name of the file that holds it."""
     vip_pool: str = "127.10.0.0/16"
     mesh_pool: str = "100.96.0.0/16"
+    previous: str | None = None
+    """Digest of the manifest that this one follows (`topology.envelope.digest`, hex); None in the first one."""
+    critical: tuple[str, ...] = ()
+    """Fields that a reader must know, as names with dots (`groups.backends.callers`). A program that does not know one
+    refuses the manifest; other fields that it does not know it leaves out."""
 
     def identities(self, group: str) -> tuple[str, ...]:
         """The SPIFFE identities that a CVM of `group` is admitted as: the node's, then one a backend."""
@@ -231,95 +235,116 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes) -> Manifest:
-    """The manifest in `data`, or ManifestError naming the entry. Unknown and missing keys are refused."""
+    """The manifest in `data`, or ManifestError naming the entry. Unknown and missing keys are refused: for a manifest
+    that this program, or a person, has just written.
+    """
+    return _decoded(data, None)
+
+
+def decode_signed(data: bytes) -> tuple[Manifest, tuple[str, ...]]:
+    """The manifest in `data`, which a newer program may have written, and the entries that were left out because this
+    program does not know them. ManifestError naming the entry, also where `critical` names an unknown one.
+    """
+    unknown: list[str] = []
+    return _decoded(data, unknown), tuple(unknown)
+
+
+def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     try:
         tree = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"the manifest is not JSON: {error}") from error
-    manifest: Manifest = from_tree(Manifest, tree, "manifest")
-    if manifest.version != MANIFEST_VERSION:
-        raise ManifestError(
-            f"manifest.version is {manifest.version!r}, expected {MANIFEST_VERSION}; upgrade this program"
-        )
+    found = tree.get("version") if isinstance(tree, dict) else None
+    if found is not None and found != MANIFEST_VERSION:
+        raise ManifestError(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}; upgrade this program")
+    manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
+    _check(manifest)
     return manifest
 
 
-def sign(manifest: Manifest, key: Ed25519PrivateKey) -> str:
-    """The signed envelope as one base64url word, fit for an environment value: `<payload>.<signature>`."""
-    payload = encode(manifest)
-    return f"{_b64(payload)}.{_b64(key.sign(_SIGNATURE_CONTEXT + payload))}"
-
-
-def unsigned(manifest: Manifest) -> str:
-    """An envelope without signature, for local use; `open_envelope` takes it only when told so explicitly."""
-    return f"{_b64(encode(manifest))}."
-
-
-def open_envelope(envelope: str, owner_key: bytes | None) -> Manifest:
-    """The manifest in `envelope` after its signature was checked with the owner's Ed25519 public key (32 bytes).
-
-    `owner_key=None` skips the signature: only for a configuration that says it is insecure.
-    """
-    payload_text, dot, signature_text = envelope.strip().partition(".")
-    if not dot:
-        raise ManifestError("the manifest envelope is not '<payload>.<signature>' in base64url")
-    payload, signature = _unb64(payload_text, "payload"), _unb64(signature_text, "signature")
-    if owner_key is not None:
-        try:
-            Ed25519PublicKey.from_public_bytes(owner_key).verify(signature, _SIGNATURE_CONTEXT + payload)
-        except (InvalidSignature, ValueError) as error:
-            raise ManifestError("the manifest is not signed by the owner key in the measured compose file") from error
-    return decode(payload)
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _unb64(text: str, what: str) -> bytes:
+def _check(manifest: Manifest) -> None:
+    known = field_names(Manifest)
+    missing = sorted(set(manifest.critical) - known)
+    if missing:
+        raise ManifestError(f"manifest.critical names {missing}, which this program does not know; upgrade it")
     try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except (binascii.Error, ValueError) as error:
-        raise ManifestError(f"the manifest's {what} is not base64url") from error
+        check(manifest.owners)
+    except OwnerError as error:
+        raise ManifestError(f"manifest.owners {error}") from error
+    if manifest.epoch < 1:
+        raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
+    if manifest.previous is not None and not _DIGEST.fullmatch(manifest.previous):
+        raise ManifestError(f"manifest.previous is {manifest.previous!r:.80}, expected 64 hex digits")
+    if (manifest.previous is None) != (manifest.epoch == 1):
+        raise ManifestError(
+            f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
+            "digest of the manifest before in every other"
+        )
+
+
+def field_names(kind: Any) -> frozenset[str]:
+    """The names of all fields of the (nested) dataclass `kind`, those of nested ones with dots; list positions and keys
+    of mappings are left out.
+    """
+    found: set[str] = set()
+    for name, hint in _hints(kind).items():
+        found.add(name)
+        for inner in _dataclasses_in(hint):
+            found |= {f"{name}.{deeper}" for deeper in field_names(inner)}
+    return frozenset(found)
+
+
+def _dataclasses_in(hint: Any) -> list[Any]:
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    return [found for arg in get_args(hint) for found in _dataclasses_in(arg)]
 
 
 T = TypeVar("T")
 
 
-def from_tree(kind: Any, tree: object, where: str) -> Any:
-    """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong."""
+def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = None) -> Any:
+    """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong.
+
+    An entry that `kind` does not have is refused, or added to `unknown` where that is given.
+    """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         inner = [arg for arg in get_args(kind) if arg is not type(None)]
-        return None if tree is None else from_tree(inner[0], tree, where)
+        return None if tree is None else from_tree(inner[0], tree, where, unknown)
     if origin is tuple:
         if not isinstance(tree, list):
             raise ManifestError(f"{where} must be a list, not {tree!r:.80}")
-        return tuple(from_tree(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(tree))
+        return tuple(
+            from_tree(get_args(kind)[0], item, f"{where}[{index}]", unknown) for index, item in enumerate(tree)
+        )
     if origin is dict:
         if not isinstance(tree, dict):
             raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        return {key: from_tree(get_args(kind)[1], item, f"{where}.{key}") for key, item in tree.items()}
+        return {key: from_tree(get_args(kind)[1], item, f"{where}.{key}", unknown) for key, item in tree.items()}
     if dataclasses.is_dataclass(kind):
-        return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where)
+        return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where, unknown)
     # bool is an int in Python; a manifest that says `true` for a port is wrong.
     if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
         raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
     return tree
 
 
-def _dataclass_from_tree(kind: type[T], tree: object, where: str) -> T:
+def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[str] | None) -> T:
     if not isinstance(tree, dict):
         raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
     hints = _hints(typing.cast("Any", kind))
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(tree) - set(fields))
-    if unknown:
-        raise ManifestError(f"{where} has unknown entries {unknown}; expected {sorted(fields)}")
+    foreign = sorted(set(tree) - set(fields))
+    if foreign and unknown is None:
+        raise ManifestError(f"{where} has unknown entries {foreign}; expected {sorted(fields)}")
+    if unknown is not None:
+        unknown += [f"{where}.{name}" for name in foreign]
     missing = [n for n, f in fields.items() if n not in tree and _required(f)]
     if missing:
         raise ManifestError(f"{where} lacks {missing}")
-    return kind(**{name: from_tree(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+    known = {name: value for name, value in tree.items() if name in fields}
+    return kind(**{name: from_tree(hints[name], value, f"{where}.{name}", unknown) for name, value in known.items()})
 
 
 def _required(it: dataclasses.Field[Any]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from topology import addresses
-from topology.compose import OWNER_KEY, SIDECAR, ComposeFile, parse
+from topology.compose import OWNERS, SIDECAR, ComposeFile, parse
 from topology.manifest import (
     MANIFEST_VERSION,
     BackendEntry,
@@ -29,10 +29,12 @@ from topology.manifest import (
     TcbPolicy,
 )
 from topology.model import COORDINATOR, Cluster, Group, leader_key
+from topology.owners import OwnerError, Owners, text_of
+from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
-"""What the committed compose files have for the owner key."""
+"""What the committed compose files have for the owners."""
 
 _COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_MANIFEST", "MESH_PEER_ID")
 _WORKLOAD_NAMES = ("MESH_ROUTES_JSON",)
@@ -62,7 +64,10 @@ class Deployment:
     coordinator_urls: tuple[str, ...]
     """One a coordinator, in order of their peer IDs."""
     rendezvous: tuple[Rendezvous, ...]
+    owners: Owners
     epoch: int
+    previous: str | None = None
+    """Digest of the manifest before; None for the first."""
 
 
 def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
@@ -75,6 +80,8 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
     return Manifest(
         version=MANIFEST_VERSION,
         epoch=deployment.epoch,
+        previous=deployment.previous,
+        owners=deployment.owners,
         cluster=cluster.name,
         key_provider=deployment.key_provider,
         os_images=deployment.os_images,
@@ -131,18 +138,18 @@ def sidecar_environment(
     peer_id: str | None,
     *,
     manifest_envelope: str,
-    owner_key: str | None,
+    owners: Owners | None,
     coordinator_urls: tuple[str, ...],
 ) -> dict[str, str]:
     """The environment of one CVM of `group`: the MESH_ variables and the group's `compose_env`.
 
-    `peer_id=None` leaves the slot to the coordinator. `owner_key` is for where no compose file has it as a literal.
+    `peer_id=None` leaves the slot to the coordinator. `owners` is for where no compose file has them as a literal.
     ClusterError when `peer_id` is not of the group, or a value is greater than dstack takes.
     """
     found = cluster.group(group) if isinstance(group, str) else group
     if peer_id is not None and peer_id not in found.peers():
         raise ClusterError([f"peer {peer_id!r} is not of group {found.name!r}, which has {', '.join(found.peers())}"])
-    environment = _common(cluster, found.name, peer_id, manifest_envelope, owner_key, coordinator_urls)
+    environment = _common(cluster, found.name, peer_id, manifest_envelope, owners, coordinator_urls)
     return _checked({**found.compose_env, **environment, "MESH_ROUTES_JSON": routes_json(cluster)})
 
 
@@ -151,14 +158,14 @@ def coordinator_environment(
     peer_id: str | None,
     *,
     manifest_envelope: str,
-    owner_key: str | None,
+    owners: Owners | None,
     coordinator_urls: tuple[str, ...],
 ) -> dict[str, str]:
     """The environment of one coordinator CVM. Errors and arguments as in `sidecar_environment`."""
     if peer_id is not None and peer_id not in cluster.coordinator_peers():
         peers = ", ".join(cluster.coordinator_peers())
         raise ClusterError([f"peer {peer_id!r} is not a coordinator of this cluster, which has {peers}"])
-    return _checked(_common(cluster, COORDINATOR, peer_id, manifest_envelope, owner_key, coordinator_urls))
+    return _checked(_common(cluster, COORDINATOR, peer_id, manifest_envelope, owners, coordinator_urls))
 
 
 def environment_names(group: Group | None) -> tuple[str, ...]:
@@ -168,9 +175,9 @@ def environment_names(group: Group | None) -> tuple[str, ...]:
     return tuple(sorted({*_COMMON_NAMES, *_WORKLOAD_NAMES, *group.compose_env}))
 
 
-def app_compose(name: str, compose: ComposeFile, env_names: tuple[str, ...], *, owner_key: str | None) -> str:
-    """The text of app-compose.json, in canonical JSON. `owner_key=None` leaves the compose text as it is."""
-    text = compose.text if owner_key is None else with_owner_key(compose.text, owner_key)
+def app_compose(name: str, compose: ComposeFile, env_names: tuple[str, ...], *, owners: Owners | None) -> str:
+    """The text of app-compose.json, in canonical JSON. `owners=None` leaves the compose text as it is."""
+    text = compose.text if owners is None else with_owners(compose.text, owners)
     return _json(
         {
             "allowed_envs": sorted(set(env_names)),
@@ -199,46 +206,45 @@ def compose_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_OWNER_KEY_LINE = re.compile(
-    rf"""^(?P<head>\s*(?:-\s*)?["']?{OWNER_KEY}["']?\s*[:=]\s*)(?P<quote>["']?)(?P<value>[A-Za-z0-9_-]+)(?P=quote)(?P<tail>["']?\s*(?:\#.*)?)$""",
+_OWNERS_LINE = re.compile(
+    rf"""^(?P<head>\s*(?:-\s*)?["']?{OWNERS}["']?\s*[:=]\s*)(?P<quote>["']?)"""
+    r"""(?P<value>[A-Za-z0-9_-][A-Za-z0-9_,: -]*?)(?P=quote)(?P<tail>["']?\s*(?:\#.*)?)$""",
     re.MULTILINE,
 )
-_OWNER_KEY_VALUE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-def with_owner_key(compose_text: str, key: str) -> str:
-    """`compose_text` with the literal MESH_OWNER_KEY replaced by `key` (Ed25519 public key, base64url without padding).
-
-    ValueError when there is not exactly one such literal, or `key` is no such key.
+def with_owners(compose_text: str, owners: Owners) -> str:
+    """`compose_text` with the literal MESH_OWNERS replaced by `owners`. ValueError when there is not exactly one such
+    literal.
     """
-    if not _OWNER_KEY_VALUE.fullmatch(key):
-        raise ValueError(
-            f"the owner key is {key!r:.60}, expected 32 bytes in base64url without padding (43 characters)"
-        )
-    found = _OWNER_KEY_LINE.findall(compose_text)
+    found = _OWNERS_LINE.findall(compose_text)
     if len(found) != 1:
         raise ValueError(
-            f'the compose file has {len(found)} literal lines {OWNER_KEY}: "…", expected one in the environment of the '
-            f'service {SIDECAR!r}; add {OWNER_KEY}: "{OWNER_KEY_PLACEHOLDER}"'
+            f'the compose file has {len(found)} literal lines {OWNERS}: "…", expected one in the environment of the '
+            f'service {SIDECAR!r}; add {OWNERS}: "{OWNER_KEY_PLACEHOLDER}"'
         )
-    return _OWNER_KEY_LINE.sub(
-        lambda line: f"{line['head']}{line['quote']}{key}{line['quote']}{line['tail']}", compose_text
+    text = text_of(owners)
+    return _OWNERS_LINE.sub(
+        lambda line: f"{line['head']}{line['quote']}{text}{line['quote']}{line['tail']}", compose_text
     )
 
 
-def owner_key_of(compose_text: str) -> str | None:
-    """The owner key that is a literal of `compose_text`; None where there is none yet, or more than one."""
-    found = [match["value"] for match in _OWNER_KEY_LINE.finditer(compose_text)]
-    return found[0] if len(found) == 1 and _OWNER_KEY_VALUE.fullmatch(found[0]) else None
+def owners_of(compose_text: str) -> Owners | None:
+    """The owners that are a literal of `compose_text`; None where there are none yet, or several literals."""
+    found = [match["value"] for match in _OWNERS_LINE.finditer(compose_text)]
+    try:
+        return parse_owners(found[0]) if len(found) == 1 else None
+    except OwnerError:
+        return None
 
 
-def keyed(compose: ComposeFile, owner_key: str) -> ComposeFile:
-    """`compose` with the owner key in its text and its services. ValueError as `with_owner_key`."""
-    return parse(with_owner_key(compose.text, owner_key), compose.path)
+def keyed(compose: ComposeFile, owners: Owners) -> ComposeFile:
+    """`compose` with the owners in its text and its services. ValueError as `with_owners`."""
+    return parse(with_owners(compose.text, owners), compose.path)
 
 
 def _common(
-    cluster: Cluster, group: str, peer_id: str | None, envelope: str, owner_key: str | None, urls: tuple[str, ...]
+    cluster: Cluster, group: str, peer_id: str | None, envelope: str, owners: Owners | None, urls: tuple[str, ...]
 ) -> dict[str, str]:
     found = {
         "MESH_CLUSTER": cluster.name,
@@ -248,8 +254,8 @@ def _common(
     }
     if peer_id is not None:
         found["MESH_PEER_ID"] = peer_id
-    if owner_key is not None:
-        found[OWNER_KEY] = owner_key
+    if owners is not None:
+        found[OWNERS] = text_of(owners)
     return found
 
 

@@ -136,7 +136,7 @@ locals {
       s.sidecar || !local.has_sidecar[s.path] || contains(s.waits, "sidecar") ? [] : [{ s = s, field = "depends_on", says = "does not wait for the mesh; add sidecar: { condition: service_healthy }" }],
       [
         for key, value in s.environment : { s = s, field = "environment", says = "${key} comes from the environment, which nobody measures; write the value itself here" }
-        if s.sidecar && can(regex("\\$", value)) && (key == "MESH_OWNER_KEY" || startswith(key, "MESH_INSECURE_"))
+        if s.sidecar && can(regex("\\$", value)) && (key == "MESH_OWNERS" || startswith(key, "MESH_INSECURE_"))
       ],
     )
   ])

@@ -49,7 +49,7 @@ variable "manifest" {
 
   validation {
     # Without a signature nobody takes it; what it says is checked by each CVM.
-    condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+$", var.manifest))
+    condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+){1,16}$", var.manifest))
     error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl manifest sign` writes."
   }
   validation {

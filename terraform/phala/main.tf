@@ -13,10 +13,20 @@ locals {
   further = merge([for a, app in local.apps : { for name in slice(local.slots[a], 1, length(local.slots[a])) : name => a }]...)
   names   = flatten(values(local.slots))
 
-  # The owner key is a literal of each compose file, because only that is measured.
-  owner_keys = {
-    for path in distinct([for app in local.apps : app.compose]) :
-    path => try(regexall("(?m)^\\s*(?:-\\s*)?[\"']?MESH_OWNER_KEY[\"']?\\s*[:=]\\s*[\"']?([A-Za-z0-9_-]+)", file(path))[*][0], [])
+  # The owners are a literal of each compose file, because only that is measured: KEY, or `2 of KEY, KEY, KEY`.
+  owners = {
+    for path in distinct([for app in local.apps : app.compose]) : path => [
+      for text in try(regexall("(?m)^\\s*(?:-\\s*)?[\"']?MESH_OWNERS[\"']?\\s*[:=]\\s*[\"']?([A-Za-z0-9_-][A-Za-z0-9_,: -]*?)[\"']?\\s*(?:#.*)?$", file(path))[*][0], []) :
+      replace(replace(replace(text, "/\\s*,\\s*/", ","), "/\\s+/", " "), "ed25519:", "")
+    ]
+  }
+  # A key is Ed25519, 32 bytes in base64url, or p256: and a compressed point, 33 bytes that begin with 2 or 3.
+  owner_key = "(?:[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]|p256:A[g-z0-9_-][A-Za-z0-9_-]{42})"
+  owner_sets = {
+    for path, texts in local.owners : path => {
+      threshold = try(tonumber(regex("^([0-9]{1,2}) of ", one(texts))[0]), 1)
+      keys      = try(split(",", regex("^(?:[0-9]{1,2} of )?(${local.owner_key}(?:,${local.owner_key}){0,15})$", one(texts))[0]), [])
+    }
   }
 }
 
@@ -47,12 +57,17 @@ resource "phala_app" "app" {
 
   lifecycle {
     precondition {
-      condition     = length(local.owner_keys[each.value.compose]) == 1 && can(regex("^[A-Za-z0-9_-]{43}$", one(local.owner_keys[each.value.compose])))
-      error_message = "${each.value.compose}: MESH_OWNER_KEY is not the public half of an owner key; run `meshctl keygen` on this cluster, which makes one and writes it into the compose files."
+      condition = (
+        length(local.owner_sets[each.value.compose].keys) > 0
+        && length(distinct(local.owner_sets[each.value.compose].keys)) == length(local.owner_sets[each.value.compose].keys)
+        && local.owner_sets[each.value.compose].threshold >= 1
+        && local.owner_sets[each.value.compose].threshold <= length(local.owner_sets[each.value.compose].keys)
+      )
+      error_message = "${each.value.compose}: MESH_OWNERS is not the public half of an owner key, nor `2 of KEY, KEY, KEY` with as many different keys as have to sign; run `meshctl keygen` on this cluster, which makes a key and writes it into the compose files."
     }
     precondition {
-      condition     = length(distinct(flatten(values(local.owner_keys)))) <= 1
-      error_message = "The compose files have different MESH_OWNER_KEYs: ${join(", ", [for path, keys in local.owner_keys : "${path} has ${join(" and ", keys)}"])}; one key signs the manifest of all."
+      condition     = length(distinct(flatten(values(local.owners)))) <= 1
+      error_message = "The compose files have different MESH_OWNERS: ${join(", ", [for path, texts in local.owners : "${path} has ${join(" and ", texts)}"])}; the same owners sign the manifest of all."
     }
     precondition {
       condition     = alltrue([for name in local.slots[each.key] : can(regex("^[A-Za-z][A-Za-z0-9-]{4,62}$", name))])

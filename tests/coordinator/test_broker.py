@@ -31,6 +31,7 @@ from tests.coordinator.world import (
     tls_key,
     wireguard_key,
 )
+from tests.topology.support import after, opened
 
 
 class Lab:
@@ -132,10 +133,8 @@ async def test_a_key_provider_that_is_not_the_manifests(lab: Lab) -> None:
     """Keys from another KMS are KMS_POLICY_MISMATCH."""
     manifest = lab.lead.coordinator.broker.rules.manifest
     provider = dataclasses.replace(manifest.key_provider, id=manifest.key_provider.id[:-2] + "00")
-    rules = lab.lead.coordinator.broker.rules
-    lab.lead.coordinator.broker.rules = dataclasses.replace(
-        rules, manifest=dataclasses.replace(manifest, key_provider=provider)
-    )
+    head = lab.lead.coordinator.head
+    head.adopt(opened(after(head.signed, key_provider=provider)))
     await refused(lab, lab.applicant(), "KMS_POLICY_MISMATCH", "key provider")
 
 

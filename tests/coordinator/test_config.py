@@ -10,10 +10,10 @@ import pytest
 from coordinator.config import own_peer_id, parse
 from runtime.env import ConfigError
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest
-from topology.manifest import sign, unsigned
+from topology.envelope import seal
 
 MANIFEST = make_manifest()
-GOOD = {"MESH_CLUSTER": "tests", "MESH_MANIFEST": sign(MANIFEST, OWNER), "MESH_OWNER_KEY": OWNER_KEY}
+GOOD = {"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(MANIFEST, OWNER), "MESH_OWNERS": OWNER_KEY}
 
 
 def problems(environ: dict[str, str]) -> str:
@@ -38,7 +38,7 @@ def test_all_problems_are_told_at_once() -> None:
     told = problems(
         {
             "MESH_CLUSTR": "tests",
-            "MESH_OWNER_KEY": "short",
+            "MESH_OWNERS": "short",
             "MESH_LISTEN": "nowhere",
             "MESH_PATH_MTU": "9001",
             "MESH_LOG_LEVEL": "loud",
@@ -52,7 +52,7 @@ def test_all_problems_are_told_at_once() -> None:
     for name in (
         "CLUSTER",
         "CLUSTR",
-        "OWNER_KEY",
+        "OWNERS",
         "LISTEN",
         "PATH_MTU",
         "LOG_LEVEL",
@@ -67,7 +67,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_the_manifest_must_be_signed_by_the_owner() -> None:
     """A manifest without, or with another's signature is refused."""
-    for envelope in (unsigned(MANIFEST), GOOD["MESH_MANIFEST"][:-8] + "AAAAAAAA", "garbage"):
+    for envelope in (seal(MANIFEST), GOOD["MESH_MANIFEST"][:-8] + "AAAAAAAA", "garbage"):
         assert "MESH_MANIFEST: " in problems(GOOD | {"MESH_MANIFEST": envelope})
 
 
@@ -75,14 +75,14 @@ def test_an_unsigned_manifest_needs_to_be_asked_for_and_is_told() -> None:
     """Local use says so, and cannot be mixed with a key."""
     environ = {
         "MESH_CLUSTER": "tests",
-        "MESH_MANIFEST": unsigned(MANIFEST),
+        "MESH_MANIFEST": seal(MANIFEST),
         "MESH_INSECURE_UNSIGNED_MANIFEST": "1",
         "MESH_INSECURE_DEV_ROOT": "AAAA",
     }
     config = parse(environ)
-    assert config.owner_key is None
+    assert config.owners is None
     assert len(config.insecure) == 2
-    assert "contradicts MESH_OWNER_KEY" in problems(environ | {"MESH_OWNER_KEY": OWNER_KEY})
+    assert "contradicts MESH_OWNERS" in problems(environ | {"MESH_OWNERS": OWNER_KEY})
 
 
 def test_the_parts_must_agree() -> None:
@@ -102,7 +102,7 @@ def test_the_parts_must_agree() -> None:
 def test_which_coordinator_this_is() -> None:
     """As said, else by the instance ID in its URL, else an error that lists them."""
     urls = ("https://aa11-8787s.gateway", "https://bb22-8787s.gateway", "https://cc33-8787s.gateway")
-    config = parse(GOOD | {"MESH_MANIFEST": sign(make_manifest(coordinators=3, urls=urls), OWNER)})
+    config = parse(GOOD | {"MESH_MANIFEST": seal(make_manifest(coordinators=3, urls=urls), OWNER)})
     assert own_peer_id(config, "bb22") == "coordinator-1"
     assert own_peer_id(dataclasses.replace(config, peer_id="coordinator-2"), "bb22") == "coordinator-2"
     for instance in ("dd44", ""):

@@ -2,48 +2,111 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
 import dataclasses
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from coordinator import governance
-from runtime.consul import ConsulClient
-from tests.coordinator.world import OWNER, OWNER_KEY, cluster, make_manifest
+from coordinator.governance import StandoffError, weigh
+from coordinator.protocol import MANIFEST_KEY
+from runtime.consul import ConsulClient, ConsulError
+from tests.coordinator.test_head import of_newer_program
+from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
-from topology.manifest import Intention, sign, unsigned
+from tests.topology.support import after, opened
+from topology.envelope import seal
+from topology.manifest import Intention
+from topology.owners import Owners, key_of
 
-MANIFEST = make_manifest()
-KEY = OWNER.public_key().public_bytes_raw()
+SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
+FIRST = opened(make_manifest(), OWNER)
+NEXT = opened(after(FIRST), OWNER)
+TWIN = opened(dataclasses.replace(FIRST.manifest, intentions=()), OWNER)
+KV = f"/v1/kv/{MANIFEST_KEY}"
 
 
-def test_only_a_greater_epoch_of_the_same_cluster_is_newer() -> None:
-    """Equal, smaller, other cluster, unsigned and garbage are not."""
-    current = dataclasses.replace(MANIFEST, epoch=5)
-    assert governance.newer(sign(dataclasses.replace(MANIFEST, epoch=6), OWNER), current, KEY) is not None
-    for envelope in (
-        sign(current, OWNER),
-        sign(dataclasses.replace(MANIFEST, epoch=4), OWNER),
-        sign(dataclasses.replace(MANIFEST, epoch=6, cluster="other"), OWNER),
-        unsigned(dataclasses.replace(MANIFEST, epoch=6)),
+def test_of_the_records_and_the_environment_the_newer_counts() -> None:
+    """And of one epoch the one in the records."""
+    assert weigh(None, FIRST, OWNERS) is FIRST
+    assert weigh(FIRST.envelope, FIRST, OWNERS) is FIRST
+    assert weigh(NEXT.envelope, FIRST, OWNERS) == NEXT
+    assert weigh(FIRST.envelope, NEXT, OWNERS) is NEXT
+    assert weigh(TWIN.envelope, FIRST, OWNERS) == TWIN
+    assert weigh(opened(after(TWIN), OWNER).envelope, FIRST, OWNERS).manifest == after(TWIN)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
         "garbage",
-    ):
-        assert governance.newer(envelope, current, KEY) is None
+        seal(dataclasses.replace(NEXT.manifest, cluster="other"), OWNER),
+        base64.urlsafe_b64encode(b'{"version":1,"epoch":7,"cluster":"tests"}').decode() + ".AA",
+    ],
+    ids=["garbage", "other cluster", "version 1"],
+)
+def test_what_is_no_manifest_of_this_cluster_and_format_gives_way(stored: str) -> None:
+    """It holds nothing up."""
+    assert weigh(stored, FIRST, OWNERS) is FIRST
+
+
+@pytest.mark.parametrize(
+    ("stored", "own", "reason"),
+    [
+        (of_newer_program(after(FIRST), version=3), FIRST, "needs a newer program"),
+        (of_newer_program(after(FIRST), critical=["x"], x=1), FIRST, "needs a newer program"),
+        (seal(after(FIRST), SECOND), FIRST, "signed by 0 of the owner keys"),
+        (TWIN.envelope, NEXT, "two were signed for one epoch"),
+        (
+            opened(after(FIRST, owners=Owners(keys=(key_of(SECOND),))), OWNER).envelope,
+            opened(after(NEXT), OWNER),
+            "signed by 0 of the owner keys",
+        ),
+    ],
+    ids=["version", "critical", "other owners", "forked before", "owners that were replaced"],
+)
+def test_what_may_be_newer_or_another_history_is_not_passed_over(stored: str, own: object, reason: str) -> None:
+    """Neither side is enforced."""
+    with pytest.raises(StandoffError, match=reason):
+        weigh(stored, own, OWNERS)  # type: ignore[arg-type]
+
+
+def test_new_owners_take_over() -> None:
+    """The old ones sign the change, which a coordinator with the old or the new compose file believes."""
+    new = Owners(keys=(key_of(SECOND),))
+    change = opened(after(FIRST, owners=new), OWNER, SECOND)
+    for owners in (OWNERS, new):
+        assert weigh(FIRST.envelope, change, owners) is change
+    assert weigh(change.envelope, FIRST, OWNERS) == change
+    later = opened(after(change), SECOND)
+    assert weigh(change.envelope, later, new) is later
+
+
+async def stored(consul: ConsulClient) -> str | None:
+    """The envelope in the KV."""
+    return (await governance.stored_manifest(consul))[0]
 
 
 async def test_a_newer_manifest_in_the_kv_is_adopted_and_carried_out() -> None:
     """Intentions change, the old ones go, the epoch in the status grows; an older one changes nothing."""
-    assert OWNER_KEY
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
-        newer = dataclasses.replace(mesh.manifest, epoch=2, intentions=(Intention(source="client", destination="api"),))
+        head = lead.coordinator.head
+        newer = after(head.signed, intentions=(Intention(source="client", destination="api"),))
         consul = lead.coordinator.consul
         assert await intentions(consul) == {"*"}
-        await consul.put("/v1/kv/mesh/manifest", sign(newer, OWNER).encode())
+        await consul.put(KV, seal(newer, OWNER).encode())
         await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
+        assert lead.coordinator.document()["manifest_digest"] == opened(newer).digest[:12]
         found: set[str] = set()
         while found != {"api"}:
             found = await intentions(consul)
-        await consul.put("/v1/kv/mesh/manifest", sign(mesh.manifest, OWNER).encode())
-        await consul.put("/v1/kv/mesh/manifest", b"garbage")
+        await consul.put(KV, seal(mesh.manifest, OWNER).encode())
+        await consul.put(KV, b"garbage")
         assert lead.coordinator.document()["manifest_epoch"] == 2
 
 
@@ -53,13 +116,121 @@ async def intentions(consul: ConsulClient) -> set[str]:
     return {entry["Name"] for entry in entries}
 
 
+async def restarted(mesh: Cluster, manifest: object) -> Running:
+    """Coordinator 0, lost and booted on its disk with `manifest` in its environment."""
+    await mesh.lose(0)
+    return await mesh.start(0, manifest)  # type: ignore[arg-type]
+
+
+async def hindered(running: Running, words: str) -> None:
+    """Waits until the coordinator says that it enforces nothing, with `words`."""
+
+    def says() -> bool:
+        document = running.coordinator.document()
+        return document["ready"] is False and words in str(document["reasons"])
+
+    await eventually(says, f"it says {words!r}")
+
+
+async def eventually_leads(consul: ConsulClient) -> None:
+    """Returns when the server has a leader."""
+    while True:
+        with contextlib.suppress(ConsulError):
+            await stored(consul)
+            return
+        await asyncio.sleep(0.05)
+
+
 async def test_a_restarted_coordinator_takes_the_newest_manifest() -> None:
-    """Of its own and the one in the KV, the greater epoch wins, in both directions."""
+    """The environment's where it is newer, which is then in the records; else the records'."""
+    async with cluster() as mesh:
+        await mesh.start()
+        first = (await mesh.ready()).coordinator.head.signed
+        newer = after(first)
+        await restarted(mesh, newer)
+        consul = (await mesh.ready()).coordinator.consul
+        assert await stored(consul) == seal(newer, OWNER)
+        again = await restarted(mesh, mesh.manifest)
+        await mesh.ready()
+        assert again.coordinator.head.manifest == newer
+
+
+async def test_of_two_manifests_of_one_epoch_one_rules_all_coordinators() -> None:
+    """The first in the records; the other coordinator says that its own does not count."""
+    async with cluster(3) as mesh:
+        twin = dataclasses.replace(mesh.manifest, intentions=(Intention(source="client", destination="api"),))
+        for n in range(3):
+            await mesh.start(n, twin if n == 1 else None)
+        documents = [(await mesh.ready(n, 60)).coordinator.document() for n in range(3)]
+        assert len({document["manifest_digest"] for document in documents}) == 1
+        noted = [document for document in documents if document["manifest_notes"]]
+        assert noted
+        assert all("of the environment does not count" in str(document["manifest_notes"]) for document in noted)
+
+
+@pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])
+async def test_a_manifest_that_an_older_program_cannot_read_stays_in_the_records(changes: dict[str, object]) -> None:
+    """While it runs and when it starts: it says that it needs a newer program, and admits nobody."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        envelope = of_newer_program(after(lead.coordinator.head.signed), **changes)
+        await lead.coordinator.consul.put(KV, envelope.encode())
+        await hindered(lead, "needs a newer program")
+        status, answer = await Applicant(url=lead.url, manifest=mesh.manifest).challenge()
+        assert (status, answer["code"]) == (503, "NOT_READY")
+        assert "needs a newer program" in answer["reason"]
+        again = await restarted(mesh, mesh.manifest)
+        await hindered(again, "needs a newer program")
+        assert await stored(again.coordinator.consul) == envelope
+
+
+async def test_a_field_that_an_older_program_does_not_know_is_left_out_with_a_note() -> None:
+    """Unless it is critical; the records keep the owners' bytes."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        envelope = of_newer_program(after(lead.coordinator.head.signed), floor=1)
+        await lead.coordinator.consul.put(KV, envelope.encode())
+        await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
+        assert "manifest.floor" in str(lead.coordinator.document()["manifest_notes"])
+        again = await restarted(mesh, mesh.manifest)
+        await mesh.ready()
+        assert await stored(again.coordinator.consul) == envelope
+
+
+async def test_a_manifest_that_is_not_about_this_coordinator_is_not_enforced() -> None:
+    """Nothing of it gets into the records, and nobody is admitted by it."""
     async with cluster() as mesh:
         await mesh.start()
         consul = (await mesh.ready()).coordinator.consul
-        old, new = sign(mesh.manifest, OWNER), sign(dataclasses.replace(mesh.manifest, epoch=3), OWNER)
-        newest = dataclasses.replace(mesh.manifest, epoch=4)
-        assert await governance.publish_manifest(consul, mesh.manifest, old, KEY) == old
-        assert await governance.publish_manifest(consul, newest, new, KEY) == new
-        assert await governance.publish_manifest(consul, mesh.manifest, old, KEY) == new
+        before = await stored(consul)
+        own = dataclasses.replace(mesh.manifest.coordinators, compose_hashes=("22" * 32,))
+        staging = after(opened(mesh.manifest, OWNER), coordinators=own, intentions=())
+        again = await restarted(mesh, staging)
+        await hindered(again, "this CVM has ")
+        async with asyncio.timeout(20):
+            await eventually_leads(again.coordinator.consul)
+        # Longer than the pauses between its attempts.
+        for _ in range(40):
+            assert await stored(again.coordinator.consul) == before
+            assert again.coordinator.document()["ready"] is False
+            await asyncio.sleep(0.05)
+        status, answer = await Applicant(url=again.url, manifest=mesh.manifest).challenge()
+        assert (status, answer["code"]) == (503, "NOT_READY")
+
+
+async def test_a_coordinator_with_an_older_manifest_adopts_what_a_cvm_brings() -> None:
+    """Before it answers: the answer is by the newer manifest, which is in the records then."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        newer = seal(after(lead.coordinator.head.signed, intentions=()), OWNER)
+        asker = Applicant(url=lead.url, manifest=mesh.manifest, offers=newer)
+        answer = await asker.admitted()
+        assert (answer["manifest_epoch"], answer["manifest"]) == (2, newer)
+        assert await stored(lead.coordinator.consul) == newer
+        for worthless in ("garbage", seal(after(opened(mesh.manifest)), SECOND), seal(mesh.manifest, OWNER)):
+            asker.offers = worthless
+            assert (await asker.admitted())["manifest_epoch"] == 2
+        assert lead.coordinator.document()["manifest_notes"] == []

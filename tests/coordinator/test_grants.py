@@ -33,7 +33,8 @@ from tests.coordinator.world import (
     make_database_manifest,
 )
 from tests.support import eventually
-from topology.manifest import sign
+from tests.topology.support import after
+from topology.envelope import seal
 
 MANIFEST = make_database_manifest()
 KEYS = derive(Secret("11" * 32), "tests")
@@ -229,8 +230,8 @@ async def test_secrets_are_granted_at_the_admission_and_change_with_the_manifest
         asked = {"lease": third["lease"], "secrets_epoch": third["manifest_epoch"]}
         assert (await api.post("renew", asked))[1]["secrets"] is None
         entry = dataclasses.replace(mesh.manifest.secrets["database"], groups=("api",))
-        newer = dataclasses.replace(mesh.manifest, epoch=2, secrets={"database": entry})
-        await lead.coordinator.consul.put("/v1/kv/mesh/manifest", sign(newer, OWNER).encode())
+        newer = after(lead.coordinator.head.signed, secrets={"database": entry})
+        await lead.coordinator.consul.put("/v1/kv/mesh/manifest", seal(newer, OWNER).encode())
         await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
         renewed = (await api.post("renew", asked))[1]
         assert (renewed["secrets"], renewed["manifest_epoch"]) == ({"database": word}, 2)
@@ -265,13 +266,13 @@ async def test_a_workload_that_a_newer_manifest_makes_or_unmakes_gets_or_loses_i
         consul, group = lead.coordinator.consul, mesh.manifest.groups["api"]
         backend = dataclasses.replace(group.backends["api"], owner="workload")
         owned = dataclasses.replace(group, backends={"api": backend})
-        newer = dataclasses.replace(mesh.manifest, epoch=2, groups={**mesh.manifest.groups, "api": owned})
-        await consul.put("/v1/kv/mesh/manifest", sign(newer, OWNER).encode())
+        newer = after(lead.coordinator.head.signed, groups={**mesh.manifest.groups, "api": owned})
+        await consul.put("/v1/kv/mesh/manifest", seal(newer, OWNER).encode())
         token = (await renewed_until(asker, admission["lease"], "workload_token"))["workload_token"]
         async with ConsulClient(Secret(token), port=lead.http_port) as workload:
             assert await workload.put("/v1/kv/service/api/x", b"x")
-            back = dataclasses.replace(mesh.manifest, epoch=3)
-            await consul.put("/v1/kv/mesh/manifest", sign(back, OWNER).encode())
+            back = after(lead.coordinator.head.signed, groups=mesh.manifest.groups)
+            await consul.put("/v1/kv/mesh/manifest", seal(back, OWNER).encode())
             assert (await renewed_until(asker, admission["lease"], "workload_token"))["workload_token"] == ""
             await refused(workload.get("/v1/acl/token/self"))
         status, answer = await asker.post("renew", {"lease": admission["lease"]})

@@ -19,9 +19,9 @@ from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
 from tests.support import eventually
-from topology.manifest import sign
+from topology.envelope import seal
 
-CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": sign(make_manifest(), OWNER), "MESH_OWNER_KEY": OWNER_KEY})
+CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(make_manifest(), OWNER), "MESH_OWNERS": OWNER_KEY})
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from coordinator.link import MeshLink, make_link
 from coordinator.protocol import MeshPeer
 from peer.wireguard import generate_key
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
-from topology.manifest import sign
+from topology.envelope import seal
 
-CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": sign(make_manifest(), OWNER), "MESH_OWNER_KEY": OWNER_KEY})
+CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(make_manifest(), OWNER), "MESH_OWNERS": OWNER_KEY})
 
 
 def peer(name: str, address: str, key: str | None = None) -> MeshPeer:

@@ -22,7 +22,7 @@ import pytest
 from lab.agent import GuestAgentServer
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
 from tests.support import ROOT, network_namespace, popen, tool
-from topology.manifest import sign
+from topology.envelope import seal
 
 ENTER = """
 import runpy, sys
@@ -44,8 +44,8 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "MESH_CLUSTER": "tests",
-        "MESH_MANIFEST": sign(make_manifest(), OWNER),
-        "MESH_OWNER_KEY": OWNER_KEY,
+        "MESH_MANIFEST": seal(make_manifest(), OWNER),
+        "MESH_OWNERS": OWNER_KEY,
         "MESH_STATE_DIR": str(folder / "private"),
         "MESH_DATA_DIR": str(folder / "data"),
         "MESH_GUEST_AGENT": str(folder / "none.sock"),
@@ -103,7 +103,7 @@ async def test_a_coordinator_in_a_network_of_its_own(namespace: str) -> None:
     process = start(
         environment(
             folder,
-            MESH_MANIFEST=sign(manifest, OWNER),
+            MESH_MANIFEST=seal(manifest, OWNER),
             MESH_GUEST_AGENT=str(folder / "dstack.sock"),
             MESH_CONSUL=tool("consul"),
             MESH_WIREGUARD_GO=tool("wireguard-go"),

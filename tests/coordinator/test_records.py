@@ -14,6 +14,7 @@ from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
 from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, Applicant, Running, cluster, cvm
 from tests.support import eventually
+from tests.topology.support import after, opened
 
 
 def applicant(lead: Running, **changes: object) -> Applicant:
@@ -159,9 +160,7 @@ async def test_a_manifest_that_drops_a_compose_hash_ends_the_admission() -> None
         broker = lead.coordinator.broker
         groups = dict(broker.rules.manifest.groups)
         groups["api"] = dataclasses.replace(groups["api"], compose_hashes=("00" * 32,))
-        broker.rules = dataclasses.replace(
-            broker.rules, manifest=dataclasses.replace(broker.rules.manifest, groups=groups)
-        )
+        lead.coordinator.head.adopt(opened(after(broker.rules.signed, groups=groups)))
         status, answer = await asker.post("renew", {"lease": admission["lease"]})
         assert (status, answer["code"]) == (401, "LEASE_INVALID")
         assert lead.coordinator.document()["admitted"] == []
@@ -179,13 +178,13 @@ async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(
         manifest = broker.rules.manifest
         if change == "OS image":
             other = dataclasses.replace(manifest.os_images[0], mrtd="00" * 48)
-            newer = dataclasses.replace(manifest, os_images=(other,))
+            newer = after(broker.rules.signed, os_images=(other,))
         else:
             group = dataclasses.replace(manifest.groups["api"], compose_hashes=("00" * 32,))
-            newer = dataclasses.replace(manifest, groups={**manifest.groups, "api": group})
+            newer = after(broker.rules.signed, groups={**manifest.groups, "api": group})
         # Its lease is not what ends it.
         ledger.slots["api-0"] = dataclasses.replace(ledger.slots["api-0"], renewed_at=time.time() + 1000)
-        broker.rules = dataclasses.replace(broker.rules, manifest=newer)
+        lead.coordinator.head.adopt(opened(newer))
         await eventually(lambda: lead.link.peers == (), "the peer is off the link")
         async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as consul:
             await eventually_refused(consul)

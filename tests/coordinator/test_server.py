@@ -29,6 +29,7 @@ from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import make_manifest
+from tests.topology.support import opened
 
 
 class NoVerifier:
@@ -45,19 +46,24 @@ class Api:
         self.feed = Feed(1000, lambda: 0.0)
         registry = Registry(lambda: None)
         self.broker = Broker(
-            rules=Rules(manifest=make_manifest(), envelope="", verifier=NoVerifier()),
+            rules=Rules(signed=opened(make_manifest()), verifier=NoVerifier()),
             keys=derive(Secret("11" * 32), "tests"),
             ledger=Ledger(ConsulClient(), registry, lambda: 100.0, lambda: 100.0),
             registry=registry,
             feed=self.feed,
             clocks=Clocks(unix=lambda: 100.0, monotonic=lambda: 100.0),
             random=os.urandom,
+            offered=self.offered,
         )
         self.broker.not_ready = None
         self.server = Server(
             application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing), "127.0.0.1", 0, None
         )
         self.port = 0
+
+    async def offered(self, envelope: str) -> None:
+        """No test here offers a manifest."""
+        raise AssertionError(envelope)
 
     async def standing(self, request: StandingRequest) -> Standing:
         """What a coordinator says to another one."""

@@ -42,7 +42,9 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.support import eventually, tool
 from topology import manifest as manifests
+from topology.envelope import seal
 from topology.manifest import Manifest
+from topology.owners import Owners, key_of, text_of
 
 COORDINATOR_COMPOSE = '{"manifest_version":2,"name":"coordinator","docker_compose_file":"services: {}"}'
 API_COMPOSE = '{"manifest_version":2,"name":"api","docker_compose_file":"services: {api: {}}"}'
@@ -50,9 +52,8 @@ CLIENT_COMPOSE = '{"manifest_version":2,"name":"client","docker_compose_file":"s
 DB_COMPOSE = '{"manifest_version":2,"name":"db","docker_compose_file":"services: {db: {}}"}'
 TEE = DevTee(b"coordinator tests")
 OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-OWNER_KEY = base64.urlsafe_b64encode(
-    OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-).decode().rstrip("=")  # fmt: skip
+OWNERS = Owners(keys=(key_of(OWNER),))
+OWNER_KEY = text_of(OWNERS)
 _numbers = itertools.count(1)
 _given: set[int] = set()
 
@@ -89,8 +90,9 @@ def make_manifest(
         permissions=manifests.Permissions(key_prefixes=("service/api/",), session_write=True),
     )
     return Manifest(
-        version=1,
+        version=manifests.MANIFEST_VERSION,
         epoch=epoch,
+        owners=OWNERS,
         cluster="tests",
         key_provider=manifests.KeyProvider(name=TEE.key_provider.name, id=TEE.key_provider.id),
         os_images=(_image("0.5.7"), _image("0.6.0"), _image("0.6.0", development=True)),
@@ -248,8 +250,8 @@ class Cluster:
             {
                 "MESH_CLUSTER": "tests",
                 "MESH_PEER_ID": f"coordinator-{n}",
-                "MESH_MANIFEST": manifests.sign(manifest or self.manifest, OWNER),
-                "MESH_OWNER_KEY": OWNER_KEY,
+                "MESH_MANIFEST": seal(manifest or self.manifest, OWNER),
+                "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
                 "MESH_STATE_DIR": str(folder / "private"),
@@ -374,6 +376,8 @@ class Applicant:
     who: CvmIdentity = dataclasses.field(default_factory=lambda: cvm(API_COMPOSE, "api-0"))
     boot: BootKeys = dataclasses.field(default_factory=lambda: BootKeys(wireguard=wireguard_key(), tls=tls_key()))
     tee: DevTee = dataclasses.field(default_factory=lambda: TEE)
+    offers: str = ""
+    """The envelope that it brings."""
 
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         """Status and JSON of a call on a connection of its own."""
@@ -420,6 +424,7 @@ class Applicant:
             "quote": self.tee.quote(self.who.measurements, data).hex(),
             "event_log": json.dumps(list(event_items(self.who.boot_events, stripped=True))),
             "vm_config": self.who.vm_config,
+            "manifest": self.offers,
         }
 
     async def attest(self, peer_id: str | None = None, **changes: Any) -> tuple[int, Any]:

@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lab import host
 from lab import plan as plans
+from lab.machine import MachinePlan
 from lab.tee import DevTee
 from topology.cluster import Cluster
-from topology.manifest import Manifest, sign
+from topology.envelope import digest, seal
+from topology.manifest import Manifest
 
 LATE_ROUTE, LATE_PEER = "api", "worker-1"
 
@@ -25,24 +27,30 @@ def older(manifest: Manifest) -> Manifest:
     peers = tuple(peer for peer in workers.peers if peer.peer_id != LATE_PEER)
     routes = tuple(route for route in manifest.routes if route.name != LATE_ROUTE)
     groups = {**manifest.groups, "worker": replace(workers, peers=peers)}
-    return replace(manifest, epoch=manifest.epoch - 1, routes=routes, groups=groups)
+    return replace(manifest, routes=routes, groups=groups)
 
 
 def changed(plan: plans.LabPlan, owner: Ed25519PrivateKey) -> plans.LabPlan:
-    """`plan` with workers that know the older manifest only."""
+    """`plan` with workers that know the older manifest only; everyone else has the one that follows it."""
     known = older(plan.manifest)
+    newest = seal(replace(plan.manifest, epoch=known.epoch + 1, previous=digest(known)), owner)
     fields = ("name", "vip", "port", "role", "backend", "service")
     told = {
-        "MESH_MANIFEST": sign(known, owner),
+        "MESH_MANIFEST": seal(known, owner),
         "MESH_ROUTES_JSON": json.dumps([{field: getattr(route, field) for field in fields} for route in known.routes]),
     }
     cvms = []
     for cvm in plan.cvms:
-        environment = cvm.machine.environment
-        if cvm.machine.group == "worker":
-            environment = {**environment, "sidecar": {**environment["sidecar"], **told}}
-        cvms.append(replace(cvm, machine=replace(cvm.machine, environment=environment)))
-    return replace(plan, cvms=tuple(cvms))
+        own = told if cvm.machine.group == "worker" else {"MESH_MANIFEST": newest}
+        cvms.append(replace(cvm, machine=with_environment(cvm.machine, "sidecar", own)))
+    rendezvous = with_environment(plan.rendezvous, plans.RENDEZVOUS, {"MESH_MANIFEST": newest})
+    return replace(plan, cvms=tuple(cvms), rendezvous=rendezvous)
+
+
+def with_environment(machine: MachinePlan, service: str, more: dict[str, str]) -> MachinePlan:
+    """`machine` whose `service` is told `more`."""
+    environment = machine.environment
+    return replace(machine, environment={**environment, service: {**environment[service], **more}})
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from lab import host
 from lab import plan as plans
 from lab.tee import DevTee
 from topology.cluster import Cluster
-from topology.manifest import Manifest, sign
+from topology.envelope import digest, seal
+from topology.manifest import Manifest
 
 COORDINATOR = "coordinator-0"
 REPLICAS = 2
@@ -23,7 +24,7 @@ def smaller(manifest: Manifest) -> Manifest:
     """The manifest after the owner has taken a replica away."""
     workers = manifest.groups["worker"]
     groups = {**manifest.groups, "worker": replace(workers, peers=workers.peers[:REPLICAS])}
-    return replace(manifest, epoch=manifest.epoch + 1, groups=groups)
+    return replace(manifest, epoch=manifest.epoch + 1, previous=digest(manifest), groups=groups)
 
 
 class Host(host.Host):
@@ -35,7 +36,7 @@ class Host(host.Host):
         """As ever; the coordinator's second boot has the newer manifest."""
         machine = self.machines[name]
         if name == COORDINATOR and machine.state == "killed" and self._plan is not None:
-            told = {"MESH_MANIFEST": sign(smaller(self._plan.manifest), self.owner)}
+            told = {"MESH_MANIFEST": seal(smaller(self._plan.manifest), self.owner)}
             environment = machine.plan.environment
             machine.plan = replace(
                 machine.plan, environment={**environment, "sidecar": {**environment["sidecar"], **told}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 from pathlib import Path
@@ -12,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lab.plan import LabPlan, Site, Tools, make_plan
 from lab.tee import DevTee
 from tests.support import ROOT
-from topology import manifest as manifests
 from topology.cluster import load
+from topology.envelope import open_envelope
+from topology.owners import parse
 
 SITE = Site(
     python="/venv/bin/python",
@@ -60,8 +60,7 @@ def test_manifest_says_what_the_cvms_measure() -> None:
         entry = manifest.coordinators if cvm.machine.kind == "coordinator" else manifest.groups[cvm.machine.group]
         assert (entry.app_id, entry.compose_hashes) == (cvm.identity.app_id, (cvm.identity.compose_hash,))
         environment = cvm.machine.environment["sidecar"]
-        key = base64.urlsafe_b64decode(environment["MESH_OWNER_KEY"] + "=")
-        assert manifests.open_envelope(environment["MESH_MANIFEST"], key) == manifest
+        assert open_envelope(environment["MESH_MANIFEST"], parse(environment["MESH_OWNERS"])).manifest == manifest
 
 
 def test_replicas_take_turns_in_os_versions() -> None:

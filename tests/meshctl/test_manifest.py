@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from meshctl import manifest_keys
 from meshctl.cli import cli
 from meshctl.errors import UserError
 from tests.meshctl.test_manifest_facts import FILES, outputs
 from tests.support import ROOT
 from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
 from topology import manifest
-from topology.render import OWNER_KEY_PLACEHOLDER, owner_key_of
+from topology.owners import text_of
+from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
 
 
 class Owner:
@@ -26,10 +28,11 @@ class Owner:
         self.key = folder / "owner.pem"
         self.printed = folder / "outputs.json"
         self.run("keygen", str(self.cluster), "--key", str(self.key))
-        public = owner_key_of((self.cluster / "compose" / "api.yaml").read_text())
+        public = owners_of((self.cluster / "compose" / "api.yaml").read_text())
         assert public is not None
         changes = {
-            name: {"docker_compose_file": text.replace(OWNER_KEY_PLACEHOLDER, public)} for name, text in FILES.items()
+            name: {"docker_compose_file": text.replace(OWNER_KEY_PLACEHOLDER, text_of(public))}
+            for name, text in FILES.items()
         }
         self.printed.write_text(json.dumps(outputs(**changes)))
 
@@ -109,10 +112,8 @@ def test_only_the_key_of_the_compose_files_signs(owner: Owner, tmp_path: Path) -
     """A manifest that no CVM would believe is not signed."""
     owner.render()
     other = tmp_path / "other.pem"
-    from meshctl import manifest_keys
-
     manifest_keys.create(other)
-    refused(owner.sign("--key", str(other)), "another MESH_OWNER_KEY")
+    refused(owner.sign("--key", str(other)), "a signature of none of the owners in the compose files")
 
 
 def test_an_older_or_foreign_draft_is_not_signed(owner: Owner) -> None:
@@ -123,7 +124,7 @@ def test_an_older_or_foreign_draft_is_not_signed(owner: Owner) -> None:
     owner.render()
     owner.sign()
     (owner.cluster / "manifest.json").write_text(first)
-    refused(owner.sign(), "epoch 1", "epoch 2")
+    refused(owner.sign(), "epoch 1 (", "is older than epoch 2 (")
     (owner.cluster / "manifest.json").write_text(first.replace('"cluster": "starter"', '"cluster": "other"'))
     refused(owner.sign(), "is of cluster 'other'")
     (owner.cluster / "manifest.json").write_text("{}")
@@ -136,7 +137,7 @@ def test_a_signed_file_that_was_changed_is_refused(owner: Owner) -> None:
     owner.sign()
     path = owner.cluster / "manifest.signed"
     path.write_text("A" + path.read_text()[1:])
-    refused(owner.run("manifest", "show", str(owner.cluster)), "not signed by the owner key")
+    refused(owner.run("manifest", "show", str(owner.cluster)), "signed by 0 of the owner keys")
 
 
 def test_the_script_of_an_app_is_shown(owner: Owner) -> None:

@@ -11,6 +11,8 @@ import pytest
 from meshctl import manifest_facts as facts
 from tests.support import ROOT
 from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE, attest
+from tests.topology.support import opened
+from tests.topology.test_render import OWNERS
 from topology import manifest, render
 from topology.cluster import Cluster, load
 from topology.problems import ClusterError
@@ -59,7 +61,8 @@ def reviewed(tree: dict[str, Any], cluster: Cluster = STARTER, **more: Any) -> f
         "images": None,
         "pre_launch": frozenset({PRE_LAUNCH_HASH}),
         "earlier": None,
-        "epoch": 1,
+        "owners": OWNERS,
+        "after": None,
         **more,
     }
     return facts.review(cluster, report, policy, FILES, **given)
@@ -220,6 +223,7 @@ def test_which_groups_may_go_on_starting_with_an_older_manifest() -> None:
         (replace(old, coordinators=replace(old.coordinators, compose_hashes=("0" * 64,))), False),
         (replace(old, tcb=manifest.TcbPolicy(allowed_statuses=("OutOfDate",))), False),
         (replace(old, rendezvous=(other,)), False),
+        (replace(old, owners=replace(old.owners, threshold=2)), False),
     ]
     assert [facts.starts_alike(old, new, "worker") for new, _ in changes] == [alike for _, alike in changes]
     assert not facts.starts_alike(old, old, "later")
@@ -229,7 +233,8 @@ def test_earlier_revisions_stay_allowed_when_asked() -> None:
     """During an update the CVMs of both revisions are admitted."""
     first = render.manifest(STARTER, reviewed(outputs()).deployment)
     changed = outputs(worker={"features": ["kms"]})
-    made = render.manifest(STARTER, reviewed(changed, earlier=first, epoch=2).deployment)
+    made = render.manifest(STARTER, reviewed(changed, earlier=first, after=opened(first)).deployment)
+    assert (made.epoch, made.previous, made.owners) == (2, opened(first).digest, OWNERS)
     assert len(made.groups["worker"].compose_hashes) == 2
     assert made.groups["worker"].compose_hashes[1:] == first.groups["worker"].compose_hashes
     assert made.groups["api"].compose_hashes == first.groups["api"].compose_hashes

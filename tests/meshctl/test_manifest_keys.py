@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from meshctl import manifest_keys
 from meshctl.cli import cli
 from meshctl.errors import UserError
 from tests.support import ROOT
-from topology.render import OWNER_KEY_PLACEHOLDER, owner_key_of
+from topology.owners import Owners, key_of
+from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_a_key_is_made_once_and_its_public_half_put_in_place(cluster: Path, tmp_
     assert f"made the owner key {path}" in first.output
     assert path.stat().st_mode & 0o777 == 0o600
     texts = [file.read_text() for file in sorted((cluster / "compose").iterdir())]
-    assert {owner_key_of(text) for text in texts} == {manifest_keys.public_half(manifest_keys.load(path))}
+    assert {owners_of(text) for text in texts} == {Owners(keys=(key_of(manifest_keys.load(path)),))}
     assert not any(OWNER_KEY_PLACEHOLDER in text for text in texts)
     private = path.read_text()
     assert private.splitlines()[1] not in first.output
@@ -72,11 +75,11 @@ def test_a_key_inside_a_checkout_is_refused(cluster: Path, tmp_path: Path) -> No
 def test_a_compose_file_without_a_place_for_the_key_is_refused(cluster: Path) -> None:
     """The message names the file and what to add."""
     file = cluster / "compose" / "worker.yaml"
-    file.write_text("\n".join(line for line in file.read_text().splitlines() if "MESH_OWNER_KEY" not in line) + "\n")
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "MESH_OWNERS" not in line) + "\n")
     found = keygen(cluster)
     assert isinstance(found.exception, UserError)
     assert str(file) in found.exception.message
-    assert "add MESH_OWNER_KEY" in found.exception.message
+    assert "add MESH_OWNERS" in found.exception.message
 
 
 @pytest.mark.parametrize(
@@ -94,13 +97,38 @@ def test_a_file_that_is_no_key_is_refused(tmp_path: Path, content: str | None, m
 
 
 def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
-    """Manifests are signed with Ed25519."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
+    """Owners sign with Ed25519 or P-256."""
     path = tmp_path / "key"
-    key = ec.generate_private_key(ec.SECP256R1())
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    path.chmod(0o600)
-    with pytest.raises(UserError, match="expected an Ed25519 key"):
-        manifest_keys.load(path)
+    others = (ec.generate_private_key(ec.SECP384R1()), x25519.X25519PrivateKey.generate())
+    for key, words in zip(others, ("expected P-256", "expected Ed25519 or P-256"), strict=True):
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # type: ignore[attr-defined]
+        path.chmod(0o600)
+        with pytest.raises(UserError, match=words):
+            manifest_keys.load(path)
+
+
+def test_a_p256_key_is_made_when_asked_for(cluster: Path, tmp_path: Path) -> None:
+    """The compose files say which kind it is."""
+    made = CliRunner().invoke(cli, ["keygen", str(cluster), "--key", str(tmp_path / "k"), "--alg", "p256"])
+    assert made.exit_code == 0, made.exception
+    text = (cluster / "compose" / "api.yaml").read_text()
+    assert 'MESH_OWNERS: "p256:' in text
+    assert owners_of(text) == Owners(keys=(key_of(manifest_keys.load(tmp_path / "k")),))
+
+
+def test_an_owner_beside_others_is_named_by_hand(cluster: Path, tmp_path: Path) -> None:
+    """keygen neither takes the others out nor changes what names the key already."""
+    keys = [tmp_path / name for name in ("first", "second", "third")]
+    publics = []
+    for key in keys:
+        made = CliRunner().invoke(cli, ["keygen", str(cluster), "--key", str(key), "--no-write"])
+        publics.append(made.output.partition("public half: ")[2].splitlines()[0])
+        assert made.exit_code == 0
+    files = sorted((cluster / "compose").iterdir())
+    for file in files:
+        file.write_text(file.read_text().replace(OWNER_KEY_PLACEHOLDER, f"2 of {publics[0]}, {publics[1]}"))
+    before = [file.read_text() for file in files]
+    assert "have it already" in CliRunner().invoke(cli, ["keygen", str(cluster), "--key", str(keys[1])]).output
+    refused = CliRunner().invoke(cli, ["keygen", str(cluster), "--key", str(keys[2])])
+    assert "names several owners" in str(refused.exception)
+    assert [file.read_text() for file in files] == before

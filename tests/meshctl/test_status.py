@@ -30,6 +30,9 @@ SIDECAR = {
     "admission": {"state": "admitted"},
     "links": [{"peer_id": "worker-0", "path": "direct"}],
     "insecure": ["development root"],
+    "manifest_epoch": 3,
+    "manifest_digest": "0123456789ab",
+    "manifest_notes": ["left out: x"],
 }
 
 
@@ -44,6 +47,7 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     document = status.contract(raw())
     peer = document["peers"][0]
     assert document["cluster"] == "starter"
+    assert peer["manifest"] == {"epoch": 3, "digest": "0123456789ab", "notes": ["left out: x"]}
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
         {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "conflict": []}
@@ -93,4 +97,6 @@ def test_table_shows_the_insecure_settings_and_refusals(capsys: pytest.CaptureFi
     status.print_table(status.contract(raw(sidecar=sidecar)))
     out = capsys.readouterr().out
     assert "INSECURE: development root" in out
+    assert "3 0123456789ab" in " ".join(out.split())
+    assert "api-0: manifest: left out: x" in out
     assert "listener worker: bad address" in out

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from peer.rendezvous import AttestedKeys, read_config
@@ -25,27 +25,30 @@ from peer.spec import LinkError
 from peer.wireguard import generate_key
 from runtime.env import ConfigError
 from tests.support import ROOT
+from topology.envelope import seal
 from topology.manifest import (
+    MANIFEST_VERSION,
     CoordinatorPeer,
     Coordinators,
     KeyProvider,
     Manifest,
     Rendezvous,
     TcbPolicy,
-    sign,
-    unsigned,
 )
+from topology.owners import Owners, key_of, text_of
 
 OWNER = Ed25519PrivateKey.generate()
-OWNER_KEY = base64.urlsafe_b64encode(OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+OWNERS = Owners(keys=(key_of(OWNER),))
+OWNER_KEY = text_of(OWNERS)
 KEY, PUBLIC = generate_key()
 
 
 def _manifest(public: str = PUBLIC) -> Manifest:
     coordinator = CoordinatorPeer(peer_id="coordinator-0", address="100.96.0.10", url="https://c0.example:443")
     return Manifest(
-        version=1,
+        version=MANIFEST_VERSION,
         epoch=1,
+        owners=OWNERS,
         cluster="starter",
         key_provider=KeyProvider(name="kms", id="00"),
         os_images=(),
@@ -62,8 +65,8 @@ def _environ(tmp_path: Path, **changes: str) -> dict[str, str]:
     key.touch(mode=0o600)
     key.write_text(KEY.reveal())
     good = {
-        "MESH_MANIFEST": sign(_manifest(), OWNER),
-        "MESH_OWNER_KEY": OWNER_KEY,
+        "MESH_MANIFEST": seal(_manifest(), OWNER),
+        "MESH_OWNERS": OWNER_KEY,
         "MESH_RENDEZVOUS_ADDRESS": "100.96.0.1",
         "MESH_RENDEZVOUS_PUBLIC": "198.18.0.10",
         "MESH_RENDEZVOUS_KEY_FILE": str(key),
@@ -83,19 +86,19 @@ def test_a_good_configuration(tmp_path: Path) -> None:
 
 def test_an_unsigned_manifest_needs_a_word(tmp_path: Path) -> None:
     """Only with the insecure flag, and then the owner's key is not asked for."""
-    environ = _environ(tmp_path, MESH_MANIFEST=unsigned(_manifest()))
+    environ = _environ(tmp_path, MESH_MANIFEST=seal(_manifest()))
     with pytest.raises(ConfigError, match="MESH_MANIFEST"):
         read_config(environ)
-    del environ["MESH_OWNER_KEY"]
+    del environ["MESH_OWNERS"]
     assert read_config({**environ, "MESH_INSECURE_UNSIGNED_MANIFEST": "1"}).address == "100.96.0.1"
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("MESH_MANIFEST", "", "signed manifest"),
+        ("MESH_MANIFEST", "", "a manifest envelope"),
         ("MESH_MANIFEST", "x.y", "MESH_MANIFEST"),
-        ("MESH_OWNER_KEY", "abc", "32 bytes"),
+        ("MESH_OWNERS", "abc", "32 bytes"),
         ("MESH_COORDINATORS", '["http://plain"]', "https"),
         ("MESH_COORDINATORS", "{", "JSON"),
         ("MESH_RENDEZVOUS_ADDRESS", "100.96.0.2", "one of the manifest's"),
@@ -117,7 +120,7 @@ def test_bad_configuration(tmp_path: Path, variable: str, value: str, message: s
 
 def test_the_key_must_be_the_manifests(tmp_path: Path) -> None:
     """A rendezvous with another key would wait for CVMs that never come."""
-    envelope = sign(_manifest(generate_key()[1]), OWNER)
+    envelope = seal(_manifest(generate_key()[1]), OWNER)
     with pytest.raises(ConfigError, match="use that key's file"):
         read_config(_environ(tmp_path, MESH_MANIFEST=envelope))
 
@@ -154,7 +157,7 @@ def test_the_process_reports_all_problems_and_ends_with_2() -> None:
         [sys.executable, "-m", "peer.rendezvous"], cwd=ROOT, env={"PATH": "/usr/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 2
-    for name in ("MESH_MANIFEST", "MESH_OWNER_KEY", "MESH_RENDEZVOUS_ADDRESS", "MESH_RENDEZVOUS_KEY_FILE"):
+    for name in ("MESH_MANIFEST", "MESH_OWNERS", "MESH_RENDEZVOUS_ADDRESS", "MESH_RENDEZVOUS_KEY_FILE"):
         assert name in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -310,7 +313,7 @@ def test_the_public_key_is_printed_before_there_is_a_manifest(tmp_path: Path) ->
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().strip() not in first.stdout + first.stderr
     assert _run({"MESH_RENDEZVOUS_KEY_FILE": str(path)}, "key").stdout == first.stdout
-    signed = sign(_manifest(first.stdout.strip()), OWNER)
+    signed = seal(_manifest(first.stdout.strip()), OWNER)
     config = read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path), MESH_MANIFEST=signed))
     assert config.private_key.reveal() == path.read_text().strip()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runtime import values
 
 PARSERS: tuple[Callable[[str], object], ...] = (
-    values.text, values.flag, values.path, values.level, values.base64_bytes, values.public_key, values.https_urls,
+    values.text, values.flag, values.path, values.level, values.base64_bytes, values.https_urls,
     values.http_url,
 )  # fmt: skip
 
@@ -23,7 +23,6 @@ def test_good_values_become_types() -> None:
     assert values.flag("1") is True
     assert values.path("/x") == Path("/x")
     assert values.base64_bytes("AAE=") == b"\0\1"
-    assert values.public_key("A" * 43) == bytes(32)
     assert values.https_urls('["https://a/", "https://b:1"]') == ("https://a", "https://b:1")
     assert values.http_url("http://x/") == "http://x"
 

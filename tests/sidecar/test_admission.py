@@ -38,6 +38,7 @@ class FakeBroker:
         self.attested: list[AttestRequest] = []
         self.asked: list[ChallengeRequest] = []
         self.renewal = Renewed(lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=3)
+        self.manifest_epoch = 3
         self.closed = False
         self.epochs: list[int] = []
 
@@ -55,7 +56,7 @@ class FakeBroker:
     async def attest(self, request: AttestRequest) -> Admitted:
         self.attested.append(request)
         self._call("attest")
-        return decode_admission(ADMISSION, self.url)
+        return decode_admission({**ADMISSION, "manifest_epoch": self.manifest_epoch}, self.url)
 
     async def renew(self, lease: Secret, secrets_epoch: int) -> Renewed:
         assert lease.reveal() == "s3cret-lease"
@@ -90,6 +91,7 @@ class Rig:
         self.now = 1000.0
         self.told: list[str] = []
         self.heard: list[object] = []
+        self.holds = 0
         self.sleeps: list[float] = []
         self.pass_on = asyncio.Semaphore(0)
         self.guest = guest or FakeGuest()
@@ -104,6 +106,13 @@ class Rig:
             sleep=self.sleep,
             rng=Random(1),  # type: ignore[arg-type]
         )
+
+    def newest_envelope(self) -> str:
+        return "held"
+
+    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+        assert envelope in ("", "envelope")
+        return "rolled back" if epoch < self.holds else None
 
     async def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
@@ -405,3 +414,30 @@ async def test_who_was_never_admitted_is_told_every_reason() -> None:
         await rig.goes_on()
         assert rig.told[0] == "one does not answer"
         assert "SLOT_TAKEN" in rig.told[-1]
+
+
+async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> None:
+    """Neither its admission nor its renewal: the next one is asked, and the status says why while there is none."""
+    behind, good = FakeBroker("behind"), FakeBroker("good", attest=[CoordinatorError("busy")])
+    good.renewal = Renewed(lease_seconds=15.0, token=Secret("new"), token_expires_at=9, manifest_epoch=4)
+    good.manifest_epoch = 4
+    rig = Rig(behind, good)
+    rig.holds = 4
+    async with rig.running():
+        await rig.slept(1)
+        assert rig.heard == []
+        assert rig.told[0] == "behind: rolled back"
+        assert [request.manifest for request in behind.attested] == ["held"]
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert [type(one) for one in rig.heard] == [Admitted]
+        assert rig.admission.status.coordinator == "good"
+        # One that has a greater epoch by now; then none has.
+        good.failures["renew"] = [CoordinatorError("busy")]
+        rig.pass_on.release()
+        await rig.slept(3)
+        assert rig.admission.status.state == "renewing"
+        assert "behind: rolled back" in rig.admission.status.reason
+        rig.pass_on.release()
+        await rig.slept(4)
+        assert rig.heard[1:] == [good.renewal]

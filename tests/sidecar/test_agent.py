@@ -28,9 +28,11 @@ from sidecar.registrar import Registrar
 from sidecar.slot import Wish
 from sidecar.trust import coordinator_check
 from sidecar.watches import Apply, Watches
-from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm, free_port
+from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm, free_port
 from tests.sidecar.test_broker import ADMISSION
+from tests.sidecar.world import HoldsNothing
 from tests.support import eventually, tool
+from tests.topology.support import opened
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Joined:
 Asked = tuple[Admission, Admitted, identity.Keys]
 
 
-class Listener:
+class Listener(HoldsNothing):
     """Keeps the first admission."""
 
     def __init__(self) -> None:
@@ -133,7 +135,7 @@ async def joined() -> AsyncIterator[Joined]:
                     await agent.joined()
                 yield Joined(
                     admitted=admitted, child=child, consul=consul, registrar=registrar, agent=agent, made=made,
-                    world=World(manifest=made.manifest, own=group, group="api", address=admitted.address,
+                    world=World(signed=opened(made.manifest), own=group, group="api", address=admitted.address,
                                 datacenter=admitted.datacenter, admitted_peers=admitted.peers),
                 )  # fmt: skip
             finally:
@@ -155,8 +157,7 @@ async def follow(it: Joined, scope: TaskScope) -> Watches:
 
         return take
 
-    public = OWNER.public_key().public_bytes_raw()
-    wanted = sources.queries(it.world, public)
+    wanted = sources.queries(it.world, check_signatures=True)
     # The test cluster has no routes: the instances of its one service are watched as a route's would be.
     wanted = {**wanted, **sources.instances_of("api")}
     kept.keep({query: taker(change) for query, change in wanted.items()})

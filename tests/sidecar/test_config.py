@@ -8,9 +8,9 @@ import pytest
 
 from runtime.env import ConfigError
 from sidecar.config import VARIABLES, parse, reference
-from tests.sidecar.world import OWNER_RAW, STRANGER, environment, manifest
+from tests.sidecar.world import OWNERS, STRANGER, environment, manifest
 from tests.support import ROOT
-from topology.manifest import sign, unsigned
+from topology.envelope import seal
 
 ROUTES = [{"name": "api", "vip": "127.10.0.1", "port": 8080, "role": None, "backend": "api", "service": "api"}]
 
@@ -26,7 +26,7 @@ def test_a_complete_environment_needs_five_variables() -> None:
     config = parse(environment())
     assert (config.cluster, config.group, config.peer_id) == ("demo", "api", "api-0")
     assert config.manifest == manifest()
-    assert config.owner_key == OWNER_RAW
+    assert config.owners == OWNERS
     assert config.coordinators == ("https://one.test",)
     assert config.state_dir == Path("/run/mesh-private")
     assert config.guest_agent == Path("/var/run/dstack.sock")
@@ -60,7 +60,7 @@ def test_every_problem_is_reported_at_once() -> None:
     [
         ("MESH_CLUSTER", "other", "is 'other', but the manifest is of cluster 'demo'"),
         ("MESH_PEER_ID", "api-7", "is 'api-7', expected a slot of group 'api': api-0, api-1"),
-        ("MESH_OWNER_KEY", "c2hvcnQ", "is 'c2hvcnQ', expected 32 bytes in base64url (43 characters)"),
+        ("MESH_OWNERS", "c2hvcnQ", "has the ed25519 key 'c2hvcnQ', expected 32 bytes in base64url (43 characters)"),
         ("MESH_COORDINATORS", "[]", "is empty, expected one https URL at least"),
         ("MESH_COORDINATORS", "{}", "is '{}', expected a JSON list of https URLs"),
         ("MESH_COORDINATORS", '["https://a/path"]', "holds 'https://a/path', expected https URLs without a path"),
@@ -80,8 +80,8 @@ def test_each_problem_says_what_was_expected(name: str, value: str, message: str
 
 def test_manifest_that_the_owner_did_not_sign_is_refused() -> None:
     """A forged envelope, an unsigned one and garbage are problems of MESH_MANIFEST."""
-    forged = sign(manifest(), STRANGER)
-    for envelope in (forged, unsigned(manifest()), "garbage"):
+    forged = seal(manifest(), STRANGER)
+    for envelope in (forged, seal(manifest()), "garbage"):
         assert [text.partition(":")[0] for text in problems(MESH_MANIFEST=envelope)] == ["MESH_MANIFEST"]
 
 
@@ -89,13 +89,13 @@ def test_insecure_settings_work_and_are_named() -> None:
     """An unsigned manifest and a development root need explicit variables, and the configuration keeps saying so."""
     config = parse(
         environment(
-            MESH_MANIFEST=unsigned(manifest()),
-            MESH_OWNER_KEY=None,
+            MESH_MANIFEST=seal(manifest()),
+            MESH_OWNERS=None,
             MESH_INSECURE_UNSIGNED_MANIFEST="1",
             MESH_INSECURE_DEV_ROOT=base64.b64encode(b"root").decode(),
         )
     )
-    assert config.owner_key is None
+    assert config.owners is None
     assert config.dev_root == b"root"
     assert len(config.insecure) == 2
 
@@ -103,7 +103,7 @@ def test_insecure_settings_work_and_are_named() -> None:
 def test_owner_key_and_unsigned_manifest_contradict() -> None:
     """A leftover insecure flag beside an owner key is an error, not a silent choice."""
     assert problems(MESH_INSECURE_UNSIGNED_MANIFEST="1") == [
-        "MESH_INSECURE_UNSIGNED_MANIFEST: contradicts MESH_OWNER_KEY; unset one of them"
+        "MESH_INSECURE_UNSIGNED_MANIFEST: contradicts MESH_OWNERS; unset one of them"
     ]
 
 

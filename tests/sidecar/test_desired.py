@@ -9,17 +9,19 @@ from sidecar import catalog
 from sidecar.catalog import Instance, Rule
 from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
+from tests.topology.support import opened
 from topology.manifest import GroupEntry, Manifest
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
+MANIFEST = manifest()
 TRUST = "11111111-2222-3333-4444-555555555555.consul"
 
 
-def world(**changes: object) -> World:
+def world(manifest: Manifest = MANIFEST, **changes: object) -> World:
     base = World(
-        manifest=manifest(),
-        own=manifest().groups["api"],
+        signed=opened(manifest),
+        own=MANIFEST.groups["api"],
         group="api",
         address="100.96.0.10",
         datacenter="demo",

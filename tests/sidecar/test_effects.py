@@ -19,6 +19,7 @@ from sidecar.files import Identity
 from sidecar.refusing import Refusing
 from tests.sidecar.test_desired import world
 from tests.sidecar.world import environment, health, manifest, route
+from tests.topology.support import opened
 from tests.xds.pki import Authority
 from vip.netlink import VipError
 from vip.nftables import RefusalError
@@ -227,7 +228,7 @@ async def test_refused_part_keeps_its_last_state_and_is_named(rig: Rig) -> None:
     bad = manifest(epoch=4, routes=(route("api", "api"), route("bad name", "api", vip="127.10.0.1")))
     rig.vips.refuse = True
     await rig.effects.apply(
-        dataclasses.replace(desired(dataclasses.replace(good, manifest=bad)), vips=frozenset()), OWN
+        dataclasses.replace(desired(dataclasses.replace(good, signed=opened(bad))), vips=frozenset()), OWN
     )
     assert sorted(rig.effects.problems) == ["envoy", "names", "vips"]
     assert rig.effects.snapshot is before

@@ -23,10 +23,11 @@ from sidecar.effects import Effects
 from sidecar.refusing import Refusing
 from sidecar.watches import Apply, Watches
 from tests.coordinator.test_grants import applicant
-from tests.coordinator.world import OWNER, Cluster, Running, cluster, make_database_manifest
+from tests.coordinator.world import Cluster, Running, cluster, make_database_manifest
 from tests.sidecar.test_effects import FakeRefusals, FakeVips
 from tests.sidecar.world import environment
 from tests.support import eventually, tool
+from tests.topology.support import opened
 from tests.xds.mesh import INGRESS_PORT, Node, closing, loopback
 from topology.manifest import Manifest
 from xds.spec import Endpoint, Ingress, Leaf, Principal, Spec
@@ -127,7 +128,9 @@ class Caller:
         self.effects.refusing = Refusing(FakeRefusals())
         self.effects.on_publish = self._count
         own = manifest.groups["client"]
-        self.world = World(manifest=manifest, own=own, group="client", address=address, datacenter=manifest.cluster)
+        self.world = World(
+            signed=opened(manifest), own=own, group="client", address=address, datacenter=manifest.cluster
+        )
         self.published = 0
         self._dirty = asyncio.Event()
         self.consul = consul
@@ -136,7 +139,7 @@ class Caller:
     def watch(self) -> None:
         """Asks for everything anew."""
         self.watches.keep({})
-        wanted = sources.queries(self.world, OWNER.public_key().public_bytes_raw())
+        wanted = sources.queries(self.world, check_signatures=True)
         self.watches.keep({query: self._take(change) for query, change in wanted.items()})
 
     def _count(self) -> None:

@@ -20,7 +20,7 @@ from sidecar.desired import World
 from sidecar.membership import Membership
 from tests.sidecar.test_broker import ADMISSION
 from tests.sidecar.world import OWNER, STRANGER, environment, health, manifest, peer, route
-from topology.manifest import sign
+from topology.envelope import seal
 
 KEYS = identity.make()
 
@@ -30,7 +30,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         config = parse(environment())
-        self.world = World(manifest=config.manifest, own=config.own, group=config.group)
+        self.world = World(signed=config.signed, own=config.own, group=config.group)
         self.phases: list[str] = []
         self.started: list[str] = []
         self.restarts: list[str] = []
@@ -188,10 +188,14 @@ async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A newer one replaces the routes; a forged one is refused and logged, and the admission goes on."""
-    newer = manifest(epoch=9, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+    newer = manifest(epoch=9, previous="00" * 32, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission(envelope=sign(newer, STRANGER)))
+        await it.admitted(admission(envelope=seal(newer, STRANGER)))
         assert host.world.manifest.epoch == 3
         assert "manifest refused" in caplog.text
-        await it.admitted(admission(envelope=sign(newer, OWNER)))
-        assert host.world.manifest.epoch == 9
+        assert "signed by 0 of the owner keys" in it.refused_manifest
+        assert it.why_rolled_back(9, seal(newer, STRANGER)) is not None
+        await it.admitted(admission(envelope=seal(newer, OWNER)))
+        assert (host.world.manifest.epoch, it.newest_envelope()) == (9, seal(newer, OWNER))
+        assert it.refused_manifest == ""
+        assert it.why_rolled_back(3, "") == "rolled back: enforces epoch 3, this CVM holds epoch 9"

@@ -23,15 +23,18 @@ from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.slot import Wish
 from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm
+from tests.sidecar.world import HoldsNothing
 from tests.support import eventually
+from tests.topology.support import after, opened
 from topology import manifest as manifests
+from topology.envelope import seal
 from topology.manifest import Manifest
 
 NO_WISH = Wish()
 
 
 @dataclass
-class Cvm:
+class Cvm(HoldsNothing):
     """A CVM of `api` as far as its admission goes; its `admission.Listener`."""
 
     instance_id: str
@@ -98,12 +101,12 @@ async def world(replicas: int) -> AsyncIterator[World]:
             yield World(made, Path(text), stack, scope)
 
 
-def with_slots(manifest: Manifest, replicas: int, epoch: int = 1) -> Manifest:
+def with_slots(manifest: Manifest, replicas: int) -> Manifest:
     """`manifest` with so many slots of `api`."""
     network = manifest.groups["api"].peers[0].address.rpartition(".")[0]
     peers = tuple(manifests.PeerEntry(peer_id=f"api-{n}", address=f"{network}.{20 + n}") for n in range(replicas))
     groups = {**manifest.groups, "api": dataclasses.replace(manifest.groups["api"], peers=peers)}
-    return dataclasses.replace(manifest, groups=groups, epoch=epoch)
+    return dataclasses.replace(manifest, groups=groups)
 
 
 async def settled(cvms: list[Cvm], seconds: float) -> None:
@@ -129,7 +132,7 @@ async def test_from_three_to_two_replicas_both_that_stay_have_a_slot(gone: int) 
         stay = [one for one in cvms if one is not leaves]
         assert leaves.task is not None
         leaves.task.cancel()
-        await it.forget(with_slots(it.made.manifest, 2, epoch=2))
+        await it.forget(after(opened(it.made.manifest), groups=with_slots(it.made.manifest, 2).groups))
         lead = it.made.running[0].coordinator
         await eventually(lambda: lead.document()["admitted"] == ["api-0", "api-1"], f"both serve: {stay}", 30)
         await settled(stay, 20)
@@ -148,8 +151,10 @@ async def test_a_newer_manifest_without_its_slot_moves_a_cvm() -> None:
         leaves = by_slot["api-1"].task
         assert leaves is not None
         leaves.cancel()
-        envelope = manifests.sign(with_slots(it.made.manifest, 2, epoch=2), OWNER)
-        await it.made.running[0].coordinator.consul.put(f"/v1/kv/{MANIFEST_KEY}", envelope.encode())
+        lead = it.made.running[0].coordinator
+        newer = after(lead.head.signed, groups=with_slots(it.made.manifest, 2).groups)
+        envelope = seal(newer, OWNER)
+        await lead.consul.put(f"/v1/kv/{MANIFEST_KEY}", envelope.encode())
         await eventually(lambda: by_slot["api-2"].slots == ["api-2", "api-1"], f"it moved: {cvms}", 60)
         assert by_slot["api-0"].slots == ["api-0"]
 

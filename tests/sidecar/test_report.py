@@ -8,12 +8,17 @@ from sidecar.admission import AdmissionStatus
 from sidecar.phases import Report
 from sidecar.report import Facts, document
 from tests.sidecar.world import manifest
+from tests.topology.support import opened
 from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
     "admission", "links", "routes", "xds", "manifest_epoch",
+    "manifest_digest", "manifest_notes",
 }  # fmt: skip
+
+
+SIGNED = opened(manifest())
 
 
 def test_document_has_the_shape_that_the_architecture_promises() -> None:
@@ -25,7 +30,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             address="100.96.0.10",
             report=Report(phase="ready", reasons=()),
             insecure=("quotes",),
-            manifest=manifest(),
+            signed=SIGNED,
             endpoints={"api": ("api-0", "api-1")},
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
@@ -65,6 +70,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
     assert shown["manifest_epoch"] == 3
+    assert (shown["manifest_digest"], shown["manifest_notes"]) == (SIGNED.digest[:12], [])
     json.dumps(shown)
 
 
@@ -77,7 +83,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             address=None,
             report=Report(phase="identity", reasons=("identity: has not begun",)),
             insecure=(),
-            manifest=manifest(),
+            signed=SIGNED,
             endpoints={},
             conflicts={},
             children={},

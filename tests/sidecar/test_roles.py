@@ -149,7 +149,7 @@ def test_a_key_that_the_servers_lost_stays_its_holders_until_somebody_takes_it_o
 
 
 BASE = world(manifest=manifest(routes=(MASTER, REPLICA)))
-CHANGES = sources.queries(BASE, None)
+CHANGES = sources.queries(BASE, check_signatures=False)
 
 
 @dataclass

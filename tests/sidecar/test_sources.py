@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from sidecar.catalog import CatalogError, instances
 from sidecar.desired import World
-from sidecar.sources import Query, hold, let_go, merge_peers, newer, queries, take_manifest, with_admission
-from tests.sidecar.world import OWNER, OWNER_RAW, ROOTS, STRANGER, health, kv, kv_peers, leaf, manifest, peer, route
-from topology.manifest import sign
+from sidecar.sources import Query, hold, let_go, merge_peers, queries, take_manifest, why_rolled_back, with_admission
+from tests.sidecar.world import OWNER, ROOTS, STRANGER, health, kv, kv_peers, leaf, manifest, peer, route
+from tests.topology.support import after as following
+from tests.topology.support import opened, sealed
+from topology.envelope import seal
+from topology.manifest import encode
 
-WORLD = World(manifest=manifest(), own=manifest().groups["api"], group="api")
+HEAD = opened(manifest(), OWNER)
+WORLD = World(signed=HEAD, own=manifest().groups["api"], group="api")
 
 
 def test_each_answer_changes_its_part_of_the_world() -> None:
     """Applying every watched answer once fills the world."""
     first = with_admission(WORLD, (peer("coordinator-0", "100.96.0.9", "coordinator"),), "100.96.0.10", "demo")
-    wanted = queries(first, OWNER_RAW)
+    wanted = queries(first, check_signatures=True)
     answers = {
         "/v1/agent/connect/ca/roots": ROOTS,
         "/v1/kv/mesh/peers/": kv_peers(peer("api-1", "100.96.0.11")),
@@ -38,7 +43,7 @@ def test_each_answer_changes_its_part_of_the_world() -> None:
 
 def test_health_is_asked_for_passing_instances_from_the_agents_stream() -> None:
     """The query parameters are Consul's flags."""
-    query = next(query for query in queries(WORLD, None) if query.path.startswith("/v1/health"))
+    query = next(query for query in queries(WORLD, check_signatures=False) if query.path.startswith("/v1/health"))
     assert query == Query(path="/v1/health/connect/api", params=(("passing", ""), ("cached", "")))
 
 
@@ -72,21 +77,41 @@ def test_instances_are_held_over_a_recovery_and_let_go() -> None:
     assert let_go(again).held == {}
 
 
+NEXT = following(HEAD, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+
+
+def taken(world: World, envelope: str) -> World:
+    """The world after the KV's answer, once it is settled."""
+    return take_manifest(world, kv({"mesh/manifest": envelope}), check_signatures=True)
+
+
 def test_newer_manifest_replaces_the_routes_and_an_older_one_does_not() -> None:
-    """Only a greater epoch counts; the same one again changes nothing, so nothing is done."""
-    later = manifest(epoch=4, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
-    world = take_manifest(WORLD, kv({"mesh/manifest": sign(later, OWNER)}), OWNER_RAW)
+    """Only what counts more is taken; the same one again changes nothing, so nothing is done."""
+    world = taken(WORLD, seal(NEXT, OWNER))
     assert [one.name for one in world.manifest.routes] == ["api", "extra"]
-    assert take_manifest(world, kv({"mesh/manifest": sign(manifest(), OWNER)}), OWNER_RAW) is world
-    assert take_manifest(world, None, OWNER_RAW) is world
+    assert world.settled
+    for envelope in (HEAD.envelope, seal(NEXT, OWNER)):
+        assert taken(world, envelope) is world
+    assert take_manifest(world, None, check_signatures=True) is world
+
+
+def test_of_two_of_one_epoch_the_coordinators_counts_once() -> None:
+    """What the environment had gives way; after that another one is a fork, and refused."""
+    twin = seal(manifest(routes=()), OWNER)
+    world = taken(WORLD, twin)
+    assert (world.manifest.routes, world.settled) == ((), True)
+    with pytest.raises(CatalogError, match="two were signed for one epoch"):
+        taken(world, HEAD.envelope)
+    assert "enforces another manifest" in (why_rolled_back(world, 3, HEAD.envelope, check_signatures=True) or "")
+    assert why_rolled_back(WORLD, 3, twin, check_signatures=True) is None
 
 
 @pytest.mark.parametrize(
     "envelope",
     [
-        sign(manifest(epoch=4), STRANGER),
-        sign(manifest(epoch=4, cluster="other"), OWNER),
-        sign(manifest(epoch=4, vip_pool="127.20.0.0/16"), OWNER),
+        seal(NEXT, STRANGER),
+        seal(following(HEAD, cluster="other"), OWNER),
+        seal(following(HEAD, vip_pool="127.20.0.0/16"), OWNER),
         "garbage",
     ],
     ids=["forged", "other cluster", "other pool", "garbage"],
@@ -94,4 +119,19 @@ def test_newer_manifest_replaces_the_routes_and_an_older_one_does_not() -> None:
 def test_manifest_that_cannot_be_believed_is_refused(envelope: str) -> None:
     """Consul's KV is not an authority: the owner's signature is, and the cluster and its pools must stay."""
     with pytest.raises(CatalogError):
-        newer(WORLD, envelope, OWNER_RAW)
+        taken(WORLD, envelope)
+
+
+def test_a_coordinator_that_enforces_less_than_is_known_has_rolled_back() -> None:
+    """By its epoch alone, where it says no more. A newer one, also one that this program cannot read, is no reason."""
+    world = taken(WORLD, seal(NEXT, OWNER))
+    for epoch, envelope in ((3, HEAD.envelope), (3, ""), (0, "")):
+        reason = why_rolled_back(world, epoch, envelope, check_signatures=True)
+        assert reason == f"rolled back: enforces epoch {epoch}, this CVM holds epoch 4"
+    newest = following(opened(NEXT))
+    unreadable = sealed(json.dumps(json.loads(encode(newest)) | {"version": 3}).encode(), OWNER)
+    for epoch, envelope in ((4, ""), (4, seal(NEXT, OWNER)), (5, seal(newest, OWNER)), (5, unreadable)):
+        assert why_rolled_back(world, epoch, envelope, check_signatures=True) is None
+    forged = why_rolled_back(world, 5, seal(newest, STRANGER), check_signatures=True)
+    assert forged is not None
+    assert "enforces another manifest" in forged

@@ -8,10 +8,11 @@ import json
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.protocol import MeshPeer
+from topology.envelope import seal
 from topology.manifest import (
+    MANIFEST_VERSION,
     BackendEntry,
     CoordinatorPeer,
     Coordinators,
@@ -22,13 +23,13 @@ from topology.manifest import (
     PeerEntry,
     RouteEntry,
     TcbPolicy,
-    sign,
 )
+from topology.owners import Owners, key_of, text_of
 
 OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
-OWNER_RAW = OWNER.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-OWNER_KEY = base64.urlsafe_b64encode(OWNER_RAW).decode().rstrip("=")
+OWNERS = Owners(keys=(key_of(OWNER),))
+OWNER_KEY = text_of(OWNERS)
 
 
 def backend(
@@ -58,8 +59,10 @@ def route(name: str, service: str, *, vip: str = "127.10.0.1", port: int = 8080,
 def manifest(**changes: Any) -> Manifest:
     """Cluster demo: groups api (two slots, one backend) and client (one slot, no backend), route api."""
     base = Manifest(
-        version=1,
+        version=MANIFEST_VERSION,
         epoch=3,
+        previous="ee" * 32,
+        owners=OWNERS,
         cluster="demo",
         key_provider=KeyProvider(name="kms", id="30aa"),
         os_images=(OsImage(os_image_hash="05", mrtd="01", rtmr0="02", rtmr1="03", rtmr2="04"),),
@@ -98,11 +101,25 @@ def environment(**changes: str | None) -> dict[str, str]:
         "MESH_CLUSTER": "demo",
         "MESH_GROUP": "api",
         "MESH_PEER_ID": "api-0",
-        "MESH_MANIFEST": sign(manifest(), OWNER),
-        "MESH_OWNER_KEY": OWNER_KEY,
+        "MESH_MANIFEST": seal(manifest(), OWNER),
+        "MESH_OWNERS": OWNER_KEY,
         **changes,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+class HoldsNothing:
+    """The part of an `admission.Listener` that knows no manifest, so that every coordinator is as new as it."""
+
+    def newest_envelope(self) -> str:
+        """None."""
+        return ""
+
+    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+        """Never."""
+        assert epoch
+        assert envelope is not None
+        return None
 
 
 def peer(peer_id: str, address: str, kind: str = "workload") -> MeshPeer:

@@ -122,8 +122,8 @@ GOOD: dict[str, Write] = {
         variables='variable "n" {\n  type    = number\n  default = 4\n}\n',
     ),
     "environment-list": _compose(
-        '    environment:\n      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"\n',
-        '    environment: ["MESH_OWNER_KEY=abc", PLAIN]\n',
+        '    environment:\n      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"\n',
+        '    environment: ["MESH_OWNERS=abc", PLAIN]\n',
     ),
     "long-volume": _compose(
         "      - /tmp/dstack-runtime/mesh:/run/mesh:ro\n",
@@ -429,16 +429,14 @@ BROKEN: dict[str, Write] = {
     "compose-wait-list": _compose(
         "    depends_on:\n      sidecar:\n        condition: service_healthy\n", "    depends_on: [sidecar]\n"
     ),
-    "compose-owner-key": _compose('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNER_KEY}"),
+    "compose-owner-key": _compose('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNERS}"),
     "compose-owner-list": _compose(
-        '    environment:\n      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"\n', "    environment: [MESH_OWNER_KEY]\n"
+        '    environment:\n      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"\n', "    environment: [MESH_OWNERS]\n"
     ),
-    "compose-insecure": _compose(
-        "      MESH_OWNER_KEY:", "      MESH_INSECURE_DEV_ROOT: ${ROOT:-}\n      MESH_OWNER_KEY:"
-    ),
+    "compose-insecure": _compose("      MESH_OWNERS:", "      MESH_INSECURE_DEV_ROOT: ${ROOT:-}\n      MESH_OWNERS:"),
     "compose-env-file": _compose("    environment:\n", "    env_file: .env\n    environment:\n"),
     "compose-dollar": _compose('command: ["/app/app"]', 'command: ["/app/app", "$5"]'),
-    "compose-bool": _compose("      MESH_OWNER_KEY:", "      DEBUG: true\n      MESH_OWNER_KEY:"),
+    "compose-bool": _compose("      MESH_OWNERS:", "      DEBUG: true\n      MESH_OWNERS:"),
     "compose-build": _compose("    image: ghcr.io/example/app:1\n", "    image: ghcr.io/example/app:1\n    build: .\n"),
     "compose-shared-volume": _groups(
         group("api"),

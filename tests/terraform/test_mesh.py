@@ -11,7 +11,9 @@ import pytest
 
 from tests.support import ROOT
 from tests.terraform import cases, world
+from tests.topology.test_render import OWNERS
 from topology import cluster, manifest, render
+from topology.envelope import seal
 from topology.model import Cluster
 from topology.problems import ClusterError
 
@@ -74,7 +76,7 @@ def test_a_signed_manifest_is_read_as_topology_renders_with_it(tmp_path: Path) -
     cases.GOOD["database"](folder)
     ours = cluster.load(folder)
     facts = deployment(ours)
-    envelope = manifest.unsigned(render.manifest(ours, facts)) + "c2lnbmF0dXJl"
+    envelope = seal(render.manifest(ours, facts)) + "c2lnbmF0dXJl.c2lnbmF0dXJl"
     world.root(tmp_path, ["signed"], more=f'manifest = "{envelope}"')
     found = world.planned(tmp_path)["signed"]["environment"]
     for group in (*(group.name for group in ours.groups), None):
@@ -161,6 +163,7 @@ def deployment(ours: Cluster) -> render.Deployment:
         groups={group.name: facts for group in ours.groups},
         coordinator_urls=tuple(f"https://{peer}-8787s.example" for peer in ours.coordinator_peers()),
         rendezvous=(),
+        owners=OWNERS,
         epoch=1,
     )
 
@@ -168,17 +171,25 @@ def deployment(ours: Cluster) -> render.Deployment:
 def _environment(ours: Cluster, group: str | None, envelope: str, urls: tuple[str, ...]) -> dict[str, str]:
     if group is None:
         return render.coordinator_environment(
-            ours, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+            ours, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls
         )
-    return render.sidecar_environment(
-        ours, group, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
-    )
+    return render.sidecar_environment(ours, group, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls)
 
 
 def _policy(ours: Cluster) -> dict[str, Any]:
     """What of the manifest follows from cluster.tf alone."""
     whole = json.loads(manifest.encode(render.manifest(ours, deployment(ours))))
-    for name in ("version", "epoch", "key_provider", "os_images", "tcb", "rendezvous"):
+    for name in (
+        "version",
+        "epoch",
+        "previous",
+        "owners",
+        "critical",
+        "key_provider",
+        "os_images",
+        "tcb",
+        "rendezvous",
+    ):
         del whole[name]
     whole["coordinators"] = [{"peer_id": p["peer_id"], "address": p["address"]} for p in whole["coordinators"]["peers"]]
     for entry in whole["groups"].values():

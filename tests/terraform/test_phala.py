@@ -12,8 +12,11 @@ import pytest
 
 from tests.terraform import provider, world
 from tests.terraform.deployed import PRE_LAUNCH_HASH, Sandbox
+from tests.topology.test_render import KEY as OWNER
+from tests.topology.test_render import P256
 from topology import manifest, render
 from topology.cluster import load
+from topology.owners import Owners, key_of, text_of
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -167,7 +170,7 @@ def test_a_deployment_becomes_a_signed_manifest_and_then_an_update_in_place(depl
         kept = deployed.folder / "manifests" / f"{group}.signed"
         envelope = (kept if kept.exists() else deployed.folder / "manifest.signed").read_text().strip()
         assert planned[group] == render.sidecar_environment(
-            ours, group, None, manifest_envelope=envelope, owner_key=None, coordinator_urls=urls
+            ours, group, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls
         )
     deployed.apply()
     assert _changed(deployed.plan()) == []
@@ -294,13 +297,45 @@ def test_what_the_provider_would_find_late_is_refused_at_plan(
     _refused(deployed, deployed.folder / "terraform.tfvars", old, new, words)
 
 
-def test_a_deployment_without_owner_key_is_refused(deployed: Sandbox) -> None:
-    """The placeholder, and different keys in different files, are named with the remedy."""
+def test_a_deployment_without_owners_is_refused(deployed: Sandbox) -> None:
+    """The placeholder, typos, a threshold that cannot be met, and different owners, with the remedy."""
     compose = deployed.folder / "compose" / "api.yaml"
-    key = render.owner_key_of(compose.read_text())
-    assert key is not None
-    _refused(deployed, compose, key, render.OWNER_KEY_PLACEHOLDER, ["compose/api.yaml", "meshctl keygen"])
-    _refused(deployed, compose, key, "B" * 43, ["different MESH_OWNER_KEYs", "B" * 43, key])
+    owners = render.owners_of(compose.read_text())
+    assert owners is not None
+    key, other = text_of(owners), "E" * 43
+    for wrong in (
+        render.OWNER_KEY_PLACEHOLDER,
+        key[:-1],
+        key[:-1] + "B",
+        f"2 of {key}",
+        f"{key}, {key}",
+        f"p256:{key}",
+    ):
+        assert render.owners_of(f"MESH_OWNERS: {wrong}") is None
+        _refused(deployed, compose, key, wrong, ["compose/api.yaml", "meshctl keygen"])
+    _refused(deployed, compose, key, other, ["different MESH_OWNERS", other, key])
+
+
+def test_several_owners_are_taken_as_topology_reads_them(deployed: Sandbox) -> None:
+    """However they are spelled in each file: only that other owners changed what is measured is planned."""
+    keys = ", ".join(text_of(Owners(keys=(owner,))) for owner in (key_of(P256), key_of(OWNER)))
+    files = sorted((deployed.folder / "compose").iterdir())
+    before = {file: file.read_text() for file in files}
+    spelled = (f"2 of {keys}", f"2  of {keys.replace(', ', ',')}")
+    try:
+        for file, text in zip(files[:2], spelled, strict=False):
+            own = render.owners_of(before[file])
+            assert own is not None
+            file.write_text(before[file].replace(text_of(own), text))
+        for file in files[2:]:
+            own = render.owners_of(before[file])
+            assert own is not None
+            file.write_text(before[file].replace(text_of(own), spelled[0]))
+        assert len({render.owners_of(file.read_text()) for file in files}) == 1
+        assert deployed.plan()["errored"] is False
+    finally:
+        for file, text in before.items():
+            file.write_text(text)
 
 
 def _changed(plan: dict[str, Any]) -> list[str]:

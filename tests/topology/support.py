@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from topology import cluster
+from topology.envelope import Signed, open_envelope, seal
+from topology.manifest import Manifest
+from topology.owners import PrivateKey
+
+
+def opened(manifest: Manifest, *keys: PrivateKey) -> Signed:
+    """`manifest` as a reader has it, signed by `keys`."""
+    return open_envelope(seal(manifest, *keys), None)
+
+
+def after(head: Signed, **changes: Any) -> Manifest:
+    """The manifest that follows `head`, with `changes`."""
+    return dataclasses.replace(head.manifest, **{"epoch": head.manifest.epoch + 1, "previous": head.digest, **changes})
+
+
+def sealed(payload: bytes, key: Ed25519PrivateKey) -> str:
+    """An envelope of any bytes, signed by `key`: what this program would not write itself."""
+    parts = (payload, key.sign(b"cvm-mesh manifest v2\0" + payload))
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
 
 COMPOSE = """\
 services:
@@ -15,7 +39,7 @@ services:
     command: ["sidecar"]
     network_mode: host
     environment:
-      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"
+      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
     healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }
   app:
     image: ghcr.io/example/app:1

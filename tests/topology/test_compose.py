@@ -41,7 +41,7 @@ def test_a_good_file_is_read() -> None:
 def test_committed_files_are_in_dstacks_form(path: Path) -> None:
     """Each has the sidecar, a literal owner key placeholder, and only variables that the mesh or compose_env sets."""
     found = compose.load(path)
-    assert found.sidecar.environment["MESH_OWNER_KEY"] == "REPLACE_WITH_YOUR_OWNER_KEY"
+    assert found.sidecar.environment["MESH_OWNERS"] == "REPLACE_WITH_YOUR_OWNER_KEY"
     assert found.sidecar.restart == "unless-stopped"
     assert "/var/run/dstack.sock:/var/run/dstack.sock" in found.sidecar.volumes
     assert "/tmp/dstack-runtime/mesh:/run/mesh" in found.sidecar.volumes
@@ -54,7 +54,7 @@ def test_both_forms_of_lists_and_maps_are_read() -> None:
     """`environment`, `depends_on`, `volumes`, `command` in their other spelling."""
     text = (
         COMPOSE.replace(
-            '    environment:\n      MESH_OWNER_KEY: "R',
+            '    environment:\n      MESH_OWNERS: "R',
             '    environment:\n      - A=b=c\n      - PASS\n      - "KEY=R',
         )
         .replace(
@@ -108,7 +108,7 @@ def test_a_value_without_text_takes_the_variable_of_its_name() -> None:
         ("/run/mesh:ro", "/mnt:ro", ("c.yaml:14:", "services.app.volumes", "/run/mesh")),
         ("service_healthy", "service_started", ("c.yaml:16:", "services.app.depends_on", "wait for the mesh")),
         ("network_mode: host\n    volumes", "network_mode: bridge\n    volumes", ("c.yaml:13:", "must be host")),
-        ('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNER_KEY}", ("services.sidecar.environment", "nobody measures")),
+        ('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNERS}", ("services.sidecar.environment", "nobody measures")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_DEV_ROOT: ${ROOT:-}',
          ("services.sidecar.environment", "MESH_INSECURE_DEV_ROOT", "nobody measures")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_UNSIGNED_MANIFEST:',

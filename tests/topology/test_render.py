@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import ROOT
 from tests.topology.support import group, write
-from topology import addresses, cluster, compose, manifest, render
+from topology import addresses, cluster, compose, envelope, manifest, render
+from topology.owners import Owners, key_of, text_of
+from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
 
 STARTER = ROOT / "clusters" / "starter"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
-PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-OWNER_KEY = base64.urlsafe_b64encode(PUBLIC).decode().rstrip("=")
+P256 = ec.derive_private_key(7, ec.SECP256R1())
+OWNERS = Owners(keys=(key_of(KEY),))
+OWNER_KEY = text_of(OWNERS)
 URLS = ("https://a-8787s.example",)
 
 
@@ -43,14 +46,16 @@ def deployment() -> render.Deployment:
         groups={"api": facts("a"), "worker": facts("b")},
         coordinator_urls=URLS,
         rendezvous=(manifest.Rendezvous(public_key="k", endpoint="1.2.3.4:51820", address="100.96.0.1"),),
+        owners=OWNERS,
         epoch=7,
+        previous="07" * 32,
     )
 
 
 def test_the_manifest_has_what_the_cluster_says() -> None:
     """Peers, backends, routes and the facts of the deployment, each at its place."""
     found = render.manifest(starter(), deployment())
-    assert (found.version, found.epoch, found.cluster) == (1, 7, "starter")
+    assert (found.version, found.epoch, found.cluster) == (2, 7, "starter")
     assert [p.peer_id for p in found.groups["worker"].peers] == ["worker-0", "worker-1"]
     assert found.groups["worker"].peers[1].address == "100.96.201.77"
     assert found.groups["worker"].app_id == "b" * 40
@@ -170,8 +175,8 @@ def test_load_render_sign_and_open_is_a_round_trip() -> None:
     """What a CVM opens is what was rendered; the text has no form but the canonical one."""
     made = render.manifest(starter(), deployment())
     assert manifest.decode(manifest.encode(made)) == made
-    assert manifest.open_envelope(manifest.sign(made, KEY), PUBLIC) == made
-    assert manifest.open_envelope(manifest.unsigned(made), None) == made
+    assert envelope.open_envelope(envelope.seal(made, KEY), OWNERS).manifest == made
+    assert envelope.open_envelope(envelope.seal(made), None).manifest == made
 
 
 def test_phalas_prefix_of_an_app_id_is_dropped() -> None:
@@ -207,7 +212,7 @@ def test_a_deployment_that_does_not_fit_is_refused(change: dict[str, object], wo
 def environment(peer_id: str | None = "api-1", group: str = "api") -> dict[str, str]:
     """The environment of one CVM of the starter."""
     return render.sidecar_environment(
-        starter(), group, peer_id, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
+        starter(), group, peer_id, manifest_envelope="p.s", owners=None, coordinator_urls=URLS
     )
 
 
@@ -222,16 +227,16 @@ def test_the_environment_of_a_workload_cvm() -> None:
         "name": "api", "vip": "127.10.167.253", "port": 8080, "role": None, "backend": "api", "service": "api",
     }  # fmt: skip
     assert (worker["name"], worker["vip"], worker["port"]) == ("worker", "127.10.171.184", 9090)
-    assert "MESH_OWNER_KEY" not in found
+    assert "MESH_OWNERS" not in found
 
 
 def test_the_slot_may_be_left_to_the_coordinator() -> None:
     """Without a peer ID the variable is absent, and the owner key is there where asked for."""
     assert "MESH_PEER_ID" not in environment(None)
     found = render.coordinator_environment(
-        starter(), None, manifest_envelope="p.s", owner_key=OWNER_KEY, coordinator_urls=URLS
+        starter(), None, manifest_envelope="p.s", owners=OWNERS, coordinator_urls=URLS
     )
-    assert found["MESH_OWNER_KEY"] == OWNER_KEY
+    assert found["MESH_OWNERS"] == OWNER_KEY
     assert (found["MESH_GROUP"], "MESH_ROUTES_JSON" in found) == ("coordinator", False)
 
 
@@ -239,9 +244,7 @@ def test_compose_env_is_passed_through() -> None:
     """The group's own variables reach the environment and the measured names."""
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"DERIVE": "1"})
-    found = render.sidecar_environment(
-        whole, group, None, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
-    )
+    found = render.sidecar_environment(whole, group, None, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
     assert found["DERIVE"] == "1"
     assert "DERIVE" in render.environment_names(group)
 
@@ -252,9 +255,7 @@ def test_a_peer_of_another_group_is_refused(peer_id: str) -> None:
     with pytest.raises(ClusterError, match="is not of group 'api'"):
         environment(peer_id)
     with pytest.raises(ClusterError, match="is not a coordinator"):
-        render.coordinator_environment(
-            starter(), peer_id, manifest_envelope="p.s", owner_key=None, coordinator_urls=URLS
-        )
+        render.coordinator_environment(starter(), peer_id, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
 
 
 @pytest.mark.parametrize(("value", "words"), [("x" * (1 << 18), "dstack takes"), ("a\\b", "backslash")])
@@ -263,7 +264,7 @@ def test_values_that_dstack_would_not_carry_are_refused(value: str, words: str) 
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"BIG": value})
     with pytest.raises(ClusterError, match=f"BIG.*{words}"):
-        render.sidecar_environment(whole, group, None, manifest_envelope="p", owner_key=None, coordinator_urls=URLS)
+        render.sidecar_environment(whole, group, None, manifest_envelope="p", owners=None, coordinator_urls=URLS)
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "coordinator"])
@@ -284,13 +285,13 @@ def test_app_compose_is_canonical_and_hashes_as_the_sdk_does() -> None:
     from dstack_sdk import get_compose_hash
 
     file = compose.load(STARTER / "compose" / "api.yaml")
-    text = render.app_compose("starter-api", file, ("B", "A", "A"), owner_key=OWNER_KEY)
+    text = render.app_compose("starter-api", file, ("B", "A", "A"), owners=OWNERS)
     tree = json.loads(text)
     assert render.compose_hash(text) == get_compose_hash(tree)
     assert tree["allowed_envs"] == ["A", "B"]
-    assert tree["docker_compose_file"] == render.with_owner_key(file.text, OWNER_KEY)
+    assert tree["docker_compose_file"] == render.with_owners(file.text, OWNERS)
     assert (tree["kms_enabled"], tree["no_instance_id"], tree["name"]) == (True, False, "starter-api")
-    assert render.compose_hash(render.app_compose("other", file, ("A", "B"), owner_key=OWNER_KEY)) != (
+    assert render.compose_hash(render.app_compose("other", file, ("A", "B"), owners=OWNERS)) != (
         render.compose_hash(text)
     )
 
@@ -298,36 +299,55 @@ def test_app_compose_is_canonical_and_hashes_as_the_sdk_does() -> None:
 def test_the_owner_key_changes_one_line() -> None:
     """Only the literal line differs, comments included; doing it twice changes nothing more."""
     text = (STARTER / "compose" / "api.yaml").read_text()
-    keyed = render.with_owner_key(text, OWNER_KEY)
+    keyed = render.with_owners(text, OWNERS)
     changed = [(a, b) for a, b in zip(text.splitlines(), keyed.splitlines(), strict=True) if a != b]
     assert changed == [
-        ('      MESH_OWNER_KEY: "REPLACE_WITH_YOUR_OWNER_KEY"', f'      MESH_OWNER_KEY: "{OWNER_KEY}"'),
+        ('      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"', f'      MESH_OWNERS: "{OWNER_KEY}"'),
     ]
-    assert render.with_owner_key(keyed, OWNER_KEY) == keyed
+    assert render.with_owners(keyed, OWNERS) == keyed
     file = compose.parse(text, Path("api.yaml"))
-    assert render.keyed(file, OWNER_KEY).sidecar.environment["MESH_OWNER_KEY"] == OWNER_KEY
+    assert render.keyed(file, OWNERS).sidecar.environment["MESH_OWNERS"] == OWNER_KEY
 
 
 @pytest.mark.parametrize(
-    "line", ["MESH_OWNER_KEY: {}", "MESH_OWNER_KEY: '{}'  # mine", "- MESH_OWNER_KEY={}", '- "MESH_OWNER_KEY={}"']
+    "line", ["MESH_OWNERS: {}", "MESH_OWNERS: '{}'  # mine", "- MESH_OWNERS={}", '- "MESH_OWNERS={}"']
 )
 def test_every_spelling_of_the_literal_is_found(line: str) -> None:
     """Map or list form, quoted or not, with a comment."""
     before = line.format(render.OWNER_KEY_PLACEHOLDER)
-    assert render.with_owner_key(f"a\n  {before}\nb\n", OWNER_KEY) == f"a\n  {line.format(OWNER_KEY)}\nb\n"
+    assert render.with_owners(f"a\n  {before}\nb\n", OWNERS) == f"a\n  {line.format(OWNER_KEY)}\nb\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "MESH_OWNER_KEY: ${MESH_OWNER_KEY}", "# MESH_OWNER_KEY: abc", "MESH_OWNER_KEY: a\nMESH_OWNER_KEY: b"]
+    "text", ["", "MESH_OWNERS: ${MESH_OWNERS}", "# MESH_OWNERS: abc", "MESH_OWNERS: a\nMESH_OWNERS: b"]
 )
 def test_a_file_without_one_literal_key_is_refused(text: str) -> None:
     """None, a variable, a comment, or two."""
-    with pytest.raises(ValueError, match=r"literal lines MESH_OWNER_KEY"):
-        render.with_owner_key(text, OWNER_KEY)
+    with pytest.raises(ValueError, match=r"literal lines MESH_OWNERS"):
+        render.with_owners(text, OWNERS)
 
 
-@pytest.mark.parametrize("key", ["", "short", OWNER_KEY + "=", OWNER_KEY[:-1] + "+", OWNER_KEY + "\nx: y"])
-def test_what_is_no_owner_key_is_refused(key: str) -> None:
-    """Anything that is not 32 bytes in base64url: it would be pasted into a measured file."""
-    with pytest.raises(ValueError, match="the owner key is"):
-        render.with_owner_key("MESH_OWNER_KEY: a", key)
+SETS = (
+    OWNERS,
+    Owners(keys=(key_of(KEY), key_of(P256))),
+    Owners(keys=(key_of(P256),)),
+    Owners(keys=(key_of(KEY), key_of(P256)), threshold=2),
+)
+
+
+@pytest.mark.parametrize("owners", SETS, ids=["one", "one of two", "P-256", "two of two"])
+@pytest.mark.parametrize("line", ["MESH_OWNERS: {}", 'MESH_OWNERS: "{}"', "- MESH_OWNERS={}"])
+def test_every_set_of_owners_can_be_written_and_read(owners: Owners, line: str) -> None:
+    """In each spelling, over another set, and YAML reads the same text."""
+    text = line.format("1 of " + text_of(OWNERS) + ", p256:x")
+    made = render.with_owners(text, owners)
+    assert render.owners_of(made) == owners
+    tree = yaml.safe_load(made)
+    value = tree["MESH_OWNERS"] if isinstance(tree, dict) else tree[0].partition("=")[2]
+    assert parse_owners(value) == owners
+
+
+@pytest.mark.parametrize("text", [render.OWNER_KEY_PLACEHOLDER, "short", OWNER_KEY + "x", f"3 of {OWNER_KEY}", "$A"])
+def test_what_is_no_set_of_owners_is_none(text: str) -> None:
+    """The placeholder, what is no key, more signatures than keys, a variable."""
+    assert render.owners_of(f"MESH_OWNERS: {text}") is None

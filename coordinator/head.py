@@ -1,0 +1,121 @@
+"""The manifest that this coordinator enforces, and why it must not enforce any now. Pure.
+
+The manifest begins as the one in the environment. The records in Consul settle which one counts; from then on only a
+successor takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from runtime.guest import GuestInfo
+from topology.envelope import Signed, claims
+from topology.manifest import Manifest
+from topology.succession import Fault, SuccessionError, overtake
+
+log = logging.getLogger(__name__)
+
+
+def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
+    """Why `manifest` is not about the coordinator that `info` describes; None when it is."""
+    own = manifest.coordinators
+    if own.app_id.lower() != info.app_id.lower():
+        return f"the manifest is of the coordinators' app {own.app_id}, and this CVM is of app {info.app_id}"
+    if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
+        allowed = ", ".join(own.compose_hashes)
+        return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
+    return None
+
+
+class Head:
+    """`changed` is called after each change."""
+
+    def __init__(self, signed: Signed, info: GuestInfo, *, check_signatures: bool, changed: Callable[[], None]) -> None:
+        """`signed` is the environment's; `info` is what the guest agent says of this CVM."""
+        self.signed = signed
+        self.settled = False
+        """The records have had their say."""
+        self._info = info
+        self._check = check_signatures
+        self._changed = changed
+        self._standoff: str | None = None
+        self._refused: str | None = None
+        self._left: str | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The one that is enforced."""
+        return self.signed.manifest
+
+    @property
+    def misfit(self) -> str | None:
+        """Why the manifest is not about this coordinator; None when it is."""
+        return misfit(self.manifest, self._info)
+
+    @property
+    def hindrance(self) -> str | None:
+        """Why nothing is to be enforced now, as a sentence; None when the manifest is."""
+        return self.misfit or self._standoff
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know about the manifest."""
+        return (
+            *self.signed.notes,
+            *(note for note in (self._left, self._refused) if note is not None),
+        )
+
+    def judge(self, envelope: str) -> Signed | None:
+        """The manifest in `envelope` where it is newer, else None. SuccessionError when it is not to be believed."""
+        if envelope == self.signed.envelope:
+            return None
+        found = overtake(self.signed, envelope, settled=self.settled, signed=self._check)
+        # Which of two of one epoch counts is for the records to say, not for whoever comes first.
+        return None if found is None or found.manifest.epoch == self.manifest.epoch else found
+
+    def take(self, envelope: str) -> bool:
+        """Enforces the manifest in `envelope` when it is newer. One that is not to be believed is noted."""
+        try:
+            found = self.judge(envelope)
+        except SuccessionError as error:
+            if not self.cannot_read(envelope, error) and self._refused != (note := f"manifest refused: {error}"):
+                self._refused = note
+                log.warning("manifest refused", extra={"reason": str(error)})
+                self._changed()
+            return False
+        if found is not None:
+            self.adopt(found)
+        return found is not None
+
+    def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
+        """Stops enforcing when `error` says that only a newer program can read a manifest that is not older."""
+        found = claims(envelope)
+        if error.fault is not Fault.UNREADABLE or found is None or found.epoch < self.manifest.epoch:
+            return False
+        self.stand_off(f"there is a manifest of epoch {found.epoch} that this coordinator cannot read: {error}")
+        return True
+
+    def adopt(self, found: Signed) -> None:
+        """Enforces `found`, which was judged."""
+        before = self.signed
+        if found.digest == before.digest:
+            return
+        self.signed, self._standoff, self._refused = found, None, None
+        if found.manifest.epoch == before.manifest.epoch:
+            self._left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
+            log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
+        log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
+        self._changed()
+
+    def stand_off(self, reason: str) -> None:
+        """Enforces nothing, for `reason`, until a manifest is adopted or `settle` is called."""
+        if self._standoff != reason:
+            log.error("no manifest is enforced", extra={"reason": reason})
+            self._standoff = reason
+            self._changed()
+
+    def settle(self) -> None:
+        """The records agree with what is enforced."""
+        self.settled, self._standoff = True, None
+        self._changed()

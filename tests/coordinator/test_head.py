@@ -1,0 +1,127 @@
+"""What a coordinator enforces, and when it enforces nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from coordinator.head import Head, misfit
+from runtime.guest import GuestInfo
+from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
+from tests.topology.support import after, opened, sealed
+from topology.envelope import Signed, seal
+from topology.manifest import Manifest, encode
+
+FIRST = opened(make_manifest(), OWNER)
+WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
+INFO = GuestInfo(app_id=WHO.app_id, instance_id=WHO.instance_id, compose_hash=WHO.compose_hash)
+
+
+class Watched(Head):
+    """A head that counts its changes."""
+
+    def __init__(self, signed: Signed = FIRST, info: GuestInfo = INFO) -> None:
+        self.changes = 0
+        super().__init__(signed, info, check_signatures=True, changed=self.count)
+
+    def count(self) -> None:
+        """One more."""
+        self.changes += 1
+
+
+def settled() -> Watched:
+    """One whose records agree."""
+    head = Watched()
+    head.settle()
+    return head
+
+
+def of_newer_program(manifest: Manifest, **changes: object) -> str:
+    """`manifest` with entries that this program does not know, signed."""
+    tree = json.loads(encode(manifest)) | changes
+    return sealed(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode(), OWNER)
+
+
+def test_a_successor_takes_the_place_and_nothing_else_does() -> None:
+    """Older, the same, forged, forked and garbage change nothing; what is not believed is noted once."""
+    head = settled()
+    newer = after(FIRST, routes=())
+    assert head.take(seal(newer, OWNER))
+    assert head.manifest == newer
+    changes = head.changes
+    for envelope in (FIRST.envelope, head.signed.envelope):
+        assert not head.take(envelope)
+    assert (head.changes, head.notes) == (changes, ())
+    fork = seal(dataclasses.replace(newer, vip_pool="127.20.0.0/16"), OWNER)
+    for envelope in ("garbage", fork, fork):
+        assert not head.take(envelope)
+    assert head.manifest == newer
+    assert head.hindrance is None
+    assert "two were signed for one epoch" in head.notes[0]
+    assert head.changes == changes + 2
+
+
+def test_of_two_of_one_epoch_only_the_records_choose() -> None:
+    """A sibling's does not replace ours before the records are heard; that they did is said."""
+    head = Watched()
+    twin = opened(make_manifest(coordinators=1, network="127.91.0"), OWNER)
+    assert not head.take(twin.envelope)
+    head.adopt(twin)
+    head.settle()
+    assert head.manifest == twin.manifest
+    assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"app_id": "11" * 20}, ("app " + "11" * 20, WHO.app_id)),
+        ({"compose_hashes": ("22" * 32,)}, ("22" * 32, WHO.compose_hash)),
+    ],
+    ids=["another app", "another compose file"],
+)
+def test_a_manifest_that_is_not_about_this_coordinator_is_not_enforced(
+    changes: dict[str, object], words: tuple[str, str]
+) -> None:
+    """What differs is said. It is over when a manifest comes that is."""
+    other = dataclasses.replace(FIRST.manifest.coordinators, **changes)  # type: ignore[arg-type]
+    head = Watched(opened(dataclasses.replace(FIRST.manifest, coordinators=other), OWNER))
+    head.settle()
+    assert head.hindrance is not None
+    assert all(word in head.hindrance for word in words)
+    head.adopt(opened(after(head.signed, coordinators=FIRST.manifest.coordinators), OWNER))
+    assert head.hindrance is None
+
+
+def test_a_coordinator_that_a_newer_manifest_drops_stops() -> None:
+    """It takes the manifest, and enforces nothing."""
+    head = settled()
+    dropped = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("33" * 32,))
+    assert head.take(seal(after(FIRST, coordinators=dropped), OWNER))
+    assert head.hindrance == misfit(head.manifest, INFO)
+    assert head.hindrance is not None
+
+
+@pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])
+def test_what_only_a_newer_program_can_read_stops_this_one(changes: dict[str, object]) -> None:
+    """Where the owners signed it and it is not older. A manifest that can be read ends it."""
+    head = settled()
+    unreadable = of_newer_program(after(FIRST), **changes)
+    assert not head.take(unreadable)
+    assert head.hindrance is not None
+    assert "needs a newer program" in head.hindrance
+    assert head.take(seal(after(opened(after(FIRST))), OWNER))
+    assert head.hindrance is None
+    assert not head.take(unreadable)
+    assert head.hindrance is None, "it is older by now"
+
+
+def test_fields_that_are_not_critical_are_left_out_and_noted() -> None:
+    """The digest stays that of the owners' bytes."""
+    head = settled()
+    envelope = of_newer_program(after(FIRST), floor=1)
+    assert head.take(envelope)
+    assert (head.hindrance, head.signed.envelope) == (None, envelope)
+    assert "manifest.floor" in head.notes[0]

@@ -1,0 +1,140 @@
+"""`./mesh manifest sign`: who has to sign, one after the other, also with keys that are elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from meshctl import manifest_keys
+from tests.meshctl.test_manifest import Owner, owner, refused
+from tests.meshctl.test_manifest_facts import outputs
+from topology.envelope import open_envelope
+from topology.owners import Owners, key_of, name_of
+from topology.render import with_owners
+
+__all__ = ["owner"]
+
+
+def openssl(*arguments: str) -> None:
+    """Runs the real program."""
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class Several(Owner):
+    """Three owners, of whom two have to sign: one key is P-256, and one is openssl's own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.keys = (self.key, folder / "second.pem", folder / "third.pem")
+        self.run("keygen", str(self.cluster), "--key", str(self.keys[1]), "--alg", "p256", "--no-write")
+        openssl("genpkey", "-algorithm", "ed25519", "-out", str(self.keys[2]))
+        self.keys[2].chmod(0o600)
+        self.owners = Owners(keys=tuple(key_of(manifest_keys.load(key)) for key in self.keys), threshold=2)
+        self.name(self.owners)
+
+    def name(self, owners: Owners) -> None:
+        """Writes `owners` into the compose files, and into what was deployed."""
+        changes = {}
+        for name, path in (("coordinator", "coordinator"), ("api", "api"), ("worker", "worker")):
+            file = self.cluster / "compose" / f"{path}.yaml"
+            file.write_text(with_owners(file.read_text(), owners))
+            changes[name] = {"docker_compose_file": file.read_text()}
+        self.printed.write_text(json.dumps(outputs(**changes)))
+
+    @property
+    def signed(self) -> Path:
+        """What Terraform finds."""
+        return self.cluster / "manifest.signed"
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Several:
+    """Three owners."""
+    return Several(tmp_path)
+
+
+def test_each_owner_signs_in_turn(several: Several) -> None:
+    """Until there are enough, nothing is there for Terraform to find; the same key twice is one."""
+    assert several.render().exit_code == 0
+    for _ in range(2):
+        first = several.sign("--key", str(several.keys[1]))
+        assert "1 of 2 signatures" in first.output
+        assert "not complete yet" in first.output
+        assert not several.signed.exists()
+    assert "has signed already" in first.output
+    second = several.sign("--key", str(several.keys[0]))
+    assert "2 of 2 signatures" in second.output
+    assert not (several.cluster / "manifest.partial").exists()
+    found = open_envelope(several.signed.read_text(), several.owners)
+    assert found.manifest.owners == several.owners
+    shown = several.run("manifest", "show", str(several.cluster)).output
+    assert f"digest {found.digest}" in shown
+    assert f"signed by {name_of(several.owners.keys[0])}, {name_of(several.owners.keys[1])}\n" in shown
+    assert "what follows needs 2 of: " in shown
+    assert "signed already" in several.sign("--key", str(several.keys[0])).output
+
+
+def test_a_draft_that_was_changed_needs_all_signatures_anew(several: Several) -> None:
+    """One of another draft does not count."""
+    several.render()
+    several.sign("--key", str(several.keys[0]))
+    draft = several.cluster / "manifest.json"
+    draft.write_text(draft.read_text().replace('"vip_pool": "127.10.0.0/16"', '"vip_pool": "127.11.0.0/16"'))
+    assert "1 of 2 signatures" in several.sign("--key", str(several.keys[1])).output
+
+
+def test_signatures_are_made_with_openssl(several: Several, tmp_path: Path) -> None:
+    """As `--prepare` prints it, for both kinds of key; one of other bytes, or of another key, is refused."""
+    several.render()
+    bytes_, made = tmp_path / "to-sign", tmp_path / "to-sign.sig"
+    told = several.sign("--prepare", str(bytes_)).output
+    lines = [line.split()[1:] for line in told.splitlines() if line.startswith("  openssl ")]
+    assert len(lines) == 2
+    assert not several.signed.exists()
+    for command, key in zip(lines, (several.keys[2], several.keys[1]), strict=True):
+        openssl(*(str(key) if word == "owner.pem" else word for word in command))
+        assert several.sign("--signature", str(made)).exit_code == 0
+    assert open_envelope(several.signed.read_text(), several.owners).manifest.epoch == 1
+    several.render()
+    refused(several.sign("--signature", str(made)), "a signature of none of")
+    made.write_bytes(b"")
+    refused(several.sign("--signature", str(made)), "is no signature")
+    refused(several.sign("--signature", str(made), "--prepare", "x"), "exclude each other")
+
+
+def test_owners_are_replaced_by_the_old_and_the_new_ones(owner: Owner, tmp_path: Path) -> None:
+    """CVMs that run go by the manifest before, those that start by their compose file: both have to believe it."""
+    owner.render()
+    owner.sign()
+    new = tmp_path / "new.pem"
+    manifest_keys.create(new, "p256")
+    owners = Owners(keys=(key_of(manifest_keys.load(new)),))
+    Several.name(owner, owners)  # type: ignore[arg-type]
+    rendered = owner.render()
+    assert rendered.exit_code == 0, rendered.exception
+    first = owner.sign("--key", str(new))
+    assert "0 of 1 signatures by the owners that epoch 1" in first.output
+    assert "1 of 1 signatures by the owners in the compose files" in first.output
+    assert "signed epoch 2" in owner.sign().output
+    assert owner.render().exit_code == 0
+    assert "signed epoch 3" in owner.sign("--key", str(new)).output
+    shown = owner.run("manifest", "show", str(owner.cluster)).output
+    assert f"signed by {name_of(owners.keys[0])}\n" in shown
+
+
+def test_a_manifest_of_another_history_is_not_signed(owner: Owner) -> None:
+    """The reason is that of the coordinators."""
+    owner.render()
+    owner.sign()
+    owner.render()
+    draft = owner.cluster / "manifest.json"
+    tree = json.loads(draft.read_text())
+    draft.write_text(json.dumps(tree | {"previous": "00" * 32}))
+    refused(owner.sign(), "follows another manifest than epoch 1", "two were signed for one epoch")
+    draft.write_text(json.dumps(tree | {"epoch": 3}))
+    refused(owner.sign(), "those in between are needed first")
+    (owner.cluster / "manifest.signed").unlink()
+    refused(owner.sign(), "nothing is signed yet: expected epoch 1")

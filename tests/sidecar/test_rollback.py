@@ -1,0 +1,122 @@
+"""A CVM and a second coordinator that enforces an older manifest: real coordinators, real evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.protocol import MANIFEST_KEY
+from lab.agent import GuestAgentServer
+from runtime.guest import GuestAgent
+from runtime.tasks import TaskScope
+from sidecar import identity, sources
+from sidecar.admission import Admission, Claim
+from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.desired import World
+from sidecar.slot import Wish
+from sidecar.trust import coordinator_check
+from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm
+from tests.coordinator.world import OWNER as FIRST_OWNER
+from tests.support import eventually
+from tests.topology.support import after, opened
+from topology.envelope import Signed
+from topology.owners import Owners, key_of
+
+SECOND_OWNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+class Cvm:
+    """What a sidecar knows and was given."""
+
+    def __init__(self, signed: Signed) -> None:
+        self.world = World(signed=signed, own=signed.manifest.groups["api"], group="api", settled=True)
+        self.taken: list[Admitted] = []
+        self.told: list[str] = []
+
+    def newest_envelope(self) -> str:
+        """The world's."""
+        return self.world.signed.envelope
+
+    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+        """As the sidecar judges."""
+        return sources.why_rolled_back(self.world, epoch, envelope, check_signatures=True)
+
+    async def admitted(self, admitted: Admitted) -> None:
+        """Keeps it."""
+        self.taken.append(admitted)
+
+    async def renewed(self, renewed: Renewed) -> None:
+        """Of no interest."""
+
+    def not_admitted(self, reason: str) -> None:
+        """Keeps it."""
+        self.told.append(reason)
+
+
+@contextlib.asynccontextmanager
+async def asking(made: Cluster, found: Cvm, *urls: str) -> AsyncIterator[Admission]:
+    """The admission of `found`, which asks the coordinators at `urls`."""
+    with tempfile.TemporaryDirectory(prefix="mesh-test-", dir="/dev/shm") as text:
+        folder = Path(text)
+        server = GuestAgentServer(TEE, cvm(API_COMPOSE, "api-0"))
+        await server.start(folder / "dstack.sock")
+        manifest = found.world.manifest
+        verify = coordinator_check(lambda: manifest, made.pccs_url, TEE.root_der, time.time)
+        async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
+            claim = Claim(
+                cluster="tests", group="api", wish=Wish(), identities=manifest.identities("api"),
+                info=await guest.info(), keys=identity.load_or_make(folder),
+            )  # fmt: skip
+            admission = Admission(tuple(Broker(url, verify) for url in urls), guest, claim, found)
+            task = scope.start("admission", admission.run())
+            try:
+                yield admission
+            finally:
+                task.cancel()
+                await admission.release()
+                await server.stop()
+
+
+async def test_no_credential_is_taken_from_a_coordinator_with_an_older_manifest() -> None:
+    """It has no way to follow what the CVM brings: owners changed meanwhile. The CVM says so and asks the next one."""
+    async with cluster() as behind, cluster() as ahead:
+        await behind.start()
+        old = await behind.ready()
+        second = Owners(keys=(key_of(SECOND_OWNER),))
+        change = opened(after(opened(ahead.manifest), owners=second), FIRST_OWNER)
+        await ahead.start(0, change.manifest)
+        new = await ahead.ready()
+        newest = opened(after(change), SECOND_OWNER)
+        await new.coordinator.consul.put(f"/v1/kv/{MANIFEST_KEY}", newest.envelope.encode())
+        await eventually(lambda: new.coordinator.head.signed == newest, "the newest is in force")
+
+        alone = Cvm(newest)
+        async with asking(behind, alone, old.url) as admission:
+            said = f"{old.url}: rolled back: enforces epoch 1, this CVM holds epoch 3"
+            await eventually(lambda: said in alone.told, f"it says why: {alone.told}")
+            assert admission.status.state != "admitted"
+        assert alone.taken == []
+        assert old.coordinator.head.manifest.epoch == 1
+
+        found = Cvm(newest)
+        async with asking(ahead, found, old.url, new.url):
+            await eventually(lambda: bool(found.taken), f"it is admitted: {found.told}")
+        assert [each.coordinator for each in found.taken] == [new.url]
+
+
+async def test_an_older_coordinator_takes_the_manifest_that_a_cvm_brings() -> None:
+    """So a CVM whose environment is newer than the coordinators' is not locked out while they are updated."""
+    async with cluster() as made:
+        await made.start()
+        lead = await made.ready()
+        newest = opened(after(opened(made.manifest)), FIRST_OWNER)
+        found = Cvm(newest)
+        async with asking(made, found, lead.url):
+            await eventually(lambda: bool(found.taken), f"it is admitted: {found.told}")
+        assert (found.taken[0].manifest_epoch, found.taken[0].envelope) == (2, newest.envelope)
+        assert lead.coordinator.head.signed == newest

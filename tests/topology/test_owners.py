@@ -1,0 +1,96 @@
+"""Owner keys: their text, and whose signatures count."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, derive_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topology import owners
+from topology.owners import OwnerError, OwnerKey, Owners, key_of
+
+ED = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
+ED_2 = Ed25519PrivateKey.from_private_bytes(b"\2" * 32)
+EC = derive_private_key(3, SECP256R1())
+SET = Owners(keys=(key_of(ED), key_of(EC), key_of(ED_2)), threshold=2)
+
+
+@pytest.mark.parametrize("found", [SET, Owners(keys=(key_of(ED),)), Owners(keys=(key_of(EC),))])
+def test_a_set_is_read_as_it_was_written(found: Owners) -> None:
+    """One key, several keys, both algorithms."""
+    assert owners.parse(owners.text_of(found)) == found
+
+
+def test_the_algorithm_and_spaces_may_be_written_or_left_out() -> None:
+    """What a person writes by hand."""
+    one, two = key_of(ED), key_of(EC)
+    assert owners.parse(f"ed25519:{one.key}") == owners.parse(one.key) == Owners(keys=(one,))
+    assert owners.parse(f" 2 of\n {one.key},\n p256:{two.key} ") == Owners(keys=(one, two), threshold=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "expected KEY"),
+        ("x" * 5000, "expected KEY"),
+        ("A" * 42, "32 bytes"),
+        ("A" * 43 + "=", "32 bytes"),
+        ("B" * 43, "32 bytes"),
+        ("p256:" + "A" * 44, "33 bytes"),
+        ("rsa:AAAA", "algorithm 'rsa'"),
+        (f"0 of {key_of(ED).key}", "needs 0 of 1"),
+        (f"2 of {key_of(ED).key}", "needs 2 of 1"),
+        (f"{key_of(ED).key},{key_of(ED).key}", "twice"),
+        (f"{key_of(ED).key},", "32 bytes"),
+        (",".join([key_of(ED).key] * 17), "1 to 16"),
+    ],
+)
+def test_what_is_no_set_is_refused(text: str, word: str) -> None:
+    """The message says what was expected. Two texts of one key's bytes are two keys to nobody."""
+    with pytest.raises(OwnerError, match=word):
+        owners.parse(text)
+
+
+@given(st.text(max_size=120))
+def test_no_text_breaks_the_parser(text: str) -> None:
+    """Any text is a set or an OwnerError."""
+    with contextlib.suppress(OwnerError):
+        owners.check(owners.parse(text))
+
+
+def test_signers_are_counted_once() -> None:
+    """Two signatures of one key are one owner; a foreign or broken signature is nobody's."""
+    message = b"what is signed"
+    both = [owners.sign(ED, message), owners.sign(EC, message), owners.sign(EC, message), b"", b"\0" * 64]
+    assert owners.signers(SET, message, both) == (key_of(ED), key_of(EC))
+    assert owners.signers(SET, message + b"!", both) == ()
+    stranger = Ed25519PrivateKey.from_private_bytes(b"\7" * 32)
+    assert owners.signers(SET, message, [owners.sign(stranger, message)]) == ()
+
+
+def test_another_curve_is_refused() -> None:
+    """P-256 is the one that is promised."""
+    with pytest.raises(OwnerError, match="secp384r1"):
+        key_of(derive_private_key(3, SECP384R1()))
+    with pytest.raises(OwnerError, match="algorithm"):
+        owners.check(Owners(keys=(OwnerKey(alg="p384", key="AAAA"),)))
+
+
+@pytest.mark.parametrize("private", [ED, EC], ids=["ed25519", "p256"])
+def test_openssl_signs_for_us(private: owners.PrivateKey, tmp_path: Path) -> None:
+    """What `openssl pkeyutl` makes of the message's bytes is a signature: keys may live in other programs."""
+    key, message, out = tmp_path / "key.pem", tmp_path / "message", tmp_path / "signature"
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    message.write_bytes(b"what is signed")
+    digest = [] if private is ED else ["-digest", "sha256"]
+    argv = ["openssl", "pkeyutl", "-sign", "-inkey", str(key), "-rawin", *digest, "-in", str(message), "-out", str(out)]
+    subprocess.run(argv, check=True, capture_output=True)
+    found = owners.signers(Owners(keys=(key_of(private),)), b"what is signed", [out.read_bytes()])
+    assert found == (key_of(private),)

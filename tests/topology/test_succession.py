@@ -1,0 +1,136 @@
+"""Which manifest may follow which."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.topology.support import after, opened, sealed
+from tests.topology.test_render import deployment, starter
+from topology import envelope as envelopes
+from topology import render
+from topology.envelope import Signed, seal
+from topology.manifest import Manifest, encode
+from topology.owners import Owners, key_of
+from topology.succession import Fault, SuccessionError, chain, follow, overtake
+
+ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
+TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
+FIRST = dataclasses.replace(
+    render.manifest(starter(), deployment()), epoch=1, previous=None, owners=Owners(keys=(key_of(ALICE),))
+)
+
+
+def signed(manifest: Manifest, *keys: Ed25519PrivateKey) -> Signed:
+    """The manifest as opened from its envelope, which ALICE signs unless told otherwise."""
+    return opened(manifest, *(keys or (ALICE,)))
+
+
+HEAD = signed(FIRST)
+NEXT = signed(after(HEAD))
+
+
+def test_the_next_epoch_follows() -> None:
+    """With the head's digest and its owner's signature."""
+    assert follow(HEAD, NEXT.envelope) == NEXT
+
+
+def other_app(manifest: Manifest) -> Manifest:
+    """The same for other coordinators."""
+    return dataclasses.replace(manifest, coordinators=dataclasses.replace(manifest.coordinators, app_id="ee" * 20))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "fault"),
+    [
+        (HEAD, Fault.IDENTICAL),
+        (signed(dataclasses.replace(FIRST, routes=())), Fault.FORKED),
+        (signed(after(HEAD, previous="00" * 32)), Fault.FORKED),
+        (signed(after(HEAD, epoch=3)), Fault.GAP),
+        (signed(after(HEAD, cluster="other")), Fault.FOREIGN),
+        (signed(other_app(after(HEAD))), Fault.FOREIGN),
+        (signed(after(HEAD), BOB), Fault.INVALID),
+    ],
+)
+def test_what_does_not_follow_is_refused_with_its_reason(candidate: Signed, fault: Fault) -> None:
+    """Identical, forked, with a gap, foreign, or signed by somebody else."""
+    with pytest.raises(SuccessionError) as caught:
+        follow(HEAD, candidate.envelope)
+    assert caught.value.fault is fault
+
+
+def test_an_older_manifest_is_refused() -> None:
+    """Also one that was in force before."""
+    with pytest.raises(SuccessionError) as caught:
+        follow(NEXT, HEAD.envelope)
+    assert caught.value.fault is Fault.OLDER
+
+
+def test_the_predecessors_owners_sign() -> None:
+    """A change of owners needs the old ones; what comes after it needs the new ones, as many as it says."""
+    changed = signed(after(HEAD, owners=TWO_OF_THREE))
+    assert follow(HEAD, changed.envelope) == changed
+    further = after(changed, routes=())
+    assert follow(changed, seal(further, BOB, CAROL)).manifest == further
+    for keys in ((ALICE,), (BOB,), (BOB, BOB)):
+        with pytest.raises(SuccessionError, match="signed by 1 of the owner keys that count, expected 2"):
+            follow(changed, seal(further, *keys))
+    # Signing one after the other, each with a key of his own.
+    envelope = envelopes.attach(seal(further, BOB), CAROL.sign(envelopes.message(further)))
+    assert follow(changed, envelope).manifest == further
+
+
+def test_a_history_is_judged_from_its_first_manifest() -> None:
+    """Every order but the right one is refused, and so is a beginning in the middle."""
+    changed = signed(after(NEXT, owners=TWO_OF_THREE))
+    last = signed(after(changed), ALICE, BOB)
+    history = [HEAD, NEXT, changed, last]
+    first = Owners(keys=(key_of(ALICE),))
+    assert [it.digest for it in chain(first, (it.envelope for it in history))] == [it.digest for it in history]
+    assert chain(first, ()) == ()
+    for wrong, fault in (
+        (history[1:], Fault.GAP),
+        ([HEAD, changed], Fault.GAP),
+        ([HEAD, NEXT, NEXT], Fault.IDENTICAL),
+        ([HEAD, NEXT, HEAD], Fault.OLDER),
+    ):
+        with pytest.raises(SuccessionError) as caught:
+            chain(first, (it.envelope for it in wrong))
+        assert caught.value.fault is fault
+    with pytest.raises(SuccessionError, match="signed by 0"):
+        chain(Owners(keys=(key_of(BOB),)), [HEAD.envelope])
+
+
+def test_a_reader_takes_what_is_newer() -> None:
+    """It may have missed some in between. Of two of one epoch the coordinators' counts, once."""
+    later = signed(after(NEXT))
+    assert overtake(HEAD, later.envelope, settled=True) == later
+    assert overtake(later, HEAD.envelope, settled=True) is None
+    assert overtake(HEAD, HEAD.envelope, settled=True) is None
+    twin = signed(dataclasses.replace(FIRST, routes=()))
+    assert overtake(HEAD, twin.envelope, settled=False) == twin
+    with pytest.raises(SuccessionError) as caught:
+        overtake(HEAD, twin.envelope, settled=True)
+    assert caught.value.fault is Fault.FORKED
+    follows_twin = signed(after(twin))
+    assert overtake(HEAD, follows_twin.envelope, settled=False) == follows_twin
+    with pytest.raises(SuccessionError, match="follows another manifest than epoch 1"):
+        overtake(HEAD, follows_twin.envelope, settled=True)
+    with pytest.raises(SuccessionError, match="signed by 0"):
+        overtake(HEAD, signed(after(HEAD), BOB).envelope, settled=True)
+
+
+def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
+    """Well signed: a newer version, and an unknown critical field. Signed by somebody else it is just wrong."""
+    newer = json.loads(encode(after(HEAD))) | {"version": 3}
+    strict = json.loads(encode(after(HEAD))) | {"critical": ["floor"], "floor": 1}
+    for tree in (newer, strict):
+        payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+        for key, fault in ((ALICE, Fault.UNREADABLE), (BOB, Fault.INVALID)):
+            with pytest.raises(SuccessionError) as caught:
+                overtake(HEAD, sealed(payload, key), settled=True)
+            assert caught.value.fault is fault
+            assert ("needs a newer program" in str(caught.value)) == (fault is Fault.UNREADABLE)

@@ -1,0 +1,51 @@
+"""The signed manifest and its owners out of a process's environment: the same for coordinators, sidecars and the
+bootstrap endpoint. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime import values
+from runtime.env import EnvReader, Problem
+from topology.compose import OWNERS
+from topology.envelope import Signed, open_envelope
+from topology.manifest import ManifestError
+from topology.owners import Owners, parse
+
+MANIFEST = "MESH_MANIFEST"
+UNSIGNED = "MESH_INSECURE_UNSIGNED_MANIFEST"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What the environment says."""
+
+    signed: Signed | None
+    """None: `reader` has the problem."""
+    owners: Owners | None
+    """Those of the measured compose file; None: signatures are not looked at, or `reader` has the problem."""
+    insecure: tuple[str, ...]
+    """What an operator must keep being told."""
+
+
+def read(reader: EnvReader) -> Given:
+    """The manifest that `reader` holds, opened. Every problem is the reader's."""
+    envelope = reader.required(MANIFEST, values.text, "", "a manifest envelope, as the deployment renders it")
+    unsigned = reader.optional(UNSIGNED, values.flag, False)
+    none: Owners | None = None
+    if unsigned:
+        owners = none
+        if reader.optional(OWNERS, parse, none) is not None:
+            reader.problems.append(Problem(UNSIGNED, f"contradicts {OWNERS}; unset one of them"))
+    else:
+        wanted = f"KEY, or '2 of KEY, KEY, KEY' (or, for local use, {UNSIGNED}=1)"
+        owners = reader.required(OWNERS, parse, none, wanted)
+    signed = None
+    if envelope and (unsigned or owners is not None):
+        try:
+            signed = open_envelope(envelope, owners)
+        except ManifestError as error:
+            reader.problems.append(Problem(MANIFEST, str(error)))
+    insecure = (f"the manifest is not signed ({UNSIGNED})",) if unsigned else ()
+    return Given(signed=signed, owners=owners, insecure=insecure)

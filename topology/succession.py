@@ -1,0 +1,118 @@
+"""Which manifest may follow which: one judgement for all who take manifests. Pure.
+
+A manifest follows its head when it has the next epoch, names the head's digest, is of the same cluster and the same
+coordinators' app, and is signed by the head's owners. So a manifest that was signed before the owners changed, or one
+of two that were signed at the same time, does not pass for the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+from topology.envelope import Signed, UnreadableError, open_envelope
+from topology.manifest import Manifest, ManifestError
+from topology.owners import Owners
+
+
+class Fault(Enum):
+    """Why a manifest does not follow."""
+
+    IDENTICAL = "identical"
+    OLDER = "older"
+    FORKED = "forked"
+    """Two manifests follow one."""
+    GAP = "gap"
+    """Manifests in between are missing."""
+    FOREIGN = "foreign"
+    """Of another cluster or another coordinators' app."""
+    INVALID = "invalid"
+    """Not signed by those that have to sign, or no manifest."""
+    UNREADABLE = "unreadable"
+    """Well signed, and in a form that this program does not know."""
+
+
+class SuccessionError(ManifestError):
+    """A manifest does not follow the head. The message says why."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        super().__init__(reason)
+        self.fault = fault
+
+
+def follow(head: Signed, envelope: str, *, signed: bool = True) -> Signed:
+    """The manifest in `envelope`, the successor of `head`. SuccessionError. `signed=False` skips signatures."""
+    found = _open(envelope, head.manifest.owners if signed else None)
+    _check_same_mesh(head.manifest, found.manifest)
+    _check_newer(head, found)
+    if found.manifest.epoch > head.manifest.epoch + 1:
+        raise SuccessionError(
+            Fault.GAP,
+            f"{found.name} does not follow {head.name} directly; those in between are needed first",
+        )
+    return found
+
+
+def overtake(held: Signed, envelope: str, *, settled: bool, signed: bool = True) -> Signed | None:
+    """The manifest in `envelope` when it counts more than `held`, of which the reader may have missed successors; None
+    when `held` goes on. SuccessionError when it is not to be believed.
+
+    `settled`: the coordinators enforce `held`, so what follows another manifest than `held` is a fork. Otherwise `held`
+    is what the reader began with, and a coordinator's manifest of the same epoch, or one that follows such a one,
+    replaces it. `signed=False` skips signatures.
+    """
+    found = _open(envelope, held.manifest.owners if signed else None)
+    _check_same_mesh(held.manifest, found.manifest)
+    if found.digest == held.digest or found.manifest.epoch < held.manifest.epoch:
+        return None
+    if settled:
+        _check_newer(held, found)
+    return found
+
+
+def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
+    """The manifests in `envelopes`, each of which follows the one before. The first is the cluster's first, signed by
+    `owners`. SuccessionError names the first that is wrong; without any there is no manifest.
+    """
+    found: list[Signed] = []
+    for envelope in envelopes:
+        if found:
+            found.append(follow(found[-1], envelope))
+            continue
+        first = _open(envelope, owners)
+        if first.manifest.previous is not None:
+            raise SuccessionError(Fault.GAP, f"the history begins with {first.name}, expected epoch 1")
+        found.append(first)
+    return tuple(found)
+
+
+def _open(envelope: str, owners: Owners | None) -> Signed:
+    try:
+        return open_envelope(envelope, owners)
+    except UnreadableError as error:
+        raise SuccessionError(Fault.UNREADABLE, f"needs a newer program: {error}") from error
+    except ManifestError as error:
+        raise SuccessionError(Fault.INVALID, str(error)) from error
+
+
+def _check_same_mesh(head: Manifest, found: Manifest) -> None:
+    if found.cluster != head.cluster:
+        raise SuccessionError(Fault.FOREIGN, f"the manifest is of cluster {found.cluster!r}, not of {head.cluster!r}")
+    if found.coordinators.app_id != head.coordinators.app_id:
+        raise SuccessionError(
+            Fault.FOREIGN,
+            f"the manifest names the coordinators' app {found.coordinators.app_id}, not {head.coordinators.app_id}",
+        )
+
+
+def _check_newer(head: Signed, found: Signed) -> None:
+    if found.digest == head.digest:
+        raise SuccessionError(Fault.IDENTICAL, f"{found.name} is in force already")
+    if found.manifest.epoch < head.manifest.epoch:
+        raise SuccessionError(Fault.OLDER, f"{found.name} is older than {head.name}, which is in force")
+    direct = found.manifest.epoch == head.manifest.epoch + 1
+    if found.manifest.epoch == head.manifest.epoch or (direct and found.manifest.previous != head.digest):
+        raise SuccessionError(
+            Fault.FORKED,
+            f"{found.name} follows another manifest than {head.name}, which is in force: two were signed for one epoch",
+        )
