@@ -42,6 +42,7 @@ from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.envelope import SHOWN_DIGITS, Signed
+from topology.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -167,14 +168,12 @@ class Coordinator:
         )
         registry.put(own)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
+
+        def manifest() -> Manifest:
+            return broker.rules.manifest
+
         formation = self._formation = Formation(
-            disk,
-            consul,
-            link,
-            own=own,
-            manifest=lambda: broker.rules.manifest,
-            registry=registry,
-            state_dir=config.state_dir,
+            disk, consul, link, own=own, manifest=manifest, registry=registry, state_dir=config.state_dir
         )
         self._siblings = formation.siblings = self._make_siblings(
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry

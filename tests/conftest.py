@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # The terminal interrupts all processes at once; workers wait for the word of `pytest_sessionfinish` below.
         signal.signal(signal.SIGINT, _nothing)
         signal.signal(signal.SIGTERM, _interrupt_once)
+        # xdist gives its workers the width of the terminal; the tests are for output to a file unless they say so.
+        os.environ.pop("COLUMNS", None)
 
 
 _OWN_PID = os.getpid()

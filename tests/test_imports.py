@@ -35,6 +35,8 @@ EXCEPTIONS: dict[str, set[str]] = {
     "peer.rendezvous": {"runtime", "evidence", "topology"},
     # The one translation of a manifest's demands, for the coordinator, the sidecar and the rendezvous.
     "evidence.manifest": {"topology"},
+    # Reads the environment of the three programs that begin with a signed manifest.
+    "topology.given": {"runtime"},
     # The database's supervisor is a part of the mesh in an application's container.
     **{
         f"workloads.patroni.{name}": {"runtime"}
@@ -65,7 +67,7 @@ PURE_NAMES = frozenset({"random.Random"})
 
 EDGES = frozenset({
     "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
-    "coordinator.governance", "coordinator.identity",
+    "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.sessions", "coordinator.siblings", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",

@@ -47,7 +47,15 @@ def _other_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.usefixtures("_other_thread")
+@pytest.fixture
+def _python_handles_interrupts() -> Iterator[None]:
+    """As in a program: a worker of the test run leaves SIGINT to the process that runs the workers."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_other_thread", "_python_handles_interrupts")
 @pytest.mark.parametrize(
     ("number", "end"),
     [(signal.SIGTERM, ending.Ended), (signal.SIGHUP, ending.Ended), (signal.SIGINT, KeyboardInterrupt)],
