@@ -226,7 +226,7 @@ def print_table(found: Sequence[Summary], *, asynchronous: bool) -> None:
     mode = "asynchronous" if asynchronous else "synchronous"
     table = Table(title=f"chaos, {mode} replication (median / p99 / max)", title_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == HEADINGS[0])
     for each in found:
         unclosed = f", {each.never_closed} never" if each.never_closed else ""
         lost = f"{each.lost}" + (f", {each.demoted} by a demoted leader" if each.demoted else "")
@@ -247,7 +247,9 @@ def print_table(found: Sequence[Summary], *, asynchronous: bool) -> None:
 
 
 def _triple(spread: Spread) -> str:
-    return " / ".join(number(value) for value in (spread.median, spread.p99, spread.max))
+    shown = [number(value) for value in (spread.median, spread.p99, spread.max)]
+    # Of one round there is one value.
+    return " / ".join(shown if len(set(shown)) > 1 else shown[:1])
 
 
 def keep_evidence(kept: Sequence[Evidence], run: runs.Run) -> Path:

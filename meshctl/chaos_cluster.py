@@ -179,6 +179,9 @@ class Cluster:
             if self._endpoints(document, peer, ROUTES[0]) != leaders:
                 return f"{peer} does not see {leaders[0]} as the leader"
             replicas = self._endpoints(document, peer, ROUTES[1])
+            missing = [member for member in self.members if member not in (*leaders, *replicas)]
+            if missing:
+                return f"{ROUTES[1]} lacks {', '.join(missing)} in {peer}"
             if set(replicas) != set(self.members) - set(leaders):
                 return f"{peer} sees {', '.join(replicas) or 'nobody'} behind {ROUTES[1]}"
         return self._replication(leaders[0], synchronous=synchronous)

@@ -276,8 +276,10 @@ def container_pid(run: runs.Run, peer: str, service: str | None) -> int:
                 f"{peer} has no container {service!r}", f"it has {', '.join(c['name'] for c in machine['containers'])}"
             )
     if not containers or containers[0]["host_pid"] is None:
-        state = containers[0]["state"] if containers and machine["state"] == "running" else machine["state"]
-        raise UserError(f"{peer} has no running container ({state})", f"./mesh start {peer}, or ./mesh logs {peer}")
+        runs_on = machine["state"] == "running"
+        state = containers[0]["state"] if containers and runs_on else machine["state"]
+        first = "./mesh status, which says what it waits for" if runs_on else f"./mesh start {peer}"
+        raise UserError(f"{peer} has no running container ({state})", f"{first}, or ./mesh logs {peer}")
     return int(containers[0]["host_pid"])
 
 

@@ -209,20 +209,26 @@ def _print(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_WIDTH)
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
+    console = Console(width=wide, highlight=False)
     for warning in plan.warnings:
         console.print(f"! {warning}", style="yellow", markup=False)
     if not plan.changes:
         console.print(f"{plan.cluster} against {plan.against}: nothing changes", markup=False)
         return
     table = Table(title=f"{plan.cluster} against {plan.against}", title_justify="left")
-    for column in ("", "what", "name", "before", "after", "on Phala Cloud"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("", "what"))
+    rows = []
     for change in plan.changes:
-        sign, style = _SIGNS[change.action]
+        sign, _ = _SIGNS[change.action]
         effect = f"{change.effect}: {change.note}" if change.note else change.effect
-        cells = (sign, change.kind, change.name, *_cells(change), effect)
-        table.add_row(*(_escape(cell) for cell in cells), style=style)
+        rows.append((sign, change.kind, change.name, *_cells(change), effect))
+    titles = ("", "what", "name", "before", "after", "on Phala Cloud")
+    # Where everything is new there is no before, and the others need its columns.
+    used = [index for index in range(len(titles)) if any(row[index] for row in rows)]
+    for index in used:
+        table.add_column(titles[index], overflow="fold", no_wrap=titles[index] in ("", "what"))
+    for change, row in zip(plan.changes, rows, strict=True):
+        table.add_row(*(_escape(row[index]) for index in used), style=_SIGNS[change.action][1])
     console.print(table)
     _print_summary(plan, console)
 

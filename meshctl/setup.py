@@ -6,6 +6,7 @@ noticed by its mark (`meshctl.stamp`) and started afresh. The Go tools are built
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from meshctl import stamp
 from meshctl.console import Console, Outcome, Progress, elapsed, stream
+from meshctl.ending import Ended, catching
 from meshctl.errors import USAGE_EXIT_CODE, UserError, render
 from meshctl.locks import exclusive
 
@@ -26,6 +28,7 @@ NEEDS_TOOLS = frozenset({"bench", "chaos", "demo", "test", "tools", "up"})
 """Commands that want the Go tools, so their build starts beside pip's downloads."""
 POINTER = "cvm-mesh.pth"
 """In site-packages; one line, the checkout: an editable installation, without a build back-end to fetch."""
+_INTERRUPTED = "mesh: interrupted; the next ./mesh makes the set-up afresh"
 _WORTH_SHOWING = ("Collecting", "Downloading", "Using cached", "Installing", "Building", "WARNING")
 _OFFLINE_SIGNS = (
     "NewConnectionError",
@@ -47,7 +50,7 @@ def run(root: str, argv: Sequence[str]) -> int:
 
     try:
         _check_writable(Path(root))
-        with exclusive(Path(root) / ".mesh" / "setup.lock", waiting):
+        with catching(), exclusive(Path(root) / ".mesh" / "setup.lock", waiting):
             # Whoever held the lock before us may have done the work.
             if not stamp.is_current(root):
                 _install(Path(root), argv, progress)
@@ -60,8 +63,13 @@ def run(root: str, argv: Sequence[str]) -> int:
         )
         return USAGE_EXIT_CODE
     except KeyboardInterrupt:
-        progress.line("mesh: interrupted; the next ./mesh takes the set-up up again")
+        progress.line(_INTERRUPTED)
         return 130
+    except Ended as ended:
+        # The terminal may be gone.
+        with contextlib.suppress(OSError):
+            progress.line(_INTERRUPTED)
+        return 128 + ended.number
     return 0
 
 
@@ -178,6 +186,8 @@ def _install_packages(root: Path, progress: Progress) -> None:
         progress.update(f"installing Python packages ({elapsed(seconds)}) {shown}")
 
     with tempfile.TemporaryDirectory() as scratch, log_path.open("w", encoding="utf-8") as log:
+        # A pip that is killed leaves its work behind, in /tmp unless it is told where to have it.
+        environ["TMPDIR"] = scratch
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text("\n".join(requirements(root)) + "\n", encoding="utf-8")
         pip = [stamp.python_in(str(root)), "-m", "pip", "install", "--progress-bar", "off"]

@@ -19,6 +19,9 @@ CHILDREN = ("envoy", "consul", "wireguard")
 RESTARTS_WORTH_SAYING = 3
 """Of a child, while its CVM is not ready: once may be an accident."""
 
+TABLE_COLUMNS = 120
+"""Columns of the terminal below which the table of peers, nine columns wide, would break words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pids:
@@ -161,8 +164,30 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    """Prints the table: peer, group, address, admission, link, Consul, Envoy, routes."""
+    """Prints what a person reads: peer, group, address, admission, link, Consul, Envoy, routes.
+
+    A table where there is room for one; below `TABLE_COLUMNS` columns some lines for each peer.
+    """
     from rich.console import Console
+
+    # A pipe has no width of its own; a table cut to 80 columns would be unreadable in a log.
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
+    if console.width < TABLE_COLUMNS:
+        _print_lines(console, document)
+    else:
+        _print_peers(console, document)
+    print_applications(console, document)
+    insecure = sorted({text for peer in document["peers"] for text in peer["insecure"]})
+    for text in insecure:
+        console.print(f"INSECURE: {text}", style="bold yellow")
+    for peer in document["peers"]:
+        for note in peer["manifest"]["notes"]:
+            console.print(f"{peer['peer_id']}: manifest: {note}", style="yellow")
+        for nack in peer["nacks"]:
+            console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+
+
+def _print_peers(console: Console, document: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"mesh {document['cluster']}", title_justify="left")
@@ -174,25 +199,30 @@ def print_table(document: dict[str, Any]) -> None:
             peer["group"],
             peer["address"] or "-",
             _state(peer),
-            str((peer["admission"] or {}).get("state") or "-"),
+            _admission(peer),
             _manifest(peer["manifest"]),
             _links(peer["links"]),
             _child(peer, "consul"),
             _child(peer, "envoy"),
             "\n".join(_route(route) for route in peer["routes"]) or "-",
         )
-    # A pipe has no width of its own; a table cut to 80 columns would be unreadable in a log.
-    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
     console.print(table)
-    print_applications(console, document)
-    insecure = sorted({text for peer in document["peers"] for text in peer["insecure"]})
-    for text in insecure:
-        console.print(f"INSECURE: {text}", style="bold yellow")
+
+
+def _print_lines(console: Console, document: dict[str, Any]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Text(f"mesh {document['cluster']}", style="italic"))
     for peer in document["peers"]:
-        for note in peer["manifest"]["notes"]:
-            console.print(f"{peer['peer_id']}: manifest: {note}", style="yellow")
-        for nack in peer["nacks"]:
-            console.print(f"{peer['peer_id']}: Envoy refused an update: {nack}", style="bold red")
+        head = ", ".join((peer["group"], peer["address"] or "no address"))
+        console.print(Text.assemble((peer["peer_id"], "bold"), f" ({head}): {_state(peer)}"))
+        parts = [f"admission {_admission(peer)}", f"manifest {_manifest(peer['manifest'])}"]
+        parts += [f"link {_links(peer['links'])}"]
+        parts += [f"{name} {_child(peer, name)}" for name in ("consul", "envoy")]
+        lines = ["; ".join(parts)] if peer["admission"] or peer["links"] or peer["children"] else []
+        for line in (*lines, *map(_route, peer["routes"])):
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def print_applications(console: Console, document: dict[str, Any]) -> None:
@@ -222,6 +252,10 @@ def _state(peer: dict[str, Any]) -> str:
 
 def _manifest(manifest: dict[str, Any]) -> str:
     return f"{manifest['epoch']} {manifest['digest']}" if manifest["digest"] else "-"
+
+
+def _admission(peer: dict[str, Any]) -> str:
+    return str((peer["admission"] or {}).get("state") or "-")
 
 
 def _links(links: list[dict[str, Any]]) -> str:

@@ -176,12 +176,21 @@ class _Builder:
         return (None, [*tried, problem]) if problem else (Go(command=command, environ=environ), tried)
 
     def _build_one(self, tool: tools.Tool, go: Go) -> list[str] | None:
-        assert tool.go_package is not None
         total = self._count_packages(tool, go)
         if isinstance(total, list):
             return total
         scratch = self._room / f".build-{tool.name}-{os.getpid()}"
-        scratch.mkdir(parents=True)
+        try:
+            return self._compile(tool, go, total, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _compile(self, tool: tools.Tool, go: Go, total: int, scratch: Path) -> list[str] | None:
+        """Builds `tool` inside of the new folder `scratch`; reasons when that failed."""
+        assert tool.go_package is not None
+        made, work = scratch / "made", scratch / "work"
+        made.mkdir(parents=True)
+        work.mkdir()
         compiled = 0
 
         def tick(line: str, seconds: float) -> None:
@@ -199,18 +208,20 @@ class _Builder:
             "-ldflags",
             f"-s -w {tool.link}".strip(),
             "-o",
-            str(scratch / tool.name),
+            str(made / tool.name),
             tool.go_package,
         ]
-        outcome = stream(argv, on_tick=tick, env=go.environ, cwd=MODULES / tool.modules)
+        # A `go` that is killed leaves its work behind, in /tmp unless it is told where to have it.
+        environ = {**go.environ, "GOTMPDIR": str(work)}
+        outcome = stream(argv, on_tick=tick, env=environ, cwd=MODULES / tool.modules)
         if outcome.code != 0:
             return _failure(f"go build {tool.go_package}", outcome)
-        problem = tools.version_problem(tool, scratch / tool.name)
+        problem = tools.version_problem(tool, made / tool.name)
         if problem:
             return [problem]
         final = tools.cached_path(tool, self._environ).parent
         shutil.rmtree(final, ignore_errors=True)
-        scratch.rename(final)
+        made.rename(final)
         self._progress.line(f"built {tool.name} {tool.version} in {elapsed(outcome.seconds)}")
         return None
 

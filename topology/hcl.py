@@ -144,8 +144,7 @@ class Module:
             self.whole = False
             # The end of the file has line -1.
             where = Where(file=str(file), line=error.line if error.line > 0 else None)
-            near = " ".join(error.get_context(text, 30).split("\n")[0].split())
-            self._problems.add(where, file.name, f"is not valid HCL near `{near}`; terraform validate shows more")
+            self._problems.add(where, file.name, f"is not valid HCL {_wrong_where(error, text)}")
         except (LarkError, RecursionError, UnicodeDecodeError, OSError) as error:
             self.whole = False
             self._problems.add(Where(file=str(file)), file.name, f"cannot be read: {error}")
@@ -198,6 +197,14 @@ def _from_text(text: str, variable: Variable, default: Value) -> Value:
         return text
     converted = _convert(text, kind)
     return text if isinstance(converted, Unknown) else converted
+
+
+def _wrong_where(error: UnexpectedInput, text: str) -> str:
+    token = getattr(error, "token", None)
+    if token is not None and token.type == "$END":
+        return "at its end: a '}', ']', ')' or '\"' is missing, here or further up"
+    near = " ".join(error.get_context(text, 30).split("\n")[0].split())
+    return f"near `{near}`; terraform validate shows more"
 
 
 def _convert(value: Value, kind: str) -> Value:

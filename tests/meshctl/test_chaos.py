@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from meshctl import chaos, runs
 from meshctl.chaos_cluster import SCENARIOS
 from meshctl.chaos_engine import Evidence
+from meshctl.chaos_figures import Spread, Summary
 from meshctl.console import Silent
 from meshctl.errors import UserError
 from tests.meshctl.test_chaos_figures import ack, result
@@ -91,6 +92,21 @@ def test_options_that_cannot_be_are_refused_before_anything_starts(invoke: Calla
         assert done.exit_code != 0
         assert "mesh" not in done.output or "Traceback" not in done.output
     assert CliRunner().invoke(chaos.command, ["mysql"]).exit_code == 2
+
+
+def test_table_of_one_round_names_the_fault_and_each_figure_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 80 columns too: the fault's name is not broken, and one value is no spread."""
+    one, none = Spread(median=1.5, p99=1.5, max=1.5), Spread(median=None, p99=None, max=None)
+    counts = {"acknowledged": 7, "lost": 0, "demoted": 0, "unknown": 0, "never_closed": 0, "forked": 0}
+    found = Summary(fault="coordinators-lost", rounds=1, rto=one, closed=none, read_gap=one, **counts)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(chaos.sys.stdout, "isatty", lambda: True)
+    chaos.print_table([found], asynchronous=False)
+    shown = capsys.readouterr().out
+    assert "coordinators-lost" in shown
+    assert shown.count("1.5") == 2
 
 
 class FakeRun:

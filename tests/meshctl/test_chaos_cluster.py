@@ -108,7 +108,11 @@ def test_what_is_missing_is_named(run: FakeRun, monkeypatch: pytest.MonkeyPatch)
     assert found.missing(synchronous=True) == "postgres-2 does not see postgres-0 as the leader"
     sidecar["routes"][0]["endpoints"] = ["postgres-0"]
     sidecar["routes"][1]["endpoints"] = ["postgres-1"]
-    assert found.missing(synchronous=True) == "postgres-2 sees postgres-1 behind postgres-replica"
+    assert found.missing(synchronous=True) == "postgres-replica lacks postgres-2 in postgres-2"
+    sidecar["routes"][1]["endpoints"] = ["postgres-0", "postgres-1", "postgres-2"]
+    assert (
+        found.missing(synchronous=True) == "postgres-2 sees postgres-0, postgres-1, postgres-2 behind postgres-replica"
+    )
     sidecar["routes"][1]["endpoints"] = ["postgres-2", "postgres-1"]
     members = [dict(member) for member in FakeProbe.patroni]
     members[1]["state"] = "starting"

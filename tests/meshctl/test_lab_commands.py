@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from meshctl import lab_commands
+from meshctl import lab_commands, runs
 from meshctl.errors import UserError
 
 
@@ -59,3 +59,16 @@ def test_unknown_nat_is_refused() -> None:
     result = CliRunner().invoke(lab_commands.up, ["clusters/starter", "--nat", "cone"])
     assert result.exit_code == 2
     assert "preserving" in result.output
+
+
+@pytest.mark.parametrize(("state", "remedy"), [("running", "./mesh status"), ("killed", "./mesh start api-0")])
+def test_what_to_do_about_a_container_that_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, remedy: str
+) -> None:
+    """A CVM that runs is not to be started: its container waits, and the status says for what."""
+    container = {"name": "api", "is_sidecar": False, "host_pid": None, "state": "waiting for the sidecar's health"}
+    machine = {"peer_id": "api-0", "machine": "api-cvm0", "state": state, "containers": [container]}
+    monkeypatch.setattr(lab_commands.statuses, "collect", lambda _run: {"machines": [machine]})
+    with pytest.raises(UserError, match="api-0 has no running container") as caught:
+        lab_commands.container_pid(runs.Run("x", tmp_path), "api-0", None)
+    assert caught.value.remedy.startswith(remedy)

@@ -97,7 +97,10 @@ def test_outside_of_git_everything_is_new(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert "(5: api-0, api-1, coordinator-0, worker-0, worker-1)" in plan(str(folder)).output
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "against nothing" in plan(str(folder)).output
+    shown = plan(str(folder)).output
+    assert "against nothing" in shown
+    assert "after" in shown
+    assert "before" not in shown.split("create: ")[0]
 
 
 def test_json_goes_to_a_file_or_to_standard_output(cluster: Path, tmp_path: Path) -> None:

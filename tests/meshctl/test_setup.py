@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from meshctl import setup, stamp
+from tests.meshctl.test_tools_build import wait_until
 from tests.support import ROOT, popen
 
 REAL_PYTHON = sys.executable
@@ -146,6 +148,26 @@ def test_failed_set_up_ends_the_builder(checkout: Path, monkeypatch: pytest.Monk
         _python(checkout, pip="exit 1")
         assert setup.run(str(checkout), ["test"]) == 2
         assert builder.wait(10) != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_ended_set_up_leaves_nothing_behind(checkout: Path, number: int) -> None:
+    """A set-up that is ended, or whose terminal is closed, takes pip, its work and the builder with it."""
+    pids, work = checkout / "pids", checkout / "tmp"
+    work.mkdir()
+    sleeps = f"echo $$ >> {pids}; exec sleep 600"
+    script = _python(checkout, pip=f'touch "$TMPDIR/half"; {sleeps}')
+    script.write_text(script.read_text().replace("esac", f"*tools_build*) {sleeps} ;;\nesac"))
+    code = f"import sys\nfrom meshctl import setup\nsys.executable = {str(script)!r}\n"
+    code += f"sys.exit(setup.run({str(checkout)!r}, ['test']))"
+    environ = {**os.environ, "TMPDIR": str(work), "PYTHONPATH": str(ROOT)}
+    with popen([REAL_PYTHON, "-c", code], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        running.send_signal(number)
+        assert "interrupted; the next ./mesh" in running.communicate(timeout=10)[1]
+        assert running.returncode == 128 + number
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))
+    assert list(work.iterdir()) == []
 
 
 def test_requirements_are_the_projects() -> None:

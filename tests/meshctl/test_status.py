@@ -91,6 +91,24 @@ def test_own_children_are_found_by_pid() -> None:
             child.kill()
 
 
+def test_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nine columns would break words, all of the table is said in lines that wrap between words."""
+    reason = "route worker waits for an endpoint, since nobody in the whole mesh has said that it listens there"
+    sidecar = SIDECAR | {"ready": False, "reasons": [reason]}
+    monkeypatch.setenv("COLUMNS", "80")
+    status.print_table(status.contract(raw(sidecar=sidecar)))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:-1] == [
+        "mesh starter",
+        "api-0 (api, 100.96.4.7): route worker waits for an endpoint, since nobody in the",
+        "whole mesh has said that it listens there",
+        "  admission admitted; link 1 direct; consul up; envoy up, 1 restarts",
+        "  worker → worker-0",
+    ]
+    status.print_table(status.contract(raw(state="killed", sidecar=None)))
+    assert "api-0 (api, no address): the CVM is killed\n" in capsys.readouterr().out
+
+
 def test_table_shows_the_insecure_settings_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     """What a person must not overlook is printed below the table."""
     sidecar = SIDECAR | {"xds": {"nacks": ["listener worker: bad address"]}}

@@ -129,10 +129,11 @@ def test_unwritable_cache_is_an_error(tmp_path: Path, environ: dict[str, str]) -
 
 
 def test_terminated_builder_ends_the_compiler(tmp_path: Path, environ: dict[str, str]) -> None:
-    """SIGTERM ends the background builder and the compiler that it runs."""
+    """SIGTERM ends the background builder and the compiler that it runs; what Go was working on is removed."""
     go = tmp_path / "bin" / "go"
     go.write_text(
-        f"#!/bin/sh\n[ $1 = version ] && echo go version go1.26.6 && exit\necho $$ > {tmp_path}/pid\nexec sleep 600\n"
+        "#!/bin/sh\n[ $1 = version ] && echo go version go1.26.6 && exit\n[ $1 = list ] && echo a && exit\n"
+        f'touch "${{GOTMPDIR:?}}/half" || exit 1\necho $$ > {tmp_path}/pid\nexec sleep 600\n'
     )
     code = "from meshctl import tools_build; raise SystemExit(tools_build.main())"
     with popen([sys.executable, "-c", code], cwd=ROOT, env=environ) as builder:
@@ -141,6 +142,7 @@ def test_terminated_builder_ends_the_compiler(tmp_path: Path, environ: dict[str,
         builder.terminate()
         assert builder.wait(10) == 128 + signal.SIGTERM
     assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()
+    assert [path.name for path in (tmp_path / "cache" / "tools").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,13 @@ def test_broken_hcl_is_named_by_file_and_line(tmp_path: Path) -> None:
     only(problems(tmp_path), "outputs.tf:2", "not valid HCL")
 
 
+def test_a_missing_brace_is_said(tmp_path: Path) -> None:
+    """A file that ends too early is not near anything; the message says what can be missing."""
+    write(tmp_path, group("a"))
+    (tmp_path / "outputs.tf").write_text('output "x" {\n  value = {\n    a = 1\n}\n')
+    only(problems(tmp_path), "outputs.tf", "not valid HCL at its end: a '}'", "is missing")
+
+
 def test_a_definition_that_stands_twice_is_refused(tmp_path: Path) -> None:
     """Locals, variables, outputs and attributes are defined once, over all files."""
     write(tmp_path, group("a"), variables='variable "cluster_name" {\n default = "b"\n}\n')
