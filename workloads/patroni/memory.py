@@ -4,7 +4,7 @@
 - before Patroni's first round (`prepare`): data that are a fork, or that `pg_rewind` spoilt, are set aside before
   PostgreSQL starts on them;
 - before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
-- when it has won the key (`won`): the claim is written before the promotion;
+- when it has won the key (`won`): the claim is written before the promotion, which does not begin without;
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
 
 It reads Patroni's objects by their public methods and changes none of them.
@@ -265,21 +265,17 @@ class Memory:
         return True
 
     def won(self) -> bool:
-        """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
-        OSError where the disk refuses.
+        """Writes the claim, into Consul and onto the disk: the leader key is this member's, and a promotion begins
+        unless it is a primary already. OSError where the disk refuses; raises where Consul does not answer.
         """
-        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         data = Path(self._postgresql.data_dir)
         making.end(data)
-        if self._postgresql.is_primary():
-            return True
-        claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
-        record.save(data, replace(record.load(data), claim=claim))
-        try:
+        if not self._postgresql.is_primary():
+            claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
+            # Consul first: an earlier leader would find its own claim there, and lead without asking anybody.
             self._dcs.write_claim(claim.id)
-        except Exception as error:  # noqa: BLE001 -- the promotion is what counts
-            # Should this member die before the term is in Consul's list, it asks every member before it leads again.
-            log.warning("the claim could not be written into Consul: %r", error)
+            record.save(data, replace(record.load(data), claim=claim))
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         return True
 
     def may_lead(self) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from tests.workloads.patroni.test_asking import HEAD, member
 from workloads.patroni import memory as memories
 from workloads.patroni import record, standing
+from workloads.patroni.dcs import ConsulError
 from workloads.patroni.election import TAG, Holding, Kind, answer, tag
 from workloads.patroni.memory import ForkError, Memory
 from workloads.patroni.record import Claim, Record
@@ -88,6 +89,8 @@ class Consul:
     written: list[Terms] = field(default_factory=list)
     system_id: str = ""
     claim: str = ""
+    refuses: bool = False
+    """The claim."""
 
     def read_system_id(self) -> str:
         return self.system_id
@@ -101,6 +104,8 @@ class Consul:
         return self.claim
 
     def write_claim(self, term_id: str) -> None:
+        if self.refuses:
+            raise ConsulError("no answer")
         self.claim = term_id
 
     def read_terms(self) -> tuple[int, str]:
@@ -337,6 +342,22 @@ def test_promotion_is_claimed_then_recorded(place: Place) -> None:
     own = Term(id=claim.id, timeline=2, begin=50, leader="postgres-b")
     assert place.recorded == Record(terms=(term(1), own))
     assert place.consul.written == [(term(1), own)]
+
+
+def test_promotion_does_not_begin_without_a_claim_in_consul(place: Place) -> None:
+    """An earlier leader would find its own claim there, and lead without asking, though this member has newer writes.
+    Nothing of the attempt stays, and the next one may use the operator's word."""
+    place.has(term(1))
+    (place.run / standing.ALLOWANCE).touch()
+    place.consul.refuses = True
+    with pytest.raises(ConsulError):
+        place.memory.won()
+    assert place.recorded == Record(terms=(term(1),))
+    assert (place.run / standing.ALLOWANCE).exists()
+    place.consul.refuses = False
+    assert place.memory.won()
+    assert place.recorded.claim is not None
+    assert place.recorded.claim.id == place.consul.claim
 
 
 def test_primary_tells_a_consul_that_forgot(place: Place) -> None:
