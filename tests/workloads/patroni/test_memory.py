@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -42,10 +43,18 @@ async def _rows(made: World, member: Member) -> list[int]:
 
 
 def _stop(member: Member, number: signal.Signals = signal.SIGKILL) -> None:
-    """Ends the container, as a power cut does, and waits for its end."""
+    """Ends the container, as a power cut does, and waits for the end of all its processes.
+
+    Its first process is the last of them. A PostgreSQL that outlives its container for a moment would take a row.
+    """
     assert member.container is not None
-    member.container.send_signal(number)
-    member.container.wait(60)
+    first = os.pidfd_open(member.first_pid())
+    try:
+        member.container.send_signal(number)
+        member.container.wait(60)
+        assert select.select([first], [], [], 60)[0], f"{member.peer_id}: a process of the container lives"
+    finally:
+        os.close(first)
 
 
 def _standing(member: Member) -> dict[str, Any]:
