@@ -11,7 +11,7 @@ What it does otherwise, each by overriding a method of Patroni's `AbstractDCS` c
 - *A PostgreSQL that was killed gives nothing away.* Its processes may still acknowledge. The supervisor ends them first
   (`life`).
 - *A leader that shuts down names a successor* where nobody who has its log may lead yet (`succession`).
-- *A guard is asked* before the member takes a free leader key or bootstraps the cluster, and again once the key is taken.
+- *A guard is asked* before the member takes a free leader key or bootstraps the cluster, and again once it has the key.
 - *A bootstrap belongs to whoever locks it.* A claim that was left behind by a member that is gone keeps nobody waiting.
 """
 

@@ -1,8 +1,8 @@
 """What a member remembers of its cluster, inside Patroni's process. IO: PostgreSQL, Consul, the members, the disk.
 
 `Memory` is asked at four moments:
-- before Patroni's first round (`prepare`): data that are a fork, or that `pg_rewind` spoilt, are set aside before
-  PostgreSQL starts on them;
+- before Patroni's first round (`prepare`): data that are a fork, or on which a `pg_rewind` did not succeed, are set
+  aside before PostgreSQL starts on them;
 - before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
 - when it has won the key (`won`): the claim is written before the promotion, which does not begin without;
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.patroni import aside, asking, election, making, record, standing
+from workloads.patroni import aside, asking, election, marks, record, standing
 from workloads.patroni import terms as lists
 from workloads.patroni.aside import StaysError
 from workloads.patroni.election import Holding, Kind, Verdict
@@ -122,10 +122,11 @@ class Memory:
         data = Path(self._postgresql.data_dir)
         self._clear_away(data)
         if self._postgresql.data_directory_empty():
+            marks.REWIND.clear(data)
             self._tell(Kind.EMPTY)
             return True
-        if record.is_spoilt(data):
-            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="pg_rewind failed on the data"))
+        if marks.REWIND.is_set(data):
+            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="a pg_rewind of the data did not succeed"))
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
@@ -144,20 +145,20 @@ class Memory:
 
     def _clear_away(self, data: Path) -> None:
         """Removes the half of a database that a bootstrap left behind which did not get to its end."""
-        if not making.is_under_way(data):
+        if not marks.MAKING.is_set(data):
             return
         named = self._dcs.read_system_id()
         if not self._postgresql.data_directory_empty() and (not named or named != self._postgresql.sysid):
             log.warning("making a new cluster did not come to its end here; removing what there is of it")
             shutil.rmtree(data)
-        making.end(data)
+        marks.MAKING.clear(data)
         self._turn_at = time.monotonic() + TURN_SECONDS
 
     def spoil(self) -> None:
-        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data. OSError
-        where the disk refuses.
+        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data, changed
+        or not. OSError where the disk refuses.
         """
-        record.spoil(Path(self._postgresql.data_dir))
+        marks.REWIND.set(Path(self._postgresql.data_dir))
 
     def look(self, leader: str | None, system_id: str = "") -> None:
         """After a round that found `leader` in Consul, and the cluster's `system_id` (empty: none).
@@ -261,7 +262,7 @@ class Memory:
 
     def claimed(self) -> bool:
         """Marks that a new cluster is being made here. OSError where the disk refuses."""
-        making.begin(Path(self._postgresql.data_dir))
+        marks.MAKING.set(Path(self._postgresql.data_dir))
         return True
 
     def won(self) -> bool:
@@ -269,7 +270,7 @@ class Memory:
         unless it is a primary already. OSError where the disk refuses; raises where Consul does not answer.
         """
         data = Path(self._postgresql.data_dir)
-        making.end(data)
+        marks.MAKING.clear(data)
         if not self._postgresql.is_primary():
             claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
             # Consul first: an earlier leader would find its own claim there, and lead without asking anybody.
@@ -390,6 +391,7 @@ class Memory:
             self._show(fork, f", which waits: {error}")
             self._tell(Kind.UNSETTLED)
             return False
+        marks.REWIND.clear(data)
         self._show(fork)
         log.warning("the data of the fork are kept in %s", kept)
         self._tell(Kind.EMPTY)

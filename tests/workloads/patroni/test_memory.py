@@ -176,9 +176,11 @@ async def _has(made: World, terms: Any) -> bool:
     return await made.dcs("terms") == terms
 
 
-async def test_data_are_kept_where_pg_rewind_fails() -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["fails", "is killed"])
+async def test_data_are_kept_where_pg_rewind_does_not_succeed(killed: bool) -> None:
     """A leader was lost with rows that its asynchronous standby did not have. It comes back as a fork, and `pg_rewind`
-    fails halfway: the member becomes a copy of the new leader, and its data are kept."""
+    fails halfway, or is killed there with the whole member: the member becomes a copy of the new leader, and its data
+    are kept."""
     async with world(2, POSTGRES_SYNCHRONOUS="off") as made:
         old = await made.master()
         new = next(m for m in made.members if m is not old)
@@ -194,15 +196,31 @@ async def test_data_are_kept_where_pg_rewind_fails() -> None:
         os.kill(receiver, signal.SIGKILL)
         insert = "INSERT INTO t VALUES (10) RETURNING i"
         await made.until(lambda: made.sql(made.master_port, insert), "the standby leads")
-        # A file there and a folder here: pg_rewind ends in the midst of its work, and PostgreSQL looks at neither.
-        (new.folder / "pgdata" / "data" / "in-the-way").touch()
-        (old.folder / "pgdata" / "data" / "in-the-way").mkdir()
+        # A file there and none here: pg_rewind ends in the midst of its work, or waits for a reader of the pipe.
+        # PostgreSQL looks at none of it. Files are taken in the order of their names.
+        for name in ("a-first-one", "in-the-way"):
+            (new.folder / "pgdata" / "data" / name).touch()
+        obstacle = old.folder / "pgdata" / "data" / "in-the-way"
+        if killed:
+            os.mkfifo(obstacle)
+        else:
+            obstacle.mkdir()
         made.start_member(old)
+        if killed:
+            await made.until(lambda: _exists(obstacle.with_name("a-first-one")), "pg_rewind is in the midst of it")
+            assert old.pids("pg_rewind", "--source-server")
+            _stop(old)
+            obstacle.unlink()
+            made.start_member(old)
         # What was on its way to the standby may have reached it after all; the log that came after it has not.
         rows = await _rows(made, new)
         await made.until(lambda: _only_the_leaders_rows(made, old, rows), "the old leader follows")
         assert (old.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
-        assert "this member is fork now: pg_rewind failed on the data" in old.log()
+        assert "this member is fork now: a pg_rewind of the data did not succeed" in old.log()
+
+
+async def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 async def _has_rows(made: World, member: Member, rows: list[int]) -> bool:

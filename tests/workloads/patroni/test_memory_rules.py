@@ -434,15 +434,27 @@ def test_fork_waits_for_room(place: Place) -> None:
     assert record.load(place.data.with_name("data.fork.2")).terms == (term(1, "f"),)
 
 
-def test_data_on_which_pg_rewind_failed_are_set_aside(place: Place) -> None:
-    """Whoever leads or not, PostgreSQL does not start on them; they are kept."""
+def test_data_on_which_pg_rewind_did_not_succeed_are_set_aside(place: Place) -> None:
+    """Whoever leads or not, PostgreSQL does not start on them; they are kept. What comes after them is whole."""
     place.has(term(1))
     place.memory.spoil()
     assert place.memory.prepare(lambda: None)
     assert record.load(place.data.with_name("data.fork")).terms == (term(1),)
     assert not place.data.exists()
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
-    assert "pg_rewind failed" in standing.read(place.run).reason
+    assert "pg_rewind of the data did not succeed" in standing.read(place.run).reason
+    place.has(term(1))
+    assert place.memory.prepare(lambda: None)
+    assert place.data.exists()
+
+
+def test_mark_of_a_rewind_ends_with_its_data(place: Place) -> None:
+    """A person has removed the data, or the member was lost right after it had set them aside."""
+    place.memory.spoil()
+    assert place.memory.prepare(lambda: None)
+    place.has(term(1))
+    assert place.memory.prepare(lambda: None)
+    assert place.data.exists()
 
 
 def test_fork_that_waits_may_lead_again_when_its_leader_is_gone(place: Place) -> None:
