@@ -325,6 +325,21 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Writes the ID of the term that this member claims."""
         self._run_and_handle_exceptions(self._client.kv.put, self.client_path(CLAIM), term_id)
 
+    def nominate(self) -> bool:
+        """Lets Patroni's rules allow this member to lead a synchronous cluster whose leader and standbys are lost: it
+        is named in the `sync` key, and how far the lost ones were is forgotten. Whether that is done: False where
+        somebody leads, or the key has changed. Raises where Consul does not answer.
+        """
+        cluster = self.get_cluster()
+        if not cluster.is_unlocked():
+            return False
+        if not self.write_sync_state(cluster.sync.leader, [self._name], 0, version=cluster.sync.version):
+            return False
+        # The one holds against a member that is over 1 MiB behind, the other against one that was away.
+        for path in (self.status_path, self.failsafe_path):
+            self._run_and_handle_exceptions(self._client.kv.delete, path)
+        return True
+
     def forget(self, system_id: str) -> bool:
         """Removes what Consul knows of the database with this system identifier; whether it still knew it."""
         _, entry = self._run_and_handle_exceptions(self._client.kv.get, self.initialize_path, consistency="consistent")

@@ -1,7 +1,7 @@
 """Marks of work on a data directory that is under way: empty files beside it. IO: these files.
 
 A mark is set before the work begins, and cleared when it has come to its end. A process that finds one at its start
-knows that an earlier one did not get that far, and that the data are not to be used. A mark is not in the data
+knows that an earlier one did not get that far, and what the data are then is said below. A mark is not in the data
 directory: initdb wants that empty, and pg_rewind deletes what its source does not have.
 """
 
@@ -45,3 +45,5 @@ MAKING = Mark(".making")
 the data directory before that is half a database, and nobody has written to it."""
 REWIND = Mark(".rewind")
 """A pg_rewind, until it has succeeded. Before that the data may be of two histories."""
+BEHIND = Mark(".behind")
+"""The replacement of data that lack what the leader has removed from its log. They are whole, and merely old."""

@@ -289,3 +289,93 @@ async def test_new_disks_under_a_consul_that_remembers() -> None:
         assert "every write there ever was" in said
         await made.settled(1)
         assert await made.dcs("initialize") not in (None, "", known)
+
+
+async def _keep_little_log(made: World) -> None:
+    """As with `patronictl edit-config`: the leader keeps no slot of a member that is away, and 1 MB of log. In
+    operation that takes half an hour (`member_slots_ttl`) and 256 MB."""
+    config = await made.dcs("config")
+    config["member_slots_ttl"] = 0
+    config["postgresql"]["parameters"] |= {"wal_keep_size": "1MB", "min_wal_size": "2MB", "max_wal_size": "4MB"}
+    await made.consul.put(f"/v1/kv/service/{CLUSTER}/config", json.dumps(config).encode())
+
+    async def takes() -> bool:
+        return bool(await made.sql(made.master_port, "SHOW wal_keep_size") == "1MB")
+
+    await made.until(takes, "the leader has its new configuration")
+
+
+async def test_member_whose_log_is_gone_becomes_a_copy() -> None:
+    """A replica comes back after the leader has removed the log that it needs. It does not ask for ever, with old rows
+    for its readers: it says so, and becomes a copy of the leader."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        other = next(m for m in made.members if m is not leader)
+        await _keep_little_log(made)
+        _stop(other)
+        segment = await made.sql(made.master_port, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+        await made.sql(made.master_port, "CREATE TABLE filling (t text)")
+        await _write(made, 1)
+
+        async def removed() -> bool:
+            filling = "INSERT INTO filling SELECT repeat('x', 1000) FROM generate_series(1, 3000)"
+            await made.sql(made.master_port, filling)
+            return not (leader.folder / "pgdata" / "data" / "pg_wal" / segment).exists()
+
+        await made.until(removed, "the leader has removed the log")
+        made.start_member(other)
+        kept = other.folder / "pgdata" / "data.fork" / "PG_VERSION"
+        await made.until(lambda: _exists(kept), "the old data are out of the way")
+        assert "this member is behind now: the log reaches" in other.log()
+        await made.until(lambda: _only_the_leaders_rows(made, other, [1]), "it follows")
+
+        async def whole() -> bool:
+            return bool(_standing(other)["state"] == "whole")
+
+        await made.until(whole, "it is whole")
+
+
+async def test_third_member_leads_by_an_operators_word() -> None:
+    """Leader and synchronous standby are lost at once. The third member may not lead, and says who may; a person's word
+    lets it lead, and one that comes back follows it."""
+    async with world(3) as made:
+        leader = await _begin(made, 2)
+        await _write(made, 1)
+        named = (await made.dcs("sync"))["sync_standby"]
+        standby = next(m for m in made.members if m.peer_id == named)
+        third = next(m for m in made.members if m not in (leader, standby))
+        await asyncio.gather(*(asyncio.to_thread(_stop, m) for m in (leader, standby)))
+
+        async def waits() -> bool:
+            return "nobody leads, and only" in _standing(third)["reason"]
+
+        await made.until(waits, "the third member says who may lead")
+        assert leader.peer_id in _standing(third)["reason"]
+        said = await asyncio.to_thread(_command, third, "lead", "--accept-loss", "--yes")
+        assert f"every write that only {leader.peer_id} has" in said
+        await made.until(lambda: made.sql(third.port, "INSERT INTO t VALUES (2) RETURNING i"), "the third one leads")
+        assert await _rows(made, third) == [1, 2]
+        made.start_member(leader)
+        await made.until(lambda: _only_the_leaders_rows(made, leader, [1, 2]), "the old leader follows")
+
+
+async def test_member_of_another_database_says_so() -> None:
+    """A disk of another database is mounted: the member does not end in a loop, and says what is wrong. Without those
+    data it becomes a copy of the leader."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        other = next(m for m in made.members if m is not leader)
+        _stop(other)
+        data = other.folder / "pgdata" / "data"
+        control = data / "global" / "pg_control"
+        # It begins with the system identifier; Patroni believes it although the checksum does not fit any more.
+        control.write_bytes(bytes([control.read_bytes()[0] ^ 1]) + control.read_bytes()[1:])
+        made.start_member(other)
+
+        async def says() -> bool:
+            return bool(_standing(other)["state"] == "foreign")
+
+        await made.until(says, "it says what is wrong")
+        assert "patroni ended" not in other.log()
+        data.rename(data.with_name("moved"))
+        await made.until(lambda: _only_the_leaders_rows(made, other, []), "it follows")
