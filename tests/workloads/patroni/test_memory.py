@@ -292,15 +292,15 @@ async def test_new_disks_under_a_consul_that_remembers() -> None:
 
 
 async def _keep_little_log(made: World) -> None:
-    """As with `patronictl edit-config`: the leader keeps no slot of a member that is away, and 1 MB of log. In
+    """As with `patronictl edit-config`: the leader keeps no slot of a member that is away, and 16 MB of log. In
     operation that takes half an hour (`member_slots_ttl`) and 256 MB."""
     config = await made.dcs("config")
     config["member_slots_ttl"] = 0
-    config["postgresql"]["parameters"] |= {"wal_keep_size": "1MB", "min_wal_size": "2MB", "max_wal_size": "4MB"}
+    config["postgresql"]["parameters"] |= {"wal_keep_size": "16MB", "min_wal_size": "2MB", "max_wal_size": "4MB"}
     await made.consul.put(f"/v1/kv/service/{CLUSTER}/config", json.dumps(config).encode())
 
     async def takes() -> bool:
-        return bool(await made.sql(made.master_port, "SHOW wal_keep_size") == "1MB")
+        return bool(await made.sql(made.master_port, "SHOW wal_keep_size") == "16MB")
 
     await made.until(takes, "the leader has its new configuration")
 
@@ -318,7 +318,7 @@ async def test_member_whose_log_is_gone_becomes_a_copy() -> None:
         await _write(made, 1)
 
         async def removed() -> bool:
-            filling = "INSERT INTO filling SELECT repeat('x', 1000) FROM generate_series(1, 3000)"
+            filling = "INSERT INTO filling SELECT repeat('x', 1000) FROM generate_series(1, 6000)"
             await made.sql(made.master_port, filling)
             return not (leader.folder / "pgdata" / "data" / "pg_wal" / segment).exists()
 
