@@ -8,9 +8,10 @@ _QUESTION = (
     "SELECT min(('x' || pg_catalog.substr(name, 9, 8))::bit(32)::bigint * 4294967296"
     " + ('x' || pg_catalog.substr(name, 17, 8))::bit(32)::bigint * (SELECT setting::bigint FROM pg_catalog.pg_settings"
     " WHERE pg_settings.name = 'wal_segment_size'))"
-    " FROM pg_catalog.pg_ls_dir('pg_wal') AS name WHERE name ~ '^[0-9A-F]{24}$'"
+    " FROM pg_catalog.pg_ls_dir('pg_wal', true, false) AS name WHERE name ~ '^[0-9A-F]{24}$'"
 )
-"""A segment's name is timeline, upper half of its LSN, number within that; the account of pg_rewind may list files."""
+"""A segment's name is timeline, upper half of its LSN, number within that; the account of pg_rewind may list
+files, by this form of the function."""
 
 
 def ask(leader: Any, postgresql: Any) -> int:
