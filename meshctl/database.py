@@ -43,7 +43,8 @@ def status(name: str | None) -> None:
 def lead(peer: str, accept_loss: bool, yes: bool, name: str | None) -> None:
     """Lets the member PEER lead although others cannot be asked, or have more.
 
-    Needed only when all coordinators have lost their disks and members are lost too. It says first what may be lost.
+    Needed only when members are lost for good: the leader and its synchronous standby, or any of them when all
+    coordinators have lost their disks too. It says first what may be lost.
     """
     from meshctl.lab_commands import exec_argv
 

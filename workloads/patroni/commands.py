@@ -85,8 +85,8 @@ def advice(answers: Mapping[str, Holding | None]) -> list[str]:
             "allow a new, empty database: ./mesh database lead PEER --accept-loss",
         ]
     return [
-        "It leads as soon as every member has answered and none has more. Start the missing members; if they are lost,",
-        "allow the one that has most to lead: ./mesh database lead PEER --accept-loss",
+        "Start the missing members: whoever may lead then does so by itself. If they are lost, allow the one that",
+        "has most to lead: ./mesh database lead PEER --accept-loss",
     ]
 
 
@@ -95,7 +95,7 @@ def _listed(answers: Mapping[str, Holding | None]) -> list[str]:
 
 
 def lead(member: Member, accept_loss: bool, confirm: Callable[[str], bool]) -> tuple[bool, list[str]]:
-    """Allows this member to lead a cluster that Consul does not remember: whether it is done, and what to say."""
+    """Allows this member to lead a cluster that nobody else can lead: whether it is done, and what to say."""
     stands = standing.read(member.run)
     if stands.state is not State.WAITING:
         return False, [f"{member.name} does not wait for a word: {health(member)[1]}"]

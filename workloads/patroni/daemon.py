@@ -8,7 +8,8 @@ name of a module in its own package (`patroni.dynamic_loader`).
 - `dcs`: `workloads.patroni.dcs.MeshConsul`. The one that Patroni made is dropped. It has asked nothing and opened no
   session, because the configuration says `patronictl: true`, with which Patroni makes clients for its command line.
 - `request`: a client of other members' REST that is patient only with those whom gossip has not given up.
-- `ha`: refuses to let a leader go on without Consul when it knows of another leader.
+- `ha`: refuses to let a leader go on without Consul when it knows of another leader, and does not start PostgreSQL on
+  data that a pg_rewind left half changed (`workloads.patroni.rewinding`).
 
 And each round of the loop writes a byte into the supervisor's pipe: by that it knows that Patroni lives.
 """
@@ -33,6 +34,7 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError
 from urllib3.exceptions import TimeoutError as LateError
 
 from workloads.patroni.dcs import Guard, MeshConsul, OpenGuard
+from workloads.patroni.rewinding import MeshRewind
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +135,22 @@ class Request(PatroniRequest):  # type: ignore[misc]
 
 
 class MeshHa(Ha):  # type: ignore[misc]
-    """Patroni's HA loop."""
+    """Patroni's HA loop, with the mesh's pg_rewind."""
+
+    def __init__(self, patroni: Patroni) -> None:
+        super().__init__(patroni)
+        self._rewind = MeshRewind(self.state_handler)
 
     @property
     def rewind_failed(self) -> bool:
-        """Whether `pg_rewind` has failed, and the data are neither what they were nor the leader's."""
-        return bool(self._rewind.failed)
+        """Whether `pg_rewind` has failed, and the data are not to be used."""
+        return self._rewind.failed
+
+    def recover(self) -> str:
+        """Starts a PostgreSQL that is down, as Patroni does; not on data that are to be set aside."""
+        if self.rewind_failed:
+            return "pg_rewind has failed: not starting PostgreSQL on these data"
+        return str(super().recover())
 
     def update_failsafe(self, data: dict[str, Any]) -> int | str | None:
         """As Patroni has it: a text refuses the leader of `data`, who asks whether it may go on without Consul.

@@ -11,7 +11,7 @@ What it does otherwise, each by overriding a method of Patroni's `AbstractDCS` c
 - *A PostgreSQL that was killed gives nothing away.* Its processes may still acknowledge. The supervisor ends them first
   (`life`).
 - *A leader that shuts down names a successor* where nobody who has its log may lead yet (`succession`).
-- *A guard is asked* before the member takes a free leader key or bootstraps the cluster.
+- *A guard is asked* before the member takes a free leader key or bootstraps the cluster, and again once it has the key.
 - *A bootstrap belongs to whoever locks it.* A claim that was left behind by a member that is gone keeps nobody waiting.
 """
 
@@ -64,7 +64,7 @@ class Guard(Protocol):
         """Called when the bootstrap was claimed, before it begins; False gives the claim up."""
 
     def won(self) -> bool:
-        """Called when the leader key was taken, before the promotion; False gives the key back."""
+        """Called when the leader key was taken, before the promotion; False, or an error, gives the key back."""
 
 
 class OpenGuard:
@@ -99,6 +99,8 @@ class MeshConsul(Consul):  # type: ignore[misc]
         self._guard = guard
         self._remembers = False
         """This process has seen keys of the cluster."""
+        self._unclaimed = False
+        """The leader key may be ours, and the guard has not said yes to that yet."""
         super().__init__(config, mpp)
 
     # --- Consul that is not there yet ---
@@ -135,11 +137,11 @@ class MeshConsul(Consul):  # type: ignore[misc]
         return super()._cluster_from_nodes(nodes)
 
     def _update_leader(self, leader: Any) -> bool:
-        """Whether this member still leads; where Consul does not say, ConsulError."""
+        """Whether this member still leads, with its claim; where Consul does not say, ConsulError."""
         retry = self._retry.copy()
         self._run_and_handle_exceptions(self._do_refresh_session, True, retry=retry)
         if leader.session == self._session:
-            return True
+            return self._claim()
         retry.ensure_deadline(1, ConsulError("update_leader timeout"))
         log.warning("The session of the leader key has ended; taking the key with the new one")
         held = self._run_and_handle_exceptions(self._leader_entry)
@@ -151,9 +153,10 @@ class MeshConsul(Consul):  # type: ignore[misc]
             # Of a session of ours that Consul has not ended yet.
             self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
         retry.ensure_deadline(0.5, ConsulError("update_leader timeout"))
-        return bool(
-            self._run_and_handle_exceptions(self._client.kv.put, self.leader_path, self._name, acquire=self._session)
+        taken = self._run_and_handle_exceptions(
+            self._client.kv.put, self.leader_path, self._name, acquire=self._session
         )
+        return bool(taken) and self._claim()
 
     def _is_of_this_node(self, session: str) -> bool:
         """Whether `session` was opened on the node of our own one. ConsulError where Consul does not show it.
@@ -252,14 +255,27 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """Whether the leader key is ours now: taken where the guard allows it."""
         if not self._guard.may_lead(self.cluster):
             return False
-        if not super().attempt_to_acquire_leader():
-            return False
-        if self._guard.won():
+        # Also where the answer is lost: Patroni finds the key in its next round, and would promote.
+        self._unclaimed = True
+        return bool(super().attempt_to_acquire_leader()) and self._claim()
+
+    def _claim(self) -> bool:
+        """Whether the guard agrees that the leader key is ours; gives it back otherwise.
+
+        ConsulError where Consul does not answer. Then the key may stay ours; `_update_leader`, which comes before each
+        promotion, asks again.
+        """
+        if not self._unclaimed:
             return True
-        held = self._run_and_handle_exceptions(self._leader_entry)
-        if held and held.get("Session") == self._session:
-            self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
-        return False
+        try:
+            self._unclaimed = not self._guard.won()
+        except ConsulError as error:
+            log.warning("the leader key goes back, for its claim could not be written: %s", error)
+        if self._unclaimed:
+            held = self._run_and_handle_exceptions(self._leader_entry)
+            if held and held.get("Session") == self._session:
+                self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
+        return not self._unclaimed
 
     def initialize(self, create_new: bool = True, sysid: str = "") -> bool:
         """Whether the `initialize` key is ours now: a claim of a new cluster needs the guard's word."""
@@ -308,6 +324,21 @@ class MeshConsul(Consul):  # type: ignore[misc]
     def write_claim(self, term_id: str) -> None:
         """Writes the ID of the term that this member claims."""
         self._run_and_handle_exceptions(self._client.kv.put, self.client_path(CLAIM), term_id)
+
+    def nominate(self) -> bool:
+        """Lets Patroni's rules allow this member to lead a synchronous cluster whose leader and standbys are lost: it
+        is named in the `sync` key, and how far the lost ones were is forgotten. Whether that is done: False where
+        somebody leads, or the key has changed. Raises where Consul does not answer.
+        """
+        cluster = self.get_cluster()
+        if not cluster.is_unlocked():
+            return False
+        if not self.write_sync_state(cluster.sync.leader, [self._name], 0, version=cluster.sync.version):
+            return False
+        # The one holds against a member that is over 1 MiB behind, the other against one that was away.
+        for path in (self.status_path, self.failsafe_path):
+            self._run_and_handle_exceptions(self._client.kv.delete, path)
+        return True
 
     def forget(self, system_id: str) -> bool:
         """Removes what Consul knows of the database with this system identifier; whether it still knew it."""

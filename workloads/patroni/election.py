@@ -128,6 +128,17 @@ def may_replace(own: Holding, others: Mapping[str, Holding | None], *, operator:
     return Verdict(allowed=False, reason="every member's disk is new, and has no database")
 
 
+def may_succeed(own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False) -> Verdict:
+    """Whether a member may lead a synchronous cluster although it is not the synchronous standby: only an operator's
+    word allows it, and only to one whose database is there, while no other is primary.
+    """
+    if own.kind is not Kind.STANDBY:
+        return Verdict(allowed=False, reason=f"this member is {own.kind}")
+    if operator:
+        return may_lead(own, others, operator=True)
+    return Verdict(allowed=False, reason="it needs a person's word")
+
+
 def _may_go_on(own: Holding, others: Mapping[str, Holding | None]) -> Verdict:
     """For a primary: it led before Consul forgot, or has just made the cluster, and nothing stopped it since."""
     for peer, held in others.items():

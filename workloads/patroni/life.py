@@ -25,7 +25,6 @@ from workloads.patroni.database import Database, DatabaseDownError, SlowDatabase
 from workloads.patroni.processes import Processes
 from workloads.patroni.publisher import Publisher
 from workloads.patroni.sessions import Sessions
-from workloads.patroni.standing import State
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +132,7 @@ class Life:
                     continue
                 state = None
             role = roles.confirmed(self._claim, state)
-            if role == roles.REPLICA and standing.read(self._program.run).state is State.FORK:
-                # It has rows that no other member has: readers would see them.
+            if role == roles.REPLICA and standing.read(self._program.run).state in standing.NO_READERS:
                 role = None
             self._publisher.want(database=state is not None, role=role)
             turning = state is not None and role not in (self._claim, None)

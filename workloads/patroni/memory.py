@@ -1,10 +1,10 @@
 """What a member remembers of its cluster, inside Patroni's process. IO: PostgreSQL, Consul, the members, the disk.
 
 `Memory` is asked at four moments:
-- before Patroni's first round (`prepare`): data that are a fork, or that `pg_rewind` spoilt, are set aside before
-  PostgreSQL starts on them;
+- before Patroni's first round (`prepare`): data that are a fork, too old, or that a `pg_rewind` left half changed, are
+  set aside before PostgreSQL starts on them;
 - before this member takes the leader key or names a cluster (`may_lead`, `may_initialize`);
-- when it has won the key (`won`): the claim is written before the promotion;
+- when it has won the key (`won`): the claim is written before the promotion, which does not begin without;
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
 
 It reads Patroni's objects by their public methods and changes none of them.
@@ -15,12 +15,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.patroni import aside, asking, election, making, record, standing
+from workloads.patroni import aside, asking, election, marks, record, standing
 from workloads.patroni import terms as lists
 from workloads.patroni.aside import StaysError
 from workloads.patroni.election import Holding, Kind, Verdict
@@ -39,6 +39,9 @@ TURN_SECONDS = 20.0
 and asks all members for 1.5 s: ten chances, of which it needs one."""
 LIST_SECONDS = 10.0
 """How long a start waits for a new leader to say which term it leads. It says so in the round after its promotion."""
+ALONE_SECONDS = 20.0
+"""How long nobody leads before a member that may not lead says so: an election takes less, also where the session of a
+lost leader has to run out (Patroni's `ttl`)."""
 _AT_END = frozenset({"RecoveryRetrieveRetryInterval", "RecoveryWalStream"})
 """What PostgreSQL's startup process waits for once it has replayed all of the log that there is (xlogrecovery.c)."""
 _QUESTION = (
@@ -50,8 +53,8 @@ _QUESTION = (
 )
 
 
-class ForkError(Exception):
-    """The data under a running PostgreSQL are a fork that only a fresh copy mends."""
+class ReplaceError(Exception):
+    """The data under a running PostgreSQL are a fork, or too old, and only a fresh copy mends that."""
 
 
 class Store(Protocol):
@@ -62,6 +65,9 @@ class Store(Protocol):
 
     def forget(self, system_id: str) -> bool:
         """Makes Consul forget the database with this system identifier; whether it knew it. Raises likewise."""
+
+    def nominate(self) -> bool:
+        """Lets a synchronous cluster that nobody leads be led by this member; whether it is so. Raises likewise."""
 
     def read_claim(self) -> str:
         """ID of the term that was claimed last; empty where none was. Raises likewise."""
@@ -96,12 +102,16 @@ class Memory:
         self._holding: str | None = None
         self._turn_at = 0.0
         """When this member may make a cluster again (the monotonic clock)."""
+        self._alone_since: float | None = None
+        """Since when this member knows that nobody leads (the monotonic clock)."""
         self._standing = Standing()
         standing.write(run, self._standing)
 
-    def bind(self, postgresql: Any, dcs: Any) -> None:
-        """Takes Patroni's PostgreSQL and DCS, which are made after this object."""
-        self._postgresql, self._dcs = postgresql, dcs
+    def bind(self, postgresql: Any, dcs: Any, log_begins: Callable[[], int] = lambda: 0) -> None:
+        """Takes Patroni's PostgreSQL and DCS, which are made after this object. `log_begins`: asks the leader for the
+        LSN at which its log begins; raises where it does not answer.
+        """
+        self._postgresql, self._dcs, self._log_begins = postgresql, dcs, log_begins
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -111,6 +121,8 @@ class Memory:
             found[election.TAG] = self._holding
         if self._standing.state is State.FORK:
             found |= {"nofailover": True, "nosync": True, "noloadbalance": True, "fork": self._standing.reason}
+        if self._standing.state is State.BEHIND:
+            found |= {"noloadbalance": True, "behind": self._standing.reason}
         return found
 
     # Patroni's rounds.
@@ -122,10 +134,15 @@ class Memory:
         data = Path(self._postgresql.data_dir)
         self._clear_away(data)
         if self._postgresql.data_directory_empty():
+            self._clear_marks(data)
+            if self._standing.state is State.FOREIGN:
+                self._stand(Standing())
             self._tell(Kind.EMPTY)
             return True
-        if record.is_spoilt(data):
-            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="pg_rewind failed on the data"))
+        if self._is_foreign(data):
+            return False
+        if marks.REWIND.is_set(data):
+            return self._set_aside(data, Fork(remedy=Remedy.COPY, reason="a pg_rewind of the data did not succeed"))
         self._settle(data)
         end = time.monotonic() + LIST_SECONDS
         while (name := leader()) not in (None, self._peer_id):
@@ -133,37 +150,69 @@ class Memory:
             fork = lists.compare(own, None, theirs)
             if fork is not None and fork.remedy is Remedy.COPY:
                 return self._set_aside(data, fork)
+            if marks.BEHIND.is_set(data):
+                behind = Fork(remedy=Remedy.COPY, reason="the leader has removed log that this member lacks")
+                return self._set_aside(data, behind, State.BEHIND)
             # One that has led before is in the list already, with its last term: this member's may be as new.
             said = bool(theirs) and (not own or own[-1].timeline <= theirs[-1].timeline)
             if said or time.monotonic() > end:
                 break
             time.sleep(AGAIN_SECONDS)
         # Of an earlier attempt, when the data had to stay and another one led.
+        marks.BEHIND.clear(data)
         self._stand(Standing())
         return True
 
+    def _is_foreign(self, data: Path) -> bool:
+        """Whether the data are of another database than the one that Consul knows; the status says so then.
+
+        Patroni would end at once, again and again.
+        """
+        named, own = self._dcs.read_system_id(), str(self._postgresql.sysid)
+        # Empty where pg_controldata cannot read it: Patroni says that.
+        if not (named and own) or named == own:
+            return False
+        reason = (
+            f"the data in {data} are of the database {own}, and the cluster is {named} (system identifiers): mount the "
+            f"right disk, or move {data} away, and this member becomes a copy of the leader"
+        )
+        self._stand(Standing(state=State.FOREIGN, reason=reason))
+        self._tell(Kind.UNSETTLED)
+        return True
+
+    @staticmethod
+    def _clear_marks(data: Path) -> None:
+        """The data to which they belonged are gone."""
+        for mark in (marks.REWIND, marks.BEHIND):
+            mark.clear(data)
+
     def _clear_away(self, data: Path) -> None:
         """Removes the half of a database that a bootstrap left behind which did not get to its end."""
-        if not making.is_under_way(data):
+        if not marks.MAKING.is_set(data):
             return
         named = self._dcs.read_system_id()
         if not self._postgresql.data_directory_empty() and (not named or named != self._postgresql.sysid):
             log.warning("making a new cluster did not come to its end here; removing what there is of it")
             shutil.rmtree(data)
-        making.end(data)
+        marks.MAKING.clear(data)
         self._turn_at = time.monotonic() + TURN_SECONDS
 
     def spoil(self) -> None:
-        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data. OSError
-        where the disk refuses.
+        """`pg_rewind` has failed, and PostgreSQL is down: the next start is told not to start it on these data, changed
+        or not. OSError where the disk refuses.
         """
-        record.spoil(Path(self._postgresql.data_dir))
+        marks.REWIND.set(Path(self._postgresql.data_dir))
 
-    def look(self, leader: str | None, system_id: str = "") -> None:
-        """After a round that found `leader` in Consul, and the cluster's `system_id` (empty: none).
+    def look(self, leader: str | None, system_id: str = "", named: Collection[str] = ()) -> None:
+        """After a round that found `leader` in Consul, the cluster's `system_id` (empty: none), and the members that
+        alone may lead a synchronous cluster, `named`.
 
-        ForkError where PostgreSQL has to end. Raises what Consul and PostgreSQL raise; the next round looks again.
+        ReplaceError where PostgreSQL has to end. Raises what Consul and PostgreSQL raise; the next round looks again.
         """
+        if leader is not None:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = time.monotonic()
         if self._postgresql.data_directory_empty():
             self._tell(Kind.EMPTY)
             if leader is not None:
@@ -173,6 +222,8 @@ class Memory:
                 self._miss(system_id)
         elif leader is None:
             self._tell(self.holding())
+            if named and self._peer_id not in named:
+                self._stay_alone(named)
         elif leader == self._peer_id:
             # While it is promoted PostgreSQL has enough to do, and nobody asks: the key is taken.
             self._tell(None)
@@ -197,6 +248,25 @@ class Memory:
         else:
             reason = f"nobody leads the database that Consul knows (system identifier {system_id}): {verdict.reason}"
             self._stand(Standing(state=State.WAITING, reason=reason))
+
+    def _stay_alone(self, named: Collection[str]) -> None:
+        """Nobody leads, and only `named` may: the status says so. At an operator's word this member may, too."""
+        if self._standing.state is State.FORK:
+            return
+        if self._alone_since is None or time.monotonic() < self._alone_since + ALONE_SECONDS:
+            return
+        if not self._is_allowed():
+            reason = (
+                f"nobody leads, and only {' or '.join(sorted(named))} may: the others do not have every acknowledged "
+                "write of a synchronous cluster"
+            )
+            self._stand(Standing(state=State.WAITING, reason=reason))
+            return
+        verdict = self._judge(election.may_succeed, self.holding())
+        if verdict.allowed and self._dcs.nominate():
+            log.warning("this member may lead in place of %s: %s", " or ".join(sorted(named)), verdict.reason)
+        elif not verdict.allowed:
+            self._stand(Standing(state=State.WAITING, reason=f"nobody leads: {verdict.reason}"))
 
     def _lead(self) -> None:
         """Records the term that this member leads, here and in Consul; the next round tries again what failed."""
@@ -244,14 +314,33 @@ class Memory:
         if fork is not None and not (follows and fork.remedy is Remedy.REWIND):
             self._show(fork)
             if fork.remedy is Remedy.COPY:
-                raise ForkError(fork.reason)
+                raise ReplaceError(fork.reason)
             return
         if not follows:
+            if runs and not streaming:
+                self._look_for_log(data)
             return
         (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         self._stand(Standing())
         if own != Record(terms=theirs):
             record.save(data, Record(terms=theirs))
+
+    def _look_for_log(self, data: Path) -> None:
+        """ReplaceError where the leader has removed log that this member lacks: it would ask for it for ever."""
+        held = self.holding()
+        if held.kind is not Kind.STANDBY or self._postgresql.replication_state() is not None:
+            # It replays what it has, or an archive brings the log.
+            return
+        begins = self._log_begins()
+        if held.position.lsn >= begins:
+            return
+        reason = (
+            f"the log reaches {lists.lsn(held.position.lsn)}, and what the leader still has begins at "
+            f"{lists.lsn(begins)}"
+        )
+        marks.BEHIND.set(data)
+        self._show(Fork(remedy=Remedy.COPY, reason=reason), state=State.BEHIND)
+        raise ReplaceError(reason)
 
     def _reaches(self) -> Position | None:
         timeline, lsn = self._postgresql.get_replica_timeline(), self._postgresql.replay_lsn()
@@ -261,25 +350,21 @@ class Memory:
 
     def claimed(self) -> bool:
         """Marks that a new cluster is being made here. OSError where the disk refuses."""
-        making.begin(Path(self._postgresql.data_dir))
+        marks.MAKING.set(Path(self._postgresql.data_dir))
         return True
 
     def won(self) -> bool:
-        """Writes the claim: the leader key is this member's, and a promotion begins unless it is a primary already.
-        OSError where the disk refuses.
+        """Writes the claim, into Consul and onto the disk: the leader key is this member's, and a promotion begins
+        unless it is a primary already. OSError where the disk refuses; raises where Consul does not answer.
         """
-        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         data = Path(self._postgresql.data_dir)
-        making.end(data)
-        if self._postgresql.is_primary():
-            return True
-        claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
-        record.save(data, replace(record.load(data), claim=claim))
-        try:
+        marks.MAKING.clear(data)
+        if not self._postgresql.is_primary():
+            claim = Claim(id=self._draw(), peer_id=self._peer_id, after=record.newest_timeline(data))
+            # Consul first: an earlier leader would find its own claim there, and lead without asking anybody.
             self._dcs.write_claim(claim.id)
-        except Exception as error:  # noqa: BLE001 -- the promotion is what counts
-            # Should this member die before the term is in Consul's list, it asks every member before it leads again.
-            log.warning("the claim could not be written into Consul: %r", error)
+            record.save(data, replace(record.load(data), claim=claim))
+        (self._run / standing.ALLOWANCE).unlink(missing_ok=True)
         return True
 
     def may_lead(self) -> bool:
@@ -386,21 +471,22 @@ class Memory:
         if new != old:
             record.save(data, new)
 
-    def _set_aside(self, data: Path, fork: Fork) -> bool:
-        """Takes the data of a fork out of the way; False where they have to stay, and PostgreSQL down."""
+    def _set_aside(self, data: Path, fork: Fork, state: State = State.FORK) -> bool:
+        """Takes data that are to be replaced out of the way; False where they have to stay, and PostgreSQL down."""
         try:
             kept = aside.set_aside(data)
         except StaysError as error:
-            self._show(fork, f", which waits: {error}")
+            self._show(fork, f", which waits: {error}", state=state)
             self._tell(Kind.UNSETTLED)
             return False
-        self._show(fork)
-        log.warning("the data of the fork are kept in %s", kept)
+        self._clear_marks(data)
+        self._show(fork, state=state)
+        log.warning("the data of before are kept in %s", kept)
         self._tell(Kind.EMPTY)
         return True
 
-    def _show(self, fork: Fork, more: str = "") -> None:
-        self._stand(Standing(state=State.FORK, reason=f"{fork.reason}; mended by {fork.remedy.value}{more}"))
+    def _show(self, fork: Fork, more: str = "", state: State = State.FORK) -> None:
+        self._stand(Standing(state=state, reason=f"{fork.reason}; mended by {fork.remedy.value}{more}"))
 
     def _stand(self, now: Standing) -> None:
         if now == self._standing:

@@ -1,4 +1,4 @@
-"""The record of terms in a member's data directory, and the mark of data that are spoilt. IO: these two files.
+"""The record of terms in a member's data directory. IO: that one file.
 
 It lies in the data directory on purpose. `pg_basebackup` and `pg_rewind` copy files that they do not know, so a fresh
 or a rewound copy carries its leader's record; and when the data go, the record goes with them. What a record says is
@@ -21,8 +21,6 @@ from workloads.patroni.terms import Position, Term, Terms
 log = logging.getLogger(__name__)
 
 FILE = "mesh.terms"
-SPOILT = "mesh.spoilt"
-"""The file that says that `pg_rewind` failed on these data; it is empty."""
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -87,17 +85,6 @@ def save(data: Path, record: Record) -> None:
         os.fsync(file.fileno())
     new.replace(path)
     sync(data)
-
-
-def spoil(data: Path) -> None:
-    """Marks the data as spoilt; the mark is on the disk when this returns. OSError where the disk refuses."""
-    (data / SPOILT).touch(mode=0o600)
-    sync(data)
-
-
-def is_spoilt(data: Path) -> bool:
-    """Whether the data are marked as spoilt."""
-    return (data / SPOILT).exists()
 
 
 def sync(folder: Path) -> None:

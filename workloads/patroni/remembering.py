@@ -10,10 +10,10 @@ from typing import Any
 
 from patroni.exceptions import DCSError, PatroniFatalException
 
-from workloads.patroni import members
+from workloads.patroni import log_begin, members
 from workloads.patroni.daemon import MeshPatroni
 from workloads.patroni.dcs import Guard
-from workloads.patroni.memory import ForkError, Memory
+from workloads.patroni.memory import Memory, ReplaceError
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class RememberingPatroni(MeshPatroni):
 
     def __init__(self, config: Any, logger: Any) -> None:
         super().__init__(config, logger)
-        self._memory.bind(self.postgresql, self.dcs)
+        self._memory.bind(self.postgresql, self.dcs, lambda: log_begin.ask(self.dcs.cluster.leader, self.postgresql))
 
     def guard(self) -> Guard:
         """A guard with a memory."""
@@ -117,10 +117,12 @@ class RememberingPatroni(MeshPatroni):
         try:
             if cluster is not None:
                 leader = cluster.leader.name if cluster.leader and cluster.leader.name else None
-                self._memory.look(leader, cluster.initialize or "")
-        except ForkError as error:
+                synchronous = self.ha.is_synchronous_mode() and not cluster.sync.is_empty
+                named = (cluster.sync.leader, *cluster.sync.members) if synchronous else ()
+                self._memory.look(leader, cluster.initialize or "", named)
+        except ReplaceError as error:
             # The supervisor starts Patroni again. PostgreSQL is down then, and `prepare` replaces the data.
-            raise PatroniFatalException(f"the data are a fork: {error}") from error
+            raise PatroniFatalException(f"the data are to be replaced: {error}") from error
         except Exception as error:  # noqa: BLE001 -- Consul or PostgreSQL may be away; the next round looks again
             log.info("this member could not be compared with its leader: %r", error)
         super().schedule_next_run()

@@ -23,9 +23,19 @@ class State(StrEnum):
     WHOLE = "whole"
     """Nothing says that its data differ from the leader's."""
     WAITING = "waiting"
-    """Consul does not remember the cluster, and not every member has said what it has."""
+    """Nobody leads, and this member needs a person's word, or others: Consul does not remember the cluster, and not
+    every member has said what it has; or only members that are not there may lead.
+    """
     FORK = "fork"
     """It has what the leader's history does not have, or is being made a copy of the leader because of that."""
+    BEHIND = "behind"
+    """The leader has removed log that it lacks, or it is being made a copy of the leader because of that."""
+    FOREIGN = "foreign"
+    """Its data are of another database than the cluster's; PostgreSQL is down."""
+
+
+NO_READERS = frozenset({State.FORK, State.BEHIND, State.FOREIGN})
+"""States of members whose rows no reader is to see: they are not the cluster's, or old and not getting newer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import leader_key
 from tests.workloads.patroni.client import Place, place
-from tests.workloads.patroni.world import CLUSTER, World
+from tests.workloads.patroni.world import CLUSTER, World, restart_server
 from workloads.patroni import control
 from workloads.patroni.dcs import ConsulError
 
@@ -281,6 +281,54 @@ async def test_key_is_given_back_where_the_claim_cannot_be_written() -> None:
     async with place(Full()) as it:
         assert await it.run(it.dcs.attempt_to_acquire_leader) is False
         assert await it.entry("leader") is None
+
+
+class Cut:
+    """A guard whose claim finds Consul's server dead; later ones are as `later` says."""
+
+    def __init__(self, later: bool) -> None:
+        self.later = later
+        self.server: Any = None
+
+    def may_lead(self, cluster: Any) -> bool:  # noqa: ARG002 -- the contract's argument
+        """Yes."""
+        return True
+
+    may_initialize = may_lead
+
+    def won(self) -> bool:
+        """Kills the server the first time."""
+        if self.server is None:
+            return self.later
+        self.server.kill()
+        self.server.wait(20)
+        self.server = None
+        raise ConsulError("the claim was not written")
+
+    claimed = won
+
+
+@pytest.mark.parametrize("later", [True, False])
+async def test_key_without_a_claim_is_claimed_before_anything_else(later: bool) -> None:
+    """Consul is lost between the key and the claim, so the key cannot go back either. Patroni finds it in its next
+    round and would promote: the claim is tried again first, and without it the key goes."""
+    guard = Cut(later)
+    async with place(guard) as it:
+        guard.server = it.made.server
+        with pytest.raises(ConsulError):
+            await it.run(it.dcs.attempt_to_acquire_leader)
+        await restart_server(it.made, keeps=True)
+
+        async def updated() -> list[bool]:
+            try:
+                cluster = await it.run(it.dcs.get_cluster)
+                assert cluster.leader.name == "postgres-0"
+                return [await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))]
+            except ConsulError:
+                return []
+
+        assert await it.made.until(updated, "Consul answers the member") == [later]
+        assert (await it.entry("leader") is not None) is later
 
 
 async def test_terms_are_written_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -42,10 +43,18 @@ async def _rows(made: World, member: Member) -> list[int]:
 
 
 def _stop(member: Member, number: signal.Signals = signal.SIGKILL) -> None:
-    """Ends the container, as a power cut does, and waits for its end."""
+    """Ends the container, as a power cut does, and waits for the end of all its processes.
+
+    Its first process is the last of them. A PostgreSQL that outlives its container for a moment would take a row.
+    """
     assert member.container is not None
-    member.container.send_signal(number)
-    member.container.wait(60)
+    first = os.pidfd_open(member.first_pid())
+    try:
+        member.container.send_signal(number)
+        member.container.wait(60)
+        assert select.select([first], [], [], 60)[0], f"{member.peer_id}: a process of the container lives"
+    finally:
+        os.close(first)
 
 
 def _standing(member: Member) -> dict[str, Any]:
@@ -167,9 +176,11 @@ async def _has(made: World, terms: Any) -> bool:
     return await made.dcs("terms") == terms
 
 
-async def test_data_are_kept_where_pg_rewind_fails() -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["fails", "is killed"])
+async def test_data_are_kept_where_pg_rewind_does_not_succeed(killed: bool) -> None:
     """A leader was lost with rows that its asynchronous standby did not have. It comes back as a fork, and `pg_rewind`
-    fails halfway: the member becomes a copy of the new leader, and its data are kept."""
+    fails halfway, or is killed there with the whole member: the member becomes a copy of the new leader, and its data
+    are kept."""
     async with world(2, POSTGRES_SYNCHRONOUS="off") as made:
         old = await made.master()
         new = next(m for m in made.members if m is not old)
@@ -185,15 +196,31 @@ async def test_data_are_kept_where_pg_rewind_fails() -> None:
         os.kill(receiver, signal.SIGKILL)
         insert = "INSERT INTO t VALUES (10) RETURNING i"
         await made.until(lambda: made.sql(made.master_port, insert), "the standby leads")
-        # A file there and a folder here: pg_rewind ends in the midst of its work, and PostgreSQL looks at neither.
-        (new.folder / "pgdata" / "data" / "in-the-way").touch()
-        (old.folder / "pgdata" / "data" / "in-the-way").mkdir()
+        # A file there and none here: pg_rewind ends in the midst of its work, or waits for a reader of the pipe.
+        # PostgreSQL looks at none of it. Files are taken in the order of their names.
+        for name in ("a-first-one", "in-the-way"):
+            (new.folder / "pgdata" / "data" / name).touch()
+        obstacle = old.folder / "pgdata" / "data" / "in-the-way"
+        if killed:
+            os.mkfifo(obstacle)
+        else:
+            obstacle.mkdir()
         made.start_member(old)
+        if killed:
+            await made.until(lambda: _exists(obstacle.with_name("a-first-one")), "pg_rewind is in the midst of it")
+            assert old.pids("pg_rewind", "--source-server")
+            _stop(old)
+            obstacle.unlink()
+            made.start_member(old)
         # What was on its way to the standby may have reached it after all; the log that came after it has not.
         rows = await _rows(made, new)
         await made.until(lambda: _only_the_leaders_rows(made, old, rows), "the old leader follows")
         assert (old.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
-        assert "this member is fork now: pg_rewind failed on the data" in old.log()
+        assert "this member is fork now: a pg_rewind of the data did not succeed" in old.log()
+
+
+async def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 async def _has_rows(made: World, member: Member, rows: list[int]) -> bool:
@@ -262,3 +289,93 @@ async def test_new_disks_under_a_consul_that_remembers() -> None:
         assert "every write there ever was" in said
         await made.settled(1)
         assert await made.dcs("initialize") not in (None, "", known)
+
+
+async def _keep_little_log(made: World) -> None:
+    """As with `patronictl edit-config`: the leader keeps no slot of a member that is away, and 16 MB of log. In
+    operation that takes half an hour (`member_slots_ttl`) and 256 MB."""
+    config = await made.dcs("config")
+    config["member_slots_ttl"] = 0
+    config["postgresql"]["parameters"] |= {"wal_keep_size": "16MB", "min_wal_size": "2MB", "max_wal_size": "4MB"}
+    await made.consul.put(f"/v1/kv/service/{CLUSTER}/config", json.dumps(config).encode())
+
+    async def takes() -> bool:
+        return bool(await made.sql(made.master_port, "SHOW wal_keep_size") == "16MB")
+
+    await made.until(takes, "the leader has its new configuration")
+
+
+async def test_member_whose_log_is_gone_becomes_a_copy() -> None:
+    """A replica comes back after the leader has removed the log that it needs. It does not ask for ever, with old rows
+    for its readers: it says so, and becomes a copy of the leader."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        other = next(m for m in made.members if m is not leader)
+        await _keep_little_log(made)
+        _stop(other)
+        segment = await made.sql(made.master_port, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+        await made.sql(made.master_port, "CREATE TABLE filling (t text)")
+        await _write(made, 1)
+
+        async def removed() -> bool:
+            filling = "INSERT INTO filling SELECT repeat('x', 1000) FROM generate_series(1, 6000)"
+            await made.sql(made.master_port, filling)
+            return not (leader.folder / "pgdata" / "data" / "pg_wal" / segment).exists()
+
+        await made.until(removed, "the leader has removed the log")
+        made.start_member(other)
+        kept = other.folder / "pgdata" / "data.fork" / "PG_VERSION"
+        await made.until(lambda: _exists(kept), "the old data are out of the way")
+        assert "this member is behind now: the log reaches" in other.log()
+        await made.until(lambda: _only_the_leaders_rows(made, other, [1]), "it follows")
+
+        async def whole() -> bool:
+            return bool(_standing(other)["state"] == "whole")
+
+        await made.until(whole, "it is whole")
+
+
+async def test_third_member_leads_by_an_operators_word() -> None:
+    """Leader and synchronous standby are lost at once. The third member may not lead, and says who may; a person's word
+    lets it lead, and one that comes back follows it."""
+    async with world(3) as made:
+        leader = await _begin(made, 2)
+        await _write(made, 1)
+        named = (await made.dcs("sync"))["sync_standby"]
+        standby = next(m for m in made.members if m.peer_id == named)
+        third = next(m for m in made.members if m not in (leader, standby))
+        await asyncio.gather(*(asyncio.to_thread(_stop, m) for m in (leader, standby)))
+
+        async def waits() -> bool:
+            return "nobody leads, and only" in _standing(third)["reason"]
+
+        await made.until(waits, "the third member says who may lead")
+        assert leader.peer_id in _standing(third)["reason"]
+        said = await asyncio.to_thread(_command, third, "lead", "--accept-loss", "--yes")
+        assert f"every write that only {leader.peer_id} has" in said
+        await made.until(lambda: made.sql(third.port, "INSERT INTO t VALUES (2) RETURNING i"), "the third one leads")
+        assert await _rows(made, third) == [1, 2]
+        made.start_member(leader)
+        await made.until(lambda: _only_the_leaders_rows(made, leader, [1, 2]), "the old leader follows")
+
+
+async def test_member_of_another_database_says_so() -> None:
+    """A disk of another database is mounted: the member does not end in a loop, and says what is wrong. Without those
+    data it becomes a copy of the leader."""
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        other = next(m for m in made.members if m is not leader)
+        _stop(other)
+        data = other.folder / "pgdata" / "data"
+        control = data / "global" / "pg_control"
+        # It begins with the system identifier; Patroni believes it although the checksum does not fit any more.
+        control.write_bytes(bytes([control.read_bytes()[0] ^ 1]) + control.read_bytes()[1:])
+        made.start_member(other)
+
+        async def says() -> bool:
+            return bool(_standing(other)["state"] == "foreign")
+
+        await made.until(says, "it says what is wrong")
+        assert "patroni ended" not in other.log()
+        data.rename(data.with_name("moved"))
+        await made.until(lambda: _only_the_leaders_rows(made, other, []), "it follows")

@@ -18,8 +18,9 @@ import pytest
 from tests.workloads.patroni.test_asking import HEAD, member
 from workloads.patroni import memory as memories
 from workloads.patroni import record, standing
+from workloads.patroni.dcs import ConsulError
 from workloads.patroni.election import TAG, Holding, Kind, answer, tag
-from workloads.patroni.memory import ForkError, Memory
+from workloads.patroni.memory import Memory, ReplaceError
 from workloads.patroni.record import Claim, Record
 from workloads.patroni.standing import State
 from workloads.patroni.terms import Term, Terms, dump, parse
@@ -88,6 +89,13 @@ class Consul:
     written: list[Terms] = field(default_factory=list)
     system_id: str = ""
     claim: str = ""
+    refuses: bool = False
+    """The claim."""
+    nominated: int = 0
+
+    def nominate(self) -> bool:
+        self.nominated += 1
+        return True
 
     def read_system_id(self) -> str:
         return self.system_id
@@ -101,6 +109,8 @@ class Consul:
         return self.claim
 
     def write_claim(self, term_id: str) -> None:
+        if self.refuses:
+            raise ConsulError("no answer")
         self.claim = term_id
 
     def read_terms(self) -> tuple[int, str]:
@@ -339,6 +349,22 @@ def test_promotion_is_claimed_then_recorded(place: Place) -> None:
     assert place.consul.written == [(term(1), own)]
 
 
+def test_promotion_does_not_begin_without_a_claim_in_consul(place: Place) -> None:
+    """An earlier leader would find its own claim there, and lead without asking, though this member has newer writes.
+    Nothing of the attempt stays, and the next one may use the operator's word."""
+    place.has(term(1))
+    (place.run / standing.ALLOWANCE).touch()
+    place.consul.refuses = True
+    with pytest.raises(ConsulError):
+        place.memory.won()
+    assert place.recorded == Record(terms=(term(1),))
+    assert (place.run / standing.ALLOWANCE).exists()
+    place.consul.refuses = False
+    assert place.memory.won()
+    assert place.recorded.claim is not None
+    assert place.recorded.claim.id == place.consul.claim
+
+
 def test_primary_tells_a_consul_that_forgot(place: Place) -> None:
     """A leader that went on while Consul lost its data writes the list again, with the same term."""
     place.has(term(1, "b"))
@@ -413,15 +439,27 @@ def test_fork_waits_for_room(place: Place) -> None:
     assert record.load(place.data.with_name("data.fork.2")).terms == (term(1, "f"),)
 
 
-def test_data_on_which_pg_rewind_failed_are_set_aside(place: Place) -> None:
-    """Whoever leads or not, PostgreSQL does not start on them; they are kept."""
+def test_data_on_which_pg_rewind_did_not_succeed_are_set_aside(place: Place) -> None:
+    """Whoever leads or not, PostgreSQL does not start on them; they are kept. What comes after them is whole."""
     place.has(term(1))
     place.memory.spoil()
     assert place.memory.prepare(lambda: None)
     assert record.load(place.data.with_name("data.fork")).terms == (term(1),)
     assert not place.data.exists()
     assert answer({"tags": place.memory.tags}).kind is Kind.EMPTY
-    assert "pg_rewind failed" in standing.read(place.run).reason
+    assert "pg_rewind of the data did not succeed" in standing.read(place.run).reason
+    place.has(term(1))
+    assert place.memory.prepare(lambda: None)
+    assert place.data.exists()
+
+
+def test_mark_of_a_rewind_ends_with_its_data(place: Place) -> None:
+    """A person has removed the data, or the member was lost right after it had set them aside."""
+    place.memory.spoil()
+    assert place.memory.prepare(lambda: None)
+    place.has(term(1))
+    assert place.memory.prepare(lambda: None)
+    assert place.data.exists()
 
 
 def test_fork_that_waits_may_lead_again_when_its_leader_is_gone(place: Place) -> None:
@@ -459,7 +497,7 @@ def test_running_fork_has_to_end(place: Place) -> None:
     """PostgreSQL that runs on a fork is ended; until then the member says what it is, and may not take over."""
     place.has(term(1), term(2, "b"))
     place.consul.text = dump((term(1), term(2, "a")))
-    with pytest.raises(ForkError, match="timeline 2"):
+    with pytest.raises(ReplaceError, match="timeline 2"):
         place.memory.look("postgres-a")
     assert place.stands is State.FORK
     assert place.memory.tags["nofailover"] is place.memory.tags["nosync"] is True
@@ -501,7 +539,7 @@ def test_streaming_does_not_clear_a_fork_with_one_timeline_number(place: Place) 
     place.has(term(1), term(2, "b"))
     place.consul.text = dump((term(1), term(2, "a"), term(3, "a")))
     place.postgres.timeline, place.postgres.streams = 3, True
-    with pytest.raises(ForkError, match="timeline 2"):
+    with pytest.raises(ReplaceError, match="timeline 2"):
         place.memory.look("postgres-a")
 
 
@@ -516,3 +554,85 @@ def test_list_is_taken_over_only_with_the_data(place: Place) -> None:
     place.postgres.timeline = 2
     place.memory.look("postgres-a")
     assert place.recorded.terms == (term(1), term(2, "a"))
+
+
+def test_member_whose_log_the_leader_has_removed_is_replaced(place: Place) -> None:
+    """It would ask for it for ever, and show readers old rows. Its data go out of the way only while somebody leads:
+    without a leader they may be the best that there are.
+    """
+    place.has(term(1))
+    place.consul.text = dump((term(1),))
+    begins = [10]
+    place.memory.bind(place.postgres, place.consul, lambda: begins[0])
+    place.memory.look("postgres-a")
+    assert place.stands is State.WHOLE
+    begins[0] = 11
+    for leader in (None, "postgres-a"):
+        with pytest.raises(ReplaceError, match="the log reaches 0/A, and what the leader still has begins at 0/B"):
+            place.memory.look("postgres-a")
+        assert place.stands is State.BEHIND
+        assert place.memory.tags["noloadbalance"]
+        assert place.memory.prepare(lambda leader=leader: leader)  # type: ignore[misc]
+        assert place.data.exists() is (leader is None)
+    assert place.data.with_name("data.fork").exists()
+    assert place.stands is State.BEHIND
+    place.has(term(1))
+    assert place.memory.prepare(lambda: "postgres-a")
+    assert place.stands is State.WHOLE
+
+
+@pytest.mark.parametrize("change", [{"state": "starting"}, {"waits": "WalSync"}, {"streams": True}])
+def test_log_is_looked_for_only_by_a_member_that_has_come_to_the_end_of_its_own(
+    place: Place, change: dict[str, Any]
+) -> None:
+    """One that replays may have the rest on its disk."""
+    place.has(term(1))
+    place.consul.text = dump((term(1),))
+    place.memory.bind(place.postgres, place.consul, lambda: 11)
+    for name, value in change.items():
+        setattr(place.postgres, name, value)
+    place.memory.look("postgres-a")
+    assert place.stands is State.WHOLE
+
+
+def test_member_that_may_not_lead_says_who_may_and_takes_an_operators_word(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody leads a synchronous cluster whose leader and standby are lost. The status says so once no election can be
+    under way any more."""
+    place.has(term(1))
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for leader in (None, "postgres-a", None):
+        place.memory.look(leader, "7", ("postgres-a", "postgres-c"))
+        assert place.stands is State.WHOLE
+        now[0] += memories.ALONE_SECONDS - 1
+    now[0] += 1
+    place.memory.look(None, "7", ("postgres-b", "postgres-c"))
+    assert place.stands is State.WHOLE
+    place.memory.look(None, "7", ("postgres-a", "postgres-c"))
+    assert place.stands is State.WAITING
+    assert "only postgres-a or postgres-c may" in standing.read(place.run).reason
+    assert place.consul.nominated == 0
+    (place.run / standing.ALLOWANCE).touch()
+    with member(HEAD + json.dumps({"tags": {TAG: tag(Holding(kind=Kind.PRIMARY))}}).encode()) as address:
+        place.members["postgres-a"] = address
+        place.memory.look(None, "7", ("postgres-a", "postgres-c"))
+    assert place.consul.nominated == 0
+    assert "postgres-a is primary" in standing.read(place.run).reason
+    place.members["postgres-a"] = ("127.0.0.1", 1)
+    place.memory.look(None, "7", ("postgres-a", "postgres-c"))
+    assert place.consul.nominated == 1
+
+
+def test_data_of_another_database_are_left_alone_and_said(place: Place) -> None:
+    """Patroni would end again and again without a word in the status. A person moves them, or mounts the right disk."""
+    place.has(term(1))
+    place.consul.system_id = "8"
+    assert not place.memory.prepare(lambda: None)
+    assert place.stands is State.FOREIGN
+    assert "of the database 7, and the cluster is 8" in standing.read(place.run).reason
+    place.data.rename(place.data.with_name("moved"))
+    assert place.memory.prepare(lambda: None)
+    place.memory.look("postgres-a", "8")
+    assert place.stands is State.WHOLE
