@@ -98,11 +98,12 @@ def test_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("COLUMNS", "80")
     status.print_table(status.contract(raw(sidecar=sidecar)))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[:-1] == [
+    assert lines[:-2] == [
         "mesh starter",
         "api-0 (api, 100.96.4.7): route worker waits for an endpoint, since nobody in the",
         "whole mesh has said that it listens there",
-        "  admission admitted; link 1 direct; consul up; envoy up, 1 restarts",
+        "  admission admitted; manifest 3 0123456789ab; link 1 direct; consul up; envoy",
+        "  up, 1 restarts",
         "  worker → worker-0",
     ]
     status.print_table(status.contract(raw(state="killed", sidecar=None)))
