@@ -6,9 +6,22 @@ import struct
 
 import pytest
 
-from vip.resets import Refusal, Resets, change, errors, gone, whole
+from vip import table
+from vip.messages import Batch, errors
+from vip.resets import Refusal, Resets
+from vip.table import Wanted, gone
 
 ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 5432)
+
+
+def whole(wanted: Resets) -> Batch:
+    """A table that only resets."""
+    return table.whole(Wanted(wanted))
+
+
+def change(held: Resets, wanted: Resets) -> Batch:
+    """What leads from one such table to the other."""
+    return table.change(Wanted(held), Wanted(wanted))
 
 
 def kinds(data: bytes) -> list[int]:
