@@ -118,6 +118,7 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     wish = desired(world(roots=None))
     await rig.effects.apply(wish, None)
     assert rig.vips.applied == [frozenset({"127.10.0.1"})]
+    assert rig.refusals.filter == desired(world()).packets
     assert "127.10.0.1 api api.mesh" in rig.hosts
     await rig.effects.apply(wish, None)
     assert len(rig.vips.applied) == 1
