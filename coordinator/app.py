@@ -52,6 +52,8 @@ class Link(Protocol):
 
     public_key: str
     """WireGuard public key, base64."""
+    problem: str | None
+    """Why what listens in this CVM answers the whole mesh."""
 
     def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
         """Makes these, and no others, the peers of the device."""
@@ -304,6 +306,7 @@ class Coordinator:
                 *([] if phase_ready else [f"phase {self._phase}"]),
                 *([waits] if waits else []),
             ],
+            "problems": [f"filter: {self._link.problem}"] if self._link and self._link.problem else [],
             "address": who.address if who else None,
             "insecure": list(self._config.insecure),
             "children": {name: _child(child) for name, child in children.items() if child is not None},

@@ -1,8 +1,11 @@
-"""The coordinator's own peer link: `peer`'s device and driver behind what `coordinator.app` asks of a link."""
+"""The coordinator's own peer link: `peer`'s device and driver behind what `coordinator.app` asks of a link, and the
+packet filter that lets in by it what calls Consul.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,8 +16,12 @@ from peer.driver import PeerLink
 from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer
 from peer.wireguard import USERSPACE_ENV, KernelDevice, UserspaceDevice, choose, public_key, userspace_argv
 from runtime.children import Child, ChildSpec
+from runtime.consul_config import SERF_PORT, SERVER_PORT
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
+from vip.filter import Filter
+from vip.nftables import RefusalError, RefusalTable
+from vip.table import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +34,10 @@ class MeshLink:
 
     def __init__(self, device: KernelDevice | UserspaceDevice, public_key: str, config: Config) -> None:
         self.public_key = public_key
+        self.problem: str | None = None
+        """Why every port of this CVM answers the whole mesh; None: only Consul's do."""
         self._device = device
+        self._table = RefusalTable()
         self._driver = PeerLink(
             device,
             rendezvous=[
@@ -72,8 +82,9 @@ class MeshLink:
         return tuple([key for key in public_keys if await self._driver.wait_up((key,), 0)])
 
     async def run(self) -> None:
-        """Keeps device and tunnels until cancelled."""
+        """Keeps filter, device and tunnels until cancelled."""
         try:
+            await self._keep_out()
             async with TaskScope() as scope:
                 if self._child is not None:
                     scope.start("wireguard", self._child.run())
@@ -81,6 +92,19 @@ class MeshLink:
         finally:
             if isinstance(self._device, KernelDevice):
                 await self._device.remove()
+            with contextlib.suppress(RefusalError):
+                await asyncio.to_thread(self._table.remove)
+
+    async def _keep_out(self) -> None:
+        """Before there is a device. The broker is called at its public address, and so is not among the ports."""
+        spec = self._device.spec
+        tcp, udp = frozenset({SERVER_PORT, SERF_PORT}), frozenset({SERF_PORT})
+        wanted = Wanted(filter=Filter(pool=spec.pool, interface=spec.name, tcp=tcp, udp=udp))
+        try:
+            await asyncio.to_thread(self._table.apply, wanted)
+        except RefusalError as error:
+            self.problem = str(error)
+            log.warning("connections are not kept out", extra={"reason": self.problem})
 
     def status(self) -> list[dict[str, object]]:
         """`links` of the status document."""

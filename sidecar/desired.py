@@ -13,10 +13,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
+from peer.spec import INTERFACE
+from runtime.consul_config import SERF_PORT
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
 
@@ -80,6 +83,8 @@ class Desired:
     """Route name to the peer IDs that all claim its exclusive role, where several do."""
     refused: frozenset[Refusal]
     """Where nobody is behind the route: connections are refused there, as at a closed port."""
+    packets: Filter
+    """What may come in by the mesh: calls of our own backends, and Consul's gossip."""
     spec: Spec | None
     """None until there are roots and every leaf."""
 
@@ -116,6 +121,13 @@ def desired(world: World) -> Desired:
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
         refused=frozenset(
             Refusal(route.vip, route.port) for route in world.manifest.routes if not choices[route.name].instances
+        ),
+        packets=Filter(
+            pool=world.manifest.mesh_pool,
+            interface=INTERFACE,
+            # An agent asks servers and answers nobody but its own CVM: of Consul's ports only gossip is called.
+            tcp=frozenset({SERF_PORT, *(backend.sidecar_port for backend in world.own.backends.values())}),
+            udp=frozenset({SERF_PORT}),
         ),
         spec=_spec(world, choices),
     )

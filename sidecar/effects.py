@@ -72,7 +72,7 @@ class Effects:
             ) from error
         # In a thread, because netlink's module takes a while to load; the loop meanwhile asks for the identity.
         await asyncio.to_thread(self._vips.apply, wish.vips)
-        await self.refusing.begin(wish.refused)
+        await self.refusing.begin(wish.refused, wish.packets)
         await self.dns.start()
         original = ""
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class Effects:
                 self.problems.pop("vips", None)
             except VipError as error:
                 self._refused("vips", error)
-        await self.refusing.begin(wish.refused)
+        await self.refusing.begin(wish.refused, wish.packets)
         if self.link is not None:
             self.link.set_peers(wish.peers)
         # Before the names, which take longer to make than a moved endpoint: connections to the old one wait for it. So

@@ -72,8 +72,14 @@ class Link:
         self._peers: tuple[MeshPeer, ...] = ()
 
     async def run(self) -> None:
-        """Keeps the tunnels until cancelled."""
-        await self._link.run()
+        """Keeps the tunnels until cancelled. A device of the kernel's goes with them, as that of `wireguard-go` does:
+        it would keep its peers, and the packet filter is gone after a clean stop.
+        """
+        try:
+            await self._link.run()
+        finally:
+            if isinstance(self._device, KernelDevice):
+                await self._device.remove()
 
     def set_peers(self, peers: tuple[MeshPeer, ...]) -> None:
         """Makes these the peers. A list that does not fit is logged, and the last good one stays."""

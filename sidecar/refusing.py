@@ -1,5 +1,6 @@
 """When the kernel resets connections: those to a route from before Envoy hears that nobody is behind it, until after
-Envoy has an endpoint again; those to a peer while it is lost (`sidecar.lost` decides that).
+Envoy has an endpoint again; those to a peer while it is lost (`sidecar.lost` decides that). And what it keeps out of
+this CVM from the start on, before there is a tunnel.
 
 Envoy closes a connection that it accepted for a route without endpoints, so at both edges the refusal outlasts
 the empty route: what comes in between is refused, as at a closed port, rather than accepted and closed.
@@ -11,8 +12,10 @@ import asyncio
 import logging
 from typing import Protocol
 
+from vip.filter import Filter
 from vip.nftables import RefusalError
-from vip.resets import Refusal, Resets
+from vip.resets import Refusal
+from vip.table import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +23,8 @@ log = logging.getLogger(__name__)
 class Table(Protocol):
     """What `vip.nftables.RefusalTable` does."""
 
-    def apply(self, wanted: Resets) -> None:
-        """Makes `wanted` what is reset; RefusalError when that cannot be."""
+    def apply(self, wanted: Wanted) -> None:
+        """Makes the table do `wanted`; RefusalError when that cannot be."""
 
     def remove(self) -> None:
         """Ends all of it; RefusalError when that cannot be."""
@@ -33,22 +36,23 @@ class Refusing:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._lock = asyncio.Lock()
-        self._now: frozenset[Refusal] = frozenset()
-        """What refuses connections."""
-        self._lost: frozenset[str] = frozenset()
-        """Mesh addresses of lost peers."""
+        self._now = Wanted()
+        """What the kernel was told."""
         self._version = ""
         self._then: frozenset[Refusal] = frozenset()
         """What still refuses them once Envoy has snapshot `_version`."""
         self.problem: str | None = None
-        """Why nothing can be reset; connections to a route without endpoints are then accepted and closed, and those
-        to a lost peer end as if they were complete."""
+        """Why nothing can be reset or kept out; connections to a route without endpoints are then accepted and closed,
+        those to a lost peer end as if they were complete, and every port answers the whole mesh."""
 
-    async def begin(self, refused: frozenset[Refusal]) -> None:
-        """Refuses connections to `refused` too. To be called before Envoy hears that nobody is behind them."""
+    async def begin(self, refused: frozenset[Refusal], packets: Filter | None = None) -> None:
+        """Refuses connections to `refused` too, and lets in by the mesh what `packets` has and nothing else; None: what
+        it had. To be called before Envoy hears that nobody is behind them. Connections that are held go on.
+        """
         async with self._lock:
             self._then |= refused
-            await self._make(self._now | refused, self._lost)
+            wanted = self._refusing(self._now.resets.refused | refused)
+            await self._make(wanted if packets is None else wanted._replace(filter=packets))
 
     def published(self, version: str, refused: frozenset[Refusal]) -> bool:
         """Notes that snapshot `version` was given to Envoy, in which nobody is behind `refused` and somebody behind all
@@ -56,7 +60,7 @@ class Refusing:
         """
         said = (self._version, self._then)
         self._version, self._then = version, refused
-        return said != (version, refused) and self._now != refused
+        return said != (version, refused) and self._now.resets.refused != refused
 
     async def envoy_has(self, version: str) -> None:
         """Lifts the refusals of routes that have endpoints in snapshot `version`. One that is not the newest lifts
@@ -64,15 +68,15 @@ class Refusing:
         """
         async with self._lock:
             if version == self._version:
-                await self._make(self._then, self._lost)
+                await self._make(self._refusing(self._then))
 
     async def lose(self, lost: frozenset[str]) -> None:
         """Makes `lost` (mesh addresses) the peers to which every TCP packet is answered with a reset."""
         async with self._lock:
-            await self._make(self._now, lost)
+            await self._make(self._now._replace(resets=self._now.resets._replace(lost=lost)))
 
     async def stop(self) -> None:
-        """Ends all refusals and resets."""
+        """Ends all refusals and resets, and keeps nothing out any more."""
         async with self._lock:
             try:
                 await asyncio.to_thread(self._table.remove)
@@ -80,19 +84,22 @@ class Refusing:
                 # Said before, where nothing could be refused.
                 if self.problem is None:
                     log.warning("refusals stay", extra={"reason": str(error)})
-            self._now, self._lost = frozenset(), frozenset()
+            self._now = Wanted()
 
-    async def _make(self, refused: frozenset[Refusal], lost: frozenset[str]) -> None:
+    def _refusing(self, refused: frozenset[Refusal]) -> Wanted:
+        return self._now._replace(resets=self._now.resets._replace(refused=refused))
+
+    async def _make(self, wanted: Wanted) -> None:
         """Tried again at each call after a failure: a refusal that could not be lifted must not stay."""
-        if (refused, lost) == (self._now, self._lost) and self.problem is None:
+        if wanted == self._now and self.problem is None:
             return
         try:
             # In a thread: the kernel may wait for others who change its tables.
-            await asyncio.to_thread(self._table.apply, Resets(refused, lost))
+            await asyncio.to_thread(self._table.apply, wanted)
         except RefusalError as error:
             if self.problem != str(error):
-                log.warning("connections are not reset", extra={"reason": str(error)})
+                log.warning("connections are not reset or kept out", extra={"reason": str(error)})
             self.problem = str(error)
         else:
             self.problem = None
-        self._now, self._lost = refused, lost
+        self._now = wanted

@@ -1,4 +1,4 @@
-"""The connections that the kernel resets, set by netlink. An edge; what to send is `vip.resets`' decision.
+"""What the kernel resets and lets in, set by netlink. An edge; what to send is `vip.table`'s decision.
 
 Needs CAP_NET_ADMIN and a kernel with nf_tables and nft_reject_inet. dstack's guests have both as modules
 (Dstack-TEE/meta-dstack, recipes-kernel/linux/files/dstack-docker.cfg), which the kernel loads when they are asked for.
@@ -10,14 +10,16 @@ import errno
 import os
 import socket
 
-from vip.resets import TABLE, Batch, Resets, change, errors, gone, whole
+from vip.messages import TABLE, Batch, errors
+from vip.table import Wanted, change, gone, whole
 
 _NETFILTER = 12
 """NETLINK_NETFILTER (linux/netlink.h); the socket module has no name for it."""
 _RECEIVE_BYTES = 1 << 16
 _WITHOUT = (
-    "until then a route with nobody behind it accepts connections and closes them, instead of refusing, and a "
-    "connection to a CVM that vanished ends as if it were complete, instead of with a reset"
+    "until then what a program binds to 0.0.0.0 answers every CVM of the mesh, and mesh addresses answer beside the "
+    "tunnel; a route with nobody behind it accepts connections and closes them, instead of refusing, and a connection "
+    "to a CVM that vanished ends as if it were complete, instead of with a reset"
 )
 _HINTS = {
     errno.EPERM: "grant the sidecar NET_ADMIN (docker compose: `cap_add: [NET_ADMIN]`)",
@@ -31,14 +33,14 @@ class RefusalError(OSError):
 
 
 class RefusalTable:
-    """What is reset in the network namespace of the calling thread. Not for several threads at once."""
+    """Our table in the network namespace of the calling thread. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._held: Resets | None = None
+        self._held: Wanted | None = None
         """What the kernel has; None: unknown, whatever a killed predecessor left."""
 
-    def apply(self, wanted: Resets) -> None:
-        """Makes `wanted` what is reset. The first call replaces what there was as a whole, later ones send what
+    def apply(self, wanted: Wanted) -> None:
+        """Makes the table do `wanted`. The first call replaces what there was as a whole, later ones send what
         changed. Takes less than a millisecond once the kernel's modules are loaded.
 
         RefusalError when the kernel does not take it; then the next call replaces everything again.
@@ -55,7 +57,7 @@ class RefusalTable:
         self._held = wanted
 
     def remove(self) -> None:
-        """Takes the table away: nothing is reset any more. RefusalError when the kernel does not take it."""
+        """Takes the table away: everything may come in again. RefusalError when the kernel does not take it."""
         self._held = None
         _send(gone())
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import errno
+import os
+from pathlib import Path
 
 import pytest
 
 from coordinator.config import parse
 from coordinator.link import MeshLink, make_link
 from coordinator.protocol import MeshPeer
-from peer.wireguard import generate_key
+from peer.spec import InterfaceSpec
+from peer.wireguard import UserspaceDevice, generate_key
+from runtime.tasks import TaskScope
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
+from tests.support import eventually, network_namespace
+from tests.vip.test_filter import OTHER, OWN, POOL, dial, listen, wire
+from tests.xds.test_lost_peer import within
 from topology.envelope import seal
 
 CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(make_manifest(), OWNER), "MESH_OWNERS": OWNER_KEY})
@@ -62,3 +71,31 @@ async def test_each_boot_has_a_key_of_its_own() -> None:
 async def test_up_means_bindable() -> None:
     """`up` returns as soon as the mesh address can be bound; on loopback that is now."""
     await (await made()).up()
+
+
+@pytest.mark.netns
+def test_the_mesh_reaches_consuls_ports_only_while_the_link_runs() -> None:
+    """Its RPC and its gossip; neither the HTTP API nor the broker. A wire stands for the device."""
+    ports = (8300, 8301, 8500, 8787)
+    name = f"t{os.getpid()}c"
+    # A program that ends at once: there is no device of WireGuard's.
+    config = dataclasses.replace(CONFIG, wireguard_go=Path("/bin/false"))
+
+    async def run(cvm: str, other: str) -> None:
+        spec = InterfaceSpec(private_key=generate_key()[0], address=OWN, pool=POOL, name=name)
+        link = MeshLink(UserspaceDevice(spec), "", config)
+        async with TaskScope() as scope:
+            task = scope.start("link", link.run())
+            await eventually(lambda: dial(other, OWN, 8500) == errno.ECONNREFUSED, "the filter is there")
+            assert [dial(other, OWN, port) for port in ports] == [0, 0, errno.ECONNREFUSED, errno.ECONNREFUSED]
+            assert [dial(cvm, OWN, port) for port in ports] == [0, 0, 0, 0]
+            task.cancel()
+        assert link.problem is None
+        assert [dial(other, OWN, port) for port in ports] == [0, 0, 0, 0]
+
+    with network_namespace() as cvm, network_namespace() as other:
+        wire((cvm, other), name, (OWN, OTHER), 16)
+        servers = [listen(cvm, port) for port in ports]
+        within(cvm, lambda: asyncio.run(run(cvm, other)))
+        for server in servers:
+            server.close()

@@ -172,6 +172,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.public_key = ""
+        self.problem: str | None = None
         self.away = False
         """Nobody's tunnel comes up."""
         self.peers: tuple[MeshPeer, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,6 +85,44 @@ def test_logs_show_the_applications_lines(mesh: Mesh) -> None:
     done = mesh.run("logs", "api-0")
     assert done.returncode == 0
     assert "api-0.sidecar | " in done.stdout
+
+
+SERVE = (
+    "import socket\nservers = [socket.create_server((address, port)) for address, port in "
+    "(('0.0.0.0', 9999), ('0.0.0.0', 29999))]\n"
+    "print('listens', flush=True)\nservers[0].accept()\n"
+)
+DIAL = (
+    "import socket, sys\n"
+    "for port in sys.argv[2:]:\n"
+    "    client = socket.socket()\n    client.settimeout(5)\n    print(client.connect_ex((sys.argv[1], int(port))))\n"
+)
+
+
+def test_what_an_application_binds_to_every_address_answers_nobody_in_the_mesh(mesh: Mesh) -> None:
+    """Through the tunnel a CVM reaches another one's ingress and gossip; every other port is as closed. Of a
+    coordinator it reaches Consul's ports, and not the broker. An application reaches its own CVM's as before.
+    """
+    addresses = {peer["peer_id"]: peer["address"] for peer in mesh.wait_whole()["peers"]}
+    argv = ["exec", "--name", mesh.name, "worker-0", "--", "python3", "-c", SERVE]
+    server = popen([str(Path(__file__).parents[2] / "mesh"), *argv], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline() == "listens\n"
+
+        def dial(caller: str, callee: str, *ports: int) -> list[int]:
+            ran = mesh.run("exec", caller, "--", "python3", "-c", DIAL, addresses[callee], *map(str, ports))
+            return [int(line) for line in ran.stdout.split()]
+
+        closed = errno.ECONNREFUSED
+        assert dial("api-0", "worker-0", 9999, 29999, 29090, 8301, 8500) == [closed, closed, 0, 0, closed]
+        assert dial("worker-0", "worker-0", 29999) == [0]
+        assert dial("api-0", "coordinator-0", 8300, 8301, 8787) == [0, 0, closed]
+        assert mesh.fetch("api-0", "http://worker:9090/hello").startswith("hello from worker-")
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 @pytest.mark.parametrize("child", ["envoy", "consul", "wireguard"])

@@ -11,6 +11,7 @@ from sidecar.desired import World, desired, own_services, principals
 from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
 from tests.topology.support import opened
 from topology.manifest import GroupEntry, Manifest
+from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
 
@@ -158,6 +159,19 @@ def test_routes_with_nobody_behind_them_refuse() -> None:
     assert desired(world(manifest=manifest(routes=routes), catalog=leads)).refused == {Refusal("127.10.0.2", 9)}
     nothing = desired(world(manifest=manifest(routes=routes), catalog={}, roots=None))
     assert nothing.refused == empty | {Refusal("127.10.0.1", 8080)}
+
+
+def test_the_mesh_reaches_ingress_ports_and_gossip() -> None:
+    """Before there is an address, too; never the port where the server itself listens."""
+    both = {"api": backend("api"), "admin": backend("admin", port=9000)}
+    own = dataclasses.replace(manifest().groups["api"], backends=both)
+    wanted = Filter(
+        "100.96.0.0/16", "mesh0", frozenset({8301, *(b.sidecar_port for b in both.values())}), frozenset({8301})
+    )
+    assert desired(world(own=own)).packets == desired(world(own=own, address=None)).packets == wanted
+    assert not {b.port for b in both.values()} & wanted.tcp
+    client = dataclasses.replace(own, backends={})
+    assert desired(world(own=client)).packets.tcp == {8301}
 
 
 def test_client_without_backends_has_the_identity_of_its_group() -> None:

@@ -21,9 +21,11 @@ from tests.sidecar.test_desired import world
 from tests.sidecar.world import environment, health, manifest, route
 from tests.topology.support import opened
 from tests.xds.pki import Authority
+from vip.filter import Filter
 from vip.netlink import VipError
 from vip.nftables import RefusalError
-from vip.resets import Refusal, Resets
+from vip.resets import Refusal
+from vip.table import Wanted
 from xds.server import XdsServer
 
 OWN = Identity(cluster="demo", group="api", peer_id="api-0", address="100.96.0.10")
@@ -48,21 +50,23 @@ class FakeRefusals:
     def __init__(self) -> None:
         self.applied: list[frozenset[Refusal]] = []
         self.lost: frozenset[str] = frozenset()
+        self.filter: Filter | None = None
         self.fails = 0
         """How many calls fail from now on."""
         self.seen: Callable[[], object] = lambda: None
         self.order: list[tuple[frozenset[Refusal], object]] = []
 
-    def apply(self, wanted: Resets) -> None:
+    def apply(self, wanted: Wanted) -> None:
         if self.fails:
             self.fails -= 1
             raise RefusalError("not permitted")
-        self.applied.append(wanted.refused)
-        self.lost = wanted.lost
-        self.order.append((wanted.refused, self.seen()))
+        self.applied.append(wanted.resets.refused)
+        self.lost = wanted.resets.lost
+        self.filter = wanted.filter
+        self.order.append((wanted.resets.refused, self.seen()))
 
     def remove(self) -> None:
-        self.apply(Resets())
+        self.apply(Wanted())
 
 
 class FakeLink:
@@ -115,6 +119,7 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     wish = desired(world(roots=None))
     await rig.effects.apply(wish, None)
     assert rig.vips.applied == [frozenset({"127.10.0.1"})]
+    assert rig.refusals.filter == desired(world()).packets
     assert "127.10.0.1 api api.mesh" in rig.hosts
     await rig.effects.apply(wish, None)
     assert len(rig.vips.applied) == 1

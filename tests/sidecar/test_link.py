@@ -9,6 +9,8 @@ from peer.spec import Peer, RendezvousPeer
 from peer.wireguard import generate_key
 from sidecar.link import Link, rendezvous, to_peers
 from tests.sidecar.world import manifest, peer
+from tests.support import network_namespace
+from tests.xds.test_lost_peer import within
 from topology.manifest import Rendezvous
 
 
@@ -51,3 +53,21 @@ async def test_nothing_to_wait_for_is_up() -> None:
     assert await link.up_to_any((), 60)
     async with asyncio.timeout(10):
         assert not await link.up_to_any((peer("coordinator-0", "100.96.0.9"),), 0.05)
+
+
+@pytest.mark.netns
+def test_a_device_of_the_kernels_goes_with_the_link() -> None:
+    """It would stay with all its peers, in a namespace that the applications share. A veth stands for it, so that
+    the kernel needs no WireGuard.
+    """
+    from pyroute2 import NetNS
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    private, _ = generate_key()
+    link = Link(userspace=False, private_key=private, address="100.96.0.10", manifest=manifest())
+    with network_namespace() as namespace, NetNS(namespace) as links:
+        links.link("add", ifname="mesh0", kind="veth", peer="end")
+        # However the link ends; here because a veth takes no key.
+        with pytest.raises((NetlinkError, RuntimeError)):
+            within(namespace, lambda: asyncio.run(link.run()))
+        assert not links.link_lookup(ifname="mesh0")

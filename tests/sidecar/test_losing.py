@@ -22,7 +22,7 @@ from tests.sidecar.test_effects import FakeRefusals
 from tests.support import eventually, tool
 from tests.xds.test_lost_peer import CALLEE_PLACE, dial, route, wired, within
 from vip.nftables import RefusalTable
-from vip.resets import Resets
+from vip.table import Wanted
 from xds.transport import DEAD_AFTER
 
 CHANGE_OF_PATH = 6.1
@@ -134,9 +134,9 @@ class TableIn:
         self._table = RefusalTable()
         self.lost: frozenset[str] = frozenset()
 
-    def apply(self, wanted: Resets) -> None:
+    def apply(self, wanted: Wanted) -> None:
         within(self._namespace, lambda: self._table.apply(wanted))
-        self.lost = wanted.lost
+        self.lost = wanted.resets.lost
 
     def remove(self) -> None:
         within(self._namespace, self._table.remove)

@@ -6,6 +6,7 @@ import asyncio
 
 from sidecar.refusing import Refusing
 from tests.sidecar.test_effects import FakeRefusals
+from vip.filter import Filter
 from vip.resets import Refusal
 
 ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 80)
@@ -57,3 +58,33 @@ async def test_a_stop_ends_all_refusals() -> None:
     await refusing.begin(frozenset({ONE, TWO}))
     await refusing.stop()
     assert table.applied[-1] == frozenset()
+
+
+async def test_the_filter_stays_whatever_is_refused() -> None:
+    """It begins with the first call, in the same transaction, and only another one changes it."""
+    table = FakeRefusals()
+    refusing = Refusing(table)
+    packets = Filter("100.96.0.0/16", "mesh0", frozenset({8301}))
+    await refusing.begin(frozenset({ONE}), packets)
+    assert (table.applied, table.filter) == ([{ONE}], packets)
+    refusing.published("1", frozenset())
+    await refusing.envoy_has("1")
+    await refusing.lose(frozenset({"100.96.0.7"}))
+    assert table.filter == packets
+    more = packets._replace(tcp=frozenset({8301, 28000}))
+    await refusing.begin(frozenset(), more)
+    assert (table.filter, table.lost) == (more, {"100.96.0.7"})
+    await refusing.stop()
+    assert table.filter is None
+
+
+async def test_a_filter_that_failed_is_tried_again() -> None:
+    """Nothing waits for it; the next call makes up for it."""
+    table = FakeRefusals()
+    table.fails = 1
+    refusing = Refusing(table)
+    packets = Filter("100.96.0.0/16", "mesh0")
+    await refusing.begin(frozenset(), packets)
+    assert (table.filter, refusing.problem) == (None, "not permitted")
+    await refusing.begin(frozenset(), packets)
+    assert (table.filter, refusing.problem) == (packets, None)

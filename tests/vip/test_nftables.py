@@ -19,6 +19,7 @@ _PRELUDE = """
 import json, os, socket, sys
 from vip.nftables import RefusalError, RefusalTable
 from vip.resets import Refusal, Resets
+from vip.table import Wanted
 
 ONE, TWO = ("127.10.1.1", 8000), ("127.10.1.2", 8000)
 
@@ -33,7 +34,7 @@ def dial(place, source=("", 0)):
         return client.connect_ex(place)
 
 def refuse(*places):
-    table.apply(Resets(frozenset(Refusal(*place) for place in places)))
+    table.apply(Wanted(Resets(frozenset(Refusal(*place) for place in places))))
 
 table = RefusalTable()
 """
@@ -92,10 +93,10 @@ PEER, OTHER, OWN = ("100.96.0.7", 8000), ("100.96.0.8", 8000), ("100.96.0.9", 0)
 with __import__("pyroute2").IPRoute() as link:
     for address, _ in (PEER, OTHER, OWN):
         link.addr("add", index=link.link_lookup(ifname="lo")[0], address=address, prefixlen=32)
-table.apply(Resets())
+table.apply(Wanted())
 
 def lose(*addresses):
-    table.apply(Resets(frozenset(), frozenset(addresses)))
+    table.apply(Wanted(Resets(frozenset(), frozenset(addresses))))
 
 def sends(client):
     try:

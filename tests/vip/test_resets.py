@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import struct
 
-import pytest
-
-from vip.resets import Refusal, Resets, change, errors, gone, whole
+from vip import table
+from vip.messages import Batch
+from vip.resets import Refusal, Resets
+from vip.table import Wanted
 
 ONE, TWO = Refusal("127.10.1.1", 80), Refusal("127.10.1.2", 5432)
+
+
+def whole(wanted: Resets) -> Batch:
+    """A table that only resets."""
+    return table.whole(Wanted(wanted))
+
+
+def change(held: Resets, wanted: Resets) -> Batch:
+    """What leads from one such table to the other."""
+    return table.change(Wanted(held), Wanted(wanted))
 
 
 def kinds(data: bytes) -> list[int]:
@@ -61,29 +72,3 @@ def test_many_pairs_are_divided_into_messages_that_the_kernel_can_take() -> None
     batch = change(Resets(), Resets(many))
     assert kinds(batch.data)[1:-1] == [0xA0C] * 9
     assert batch.acks == 9
-
-
-def test_taking_the_table_away_needs_none_to_be_there() -> None:
-    """It is made before it is deleted, which is an error only where it is missing."""
-    assert kinds(gone().data) == [0x10, 0xA00, 0xA02, 0x11]
-
-
-def answer(*numbers: int) -> bytes:
-    """What the kernel answers: one message a number."""
-    return b"".join(struct.pack("=IHHIIi16x", 36, 2, 0, 0, 0, -number) for number in numbers)
-
-
-def test_the_kernels_answers_are_read() -> None:
-    """Acknowledgements and errors in order; messages of other kinds are none."""
-    assert errors(answer(0, 0, 2)) == [0, 0, 2]
-    assert errors(struct.pack("=IHHII4x", 20, 3, 0, 0, 0) + answer(1)) == [1]
-    assert errors(b"") == []
-
-
-@pytest.mark.parametrize(
-    "data", [b"\0" * 19, struct.pack("=IHHIIi", 8, 2, 0, 0, 0, 0), struct.pack("=IHHIIi", 99, 2, 0, 0, 0, 0)]
-)
-def test_a_malformed_answer_is_refused(data: bytes) -> None:
-    """Too short, or of a length that cannot be: never a loop without end."""
-    with pytest.raises(ValueError, match="the kernel's answer"):
-        errors(data)
