@@ -17,7 +17,8 @@ import yaml
 from lab import plan as plans
 from lab.network import host_address
 from lab.plan import CvmPlan, LabPlan, Site, Tools
-from topology.compose import OWNERS, Service, interpolate
+from topology.compose import Service, interpolate
+from topology.owners import OWNERS_VARIABLE
 
 ANCHOR = "mesh-cvm"
 """The service whose network namespace is the CVM's."""
@@ -129,7 +130,7 @@ def relay_overlay(plan: LabPlan, place: Place) -> dict[str, Any]:
 def relay_variables(plan: LabPlan) -> dict[str, str]:
     """What the relay's `.env` holds, for this plan."""
     given = plan.rendezvous.environment[plans.RENDEZVOUS]
-    names = ("MESH_MANIFEST", OWNERS, *(f"MESH_RENDEZVOUS_{name}" for name in ("PUBLIC", "PORT", "ADDRESS")))
+    names = ("MESH_MANIFEST", OWNERS_VARIABLE, *(f"MESH_RENDEZVOUS_{name}" for name in ("PUBLIC", "PORT", "ADDRESS")))
     return {name: given[name] for name in names}
 
 
@@ -181,7 +182,10 @@ def _service(cvm: CvmPlan, service: Service, place: Place) -> dict[str, Any]:
     if service.is_sidecar:
         found["environment"] = {
             name: value.replace("$", "$$")
-            for name, value in {OWNERS: cvm.compose.sidecar.environment[OWNERS], **cvm.insecure}.items()
+            for name, value in {
+                OWNERS_VARIABLE: cvm.compose.sidecar.environment[OWNERS_VARIABLE],
+                **cvm.insecure,
+            }.items()
         }
     return found
 

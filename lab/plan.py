@@ -25,7 +25,7 @@ from topology.addresses import MESH_POOL
 from topology.compose import ComposeFile, Service, interpolate
 from topology.envelope import seal
 from topology.model import Cluster, Group
-from topology.owners import Owners, key_of, text_of
+from topology.owners import OWNERS_VARIABLE, Owners, key_of, text_of
 
 DOMAIN = "lab.test"
 GATEWAY_BASE = f"gateway.{DOMAIN}"
@@ -291,7 +291,7 @@ def _program(site: Site, service: Service) -> tuple[str, ...]:
 def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, key: Secret) -> MachinePlan:
     own = settings.insecure | {
         "MESH_MANIFEST": settings.envelope,
-        composes.OWNERS: text_of(settings.owners),
+        OWNERS_VARIABLE: text_of(settings.owners),
         "MESH_COORDINATORS": json.dumps(settings.urls),
         "MESH_RENDEZVOUS_ADDRESS": manifest.rendezvous[0].address,
         "MESH_RENDEZVOUS_PUBLIC": site.rendezvous_address,

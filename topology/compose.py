@@ -16,14 +16,13 @@ from typing import TypeAlias
 import yaml
 
 from topology.health import START_PERIOD, HealthCheck, duration
+from topology.owners import OWNERS_VARIABLE
 from topology.problems import ClusterError, Problems, Where
 
 SIDECAR = "sidecar"
 """The name of the service that is the mesh: in a workload's file and in the coordinators'."""
 EXEC_SH = "/run/mesh/exec.sh"
 MESH_MOUNT = "/run/mesh"
-OWNERS = "MESH_OWNERS"
-"""The variable of the sidecar that says whose signatures count: a literal, because only that is measured."""
 INSECURE = "MESH_INSECURE_"
 """Variables with this beginning switch a protection off: a host that sets the environment must not reach them."""
 
@@ -230,7 +229,7 @@ class _Reader:
         self._check_shared_volumes(services)
         self._check_health(services)
         for key, value in sidecar.environment.items() if sidecar is not None else ():
-            if "$" in value and (key == OWNERS or key.startswith(INSECURE)):
+            if "$" in value and (key == OWNERS_VARIABLE or key.startswith(INSECURE)):
                 message = f"{key} comes from the environment, which nobody measures; write the value itself here"
                 self._add(SIDECAR, "environment", message)
 

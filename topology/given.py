@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from runtime import values
 from runtime.env import EnvReader, Problem
-from topology.compose import OWNERS
 from topology.envelope import Signed, open_envelope
 from topology.manifest import ManifestError
-from topology.owners import Owners, parse
+from topology.owners import OWNERS_VARIABLE, Owners, parse
 
 MANIFEST = "MESH_MANIFEST"
 UNSIGNED = "MESH_INSECURE_UNSIGNED_MANIFEST"
@@ -36,11 +35,11 @@ def read(reader: EnvReader) -> Given:
     none: Owners | None = None
     if unsigned:
         owners = none
-        if reader.optional(OWNERS, parse, none) is not None:
-            reader.problems.append(Problem(UNSIGNED, f"contradicts {OWNERS}; unset one of them"))
+        if reader.optional(OWNERS_VARIABLE, parse, none) is not None:
+            reader.problems.append(Problem(UNSIGNED, f"contradicts {OWNERS_VARIABLE}; unset one of them"))
     else:
         wanted = f"KEY, or '2 of KEY, KEY, KEY' (or, for local use, {UNSIGNED}=1)"
-        owners = reader.required(OWNERS, parse, none, wanted)
+        owners = reader.required(OWNERS_VARIABLE, parse, none, wanted)
     signed = None
     if envelope and (unsigned or owners is not None):
         try:

@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 ED25519, P256 = "ed25519", "p256"
+OWNERS_VARIABLE = "MESH_OWNERS"
+"""The variable of the sidecar that says whose signatures count: a literal of the compose file, because only that is
+measured."""
 MAX_OWNERS = 16
 """Keys in one set: each signature is tried with each key, and who sends an envelope may be a stranger."""
 MAX_TEXT = 2048

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from topology import addresses
-from topology.compose import OWNERS, SIDECAR, ComposeFile, parse
+from topology.compose import SIDECAR, ComposeFile, parse
 from topology.manifest import (
     MANIFEST_VERSION,
     BackendEntry,
@@ -29,7 +29,7 @@ from topology.manifest import (
     TcbPolicy,
 )
 from topology.model import COORDINATOR, Cluster, Group, leader_key
-from topology.owners import OwnerError, Owners, text_of
+from topology.owners import OWNERS_VARIABLE, OwnerError, Owners, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
 
@@ -207,7 +207,7 @@ def compose_hash(text: str) -> str:
 
 
 _OWNERS_LINE = re.compile(
-    rf"""^(?P<head>\s*(?:-\s*)?["']?{OWNERS}["']?\s*[:=]\s*)(?P<quote>["']?)"""
+    rf"""^(?P<head>\s*(?:-\s*)?["']?{OWNERS_VARIABLE}["']?\s*[:=]\s*)(?P<quote>["']?)"""
     r"""(?P<value>[A-Za-z0-9_-][A-Za-z0-9_,: -]*?)(?P=quote)(?P<tail>["']?\s*(?:\#.*)?)$""",
     re.MULTILINE,
 )
@@ -220,8 +220,8 @@ def with_owners(compose_text: str, owners: Owners) -> str:
     found = _OWNERS_LINE.findall(compose_text)
     if len(found) != 1:
         raise ValueError(
-            f'the compose file has {len(found)} literal lines {OWNERS}: "…", expected one in the environment of the '
-            f'service {SIDECAR!r}; add {OWNERS}: "{OWNER_KEY_PLACEHOLDER}"'
+            f'the compose file has {len(found)} literal lines {OWNERS_VARIABLE}: "…", expected one in the environment '
+            f'of the service {SIDECAR!r}; add {OWNERS_VARIABLE}: "{OWNER_KEY_PLACEHOLDER}"'
         )
     text = text_of(owners)
     return _OWNERS_LINE.sub(
@@ -255,7 +255,7 @@ def _common(
     if peer_id is not None:
         found["MESH_PEER_ID"] = peer_id
     if owners is not None:
-        found[OWNERS] = text_of(owners)
+        found[OWNERS_VARIABLE] = text_of(owners)
     return found
 
 
