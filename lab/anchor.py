@@ -24,7 +24,9 @@ def hold(path: str, peer_id: str, mark: Path = ATTACHED) -> str:
     """One connection, from its start to its end; returns why it ended. OSError when there is no platform."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(path)
-        connection.sendall(peer_id.encode() + b"\n")
+        # A platform that refuses may have answered and gone already: what it said is the reason.
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(peer_id.encode() + b"\n")
         answer = _line(connection)
         if answer != "attached":
             return answer or "the platform went away"

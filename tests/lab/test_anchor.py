@@ -36,7 +36,7 @@ def test_mark_is_there_while_the_platform_holds_the_connection(tmp_path: Path) -
 
 
 def test_refusal_is_passed_on(tmp_path: Path) -> None:
-    """What the platform answers instead is the reason."""
+    """What the platform answers instead is the reason, also when it has gone before it was told who asks."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as platform:
         platform.bind(str(path))
