@@ -23,6 +23,7 @@ from runtime.consul import ConsulClient, ConsulError
 from runtime.tasks import TaskScope
 from tests.coordinator.world import Applicant, Cluster, Running, cluster
 from tests.support import ROOT, eventually, need_root_or_userns, spawn
+from topology.envelope import digest
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -249,7 +250,8 @@ async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_drop
     """
     async with writing(3) as (mesh, writer):
         peers = mesh.manifest.coordinators.peers
-        alone = replace(mesh.manifest, epoch=2, coordinators=replace(mesh.manifest.coordinators, peers=peers[:1]))
+        fewer = replace(mesh.manifest.coordinators, peers=peers[:1])
+        alone = replace(mesh.manifest, epoch=2, previous=digest(mesh.manifest), coordinators=fewer)
         await mesh.lose(0)
         await writer.more()
         for n in (1, 2):

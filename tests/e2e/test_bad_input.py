@@ -113,7 +113,7 @@ BAD_CLUSTERS = {
         '"/app/worker"',
         [line_of('["/run/mesh/exec.sh"]'), "skips /run/mesh/exec.sh"],
     ),
-    "key": (WORKER, '"REPLACE_WITH_YOUR_OWNER_KEY"', "${KEY}", ["MESH_OWNER_KEY comes from the environment"]),
+    "key": (WORKER, '"REPLACE_WITH_YOUR_OWNER_KEY"', "${KEY}", ["MESH_OWNERS comes from the environment"]),
 }
 
 
@@ -212,9 +212,9 @@ def test_unwritable_cache_is_named_when_a_tool_has_to_be_built(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({}, ["MESH_MANIFEST: is not set", "MESH_OWNER_KEY: is not set"]),
+        ({}, ["MESH_MANIFEST: is not set", "MESH_OWNERS: is not set"]),
         (
-            {"MESH_MANIFST": "x", "MESH_OWNER_KEY": "abc", "MESH_COORDINATORS": "{"},
+            {"MESH_MANIFST": "x", "MESH_OWNERS": "abc", "MESH_COORDINATORS": "{"},
             [
                 "MESH_MANIFST: is not a known variable; did you mean MESH_MANIFEST?",
                 "'abc'",
