@@ -16,8 +16,9 @@ from meshctl.errors import UserError
 from meshctl.info import ROOT
 
 MOST_WORKERS = 4
-"""Processes that share the whole suite, at most. Tests mostly wait, for elections and time limits: one process keeps
-a third of a processor busy (measured with /proc/stat), so there is one more than processors. Above four the longest
+"""Processes that share the whole suite, at most; one for each processor, and two at least. Tests mostly wait, for
+elections and time limits: one process keeps a third of a processor busy (measured with /proc/stat). With three on two
+processors a test of a database's leader, which has to answer within seconds, was too late once. Above four the longest
 group, the tests on a Docker engine, decides how long the run takes.
 """
 
@@ -54,7 +55,7 @@ def workers(arguments: Sequence[str], processors: int) -> list[str]:
     """
     if any(a.startswith(("/", "-n", "--numprocesses", "-s", "--pdb", "--capture")) for a in arguments):
         return []
-    return ["-n", str(min(processors + 1, MOST_WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return ["-n", str(min(max(processors, 2), MOST_WORKERS)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:
