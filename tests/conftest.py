@@ -72,8 +72,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
-LONG_SECONDS = 900.0
-"""A test with at least this time limit is in a file that takes many minutes."""
 COMPOSE = "compose"
 """Group of the tests on a Docker engine: they share one engine, its images and a mesh."""
 
@@ -97,9 +95,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives the order in which tests start.
 
-    The tests on a Docker engine are the longest group, so they start first, then files of many minutes: whichever
-    starts last decides how long the run takes. A third worker meanwhile has the pure tests and those in namespaces;
-    the other end-to-end tests come last.
+    The tests on a Docker engine are the longest group, so they start first. The end-to-end tests come last, those
+    that take minutes first among them: what is cheap to find is found early, and the workers end at about one time.
     Tests that are marked `long` are skipped unless `-m` names them.
     """
     for item in items:
@@ -111,8 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _rank(item: pytest.Item) -> tuple[int, float]:
     if "compose" in item.path.parts:
         return (0, 0)
+    if item.get_closest_marker("e2e") is None:
+        return (1, 0)
     timeout = item.get_closest_marker("timeout")
-    seconds = float(timeout.args[0]) if timeout is not None else 0.0
-    if seconds >= LONG_SECONDS:
-        return (1, -seconds)
-    return (2 if item.get_closest_marker("e2e") is None else 3, -seconds if "e2e" in item.path.parts else 0)
+    return (2, -float(timeout.args[0]) if timeout is not None else 0)
