@@ -2,6 +2,8 @@
 
 The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
 then every field of the binding, then the slot; nothing is written before all of it held.
+
+Long because the four calls share one order of checks: what one of them leaves out would be a way round the others.
 """
 
 from __future__ import annotations

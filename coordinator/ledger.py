@@ -9,6 +9,8 @@ lives.
 `coordinator/began` says that the records are new, `coordinator/newcomers/<instance_id>` who waits for that reason. Each
 coordinator counts one lease by its monotonic clock from the moment at which it first saw the former, and whichever is
 first says there that the wait is over: clocks of different machines are never compared.
+
+Long because every transaction compares the same indexes: they have one owner, which this is.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 What can overlap does: Envoy and `wireguard-go` start at once, heavy modules load in a thread, the guest agent is asked
 while the VIPs are set. Nothing here parses, formats or compares.
+
+Long because start, progress and stop of all parts are in one place: their order is what this module is for.
 """
 
 from __future__ import annotations

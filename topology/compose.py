@@ -2,6 +2,8 @@
 
 Refuses what would make the measured file say less than it runs: an image that is not a literal, an owner key from the
 environment; and an application that is started without the mesh's names.
+
+Long because each refusal of a field stands beside the reading of that field.
 """
 
 from __future__ import annotations

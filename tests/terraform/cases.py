@@ -1,4 +1,6 @@
-"""Clusters, good and broken, that Terraform and `topology` must judge and render alike."""
+"""Clusters, good and broken, that Terraform and `topology` must judge and render alike.
+
+Long because it is a list: each mistake is a case of its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What comes in by the mesh, in a real kernel: a CVM, another CVM of the mesh, and the host beside the tunnel.
 
 A veth pair whose end is called `mesh0` stands for the tunnel: the rules go by the interface's name.
+
+Long because each rule is tried from each of these places.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
 - after each of Patroni's rounds (`look`): a leader records its term, a member that follows compares itself with it.
 
 It reads Patroni's objects by their public methods and changes none of them.
+
+Long because the four moments read and write one record: what was claimed, what was recorded, what stands.
 """
 
 from __future__ import annotations

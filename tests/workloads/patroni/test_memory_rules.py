@@ -1,4 +1,7 @@
-"""What a member remembers, with a PostgreSQL and a Consul that stand in; test_memory.py has the real ones."""
+"""What a member remembers, with a PostgreSQL and a Consul that stand in; test_memory.py has the real ones.
+
+Long because it is a list: each rule is a case of its own, on one kind of member.
+"""
 
 from __future__ import annotations
 
