@@ -49,18 +49,12 @@ def _serve() -> int:
 
 def _recover(accept_loss: bool, yes: bool) -> int:
     from coordinator import word
+    from runtime.confirm import confirm
 
     state_dir = Path(os.environ.get("MESH_STATE_DIR") or configuration.STATE_DIR)
-    done, lines = word.recover(state_dir, accept_loss, (lambda _: True) if yes else _confirm)
+    done, lines = word.recover(state_dir, accept_loss, (lambda _: True) if yes else confirm)
     print("\n".join(lines))
     return 0 if done else 1
-
-
-def _confirm(question: str) -> bool:
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 async def _run(config: Config) -> None:

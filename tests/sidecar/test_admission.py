@@ -1,3 +1,8 @@
+"""The admission loop against coordinators that answer by script: what it asks, in which order, and what it tells.
+
+Long because it is a list: each answer of a coordinator is a case of its own.
+"""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,7 @@
 """Clusters, good and broken, that Terraform and `topology` must judge and render alike.
 
-Long because it is a list: each mistake is a case of its own."""
+Long because it is a list: each mistake is a case of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two real Envoys back to back: what a client of a VIP sees, and what cuts it (rule 20: convergence)."""
+"""Two real Envoys back to back: what a client of a VIP sees, and what cuts it (rule 20: convergence).
+
+Long because it is a list: each way to change or lose a listener is a case of its own, on one pair of Envoys.
+"""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ def _supervise() -> int:
 
 
 def _answer(chosen: argparse.Namespace) -> int:
+    from runtime.confirm import confirm
     from workloads.patroni import commands
 
     try:
@@ -69,18 +70,11 @@ def _answer(chosen: argparse.Namespace) -> int:
         elif chosen.action == "status":
             done, lines = True, commands.status(member)
         else:
-            done, lines = commands.lead(member, chosen.accept_loss, (lambda _: True) if chosen.yes else _confirm)
+            done, lines = commands.lead(member, chosen.accept_loss, (lambda _: True) if chosen.yes else confirm)
     except commands.NotThereError as error:
         done, lines = False, [str(error)]
     print("\n".join(lines))
     return 0 if done else 1
-
-
-def _confirm(question: str) -> bool:
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 if __name__ == "__main__":
