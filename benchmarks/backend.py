@@ -1,14 +1,13 @@
 """The service that both meshes and the raw paths call: one thread, standard library only.
 
 It listens on 127.0.0.1, where both Envoys deliver, and on the mesh address of its CVM, for the raw path. The first byte
-of a connection says what it is for: `w` answers the ordinal of the CVM and closes, `e` echoes, `s` swallows.
+of a connection says what it is for: `w` answers the ordinal of the peer ID and closes, `e` echoes, `s` swallows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
 from pathlib import Path
@@ -20,10 +19,10 @@ BUFFER = 1 << 20
 IDENTITY = Path("/run/mesh/identity.json")
 
 
-def serve(*places: tuple[str, int]) -> None:
-    """Serves at `places` until the process is ended."""
+def serve(*places: tuple[str, int], ordinal: str = "0") -> None:
+    """Serves at `places` until the process is ended; `ordinal`, one character, is the answer to `w`."""
     listeners = [socket.create_server(place, backlog=1024) for place in places]
-    name = os.uname().nodename[-1].encode()
+    name = ordinal.encode()
     buffer = memoryview(bytearray(BUFFER))
     modes: dict[int, bytes] = {}
     with selectors.DefaultSelector() as selector:
@@ -74,5 +73,6 @@ def _answer(peer: socket.socket, buffer: memoryview, modes: dict[int, bytes], na
 
 
 if __name__ == "__main__":
-    mesh = json.loads(IDENTITY.read_text(encoding="utf-8"))["address"]
-    serve(("127.0.0.1", PORT), ("127.0.0.1", PLAIN_PORT), (mesh, PORT))
+    own = json.loads(IDENTITY.read_text(encoding="utf-8"))
+    # Not the hostname: the slot that a CVM is given need not have the number of the CVM.
+    serve(("127.0.0.1", PORT), ("127.0.0.1", PLAIN_PORT), (own["address"], PORT), ordinal=own["peer_id"][-1])
