@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import IO, Literal, Self
 
 from runtime.backoff import Backoff
+from runtime.premises import SETPRIV
 from runtime.tasks import TaskScope
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ PROBE_SECONDS = 2.0
 """Longest time between two health probes; short against every `hang_seconds` in use, cheap on a local socket."""
 KILL_SECONDS = 2.0
 """How long a process may take to vanish after SIGKILL before we stop waiting (it then hangs in the kernel)."""
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,27 +229,25 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _spawn(spec: ChildSpec) -> subprocess.Popen[bytes]:
-    """Starts the program in a session (and process group) of its own, killed by the kernel should this process die."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
+    """Starts the program in a session (and process group) of its own, killed by the kernel should this process end.
 
-    def in_child() -> None:
-        # Only async-signal-safe work between fork and exec. The signal is tied to the forking *thread*, which is the
-        # event loop's, hence the main thread. The second check closes the race with a parent that is already gone.
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(127)
-
+    setpriv asks for the signal, and becomes the program. `preexec_fn` would run Python in a fork of this process, whose
+    gRPC threads make that crash now and then. The signal is tied to the thread that starts the program: the event
+    loop's, hence the main thread. OSError where the program cannot be run.
+    """
+    program = Path(spec.argv[0])
+    if not os.access(program, os.X_OK) or program.is_dir():
+        # setpriv would only give exit code 127.
+        raise FileNotFoundError(f"{spec.argv[0]!r} is no program that can be run")
     with contextlib.ExitStack() as stack:
         output: IO[bytes] | None = stack.enter_context(spec.log.open("ab", buffering=0)) if spec.log else None
         return subprocess.Popen(
-            spec.argv,
+            (str(SETPRIV), "--pdeathsig", "KILL", "--", *spec.argv),
             env=dict(spec.env),
             stdin=subprocess.DEVNULL,
             stdout=output if output is not None else 2,
             stderr=output if output is not None else 2,
             start_new_session=True,
-            preexec_fn=in_child,  # noqa: PLW1509 - one system call, bound before the fork; there is no other way to ask for the signal
         )
 
 

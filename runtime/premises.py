@@ -8,6 +8,9 @@ from pathlib import Path
 
 from runtime.env import Problem
 
+SETPRIV = Path("/usr/bin/setpriv")
+"""What child processes are started through (`runtime.children`). Of util-linux, which Debian, Fedora and Arch always
+have; `--pdeathsig` since 2.33 of 2018."""
 _CAP_NET_ADMIN = 12
 """<linux/capability.h>."""
 
@@ -19,6 +22,8 @@ def problems(programs: Mapping[str, Path], status: Path = Path("/proc/self/statu
         for variable, path in programs.items()
         if not os.access(path, os.X_OK) or path.is_dir()
     ]
+    if not os.access(SETPRIV, os.X_OK):
+        missing.append(Problem("setpriv", f"{SETPRIV} is missing; install the package util-linux"))
     if not _capabilities(status) >> _CAP_NET_ADMIN & 1:
         remedy = "docker compose: `cap_add: [NET_ADMIN]`; docker run: `--cap-add NET_ADMIN`"
         missing.insert(0, Problem("NET_ADMIN", f"this process lacks the capability; {remedy}"))
