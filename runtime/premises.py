@@ -10,7 +10,7 @@ from runtime.env import Problem
 
 SETPRIV = Path("/usr/bin/setpriv")
 """What child processes are started through (`runtime.children`). Of util-linux, which Debian, Fedora and Arch always
-have; `--pdeathsig` since 2.33 of 2018."""
+have."""
 _CAP_NET_ADMIN = 12
 """<linux/capability.h>."""
 

@@ -19,6 +19,17 @@ def test_resets_and_filter_are_one_transaction() -> None:
     assert found[-4:] == [0xA0C, 0xA0C, 0xA0C, 0x11]
 
 
+def test_one_route_that_flaps_among_a_thousand_costs_one_element() -> None:
+    """The kernel is told of that route only, whatever else is refused."""
+    all_of_them = frozenset(Refusal(f"127.10.{number >> 8}.{number & 255}", 80) for number in range(1000))
+    flapping = Refusal("127.10.1.1", 80)
+    refused, served = (Wanted(Resets(each), PACKETS) for each in (all_of_them, all_of_them - {flapping}))
+    for held, wanted, kind in ((refused, served, 0xA0E), (served, refused, 0xA0C)):
+        found = change(held, wanted)
+        assert kinds(found.data) == [0x10, kind, 0x11]
+        assert len(found.data) < 200, "bytes"
+
+
 def test_a_change_of_ports_sends_the_ports_that_change() -> None:
     """Nothing of the resets, and no rule."""
     more = PACKETS._replace(tcp=frozenset({28001, 8301}))
