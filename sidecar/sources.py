@@ -12,6 +12,9 @@ from sidecar.catalog import CatalogError, Instance
 from sidecar.desired import World, own_services, watched_services
 from topology.succession import Fault, SuccessionError, overtake
 
+CONSISTENT = ("consistent", "")
+"""Parameter of a watch that must not go back in time. A server that restarts alone leads before it has applied its log,
+and would answer with an earlier leader, and without the CVMs that were admitted since."""
 Change = Callable[[World, Any, int], World]
 """(world, answer, its index) → the world with the answer in it; CatalogError when the answer does not fit."""
 
@@ -28,10 +31,10 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
         Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
-        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree, _: replace(
+        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: replace(
             now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
         ),
-        Query(path=f"/v1/kv/{MANIFEST_KEY}"): lambda now, tree, _: take_manifest(
+        Query(path=f"/v1/kv/{MANIFEST_KEY}", params=(CONSISTENT,)): lambda now, tree, _: take_manifest(
             now, tree, check_signatures=check_signatures
         ),
     }
@@ -43,7 +46,7 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     for service in watched_services(world.manifest):
         wanted.update(instances_of(service))
     for key in world.manifest.leader_keys():
-        wanted[Query(path=f"/v1/kv/{key}")] = _leader(key)
+        wanted[Query(path=f"/v1/kv/{key}", params=(CONSISTENT,))] = _leader(key)
     return wanted
 
 

@@ -15,7 +15,7 @@ from sidecar import sources
 from sidecar.catalog import Holder, Instance
 from sidecar.desired import World, desired
 from sidecar.roles import Choice, Leader, choose, generation, heard, let_go
-from sidecar.sources import Query
+from sidecar.sources import CONSISTENT, Query
 from sidecar.terms import Term, settle
 from tests.sidecar.test_desired import instance, world
 from tests.sidecar.world import health, kv, manifest, route
@@ -203,7 +203,7 @@ class Truth:
         """The answer of the leader key's watch."""
         said = {"Session": "5e55", "Flags": leader_key.flags(serves=self.serves)}
         found = [] if self.holder is None else [kv({KEY: self.holder})[0] | said]
-        self._tell(Query(path=f"/v1/kv/{KEY}"), found or None)
+        self._tell(Query(path=f"/v1/kv/{KEY}", params=(CONSISTENT,)), found or None)
 
     def _publish(self) -> None:
         """As the effects do it; what is published cuts exactly when there is somebody to cut off."""

@@ -7,7 +7,17 @@ import pytest
 
 from sidecar.catalog import CatalogError, instances
 from sidecar.desired import World
-from sidecar.sources import Query, hold, let_go, merge_peers, queries, take_manifest, why_rolled_back, with_admission
+from sidecar.sources import (
+    CONSISTENT,
+    Query,
+    hold,
+    let_go,
+    merge_peers,
+    queries,
+    take_manifest,
+    why_rolled_back,
+    with_admission,
+)
 from tests.sidecar.world import OWNER, ROOTS, STRANGER, health, kv, kv_peers, leaf, manifest, peer, route
 from tests.topology.support import after as following
 from tests.topology.support import opened, sealed
@@ -45,6 +55,13 @@ def test_health_is_asked_for_passing_instances_from_the_agents_stream() -> None:
     """The query parameters are Consul's flags."""
     query = next(query for query in queries(WORLD, check_signatures=False) if query.path.startswith("/v1/health"))
     assert query == Query(path="/v1/health/connect/api", params=(("passing", ""), ("cached", "")))
+
+
+def test_keys_are_read_as_every_acknowledged_write_left_them() -> None:
+    """Not as a server that has just restarted has them before it has applied its log."""
+    keys = [query for query in queries(WORLD, check_signatures=False) if query.path.startswith("/v1/kv/")]
+    assert keys
+    assert all(CONSISTENT in query.params for query in keys)
 
 
 def test_peers_of_the_admission_stay_known() -> None:

@@ -65,6 +65,9 @@ def render(settings: Settings, passwords: Passwords, token: Secret, postgres_bin
             "host": f"127.0.0.1:{settings.consul_port}",
             "token": token.reveal(),
             "register_service": False,
+            # A server that restarts alone leads before it has replayed its log. By default it answers meanwhile with
+            # what was once: with an earlier leader, before which the present one would demote itself.
+            "consistency": "consistent",
             # An empty list is honoured as it is: Consul's agent/session_endpoint.go, fixupEmptySessionChecks. Who ends
             # the session instead: `sessions`.
             "checks": [],

@@ -17,6 +17,7 @@ What it does otherwise, each by overriding a method of Patroni's `AbstractDCS` c
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ TRIES = 5
 ASKS = 5
 """How often the members are asked for the end of the log: a replica's answer has the timeline of its last round."""
 ASK_PAUSE_SECONDS = 0.2
+WATCH_SECONDS = 1.0
+"""Of one blocking query on the leader key: the shortest for which Patroni makes one (`Consul.watch`)."""
 
 BOOTSTRAP = "bootstrap"
 """The key that a member locks before it claims the bootstrap of a cluster."""
@@ -150,13 +153,26 @@ class MeshConsul(Consul):  # type: ignore[misc]
                 return False
             if held.get("Session") and not self._is_of_this_node(str(held["Session"])):
                 return False
-            # Of a session of ours that Consul has not ended yet.
-            self._run_and_handle_exceptions(self._client.kv.delete, self.leader_path, cas=int(held["ModifyIndex"]))
         retry.ensure_deadline(0.5, ConsulError("update_leader timeout"))
-        taken = self._run_and_handle_exceptions(
-            self._client.kv.put, self.leader_path, self._name, acquire=self._session
-        )
-        return bool(taken) and self._claim()
+        return self._retake(held) and self._claim()
+
+    def _retake(self, held: Any) -> bool:
+        """Whether the leader key is our session's: taken from `held`, of an earlier session of ours, or from nobody.
+
+        In one transaction: no replica sees a key that is free meanwhile, and what the supervisor wrote into it stays.
+        """
+        lock = {
+            "Verb": "lock",
+            "Key": self.leader_path,
+            "Value": base64.b64encode(self._name.encode()).decode(),
+            "Flags": int(held["Flags"]) if held else 0,
+            "Session": self._session,
+        }
+        calls = [lock]
+        if held:
+            calls.insert(0, {"Verb": "delete-cas", "Key": self.leader_path, "Index": int(held["ModifyIndex"])})
+        answer = self._run_and_handle_exceptions(self._client.txn.put, [{"KV": call} for call in calls])
+        return bool(answer) and not answer.get("Errors")
 
     def _is_of_this_node(self, session: str) -> bool:
         """Whether `session` was opened on the node of our own one. ConsulError where Consul does not show it.
@@ -176,6 +192,19 @@ class MeshConsul(Consul):  # type: ignore[misc]
         """The leader key as the servers have it; None without one."""
         _, entry = self._client.kv.get(self.leader_path, consistency="consistent")
         return entry
+
+    def watch(self, leader_version: int | None, timeout: float) -> bool:
+        """Whether to look again at once: something has happened within about `timeout` seconds.
+
+        In parts of one second. Patroni asks a Consul that answers with errors again without a pause, as long as there
+        is a second left.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            if super().watch(leader_version, min(timeout, WATCH_SECONDS)):
+                return True
+            if end - time.monotonic() < WATCH_SECONDS / 2:
+                return False
 
     # --- giving the key away ---
 

@@ -50,6 +50,10 @@ class Place:
         """Writes a key of the cluster with the management token."""
         return bool(await self.made.consul.put(f"/v1/kv/{NAMESPACE}/{CLUSTER}/{name}", value.encode(), params=params))
 
+    async def acquire(self, name: str, value: str, session: str) -> None:
+        """Has `session` take a key, once the lock delay (1 ms) of the session before has passed."""
+        await self.made.until(lambda: self.write(name, value, acquire=session), f"{session} holds {name}")
+
     async def lead(self) -> Any:
         """Takes the leader key; the leader as Patroni has it then."""
         assert await self.run(self.dcs.attempt_to_acquire_leader) is True
@@ -69,7 +73,7 @@ async def place(guard: Any = None) -> AsyncIterator[Place]:
         config = {
             "name": "postgres-0", "scope": CLUSTER, "namespace": f"/{NAMESPACE}/", "ttl": 20, "loop_wait": 2,
             "retry_timeout": 5, "host": "127.0.0.1", "port": member.http, "token": member.token,
-            "register_service": False, "checks": [],
+            "register_service": False, "checks": [], "consistency": "consistent",
         }  # fmt: skip
 
         def make() -> Any:

@@ -35,6 +35,11 @@ def test_session_names_no_check() -> None:
     assert (consul["host"], consul["token"]) == ("127.0.0.1:8500", "a-token")
 
 
+def test_patroni_reads_what_every_acknowledged_write_is_in() -> None:
+    """Not what a server answers before it has replayed its log: an earlier leader."""
+    assert rendered()["consul"]["consistency"] == "consistent"
+
+
 def test_the_leader_key_is_the_one_that_the_mesh_watches() -> None:
     """What Patroni makes of namespace and scope, below the key prefix that the group is given."""
     tree = rendered()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from runtime import leader_key
+from runtime.tasks import TaskScope
 from tests.workloads.patroni.client import Place, place
 from tests.workloads.patroni.world import CLUSTER, World, restart_server
 from workloads.patroni import control
@@ -18,6 +20,8 @@ from workloads.patroni.dcs import ConsulError
 pytestmark = pytest.mark.timeout(600)
 
 LSN, TIMELINE = 0x5000028, 3
+LOG_ENTRIES, ENTRY_KEYS = 12000, 64
+"""Of a log that a server takes some 2 s to apply; Consul takes 64 operations in a transaction at most."""
 WHOLE = {"role": "replica", "timeline": TIMELINE, "xlog": {"received_location": LSN + 120, "replayed_location": LSN}}
 
 
@@ -56,7 +60,7 @@ async def test_leader_does_not_give_away_the_key_of_another() -> None:
         _, own = await it.made.consul.get(f"/v1/session/node/{it.member.peer_id}")
         await it.made.consul.put(f"/v1/session/destroy/{own[0]['ID']}")
         session = await another_session(it.made)
-        assert await it.write("leader", "postgres-0", acquire=session)
+        await it.acquire("leader", "postgres-0", session)
         assert await it.run(lambda: it.dcs.delete_leader(leader)) is False
         assert (await it.entry("leader"))["Session"] == session
 
@@ -123,10 +127,71 @@ async def test_leader_takes_its_key_with_a_new_session() -> None:
         assert mine["Session"] != cluster.leader.session
         await it.made.consul.put(f"/v1/session/destroy/{mine['Session']}")
         session = await another_session(it.made)
-        assert await it.write("leader", "postgres-1", acquire=session)
+        await it.acquire("leader", "postgres-1", session)
         before = cluster.leader._replace(session=mine["Session"])
         assert await it.run(lambda: it.dcs._update_leader(before)) is False
         assert await it.value("leader") == "postgres-1"
+
+
+async def test_key_of_an_earlier_session_is_taken_in_one_step_with_what_is_in_it() -> None:
+    """No replica sees a free key, and would take it; what the supervisor wrote into it stays."""
+    async with place() as it:
+        await it.lead()
+        await flag(it)
+        cluster = await it.run(it.dcs.get_cluster)
+        asked = {"Name": "x", "Node": it.member.peer_id, "LockDelay": "1ms", "Behavior": "release", "NodeChecks": []}
+        earlier = str((await it.made.consul.put("/v1/session/create", asked))["ID"])
+        path = f"/v1/kv/{it.dcs.leader_path.lstrip('/')}"
+        await it.made.consul.put(path, b"postgres-0", params={"release": cluster.leader.session})
+        await it.acquire("leader", "postgres-0", earlier)
+        assert await it.write("leader", "postgres-0", flags=str(leader_key.SERVES))
+        seen: list[Any] = []
+
+        async def look() -> None:
+            index = 0
+            while True:
+                index, found = await it.made.consul.get(path, index=index, wait=10)
+                seen.append(found)
+
+        async with TaskScope() as scope:
+            watching = scope.start("look", look())
+            await it.made.until(lambda: asyncio.sleep(0, bool(seen)), "the key is watched")
+            assert await it.run(lambda: it.dcs._update_leader(cluster.leader._replace(session="gone"))) is True
+            mine = await it.entry("leader")
+            await it.made.until(lambda: asyncio.sleep(0, seen[-1][0]["Session"] == mine["Session"]), "it is seen")
+            watching.cancel()
+        assert mine["Session"] not in (earlier, None)
+        assert mine["Flags"] == leader_key.SERVES
+        assert all(found and found[0].get("Session") for found in seen)
+
+
+async def _fill_log(made: World) -> None:
+    """Makes the servers' log long: applying it is to take longer than the first questions take to arrive."""
+    sets = [{"KV": {"Verb": "set", "Key": f"filler/{n}", "Value": "YQ=="}} for n in range(ENTRY_KEYS)]
+    for _ in range(LOG_ENTRIES // 10):
+        await asyncio.gather(*(made.consul.put("/v1/txn", sets) for _ in range(10)))
+
+
+async def test_server_that_replays_its_log_shows_no_earlier_leader() -> None:
+    """It leads at once, where it is alone, and answers ordinary reads from what it has applied so far."""
+    async with place() as it:
+        before = await another_session(it.made)
+        await it.acquire("leader", "postgres-1", before)
+        await _fill_log(it.made)
+        await it.made.consul.put(f"/v1/session/destroy/{before}")
+        await it.made.until(lambda: it.run(it.dcs.attempt_to_acquire_leader), "the member leads")
+
+        async def leader() -> str:
+            try:
+                return str((await it.run(it.dcs.get_cluster)).leader.name)
+            except ConsulError:
+                return ""
+
+        it.made.server.kill()
+        it.made.server.wait(20)
+        async with TaskScope() as scope:
+            scope.start("restart", restart_server(it.made, keeps=True))
+            assert await it.made.until(leader, "Consul answers the member") == "postgres-0"
 
 
 async def test_leader_key_of_another_node_with_the_same_name_is_not_taken() -> None:
@@ -138,14 +203,14 @@ async def test_leader_key_of_another_node_with_the_same_name_is_not_taken() -> N
         cluster = await it.run(it.dcs.get_cluster)
         await it.made.consul.put(f"/v1/session/destroy/{cluster.leader.session}")
         session = await another_session(it.made)
-        assert await it.write("leader", "postgres-0", acquire=session)
+        await it.acquire("leader", "postgres-0", session)
         with pytest.raises(ConsulError, match="not of this node"):
             await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))
         assert (await it.entry("leader"))["Session"] == session
         await it.made.consul.put(f"/v1/session/destroy/{session}")
         asked = {"Name": "x", "Node": it.member.peer_id, "LockDelay": "1ms", "Behavior": "delete", "NodeChecks": []}
         earlier = str((await it.made.consul.put("/v1/session/create", asked))["ID"])
-        assert await it.write("leader", "postgres-0", acquire=earlier)
+        await it.acquire("leader", "postgres-0", earlier)
         assert await it.run(lambda: it.dcs.update_leader(cluster, None, None, None)) is True
         assert (await it.entry("leader"))["Session"] not in (session, earlier)
 
@@ -248,18 +313,18 @@ async def test_bootstrap_is_claimed_though_the_answer_was_lost() -> None:
     process that is gone; all members would wait for it for ever. A claim that another one holds stays."""
     async with place() as it:
         session = await another_session(it.made)
-        assert await it.write("bootstrap", "postgres-1", acquire=session)
+        await it.acquire("bootstrap", "postgres-1", session)
         assert await it.write("initialize", "")
         assert await it.run(lambda: it.dcs.initialize(create_new=True)) is False
         await it.made.consul.put(f"/v1/session/destroy/{session}")
-        assert await it.run(lambda: it.dcs.initialize(create_new=True)) is True
+        await it.made.until(lambda: it.run(lambda: it.dcs.initialize(create_new=True)), "the bootstrap is claimed")
 
 
 async def test_claim_of_a_member_that_is_gone_says_nothing() -> None:
     """Patroni waits for whoever makes the cluster. Where nobody holds the lock, there is nobody to wait for."""
     async with place() as it:
         session = await another_session(it.made)
-        assert await it.write("bootstrap", "postgres-1", acquire=session)
+        await it.acquire("bootstrap", "postgres-1", session)
         assert await it.write("initialize", "")
         assert (await it.run(it.dcs.get_cluster)).initialize == ""
         await it.made.consul.put(f"/v1/session/destroy/{session}")
@@ -322,9 +387,6 @@ async def test_key_without_a_claim_is_claimed_before_anything_else(later: bool) 
         async def updated() -> list[bool]:
             try:
                 cluster = await it.run(it.dcs.get_cluster)
-                if not cluster.leader:
-                    # A server that has just been elected may answer before it has replayed its log.
-                    return []
                 assert cluster.leader.name == "postgres-0"
                 return [await it.run(lambda: it.dcs.update_leader(cluster, None, None, None))]
             except ConsulError:
