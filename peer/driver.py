@@ -30,6 +30,7 @@ from peer.spec import (
     LinkError,
     Operation,
     Peer,
+    PeerState,
     RemovePeer,
     RendezvousPeer,
     WantedPeer,
@@ -71,6 +72,8 @@ class _Link:
     tx_checked: int = 0
     """Bytes that the tunnel had carried when the size in use was last checked."""
     silence: silence.Silence = dataclasses.field(default_factory=silence.Silence)
+    restarts: int = 0
+    """See `peer.link.Contact`."""
 
     def view(self) -> session.View:
         """What `peer.session` decides from."""
@@ -120,7 +123,7 @@ class PeerLink:
         self._routes = Routes(self._spec)
         self._routes_due = asyncio.Event()
         self.on_return: Callable[[], None] = lambda: None
-        """Called when a peer is heard again after a silence, and when a peer comes or goes."""
+        """Called when a peer is heard again after a silence or has restarted, and when a peer comes or goes."""
 
     def set_peers(self, peers: Sequence[Peer]) -> None:
         """The CVMs to have tunnels with; ourselves among them is fine. LinkError, and no change, when one is wrong."""
@@ -180,6 +183,7 @@ class PeerLink:
                 address=each.peer.address,
                 heard_at=each.silence.heard_at,
                 asked=each.silence.asked,
+                restarts=each.restarts,
             )
             for key, each in self._links.items()
         )
@@ -419,6 +423,12 @@ class PeerLink:
         if before.heard_at is not None and before.heard_at != after.heard_at and at - before.heard_at > path.LATE_AFTER:
             self.on_return()
 
+    def _note_restart(self, each: _Link, before: PeerState | None, device: PeerState, now: float) -> None:
+        heard_at = each.silence.heard_at
+        if session.restarted(before, device, 0.0 if heard_at is None else now - heard_at):
+            each.restarts += 1
+            self.on_return()
+
     async def _sync(self, now: float) -> None:
         """Looks at the device and changes what is not as wanted; at most as often as `_sync_at` allows."""
         if now < self._sync_at:
@@ -445,6 +455,7 @@ class PeerLink:
             pushes += push
             if device is not None:
                 _note_load(each, device.tx, now)
+                self._note_restart(each, self._device_state.peers.get(key), device, now)
                 self._heard(each, silence.received(each.silence, device.rx, now), now)
         operations = [*make_plan(state, wanted), *pushes]
         await self._device.apply(operations)

@@ -55,6 +55,8 @@ class Contact:
     """When something arrived from it last that nobody can replay, monotonic seconds; None: nothing ever did."""
     asked: int
     """Probes sent to it since then."""
+    restarts: int = 0
+    """How often it seems to have restarted while it kept its key: connections of before may be half-open."""
 
 
 def handshake_age(latest_handshake: float, now_unix: float) -> float | None:

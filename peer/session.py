@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peer.link import Health, handshake_age, health
+from peer.link import REKEY_AFTER, Health, handshake_age, health
+from peer.path import LATE_AFTER
 from peer.spec import KEEPALIVE, Operation, Peer, PeerState, SetPeer, WantedPeer
 
 SECOND_STARTS_AFTER = 0.3
 """Seconds that the end with the greater key leaves the handshake to the other one."""
 PUSH_EVERY = 6.0
 """Seconds between pushes for a handshake; WireGuard itself sends none sooner than 5 s after the last."""
+EARLY = REKEY_AFTER - 5.0
+"""Seconds: of two sessions closer together than this, the second was not a renewal of the first (REKEY_AFTER_TIME, less
+than what the two clocks and a look at the device differ by). One end has lost the first: it has restarted."""
 AWAITED_FOR = 10.0
 """Seconds that a handshake is awaited with attention once a way works."""
 
@@ -34,6 +38,15 @@ class View:
     """Since when a way works, monotonic; infinite before."""
     pushed_at: float
     """When a handshake was last started or pushed, monotonic."""
+
+
+def restarted(before: PeerState | None, after: PeerState, silent: float) -> bool:
+    """Whether the peer seems to have restarted between two looks at the device: it has a new session, sooner than
+    WireGuard renews one, or after `silent` seconds in which it did not answer. False for its first session.
+    """
+    if before is None or before.latest_handshake <= 0 or after.latest_handshake <= before.latest_handshake:
+        return False
+    return after.latest_handshake - before.latest_handshake < EARLY or silent > LATE_AFTER
 
 
 def fresh(device: PeerState | None, now_unix: float) -> bool:

@@ -108,7 +108,7 @@ class Link:
         return won
 
     def on_return(self, call: Callable[[], None]) -> None:
-        """Has `call` called when a peer is heard again after a silence, and when a peer comes or goes."""
+        """Has `call` called when a peer is heard again after a silence or restarts, and when a peer comes or goes."""
         self._link.on_return = call
 
     def contacts(self) -> tuple[Contact, ...]:

@@ -34,6 +34,10 @@ FORGET_SECONDS = 60.0
 """Of silence, after which a peer that is no longer admitted is forgotten: no connection to it is left by then."""
 
 
+Boot = tuple[str, int]
+"""A peer's public key, and how often it has restarted with it: what was connected under another one is half-open."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
     """One mesh address, as last looked at."""
@@ -65,6 +69,12 @@ def watch(
         if address not in present and old.silent < FORGET_SECONDS:
             found[address] = _judged(_longer(old, now), given_up=False)
     return found
+
+
+def boots(before: Mapping[str, Boot], contacts: Iterable[Contact]) -> Mapping[str, Boot]:
+    """The boot of every peer that was heard, by mesh address; of one that is away now, the last one."""
+    heard = {one.address: (one.public_key, one.restarts) for one in contacts if one.heard_at is not None}
+    return {**before, **heard}
 
 
 def listed(*catalogs: Mapping[str, tuple[Instance, ...]]) -> frozenset[str]:

@@ -72,7 +72,7 @@ EDGES = frozenset({
     "coordinator.sessions", "coordinator.siblings", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
-    "peer.driver", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
+    "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
     "peer.service", "peer.watch", "peer.wireguard",
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.init", "runtime.log", "runtime.premises",
     "runtime.status", "runtime.tasks",

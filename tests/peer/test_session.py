@@ -84,3 +84,29 @@ def test_attention() -> None:
     assert not session.expecting(_view(), MET, NOW + 1, NOW_UNIX)
     assert not session.expecting(_view(reachable=False), DEVICE, NOW + 1, NOW_UNIX)
     assert not session.fresh(None, NOW_UNIX)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "silent", "found"),
+    [
+        (0.0, 10.0, 0.0, False),
+        (10.0, 10.0, 60.0, False),
+        (10.0, 13.0, 0.0, True),
+        (10.0, 131.0, 0.5, False),
+        (10.0, 131.0, 3.0, True),
+        (10.0, 5.0, 60.0, False),
+    ],
+    ids=[
+        "the first session",
+        "no new one",
+        "sooner than a renewal",
+        "a renewal",
+        "after a silence",
+        "a clock set back",
+    ],
+)
+def test_a_new_session_that_is_no_renewal_is_a_restart(before: float, after: float, silent: float, found: bool) -> None:
+    """WireGuard renews a session that is in use after 120 s."""
+    devices = (replace(DEVICE, latest_handshake=moment) for moment in (before, after))
+    assert session.restarted(*devices, silent) is found
+    assert session.restarted(None, replace(DEVICE, latest_handshake=after), silent) is False

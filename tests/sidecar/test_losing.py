@@ -42,6 +42,7 @@ class FakeLink:
         self.heard_at = 100.0
         self.silent = False
         self.looks = 0
+        self.restarts = 0
         self.wake: Callable[[], None] = lambda: None
 
     def clock(self) -> float:
@@ -57,7 +58,16 @@ class FakeLink:
             self.heard_at = self.now
         # The next look is due as soon as everybody else had a turn.
         asyncio.get_running_loop().call_soon(self.wake)
-        return (Contact(peer_id="a", public_key="k", address=CALLEE_PLACE, heard_at=self.heard_at, asked=9),)
+        return (
+            Contact(
+                peer_id="a",
+                public_key="k",
+                address=CALLEE_PLACE,
+                heard_at=self.heard_at,
+                asked=9,
+                restarts=self.restarts,
+            ),
+        )
 
 
 async def test_a_lost_peer_is_reset_and_one_that_is_back_is_not() -> None:
@@ -85,6 +95,27 @@ async def test_a_return_that_the_kernel_did_not_take_is_tried_again() -> None:
         table.fails, link.silent = 3, False
         await eventually(lambda: table.lost == frozenset(), "it is back")
         task.cancel()
+
+
+async def test_half_open_connections_to_a_peer_that_restarted_are_ended_once() -> None:
+    """Not at the first sight of a peer; a kernel that refuses is no reason to stop looking."""
+    link, asked = FakeLink(), list[frozenset[str]]()
+
+    def end(remotes: frozenset[str]) -> int:
+        asked.append(remotes)
+        raise PermissionError("no raw socket")
+
+    losing = Losing(lambda: WORLD, Refusing(FakeRefusals()), link.clock, end)
+    async with TaskScope() as scope:
+        task = scope.start("lost", losing.run(link))
+        await eventually(lambda: link.looks > 10, "it looks")
+        assert asked == []
+        for number in (1, 2):
+            link.restarts = number
+            looks = link.looks
+            await eventually(lambda looks=looks: link.looks > looks + 10, "it looks on")  # type: ignore[misc]
+        task.cancel()
+    assert asked == [frozenset({CALLEE_PLACE})] * 2
 
 
 async def test_calm_links_touch_no_table() -> None:

@@ -17,6 +17,7 @@ from sidecar.lost import (
     LOST_SECONDS,
     Watched,
     addresses,
+    boots,
     listed,
     watch,
 )
@@ -173,3 +174,14 @@ def test_the_listed_are_those_of_every_service() -> None:
     """What is held on to counts as listed: an empty catalog after a recovery says nothing."""
     one, two = instance("api-0"), instance("api-1")
     assert listed({"api": (one,)}, {"api": (two,), "db": ()}) == {one.address, two.address}
+
+
+def test_the_last_boot_that_was_heard_of_each_peer_is_kept() -> None:
+    """A peer that is not heard yet has no boot, and one that is away keeps the one it had."""
+    first = boots({}, [PEER])
+    assert first == {PLACE: ("k", 0)}
+    assert boots({}, [replace(PEER, heard_at=None)]) == {}
+    assert boots(first, []) == first
+    assert boots(first, [replace(PEER, public_key="new", heard_at=None)]) == first
+    assert boots(first, [replace(PEER, public_key="new")]) == {PLACE: ("new", 0)}
+    assert boots(first, [replace(PEER, restarts=1)]) == {PLACE: ("k", 1)}
