@@ -53,6 +53,10 @@ class World:
     """Intentions by own service."""
     admitted_peers: tuple[MeshPeer, ...] = ()
     """Peers that came with the newest admission: the coordinators. They stay known whatever Consul lists."""
+    listed_peers: tuple[MeshPeer, ...] = ()
+    """Admitted CVMs as Consul lists them now."""
+    held_peers: tuple[MeshPeer, ...] = ()
+    """Peers that were admitted when the servers lost what they knew. Their tunnels stay as instances in `held` do."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs, ourselves included once Consul lists us."""
     settled: bool = False

@@ -31,8 +31,8 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
         Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
-        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: replace(
-            now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
+        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: _with_peers(
+            replace(now, listed_peers=catalog.peers(tree))
         ),
         Query(path=f"/v1/kv/{MANIFEST_KEY}", params=(CONSISTENT,)): lambda now, tree, _: take_manifest(
             now, tree, check_signatures=check_signatures
@@ -66,6 +66,15 @@ def instances_of(service: str) -> Mapping[Query, Change]:
 def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tuple[MeshPeer, ...]:
     """All peers of both; where they differ, as `newer` has them."""
     return tuple(peer for _, peer in sorted({peer.peer_id: peer for peer in (*older, *newer)}.items()))
+
+
+def _with_peers(world: World) -> World:
+    """The world whose peers are those that are held, as far as the manifest has them, admitted and listed."""
+    entries = (*(entry.peers for entry in world.manifest.groups.values()), world.manifest.coordinators.peers)
+    slots = {(peer.peer_id, peer.address) for peers in entries for peer in peers}
+    held = tuple(peer for peer in world.held_peers if (peer.peer_id, peer.address) in slots)
+    peers = merge_peers(merge_peers(held, world.admitted_peers), world.listed_peers)
+    return world if peers == world.peers else replace(world, peers=peers)
 
 
 def take_manifest(world: World, tree: Any, *, check_signatures: bool) -> World:
@@ -110,14 +119,19 @@ def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures
 
 
 def hold(world: World) -> World:
-    """The world in which what was a good instance until now is held."""
+    """The world in which what was a good instance or a peer until now is held."""
     kept = {service: (*found, *world.held.get(service, ())) for service, found in world.catalog.items()}
-    return replace(world, held={service: _unique(found) for service, found in kept.items()})
+    return replace(
+        world,
+        held={service: _unique(found) for service, found in kept.items()},
+        held_peers=merge_peers(world.held_peers, world.peers),
+    )
 
 
 def let_go(world: World) -> World:
     """The world in which only what Consul lists counts."""
-    return replace(world, held={}, leaders={key: roles.let_go(leader) for key, leader in world.leaders.items()})
+    leaders = {key: roles.let_go(leader) for key, leader in world.leaders.items()}
+    return _with_peers(replace(world, held={}, held_peers=(), leaders=leaders))
 
 
 def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:

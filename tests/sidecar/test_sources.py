@@ -94,6 +94,21 @@ def test_instances_are_held_over_a_recovery_and_let_go() -> None:
     assert let_go(again).held == {}
 
 
+def test_tunnels_stay_over_a_recovery_as_far_as_the_manifest_has_the_peers() -> None:
+    """Servers that came back on empty disks list nobody at first, though all run."""
+    own, coordinator = manifest().groups["api"].peers[0], peer("coordinator-0", "100.96.0.9", "coordinator")
+    listed, stranger = peer(own.peer_id, own.address), peer("api-77", "100.96.0.177")
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
+    admitted = with_admission(WORLD, (coordinator,), "100.96.0.10", "demo")
+    before = tell(admitted, kv_peers(listed, stranger), 7)
+    assert {one.peer_id for one in before.peers} == {own.peer_id, "api-77", "coordinator-0"}
+    held = tell(hold(before), None, 3)
+    assert {one.peer_id for one in held.peers} == {own.peer_id, "coordinator-0"}
+    rekeyed = dataclasses.replace(listed, public_key=coordinator.public_key)
+    assert rekeyed in tell(held, kv_peers(rekeyed), 4).peers
+    assert {one.peer_id for one in let_go(held).peers} == {"coordinator-0"}
+
+
 NEXT = following(HEAD, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
 
 
