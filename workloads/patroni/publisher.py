@@ -57,6 +57,8 @@ class Publisher:
         """When what can wait is due (the loop's clock)."""
         self._hurries = False
         self._known: Public | None = None
+        self._number = 0
+        """Of the registration; a greater one makes the agent tell the servers again."""
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
         self._moved = asyncio.Event()
@@ -138,6 +140,7 @@ class Publisher:
                 if due and (disturbed := roles.disturbed(await self._checks(), self._where)):
                     log.warning("checks were replaced or are missing; writing them again", extra={"checks": disturbed})
                     self._known, due = None, False
+                    self._number += 1
                 calls = roles.beats(self._where, told) if due else self._calls(told)
                 for call in calls:
                     # Checks that an earlier registration had (the sidecar's placeholder) go.
@@ -221,7 +224,7 @@ class Publisher:
         return checks
 
     def _calls(self, wanted: Public) -> tuple[roles.Write, ...]:
-        return roles.writes(self._where, self._peer_id, self._known, wanted)
+        return roles.writes(self._where, self._peer_id, self._known, wanted, self._number)
 
     def _lost(self, error: ConsulError) -> None:
         # Whatever was written may be gone: an agent that restarted on empty state knows nothing.

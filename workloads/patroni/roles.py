@@ -133,7 +133,7 @@ def stands(service: Any, public: Public) -> bool:
     if not isinstance(service, dict):
         return False
     tags = [public.role] if public.role else []
-    return service.get("Tags") == tags and sorted(service.get("Meta") or {}) == ["owner", "peer-id"]
+    return service.get("Tags") == tags and sorted(service.get("Meta") or {}) == ["owner", "peer-id", "registration"]
 
 
 def disturbed(checks: Any, where: Place) -> list[str]:
@@ -152,27 +152,35 @@ def disturbed(checks: Any, where: Place) -> list[str]:
     return sorted(check_id for check_id, owner in owners.items() if found.get(check_id) != owner)
 
 
-def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
-    """The whole service. The agent keeps the status of a check that it knows; the ones in here are for a new one."""
+def registration(where: Place, public: Public, peer_id: str, number: int = 0) -> dict[str, Any]:
+    """The whole service. The agent keeps the status of a check that it knows; the ones in here are for a new one.
+
+    An agent whose registration the servers refused (a token that they do not know yet) counts it as done until it looks
+    at everything, once in a minute or two; the same registration again changes nothing (Consul's agent/local/state.go,
+    `syncService`, `setServiceStateLocked`). So each one that is to repair something has another `number`.
+    """
     database = PASSING if public.database else CRITICAL
+    notes = f"registration {number}"
     return {
         "ID": where.service_id,
         "Name": where.service,
         "Address": where.address,
         "Port": where.port,
         "Tags": [public.role] if public.role else [],
-        "Meta": {"peer-id": peer_id, "owner": "workload"},
+        "Meta": {"peer-id": peer_id, "owner": "workload", "registration": str(number)},
         "EnableTagOverride": False,
         "Checks": [
             {
                 "CheckID": where.member_check,
                 "Name": "Patroni may run",
+                "Notes": notes,
                 "TTL": MEMBER_TTL,
                 "Status": PASSING if public.member else CRITICAL,
             },
             {
                 "CheckID": where.database_check,
                 "Name": "PostgreSQL answers",
+                "Notes": notes,
                 "TTL": DATABASE_TTL,
                 "Status": database,
             },
@@ -185,6 +193,7 @@ def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
                     {
                         "CheckID": where.proxy_check,
                         "Name": f"as {where.service_id}",
+                        "Notes": notes,
                         "AliasService": where.service_id,
                         "Status": PASSING if public.member and public.database else CRITICAL,
                     }
@@ -194,8 +203,10 @@ def registration(where: Place, public: Public, peer_id: str) -> dict[str, Any]:
     }
 
 
-def writes(where: Place, peer_id: str, known: Public | None, wanted: Public) -> tuple[Write, ...]:
-    """The calls that bring the agent from `known` (None: it may hold anything) to `wanted`, in order."""
+def writes(where: Place, peer_id: str, known: Public | None, wanted: Public, number: int = 0) -> tuple[Write, ...]:
+    """The calls that bring the agent from `known` (None: it may hold anything) to `wanted`, in order. `number` is the
+    registration's.
+    """
     checks = (
         (where.member_check, None if known is None else known.member, wanted.member),
         (where.database_check, None if known is None else known.database, wanted.database),
@@ -203,7 +214,7 @@ def writes(where: Place, peer_id: str, known: Public | None, wanted: Public) -> 
     changed = [(check, now) for check, before, now in checks if before is not now]
     bad = [status(check, healthy=False) for check, now in changed if not now]
     good = [status(check, healthy=True) for check, now in changed if now]
-    register = Write(path="/v1/agent/service/register", body=registration(where, wanted, peer_id))
+    register = Write(path="/v1/agent/service/register", body=registration(where, wanted, peer_id, number))
     if known is None:
         # The checks may not exist yet.
         return (register, *bad, *good)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from runtime import leader_key
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from tests.workloads.patroni.world import CLUSTER, Member, World, agents, placeholder, restart_agent
+from tests.workloads.patroni.world import CLUSTER, Member, World, agents, new_token, placeholder, restart_agent
 from workloads.patroni import publisher, roles
 from workloads.patroni.publisher import Publisher
 
@@ -283,3 +284,29 @@ async def test_lost_agent_is_told_again() -> None:
             return service["Tags"] == ["replica"] and await made.tagged("replica") == ["postgres-0"]
 
         await made.until(published, "it is published again")
+
+
+async def test_registration_that_the_servers_refused_is_written_anew() -> None:
+    """Servers that came back on empty disks do not know the token yet; the agent then takes its registration for done,
+    and the same one again for no change.
+    """
+    async with agents(1) as made, publishing(made) as it:
+        it.want(member=True, database=True, role="replica")
+        await made.until(lambda: made.tagged("replica"), "it is published")
+        member = made.members[0]
+        _, tokens = await made.consul.get("/v1/acl/tokens")
+        mine = next(t for t in tokens if any(member.peer_id in p["Name"] for p in t.get("Policies") or ()))
+        await made.consul.delete(f"/v1/acl/token/{mine['AccessorID']}")
+        await made.consul.put("/v1/catalog/deregister", {"Node": member.peer_id})
+        # Another token makes the agent look at everything; it may do nothing with this one.
+        await member.consul.put("/v1/agent/token/default", {"Token": str(uuid.uuid4())})
+        log = member.folder / f"consul-{member.peer_id}.log"
+        await made.until(
+            lambda: asyncio.sleep(0, "registration blocked by ACLs" in log.read_text(errors="replace")),
+            "the servers refuse the registration",
+        )
+        it._consul.use_token(Secret(await new_token(made, member.peer_id)))
+        await made.until(lambda: made.tagged("replica"), "it is published again")
+        _, found = await made.consul.get(f"/v1/catalog/service/{CLUSTER}")
+        assert [int(entry["ServiceMeta"]["registration"]) > 0 for entry in found] == [True]
+        await _listed(made)
