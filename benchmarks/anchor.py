@@ -110,6 +110,7 @@ class Anchor:
     def start_agent(self, peer: str, *, server: bool = False, wait: bool = True) -> float:
         """Starts an agent on the data that there is; when it was started. `wait`: returns once it has joined."""
         helper, address = self._stage.helpers[peer], self._stage.address(peer)
+        helper.do("open_ports", tcp=[SERF, RPC, SIDECAR], udp=[SERF])
         config: dict[str, Any] = {
             "node_name": f"anchor-{peer}", "datacenter": "anchor", "data_dir": f"{FOLDER}/data", "bind_addr": address,
             "client_addr": "127.0.0.1", "server": server, "log_level": "warn", "disable_update_check": True,

@@ -1,8 +1,8 @@
 """What the bench runs inside a CVM's namespaces: JSON commands on stdin, JSON answers on stdout, a line each.
 
-Standard library only, blocking sockets, one thread for what is timed: the same code on every path, so that what differs
-is the path. Times are seconds of CLOCK_MONOTONIC, which is one clock for all namespaces of a machine. Ends, with
-everything that it started, when stdin closes.
+Blocking sockets, one thread for what is timed: the same code on every path, so that what differs is the path. Times are
+seconds of CLOCK_MONOTONIC, which is one clock for all namespaces of a machine. Ends, with everything that it started,
+when stdin closes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peer.spec import INTERFACE
+from vip.filter import Filter
+from vip.nftables import RefusalTable
+from vip.table import Wanted
 
 CONNECT_SECONDS = 2.0
 LOGS = Path("/tmp/bench-logs")
@@ -232,6 +237,14 @@ class Inside:
                         if block:  # the first block warms up
                             taken[name].append((time.perf_counter() - start) * 1e6)
         return taken
+
+    def open_ports(self, tcp: list[int], udp: list[int]) -> None:
+        """Lets connections and datagrams from the mesh come to these ports: the anchor's, and the raw path's. The
+        sidecar's packet filter keeps its own.
+        """
+        shut, opened = (Wanted(filter=Filter("100.64.0.0/10", INTERFACE, *ports))
+                        for ports in ((), (frozenset(tcp), frozenset(udp))))  # fmt: skip
+        RefusalTable(shut).apply(opened)
 
     def throughput(self, host: str, port: int, seconds: float) -> float:
         """Bits a second of one stream in writes of 64 KiB, counted until the last byte is taken by the kernel."""

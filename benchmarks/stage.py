@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.backend import PORT
 from meshctl import bring_up, runs, status
 from meshctl.chaos_figures import decision
 from meshctl.console import Progress, Silent
@@ -163,6 +164,8 @@ def _helper(run: runs.Run, peer: str) -> Helper:
         return bool(found)
 
     wait_until(entered, READY_SECONDS, f"the application container of {peer} runs")
+    # The raw path leads there beside the mesh's Envoys.
+    found[0].do("open_ports", tcp=[PORT], udp=[])
     return found[0]
 
 

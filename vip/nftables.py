@@ -35,9 +35,9 @@ class RefusalError(OSError):
 class RefusalTable:
     """Our table in the network namespace of the calling thread. Not for several threads at once."""
 
-    def __init__(self) -> None:
-        self._held: Wanted | None = None
-        """What the kernel has; None: unknown, whatever a killed predecessor left."""
+    def __init__(self, held: Wanted | None = None) -> None:
+        """`held`: what the kernel has, as far as it is known; None: unknown, whatever a killed predecessor left."""
+        self._held = held
 
     def apply(self, wanted: Wanted) -> None:
         """Makes the table do `wanted`. The first call replaces what there was as a whole, later ones send what
