@@ -22,6 +22,8 @@ from topology.owners import OwnerError, Owners, check
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
+EVERYBODY = "*"
+"""As the only caller of a backend: every admitted CVM may call."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -131,8 +133,9 @@ class BackendEntry:
     owner: str
     """`platform` or `workload`."""
     permissions: Permissions = Permissions()
-    callers: tuple[str, ...] | None = None
-    """Groups whose CVMs may call; None: whoever the intentions allow. It withholds only: Consul must allow them too."""
+    callers: tuple[str, ...] = ()
+    """Groups whose CVMs may call, or EVERYBODY alone. Nobody else may, its own group neither, and Consul can only take
+    a caller away."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False

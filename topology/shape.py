@@ -20,7 +20,7 @@ MOST_DIGITS = 19
 """Python converts no more than 4300 at once; counts need far fewer."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "mesh_addresses")
+_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses")
 _BACKEND_FIELDS = (
     "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol",
 )  # fmt: skip
@@ -76,6 +76,7 @@ class Reader:
             backends=tuple(backend for backend in backends if backend is not None),
             routes=tuple(route for route in routes if route is not None),
             secrets=tuple(secret for secret in secrets if secret is not None),
+            calls=self._optional_list(fields, entry, "calls", 'a list of routes, such as ["worker"]'),
             mesh_addresses=self._texts(fields, entry, "mesh_addresses"),
         )
 
@@ -107,7 +108,7 @@ class Reader:
             self._problems.add(registration["owner"].where, f"{entry}.registration.owner", message)
         roles = self._roles(registration, f"{entry}.registration", owner)
         permissions = self._permissions(fields, entry)
-        callers = self._callers(fields, entry)
+        callers = self._optional_list(fields, entry, "callers", 'a list of groups, such as ["api"]')
         source = self._optional_text(fields, entry, "source_address")
         proxy_protocol = self._flag(fields, entry, "proxy_protocol")
         if port is None or workload is None or owner is None or parent is None:
@@ -125,13 +126,13 @@ class Reader:
             proxy_protocol=proxy_protocol,
         )
 
-    def _callers(self, fields: dict[str, Node], backend: str) -> tuple[str, ...] | None:
-        node = fields.get("callers")
+    def _optional_list(self, fields: dict[str, Node], entry: str, name: str, expected: str) -> tuple[str, ...] | None:
+        """The list called `name`; None where it is absent or null, and where it is no list, which is refused."""
+        node = fields.get(name)
         if node is None or node.value is None:
             return None
-        callers = self._list(node, f"{backend}.callers", 'a list of groups, such as ["api"]')
-        # What is no list is refused already; "nobody could call" would be its consequence.
-        return callers if isinstance(node.value, tuple) else None
+        found = self._list(node, f"{entry}.{name}", expected)
+        return found if isinstance(node.value, tuple) else None
 
     def _flag(self, fields: dict[str, Node], entry: str, name: str) -> bool:
         """The optional true or false called `name`; false where it is absent or null."""

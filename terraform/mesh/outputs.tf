@@ -105,7 +105,7 @@ output "policy" {
             owner        = b.owner
             permissions  = b.permissions
 
-            callers        = b.callers
+            callers        = local.callers_of[b.entry]
             source         = b.source
             proxy_protocol = b.proxy_protocol
           }

@@ -157,7 +157,7 @@ def test_roles_of_a_platform_owned_backend_are_refused(tmp_path: Path) -> None:
 
 
 def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
-    """What is written is what the cluster has; left out or null it is everybody, the default source, one name."""
+    """What is written is what the cluster has; left out or null it is nothing, the default source, one name."""
     more = 'callers = ["web", "db"]\nsource_address = "127.0.0.1"\nproxy_protocol = true'
     routes = 'db = { backend = "db", members = true }'
     nulls = "callers = null\nsource_address = null\nproxy_protocol = null"
@@ -172,6 +172,23 @@ def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
         one = other.backends[0]
         assert (one.callers, one.source, one.proxy_protocol) == (None, addresses.INGRESS_SOURCE, False)
         assert other.routes[0].members is False
+
+
+def test_calls_are_read(tmp_path: Path) -> None:
+    """As written; an empty list says that it calls nobody, left out and null say nothing."""
+    texts = {"a": 'calls = ["b", "a"]', "b": "calls = []", "c": "calls = null", "d": ""}
+    write(tmp_path, *(group(name, more=text) for name, text in texts.items()))
+    assert [it.calls for it in cluster.load(tmp_path).groups] == [("b", "a"), (), None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('"a"', "is 'a', expected a list of routes"), ("5", "is 5"), ("[5]", "holds 5"), ("{}", "is a map")],
+)
+def test_calls_of_a_wrong_kind_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    """By file, line and entry, with what was expected."""
+    write(tmp_path, group("a", more=f"calls = {text}"))
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.a.calls", words, 'such as ["worker"]')
 
 
 @pytest.mark.parametrize(
@@ -232,6 +249,7 @@ def test_one_text_where_a_secrets_groups_belong_is_refused(tmp_path: Path) -> No
     ("backends", "route", "entry", "meant"),
     [
         ('caller = ["a"]', "", "backends.a.caller", "callers"),
+        ('cals = ["a"]', "", "backends.a.cals", "callers"),
         ("proxy_protocl = true", "", "backends.a.proxy_protocl", "proxy_protocol"),
         ("", "member = true", "routes.a.member", "members"),
     ],
