@@ -5,20 +5,18 @@ What concerns several entries at once (unique names, ports, addresses) is in `to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE
 from topology.expressions import Node, Unknown
-from topology.manifest import Permissions, why_no_label
+from topology.manifest import VARIABLE, Permissions, why_no_label
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.problems import Problems, Where, did_you_mean
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
 """Python converts no more than 4300 at once; counts need far fewer."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses")
 _BACKEND_FIELDS = (
@@ -212,7 +210,7 @@ class Reader:
         found = self._texts(fields, entry, "compose_env")
         for name in found:
             where = self.places.get(f"{entry}.compose_env.{name}", fields["compose_env"].where)
-            if not _VARIABLE.fullmatch(name):
+            if not VARIABLE.fullmatch(name):
                 message = "is no name for an environment variable; use letters, digits and '_'"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
             elif name.startswith("MESH_"):

@@ -94,6 +94,11 @@ locals {
   has_application = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && !s.sidecar]) }
   has_sidecar     = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && s.sidecar]) }
 
+  # The variables that a group's applications must have as the manifest has them, or not at all.
+  signed = flatten([
+    for g, group in local.groups : [for name, value in group.compose_env : { path = group.compose, name = name, value = value }]
+  ])
+
   service_problems = flatten([
     for s in local.services : concat(
       can(keys(jsondecode(s.body))) ? [] : [{ s = s, field = "", says = "is empty; expected a map with image, command and so on" }],
@@ -134,6 +139,13 @@ locals {
       ? [{ s = s, field = "command", says = "is missing: ${local.exec_sh} has nothing to start; write the program here" }] : [],
       s.sidecar || anytrue([for volume in s.volumes : try(split(":", volume)[1] == "/run/mesh", false)]) ? [] : [{ s = s, field = "volumes", says = "do not mount /run/mesh; add - /tmp/dstack-runtime/mesh:/run/mesh:ro" }],
       s.sidecar || !local.has_sidecar[s.path] || contains(s.waits, "sidecar") ? [] : [{ s = s, field = "depends_on", says = "does not wait for the mesh; add sidecar: { condition: service_healthy }" }],
+      [
+        for e in local.signed : { s = s, field = "environment", says = "gives ${e.name} another value than compose_env does, which the manifest has, so ${local.exec_sh} would not start it; write ${e.name}: $${${e.name}}, or use another name" }
+        if e.path == s.path && !s.sidecar && can(s.environment[e.name]) && !(
+          can(regex("^\\$(${e.name}|\\{${e.name}(:?[-?][^{}]*)?\\})$", s.environment[e.name]))
+          && (e.value != "" || !can(regex("^\\$\\{${e.name}(:-[^}]|:\\?)", s.environment[e.name])))
+        )
+      ],
       [
         for key, value in s.environment : { s = s, field = "environment", says = "${key} comes from the environment, which nobody measures; write the value itself here" }
         if s.sidecar && can(regex("\\$", value)) && (key == "MESH_OWNERS" || startswith(key, "MESH_INSECURE_"))

@@ -88,6 +88,13 @@ def _clashing(pool: str = addresses.VIP_POOL) -> str:
     return next(name for name in numbers if taken in {addresses.vip_of(f"{name}-{index}", pool) for index in (0, 1)})
 
 
+def _with_environment(text: str) -> str:
+    """The compose file, whose application has `text` as its environment."""
+    return COMPOSE.replace(
+        '    command: ["/app/app"]\n', f'    command: ["/app/app"]\n    environment:\n      {text}\n'
+    )
+
+
 _MEMBERS = 'db = { backend = "db", members = true }\none = { backend = "db" }'
 
 GOOD: dict[str, Write] = {
@@ -152,6 +159,22 @@ GOOD: dict[str, Write] = {
         extra='shared = { CLUSTER = "${var.cluster_name}-x", EMPTY = "" }',
         variables='variable "n" {\n  type    = number\n  default = 4\n}\n',
     ),
+    **{
+        f"signed-{i}": _groups(group("a", more=f'compose_env = {{ X = "{value}" }}'), compose=_with_environment(text))
+        for i, (value, text) in enumerate(
+            [
+                ("on", "X: $X"),
+                ("on", "X: ${X}"),
+                ("on", 'X: "${X:-off}"'),
+                ("", 'X: "${X-off}"'),
+                ("", 'X: "${X:-}"'),
+                ("on", 'X: "${X:?must be set}"'),
+                ("on", 'Y: "a ${X} b"'),
+                ("on", "XY: ${XY}"),
+                ("on", "X:"),
+            ]
+        )
+    },
     "environment-list": _compose(
         '    environment:\n      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"\n',
         '    environment: ["MESH_OWNERS=abc", PLAIN]\n',
@@ -169,6 +192,20 @@ GOOD: dict[str, Write] = {
 _PIN = 'site = { backend = "site", role = null, vip = "%s" }'
 _HEALTH = re.compile(r"    healthcheck: .*\n")
 BROKEN: dict[str, Write] = {
+    **{
+        f"signed-{i}": _groups(group("a", more=f'compose_env = {{ X = "{value}" }}'), compose=_with_environment(text))
+        for i, (value, text) in enumerate(
+            [
+                ("on", 'X: "on"'),
+                ("on", "X: ${Y}"),
+                ("on", 'X: "${X}x"'),
+                ("on", 'X: "${X:+off}"'),
+                ("", 'X: "${X:-off}"'),
+                ("", 'X: "${X:?must be set}"'),
+                ("1", "X: 1"),
+            ]
+        )
+    },
     # check 1: literal images
     "image-variable": _compose("ghcr.io/example/app:1", "${APP_IMAGE}"),
     "image-default": _compose("ghcr.io/example/sidecar:1", "ghcr.io/example/${NAME:-sidecar}:1"),

@@ -246,12 +246,16 @@ def test_the_slot_may_be_left_to_the_coordinator() -> None:
 
 
 def test_compose_env_is_passed_through() -> None:
-    """The group's own variables reach the environment and the measured names."""
+    """The group's own variables reach the environment, the measured names, and the manifest with their values."""
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"DERIVE": "1"})
     found = render.sidecar_environment(whole, group, None, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
     assert found["DERIVE"] == "1"
     assert "DERIVE" in render.environment_names(group)
+    signed = dataclasses.replace(whole, groups=(group, *whole.groups[1:]))
+    made = render.manifest(signed, deployment())
+    assert {name: it.env for name, it in made.groups.items()} == {"api": {"DERIVE": "1"}, "worker": {}}
+    assert manifest.decode(manifest.encode(made)) == made
 
 
 @pytest.mark.parametrize("peer_id", ["api-2", "worker-0", "api"])
