@@ -221,6 +221,8 @@ class _Reader:
         self._path = path
         self._digests = digests
         self._signed = signed
+        self._bare: set[tuple[str, str]] = set()
+        """Service and name of each variable that is written without a value."""
         self._lines = lines
         self._problems = problems
 
@@ -328,16 +330,27 @@ class _Reader:
         if MESH_MOUNT not in targets:
             message = f"do not mount {MESH_MOUNT}; add - /tmp/dstack-runtime/mesh:{MESH_MOUNT}:ro"
             self._add(service.name, "volumes", message)
+        self._check_signed(service)
+        if sidecar is not None and SIDECAR not in service.waits_healthy:
+            message = "does not wait for the mesh; add sidecar: { condition: service_healthy }"
+            self._add(service.name, "depends_on", message)
+
+    def _check_signed(self, service: Service) -> None:
+        """A container has what the manifest says of its variables, and the host cannot leave one out."""
         for name, value in self._signed.items():
-            if name in service.environment and not _passes(service.environment[name], name, value):
+            if (service.name, name) in self._bare:
+                message = (
+                    f"has {name} without a value: Compose would leave it out where the host leaves it out; write "
+                    f"{name}: ${{{name}}}"
+                )
+            elif name in service.environment and not _passes(service.environment[name], name, value):
                 message = (
                     f"gives {name} another value than compose_env does, which the manifest has, so {EXEC_SH} would not "
                     f"start it; write {name}: ${{{name}}}, or use another name"
                 )
-                self._add(service.name, "environment", message)
-        if sidecar is not None and SIDECAR not in service.waits_healthy:
-            message = "does not wait for the mesh; add sidecar: { condition: service_healthy }"
-            self._add(service.name, "depends_on", message)
+            else:
+                continue
+            self._add(service.name, "environment", message)
 
     def _image(self, name: str, body: dict[str, Plain]) -> str:
         image = body.get("image")
@@ -377,12 +390,14 @@ class _Reader:
             return {}
         if isinstance(value, list):
             pairs = [str(item).partition("=") for item in value]
+            self._bare |= {(name, key) for key, equals, _ in pairs if not equals}
             # `- NAME` and `NAME:` take the value of the same name from the environment of compose.
             return {key: text if equals else f"${{{key}}}" for key, equals, text in pairs}
         if not isinstance(value, dict):
             self._add(name, "environment", "must be a map or a list of NAME=value")
             return {}
         found: dict[str, str] = {}
+        self._bare |= {(name, str(key)) for key, item in value.items() if item is None}
         for key, item in value.items():
             if isinstance(item, bool | list | dict):
                 self._add(name, "environment", f"{key} is {str(item).lower()}, expected text; put it in quotes")

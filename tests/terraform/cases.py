@@ -171,7 +171,6 @@ GOOD: dict[str, Write] = {
                 ("on", 'X: "${X:?must be set}"'),
                 ("on", 'Y: "a ${X} b"'),
                 ("on", "XY: ${XY}"),
-                ("on", "X:"),
             ]
         )
     },
@@ -203,6 +202,8 @@ BROKEN: dict[str, Write] = {
                 ("", 'X: "${X:-off}"'),
                 ("", 'X: "${X:?must be set}"'),
                 ("1", "X: 1"),
+                ("on", "X:"),
+                ("on", "- X"),
             ]
         )
     },

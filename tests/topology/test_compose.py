@@ -65,7 +65,6 @@ def with_environment(text: str) -> str:
         ("on", "X: ${X:-off}"),
         ("on", "X: ${X-off}"),
         ("on", "X: ${X:?missing}"),
-        ("on", "X:"),
         ("", "X: ${X-off}"),
         ("", 'X: "${X:-}"'),
         ("on", 'Y: "not ${X}"'),
@@ -99,6 +98,14 @@ def test_a_container_that_would_never_start_is_refused(value: str, text: str) ->
     only(caught.value.problems, "c.yaml:13: services.app.environment", "gives X another value", "write X: ${X}")
     assert compose.parse(with_environment(text), Path("c.yaml")).applications
     assert compose.parse(COMPOSE, Path("c.yaml"), signed={"MESH_OWNERS": "x"}).applications
+
+
+@pytest.mark.parametrize("text", ["X:", "- X"])
+def test_a_signed_variable_that_the_host_could_leave_out_is_refused(text: str) -> None:
+    """Compose leaves out what is written without a value and not set, and a program would go by its own default."""
+    with pytest.raises(ClusterError) as caught:
+        compose.parse(with_environment(text), Path("c.yaml"), signed={"X": "on"})
+    only(caught.value.problems, "c.yaml:13: services.app.environment", "X without a value", "write X: ${X}")
 
 
 def test_variables_that_no_container_has_under_their_name_are_unseen() -> None:
