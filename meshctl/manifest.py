@@ -268,6 +268,11 @@ def _summary(manifest: Manifest) -> None:
     for name, group in sorted(manifest.groups.items()):
         hashes = ", ".join(h[:16] for h in group.compose_hashes)
         click.echo(f"  group {name}: app {group.app_id}, {len(group.peers)} CVM(s), compose {hashes}…")
+        for variable, value in sorted(group.env.items()):
+            # Whoever signs it should see what becomes public.
+            click.echo(f"    variable {variable} is {value!r}, for everybody to read")
+        for served, backend in sorted(group.backends.items()):
+            click.echo(f"    {served} may be called by {', '.join(backend.callers) or 'nobody'}")
     for route in manifest.routes:
         role = f" ({route.role})" if route.role else ""
         click.echo(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")
