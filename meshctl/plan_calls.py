@@ -22,7 +22,7 @@ class Calls:
 
     def row(self) -> tuple[str, str, str]:
         """The cells of a table: group, may call, may be called by."""
-        told = {backend: _who(callers) for backend, callers in self.called_by.items()}
+        told = {backend: names_of(callers) for backend, callers in self.called_by.items()}
         if len(set(told.values())) == 1:
             by = next(iter(told.values()))
         else:
@@ -56,7 +56,8 @@ def who_calls(snapshot: Snapshot) -> tuple[Calls, ...]:
     )
 
 
-def _who(callers: Sequence[str]) -> str:
+def names_of(callers: Sequence[str]) -> str:
+    """A backend's callers in words."""
     if EVERYBODY in callers:
         return "everybody"
     return ", ".join(callers) or "nobody"

@@ -144,6 +144,7 @@ def test_names_work_before_anyone_admits_and_a_clean_stop_leaves_nothing() -> No
         assert it.run("-c", LOOKUP).stdout.strip() == "127.10.0.1"
         assert "127.10.0.1 api" in (it.folder / "run/hosts").read_text()
         assert not (it.folder / "run/ready").exists()
+        assert (it.folder / "run/environment").read_text() == "", "the first manifest's, which signs no variable"
         assert it.state.stat().st_mode & 0o777 == 0o700
         health = it.run("-m", "sidecar", "health")
         assert health.returncode == 1

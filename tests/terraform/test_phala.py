@@ -224,6 +224,25 @@ def test_a_manifest_of_another_cluster_is_warned_of(deployed: Sandbox) -> None:
     assert "Error" not in shown
 
 
+@pytest.mark.parametrize(
+    "change",
+    [('calls       = ["api", "worker"]', "calls       = []"), ("compose_env = {}", 'compose_env = { A = "1" }')],
+)
+def test_a_manifest_with_other_callers_or_variables_is_warned_of(deployed: Sandbox, change: tuple[str, str]) -> None:
+    """Applying goes on: what is signed stays in force, and somebody should know."""
+    _signed(deployed)
+    file = deployed.folder / "cluster.tf"
+    before = file.read_text()
+    assert "The signed manifest is of another" not in deployed.terraform("plan", "-no-color", "-input=false")
+    try:
+        file.write_text(before.replace(*change))
+        shown = deployed.terraform("plan", "-no-color", "-input=false", ok=False)
+    finally:
+        file.write_text(before)
+    assert "The signed manifest is of another cluster.tf" in shown
+    assert "Error" not in shown
+
+
 def test_a_plan_against_the_state_sees_what_is_deployed(deployed: Sandbox) -> None:
     """`./mesh plan` reads Terraform's own state: nothing changes, until something does."""
     state = deployed.folder / "terraform.tfstate"
