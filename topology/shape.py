@@ -213,8 +213,8 @@ class Reader:
             if not VARIABLE.fullmatch(name):
                 message = "is no name for an environment variable; use letters, digits and '_'"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
-            elif name.startswith("MESH_"):
-                message = "belongs to the mesh, which sets all MESH_ variables; choose another name"
+            elif name.startswith(("MESH_", "mesh_")):
+                message = "belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
             if "\\" in found[name]:
                 message = "has a backslash, which dstack would corrupt; encode the value, for example base64url"

@@ -233,8 +233,8 @@ locals {
       if t.field == "compose_env" && startswith(t.json, "\"") && !can(regex(local.variable, t.name))
     ],
     [
-      for t in local.texts : "${t.entry}: belongs to the mesh, which sets all MESH_ variables; choose another name"
-      if t.field == "compose_env" && startswith(t.json, "\"") && startswith(t.name, "MESH_")
+      for t in local.texts : "${t.entry}: belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
+      if t.field == "compose_env" && startswith(t.json, "\"") && can(regex("^(MESH|mesh)_", t.name))
     ],
     [
       for t in local.texts :

@@ -313,7 +313,10 @@ BROKEN: dict[str, Write] = {
         )
     ),
     "wrong-env": _groups(
-        group("a", more=r'compose_env = { "a-b" = "x", MESH_X = "y", N = 5, B = true, L = [1], Z = null, S = "a\\b" }')
+        group(
+            "a",
+            more=r'compose_env = {"a-b" = "", MESH_X = "", mesh_x = "", N = 5, B = true, L = [1], Z = null, S = "\\" }',
+        )
     ),
     "wrong-permissions": _groups(
         group(
