@@ -250,6 +250,7 @@ def _images(path: Path) -> tuple[OsImage, ...]:
 
 
 def _summary(manifest: Manifest) -> None:
+    from meshctl.plan_calls import names_of
     from topology.owners import name_of
 
     click.echo(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
@@ -268,6 +269,11 @@ def _summary(manifest: Manifest) -> None:
     for name, group in sorted(manifest.groups.items()):
         hashes = ", ".join(h[:16] for h in group.compose_hashes)
         click.echo(f"  group {name}: app {group.app_id}, {len(group.peers)} CVM(s), compose {hashes}…")
+        for variable, value in sorted(group.env.items()):
+            # Whoever signs it should see what becomes public.
+            click.echo(f"    variable {variable} is {value!r}, for everybody to read")
+        for served, backend in sorted(group.backends.items()):
+            click.echo(f"    {served} may be called by {names_of(backend.callers)}")
     for route in manifest.routes:
         role = f" ({route.role})" if route.role else ""
         click.echo(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")

@@ -18,7 +18,16 @@ from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import KeyProvider, Manifest, ManifestError, OsImage, Rendezvous, TcbPolicy, from_tree
+from topology.manifest import (
+    GroupEntry,
+    KeyProvider,
+    Manifest,
+    ManifestError,
+    OsImage,
+    Rendezvous,
+    TcbPolicy,
+    from_tree,
+)
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
@@ -317,8 +326,14 @@ def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
     if group not in earlier.groups:
         return False
     same = ("version", "cluster", "owners", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
-    own, new = (dataclasses.replace(it.groups[group], peers=(), compose_hashes=()) for it in (earlier, manifest))
+    own, new = (_started_with(it.groups[group]) for it in (earlier, manifest))
     return own == new and all(getattr(earlier, name) == getattr(manifest, name) for name in same)
+
+
+def _started_with(group: GroupEntry) -> GroupEntry:
+    """Without what a CVM that runs takes from a newer manifest."""
+    backends = {name: dataclasses.replace(it, callers=()) for name, it in group.backends.items()}
+    return dataclasses.replace(group, peers=(), compose_hashes=(), backends=backends)
 
 
 def script_of(report: Report, app: str) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SETTINGS = ("region", "kms", "size", "attestation", "rendezvous")
 _SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 _WIDTH = 160
+_CALLS_WIDTH = 80
+"""Columns of the table of who may call what: it is read on any terminal, and in a review."""
 
 
 @click.command()
@@ -215,6 +217,7 @@ def _print(plan: Plan) -> None:
         console.print(f"! {warning}", style="yellow", markup=False)
     if not plan.changes:
         console.print(f"{plan.cluster} against {plan.against}: nothing changes", markup=False)
+        _print_calls(plan, console.width)
         return
     table = Table(title=f"{plan.cluster} against {plan.against}", title_justify="left")
     rows = []
@@ -231,6 +234,19 @@ def _print(plan: Plan) -> None:
         table.add_row(*(_escape(row[index]) for index in used), style=_SIGNS[change.action][1])
     console.print(table)
     _print_summary(plan, console)
+    _print_calls(plan, console.width)
+
+
+def _print_calls(plan: Plan, width: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Who may call what", title_justify="left")
+    for title in ("group", "may call", "may be called by"):
+        table.add_column(title, overflow="fold", no_wrap=title == "group")
+    for calls in plan.calls:
+        table.add_row(*map(_escape, calls.row()))
+    Console(width=min(_CALLS_WIDTH, width), highlight=False).print(table)
 
 
 def _print_summary(plan: Plan, console: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meshctl.plan_calls import Calls, who_calls
 from meshctl.plan_snapshot import Snapshot
 from topology.model import COORDINATOR
 
@@ -35,7 +36,8 @@ class Change:
     """One entry that appears, changes or goes."""
 
     kind: str
-    """cvm, app, route, vip, port, permission, ingress, secret, image, compose, environment, public or setting."""
+    """cvm, app, route, vip, port, permission, callers, ingress, secret, image, compose, environment, public or setting.
+    """
     name: str
     action: str
     """add, change or remove."""
@@ -54,6 +56,8 @@ class Plan:
     against: str
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
+    calls: tuple[Calls, ...] = ()
+    """Who may call what afterwards."""
 
     def cvms(self, effect: str) -> tuple[str, ...]:
         """The CVMs with this effect, each once, by the gravest effect that it has."""
@@ -72,6 +76,13 @@ class Plan:
             "changes": [dataclasses.asdict(change) for change in self.changes],
             "cvms": {effect: list(self.cvms(effect)) for effect in (CREATE, DELETE, REPLACE, REDEPLOY, RESTART)},
             "needs_manifest": self.needs_manifest,
+            "calls": {
+                it.group: {
+                    "may_call": list(it.may_call),
+                    "called_by": {backend: list(callers) for backend, callers in it.called_by.items()},
+                }
+                for it in self.calls
+            },
             "warnings": list(self.warnings),
         }
 
@@ -88,14 +99,18 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
         fates.setdefault(COORDINATOR, (RESTART, "gets the new manifest"))
     changes = [*_cvms(start, after, fates), *tables]
     return Plan(
-        cluster=after.cluster, against=against, changes=tuple(changes), warnings=tuple(_warnings(start, after, whole))
+        cluster=after.cluster,
+        against=against,
+        changes=tuple(changes),
+        warnings=tuple(_warnings(start, after, whole)),
+        calls=who_calls(after),
     )
 
 
 def _needs_manifest(changes: Iterable[Change]) -> bool:
     return any(
         change.effect not in (NONE, RESTART)
-        or change.kind in ("port", "permission", "ingress")
+        or change.kind in ("port", "permission", "ingress", "environment")
         or (change.kind == "setting" and change.effect == RESTART and change.name != "size")
         for change in changes
     )
@@ -105,7 +120,7 @@ def _in_app(change: Change, before: Snapshot, after: Snapshot, fates: Mapping[st
     """What belongs to an app that is made or goes is made or goes with it; else it has the app's fate."""
     if change.kind not in ("image", "environment", "compose"):
         return change
-    app = change.name.partition("/")[0]
+    app = _app(change.name)
     if app not in {peer["group"] for peer in before.peers.values()}:
         return dataclasses.replace(change, effect=CREATE)
     if app not in {peer["group"] for peer in after.peers.values()}:
@@ -171,7 +186,8 @@ def _cvms(before: Snapshot, after: Snapshot, fates: Mapping[str, tuple[str, str]
 
 _BACKEND = {
     "port": ("port", "sidecar_port"),
-    "permission": ("key_prefixes", "session_write", "identity", "owner", "service", "callers"),
+    "permission": ("key_prefixes", "session_write", "identity", "owner", "service"),
+    "callers": ("callers",),
     "ingress": ("source", "proxy_protocol"),
 }
 
@@ -188,7 +204,8 @@ def _tables(before: Snapshot, after: Snapshot) -> Iterator[Change]:
             one, other = ({f: row[f] for f in fields} if row else None for row in (old, new))
             if one != other:
                 kept = old is not None and new is not None
-                yield _change(kind, name, one, other, RESTART if kept else MANIFEST)
+                # Its callers are the one thing of a backend that a running CVM takes from a newer manifest.
+                yield _change(kind, name, one, other, RESTART if kept and kind != "callers" else MANIFEST)
     yield from _table("secret", before.secrets, after.secrets, MANIFEST)
     yield from _table("image", before.images, after.images, REDEPLOY)
     yield from _table("environment", before.environment, after.environment, RESTART)
@@ -238,8 +255,23 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
         # Where digests are required they are an error, which names file and line (`meshctl.plan`).
         says = "they can be moved to another image after they were measured"
         yield f"images by tag, not by digest: {', '.join(tags)}; {says}"
+    if not after.says_who_calls:
+        yield (
+            "cluster.tf does not say who calls whom, so every group may call every backend: who dials what? write "
+            "calls = [routes that it dials] into each group, and [] into one that calls nobody"
+        )
+    if after.unseen:
+        yield (
+            f"values of compose_env that no container has under their own name are not held against the manifest: "
+            f"{', '.join(after.unseen)}; pass them on under environment as NAME: ${{NAME}}"
+        )
     if whole:
         return
+    if _new_values(before, after):
+        yield (
+            f"signed values of variables change ({', '.join(_new_values(before, after))}): sign them before you apply "
+            "(./mesh manifest render, sign), for applications start only with what is signed"
+        )
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"
     yield from coordinators_go(_coordinators(before), _coordinators(after))
@@ -249,6 +281,17 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     missing = [name for name in ("composes", "public") if getattr(before, name) is None]
     if missing:
         yield f"not compared, because the state given does not have it: {', '.join(missing)}"
+
+
+def _new_values(before: Snapshot, after: Snapshot) -> list[str]:
+    """The variables of groups whose names of variables stay as they are, and whose values do not."""
+    old, new = before.environment or {}, after.environment or {}
+    changed = [name for name in old if name in new and old[name] != new[name]]
+    return [name for name in changed if _own(old, _app(name)).keys() == _own(new, _app(name)).keys()]
+
+
+def _app(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def coordinators_go(before: Collection[str], after: Collection[str]) -> Iterator[str]:
@@ -285,11 +328,13 @@ def _change(kind: str, name: str, before: Any, after: Any, effect: str) -> Chang
 
 
 def _own(table: Mapping[str, str], app: str) -> dict[str, str]:
-    return {name: value for name, value in table.items() if name.partition("/")[0] == app}
+    return {name: value for name, value in table.items() if _app(name) == app}
 
 
 def _backends(snapshot: Snapshot, app: str) -> dict[str, Any]:
-    return {name: facts for name, facts in snapshot.backends.items() if name.partition("/")[0] == app}
+    """What CVMs of `app` start with: all but the callers."""
+    own = {name: facts for name, facts in snapshot.backends.items() if _app(name) == app}
+    return {name: {key: facts[key] for key in facts if key != "callers"} for name, facts in own.items()}
 
 
 def _start_reason(before: Snapshot, after: Snapshot) -> str:

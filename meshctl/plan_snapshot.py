@@ -9,6 +9,7 @@ from typing import Any
 
 from topology import addresses, compose, render
 from topology.cluster import Cluster
+from topology.manifest import EVERYBODY
 from topology.model import COORDINATOR
 from topology.problems import ClusterError
 
@@ -34,6 +35,10 @@ class Snapshot:
     """`app/service` → image."""
     environment: dict[str, str] | None = None
     """`group/NAME` → value of compose_env."""
+    unseen: tuple[str, ...] = ()
+    """`group services.app.command: NAME`: where values of compose_env are used and nothing can check them."""
+    says_who_calls: bool = True
+    """False: nothing says who calls whom, so that every group may call every backend."""
     public: dict[str, Facts] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """Variables that decide where and how CVMs run: region, kms, size, attestation, rendezvous."""
@@ -56,7 +61,7 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
                 "owner": backend.owner,
                 "key_prefixes": list(backend.permissions.key_prefixes),
                 "session_write": backend.permissions.session_write,
-                "callers": None if backend.callers is None else sorted(backend.callers),
+                "callers": list(cluster.callers(group, backend)),
                 "source": backend.source,
                 "proxy_protocol": backend.proxy_protocol,
             }
@@ -73,6 +78,12 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
         composes=dict(texts),
         images=_images(texts),
         environment={f"{g.name}/{name}": value for g in cluster.groups for name, value in g.compose_env.items()},
+        unseen=tuple(
+            f"{group.name} {place}"
+            for group in cluster.groups
+            for place in compose.unseen(compose.parse(texts[group.name], group.compose), group.compose_env)
+        ),
+        says_who_calls=cluster.says_who_calls,
         public={name: {} for name in cluster.public},
         settings=dict(settings),
     )
@@ -123,7 +134,8 @@ def _of_policy(policy: Any, apps: Mapping[str, dict[str, Any]]) -> Snapshot:
             flat = {key: backend[key] for key in ("port", "sidecar_port", "service", "identity", "owner")}
             flat |= {key: permissions[key] for key in ("key_prefixes", "session_write")}
             # A state of before these fields has none of them, and its CVMs what they mean when they are left out.
-            absent = {"callers": None, "source": addresses.INGRESS_SOURCE, "proxy_protocol": False}
+            absent = {"source": addresses.INGRESS_SOURCE, "proxy_protocol": False}
+            flat |= {"callers": [EVERYBODY] if backend.get("callers") is None else list(backend["callers"])}
             backends[f"{name}/{own}"] = flat | {key: backend.get(key, value) for key, value in absent.items()}
     texts = {name: str(app["docker_compose"]) for name, app in apps.items()}
     environment = {

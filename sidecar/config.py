@@ -86,7 +86,7 @@ VARIABLES = (
     Variable(
         name="MESH_RUN_DIR",
         default="/run/mesh",
-        meaning="Folder that app containers see read-only: names, `exec.sh`, `ready`, `secrets/`.",
+        meaning="Folder that app containers see read-only: names, `exec.sh`, `environment`, `ready`, `secrets/`.",
     ),
     Variable(
         name="MESH_SECRETS_GID",

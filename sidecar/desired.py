@@ -18,7 +18,7 @@ from runtime.consul_config import SERF_PORT
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
-from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
 from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
@@ -243,7 +243,7 @@ def _callers(world: World, name: str, backend: BackendEntry) -> frozenset[str] |
     """The services that may call our backend `name`; None is all. The newest manifest counts, without a restart."""
     newest = world.manifest.groups.get(world.group)
     groups = (newest.backends if newest is not None else {}).get(name, backend).callers
-    if groups is None:
+    if EVERYBODY in groups:
         return None
     known = world.manifest.groups
     return frozenset(service for group in groups if group in known for service in own_services(group, known[group]))

@@ -57,6 +57,7 @@ class Effects:
         self._held: Desired | None = None
         self._spec: Spec | None = None
         self._terms: Mapping[str, Term] = {}
+        self._environment: Mapping[str, str] = {}
         self._identity: Identity | None = None
         self._serial = 0
 
@@ -101,6 +102,8 @@ class Effects:
         names_changed = held is None or self._identity != identity or _names_of(held) != _names_of(wish)
         if names_changed or "names" in self.problems:
             self._names(wish, identity)
+        if "environment" in self.problems:
+            self.keep_environment(self._environment)
         if wish.conflicts and (held is None or held.conflicts != wish.conflicts):
             log.warning("an exclusive role is claimed by several", extra={"claims": dict(wish.conflicts)})
         self._held = wish
@@ -114,6 +117,18 @@ class Effects:
             return False
         self.problems.pop("secrets", None)
         return True
+
+    def keep_environment(self, values: Mapping[str, str]) -> None:
+        """Writes what the newest manifest says of the environment of the CVM's programs; what is refused is tried
+        again with each wish.
+        """
+        self._environment = values
+        try:
+            self.files.write_environment(values)
+        except OSError as error:
+            self._refused("environment", error)
+        else:
+            self.problems.pop("environment", None)
 
     @property
     def conflicts(self) -> dict[str, tuple[str, ...]]:

@@ -1,12 +1,13 @@
 #!/bin/sh
-# The wrapper of an app container's command: waits until the mesh is ready, makes its names resolve in this container,
-# then becomes the command.
+# The wrapper of an app container's command: waits until the mesh is ready, refuses variables that are not as the
+# cluster's owner signed them, makes the mesh's names resolve in this container, then becomes the command.
 #
 #   entrypoint: ["/run/mesh/exec.sh"]
 #   command: ["/app/server", "--flag"]
 #
 # MESH_WAIT: seconds to wait at most, 120 by default.
-# Exit codes of its own: 64 wrong use, 75 the mesh was not ready in time; else the command's (127: no such command).
+# Exit codes of its own: 64 wrong use, 75 the mesh was not ready in time, 78 a variable is not as it was signed; else the
+# command's (127: no such command).
 #
 # Runs in whatever shell an image has (dash, busybox, bash --posix), so it is POSIX sh, and on the way to a mesh that is
 # ready it uses nothing but builtins; `sleep` only while it waits. Its variables begin with `mesh_`: a name that the
@@ -68,6 +69,46 @@ mesh_wait() {
         fi
         mesh_pause
     done
+}
+
+# Adds mesh_name to mesh_differing where this container has it with another value than mesh_value. A container without it
+# is fine: which variables one has is in the measured compose file. A value may be secret, so none is ever said.
+mesh_compare() {
+    case $mesh_name in
+    '') return 0 ;;
+    [0-9]* | *[!A-Za-z0-9_]*)
+        mesh_say "$mesh_run/environment has a line that names no variable, so the command is not started; mount the sidecar's own folder at $mesh_run"
+        exit 78
+        ;;
+    esac
+    eval "mesh_given=\${$mesh_name+given} mesh_found=\${$mesh_name-}"
+    [ -z "$mesh_given" ] || [ "$mesh_found" = "$mesh_value" ] || mesh_differing="$mesh_differing${mesh_differing:+, }$mesh_name"
+}
+
+# Whoever runs the host sets the environment, and not the manifest, from which the sidecar wrote the file: NAME=value,
+# and a line that begins with a space goes on with the value.
+mesh_check_environment() {
+    mesh_differing=
+    mesh_name=
+    mesh_value=
+    if [ ! -r "$mesh_run/environment" ]; then
+        mesh_say "$mesh_run/environment is missing or cannot be read, so what the manifest says of this container's variables is not known and the command is not started; see problems in the sidecar's status"
+        exit 78
+    fi
+    while IFS= read -r mesh_line || [ -n "$mesh_line" ]; do
+        case $mesh_line in
+        ' '*) mesh_value="$mesh_value$mesh_newline${mesh_line# }" ;;
+        *)
+            mesh_compare
+            mesh_name=${mesh_line%%=*}
+            mesh_value=${mesh_line#*=}
+            ;;
+        esac
+    done <"$mesh_run/environment"
+    mesh_compare
+    [ -n "$mesh_differing" ] || return 0
+    mesh_say "not as the manifest has it for this group: $mesh_differing; the command is not started. Give this CVM the value that was signed (compose_env in cluster.tf), or sign the new one: ./mesh manifest render, then sign"
+    exit 78
 }
 
 # Sets mesh_block to the mesh's lines of the file $1, markers included, and mesh_rest to all other lines. No file is an
@@ -137,5 +178,6 @@ fi
 trap 'exit 143' TERM
 trap 'exit 130' INT
 mesh_wait
+mesh_check_environment
 mesh_install
 exec "$@"

@@ -61,6 +61,13 @@ def resolv_conf(original: str, nameserver: str) -> str:
     return f"nameserver {nameserver}\nsearch {' '.join(search)}\noptions {' '.join(options)}\n"
 
 
+def environment(values: Mapping[str, str]) -> str:
+    """The file `environment`: the variables that the manifest names, a line each; what follows a line break in a value
+    stands on a line that begins with a space. exec.sh holds a container's own against them.
+    """
+    return "".join(f"{name}={value}".replace("\n", "\n ") + "\n" for name, value in sorted(values.items()))
+
+
 def identity_json(identity: Identity) -> str:
     """`identity.json`: one object with the fields of `Identity`."""
     return json.dumps(asdict(identity), indent=2) + "\n"
@@ -108,6 +115,16 @@ class RunFiles:
                 entry.unlink()
         for name, secret in secrets.items():
             self._write(f"secrets/{name}", secret.reveal(), mode=0o440, gid=self._gid)
+
+    def write_environment(self, values: Mapping[str, str]) -> None:
+        """Writes `environment`. Where that fails the file is gone, and exec.sh starts nothing: an older one would let
+        start what the newest manifest does not.
+        """
+        try:
+            self._write("environment", environment(values))
+        except OSError:
+            (self._folder / "environment").unlink(missing_ok=True)
+            raise
 
     def write_hosts(self, routes: Mapping[str, str], own: Identity | None) -> None:
         """Writes `hosts` for routes (name to VIP) and, once it is known, our own peer name."""

@@ -139,6 +139,7 @@ class Supervisor:
             await self._effects.start(desired(self.world))
         except OSError as error:
             raise StartError(str(error)) from error
+        self._keep_environment()
         self.done("names")
 
     async def _identify(self) -> tuple[GuestInfo, Keys]:
@@ -224,9 +225,15 @@ class Supervisor:
         before, self.world = self.world, world
         if world.signed is not before.signed:
             log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
+            self._keep_environment()
             if self._member is not None:
                 self._member.watch()
         self._dirty.set()
+
+    def _keep_environment(self) -> None:
+        """At once, not with the next wish: `ready`, for which programs wait, must never come first."""
+        newest = self.world.manifest.groups.get(self.world.group, self.world.own)
+        self._effects.keep_environment(newest.env)
 
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
         """See `membership.Host`."""

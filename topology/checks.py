@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from topology import addresses
-from topology.manifest import EXCLUSIVE_ROLES, RESERVED_KEYS, why_no_label
+from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, RESERVED_KEYS, why_no_label
 from topology.model import COORDINATOR, Backend, Cluster, Group, Route, leader_key
 from topology.problems import Problems, Where, did_you_mean
 
@@ -17,6 +17,7 @@ _RESERVED_ROUTES = frozenset({"localhost", "mesh"})
 """`localhost` would take the loopback's own name; `mesh` is the zone of peer names."""
 
 
+_GROUPS = "workload_groups"
 _RESERVED_PARENTS = frozenset({"consul"})
 """Consul registers its servers under this name."""
 _RESERVED_SECRETS = frozenset({"consul-token"})
@@ -40,6 +41,7 @@ class Checker:
         self._reserved()
         self._permissions()
         self._callers()
+        self._calls()
         self._sources()
         self._leader_keys()
         self._secrets()
@@ -169,30 +171,82 @@ class Checker:
 
     def _callers(self) -> None:
         groups = {group.name: group for group in self._cluster.groups}
-        for owner, backend in self._all_backends():
-            if backend.callers is None:
-                continue
-            entry = f"{owner}.callers"
-            if not backend.callers:
-                self._add(entry, "is empty, so nobody could call; name a group, or leave it out to admit every group")
-            for name in dict.fromkeys(backend.callers):
-                if name not in groups:
-                    self._add(entry, f"holds {name!r}, which is no workload group; {did_you_mean(name, groups)}")
-                if backend.callers.count(name) > 1:
-                    self._add(entry, f"holds {name!r} more than once; remove one")
-            self._same_service(entry, backend.callers, groups)
+        for group in self._cluster.groups:
+            for backend in group.backends:
+                entry = f"workload_groups.{group.name}.backends.{backend.name}.callers"
+                written = backend.callers or ()
+                self._once(entry, written)
+                for name in dict.fromkeys(written):
+                    if name == EVERYBODY:
+                        if len(written) > 1:
+                            self._add(
+                                entry, f"holds {name!r}, which is everybody, beside others; write [{name!r}] alone"
+                            )
+                    elif name not in self._written_groups():
+                        self._add(entry, f"holds {name!r}, which is no workload group; {did_you_mean(name, groups)}")
+                callers = self._cluster.callers(group, backend)
+                self._same_service(entry if backend.callers is not None else None, callers, groups)
 
-    def _same_service(self, entry: str, callers: tuple[str, ...], groups: Mapping[str, Group]) -> None:
-        """A caller is known by its Consul service, so a group that shares one with a caller could call as well."""
+    def _same_service(self, entry: str | None, callers: tuple[str, ...], groups: Mapping[str, Group]) -> None:
+        """A caller is known by its Consul service, so a group that shares one with a caller could call as well.
+
+        `entry` is None where nobody wrote `callers`: then it is the `calls` of the caller that let it in.
+        """
+        if EVERYBODY in callers:
+            return
         known = {service: name for name in callers if name in groups for service in groups[name].services()}
         for other, group in groups.items():
             for service in group.services():
                 if other not in callers and service in known:
                     message = (
-                        f"holds {known[service]!r}, whose service {service!r} is that of group {other!r} too, so "
-                        f"{other!r} could call; add it, or use another parent"
+                        f"lets {known[service]!r} call, whose service {service!r} is that of group {other!r} too, so "
+                        f"{other!r} could call; let it call as well, or use another parent"
                     )
-                    self._add(entry, message)
+                    self._add(entry or f"workload_groups.{known[service]}.calls", message)
+
+    def _calls(self) -> None:
+        routes = {route.name: (group, route) for _, group, route in self._all_routes()}
+        for group in self._cluster.groups:
+            entry = f"workload_groups.{group.name}.calls"
+            self._once(entry, group.calls or ())
+            for name in dict.fromkeys(group.calls or ()):
+                if name not in routes:
+                    if name not in self._written_routes():
+                        self._add(entry, f"holds {name!r}, which is {self._no_route(name, routes)}")
+                    continue
+                owner, route = routes[name]
+                backend = next((it for it in owner.backends if it.name == route.backend), None)
+                if backend is None or backend.callers is None or {group.name, EVERYBODY} & set(backend.callers):
+                    continue
+                message = (
+                    f"holds {name!r}, but workload_groups.{owner.name}.backends.{backend.name}.callers does not hold "
+                    f"{group.name!r}; add it there, or remove the route here"
+                )
+                self._add(entry, message)
+
+    def _no_route(self, name: str, routes: Mapping[str, object]) -> str:
+        """What `name` is, where `calls` should have a route, and what to write; the end of a sentence."""
+        for group in self._cluster.groups:
+            for route in group.routes:
+                if name in (it.name for it in group.names_of(route)):
+                    return f"one name of the route {route.name!r}; write {route.name!r}, which is all of them"
+            if name == group.name and group.routes:
+                return f"a group and no route; write some of its routes: {', '.join(it.name for it in group.routes)}"
+        return f"no route; {did_you_mean(name, routes)}"
+
+    def _written_groups(self) -> set[str]:
+        """Also those that are not in the cluster, because something in them is wrong: that is said already."""
+        return {names[1] for names in (entry.split(".") for entry in self._places) if names[0] == _GROUPS and names[1:]}
+
+    def _written_routes(self) -> set[str]:
+        """As `_written_groups`."""
+        entries = (entry.split(".") for entry in self._places)
+        return {names[3] for names in entries if names[0] == _GROUPS and names[2:3] == ["routes"] and names[3:]}
+
+    def _once(self, entry: str, names: tuple[str, ...]) -> None:
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                self._add(entry, f"holds {name!r} more than once; remove one")
 
     def _sources(self) -> None:
         for entry, backend in self._all_backends():

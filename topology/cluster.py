@@ -92,9 +92,11 @@ def _check_compose_files(
                 f'is {str(group.compose)!r}, which is not in this folder; write "${{path.module}}/{group.compose}"'
             )
             problems.add(places[entry], entry, message)
-    for path in dict.fromkeys([cluster.coordinator_compose, *(group.compose for group in cluster.groups)]):
+    none: Mapping[str, str] = {}
+    files = [(cluster.coordinator_compose, none), *((group.compose, group.compose_env) for group in cluster.groups)]
+    for path, signed in files:
         try:
-            compose.load(path, digests=digests)
+            compose.load(path, digests=digests, signed=signed)
         except ClusterError as error:
             problems.extend(error)
 

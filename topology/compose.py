@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -89,20 +89,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: Path, *, digests: bool = False) -> ComposeFile:
+def load(path: Path, *, digests: bool = False, signed: Mapping[str, str] = {}) -> ComposeFile:
     """Reads and checks the compose file of a group, or of the coordinators. ClusterError has every problem.
 
-    `digests`: an image that is not pinned by digest is a problem.
+    `digests`: an image that is not pinned by digest is a problem. `signed`: the group's `compose_env`.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ClusterError([f"{path}: the compose file {reason}; write it, or change compose in cluster.tf"]) from error
-    return parse(text, path, digests=digests)
+    return parse(text, path, digests=digests, signed=signed)
 
 
-def parse(text: str, path: Path, *, digests: bool = False) -> ComposeFile:
+def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, str] = {}) -> ComposeFile:
     """As `load`, from text; `path` is for messages."""
     problems = Problems()
     try:
@@ -120,7 +120,7 @@ def parse(text: str, path: Path, *, digests: bool = False) -> ComposeFile:
             Where(file=str(path), line=1), path.name, "has no services; expected a map `services:` with the sidecar"
         )
         problems.finish()
-    reader = _Reader(path, lines, problems, digests=digests)
+    reader = _Reader(path, lines, problems, digests=digests, signed=signed)
     services = tuple(reader.service(str(name), body) for name, body in tree["services"].items())
     reader.check(services)
     problems.finish()
@@ -174,6 +174,34 @@ def malformed(text: str) -> str | None:
     return None if found is None else text[found.start() : found.start() + 20]
 
 
+def _passes(text: str, name: str, value: str) -> bool:
+    """Whether `text` is the variable `name` and nothing else, so that a container has `value` where Compose has it. A
+    default counts for an empty value as Compose has it: with `:-` it takes the place of one.
+    """
+    whole = re.fullmatch(rf"\$(?:{name}|\{{{name}(?:(?P<operator>:?[-?])(?P<word>[^{{}}]*))?\}})", text)
+    if whole is None:
+        return False
+    return bool(value) or whole["operator"] not in (":-", ":?") or (whole["operator"] == ":-" and not whole["word"])
+
+
+def unseen(file: ComposeFile, names: Collection[str]) -> tuple[str, ...]:
+    """Where `file` uses variables of `names` so that no container has them under their own name, for nothing can hold
+    them against the manifest there: `services.app.command: A`. Sorted.
+    """
+    found = set()
+    for service in file.services:
+        checked = {} if service.is_sidecar else service.environment
+        texts = [("environment", key, text) for key, text in service.environment.items()]
+        for field_name, words in (("entrypoint", service.entrypoint), ("command", service.command)):
+            texts += [(field_name, "", word) for word in words]
+        texts += [("volumes", "", volume) for volume in service.volumes]
+        for field_name, key, text in texts:
+            for name in variables(text):
+                if name in names and not (field_name == "environment" and key == name and name in checked):
+                    found.add(f"services.{service.name}.{field_name}: {name}")
+    return tuple(sorted(found))
+
+
 def named_volume(volume: str) -> str | None:
     """The name of a volume in short syntax, when it is a named one; None for a folder or a file."""
     source, colon, _ = volume.partition(":")
@@ -181,9 +209,20 @@ def named_volume(volume: str) -> str | None:
 
 
 class _Reader:
-    def __init__(self, path: Path, lines: Mapping[tuple[str, str], int], problems: Problems, *, digests: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lines: Mapping[tuple[str, str], int],
+        problems: Problems,
+        *,
+        digests: bool,
+        signed: Mapping[str, str],
+    ) -> None:
         self._path = path
         self._digests = digests
+        self._signed = signed
+        self._bare: set[tuple[str, str]] = set()
+        """Service and name of each variable that is written without a value."""
         self._lines = lines
         self._problems = problems
 
@@ -291,9 +330,27 @@ class _Reader:
         if MESH_MOUNT not in targets:
             message = f"do not mount {MESH_MOUNT}; add - /tmp/dstack-runtime/mesh:{MESH_MOUNT}:ro"
             self._add(service.name, "volumes", message)
+        self._check_signed(service)
         if sidecar is not None and SIDECAR not in service.waits_healthy:
             message = "does not wait for the mesh; add sidecar: { condition: service_healthy }"
             self._add(service.name, "depends_on", message)
+
+    def _check_signed(self, service: Service) -> None:
+        """A container has what the manifest says of its variables, and the host cannot leave one out."""
+        for name, value in self._signed.items():
+            if (service.name, name) in self._bare:
+                message = (
+                    f"has {name} without a value: Compose would leave it out where the host leaves it out; write "
+                    f"{name}: ${{{name}}}"
+                )
+            elif name in service.environment and not _passes(service.environment[name], name, value):
+                message = (
+                    f"gives {name} another value than compose_env does, which the manifest has, so {EXEC_SH} would not "
+                    f"start it; write {name}: ${{{name}}}, or use another name"
+                )
+            else:
+                continue
+            self._add(service.name, "environment", message)
 
     def _image(self, name: str, body: dict[str, Plain]) -> str:
         image = body.get("image")
@@ -333,12 +390,14 @@ class _Reader:
             return {}
         if isinstance(value, list):
             pairs = [str(item).partition("=") for item in value]
+            self._bare |= {(name, key) for key, equals, _ in pairs if not equals}
             # `- NAME` and `NAME:` take the value of the same name from the environment of compose.
             return {key: text if equals else f"${{{key}}}" for key, equals, text in pairs}
         if not isinstance(value, dict):
             self._add(name, "environment", "must be a map or a list of NAME=value")
             return {}
         found: dict[str, str] = {}
+        self._bare |= {(name, str(key)) for key, item in value.items() if item is None}
         for key, item in value.items():
             if isinstance(item, bool | list | dict):
                 self._add(name, "environment", f"{key} is {str(item).lower()}, expected text; put it in quotes")

@@ -22,8 +22,12 @@ from topology.owners import OwnerError, Owners, check
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
+EVERYBODY = "*"
+"""As the only caller of a backend: every admitted CVM may call."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""A name that a shell takes for a variable."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -131,8 +135,9 @@ class BackendEntry:
     owner: str
     """`platform` or `workload`."""
     permissions: Permissions = Permissions()
-    callers: tuple[str, ...] | None = None
-    """Groups whose CVMs may call; None: whoever the intentions allow. It withholds only: Consul must allow them too."""
+    callers: tuple[str, ...] = ()
+    """Groups whose CVMs may call, or EVERYBODY alone. Nobody else may, its own group neither, and Consul can only take
+    a caller away."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
@@ -147,6 +152,9 @@ class GroupEntry:
     compose_hashes: tuple[str, ...]
     peers: tuple[PeerEntry, ...]
     backends: dict[str, BackendEntry]
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables of the group's applications: a container that has one of these names with another value is not started
+    (`sidecar/exec.sh`): whoever runs the host sets the environment and not the manifest. Public, as all of it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +279,14 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    for name, group in manifest.groups.items():
+        for variable, value in group.env.items():
+            # The sidecar writes both into a file that a shell reads.
+            if not VARIABLE.fullmatch(variable) or "\0" in value:
+                raise ManifestError(
+                    f"manifest.groups.{name}.env.{variable:.80} is no variable of an environment; expected a name of "
+                    "letters, digits and '_', and a value without NUL"
+                )
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
     if manifest.previous is not None and not _DIGEST.fullmatch(manifest.previous):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE, MESH_POOL, VIP_POOL, mesh_address_of, vip_of
-from topology.manifest import EXCLUSIVE_ROLES, Permissions
+from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, Permissions
 
 ROLES = ("master", "replica")
 """The roles of a workload-owned backend that does not say which: Patroni's."""
@@ -30,7 +30,7 @@ class Backend:
     """The roles that its instances can have; only a workload-owned one has any."""
     permissions: Permissions = field(default_factory=Permissions)
     callers: tuple[str, ...] | None = None
-    """Groups whose CVMs may call; None: every admitted CVM."""
+    """Groups whose CVMs may call, or EVERYBODY alone; None: those whose `calls` name a route to it."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
@@ -83,6 +83,8 @@ class Group:
     backends: tuple[Backend, ...] = ()
     routes: tuple[Route, ...] = ()
     secrets: tuple[WorkloadSecret, ...] = ()
+    calls: tuple[str, ...] | None = None
+    """Routes of the cluster, as cluster.tf names them, that its CVMs may call; None says nothing, as () does."""
     mesh_addresses: dict[str, str] = field(default_factory=dict)
     """Pinned mesh addresses by peer ID; the others follow from the peer ID."""
 
@@ -124,6 +126,25 @@ class Cluster:
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError when there is none."""
         return {group.name: group for group in self.groups}[name]
+
+    @property
+    def says_who_calls(self) -> bool:
+        """Whether any group has `calls`, or any backend `callers`. Where nothing does, as in a cluster of before these
+        fields, every group may call every backend; where anything does, nobody may who is not named.
+        """
+        return any(
+            group.calls is not None or any(backend.callers is not None for backend in group.backends)
+            for group in self.groups
+        )
+
+    def callers(self, group: Group, backend: Backend) -> tuple[str, ...]:
+        """The groups whose CVMs may call `backend` of `group`, or EVERYBODY alone. Sorted."""
+        if not self.says_who_calls:
+            return (EVERYBODY,)
+        if backend.callers is not None:
+            return tuple(sorted(backend.callers))
+        routes = {route.name for route in group.routes if route.backend == backend.name}
+        return tuple(sorted(other.name for other in self.groups if routes.intersection(other.calls or ())))
 
     def coordinator_peers(self) -> tuple[str, ...]:
         """The peer IDs of the coordinators."""

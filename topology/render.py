@@ -289,12 +289,13 @@ def _group(cluster: Cluster, group: Group, facts: AppFacts, mesh: Mapping[str, s
                 identity=f"spiffe://{cluster.name}/{backend.workload}",
                 owner=backend.owner,
                 permissions=backend.permissions,
-                callers=None if backend.callers is None else tuple(sorted(backend.callers)),
+                callers=cluster.callers(group, backend),
                 source=backend.source,
                 proxy_protocol=backend.proxy_protocol,
             )
             for backend in group.backends
         },
+        env=dict(group.compose_env),
     )
 
 

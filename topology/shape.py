@@ -5,22 +5,20 @@ What concerns several entries at once (unique names, ports, addresses) is in `to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE
 from topology.expressions import Node, Unknown
-from topology.manifest import Permissions, why_no_label
+from topology.manifest import VARIABLE, Permissions, why_no_label
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.problems import Problems, Where, did_you_mean
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
 """Python converts no more than 4300 at once; counts need far fewer."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "mesh_addresses")
+_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses")
 _BACKEND_FIELDS = (
     "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol",
 )  # fmt: skip
@@ -76,6 +74,7 @@ class Reader:
             backends=tuple(backend for backend in backends if backend is not None),
             routes=tuple(route for route in routes if route is not None),
             secrets=tuple(secret for secret in secrets if secret is not None),
+            calls=self._optional_list(fields, entry, "calls", 'a list of routes, such as ["worker"]'),
             mesh_addresses=self._texts(fields, entry, "mesh_addresses"),
         )
 
@@ -107,7 +106,7 @@ class Reader:
             self._problems.add(registration["owner"].where, f"{entry}.registration.owner", message)
         roles = self._roles(registration, f"{entry}.registration", owner)
         permissions = self._permissions(fields, entry)
-        callers = self._callers(fields, entry)
+        callers = self._optional_list(fields, entry, "callers", 'a list of groups, such as ["api"]')
         source = self._optional_text(fields, entry, "source_address")
         proxy_protocol = self._flag(fields, entry, "proxy_protocol")
         if port is None or workload is None or owner is None or parent is None:
@@ -125,13 +124,13 @@ class Reader:
             proxy_protocol=proxy_protocol,
         )
 
-    def _callers(self, fields: dict[str, Node], backend: str) -> tuple[str, ...] | None:
-        node = fields.get("callers")
+    def _optional_list(self, fields: dict[str, Node], entry: str, name: str, expected: str) -> tuple[str, ...] | None:
+        """The list called `name`; None where it is absent or null, and where it is no list, which is refused."""
+        node = fields.get(name)
         if node is None or node.value is None:
             return None
-        callers = self._list(node, f"{backend}.callers", 'a list of groups, such as ["api"]')
-        # What is no list is refused already; "nobody could call" would be its consequence.
-        return callers if isinstance(node.value, tuple) else None
+        found = self._list(node, f"{entry}.{name}", expected)
+        return found if isinstance(node.value, tuple) else None
 
     def _flag(self, fields: dict[str, Node], entry: str, name: str) -> bool:
         """The optional true or false called `name`; false where it is absent or null."""
@@ -211,11 +210,11 @@ class Reader:
         found = self._texts(fields, entry, "compose_env")
         for name in found:
             where = self.places.get(f"{entry}.compose_env.{name}", fields["compose_env"].where)
-            if not _VARIABLE.fullmatch(name):
+            if not VARIABLE.fullmatch(name):
                 message = "is no name for an environment variable; use letters, digits and '_'"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
-            elif name.startswith("MESH_"):
-                message = "belongs to the mesh, which sets all MESH_ variables; choose another name"
+            elif name.startswith(("MESH_", "mesh_")):
+                message = "belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
             if "\\" in found[name]:
                 message = "has a backslash, which dstack would corrupt; encode the value, for example base64url"

@@ -7,6 +7,7 @@ locals {
       compose_env = {}
       backends    = {}
       routes      = {}
+      calls       = ["echo-master", "echo-replica", "plain"]
     }
 
     echo = {

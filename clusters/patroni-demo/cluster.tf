@@ -5,6 +5,7 @@ locals {
       replicas    = var.webdemo_replicas
       compose     = "${path.module}/compose/webdemo.yaml"
       compose_env = {}
+      calls       = ["webdemo", "postgres-master", "postgres-replica"]
 
       backends = {
         webdemo = {
@@ -29,6 +30,9 @@ locals {
         POSTGRES_SYNCHRONOUS     = var.synchronous
       }
 
+      # A member follows the leader by the first, and asks the others for their state by the second.
+      calls = ["postgres-master", "patroni"]
+
       backends = {
         postgres = {
           port         = 5432
@@ -41,7 +45,7 @@ locals {
           }
         }
 
-        # Patroni's REST API: members ask each other, and nobody else has business there.
+        # Patroni's REST API: members ask each other. Who else called it in cluster.tf would be refused.
         patroni = {
           port               = 8008
           workload           = "patroni"

@@ -5,6 +5,7 @@ locals {
       replicas    = var.api_replicas
       compose     = "${path.module}/compose/api.yaml"
       compose_env = {}
+      calls       = ["api", "worker"] # routes that its programs dial; nobody may call what nobody names
 
       backends = {
         api = {
@@ -24,6 +25,7 @@ locals {
       replicas    = var.worker_replicas
       compose     = "${path.module}/compose/worker.yaml"
       compose_env = {}
+      calls       = ["api", "worker"]
 
       backends = {
         worker = {

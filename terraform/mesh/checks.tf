@@ -119,32 +119,64 @@ locals {
     local.leader_key_problems, local.secret_problems,
   )
 
-  # A caller is known by its Consul service, so a group that shares one with a caller could call as well.
-  identities = { for g, group in local.groups : g => length(local.by_group[g]) == 0 ? [g] : [for b in local.by_group[g] : b.parent] }
+  # Lists of callers and of calls, each as it is written.
+  called = concat(
+    [for b in local.backends : { entry = "${b.entry}.callers", names = tolist(b.callers) } if b.callers != null],
+    [for g, group in local.groups : { entry = "workload_groups.${g}.calls", names = tolist(group.calls) } if group.calls != null],
+  )
   callers = flatten([
     for b in local.backends : [
       for name in distinct(b.callers) : { entry = "${b.entry}.callers", name = name, all = b.callers }
     ] if b.callers != null
   ])
+  calls = flatten([
+    for g, group in local.groups : [
+      for name in distinct(group.calls) : { entry = "workload_groups.${g}.calls", group = g, name = name }
+    ] if group.calls != null
+  ])
+  # A caller is known by its Consul service, so a group that shares one with a caller could call as well.
+  identities = { for g, group in local.groups : g => length(local.by_group[g]) == 0 ? [g] : [for b in local.by_group[g] : b.parent] }
+  let_in = flatten([
+    for b in local.backends : [
+      for name in local.callers_of[b.entry] : {
+        entry = b.callers == null ? "workload_groups.${name}.calls" : "${b.entry}.callers", name = name, all = local.callers_of[b.entry]
+      } if contains(keys(local.groups), name) && !contains(local.callers_of[b.entry], "*")
+    ]
+  ])
   caller_problems = concat(
+    flatten([
+      for c in local.called : [
+        for name in distinct(c.names) : "${c.entry}: holds '${name}' more than once; remove one"
+        if length([for other in c.names : other if other == name]) > 1
+      ]
+    ]),
     [
-      for b in local.backends : "${b.entry}.callers: is empty, so nobody could call; name a group, or leave it out to admit every group"
-      if b.callers != null && try(length(b.callers) == 0, false)
+      for c in local.callers : "${c.entry}: holds '*', which is everybody, beside others; write [\"*\"] alone"
+      if c.name == "*" && length(c.all) > 1
     ],
     [
       for c in local.callers : "${c.entry}: holds '${c.name}', which is no workload group; expected some of ${join(", ", keys(local.groups))}"
-      if !contains(keys(local.groups), c.name)
+      if c.name != "*" && !contains(keys(local.given), c.name)
     ],
     [
-      for c in local.callers : "${c.entry}: holds '${c.name}' more than once; remove one"
-      if length([for name in c.all : name if name == c.name]) > 1
+      for c in local.calls : "${c.entry}: holds '${c.name}', which is no route; expected some of ${join(", ", local.routes[*].name)}"
+      if !contains(local.given_routes[*].name, c.name)
     ],
     flatten([
-      for c in local.callers : [
+      for c in local.calls : [
+        for r in local.routes : [
+          for b in local.backends :
+          "${c.entry}: holds '${c.name}', but ${b.entry}.callers does not hold '${c.group}'; add it there, or remove the route here"
+          if b.group == r.group && b.name == r.backend && (b.callers == null ? false : length(setintersection(b.callers, [c.group, "*"])) == 0)
+        ] if r.name == c.name
+      ]
+    ]),
+    flatten([
+      for c in local.let_in : [
         for g in setsubtract(keys(local.groups), c.all) :
-        "${c.entry}: holds '${c.name}', whose service '${tolist(setintersection(local.identities[c.name], local.identities[g]))[0]}' is that of group '${g}' too, so '${g}' could call; add it, or use another parent"
+        "${c.entry}: lets '${c.name}' call, whose service '${tolist(setintersection(local.identities[c.name], local.identities[g]))[0]}' is that of group '${g}' too, so '${g}' could call; let it call as well, or use another parent"
         if length(setintersection(local.identities[c.name], local.identities[g])) > 0
-      ] if contains(keys(local.groups), c.name)
+      ]
     ]),
   )
   source_problems = [
@@ -272,6 +304,14 @@ locals {
       : "${c.entry}: has the VIP ${c.address}, as route '${c.other}' has; pin one of them, for example vip = \"${c.free}\" here"
     )
   ])
+}
+
+# Not wrong, so only a warning: a cluster of before `calls` works as it did.
+check "callers" {
+  assert {
+    condition     = local.says_who_calls
+    error_message = "Cluster ${var.cluster_name}: cluster.tf does not say who calls whom, so every group may call every backend. Write calls = [routes that it dials] into each group, and [] into one that calls nobody."
+  }
 }
 
 # What is wrong ends the plan before anything is made. One precondition per check, so that all of them report at once.

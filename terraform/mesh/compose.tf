@@ -56,6 +56,11 @@ locals {
           try({ for key, value in body.environment : key => value == null ? "$${${key}}" : tostring(value) if can(keys(body.environment)) && can(tostring(value)) && !contains(["true", "false"], jsonencode(value)) }, {}),
           can(keys(try(body.environment, null))) ? {} : try({ for item in body.environment : split("=", item)[0] => (length(split("=", item)) > 1 ? join("=", slice(split("=", item), 1, length(split("=", item)))) : "$${${item}}") }, {}),
         )
+        # Written without a value: Compose leaves such a variable out where the host does.
+        bare = concat(
+          try([for key, value in body.environment : key if can(keys(body.environment)) && value == null], []),
+          can(keys(try(body.environment, null))) ? [] : try([for item in body.environment : item if !can(regex("=", item))], []),
+        )
         environment_wrong = try([for key, value in body.environment : key if can(keys(body.environment)) && can(regex("^[\\[{tf]", jsonencode(value)))], [])
         environment_kind  = substr(try(jsonencode(body.environment), "null"), 0, 1)
         volumes_kind      = substr(try(jsonencode(body.volumes), "null"), 0, 1)
@@ -93,6 +98,11 @@ locals {
   ])
   has_application = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && !s.sidecar]) }
   has_sidecar     = { for path, tree in local.compose_trees : path => anytrue([for s in local.services : s.path == path && s.sidecar]) }
+
+  # The variables that a group's applications must have as the manifest has them, or not at all.
+  signed = flatten([
+    for g, group in local.groups : [for name, value in group.compose_env : { path = group.compose, name = name, value = value }]
+  ])
 
   service_problems = flatten([
     for s in local.services : concat(
@@ -134,6 +144,13 @@ locals {
       ? [{ s = s, field = "command", says = "is missing: ${local.exec_sh} has nothing to start; write the program here" }] : [],
       s.sidecar || anytrue([for volume in s.volumes : try(split(":", volume)[1] == "/run/mesh", false)]) ? [] : [{ s = s, field = "volumes", says = "do not mount /run/mesh; add - /tmp/dstack-runtime/mesh:/run/mesh:ro" }],
       s.sidecar || !local.has_sidecar[s.path] || contains(s.waits, "sidecar") ? [] : [{ s = s, field = "depends_on", says = "does not wait for the mesh; add sidecar: { condition: service_healthy }" }],
+      [
+        for e in local.signed : { s = s, field = "environment", says = "${contains(s.bare, e.name) ? "has ${e.name} without a value: Compose would leave it out where the host leaves it out" : "gives ${e.name} another value than compose_env does, which the manifest has, so ${local.exec_sh} would not start it"}; write ${e.name}: $${${e.name}}, or use another name" }
+        if e.path == s.path && !s.sidecar && can(s.environment[e.name]) && !(!contains(s.bare, e.name) &&
+          can(regex("^\\$(${e.name}|\\{${e.name}(:?[-?][^{}]*)?\\})$", s.environment[e.name]))
+          && (e.value != "" || !can(regex("^\\$\\{${e.name}(:-[^}]|:\\?)", s.environment[e.name])))
+        )
+      ],
       [
         for key, value in s.environment : { s = s, field = "environment", says = "${key} comes from the environment, which nobody measures; write the value itself here" }
         if s.sidecar && can(regex("\\$", value)) && (key == "MESH_OWNERS" || startswith(key, "MESH_INSECURE_"))

@@ -26,6 +26,7 @@ locals {
       compose     = tostring(group.compose)
       compose_env = { for t in local.texts : t.name => tostring(jsondecode(t.json)) if t.group == g && t.field == "compose_env" && startswith(t.json, "\"") }
       pins        = { for t in local.texts : t.name => tostring(jsondecode(t.json)) if t.group == g && t.field == "mesh_addresses" && startswith(t.json, "\"") }
+      calls       = try(startswith(jsonencode(group.calls), "["), false) ? lookup(local.texts_of, "${g}//calls", []) : null
       peers       = [for index in range(tonumber(group.replicas)) : "${g}-${index}"]
     } if !contains(local.broken, g)
   }
@@ -64,6 +65,18 @@ locals {
       members  = try(jsonencode(r.value.members), "false") == "true"
     } if !contains(local.broken, r.group)
   ]
+  # Who may call each backend, by its entry. Where nothing says so, as in a cluster of before these fields, everybody may;
+  # where anything does, nobody may who is not named.
+  says_who_calls = anytrue(concat([for g, group in local.groups : group.calls != null], [for b in local.backends : b.callers != null]))
+  callers_of = {
+    for b in local.backends : b.entry => (
+      !local.says_who_calls ? tolist(["*"]) : b.callers != null ? b.callers : sort([
+        for g, group in local.groups : g
+        if length(setintersection(group.calls == null ? [] : group.calls, [for r in local.routes : r.name if r.group == b.group && r.backend == b.name])) > 0
+      ])
+    )
+  }
+
   # What applications dial: a route's own name, or with `members` one name for each slot of its group.
   names = flatten([
     for r in local.routes : [

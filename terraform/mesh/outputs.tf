@@ -96,6 +96,7 @@ output "policy" {
     groups = {
       for g, group in local.groups : g => {
         peers = [for peer in group.peers : { peer_id = peer, address = local.mesh_of[peer] }]
+        env   = group.compose_env
         backends = {
           for b in local.by_group[g] : b.name => {
             port         = b.port
@@ -105,7 +106,7 @@ output "policy" {
             owner        = b.owner
             permissions  = b.permissions
 
-            callers        = b.callers
+            callers        = local.callers_of[b.entry]
             source         = b.source
             proxy_protocol = b.proxy_protocol
           }

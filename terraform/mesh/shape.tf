@@ -5,7 +5,7 @@ locals {
   label    = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
   variable = "^[A-Za-z_][A-Za-z0-9_]*$"
   known = {
-    group        = ["backends", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
+    group        = ["backends", "calls", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
     backend      = ["callers", "consul_permissions", "port", "proxy_protocol", "registration", "source_address", "workload"]
     registration = ["owner", "parent", "roles"]
     permissions  = ["key_prefixes", "session_write"]
@@ -233,8 +233,8 @@ locals {
       if t.field == "compose_env" && startswith(t.json, "\"") && !can(regex(local.variable, t.name))
     ],
     [
-      for t in local.texts : "${t.entry}: belongs to the mesh, which sets all MESH_ variables; choose another name"
-      if t.field == "compose_env" && startswith(t.json, "\"") && startswith(t.name, "MESH_")
+      for t in local.texts : "${t.entry}: belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
+      if t.field == "compose_env" && startswith(t.json, "\"") && can(regex("^(MESH|mesh)_", t.name))
     ],
     [
       for t in local.texts :
@@ -268,6 +268,14 @@ locals {
         json   = jsonencode(b.value.callers)
         items  = try([for item in b.value.callers : jsonencode(item) if !can(keys(b.value.callers))], [])
       } if can(b.value.registration) && try(b.value.callers != null, false)
+    ],
+    [
+      for g, group in local.given : {
+        group  = g, name = "", field = "calls", entry = "workload_groups.${g}.calls"
+        wanted = "a list of routes, such as [\"worker\"]"
+        json   = jsonencode(group.calls)
+        items  = try([for item in group.calls : jsonencode(item) if !can(keys(group.calls))], [])
+      } if try(group.calls != null, false)
     ],
     [
       for s in local.given_secrets : {

@@ -26,7 +26,7 @@ variable "coordinator_compose" {
 
 # Not typed further: Terraform drops a field that an object type does not name, and a misspelt one must be an error.
 variable "workload_groups" {
-  description = "The groups, as cluster.tf has them: replicas, compose, compose_env, backends, routes, mesh_addresses."
+  description = "The groups, as cluster.tf has them: replicas, compose, compose_env, backends, routes, calls, secrets, mesh_addresses."
   type        = any
 }
 

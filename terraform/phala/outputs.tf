@@ -27,10 +27,10 @@ check "manifest" {
   assert {
     condition = (
       var.mesh.signed == null ? true :
-      try(jsonencode({ for g, group in var.mesh.signed.groups : g => group.peers }), "") == jsonencode({ for g, group in var.mesh.policy.groups : g => group.peers }) &&
+      try(jsonencode({ for g, group in var.mesh.signed.groups : g => { for field in ["peers", "backends", "env"] : field => group[field] } }), "") == jsonencode(var.mesh.policy.groups) &&
       try(jsonencode(var.mesh.signed.routes), "") == jsonencode(var.mesh.policy.routes)
     )
-    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted. Next: meshctl manifest render, sign, and apply again."
+    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted and may not call, and no application starts with other variables. Next: meshctl manifest render, sign, and apply again."
   }
   assert {
     condition     = var.mesh.signed == null ? true : alltrue([for a, id in local.app_ids : try(a == "coordinator" ? var.mesh.signed.coordinators.app_id == id : var.mesh.signed.groups[a].app_id == id, false)])

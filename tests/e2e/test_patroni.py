@@ -53,3 +53,17 @@ def test_demo_loses_its_leader_and_goes_on() -> None:
             )
 
         wait_for(caught_up, "the old leader follows the new one over the mesh", 120)
+        refuses_what_nobody_signed(mesh, new)
+
+
+def refuses_what_nobody_signed(mesh: Mesh, member: str) -> None:
+    """A variable that the host has set to another value, and a call that `cluster.tf` does not name."""
+    start = ("exec", member, "--", "env", "POSTGRES_SYNCHRONOUS=off", "/run/mesh/exec.sh", "echo", "started")
+    done = mesh.run(*start)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "exec.sh: not as the manifest has it for this group: POSTGRES_SYNCHRONOUS; " in done.stderr
+    as_signed = mesh.run(*(word.replace("=off", "=on") for word in start))
+    assert (as_signed.returncode, as_signed.stdout) == (0, "started\n")
+    call = mesh.run("exec", member, "--", "python3", "-c", _ASK, "http://webdemo:8080/hello")
+    assert call.returncode == 1
+    assert re.search(r"RemoteDisconnected|ConnectionResetError", call.stderr), call.stderr

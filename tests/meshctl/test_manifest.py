@@ -75,9 +75,19 @@ def test_render_sign_show(owner: Owner) -> None:
     shown = owner.run("manifest", "show", str(owner.cluster))
     assert "manifest of starter, epoch 1" in shown.output
     assert "route worker:9090 → worker/worker" in shown.output
+    assert "    worker may be called by api, worker\n" in shown.output
     assert owner.render().exit_code == 0
     assert owner.sign().exit_code == 0
     assert "epoch 2" in owner.run("manifest", "show", str(owner.cluster)).output
+
+
+def test_variables_are_shown_to_whoever_signs_them(owner: Owner) -> None:
+    """With their values: the manifest is public, and a password among them would be as well."""
+    file = owner.cluster / "cluster.tf"
+    file.write_text(file.read_text().replace("compose_env = {}", 'compose_env = { MODE = "fast" }', 1))
+    assert "    variable MODE is 'fast', for everybody to read\n" in owner.render().output
+    assert owner.sign().exit_code == 0
+    assert "variable MODE is 'fast'" in owner.run("manifest", "show", str(owner.cluster)).output
 
 
 def test_the_images_that_may_run_must_be_said(owner: Owner) -> None:

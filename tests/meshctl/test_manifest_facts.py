@@ -214,12 +214,15 @@ def test_which_groups_may_go_on_starting_with_an_older_manifest() -> None:
     worker = old.groups["worker"]
     replace = dataclasses.replace
     moved = replace(worker.backends["worker"], port=1, sidecar_port=2)
+    alone = replace(worker.backends["worker"], callers=())
     other = manifest.Rendezvous(public_key="k", endpoint="e", address="a")
     changes: list[tuple[manifest.Manifest, bool]] = [
         (replace(old, epoch=2, routes=()), True),
         (replace(old, groups={**old.groups, "worker": replace(worker, peers=())}), True),
         (replace(old, groups={**old.groups, "api": replace(old.groups["api"], backends={})}), True),
+        (replace(old, groups={**old.groups, "worker": replace(worker, backends={"worker": alone})}), True),
         (replace(old, groups={**old.groups, "worker": replace(worker, backends={"worker": moved})}), False),
+        (replace(old, groups={**old.groups, "worker": replace(worker, env={"A": "1"})}), False),
         (replace(old, coordinators=replace(old.coordinators, compose_hashes=("0" * 64,))), False),
         (replace(old, tcb=manifest.TcbPolicy(allowed_statuses=("OutOfDate",))), False),
         (replace(old, rendezvous=(other,)), False),

@@ -56,6 +56,15 @@ def test_a_change_is_shown_against_the_last_commit(cluster: Path) -> None:
     assert "./mesh manifest render" in shown
 
 
+def test_who_may_call_what_fits_into_80_columns(cluster: Path) -> None:
+    """Also where nothing changes, and whatever the terminal's width is."""
+    shown = plan(str(cluster)).stdout
+    table = shown[shown.index("Who may call what") :].splitlines()
+    assert max(map(len, table)) <= 80
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if line.startswith("│")]
+    assert cells == [["api", "api, worker", "api, worker"], ["worker", "api, worker", "api, worker"]]
+
+
 def test_a_revision_without_tfvars_takes_those_of_today(cluster: Path) -> None:
     """terraform.tfvars is in no repository: its values are today's on both sides, those that the revision knows."""
     scale(cluster, 4)

@@ -107,6 +107,47 @@ def test_ports_and_rights_restart_their_group_too(before: Snapshot, tmp_path: Pa
     assert plan.needs_manifest
 
 
+def test_callers_reach_running_cvms_with_the_manifest(tmp_path: Path) -> None:
+    """Another group that calls a database restarts no CVM of it."""
+    groups = [group("db", more="calls = []"), group("web", more="calls = []")]
+    one = snapshot(tmp_path / "one", *groups)
+    other = snapshot(tmp_path / "other", groups[0], groups[1].replace("calls = []", 'calls = ["db"]'))
+    plan = plans.compare(one, other, "")
+    assert changes(plan) == {
+        ("callers", "db/db"): ("change", plans.MANIFEST),
+        ("cvm", "coordinator-0"): ("change", plans.RESTART),
+    }
+    assert plan.needs_manifest
+    assert plan.document()["calls"]["web"] == {"may_call": ["db"], "called_by": {"web": []}}
+
+
+def test_a_cluster_that_does_not_say_who_calls_is_asked(before: Snapshot, tmp_path: Path) -> None:
+    """Also where everything is new; with one word about calls the question is answered."""
+    for plan in (plans.compare(None, before, ""), plans.compare(before, before, "")):
+        assert any("who dials what?" in warning for warning in plan.warnings)
+    told = snapshot(tmp_path, group("api", more="calls = []"))
+    assert not any("who dials what?" in warning for warning in plans.compare(before, told, "").warnings)
+
+
+def test_signed_values_are_to_be_signed_first(tmp_path: Path) -> None:
+    """An application starts only with what is signed; a new name is a new revision, which has its order already."""
+    one, other, named = (
+        snapshot(tmp_path / name, group("a", more=f"compose_env = {text}"))
+        for name, text in (("one", '{ A = "1" }'), ("other", '{ A = "2" }'), ("named", '{ A = "2", B = "1" }'))
+    )
+    plan = plans.compare(one, other, "")
+    assert [text for text in plan.warnings if "a/A" in text and "sign them before you apply" in text] != []
+    assert plan.needs_manifest
+    assert not any("before you apply" in text for text in plans.compare(one, named, "").warnings)
+
+
+def test_values_that_nothing_checks_are_warned_of(tmp_path: Path) -> None:
+    """A command that has a variable in it is not seen by exec.sh."""
+    compose = COMPOSE.replace('["/app/app"]', '["/app/app", "$A"]')
+    plan = plans.compare(None, snapshot(tmp_path, group("a", more='compose_env = { A = "1" }'), compose=compose), "")
+    assert any("a services.app.command: A" in warning for warning in plan.warnings)
+
+
 def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path) -> None:
     """The compose file is measured: all CVMs that run it are updated."""
     groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
@@ -125,13 +166,15 @@ def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path)
     ],
 )
 def test_values_of_variables_restart_and_names_redeploy(tmp_path: Path, old: str, new: str, effect: str) -> None:
-    """dstack measures which variables there may be, not what they hold."""
+    """dstack measures which variables there may be, the manifest what they hold: coordinators restart with it."""
     one, other = (
         snapshot(tmp_path / name, group("a", more=f"compose_env = {text}"), group("b"))
         for name, text in (("one", old), ("other", new))
     )
     plan = plans.compare(one, other, "")
-    assert plan.cvms(effect) == ("a-0", "a-1")
+    fates = {name: fate for (_, name), (_, fate) in changes(plan, "cvm").items()}
+    assert fates == {"a-0": effect, "a-1": effect, "coordinator-0": plans.RESTART}
+    assert plan.needs_manifest
     assert set(changes(plan, "environment").values()) <= {("change", effect), ("add", effect)}
 
 
@@ -216,7 +259,8 @@ def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:
 def test_the_document_is_the_documented_one(before: Snapshot) -> None:
     """Its fields are a contract."""
     document = plans.compare(None, before, "nothing").document()
-    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "warnings"}
+    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "calls", "warnings"}
+    assert document["calls"]["api"] == {"may_call": ["api", "worker"], "called_by": {"api": ["*"]}}
     assert set(document["changes"][0]) == {"kind", "name", "action", "before", "after", "effect", "note"}
     assert set(document["cvms"]) == {"create", "delete", "replace", "redeploy", "restart"}
     assert {change["effect"] for change in document["changes"]} <= set(plans.EFFECTS)

@@ -278,6 +278,7 @@ def test_callers_of_the_newest_manifest_count() -> None:
     assert callers_of(world(own=started, manifest=with_group(newest))) == ["api"]
     assert callers_of(world(own=manifest().groups["api"], manifest=with_group(newest))) == ["api"]
     assert callers_of(world(own=started, manifest=manifest())) == ["*"]
+    assert callers_of(world(own=started, manifest=with_group(restricted()))) == [], "nobody"
     without = manifest(groups={"client": manifest().groups["client"]})
     assert callers_of(world(own=started, manifest=without)) == ["client"], "its own word, where there is no newer one"
 

@@ -105,6 +105,21 @@ async def rig() -> AsyncIterator[Rig]:
             await it.effects.xds.stop()
 
 
+async def test_signed_variables_that_are_refused_are_written_with_a_later_wish(rig: Rig) -> None:
+    """Until then there is no file, so nothing starts, and `problems` says why."""
+    file, beside = rig.folder / "run/environment", rig.folder / "run/.environment.new"
+    rig.effects.keep_environment({"A": "1"})
+    assert file.read_text() == "A=1\n"
+    beside.mkdir()
+    rig.effects.keep_environment({"A": "2"})
+    assert not file.exists()
+    assert "environment.new" in rig.effects.problems["environment"]
+    beside.rmdir()
+    await rig.effects.apply(desired(world()), OWN)
+    assert file.read_text() == "A=2\n"
+    assert rig.effects.problems == {}
+
+
 def whole_world(**changes: object):  # type: ignore[no-untyped-def]
     """A world with real certificates: a snapshot checks them."""
     authority = Authority()

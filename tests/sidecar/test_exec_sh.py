@@ -54,6 +54,7 @@ class Container:
         self.mesh.prepare()
         self.mesh.write_hosts({"worker": "127.10.1.2"}, OWN)
         self.mesh.write_resolv_conf("", "127.10.0.53")
+        self.mesh.write_environment({})
 
     @property
     def hosts(self) -> Path:
@@ -143,6 +144,76 @@ def test_the_environment_arrives_unchanged(ready: Container) -> None:
     seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert (seen["line"], seen["run"], seen["mesh"], seen["MESH_WAIT"]) == ("1", "2", "3", "5")
     assert [name for name in seen if name.startswith("mesh_")] == []
+
+
+SIGNED = {
+    "POSTGRES_SYNCHRONOUS": "on",
+    "EMPTY": "",
+    "ODD": "a \"b\" 'c' <d> & $HOME `e` * \\n ä€ ! (",
+    "LINES": "\n first\n\n  second = 2\n",
+    "line": "of the script's own words",
+}
+
+
+def test_variables_as_they_were_signed_start_the_command(ready: Container) -> None:
+    """Whatever is in a value; names that the manifest does not have may have any."""
+    ready.mesh.write_environment(SIGNED)
+    done = ready.run("echo", "ran", **SIGNED, OTHER="anything")
+    assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 0)
+    assert ready.run("echo", "ran").stdout == "ran\n", "a container need not have them"
+
+
+def test_the_host_cannot_give_up_acknowledged_writes(ready: Container) -> None:
+    """POSTGRES_SYNCHRONOUS=off where the owner signed `on`: exit code 78 and the reason, and nothing has run."""
+    ready.mesh.write_environment(SIGNED)
+    done = ready.run("echo", "ran", **SIGNED | {"POSTGRES_SYNCHRONOUS": "off"})
+    assert (done.stdout, done.returncode) == ("", 78)
+    assert done.stderr.startswith(
+        "exec.sh: not as the manifest has it for this group: POSTGRES_SYNCHRONOUS; the command is not started. "
+    )
+    assert (done.stderr.count("\n"), "./mesh manifest render" in done.stderr) == (1, True)
+    assert ready.hosts.read_text() == OLD_HOSTS, "nor was anything written"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EMPTY", " "),
+        ("POSTGRES_SYNCHRONOUS", ""),
+        ("POSTGRES_SYNCHRONOUS", "on\n"),
+        ("POSTGRES_SYNCHRONOUS", "on "),
+        ("ODD", SIGNED["ODD"].replace("$HOME", "/root")),
+        ("LINES", SIGNED["LINES"][:-1]),
+        ("LINES", SIGNED["LINES"].replace("\n\n", "\n")),
+    ],
+)
+def test_a_value_that_differs_in_anything_is_refused(ready: Container, name: str, value: str) -> None:
+    """Also by a space or a line end; the message names the variable, and shows neither value."""
+    ready.mesh.write_environment(SIGNED)
+    done = ready.run("echo", "ran", **SIGNED | {name: value})
+    assert (done.stdout, done.returncode) == ("", 78)
+    assert f"for this group: {name};" in done.stderr
+    assert "second" not in done.stderr
+
+
+def test_every_variable_that_differs_is_named(ready: Container) -> None:
+    """In one line, in the order of the file."""
+    ready.mesh.write_environment({"B": "1", "A": "secret-one", "C": "3"})
+    done = ready.run("true", A="secret-two", B="2", C="3")
+    assert (done.returncode, "for this group: A, B;" in done.stderr) == (78, True)
+    assert "secret" not in done.stderr
+
+
+def test_without_the_signed_variables_nothing_is_started(ready: Container) -> None:
+    """A mesh that is ready and has no such file, or not a sidecar's file, is none to trust."""
+    file = ready.folder / "mesh" / "environment"
+    file.write_text("A=1\nreboot; B=2\n")
+    done = ready.run("echo", "ran", A="1")
+    assert (done.stdout, done.returncode, "names no variable" in done.stderr) == ("", 78, True)
+    file.unlink()
+    done = ready.run("echo", "ran")
+    assert (done.stdout, done.returncode) == ("", 78)
+    assert "environment is missing or cannot be read" in done.stderr
 
 
 def test_no_command_is_wrong_use(ready: Container) -> None:

@@ -91,9 +91,12 @@ def test_every_file_is_world_readable_whatever_the_umask(folder: Path) -> None:
     run.write_hosts({"worker": "127.10.1.2"}, OWN)
     run.write_resolv_conf("", "127.10.0.53")
     run.write_identity(OWN)
+    run.write_environment({"B": "two\nlines\n", "A": "x=y"})
     run.mark_ready("api-0 is ready")
+    assert (folder / "environment").read_text() == "A=x=y\nB=two\n lines\n \n"
     assert mode(folder) == 0o755
     assert {path.name: mode(path) for path in folder.iterdir()} == {
+        "environment": 0o644,
         "exec.sh": 0o755,
         "hosts": 0o644,
         "identity.json": 0o644,
@@ -108,6 +111,17 @@ def test_every_file_is_world_readable_whatever_the_umask(folder: Path) -> None:
         "address": "100.96.0.5",
     }
     assert (folder / "exec.sh").read_bytes() == Path(files.__file__).with_name("exec.sh").read_bytes()
+
+
+def test_signed_variables_that_cannot_be_written_leave_no_older_ones(folder: Path) -> None:
+    """What the newest manifest refuses must not start by the word of the one before."""
+    run = RunFiles(folder)
+    run.prepare()
+    run.write_environment({"A": "1"})
+    (folder / ".environment.new").mkdir()
+    with pytest.raises(OSError, match=r"environment\.new"):
+        run.write_environment({"A": "2"})
+    assert not (folder / "environment").exists()
 
 
 def another_group() -> int:

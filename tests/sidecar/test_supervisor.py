@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,8 +18,14 @@ from typing import Any
 
 import pytest
 
-from tests.sidecar.world import environment
+from runtime.init import Init
+from sidecar.config import parse
+from sidecar.supervisor import Supervisor
+from tests.sidecar.world import OWNER, environment, manifest
 from tests.support import ROOT, network_namespace, popen, process_runs, tool
+from tests.topology.support import after, opened
+from topology.envelope import seal
+from topology.manifest import GroupEntry
 
 ENTER = (
     "import ctypes, os, sys; netns = os.open('/var/run/netns/' + sys.argv[1], os.O_RDONLY)\n"
@@ -137,6 +144,7 @@ def test_names_work_before_anyone_admits_and_a_clean_stop_leaves_nothing() -> No
         assert it.run("-c", LOOKUP).stdout.strip() == "127.10.0.1"
         assert "127.10.0.1 api" in (it.folder / "run/hosts").read_text()
         assert not (it.folder / "run/ready").exists()
+        assert (it.folder / "run/environment").read_text() == "", "the first manifest's, which signs no variable"
         assert it.state.stat().st_mode & 0o777 == 0o700
         health = it.run("-m", "sidecar", "health")
         assert health.returncode == 1
@@ -146,6 +154,30 @@ def test_names_work_before_anyone_admits_and_a_clean_stop_leaves_nothing() -> No
         wait_gone(*(child["pid"] for child in now["children"].values()))
         assert it.addresses() == ["127.0.0.1"]
         assert not (it.state / "status.sock").exists()
+
+
+async def test_programs_are_told_the_variables_of_the_newest_manifest(tmp_path: Path) -> None:
+    """With the manifest itself, not with the next wish; a manifest without the group leaves what the first one says."""
+    run = tmp_path / "run"
+    run.mkdir()
+    first = manifest(groups=with_env({"MODE": "first"}))
+    it = Supervisor(
+        parse(environment(MESH_MANIFEST=seal(first, OWNER), MESH_RUN_DIR=str(run), MESH_STATE_DIR=str(tmp_path))),
+        Init(),
+    )
+    for groups, told in (
+        (with_env({"MODE": "newest", "A": "1"}), "A=1\nMODE=newest\n"),
+        (with_env({}), ""),
+        ({"client": first.groups["client"]}, "MODE=first\n"),
+    ):
+        it.see(dataclasses.replace(it.world, signed=opened(after(it.world.signed, groups=groups), OWNER)))
+        assert (run / "environment").read_text() == told
+
+
+def with_env(env: dict[str, str]) -> dict[str, GroupEntry]:
+    """The manifest's groups, whose applications have `env` in the group `api`."""
+    groups = manifest().groups
+    return {**groups, "api": dataclasses.replace(groups["api"], env=env)}
 
 
 @pytest.mark.netns

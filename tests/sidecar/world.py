@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.protocol import MeshPeer
 from topology.envelope import seal
 from topology.manifest import (
+    EVERYBODY,
     MANIFEST_VERSION,
     BackendEntry,
     CoordinatorPeer,
@@ -38,7 +39,7 @@ def backend(
     owner: str = "platform",
     port: int = 8080,
     sidecar_port: int = 20001,
-    callers: tuple[str, ...] | None = None,
+    callers: tuple[str, ...] = (EVERYBODY,),
 ) -> BackendEntry:
     """A backend of `service`."""
     return BackendEntry(

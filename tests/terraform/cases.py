@@ -5,6 +5,7 @@ Long because it is a list: each mistake is a case of its own.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -74,12 +75,27 @@ def _caller(callers: str, *, name: str = "a", port: str = "8080") -> str:
     return backend(name, port=port, more=f"callers = {callers}")
 
 
+def _calling(calls: str, *, callers: str = "null") -> Write:
+    """Group `a`, whose backend `callers` may call, and `web`, which calls `calls`."""
+    own = group("a", backends=backend("a", more=f"callers = {callers}"), more="calls = null")
+    return _groups(own, group("web", backends="", routes="", more=f"calls = {calls}"))
+
+
 def _clashing(pool: str = addresses.VIP_POOL) -> str:
     """The name of a route one of whose first two members would have the VIP of the route `api`."""
     numbers = (f"r{number}" for number in range(1 << 20))
     taken = addresses.vip_of("api", pool)
     return next(name for name in numbers if taken in {addresses.vip_of(f"{name}-{index}", pool) for index in (0, 1)})
 
+
+def _with_environment(text: str) -> str:
+    """The compose file, whose application has `text` as its environment."""
+    return COMPOSE.replace(
+        '    command: ["/app/app"]\n', f'    command: ["/app/app"]\n    environment:\n      {text}\n'
+    )
+
+
+_MEMBERS = 'db = { backend = "db", members = true }\none = { backend = "db" }'
 
 GOOD: dict[str, Write] = {
     "one": _groups(group("a")),
@@ -104,6 +120,25 @@ GOOD: dict[str, Write] = {
         group("a", backends=_caller('["web", "a"]') + _caller('["web"]', name="x", port="8081"), routes=""),
         group("web", backends="", routes=""),
     ),
+    "callers-nobody": _groups(group("a", backends=_caller("[]")), group("web")),
+    "callers-everybody": _groups(group("a", backends=_caller('["*"]')), group("web")),
+    "calls": _groups(
+        group(
+            "a",
+            backends=backend("a") + backend("x", port="8081"),
+            routes='a = { backend = "a" }\nx = { backend = "x" }',
+        ),
+        group("db", backends=backend("db", port="5432"), routes=_MEMBERS, more='calls = ["db", "a"]'),
+        group("web", backends="", routes="", more='calls = ["db", "x"]'),
+        group("zoo", more="calls = []"),
+    ),
+    "calls-nobody": _groups(group("a", more="calls = []"), group("web", more="calls = null")),
+    "calls-and-callers": _calling('["a"]', callers='["web"]'),
+    "calls-and-everybody": _calling('["a"]', callers='["*"]'),
+    "calls-of-one-service": _groups(
+        group("a"),
+        *(group(name, backends=backend(name, parent="db"), more='calls = ["a"]', routes="") for name in ("x", "y")),
+    ),
     "sources": _groups(
         group("a", backends=backend("a", more='source_address = "127.0.0.1"\nproxy_protocol = true')),
         group("b", backends=backend("b", more='source_address = "127.10.0.99"\nproxy_protocol = false')),
@@ -124,6 +159,21 @@ GOOD: dict[str, Write] = {
         extra='shared = { CLUSTER = "${var.cluster_name}-x", EMPTY = "" }',
         variables='variable "n" {\n  type    = number\n  default = 4\n}\n',
     ),
+    **{
+        f"signed-{i}": _groups(group("a", more=f'compose_env = {{ X = "{value}" }}'), compose=_with_environment(text))
+        for i, (value, text) in enumerate(
+            [
+                ("on", "X: $X"),
+                ("on", "X: ${X}"),
+                ("on", 'X: "${X:-off}"'),
+                ("", 'X: "${X-off}"'),
+                ("", 'X: "${X:-}"'),
+                ("on", 'X: "${X:?must be set}"'),
+                ("on", 'Y: "a ${X} b"'),
+                ("on", "XY: ${XY}"),
+            ]
+        )
+    },
     "environment-list": _compose(
         '    environment:\n      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"\n',
         '    environment: ["MESH_OWNERS=abc", PLAIN]\n',
@@ -141,6 +191,22 @@ GOOD: dict[str, Write] = {
 _PIN = 'site = { backend = "site", role = null, vip = "%s" }'
 _HEALTH = re.compile(r"    healthcheck: .*\n")
 BROKEN: dict[str, Write] = {
+    **{
+        f"signed-{i}": _groups(group("a", more=f'compose_env = {{ X = "{value}" }}'), compose=_with_environment(text))
+        for i, (value, text) in enumerate(
+            [
+                ("on", 'X: "on"'),
+                ("on", "X: ${Y}"),
+                ("on", 'X: "${X}x"'),
+                ("on", 'X: "${X:+off}"'),
+                ("", 'X: "${X:-off}"'),
+                ("", 'X: "${X:?must be set}"'),
+                ("1", "X: 1"),
+                ("on", "X:"),
+                ("on", "- X"),
+            ]
+        )
+    },
     # check 1: literal images
     "image-variable": _compose("ghcr.io/example/app:1", "${APP_IMAGE}"),
     "image-default": _compose("ghcr.io/example/sidecar:1", "ghcr.io/example/${NAME:-sidecar}:1"),
@@ -247,7 +313,10 @@ BROKEN: dict[str, Write] = {
         )
     ),
     "wrong-env": _groups(
-        group("a", more=r'compose_env = { "a-b" = "x", MESH_X = "y", N = 5, B = true, L = [1], Z = null, S = "a\\b" }')
+        group(
+            "a",
+            more=r'compose_env = {"a-b" = "", MESH_X = "", mesh_x = "", N = 5, B = true, L = [1], Z = null, S = "\\" }',
+        )
     ),
     "wrong-permissions": _groups(
         group(
@@ -312,8 +381,8 @@ BROKEN: dict[str, Write] = {
         f"callers-{i}": _groups(group("a", backends=_caller(text)), group("web"))
         for i, text in enumerate(
             [
-                "[]",
                 '["wob"]',
+                '["web", "*"]',
                 '["web", "web"]',
                 '["coordinator"]',
                 "true",
@@ -328,6 +397,25 @@ BROKEN: dict[str, Write] = {
     "callers-same-service": _groups(
         group("a", backends=_caller('["x", "web"]'), routes=""),
         group("x", backends=backend("x", parent="db"), routes=""),
+        group("y", backends=backend("y", parent="db"), routes=""),
+    ),
+    **{
+        f"calls-{i}": _calling(text)
+        for i, text in enumerate(
+            ['["b"]', '["a-0"]', '["web"]', '["a", "a"]', '["*"]', '"a"', "true", "[1, null]", '[""]', "{}"]
+        )
+    },
+    "calls-and-no-caller": _calling('["a"]', callers="[]"),
+    "calls-and-another-caller": _calling('["a"]', callers='["a"]'),
+    "calls-a-broken-group": _groups(
+        group("a", replicas="0"), group("web", backends=_caller('["a"]', name="web"), more='calls = ["a"]')
+    ),
+    "calls-one-member": _groups(
+        group("a", backends=backend("a"), routes='r = { backend = "a", members = true }', more='calls = ["r-0"]')
+    ),
+    "calls-same-service": _groups(
+        group("a"),
+        group("x", backends=backend("x", parent="db"), routes="", more='calls = ["a"]'),
         group("y", backends=backend("y", parent="db"), routes=""),
     ),
     "callers-own-name-as-service": _groups(
@@ -478,6 +566,7 @@ def random_clusters(count: int, seed: int) -> Iterator[tuple[str, Write]]:
 
 
 def _random_group(chance: random.Random, name: str) -> str:
+    """Routes that it calls are its own: of another group it cannot know whether it is there."""
     backends, routes = [], []
     for index in range(chance.randint(0, 3)):
         own = f"{name}-b{index}"
@@ -494,4 +583,7 @@ def _random_group(chance: random.Random, name: str) -> str:
     more = f'compose_env = {{ X{chance.randint(0, 9)} = "{chance.choice(["", "v", "a b", "ä€", "$x"])}" }}'
     if chance.random() < 0.3:
         more += f'\nmesh_addresses = {{ "{name}-{chance.randrange(replicas)}" = "100.96.1.{chance.randint(0, 255)}" }}'
+    if chance.random() < 0.6:
+        names = [text.split('"')[1] for text in chance.sample(routes, chance.randint(0, len(routes)))]
+        more += f"\ncalls = {json.dumps(names)}"
     return group(name, replicas=str(replicas), backends="".join(backends), routes="\n".join(routes), more=more)

@@ -16,6 +16,7 @@ from tests.topology.test_render import KEY as OWNER
 from tests.topology.test_render import P256
 from topology import manifest, render
 from topology.cluster import load
+from topology.envelope import open_envelope
 from topology.owners import Owners, key_of, text_of
 
 pytestmark = pytest.mark.timeout(400)
@@ -169,9 +170,16 @@ def test_a_deployment_becomes_a_signed_manifest_and_then_an_update_in_place(depl
     for group in ("api", "worker"):
         kept = deployed.folder / "manifests" / f"{group}.signed"
         envelope = (kept if kept.exists() else deployed.folder / "manifest.signed").read_text().strip()
-        assert planned[group] == render.sidecar_environment(
+        wanted = render.sidecar_environment(
             ours, group, None, manifest_envelope=envelope, owners=None, coordinator_urls=urls
         )
+        # Routes go with the manifest that a CVM starts with, which is of before another test's change where that came
+        # first.
+        routes = open_envelope(envelope, None).manifest.routes
+        fields = ("name", "vip", "port", "role", "backend", "service")
+        told = [{field: getattr(route, field) for field in fields} for route in routes]
+        assert json.loads(planned[group]["MESH_ROUTES_JSON"]) == told
+        assert planned[group] | {"MESH_ROUTES_JSON": ""} == wanted | {"MESH_ROUTES_JSON": ""}
     deployed.apply()
     assert _changed(deployed.plan()) == []
 
@@ -213,6 +221,25 @@ def test_a_manifest_of_another_cluster_is_warned_of(deployed: Sandbox) -> None:
         tfvars.write_text(before)
     assert "The signed manifest is of another cluster.tf" in shown
     assert 'phala_app_instance.slot["starter-worker-3"] will be created' in shown
+    assert "Error" not in shown
+
+
+@pytest.mark.parametrize(
+    "change",
+    [('calls       = ["api", "worker"]', "calls       = []"), ("compose_env = {}", 'compose_env = { A = "1" }')],
+)
+def test_a_manifest_with_other_callers_or_variables_is_warned_of(deployed: Sandbox, change: tuple[str, str]) -> None:
+    """Applying goes on: what is signed stays in force, and somebody should know."""
+    _signed(deployed)
+    file = deployed.folder / "cluster.tf"
+    before = file.read_text()
+    assert "The signed manifest is of another" not in deployed.terraform("plan", "-no-color", "-input=false")
+    try:
+        file.write_text(before.replace(*change))
+        shown = deployed.terraform("plan", "-no-color", "-input=false", ok=False)
+    finally:
+        file.write_text(before)
+    assert "The signed manifest is of another cluster.tf" in shown
     assert "Error" not in shown
 
 

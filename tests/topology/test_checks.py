@@ -373,16 +373,42 @@ def member_route(name: str = "r", more: str = "") -> str:
 @pytest.mark.parametrize(
     ("callers", "words"),
     [
-        ("[]", ("is empty", "name a group")),
+        ('["*", "web"]', ("'*'", "everybody", "alone")),
         ('["wob"]', ("'wob'", "no workload group", "did you mean 'web'?")),
         ('["web", "web"]', ("'web'", "more than once")),
         ('["coordinator"]', ("'coordinator'", "no workload group")),
     ],
 )
 def test_callers_that_cannot_be_are_refused(tmp_path: Path, callers: str, words: tuple[str, ...]) -> None:
-    """An unknown group, nobody, one group twice."""
+    """An unknown group, everybody beside somebody, one group twice."""
     write(tmp_path, group("a", backends=backend("a", more=f"callers = {callers}")), group("web"))
     only(problems(tmp_path), "cluster.tf:", "workload_groups.a.backends.a.callers", *words)
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        ('["menber"]', ("'menber'", "no route", "did you mean 'member'?")),
+        ('["store"]', ("'store'", "a group and no route", "write some of its routes: db, member")),
+        ('["member-1"]', ("'member-1'", "one name of the route 'member'", "write 'member'")),
+        ('["*"]', ("'*'", "no route", "expected one of db, member, web")),
+        ('["db", "db"]', ("'db'", "more than once")),
+        ('["web"]', ("'web'", "workload_groups.web.backends.web.callers does not hold 'web'", "add it there")),
+    ],
+)
+def test_calls_that_cannot_be_are_refused(tmp_path: Path, calls: str, words: tuple[str, ...]) -> None:
+    """An unknown route, a group, one name of a member route, one route twice, a backend that names other callers."""
+    routes = 'db = { backend = "store" }\nmember = { backend = "store", members = true }'
+    web = group("web", backends=backend("web", more='callers = ["store"]'), more=f"calls = {calls}")
+    write(tmp_path, group("store", backends=backend("store", port="5432"), routes=routes), web)
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.web.calls: ", *words)
+
+
+def test_a_call_to_a_group_that_is_broken_is_no_second_problem(tmp_path: Path) -> None:
+    """Its routes and its name are written, so neither is unknown."""
+    web = group("web", backends=backend("web", more='callers = ["db"]'), more='calls = ["db"]')
+    write(tmp_path, group("db", replicas="0"), web)
+    only(problems(tmp_path), "workload_groups.db.replicas", "is 0")
 
 
 def test_a_caller_whose_service_another_group_shares_is_refused(tmp_path: Path) -> None:
@@ -391,6 +417,9 @@ def test_a_caller_whose_service_another_group_shares_is_refused(tmp_path: Path) 
     shared = [group(name, backends=backend(name, parent="db"), routes="") for name in ("x", "y")]
     write(tmp_path, own, *shared)
     only(problems(tmp_path), "workload_groups.a.backends.a.callers", "'x'", "'db'", "'y' could call")
+    calling = [shared[0].replace("routes = {", 'calls = ["a"]\n      routes = {'), shared[1]]
+    write(tmp_path, group("a"), *calling)
+    only(problems(tmp_path), "workload_groups.x.calls", "'x'", "'db'", "'y' could call")
     write(tmp_path, own.replace('["x"]', '["x", "y"]'), *shared)
     assert cluster.load(tmp_path).group("a").backends[0].callers == ("x", "y")
 

@@ -50,6 +50,79 @@ def test_committed_files_are_in_dstacks_form(path: Path) -> None:
     assert not insecure, "the environment is not measured: a host could switch the protection off"
 
 
+def with_environment(text: str) -> str:
+    """The good file, whose application has `text` as its environment."""
+    return COMPOSE.replace(
+        '    command: ["/app/app"]\n', f'    command: ["/app/app"]\n    environment:\n      {text}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("on", "X: $X"),
+        ("on", "X: ${X}"),
+        ("on", "X: ${X:-off}"),
+        ("on", "X: ${X-off}"),
+        ("on", "X: ${X:?missing}"),
+        ("", "X: ${X-off}"),
+        ("", 'X: "${X:-}"'),
+        ("on", 'Y: "not ${X}"'),
+        ("on", 'XX: "off"'),
+    ],
+)
+def test_a_signed_variable_is_passed_on_under_its_own_name(value: str, text: str) -> None:
+    """Or not at all: then there is nothing that would be held against the manifest."""
+    found = compose.parse(with_environment(text), Path("c.yaml"), signed={"X": value})
+    for service in found.applications:
+        for name, written in service.environment.items():
+            assert name != "X" or compose.interpolate(written, {"X": value}) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("on", 'X: "on"'),
+        ("on", 'X: "off"'),
+        ("on", "X: ${Y}"),
+        ("on", 'X: "${X} "'),
+        ("on", "X: ${X:+off}"),
+        ("", "X: ${X:-off}"),
+        ("", "X: ${X:?missing}"),
+    ],
+)
+def test_a_container_that_would_never_start_is_refused(value: str, text: str) -> None:
+    """exec.sh goes by the name, so a name of compose_env cannot have a value of its own; the sidecar is not asked."""
+    with pytest.raises(ClusterError) as caught:
+        compose.parse(with_environment(text), Path("c.yaml"), signed={"X": value, "Z": "1"})
+    only(caught.value.problems, "c.yaml:13: services.app.environment", "gives X another value", "write X: ${X}")
+    assert compose.parse(with_environment(text), Path("c.yaml")).applications
+    assert compose.parse(COMPOSE, Path("c.yaml"), signed={"MESH_OWNERS": "x"}).applications
+
+
+@pytest.mark.parametrize("text", ["X:", "- X"])
+def test_a_signed_variable_that_the_host_could_leave_out_is_refused(text: str) -> None:
+    """Compose leaves out what is written without a value and not set, and a program would go by its own default."""
+    with pytest.raises(ClusterError) as caught:
+        compose.parse(with_environment(text), Path("c.yaml"), signed={"X": "on"})
+    only(caught.value.problems, "c.yaml:13: services.app.environment", "X without a value", "write X: ${X}")
+
+
+def test_variables_that_no_container_has_under_their_name_are_unseen() -> None:
+    """Used in a command, a volume, another variable, or by the sidecar: nothing can hold them against the manifest."""
+    text = with_environment('A: ${A}\n      B: "${A} ${C}"').replace('"/app/app"', '"/app/app", "--d=${D:-1}"')
+    text = text.replace("/tmp/dstack-runtime/mesh:", "/tmp/${C}:").replace('"REPLACE', '"${A}REPLACE')
+    text = text.replace("MESH_OWNERS", "SETTING")
+    assert compose.unseen(compose.parse(text, Path("c.yaml")), {"A", "C", "D"}) == (
+        "services.app.command: D",
+        "services.app.environment: A",
+        "services.app.environment: C",
+        "services.app.volumes: C",
+        "services.sidecar.environment: A",
+    )
+    assert compose.unseen(compose.parse(with_environment("A: ${A}"), Path("c.yaml")), {"A"}) == ()
+
+
 def test_both_forms_of_lists_and_maps_are_read() -> None:
     """`environment`, `depends_on`, `volumes`, `command` in their other spelling."""
     text = (

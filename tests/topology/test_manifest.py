@@ -55,6 +55,10 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("owners", "threshold"), 2),
         (("owners", "keys"), []),
         (("critical",), ["groups.teleport"]),
+        (("groups", "api", "env"), {"mode": 5}),
+        (("groups", "api", "env"), {"a; b": "x"}),
+        (("groups", "api", "env"), {"": "x"}),
+        (("groups", "api", "env"), {"env": "\0"}),
     ],
 )
 def test_decode_refuses_values_of_a_wrong_kind(path: tuple[str | int, ...], value: object) -> None:

@@ -144,7 +144,7 @@ def test_a_member_route_becomes_one_route_a_slot(tmp_path: Path) -> None:
 
 
 def test_callers_and_source_get_into_the_manifest(tmp_path: Path) -> None:
-    """As they are written, callers sorted; a backend without them has everybody and the default."""
+    """As they are written, callers sorted; a backend without them has nobody and the default."""
     groups = f'db = {{\n replicas = 2\n compose = "${{path.module}}/compose/app.yaml"\n{MEMBERS}}}\n'
     write(tmp_path, groups, group("web"))
     facts_of = {"db": facts("a"), "web": facts("b")}
@@ -154,13 +154,13 @@ def test_callers_and_source_get_into_the_manifest(tmp_path: Path) -> None:
         ("db", "web"), "127.0.0.7", True,
     )  # fmt: skip
     assert (found["db"].callers, found["db"].source, found["db"].proxy_protocol) == (
-        None, addresses.INGRESS_SOURCE, False,
+        (), addresses.INGRESS_SOURCE, False,
     )  # fmt: skip
     assert manifest.decode(manifest.encode(made)) == made
 
 
 def test_a_manifest_of_before_callers_and_members_is_read() -> None:
-    """Fields that an older manifest does not have mean what leaving them out of cluster.tf means."""
+    """Fields that an older manifest does not have mean the default; of callers that is nobody."""
     made = render.manifest(starter(), deployment())
     tree = json.loads(manifest.encode(made))
     for group_tree in tree["groups"].values():
@@ -168,7 +168,12 @@ def test_a_manifest_of_before_callers_and_members_is_read() -> None:
             del entry["callers"], entry["source"], entry["proxy_protocol"]
     for entry in tree["routes"]:
         del entry["peer"]
-    assert manifest.decode(json.dumps(tree).encode()) == made
+    found = manifest.decode(json.dumps(tree).encode())
+    assert found.routes == made.routes
+    assert [it.callers for group in found.groups.values() for it in group.backends.values()] == [(), ()]
+    tree["groups"]["api"]["backends"]["api"]["callers"] = None
+    with pytest.raises(manifest.ManifestError, match=r"groups\.api\.backends\.api\.callers must be a list, not None"):
+        manifest.decode(json.dumps(tree).encode())
 
 
 def test_load_render_sign_and_open_is_a_round_trip() -> None:
@@ -241,12 +246,16 @@ def test_the_slot_may_be_left_to_the_coordinator() -> None:
 
 
 def test_compose_env_is_passed_through() -> None:
-    """The group's own variables reach the environment and the measured names."""
+    """The group's own variables reach the environment, the measured names, and the manifest with their values."""
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"DERIVE": "1"})
     found = render.sidecar_environment(whole, group, None, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
     assert found["DERIVE"] == "1"
     assert "DERIVE" in render.environment_names(group)
+    signed = dataclasses.replace(whole, groups=(group, *whole.groups[1:]))
+    made = render.manifest(signed, deployment())
+    assert {name: it.env for name, it in made.groups.items()} == {"api": {"DERIVE": "1"}, "worker": {}}
+    assert manifest.decode(manifest.encode(made)) == made
 
 
 @pytest.mark.parametrize("peer_id", ["api-2", "worker-0", "api"])

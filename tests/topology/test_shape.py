@@ -103,13 +103,10 @@ def test_compose_env_is_read_and_its_names_are_checked(tmp_path: Path) -> None:
     """Text goes through; a MESH_ name, a name that no shell takes and a number are refused."""
     write(tmp_path, group("a", more='compose_env = { DERIVE_PASSWORDS = "1" }'))
     assert cluster.load(tmp_path).groups[0].compose_env == {"DERIVE_PASSWORDS": "1"}
-    write(tmp_path, group("a", more='compose_env = { MESH_X = "1", "A-B" = "2", C = 3 }'))
+    write(tmp_path, group("a", more='compose_env = { MESH_X = "1", mesh_x = "1", "A-B" = "2", C = 3 }'))
     found = problems(tmp_path)
-    assert [("MESH_X" in p, "A-B" in p, "compose_env.C" in p) for p in found] == [
-        (False, False, True),
-        (True, False, False),
-        (False, True, False),
-    ]
+    entries = [f"compose_env.{name}: " for name in ("C", "MESH_X", "mesh_x", "A-B")]
+    assert [[entry in problem for entry in entries].index(True) for problem in found] == [0, 1, 2, 3]
 
 
 def test_groups_and_routes_must_be_maps(tmp_path: Path) -> None:
@@ -157,7 +154,7 @@ def test_roles_of_a_platform_owned_backend_are_refused(tmp_path: Path) -> None:
 
 
 def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
-    """What is written is what the cluster has; left out or null it is everybody, the default source, one name."""
+    """What is written is what the cluster has; left out or null it is nothing, the default source, one name."""
     more = 'callers = ["web", "db"]\nsource_address = "127.0.0.1"\nproxy_protocol = true'
     routes = 'db = { backend = "db", members = true }'
     nulls = "callers = null\nsource_address = null\nproxy_protocol = null"
@@ -172,6 +169,23 @@ def test_callers_source_and_members_are_read(tmp_path: Path) -> None:
         one = other.backends[0]
         assert (one.callers, one.source, one.proxy_protocol) == (None, addresses.INGRESS_SOURCE, False)
         assert other.routes[0].members is False
+
+
+def test_calls_are_read(tmp_path: Path) -> None:
+    """As written; an empty list says that it calls nobody, left out and null say nothing."""
+    texts = {"a": 'calls = ["b", "a"]', "b": "calls = []", "c": "calls = null", "d": ""}
+    write(tmp_path, *(group(name, more=text) for name, text in texts.items()))
+    assert [it.calls for it in cluster.load(tmp_path).groups] == [("b", "a"), (), None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('"a"', "is 'a', expected a list of routes"), ("5", "is 5"), ("[5]", "holds 5"), ("{}", "is a map")],
+)
+def test_calls_of_a_wrong_kind_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    """By file, line and entry, with what was expected."""
+    write(tmp_path, group("a", more=f"calls = {text}"))
+    only(problems(tmp_path), "cluster.tf:", "workload_groups.a.calls", words, 'such as ["worker"]')
 
 
 @pytest.mark.parametrize(
@@ -232,6 +246,7 @@ def test_one_text_where_a_secrets_groups_belong_is_refused(tmp_path: Path) -> No
     ("backends", "route", "entry", "meant"),
     [
         ('caller = ["a"]', "", "backends.a.caller", "callers"),
+        ('cals = ["a"]', "", "backends.a.cals", "callers"),
         ("proxy_protocl = true", "", "backends.a.proxy_protocl", "proxy_protocol"),
         ("", "member = true", "routes.a.member", "members"),
     ],
