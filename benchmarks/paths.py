@@ -59,7 +59,7 @@ def _latencies(scene: Scene, targets: dict[str, tuple[str, int]], bare: Helper) 
                     taken.setdefault(path, []).extend(samples)
         found = {path: figure(samples) for path, samples in taken.items()}
         beside = {path: value for path in (WIREGUARD, VETH) if (value := found[path])}
-        aim = Aim(of="p50", limit=1.0 if command == "connects" else 1.0)
+        aim = Aim(of="p50", limit=1.0)
         whole = Row(
             name=name, group="path", unit="µs", ours=found["ours"], anchor=found.get("anchor"), beside=beside,
             n=len(taken["ours"]), note="through VIP, Envoy, WireGuard, Envoy",

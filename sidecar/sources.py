@@ -70,8 +70,9 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
 
 def _with_peers(world: World) -> World:
     """The world whose peers are those that are held, as far as the manifest has them, admitted and listed."""
-    entries = (*(entry.peers for entry in world.manifest.groups.values()), world.manifest.coordinators.peers)
-    slots = {(peer.peer_id, peer.address) for peers in entries for peer in peers}
+    groups, coordinators = world.manifest.groups.values(), world.manifest.coordinators.peers
+    slots = {(peer.peer_id, peer.address) for entry in groups for peer in entry.peers}
+    slots |= {(peer.peer_id, peer.address) for peer in coordinators}
     held = tuple(peer for peer in world.held_peers if (peer.peer_id, peer.address) in slots)
     peers = merge_peers(merge_peers(held, world.admitted_peers), world.listed_peers)
     return world if peers == world.peers else replace(world, peers=peers)
