@@ -8,11 +8,14 @@ import os
 import re
 import signal
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from meshctl import runs
+from meshctl import runs, status
 from tests.e2e.user import FETCH, Mesh, run_mesh, wait_for
 from tests.support import popen
 
@@ -172,27 +175,56 @@ def test_lost_worker_leaves_every_envoy_and_calls_go_on(mesh: Mesh) -> None:
     mesh.wait_whole()
 
 
-def test_clean_stop_takes_an_instance_out_without_a_failed_call(mesh: Mesh) -> None:
-    """While api-0 calls the worker again and again, a clean stop of worker-0 fails none of the calls."""
-    mesh.wait_whole()
-    script = (
-        "import sys, time, urllib.request as r\n"
-        "end = time.monotonic() + 6\nbad = []\nseen = set()\n"
-        "while time.monotonic() < end:\n"
-        "    try: seen.add(r.urlopen('http://worker:9090/hello', timeout=5).read().decode().strip())\n"
-        "    except Exception as error: bad.append(repr(error))\n"
-        "    time.sleep(0.01)\n"
-        "print(len(bad), bad[:3], sorted(seen))\n"
-    )
-    argv = ["exec", "--name", mesh.name, "api-0", "--", "python3", "-c", script]
+CALLS = (
+    "import time, urllib.request as r\n"
+    "end = time.monotonic() + 8\nbad = []\nseen = set()\nprint('calls', flush=True)\n"
+    "while time.monotonic() < end:\n"
+    "    try: seen.add(r.urlopen('http://worker:9090/hello', timeout=5).read().decode().strip())\n"
+    "    except Exception as error: bad.append((time.monotonic(), repr(error)))\n"
+    "    time.sleep(0.01)\n"
+    "print(json.dumps([bad, sorted(seen)]))\n"
+)
+"""Calls of the worker again and again: when which ones failed, and who answered."""
+
+
+@contextmanager
+def calling(mesh: Mesh) -> Iterator[Callable[[], tuple[list[tuple[float, str]], list[str]]]]:
+    """api-0 calls the worker for a while; what came of it, once it has ended."""
+    argv = ["exec", "--name", mesh.name, "api-0", "--", "python3", "-c", "import json\n" + CALLS]
     caller = popen([str(Path(__file__).parents[2] / "mesh"), *argv], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
     try:
-        assert mesh.run("stop", "worker-0").returncode == 0
-        out, _ = caller.communicate(timeout=60)
+        assert caller.stdout.readline() == "calls\n"
+        yield lambda: json.loads(caller.communicate(timeout=60)[0])
     finally:
         caller.kill()
         caller.wait()
-    assert out.startswith("0 "), out
+
+
+def test_clean_stop_of_a_sidecar_fails_no_call(mesh: Mesh) -> None:
+    """It takes its CVM out of the routes, and callers until they have heard, before it closes."""
+    mesh.wait_whole()
+    machine = next(m for m in status.collect(runs.find(mesh.name))["machines"] if m["peer_id"] == "worker-0")
+    [sidecar] = [container for container in machine["containers"] if container["is_sidecar"]]
+    with calling(mesh) as ended:
+        os.kill(sidecar["host_pid"], signal.SIGTERM)
+        bad, seen = ended()
+    assert bad == []
+    assert "hello from worker-1" in seen
+    mesh.wait_whole()
+
+
+def test_clean_stop_takes_an_instance_out(mesh: Mesh) -> None:
+    """Compose stops the application first, so the calls that it would have answered are reset. Once the CVM has
+    stopped, everybody knows.
+    """
+    mesh.wait_whole()
+    with calling(mesh) as ended:
+        assert mesh.run("stop", "worker-0").returncode == 0
+        stopped = time.monotonic()
+        bad, seen = ended()
+    assert [error for at, error in bad if at > stopped] == []
+    assert "hello from worker-1" in seen
     assert mesh.run("start", "worker-0").returncode == 0
     mesh.wait_whole()
 

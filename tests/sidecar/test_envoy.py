@@ -68,6 +68,29 @@ async def test_drain_of_an_envoy_that_is_gone_does_not_wait() -> None:
         assert await envoy.drain(60) == 0
 
 
+async def test_listeners_stay_open_while_others_still_call() -> None:
+    """They have not heard yet that this CVM's services are gone: whom they connect to must not refuse them."""
+    with tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        envoy = Envoy(Path("/bin/true"), Path(folder), "api-0", "demo")
+        asked = list[str]()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append((await reader.readline()).decode().split()[1])
+            count = min(10, len(asked))
+            text = "cluster.local/api.upstream_cx_active: 0" if "active" in asked[-1] else (
+                f"cluster.local/api.upstream_cx_total: {count}"
+            )  # fmt: skip
+            writer.write(f"HTTP/1.1 200 OK\r\n\r\n{text}\n".encode())
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, envoy.xds_socket.parent / "envoy-admin.sock"):
+            assert await envoy.drain(60) == 0
+        closed = asked.index("/drain_listeners")
+        assert closed > 10
+        assert all("upstream_cx_total" in path for path in asked[:closed])
+        assert [path for path in asked[closed + 1 :] if "upstream_cx_active" not in path] == []
+
+
 def test_connections_are_counted_without_those_of_the_admin_interface() -> None:
     """Local programs' connections and other CVMs' streams add up; our own question does not count."""
     stats = (
