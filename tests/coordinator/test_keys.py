@@ -30,6 +30,7 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
         keys.connect_cluster_id,
         keys.connect_root_pem,
         keys.connect_root_key_pem.reveal(),
+        keys.authority_root.reveal(),
     )
 
 
