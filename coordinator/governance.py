@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
@@ -52,21 +53,43 @@ async def _establish_intentions(consul: ConsulClient, manifest: Manifest) -> Non
         await consul.put("/v1/config", intention)
 
 
-async def publish_manifest(consul: ConsulClient, signed: Signed, owners: Owners | None) -> Signed:
-    """The manifest that counts, of `signed` and the one in the KV; `signed` is written where it does. ConsulError;
-    StandoffError as `weigh`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The manifest's entry in the KV."""
+
+    envelope: str | None
+    """None: there is no entry."""
+    index: int = 0
+    """Consul's, for compare-and-set; 0 where there is no entry."""
+    adopted_at: float = 0.0
+    """Unix seconds at which a coordinator wrote this manifest first: the entry's flags, which are written with it. So a
+    coordinator that restarts does not begin the window of the predecessor anew."""
+
+    def adopted(self, signed: Signed, now: float) -> float:
+        """When `signed`, which is written `now`, was adopted: other signatures under the same manifest are no news."""
+        same = self.envelope is not None and self.envelope.partition(".")[0] == signed.envelope.partition(".")[0]
+        return self.adopted_at if same else now
+
+
+async def publish_manifest(
+    consul: ConsulClient, signed: Signed, owners: Owners | None, now: float
+) -> tuple[Signed, float]:
+    """The manifest that counts, of `signed` and the one in the KV, and when it was adopted (Unix seconds); `signed` is
+    written where it does. ConsulError; StandoffError as `weigh`.
     """
     while True:
-        stored, index = await stored_manifest(consul)
-        counts = weigh(stored, signed, owners)
-        if counts is not signed or stored == signed.envelope:
-            return counts
-        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", signed.envelope.encode(), params={"cas": str(index)}):
-            return signed
+        stored = await stored_manifest(consul)
+        counts = weigh(stored.envelope, signed, owners)
+        if counts is not signed or stored.envelope == signed.envelope:
+            return counts, stored.adopted_at
+        adopted_at = int(stored.adopted(signed, now))
+        params = {"cas": str(stored.index), "flags": str(adopted_at)}
+        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", signed.envelope.encode(), params=params):
+            return signed, adopted_at
 
 
-async def stored_manifest(consul: ConsulClient) -> tuple[str | None, int]:
-    """The envelope in the KV and its index; None where there is none. ConsulError."""
+async def stored_manifest(consul: ConsulClient) -> Stored:
+    """What the KV holds. ConsulError."""
     _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
     return held(entries)
 
@@ -114,8 +137,10 @@ async def publish_peer(consul: ConsulClient, peer: MeshPeer) -> None:
     await consul.put(f"/v1/kv/{PEERS_PREFIX}{peer.peer_id}", encode_peer(peer))
 
 
-def held(entries: Any) -> tuple[str | None, int]:
-    """Envelope and index in an answer of the KV for the manifest's key."""
+def held(entries: Any) -> Stored:
+    """What an answer of the KV for the manifest's key says."""
     if not entries:
-        return None, 0
-    return base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace"), int(entries[0]["ModifyIndex"])
+        return Stored(envelope=None)
+    entry = entries[0]
+    envelope = base64.b64decode(entry["Value"] or "").decode("ascii", "replace")
+    return Stored(envelope=envelope, index=int(entry["ModifyIndex"]), adopted_at=float(entry["Flags"] or 0))

@@ -204,6 +204,11 @@ class Ledger:
         if holder.joined and (node is None or node.state is not NodeState.ALIVE):
             await self._rewrite(holder.peer_id)
 
+    async def trusts(self, holder: Holder, digest: str) -> None:
+        """Notes that the holder trusts the mesh CA of the manifest `digest`, for all coordinators to know."""
+        self._note(holder, trusts=digest)
+        await self._rewrite(holder.peer_id)
+
     async def free(self, holder: Holder, reason: str) -> bool:
         """Takes the slot and the peer's entry back and revokes its token. False when the slot changed hands
         meanwhile.

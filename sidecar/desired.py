@@ -15,7 +15,9 @@ from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
 from peer.spec import INTERFACE
 from runtime.consul_config import SERF_PORT
+from runtime.secret import Secret
 from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
+from sidecar.certificate import Certificate
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
 from topology.manifest import EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
@@ -39,6 +41,10 @@ class World:
     """Our mesh address, once admitted."""
     datacenter: str = ""
     """Consul's, once admitted."""
+    certificate: Certificate | None = None
+    """What we show and trust, once admitted."""
+    leaf_key: Secret = field(default_factory=lambda: Secret(""))
+    """PKCS#8 PEM: the key of our certificate, once admitted."""
     roots: Roots | None = None
     leaves: Mapping[str, ConsulLeaf] = field(default_factory=dict)
     """By service."""

@@ -125,6 +125,11 @@ class Effects:
         """Route name to the peer IDs behind it, as last carried out."""
         return dict(self._held.endpoints) if self._held is not None else {}
 
+    @property
+    def trusted_pem(self) -> str:
+        """The authorities in the newest published snapshot, PEM; empty before there is one."""
+        return self._spec.roots_pem if self._spec is not None else ""
+
     async def stop(self) -> None:
         """Takes names and addresses away. Safe to repeat."""
         await self.dns.stop()

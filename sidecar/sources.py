@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
+from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, own_services, watched_services
 from topology.succession import Fault, SuccessionError, overtake
 
@@ -142,6 +144,22 @@ def _leader(key: str) -> Change:
         return world if after == before else replace(world, leaders={**world.leaders, key: after})
 
     return change
+
+
+def with_certificate(world: World, given: Given, key: Secret, now: float) -> World:
+    """The world after a coordinator gave a certificate for our `key` at `now` (monotonic seconds). CertificateError
+    when it is the first and has no leaf.
+    """
+    held, overlap = world.certificate, float(world.manifest.overlap_seconds)
+    certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap)
+    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key)
+
+
+def with_time(world: World, now: float) -> World:
+    """The world at `now` (monotonic seconds)."""
+    if world.certificate is None or (certificate := aged(world.certificate, now)) == world.certificate:
+        return world
+    return replace(world, certificate=certificate)
 
 
 def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str, datacenter: str) -> World:

@@ -226,11 +226,18 @@ class Supervisor:
             log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
             if self._member is not None:
                 self._member.watch()
+            if world.certificate is not None and world.certificate.digest != world.signed.digest:
+                self.hurry()
         self._dirty.set()
 
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
         """See `membership.Host`."""
         return self._effects.keep_secrets(secrets)
+
+    def hurry(self) -> None:
+        """See `membership.Host`."""
+        if self._admission is not None:
+            self._admission.hurry()
 
     def _has_link(self, link: Link) -> None:
         self._effects.link = link
@@ -266,6 +273,8 @@ class Supervisor:
                     attempt += 1
                 else:
                     await self._effects.refusing.envoy_has(snapshot.version)
+                    if self._member is not None and self._effects.snapshot is snapshot:
+                        self._member.envoy_trusts(self._effects.trusted_pem)
                     break
             if self._effects.snapshot is not None:
                 self.done("envoy")
@@ -380,7 +389,7 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         log.info("stopping")
-        await self._cancel("registrar", "admission", "mesh", "rejoin")
+        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate")
         if self._member is not None:
             await self._member.leave()
         # Who is another peer now has lost its address: nothing reaches it there, so there is nothing to wait for.

@@ -87,7 +87,7 @@ def test_new_owners_take_over() -> None:
 
 async def stored(consul: ConsulClient) -> str | None:
     """The envelope in the KV."""
-    return (await governance.stored_manifest(consul))[0]
+    return (await governance.stored_manifest(consul)).envelope
 
 
 async def test_a_newer_manifest_in_the_kv_is_adopted_and_carried_out() -> None:

@@ -31,6 +31,7 @@ from tests.coordinator.world import (
     cluster,
     cvm,
     make_database_manifest,
+    tls_key,
 )
 from tests.support import eventually
 from tests.topology.support import after
@@ -38,14 +39,15 @@ from topology.envelope import seal
 
 MANIFEST = make_database_manifest()
 KEYS = derive(Secret("11" * 32), "tests")
+LEAF_KEY = tls_key()
 COMPOSES = {"api": API_COMPOSE, "client": CLIENT_COMPOSE, "db": DB_COMPOSE}
 
 
 def holder(group: str, **changes: object) -> Holder:
     """A holder of the group's first slot with a token of full life."""
     held = Holder(
-        peer_id=f"{group}-0", group=group, instance_id="i", boot_key="k", compose_hash="c", renewed_at=0.0,
-        token_expires_at=float(TOKEN_SECONDS),
+        peer_id=f"{group}-0", group=group, instance_id="i", boot_key="k", leaf_key=LEAF_KEY,
+        compose_hash="c", renewed_at=0.0, token_expires_at=float(TOKEN_SECONDS),
     )  # fmt: skip
     return dataclasses.replace(held, **changes)  # type: ignore[arg-type]
 

@@ -160,7 +160,7 @@ async def test_a_manifest_that_drops_a_compose_hash_ends_the_admission() -> None
         broker = lead.coordinator.broker
         groups = dict(broker.rules.manifest.groups)
         groups["api"] = dataclasses.replace(groups["api"], compose_hashes=("00" * 32,))
-        lead.coordinator.head.adopt(opened(after(broker.rules.signed, groups=groups)))
+        lead.coordinator.head.adopt(opened(after(broker.rules.signed, groups=groups)), time.time())
         status, answer = await asker.post("renew", {"lease": admission["lease"]})
         assert (status, answer["code"]) == (401, "LEASE_INVALID")
         assert lead.coordinator.document()["admitted"] == []
@@ -184,7 +184,7 @@ async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(
             newer = after(broker.rules.signed, groups={**manifest.groups, "api": group})
         # Its lease is not what ends it.
         ledger.slots["api-0"] = dataclasses.replace(ledger.slots["api-0"], renewed_at=time.time() + 1000)
-        lead.coordinator.head.adopt(opened(newer))
+        lead.coordinator.head.adopt(opened(newer), time.time())
         await eventually(lambda: lead.link.peers == (), "the peer is off the link")
         async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as consul:
             await eventually_refused(consul)

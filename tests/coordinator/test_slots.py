@@ -30,7 +30,8 @@ NOBODY: dict[str, Node] = {}
 def holder(peer_id: str = "api-0", instance: str = "i0", key: str = "k0", at: float = 100.0, **more: Any) -> Holder:
     """A holder that was admitted at `at`."""
     return Holder(
-        peer_id=peer_id, group="api", instance_id=instance, boot_key=key, compose_hash="c", renewed_at=at, **more
+        peer_id=peer_id, group="api", instance_id=instance, boot_key=key, leaf_key="l", compose_hash="c",
+        renewed_at=at, **more
     )  # fmt: skip
 
 

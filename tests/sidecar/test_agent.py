@@ -23,6 +23,7 @@ from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
 from sidecar.agent import Agent
 from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.certificate import Given
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.slot import Wish
@@ -69,11 +70,11 @@ class Listener(HoldsNothing):
     def __init__(self) -> None:
         self.first: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
 
-    async def admitted(self, admitted: Admitted) -> None:
+    async def admitted(self, admitted: Admitted, _given: Given) -> None:
         if not self.first.done():
             self.first.set_result(admitted)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, _given: Given) -> None:
         """Of no interest."""
 
     def not_admitted(self, reason: str) -> None:

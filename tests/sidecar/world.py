@@ -9,7 +9,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.authority import issue, mesh_ca
+from coordinator.keys import derive
 from coordinator.protocol import MeshPeer
+from runtime.secret import Secret
+from sidecar.certificate import Expected, Given, parse
 from topology.envelope import seal
 from topology.manifest import (
     MANIFEST_VERSION,
@@ -108,8 +112,50 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+CLUSTER_KEYS = derive(Secret("5e" * 32), "demo")
+DIGEST = "d1" * 32
+"""Of the manifest in force, where a test says no other."""
+NOW = 1_800_000_000.0
+
+
+def granted(leaf_key: str, *digests: str, epoch: int = 3, group: str = "api", peer_id: str = "api-0") -> dict[str, Any]:
+    """What an answer of a coordinator has about certificates. `digests`: of the manifest that it enforces, then of the
+    one before.
+    """
+    cas = [mesh_ca(CLUSTER_KEYS, epoch - n, digest) for n, digest in enumerate(digests or (DIGEST,))]
+    leaf = issue(cas[0], base64.b64decode(leaf_key), group=group, peer_id=peer_id, hours=8, now=NOW)
+    return {
+        "manifest_digest": cas[0].digest,
+        "leaf_pem": leaf,
+        "authorities_pem": "".join(ca.pem for ca in cas),
+    }
+
+
+def given(leaf_key: str, *digests: str, leaf: bool = True, all_trust: bool = False, **changes: Any) -> Given:
+    """The same as a sidecar reads it."""
+    answer = granted(leaf_key, *digests, **changes)
+    return parse(
+        digest=answer["manifest_digest"],
+        leaf_pem=answer["leaf_pem"] if leaf else None,
+        authorities_pem=answer["authorities_pem"],
+        all_trust=all_trust,
+        expected=Expected(
+            cluster="demo",
+            group=changes.get("group", "api"),
+            peer_id=changes.get("peer_id", "api-0"),
+            leaf_key=base64.b64decode(leaf_key),
+        ),
+    )
+
+
 class HoldsNothing:
-    """The part of an `admission.Listener` that knows no manifest, so that every coordinator is as new as it."""
+    """The part of an `admission.Listener` that knows no manifest, so that every coordinator is as new as it, and holds
+    no certificate.
+    """
+
+    def certificate(self) -> tuple[None, str]:
+        """None."""
+        return None, ""
 
     def newest_envelope(self) -> str:
         """None."""
