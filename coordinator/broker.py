@@ -234,7 +234,7 @@ class Broker:
             if grants.leaf_due(request, rules.signed, now)
             else None,
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
-            all_trust=all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
+            all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
 
     def sibling(self, text: str) -> str:

@@ -1,5 +1,4 @@
-"""What the manifest makes of Consul: policies, intentions, and the manifest itself in the KV, where every CVM finds
-the newest.
+"""What the manifest makes of Consul: policies, and the manifest itself in the KV, where every CVM finds the newest.
 
 Runs once when the servers have a leader and again whenever a newer manifest is taken. Every step may be repeated,
 and several coordinators may do it at once.
@@ -14,7 +13,7 @@ from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
-from coordinator.tokens import intention_entries, policy_bodies
+from coordinator.tokens import policy_bodies
 from runtime.consul import ConsulClient, ConsulError
 from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
@@ -27,9 +26,7 @@ class StandoffError(Exception):
 
 
 async def establish(consul: ConsulClient, manifest: Manifest) -> None:
-    """Writes policies and intentions as `manifest` says and takes intentions away that it no longer has.
-    ConsulError.
-    """
+    """Writes the policies as `manifest` says. ConsulError."""
     _, existing = await consul.get("/v1/acl/policies")
     ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
     for body in policy_bodies(manifest):
@@ -40,17 +37,6 @@ async def establish(consul: ConsulClient, manifest: Manifest) -> None:
             # Another coordinator made it between the list and our write; both write the same.
             if known or "already exists" not in error.reason:
                 raise
-    await _establish_intentions(consul, manifest)
-
-
-async def _establish_intentions(consul: ConsulClient, manifest: Manifest) -> None:
-    wanted = intention_entries(manifest)
-    _, existing = await consul.get("/v1/config/service-intentions")
-    for entry in existing or ():
-        if entry["Name"] not in wanted:
-            await consul.delete(f"/v1/config/service-intentions/{entry['Name']}")
-    for intention in wanted.values():
-        await consul.put("/v1/config", intention)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

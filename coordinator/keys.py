@@ -23,7 +23,7 @@ from runtime.secret import Secret
 GETKEY_PATH = "cvm-mesh/coordinator/v1"
 """Path of GetKey that everything here is derived from."""
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-# Fixed, so that every coordinator makes the same certificate bytes; Consul knows a root by its fingerprint.
+# Fixed, so that every coordinator makes the same certificate bytes.
 _CA_NOT_BEFORE = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 _CA_NOT_AFTER = dt.datetime(2049, 12, 31, tzinfo=dt.UTC)
 AGENT_CERTIFICATE_DAYS = 365
@@ -46,10 +46,6 @@ class ClusterKeys:
     """What the coordinators' WireGuard keys are derived from; hex."""
     rpc_ca_key: ec.EllipticCurvePrivateKey
     rpc_ca: x509.Certificate
-    connect_cluster_id: str
-    """UUID; the trust domain of service certificates is `<this>.consul`."""
-    connect_root_pem: str
-    connect_root_key_pem: Secret
     cluster: str
     authority_root: Secret
     """What the keys of the mesh's certificate authorities (`coordinator.authority`) are derived from; hex."""
@@ -64,8 +60,6 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
     """All secrets of `cluster` out of the GetKey answer `seed` (64 hex digits)."""
     root = bytes.fromhex(seed.reveal())
     rpc_key = _p256(root, cluster, "rpc-ca")
-    connect_key = _p256(root, cluster, "connect-ca")
-    cluster_id = str(uuid.UUID(bytes=_bytes(root, cluster, "connect-cluster-id", 16), version=4))
     return ClusterKeys(
         management_token=Secret(str(uuid.UUID(bytes=_bytes(root, cluster, "management-token", 16), version=4))),
         gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
@@ -73,14 +67,7 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         workload_root=Secret(_bytes(root, cluster, "workload-secrets", 32).hex()),
         link_root=Secret(_bytes(root, cluster, "wireguard", 32).hex()),
         rpc_ca_key=rpc_key,
-        rpc_ca=_authority(f"{cluster} agents", rpc_key, ()),
-        connect_cluster_id=cluster_id,
-        connect_root_pem=_authority(
-            f"{cluster} services", connect_key, (x509.UniformResourceIdentifier(f"spiffe://{cluster_id}.consul"),)
-        )
-        .public_bytes(serialization.Encoding.PEM)
-        .decode(),
-        connect_root_key_pem=Secret(private_pem(connect_key)),
+        rpc_ca=_authority(f"{cluster} agents", rpc_key),
         cluster=cluster,
         authority_root=Secret(_bytes(root, cluster, "mesh-authorities", 32).hex()),
     )
@@ -170,13 +157,9 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _authority(
-    name: str, key: ec.EllipticCurvePrivateKey, alternative: tuple[x509.GeneralName, ...]
-) -> x509.Certificate:
+def _authority(name: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     public = key.public_key()
     builder = ca_builder(_name(name), _name(name), public, public, path_length=None)
-    if alternative:
-        builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
     return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
 
 

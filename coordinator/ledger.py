@@ -165,6 +165,11 @@ class Ledger:
         await self._transaction([over, _kv("delete-tree", NEWCOMERS_PREFIX)])
         self._over, self.newcomers = True, {}
 
+    @property
+    def complete(self) -> bool:
+        """Whether the records have every CVM that runs: a lease has passed since they began."""
+        return self._wait_left() <= 0
+
     def _wait_left(self) -> float:
         """Seconds that newcomers have to wait at most."""
         return 0.0 if self._wait_ends is None else max(0.0, self._wait_ends - self._monotonic())

@@ -27,11 +27,7 @@ _ANY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 """No secret: points of small order give zero with any key."""
 CLOCK_SKEW = 300.0
 """Seconds that a binding's `issued_at` may differ from our clock. The nonce gives freshness; this catches a clock
-that would break certificates."""
-CLOCK_BEHIND = 60.0
-"""Seconds that a workload's `issued_at` may be behind our clock. Consul dates service certificates a minute back
-(CertificateTimeDriftBuffer in its agent/connect/ca/provider_consul.go): an Envoy whose clock is further behind refuses
-every peer whose certificate is new. Coordinators have no Envoy."""
+that would refuse certificates: they are good from an hour before they are made (`coordinator.authority.BACKDATED`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +95,11 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
         raise RefusalError(
             Code.ADMISSION_REJECTED, "the app runs without instance IDs; deploy it with no_instance_id unset"
         )
-    behind = CLOCK_SKEW if slot.group == COORDINATORS else CLOCK_BEHIND
-    if not -behind <= binding.issued_at - now <= CLOCK_SKEW:
+    if abs(binding.issued_at - now) > CLOCK_SKEW:
         raise RefusalError(
             Code.ADMISSION_REJECTED,
-            f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are {-behind:g} to "
-            f"{CLOCK_SKEW:+g} s; set the CVM's clock",
+            f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are "
+            f"{CLOCK_SKEW:g} s either way; set the CVM's clock",
         )
 
 

@@ -59,7 +59,7 @@ class Holder:
     token_expires_at: float = 0.0
     """Unix seconds."""
     trusts: str = ""
-    """Digest of the newest manifest whose mesh CA it was given or said that it trusts."""
+    """Digest of the newest manifest whose mesh CA it trusts: which it was admitted with, or of which it said so."""
     joined: bool = False
     """Its node was alive once."""
     released: bool = False
@@ -126,8 +126,9 @@ def claim(
     if current is None:
         return wanted
     if current.boot_key == wanted.boot_key and current.instance_id == wanted.instance_id:
-        # Not `joined` from before a release: an agent that left and comes again starts over.
-        return replace(wanted, joined=current.joined and not current.released)
+        # Not `joined` from before a release: an agent that left and comes again starts over. But an Envoy that runs
+        # trusts what it trusted before, until its CVM says more.
+        return replace(wanted, joined=current.joined and not current.released, trusts=current.trusts)
     if not dead(current, nodes.get(wanted.peer_id), now, lease_seconds):
         return Taken(reason=f"{wanted.peer_id} is held by another boot that is alive; try again later")
     return wanted

@@ -6,11 +6,11 @@ trust it: else who is a moment ahead is refused by who is a moment behind, and u
 
 When that is, the coordinators know: each CVM tells them when its Envoy trusts the new CA, and each is told once all
 that live have said so. That takes as long as the slowest takes and no longer. Who lives and does not say so (its Envoy
-does not start, say) delays the others by PRESENT_SECONDS at most. A leaf whose own CA the coordinators no longer name
-is worth nothing any more, so the new one is shown at once.
+does not start, say) delays the others by PRESENT_SECONDS at most.
 
-The CA before stays trusted for the manifest's `overlap_seconds` from when this CVM heard of the new one, by this CVM's
-own clock: then whoever still shows a certificate of it has not been there for that long, or is evicted.
+A CA that was the newest stays trusted for the manifest's `overlap_seconds` from when this CVM heard of its successor,
+by this CVM's own clock: then whoever still shows a certificate of it has not been there for that long, or is evicted.
+So who could not ask for so long shows its new leaf at once: nobody takes the old one any more.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ POLL_SECONDS = 0.2
 """Between two questions whether all trust the new CA: what the change takes longer on average is half of it."""
 MAX_AUTHORITIES = 2
 """A manifest's own CA and that of the one before."""
+MAX_FORMER = 6
+"""Former CAs that are kept: manifests that follow each other within one window. More than that is no operation."""
 
 
 class CertificateError(ValueError):
@@ -81,6 +83,15 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """A CA that was the newest before."""
+
+    authority: Authority
+    until: float
+    """Monotonic seconds until which it is trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """What this CVM shows and trusts."""
 
@@ -92,10 +103,8 @@ class Certificate:
     """Monotonic seconds at which `following` is shown at the latest."""
     authorities: tuple[Authority, ...]
     """As the coordinators named them last."""
-    former: Authority | None = None
-    """The CA that was the newest before."""
-    former_until: float = 0.0
-    """Monotonic seconds until which `former` is trusted."""
+    former: tuple[Former, ...] = ()
+    """The last one first."""
 
     @property
     def digest(self) -> str:
@@ -105,7 +114,7 @@ class Certificate:
     @property
     def trusted(self) -> tuple[Authority, ...]:
         """All CAs that count, the newest first."""
-        former = () if self.former is None or self.former in self.authorities else (self.former,)
+        former = tuple(each.authority for each in self.former if each.authority not in self.authorities)
         return (*self.authorities, *former)
 
     @property
@@ -122,7 +131,7 @@ class Certificate:
     def due(self) -> float | None:
         """Monotonic seconds at which `aged` does something; None: never."""
         moments = [self.shown_at] if self.following is not None else []
-        moments += [self.former_until] if self.former is not None else []
+        moments += [each.until for each in self.former]
         return min(moments, default=None)
 
 
@@ -133,16 +142,15 @@ def begun(given: Given, now: float, overlap_seconds: float) -> Certificate:
     return Certificate(
         leaf=given.leaf,
         authorities=given.authorities,
-        former=given.authorities[1] if len(given.authorities) > 1 else None,
-        former_until=now + overlap_seconds,
+        former=tuple(Former(authority=each, until=now + overlap_seconds) for each in given.authorities[1:]),
     )
 
 
-def heard(held: Certificate, given: Given, now: float, overlap_seconds: float) -> Certificate:
-    """What is shown and trusted after an answer of a coordinator at `now` (monotonic seconds)."""
-    if given.authorities[0] != held.authorities[0]:
-        held = replace(held, former=held.authorities[0], former_until=now + overlap_seconds)
-    held = replace(held, authorities=given.authorities)
+def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, last: float) -> Certificate:
+    """What is shown and trusted after an answer of a coordinator at `now`, when the one before came at `last` (both
+    monotonic seconds).
+    """
+    held = replace(held, authorities=given.authorities, former=_former(held, given, now + overlap_seconds))
     if given.leaf is not None:
         shown_at = held.shown_at if held.following is not None else now + PRESENT_SECONDS
         held = replace(held, following=given.leaf, shown_at=shown_at)
@@ -150,23 +158,35 @@ def heard(held: Certificate, given: Given, now: float, overlap_seconds: float) -
     if following is None:
         return held
     all_trust = given.all_trust and following.digest == held.digest
-    orphan = held.leaf.digest not in {each.digest for each in held.authorities}
     renewed = following.digest == held.leaf.digest
-    return replace(held, leaf=following, following=None) if all_trust or orphan or renewed else held
+    # What is shown now is taken until `last + overlap_seconds` at least: others heard of its successor no sooner.
+    named = held.leaf.digest in {each.digest for each in held.authorities}
+    worthless = not named and now + PRESENT_SECONDS > last + overlap_seconds
+    return replace(held, leaf=following, following=None) if all_trust or renewed or worthless else held
+
+
+def _former(held: Certificate, given: Given, until: float) -> tuple[Former, ...]:
+    """Those of before, and the one that was the newest until this answer."""
+    newest, before = given.authorities[0], held.authorities[0]
+    if newest == before:
+        return held.former
+    kept = (each for each in held.former if each.authority not in (newest, before))
+    return (Former(authority=before, until=until), *kept)[:MAX_FORMER]
 
 
 def aged(held: Certificate, now: float) -> Certificate:
     """What is shown and trusted at `now` (monotonic seconds), with no answer."""
     if held.following is not None and now >= held.shown_at:
         held = replace(held, leaf=held.following, following=None)
-    if held.former is not None and now >= held.former_until:
-        held = replace(
-            held,
-            former=None,
-            # The coordinators' own window ends at about the same time; where none can be asked, it ends here.
-            authorities=held.authorities[:1],
-        )
-    return held
+    ended = {each.authority for each in held.former if now >= each.until}
+    if not ended:
+        return held
+    return replace(
+        held,
+        former=tuple(each for each in held.former if each.authority not in ended),
+        # The coordinators' own window ends at about the same time; where none can be asked, it ends here.
+        authorities=tuple(each for each in held.authorities if each not in ended or each == held.authorities[0]),
+    )
 
 
 def parse(

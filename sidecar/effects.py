@@ -49,7 +49,8 @@ class Effects:
         self.link: Link | None = None
         self.xds: XdsServer | None = None
         self.on_publish: Callable[[], None] = lambda: None
-        """Called after each published snapshot, and when Envoy's having it ends a refusal."""
+        """Called after each published snapshot, when Envoy's having it ends a refusal, and when other authorities are
+        in it."""
         self.problems: dict[str, str] = {}
         """What was refused, by effector."""
         self.snapshot: Snapshot | None = None
@@ -175,13 +176,15 @@ class Effects:
             return False
         self.problems.pop("envoy", None)
         self._tell_moves(spec)
+        # A snapshot without routes and ingresses needs no authorities, and is the same with others.
+        trusts_more = self.trusted_pem != spec.roots_pem
         self._spec, self._terms = spec, terms
         changed = self.snapshot is None or snapshot.version != self.snapshot.version
         self.snapshot = snapshot
         lifts = self.refusing.published(snapshot.version, wish.refused)
         if changed:
             self.xds.publish(snapshot)
-        if changed or lifts:
+        if changed or lifts or trusts_more:
             self.on_publish()
         return changed
 

@@ -89,6 +89,8 @@ class Membership:
         self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
         self._joined = False
         self._trusts = ""
+        self._answered_at = 0.0
+        """The loop's time of a coordinator's last answer."""
         self._certified = asyncio.Event()
         self._lost = asyncio.Event()
         self._hold: asyncio.TimerHandle | None = None
@@ -98,6 +100,8 @@ class Membership:
         self.on_link: Callable[[Link], None] = lambda _: None
         """Called when `link` is there."""
         self.registrar: Registrar | None = None
+        self.serving = asyncio.Event()
+        """To be set once Envoy serves, which may be before there is an agent to register with."""
         self.refused_manifest = ""
         """Why the manifest of the newest admission was not taken; empty when it was."""
 
@@ -115,7 +119,7 @@ class Membership:
         self._consul.use_token(admitted.token)
         changed = self._agent.write(admitted, self._keys)
         world = self._host.world
-        self._host.see(sources.with_admission(world, admitted.peers, admitted.address, admitted.datacenter))
+        self._host.see(sources.with_admission(world, admitted.peers, admitted.address))
         self._take_certificate(given)
         self._take_manifest(admitted.envelope)
         self._keep_secrets()
@@ -159,8 +163,9 @@ class Membership:
 
     def _take_certificate(self, given: Given) -> None:
         before = self._host.world.certificate
-        now = asyncio.get_running_loop().time()
-        self._host.see(sources.with_certificate(self._host.world, given, self._keys.leaf_private_pem, now))
+        now, last = asyncio.get_running_loop().time(), self._answered_at
+        self._host.see(sources.with_certificate(self._host.world, given, self._keys.leaf_private_pem, now, last))
+        self._answered_at = now
         self._tell_certificate(before)
         self._certified.set()
 
@@ -281,7 +286,7 @@ class Membership:
         self._host.wait("consul", "the agent has not joined")
         self._host.wait("registration", "waits for the agent")
         backends = tuple(self._config.own.backends.values())
-        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address)
+        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
         self._host.supervise(Child(self._agent.spec(), self._agent_started))
         await self._agent.joined()

@@ -11,7 +11,7 @@ from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
-from sidecar.desired import World, own_services, watched_services
+from sidecar.desired import World, watched_services
 from topology.succession import Fault, SuccessionError, overtake
 
 Change = Callable[[World, Any, int], World]
@@ -29,7 +29,6 @@ class Query:
 def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
-        Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
         Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""),)): lambda now, tree, _: replace(
             now, peers=merge_peers(now.admitted_peers, catalog.peers(tree))
         ),
@@ -37,11 +36,6 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
             now, tree, check_signatures=check_signatures
         ),
     }
-    for service in own_services(world.group, world.own):
-        wanted[Query(path=f"/v1/agent/connect/ca/leaf/{service}")] = _leaf(service)
-    for service in dict.fromkeys(backend.service for backend in world.own.backends.values()):
-        query = Query(path="/v1/connect/intentions/match", params=(("by", "destination"), ("name", service)))
-        wanted[query] = _rules(service)
     for service in watched_services(world.manifest):
         wanted.update(instances_of(service))
     for key in world.manifest.leader_keys():
@@ -52,7 +46,7 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
 def instances_of(service: str) -> Mapping[Query, Change]:
     """The watch of one service's passing instances."""
     # `cached`: from the agent's own stream of the service, pushed by the servers, and still there without them.
-    query = Query(path=f"/v1/health/connect/{service}", params=(("passing", ""), ("cached", "")))
+    query = Query(path=f"/v1/health/service/{service}", params=(("passing", ""), ("cached", "")))
 
     def change(world: World, tree: Any, _: int) -> World:
         found = catalog.instances(tree)
@@ -120,21 +114,7 @@ def let_go(world: World) -> World:
 
 
 def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    return tuple({instance.proxy_id: instance for instance in reversed(found)}.values())
-
-
-def _leaf(service: str) -> Change:
-    def change(world: World, tree: Any, _: int) -> World:
-        return replace(world, leaves={**world.leaves, service: catalog.leaf(tree)})
-
-    return change
-
-
-def _rules(service: str) -> Change:
-    def change(world: World, tree: Any, _: int) -> World:
-        return replace(world, rules={**world.rules, service: catalog.rules(tree, service)})
-
-    return change
+    return tuple({instance.service_id: instance for instance in reversed(found)}.values())
 
 
 def _leader(key: str) -> Change:
@@ -146,12 +126,12 @@ def _leader(key: str) -> Change:
     return change
 
 
-def with_certificate(world: World, given: Given, key: Secret, now: float) -> World:
-    """The world after a coordinator gave a certificate for our `key` at `now` (monotonic seconds). CertificateError
-    when it is the first and has no leaf.
+def with_certificate(world: World, given: Given, key: Secret, now: float, last: float) -> World:
+    """The world after a coordinator gave a certificate for our `key` at `now`; the answer before came at `last` (both
+    monotonic seconds). CertificateError when it is the first and has no leaf.
     """
     held, overlap = world.certificate, float(world.manifest.overlap_seconds)
-    certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap)
+    certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap, last)
     return world if certificate == held else replace(world, certificate=certificate, leaf_key=key)
 
 
@@ -162,11 +142,11 @@ def with_time(world: World, now: float) -> World:
     return replace(world, certificate=certificate)
 
 
-def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str, datacenter: str) -> World:
+def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str) -> World:
     """The world once we are admitted (again): our address, and the coordinators as they are now.
 
     They count more than what Consul listed before: a coordinator that booted anew has a new key, and without a tunnel
     to it no newer list would ever arrive.
     """
     merged = merge_peers(world.peers, peers)
-    return replace(world, address=address, datacenter=datacenter, admitted_peers=peers, peers=merged)
+    return replace(world, address=address, admitted_peers=peers, peers=merged)

@@ -253,7 +253,7 @@ class Supervisor:
 
     async def _follow_envoy(self, server: Any) -> None:
         """Keeps asking whether Envoy has the newest snapshot; offers again what it rejected."""
-        self.wait("envoy", "waits for roots and certificates")
+        self.wait("envoy", "waits for the certificate of the admission")
         while True:
             await self._published.wait()
             self._published.clear()
@@ -278,8 +278,8 @@ class Supervisor:
                     break
             if self._effects.snapshot is not None:
                 self.done("envoy")
-                if self._member is not None and self._member.registrar is not None:
-                    self._member.registrar.serving.set()
+                if self._member is not None:
+                    self._member.serving.set()
 
     async def _envoy_started(self) -> None:
         if self._effects.snapshot is not None:
@@ -347,6 +347,7 @@ class Supervisor:
                 report=self._progress.report(),
                 insecure=self._config.insecure,
                 signed=self.world.signed,
+                certificate=self.world.certificate,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},

@@ -138,7 +138,7 @@ class BackendEntry:
     """`platform` or `workload`."""
     permissions: Permissions = Permissions()
     callers: tuple[str, ...] | None = None
-    """Groups whose CVMs may call; None: whoever the intentions allow. It withholds only: Consul must allow them too."""
+    """Groups whose CVMs may call; None: every group."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
@@ -186,14 +186,6 @@ class SecretEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intention:
-    """`source` (a Consul service name, or `*` for every admitted identity) may call `destination`."""
-
-    source: str
-    destination: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What the coordinator enforces."""
 
@@ -210,7 +202,6 @@ class Manifest:
     rendezvous: tuple[Rendezvous, ...]
     groups: dict[str, GroupEntry]
     routes: tuple[RouteEntry, ...]
-    intentions: tuple[Intention, ...] = (Intention(source="*", destination="*"),)
     secrets: dict[str, SecretEntry] = field(default_factory=dict)
     """By name, which is the name of the file that holds it."""
     vip_pool: str = "127.10.0.0/16"

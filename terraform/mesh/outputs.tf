@@ -114,7 +114,6 @@ output "policy" {
     }
     routes     = local.rendered_routes
     secrets    = { for name, found in local.by_secret : name => { owner = found[0].group, groups = sort(setsubtract(found[0].grant, [found[0].group])) } }
-    intentions = [{ source = "*", destination = "*" }]
     vip_pool   = local.vip_pool
     mesh_pool  = local.mesh_pool
   }

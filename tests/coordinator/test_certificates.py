@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.authority import MeshCa, mesh_ca
 from coordinator.keys import ClusterKeys, derive
+from coordinator.ledger import BEGAN_KEY, OVER
 from runtime.guest import GuestAgent
 from tests.coordinator.world import (
     API_COMPOSE,
@@ -24,6 +26,7 @@ from tests.coordinator.world import (
     cvm,
     make_boot,
 )
+from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed
 
@@ -62,6 +65,12 @@ async def renewed(asker: Applicant, lease: str, **held: Any) -> Any:
     return answer
 
 
+async def records_are_known(lead: Running) -> None:
+    """As a lease after they began: whoever runs is in them."""
+    await lead.coordinator.consul.put(f"/v1/kv/{BEGAN_KEY}", json.dumps(OVER).encode())
+    await eventually(lambda: lead.coordinator.ledger.complete, "the records are not new")
+
+
 async def test_an_admission_has_a_certificate_for_the_attested_key() -> None:
     """With the slot's names, of the CA of the manifest that is enforced, which is all that is to be trusted."""
     async with cluster() as mesh:
@@ -88,6 +97,7 @@ async def test_a_renewal_gives_a_certificate_when_it_is_time_and_for_no_other_ke
         lead = await mesh.ready()
         asker = applicant(lead, mesh)
         first = await asker.admitted()
+        await records_are_known(lead)
         held = {"leaf_digest": first["manifest_digest"], "leaf_expires_at": int(time.time() + 5 * 3600)}
         answer = await renewed(asker, first["lease"], **held)
         assert answer["leaf_pem"] is None
@@ -107,24 +117,25 @@ async def test_a_renewal_gives_a_certificate_when_it_is_time_and_for_no_other_ke
         assert is_for(await renewed(again, second["lease"]), again)
 
 
-async def test_a_leaf_key_is_a_workloads_matter() -> None:
-    """A workload has to bring one, a coordinator must not, and gets no certificate."""
+async def test_a_workload_without_a_leaf_key_is_refused() -> None:
+    """It could serve nobody."""
+    async with cluster() as mesh:
+        await mesh.start()
+        status, refused = await applicant(await mesh.ready(), mesh).attest(boot=make_boot(leaf=False))
+        assert (status, refused["code"]) == (403, "ADMISSION_REJECTED"), refused
+
+
+async def test_a_coordinator_has_no_leaf_key_and_gets_no_certificate() -> None:
+    """It has no Envoy; one that brings a key is refused."""
     async with cluster(3) as mesh:
-        await mesh.start(0)
-        lead = mesh.running[0]
-        asker = applicant(lead, mesh)
-        sibling = Applicant(
-            url=lead.url, manifest=mesh.manifest, group="coordinator", who=cvm(COORDINATOR_COMPOSE, "coordinator-1")
-        )
-        answer = await mesh.retry(sibling, 20)
+        lead = await mesh.start()
+        await eventually(lambda: lead.coordinator.port != 0, "it listens")
+        who = cvm(COORDINATOR_COMPOSE, "coordinator-1")
+        sibling = Applicant(url=lead.url, manifest=mesh.manifest, group="coordinator", who=who)
+        status, refused = await sibling.attest("coordinator-1", boot=make_boot())
+        assert (status, refused["code"]) == (403, "ADMISSION_REJECTED"), refused
+        answer = await sibling.admitted("coordinator-1")
         assert (answer["leaf_pem"], answer["authorities_pem"], answer["manifest_digest"]) == ("", "", "")
-        status, refused = await sibling.attest("coordinator-2", boot=make_boot())
-        assert (status, refused["code"]) == (403, "ADMISSION_REJECTED"), refused
-        await mesh.start(1)
-        await mesh.start(2)
-        await mesh.ready(0, 60)
-        status, refused = await asker.attest(boot=make_boot(leaf=False))
-        assert (status, refused["code"]) == (403, "ADMISSION_REJECTED"), refused
 
 
 async def test_a_manifest_that_is_adopted_changes_the_authority_and_keeps_the_one_before_for_the_window() -> None:
@@ -135,6 +146,8 @@ async def test_a_manifest_that_is_adopted_changes_the_authority_and_keeps_the_on
         one, two = applicant(lead, mesh), applicant(lead, mesh, "api-1")
         leases = [(await asker.admitted())["lease"] for asker in (one, two)]
         before = lead.coordinator.head.signed
+        assert (await renewed(one, leases[0]))["all_trust"] is False, "others may run that are not in the records yet"
+        await records_are_known(lead)
         newer = opened(after(before), OWNER)
         lead.coordinator.head.take(newer.envelope, time.time())
         pems = [(await authority(lead, signed)).pem for signed in (newer, before)]

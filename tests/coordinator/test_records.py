@@ -93,7 +93,9 @@ async def test_a_token_can_do_what_its_group_may_and_no_more() -> None:
 
 
 async def test_a_token_cannot_make_its_cvm_another_service() -> None:
-    """No proxy for another's service, no certificate of it, no intention, no session of another node, no keyring."""
+    """No instance of another's service, no proxy of any, no intention, no session of another node, no keyring; and
+    nobody gives out certificates.
+    """
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
@@ -103,7 +105,7 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
             "Kind": "connect-proxy",
             "Service": "client-sidecar-proxy",
             "Port": 1,
-            "Proxy": {"DestinationServiceName": "api"},
+            "Proxy": {"DestinationServiceName": "client"},
         }
         intention = {"Kind": "service-intentions", "Name": "api", "Sources": [{"Name": "client", "Action": "allow"}]}
         forbidden = (
@@ -119,12 +121,14 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
         )
         async with ConsulClient(Secret(other["consul"]["token"]), port=lead.http_port) as client:
             for path, body in forbidden:
-                with pytest.raises(ConsulError, match="403"):
+                with pytest.raises(ConsulError, match="403|Connect must be enabled"):
                     await client.put(path, body)
-            for path in ("/v1/agent/connect/ca/leaf/api", "/v1/operator/keyring", "/v1/acl/tokens"):
+            for path in ("/v1/operator/keyring", "/v1/acl/tokens"):
                 with pytest.raises(ConsulError, match="403"):
                     await client.get(path)
-            assert await client.get("/v1/agent/connect/ca/leaf/client")
+        for path in ("/v1/agent/connect/ca/leaf/api", "/v1/agent/connect/ca/roots"):
+            with pytest.raises(ConsulError, match="Connect must be enabled"):
+                await lead.coordinator.consul.get(path)
 
 
 async def test_a_renewal_hands_a_fresh_token_past_half_life() -> None:

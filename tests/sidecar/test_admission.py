@@ -140,12 +140,12 @@ class Rig:
     async def admitted(self, admitted: Admitted, given: Given) -> None:
         self.heard.append(admitted)
         held = self.shown
-        self.shown = begun(given, self.now, 120.0) if held is None else heard(held, given, self.now, 120.0)
+        self.shown = begun(given, self.now, 120.0) if held is None else heard(held, given, self.now, 120.0, self.now)
 
     async def renewed(self, renewed: Renewed, given: Given) -> None:
         self.heard.append(renewed)
         assert self.shown is not None
-        self.shown = heard(self.shown, given, self.now, 120.0)
+        self.shown = heard(self.shown, given, self.now, 120.0, self.now)
 
     def certificate(self) -> tuple[Certificate | None, str]:
         return self.shown, self.trusts

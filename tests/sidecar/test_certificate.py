@@ -26,9 +26,9 @@ def first() -> Certificate:
     return begun(given(KEY), 0.0, OVERLAP)
 
 
-def changed(at: float = 100.0, *digests: str, **more: Any) -> Certificate:
-    """What is held after the manifest has changed."""
-    return heard(first(), given(KEY, *(digests or (NEXT, DIGEST)), epoch=4, **more), at, OVERLAP)
+def changed(at: float = 100.0, *digests: str, away: float = 5.0, **more: Any) -> Certificate:
+    """What is held after the manifest has changed; the answer before came `away` seconds ago."""
+    return heard(first(), given(KEY, *(digests or (NEXT, DIGEST)), epoch=4, **more), at, OVERLAP, at - away)
 
 
 def digests(held: Certificate) -> list[str]:
@@ -50,9 +50,9 @@ def test_after_a_change_both_are_trusted_and_the_old_one_is_shown() -> None:
     held = changed()
     assert digests(held) == [NEXT, DIGEST]
     assert (held.leaf.digest, held.newest.digest) == (DIGEST, NEXT)
-    waiting = heard(held, given(KEY, NEXT, DIGEST, epoch=4, leaf=False), 101.0, OVERLAP)
+    waiting = heard(held, given(KEY, NEXT, DIGEST, epoch=4, leaf=False), 101.0, OVERLAP, 100.0)
     assert waiting.leaf.digest == DIGEST
-    done = heard(waiting, given(KEY, NEXT, DIGEST, epoch=4, leaf=False, all_trust=True), 102.0, OVERLAP)
+    done = heard(waiting, given(KEY, NEXT, DIGEST, epoch=4, leaf=False, all_trust=True), 102.0, OVERLAP, 101.0)
     assert (done.leaf.digest, done.following) == (NEXT, None)
     assert digests(done) == [NEXT, DIGEST]
 
@@ -60,17 +60,16 @@ def test_after_a_change_both_are_trusted_and_the_old_one_is_shown() -> None:
 def test_all_trust_counts_for_the_newest_only() -> None:
     """A leaf of a manifest that was overtaken meanwhile is not shown for what is said of its successor."""
     held = changed()
-    held = heard(held, given(KEY, LATER, NEXT, epoch=5, leaf=False, all_trust=True), 101.0, OVERLAP)
-    # The authority of what it shows is named no more: then what is held next counts, all the same.
-    assert held.leaf.digest == NEXT
-    assert digests(held) == [LATER, NEXT]
+    held = heard(held, given(KEY, LATER, NEXT, epoch=5, leaf=False, all_trust=True), 101.0, OVERLAP, 100.0)
+    assert held.leaf.digest == DIGEST
+    assert digests(held) == [LATER, NEXT, DIGEST]
 
 
 def test_nobody_waits_for_ever() -> None:
     """A CVM that lives and says nothing delays the others for a while; a second answer does not begin it anew."""
     held = changed(100.0)
     assert held.due == 100.0 + PRESENT_SECONDS
-    again = heard(held, given(KEY, NEXT, DIGEST, epoch=4), 110.0, OVERLAP)
+    again = heard(held, given(KEY, NEXT, DIGEST, epoch=4), 110.0, OVERLAP, 105.0)
     assert aged(again, 100.0 + PRESENT_SECONDS - 0.1).leaf.digest == DIGEST
     assert aged(again, 100.0 + PRESENT_SECONDS).leaf.digest == NEXT
     assert OVERLAP_SECONDS[0] > PRESENT_SECONDS
@@ -79,7 +78,7 @@ def test_nobody_waits_for_ever() -> None:
 def test_the_former_authority_ends_by_our_own_clock() -> None:
     """However early or late the coordinators' window ends, and also when none can be asked."""
     held = changed(100.0)
-    early = heard(held, given(KEY, NEXT, epoch=4, leaf=False), 101.0, OVERLAP)
+    early = heard(held, given(KEY, NEXT, epoch=4, leaf=False), 101.0, OVERLAP, 100.0)
     assert digests(early) == [NEXT, DIGEST]
     for each in (held, early):
         assert digests(aged(each, 219.9)) == [NEXT, DIGEST]
@@ -89,22 +88,24 @@ def test_the_former_authority_ends_by_our_own_clock() -> None:
     assert digests(aged(newcomer, 120.0)) == [NEXT]
 
 
-def test_a_leaf_whose_authority_nobody_names_is_replaced_at_once() -> None:
-    """Who was away for longer than the window, or for more than one manifest."""
-    assert changed(100.0, NEXT).leaf.digest == NEXT
-    assert changed(100.0, LATER, NEXT).leaf.digest == LATER
+def test_who_was_away_for_long_shows_the_new_certificate_at_once() -> None:
+    """The others have forgotten the authority of the old one; who was away for a moment has time to wait."""
+    assert changed(1000.0, NEXT, away=121.0).leaf.digest == NEXT
+    assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS + 0.1).leaf.digest == LATER
+    assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS).leaf.digest == DIGEST
+    assert changed(1000.0, NEXT, DIGEST, away=121.0).leaf.digest == DIGEST, "it is still named"
 
 
 def test_renewal_under_the_same_manifest_is_shown_at_once() -> None:
     """Everybody trusts its CA."""
-    held = heard(first(), replace(given(KEY), leaf=replace(first().leaf, expires_at=7)), 100.0, OVERLAP)
+    held = heard(first(), replace(given(KEY), leaf=replace(first().leaf, expires_at=7)), 100.0, OVERLAP, 95.0)
     assert (held.leaf.expires_at, held.following, held.due) == (7, None, None)
 
 
 def test_same_answer_changes_nothing() -> None:
     """Each renewal brings the authorities: an equal world is no news."""
     held = first()
-    assert heard(held, given(KEY, leaf=False), 5.0, OVERLAP) == held
+    assert heard(held, given(KEY, leaf=False), 5.0, OVERLAP, 0.0) == held
     assert aged(held, 1e9) == held
 
 

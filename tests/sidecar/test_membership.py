@@ -96,7 +96,7 @@ async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
     """Address and coordinators are known, the agent's configuration is written, the connection begins."""
     async with membership(tmp_path) as (it, host):
         await it.admitted(*admission())
-        assert (host.world.address, host.world.datacenter) == ("100.96.0.10", "demo")
+        assert host.world.address == "100.96.0.10"
         assert [one.peer_id for one in host.world.peers] == ["coordinator-0"]
         assert host.started == ["certificate", "mesh"]
         assert host.phases == ["admission done"]

@@ -188,37 +188,24 @@ def kv_peers(*peers: MeshPeer) -> list[dict[str, Any]]:
 
 
 def health(
-    node: str, address: str, *, service: str = "api", tags: tuple[str, ...] = (), index: int = 10, port: int = 20001
+    node: str,
+    address: str = "100.96.0.1",
+    *,
+    service: str = "api",
+    tags: tuple[str, ...] = (),
+    index: int = 10,
+    port: int = 20001,
 ) -> dict[str, Any]:
-    """One entry of the answer of `/v1/health/connect/<service>`."""
+    """One entry of the answer of `/v1/health/service/<service>`."""
     return {
         "Node": {"Node": node, "Address": address},
         "Service": {
-            "Kind": "connect-proxy",
-            "ID": f"{service}-{node}-sidecar-proxy",
-            "Service": f"{service}-sidecar-proxy",
+            "ID": f"{service}-{node}",
+            "Service": service,
             "Address": "",
             "Port": port,
             "Tags": list(tags),
             "ModifyIndex": index,
-            "Proxy": {"DestinationServiceName": service, "DestinationServiceID": f"{service}-{node}"},
         },
         "Checks": [],
-    }
-
-
-ROOTS = {
-    "ActiveRootID": "a",
-    "TrustDomain": "11111111-2222-3333-4444-555555555555.consul",
-    "Roots": [{"ID": "a", "RootCert": "ROOT-A\n"}, {"ID": "b", "RootCert": "ROOT-B"}],
-}
-
-
-def leaf(service: str = "api", chain: str = "LEAF") -> dict[str, Any]:
-    """The answer of `/v1/agent/connect/ca/leaf/<service>`."""
-    return {
-        "Service": service,
-        "ServiceURI": f"spiffe://{ROOTS['TrustDomain']}/ns/default/dc/demo/svc/{service}",
-        "CertPEM": chain,
-        "PrivateKeyPEM": "leaf-key",
-    }
+    }  # fmt: skip

@@ -27,8 +27,7 @@ async def publishing(made: World) -> AsyncIterator[Publisher]:
     member = made.members[0]
     consul = ConsulClient(Secret(member.token), port=member.http)
     _, service = await consul.get(f"/v1/agent/service/{member.service_id}")
-    _, proxy = await consul.get(f"/v1/agent/service/{member.service_id}-sidecar-proxy")
-    it = Publisher(consul, roles.place(service, proxy), member.peer_id, KEY)
+    it = Publisher(consul, roles.place(service), member.peer_id, KEY)
     async with TaskScope() as scope:
         task = scope.start("publish", it.run())
         try:
