@@ -116,6 +116,9 @@ output "policy" {
     secrets    = { for name, found in local.by_secret : name => { owner = found[0].group, groups = sort(setsubtract(found[0].grant, [found[0].group])) } }
     vip_pool   = local.vip_pool
     mesh_pool  = local.mesh_pool
+    leaf_hours = 8
+
+    overlap_seconds = 120
   }
 }
 

@@ -121,7 +121,7 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
         )
         async with ConsulClient(Secret(other["consul"]["token"]), port=lead.http_port) as client:
             for path, body in forbidden:
-                with pytest.raises(ConsulError, match="403|Connect must be enabled"):
+                with pytest.raises(ConsulError, match=r"403|Connect must be enabled"):
                     await client.put(path, body)
             for path in ("/v1/operator/keyring", "/v1/acl/tokens"):
                 with pytest.raises(ConsulError, match="403"):
