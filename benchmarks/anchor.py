@@ -60,14 +60,10 @@ def envoy_path() -> Path:
     return place
 
 
-def registration(
-    name: str, own_id: str, *, address: str, port: int, sidecar_port: int, tags: list[str], status: str = "passing"
+def service(
+    name: str, own_id: str, *, address: str, port: int, tags: list[str], status: str = "passing"
 ) -> dict[str, Any]:
-    """One instance as a full PUT to its local agent, the same for ours and for the anchor but for name and port.
-
-    The check is a TTL; the proxy's is an alias of it. (The default, a TCP check that is critical for up to 10 s, would
-    only make the anchor slower.)
-    """
+    """One instance as a full PUT to its local agent, as ours and the anchor's have it. The check is a TTL."""
     return {
         "ID": own_id,
         "Name": name,
@@ -75,6 +71,17 @@ def registration(
         "Port": port,
         "Tags": tags,
         "Checks": [{"CheckID": f"{own_id}:ttl", "Name": "ttl", "TTL": "24h", "Status": status}],
+    }
+
+
+def registration(
+    name: str, own_id: str, *, address: str, port: int, sidecar_port: int, tags: list[str], status: str = "passing"
+) -> dict[str, Any]:
+    """One instance of the anchor: the service and its proxy, whose check is an alias. (The default, a TCP check that is
+    critical for up to 10 s, would only make the anchor slower.)
+    """
+    return {
+        **service(name, own_id, address=address, port=port, tags=tags, status=status),
         "Connect": {
             "SidecarService": {
                 "Address": address,

@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks.anchor import UPSTREAMS, Anchor, put_check, put_roles, registration
-from benchmarks.backend import PORT
+from benchmarks.anchor import UPSTREAMS, Anchor, put_check, put_roles, service
 from benchmarks.stage import CLIENT, ECHOES, MASTER, REPLICA, BenchError, Stage
 from runtime import leader_key
 
@@ -50,7 +49,7 @@ class Ours:
         self._stage = stage
         self.master, self.replica = stage.vips[MASTER], stage.vips[REPLICA]
         services = json.loads(stage.helpers[ECHOES[0]].http("GET", f"{API}/v1/agent/services")["body"])
-        self._sidecar_port = int(services["echo-echo-0-sidecar-proxy"]["Port"])
+        self._sidecar_port = int(services["echo-echo-0"]["Port"])
         self._sessions: dict[str, str] = {}
         self._holder: str | None = None
         self._later: dict[str, dict[str, Any]] = {}
@@ -58,10 +57,8 @@ class Ours:
 
     def body(self, peer: str, tag: str) -> dict[str, Any]:
         """The registration of the instance in `peer`."""
-        own = f"echo-{peer}"
-        return registration(
-            "echo", own, address=self._stage.address(peer), port=PORT, sidecar_port=self._sidecar_port, tags=[tag]
-        )
+        own, place = f"echo-{peer}", self._stage.address(peer)
+        return service("echo", own, address=place, port=self._sidecar_port, tags=[tag])
 
     def set_roles(self, roles: dict[str, str]) -> tuple[float, float]:
         """As `Side`. A leader that serves already takes the leader key and says so in one write; tags change nothing

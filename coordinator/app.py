@@ -159,7 +159,7 @@ class Coordinator:
         own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
         records = Records(consul, ledger, own=own, owners=config.owners, head=head)
         broker = self._broker = Broker(
-            rules=self._rules(config.signed),
+            rules=self._rules(config.signed, 0.0),
             keys=keys,
             ledger=ledger,
             registry=registry,
@@ -169,7 +169,7 @@ class Coordinator:
             offered=records.offered,
         )
         registry.put(own)
-        boot = BootKeys(wireguard=own.public_key, tls=consul.public_key)
+        boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
 
         def manifest() -> Manifest:
             return broker.rules.manifest
@@ -232,8 +232,8 @@ class Coordinator:
     def _head_changed(self) -> None:
         head, broker = self._head, self.broker
         assert head is not None
-        if head.signed is not broker.rules.signed:
-            broker.rules = self._rules(head.signed)
+        if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
+            broker.rules = self._rules(head.signed, head.adopted_at)
         self._say(self._phase)
 
     def _disk(self, who: Identity) -> Disk:
@@ -253,15 +253,15 @@ class Coordinator:
             http_port=self._http_port,
         )
 
-    def _rules(self, signed: Signed) -> Rules:
+    def _rules(self, signed: Signed, adopted_at: float) -> Rules:
         rules = tcb_rules(signed.manifest)
         verifier = Verifier(collateral=self._collateral, rules=rules, root_ca_der=self._config.dev_root)
-        return Rules(signed=signed, verifier=verifier)
+        return Rules(signed=signed, verifier=verifier, adopted_at=adopted_at)
 
     def _make_siblings(self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry) -> tuple[Sibling, ...]:
         def admitted(peer: MeshPeer, envelope: str) -> None:
             registry.put(peer)
-            self.head.take(envelope)
+            self.head.take(envelope, time.time())
 
         formation = self._formation
         assert formation is not None

@@ -9,6 +9,7 @@ Long because the four calls share one order of checks: what one of them leaves o
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from coordinator.protocol import (
 )
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, claim, dead, propose
+from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, propose
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
@@ -72,6 +73,9 @@ class Rules:
 
     signed: Signed
     verifier: EvidenceVerifier
+    adopted_at: float
+    """Unix seconds: when the coordinators adopted the manifest. For so long as it says from then on, who was admitted
+    under the one before is still trusted."""
 
     @property
     def manifest(self) -> Manifest:
@@ -207,8 +211,13 @@ class Broker:
                 Code.LEASE_INVALID, f"the manifest no longer allows {holder.peer_id} with its app and OS image"
             )
         await self._ledger.renew(holder)
+        now, digest = self._clocks.unix(), rules.signed.digest
+        if request.trusts == digest != holder.trusts:
+            # Said again with each renewal: the lease does not depend on it.
+            with contextlib.suppress(RefusalError):
+                await self._ledger.trusts(holder, digest)
         tokens = None
-        if grants.due(holder, rules.manifest, self._clocks.unix()):
+        if grants.due(holder, rules.manifest, now):
             tokens = self._new_tokens(rules, holder.group)
             await self._ledger.issue(tokens.bodies(rules.manifest, holder.peer_id, holder.group))
             await self._ledger.replace_tokens(holder, tokens)
@@ -220,6 +229,12 @@ class Broker:
             token_expires_at=int(tokens.expires_at) if tokens else None,
             workload_token=_workload_token(tokens) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
+            manifest_digest=digest,
+            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now)
+            if grants.leaf_due(request, rules.signed, now)
+            else None,
+            authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
+            all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
 
     def sibling(self, text: str) -> str:
@@ -251,6 +266,8 @@ class Broker:
             group=slot.group,
             instance_id=binding.instance_id,
             boot_key=binding.boot.wireguard,
+            leaf_key=binding.boot.leaf,
+            trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             image=image,
             renewed_at=now,
@@ -285,6 +302,9 @@ class Broker:
             manifest_epoch=rules.manifest.epoch,
             workload_token=_workload_token(tokens),
             secrets=grants.secrets(self._keys, rules.manifest, slot.group) if tokens else {},
+            manifest_digest=rules.signed.digest if tokens else "",
+            leaf_pem=grants.leaf(self._keys, rules.signed, wanted, now) if tokens else "",
+            authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now) if tokens else "",
         )
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:

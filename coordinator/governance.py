@@ -1,5 +1,4 @@
-"""What the manifest makes of Consul: policies, intentions, and the manifest itself in the KV, where every CVM finds
-the newest.
+"""What the manifest makes of Consul: policies, and the manifest itself in the KV, where every CVM finds the newest.
 
 Runs once when the servers have a leader and again whenever a newer manifest is taken. Every step may be repeated,
 and several coordinators may do it at once.
@@ -9,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
-from coordinator.tokens import intention_entries, policy_bodies
+from coordinator.tokens import policy_bodies
 from runtime.consul import ConsulClient, ConsulError
 from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
@@ -26,9 +26,7 @@ class StandoffError(Exception):
 
 
 async def establish(consul: ConsulClient, manifest: Manifest) -> None:
-    """Writes policies and intentions as `manifest` says and takes intentions away that it no longer has.
-    ConsulError.
-    """
+    """Writes the policies as `manifest` says. ConsulError."""
     _, existing = await consul.get("/v1/acl/policies")
     ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
     for body in policy_bodies(manifest):
@@ -39,34 +37,45 @@ async def establish(consul: ConsulClient, manifest: Manifest) -> None:
             # Another coordinator made it between the list and our write; both write the same.
             if known or "already exists" not in error.reason:
                 raise
-    await _establish_intentions(consul, manifest)
 
 
-async def _establish_intentions(consul: ConsulClient, manifest: Manifest) -> None:
-    wanted = intention_entries(manifest)
-    _, existing = await consul.get("/v1/config/service-intentions")
-    for entry in existing or ():
-        if entry["Name"] not in wanted:
-            await consul.delete(f"/v1/config/service-intentions/{entry['Name']}")
-    for intention in wanted.values():
-        await consul.put("/v1/config", intention)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The manifest's entry in the KV."""
+
+    envelope: str | None
+    """None: there is no entry."""
+    index: int = 0
+    """Consul's, for compare-and-set; 0 where there is no entry."""
+    adopted_at: float = 0.0
+    """Unix seconds at which a coordinator wrote this manifest first: the entry's flags, which are written with it. So a
+    coordinator that restarts does not begin the window of the predecessor anew."""
+
+    def adopted(self, signed: Signed, now: float) -> float:
+        """When `signed`, which is written `now`, was adopted: other signatures under the same manifest are no news."""
+        same = self.envelope is not None and self.envelope.partition(".")[0] == signed.envelope.partition(".")[0]
+        return self.adopted_at if same else now
 
 
-async def publish_manifest(consul: ConsulClient, signed: Signed, owners: Owners | None) -> Signed:
-    """The manifest that counts, of `signed` and the one in the KV; `signed` is written where it does. ConsulError;
-    StandoffError as `weigh`.
+async def publish_manifest(
+    consul: ConsulClient, signed: Signed, owners: Owners | None, now: float
+) -> tuple[Signed, float]:
+    """The manifest that counts, of `signed` and the one in the KV, and when it was adopted (Unix seconds); `signed` is
+    written where it does. ConsulError; StandoffError as `weigh`.
     """
     while True:
-        stored, index = await stored_manifest(consul)
-        counts = weigh(stored, signed, owners)
-        if counts is not signed or stored == signed.envelope:
-            return counts
-        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", signed.envelope.encode(), params={"cas": str(index)}):
-            return signed
+        stored = await stored_manifest(consul)
+        counts = weigh(stored.envelope, signed, owners)
+        if counts is not signed or stored.envelope == signed.envelope:
+            return counts, stored.adopted_at
+        adopted_at = int(stored.adopted(signed, now))
+        params = {"cas": str(stored.index), "flags": str(adopted_at)}
+        if await consul.put(f"/v1/kv/{MANIFEST_KEY}", signed.envelope.encode(), params=params):
+            return signed, adopted_at
 
 
-async def stored_manifest(consul: ConsulClient) -> tuple[str | None, int]:
-    """The envelope in the KV and its index; None where there is none. ConsulError."""
+async def stored_manifest(consul: ConsulClient) -> Stored:
+    """What the KV holds. ConsulError."""
     _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
     return held(entries)
 
@@ -114,8 +123,10 @@ async def publish_peer(consul: ConsulClient, peer: MeshPeer) -> None:
     await consul.put(f"/v1/kv/{PEERS_PREFIX}{peer.peer_id}", encode_peer(peer))
 
 
-def held(entries: Any) -> tuple[str | None, int]:
-    """Envelope and index in an answer of the KV for the manifest's key."""
+def held(entries: Any) -> Stored:
+    """What an answer of the KV for the manifest's key says."""
     if not entries:
-        return None, 0
-    return base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace"), int(entries[0]["ModifyIndex"])
+        return Stored(envelope=None)
+    entry = entries[0]
+    envelope = base64.b64decode(entry["Value"] or "").decode("ascii", "replace")
+    return Stored(envelope=envelope, index=int(entry["ModifyIndex"]), adopted_at=float(entry["Flags"] or 0))

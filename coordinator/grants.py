@@ -1,18 +1,23 @@
-"""What a CVM is handed when it is admitted, and again while it stays: Consul tokens and workload secrets. Pure.
+"""What a CVM is handed when it is admitted, and again while it stays: Consul tokens, workload secrets, its certificate.
+Pure.
 
 Which rights a token has is for `coordinator.tokens`; who is admitted for `coordinator.broker`.
 """
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from coordinator.authority import authorities, issue, mesh_ca
 from coordinator.keys import ClusterKeys, workload_secret
+from coordinator.protocol import LeaseRequest
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS, token_body, workload_backends, workload_token_body
 from runtime.secret import Secret
+from topology.envelope import Signed
 from topology.manifest import Manifest
 
 
@@ -68,6 +73,31 @@ def due(holder: Holder, manifest: Manifest, now: float) -> bool:
     """
     wanted = bool(workload_backends(manifest.groups[holder.group]))
     return holder.token_expires_at - now < TOKEN_SECONDS / 2 or bool(holder.workload_accessor) != wanted
+
+
+def leaf_due(asked: LeaseRequest, signed: Signed, now: float) -> bool:
+    """Whether who says that it holds this is to have a new leaf: of the manifest that counts now, and in time for two
+    failures of everything (half a life is hours).
+    """
+    life = signed.manifest.leaf_hours * 3600
+    return asked.leaf_digest != signed.digest or asked.leaf_expires_at - now < life / 2
+
+
+def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:
+    """The certificate of `holder` for the key that it attested, PEM with its chain."""
+    return issue(
+        mesh_ca(keys, signed.manifest.epoch, signed.digest),
+        base64.b64decode(holder.leaf_key),
+        group=holder.group,
+        peer_id=holder.peer_id,
+        hours=signed.manifest.leaf_hours,
+        now=now,
+    )
+
+
+def trusted(keys: ClusterKeys, signed: Signed, adopted_at: float, now: float) -> str:
+    """Whom a CVM is to trust, PEM; see `coordinator.authority.authorities`."""
+    return authorities(keys, signed.manifest, signed.digest, adopted_at, now)
 
 
 def secrets(keys: ClusterKeys, manifest: Manifest, group: str) -> dict[str, str]:

@@ -34,6 +34,8 @@ class Head:
     def __init__(self, signed: Signed, info: GuestInfo, *, check_signatures: bool, changed: Callable[[], None]) -> None:
         """`signed` is the environment's; `info` is what the guest agent says of this CVM."""
         self.signed = signed
+        self.adopted_at = 0.0
+        """Unix seconds: when the coordinators adopted `signed`."""
         self.settled = False
         """The records have had their say."""
         self._info = info
@@ -74,8 +76,10 @@ class Head:
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
 
-    def take(self, envelope: str) -> bool:
-        """Enforces the manifest in `envelope` when it is newer. One that is not to be believed is noted."""
+    def take(self, envelope: str, adopted_at: float) -> bool:
+        """Enforces the manifest in `envelope`, adopted at `adopted_at` (Unix seconds), when it is newer. One that is
+        not to be believed is noted.
+        """
         try:
             found = self.judge(envelope)
         except SuccessionError as error:
@@ -85,7 +89,7 @@ class Head:
                 self._changed()
             return False
         if found is not None:
-            self.adopt(found)
+            self.adopt(found, adopted_at)
         return found is not None
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
@@ -96,12 +100,12 @@ class Head:
         self.stand_off(f"there is a manifest of epoch {found.epoch} that this coordinator cannot read: {error}")
         return True
 
-    def adopt(self, found: Signed) -> None:
-        """Enforces `found`, which was judged."""
+    def adopt(self, found: Signed, adopted_at: float) -> None:
+        """Enforces `found`, which was judged, and was adopted at `adopted_at` (Unix seconds)."""
         before = self.signed
         if found.digest == before.digest:
             return
-        self.signed, self._standoff, self._refused = found, None, None
+        self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
         if found.manifest.epoch == before.manifest.epoch:
             self._left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
             log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
@@ -115,7 +119,7 @@ class Head:
             self._standoff = reason
             self._changed()
 
-    def settle(self) -> None:
-        """The records agree with what is enforced."""
-        self.settled, self._standoff = True, None
+    def settle(self, adopted_at: float) -> None:
+        """The records agree with what is enforced; they say that it was adopted at `adopted_at` (Unix seconds)."""
+        self.settled, self.adopted_at, self._standoff = True, adopted_at, None
         self._changed()

@@ -1,7 +1,7 @@
 """Everything secret that the coordinators of one cluster share, derived from the app's GetKey: no exchange, no
 storage, no environment.
 
-GetKey gives the same bytes to every instance of the coordinators' app , so all coordinators derive
+GetKey gives the same bytes to every instance of the coordinators' app, so all coordinators derive
 equal tokens, keys and certificate authorities, also after all of them were lost at once. Pure: the seed is an argument.
 """
 
@@ -23,16 +23,16 @@ from runtime.secret import Secret
 GETKEY_PATH = "cvm-mesh/coordinator/v1"
 """Path of GetKey that everything here is derived from."""
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-# Fixed, so that every coordinator makes the same certificate bytes; Consul knows a root by its fingerprint.
+# Fixed, so that every coordinator makes the same certificate bytes.
 _CA_NOT_BEFORE = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 _CA_NOT_AFTER = dt.datetime(2049, 12, 31, tzinfo=dt.UTC)
 AGENT_CERTIFICATE_DAYS = 365
 """Life of an agent's RPC certificate. Its key dies with the CVM's boot, and without a token it opens nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterKeys:
-    """The derived secrets of one cluster."""
+    """The derived secrets of one cluster. Equal to itself only, so that what is derived from them can be remembered."""
 
     management_token: Secret
     """Consul's initial management token, a UUID."""
@@ -46,10 +46,9 @@ class ClusterKeys:
     """What the coordinators' WireGuard keys are derived from; hex."""
     rpc_ca_key: ec.EllipticCurvePrivateKey
     rpc_ca: x509.Certificate
-    connect_cluster_id: str
-    """UUID; the trust domain of service certificates is `<this>.consul`."""
-    connect_root_pem: str
-    connect_root_key_pem: Secret
+    cluster: str
+    authority_root: Secret
+    """What the keys of the mesh's certificate authorities (`coordinator.authority`) are derived from; hex."""
 
     @property
     def rpc_ca_pem(self) -> str:
@@ -61,8 +60,6 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
     """All secrets of `cluster` out of the GetKey answer `seed` (64 hex digits)."""
     root = bytes.fromhex(seed.reveal())
     rpc_key = _p256(root, cluster, "rpc-ca")
-    connect_key = _p256(root, cluster, "connect-ca")
-    cluster_id = str(uuid.UUID(bytes=_bytes(root, cluster, "connect-cluster-id", 16), version=4))
     return ClusterKeys(
         management_token=Secret(str(uuid.UUID(bytes=_bytes(root, cluster, "management-token", 16), version=4))),
         gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
@@ -70,15 +67,15 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         workload_root=Secret(_bytes(root, cluster, "workload-secrets", 32).hex()),
         link_root=Secret(_bytes(root, cluster, "wireguard", 32).hex()),
         rpc_ca_key=rpc_key,
-        rpc_ca=_authority(f"{cluster} agents", rpc_key, ()),
-        connect_cluster_id=cluster_id,
-        connect_root_pem=_authority(
-            f"{cluster} services", connect_key, (x509.UniformResourceIdentifier(f"spiffe://{cluster_id}.consul"),)
-        )
-        .public_bytes(serialization.Encoding.PEM)
-        .decode(),
-        connect_root_key_pem=Secret(private_pem(connect_key)),
+        rpc_ca=_authority(f"{cluster} agents", rpc_key),
+        cluster=cluster,
+        authority_root=Secret(_bytes(root, cluster, "mesh-authorities", 32).hex()),
     )
+
+
+def derived_key(keys: ClusterKeys, name: str) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key of the certificate authority `name`."""
+    return _p256(bytes.fromhex(keys.authority_root.reveal()), keys.cluster, name)
 
 
 def wireguard_key(keys: ClusterKeys, peer_id: str) -> Secret:
@@ -160,20 +157,33 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _authority(
-    name: str, key: ec.EllipticCurvePrivateKey, alternative: tuple[x509.GeneralName, ...]
-) -> x509.Certificate:
+def _authority(name: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     public = key.public_key()
-    serial = x509.SubjectKeyIdentifier.from_public_key(public).digest
-    builder = (
+    builder = ca_builder(_name(name), _name(name), public, public, path_length=None)
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+
+
+def ca_builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+    *,
+    path_length: int | None,
+) -> x509.CertificateBuilder:
+    """The certificate of a certificate authority, ready to be signed: the same whenever and wherever it is made.
+    `path_length` is how many CAs may stand below it; None: any number.
+    """
+    own = x509.SubjectKeyIdentifier.from_public_key(public)
+    return (
         x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(_name(name))
+        .subject_name(subject)
+        .issuer_name(issuer)
         .public_key(public)
-        .serial_number(int.from_bytes(serial[:16], "big") | 1)
+        .serial_number(int.from_bytes(own.digest[:16], "big") | 1)
         .not_valid_before(_CA_NOT_BEFORE)
         .not_valid_after(_CA_NOT_AFTER)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(
             x509.KeyUsage(
                 digital_signature=True,
@@ -188,9 +198,6 @@ def _authority(
             ),
             critical=True,
         )
-        .add_extension(x509.SubjectKeyIdentifier(serial), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier(serial, None, None), critical=False)
+        .add_extension(own, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
-    if alternative:
-        builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
-    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)

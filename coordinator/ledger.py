@@ -165,6 +165,11 @@ class Ledger:
         await self._transaction([over, _kv("delete-tree", NEWCOMERS_PREFIX)])
         self._over, self.newcomers = True, {}
 
+    @property
+    def complete(self) -> bool:
+        """Whether the records have every CVM that runs: a lease has passed since they began."""
+        return self._wait_left() <= 0
+
     def _wait_left(self) -> float:
         """Seconds that newcomers have to wait at most."""
         return 0.0 if self._wait_ends is None else max(0.0, self._wait_ends - self._monotonic())
@@ -203,6 +208,11 @@ class Ledger:
         node = self.nodes.get(holder.peer_id)
         if holder.joined and (node is None or node.state is not NodeState.ALIVE):
             await self._rewrite(holder.peer_id)
+
+    async def trusts(self, holder: Holder, digest: str) -> None:
+        """Notes that the holder trusts the mesh CA of the manifest `digest`, for all coordinators to know."""
+        self._note(holder, trusts=digest)
+        await self._rewrite(holder.peer_id)
 
     async def free(self, holder: Holder, reason: str) -> bool:
         """Takes the slot and the peer's entry back and revokes its token. False when the slot changed hands

@@ -10,17 +10,16 @@ import binascii
 import hashlib
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from coordinator.authority import load_p256
 from coordinator.protocol import Binding, BootKeys, Code
 from coordinator.refusal import RefusalError
 from evidence import manifest as demands
 from evidence.verify import Evidence
 from topology.manifest import Manifest
 
-BINDING_VERSION = 1
+BINDING_VERSION = 2
 COORDINATORS = demands.COORDINATORS
 _FIELD = 2**255 - 19
 """X25519's field (RFC 7748)."""
@@ -28,11 +27,7 @@ _ANY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 """No secret: points of small order give zero with any key."""
 CLOCK_SKEW = 300.0
 """Seconds that a binding's `issued_at` may differ from our clock. The nonce gives freshness; this catches a clock
-that would break certificates."""
-CLOCK_BEHIND = 60.0
-"""Seconds that a workload's `issued_at` may be behind our clock. Consul dates service certificates a minute back
-(CertificateTimeDriftBuffer in its agent/connect/ca/provider_consul.go): an Envoy whose clock is further behind refuses
-every peer whose certificate is new. Coordinators have no Envoy."""
+that would refuse certificates: they are good from an hour before they are made (`coordinator.authority.BACKDATED`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +86,7 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
         ("app_id", binding.app_id, evidence.app_id),
         ("instance_id", binding.instance_id, evidence.instance_id),
         ("compose_hash", binding.compose_hash, evidence.compose_hash),
+        ("boot.leaf that is empty", not binding.boot.leaf, slot.group == COORDINATORS),
     )
     for name, said, wanted in compared:
         if said != wanted:
@@ -99,20 +95,20 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
         raise RefusalError(
             Code.ADMISSION_REJECTED, "the app runs without instance IDs; deploy it with no_instance_id unset"
         )
-    behind = CLOCK_SKEW if slot.group == COORDINATORS else CLOCK_BEHIND
-    if not -behind <= binding.issued_at - now <= CLOCK_SKEW:
+    if abs(binding.issued_at - now) > CLOCK_SKEW:
         raise RefusalError(
             Code.ADMISSION_REJECTED,
-            f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are {-behind:g} to "
-            f"{CLOCK_SKEW:+g} s; set the CVM's clock",
+            f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are "
+            f"{CLOCK_SKEW:g} s either way; set the CVM's clock",
         )
 
 
 def check_boot_keys(boot: BootKeys) -> None:
-    """RefusalError BAD_REQUEST unless both keys are well-formed."""
+    """RefusalError BAD_REQUEST unless the keys are well-formed. That there is one for the leaf is `check_binding`'s."""
     try:
         wireguard = base64.b64decode(boot.wireguard, validate=True)
         tls = base64.b64decode(boot.tls, validate=True)
+        leaf = base64.b64decode(boot.leaf, validate=True)
     except (binascii.Error, ValueError):
         raise RefusalError(Code.BAD_REQUEST, "binding.boot must hold base64") from None
     if len(wireguard) != 32 or base64.b64encode(wireguard).decode() != boot.wireguard:
@@ -125,12 +121,11 @@ def check_boot_keys(boot: BootKeys) -> None:
             raise ValueError
     except ValueError:
         raise RefusalError(Code.BAD_REQUEST, "binding.boot.wireguard is no key that X25519 agrees with") from None
-    try:
-        key = load_der_public_key(tls)
-    except (ValueError, TypeError) as error:
-        raise RefusalError(Code.BAD_REQUEST, f"binding.boot.tls is not a public key: {error!s:.100}") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise RefusalError(Code.BAD_REQUEST, "binding.boot.tls is not a P-256 public key")
+    for name, key in (("tls", tls), *((("leaf", leaf),) if leaf else ())):
+        try:
+            load_p256(key)
+        except ValueError as error:
+            raise RefusalError(Code.BAD_REQUEST, f"binding.boot.{name} {error}") from None
 
 
 def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:

@@ -84,6 +84,9 @@ class BootKeys:
     """WireGuard public key, base64."""
     tls: str
     """SubjectPublicKeyInfo of the Consul agent's TLS key, DER in base64."""
+    leaf: str
+    """Likewise of the P-256 key that this CVM's certificate in the mesh is for; empty at a coordinator, which has no
+    Envoy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,12 @@ class Admission:
     `consul.token`."""
     secrets: dict[str, str] = field(default_factory=dict)
     """Secret. What the manifest grants to the group, by name."""
+    manifest_digest: str = ""
+    """The manifest whose mesh CA certified the leaf, hex; empty for a coordinator, as the next two."""
+    leaf_pem: str = ""
+    """Certificate for the boot's leaf key, then its mesh CA as the root certified it."""
+    authorities_pem: str = ""
+    """The mesh CA of `manifest_digest` and, within the window after its adoption, that of the manifest before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +200,15 @@ class Renewal:
     """Secret. Comes with `token`; empty when the workload is to have none any more."""
     secrets: dict[str, str] | None = None
     """Secret. All that the group is granted, when that is under a newer manifest than the sidecar's were."""
+    manifest_digest: str = ""
+    """As `Admission` has it."""
+    leaf_pem: str | None = None
+    """A new one for the key that was attested, when what the sidecar said that it holds is of another manifest or past
+    half its life."""
+    authorities_pem: str = ""
+    """As `Admission` has it."""
+    all_trust: bool = False
+    """Every CVM that lives has said that it trusts the mesh CA of `manifest_digest`."""
 
 
 PEERS_PREFIX = "mesh/peers/"
@@ -209,3 +227,9 @@ class LeaseRequest:
     """Secret."""
     secrets_epoch: int | None = None
     """Epoch of the manifest under which the sidecar was given its secrets; None: it asks for none."""
+    leaf_digest: str = ""
+    """Of the manifest under which the sidecar's newest leaf was given out, hex."""
+    leaf_expires_at: int = 0
+    """Unix seconds: the end of that leaf."""
+    trusts: str = ""
+    """Of the newest manifest whose mesh CA the CVM's Envoy trusts, hex."""

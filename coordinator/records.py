@@ -94,15 +94,16 @@ class Records:
         """Finds the manifest that counts; False while this coordinator must not enforce it, and writes nothing then."""
         head = self._head
         try:
-            stored, _ = await governance.stored_manifest(self._client)
-            head.adopt(governance.weigh(stored, head.signed, self._owners))
+            stored = await governance.stored_manifest(self._client)
+            head.adopt(governance.weigh(stored.envelope, head.signed, self._owners), stored.adopted_at)
             if head.misfit is not None:
                 return False
-            head.adopt(await governance.publish_manifest(self._client, head.signed, self._owners))
+            counts, adopted_at = await governance.publish_manifest(self._client, head.signed, self._owners, time.time())
+            head.adopt(counts, adopted_at)
         except StandoffError as error:
             head.stand_off(str(error))
             return False
-        head.settle()
+        head.settle(adopted_at)
         return head.hindrance is None
 
     async def _watch(self, path: str, params: dict[str, str], take: Callable[[int, Any], None]) -> None:
@@ -121,8 +122,9 @@ class Records:
                 index, attempt = 0, attempt + 1
 
     def _take_manifest(self, _: int, entries: Any) -> None:
-        envelope, _index = governance.held(entries)
-        if envelope is not None and self._head.take(envelope):
+        stored = governance.held(entries)
+        # By our own clock, for we saw it come: what the records say is for who was away.
+        if stored.envelope is not None and self._head.take(stored.envelope, time.time()):
             self._adopted.set()
 
     async def offered(self, envelope: str) -> None:
@@ -134,7 +136,10 @@ class Records:
             return
         try:
             found = head.judge(envelope)
-            counts = None if found is None else await governance.publish_manifest(self._client, found, self._owners)
+            now = time.time()
+            counts = (
+                None if found is None else await governance.publish_manifest(self._client, found, self._owners, now)
+            )
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
             head.cannot_read(envelope, error)
@@ -143,7 +148,7 @@ class Records:
         except ConsulError as error:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:
-            if counts is not None and head.take(counts.envelope):
+            if counts is not None and head.take(counts[0].envelope, now):
                 self._adopted.set()
 
     async def _carry_out(self) -> None:

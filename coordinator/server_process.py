@@ -20,7 +20,6 @@ from coordinator.forming import UNKNOWN, Standing
 from coordinator.keys import ClusterKeys, agent_certificate, private_pem
 from runtime.children import Child, ChildSpec
 from runtime.consul import (
-    ConnectCa,
     ConsulClient,
     ConsulError,
     TlsFiles,
@@ -129,14 +128,13 @@ class ServerProcess:
         self._write(SLOW_START if self._hasten else NORMAL)
 
     async def leader(self) -> bool:
-        """True when this server is in a cluster whose leader takes our token and serves certificates."""
+        """True when this server is in a cluster whose leader takes our token."""
         try:
             await self.client.get("/v1/acl/token/self")
-            _, roots = await self.client.get("/v1/connect/ca/roots")
             voters = await self._voters()
         except ConsulError:
             return False
-        return bool(roots and roots.get("ActiveRootID")) and self._settings.address in voters
+        return self._settings.address in voters
 
     async def standing(self) -> Standing:
         """What the server says of its records."""
@@ -192,11 +190,6 @@ class ServerProcess:
             recovery_token=self._recovery_token,
             data_dir=settings.data_dir,
             tls=self._tls,
-            connect_ca=ConnectCa(
-                cluster_id=keys.connect_cluster_id,
-                root_pem=keys.connect_root_pem,
-                key_pem=keys.connect_root_key_pem,
-            ),
             raft_multiplier=settings.raft_multiplier,
             http_port=settings.http_port,
         )

@@ -44,6 +44,8 @@ class Holder:
     instance_id: str
     boot_key: str
     """WireGuard public key, base64."""
+    leaf_key: str
+    """SubjectPublicKeyInfo of the attested key that its certificates are for, DER in base64; empty at a coordinator."""
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
     image: str = ""
@@ -56,6 +58,8 @@ class Holder:
     """Likewise of the workload's token; empty where there is none. Both expire together."""
     token_expires_at: float = 0.0
     """Unix seconds."""
+    trusts: str = ""
+    """Digest of the newest manifest whose mesh CA it trusts: which it was admitted with, or of which it said so."""
     joined: bool = False
     """Its node was alive once."""
     released: bool = False
@@ -122,11 +126,17 @@ def claim(
     if current is None:
         return wanted
     if current.boot_key == wanted.boot_key and current.instance_id == wanted.instance_id:
-        # Not `joined` from before a release: an agent that left and comes again starts over.
-        return replace(wanted, joined=current.joined and not current.released)
+        # Not `joined` from before a release: an agent that left and comes again starts over. But an Envoy that runs
+        # trusts what it trusted before, until its CVM says more.
+        return replace(wanted, joined=current.joined and not current.released, trusts=current.trusts)
     if not dead(current, nodes.get(wanted.peer_id), now, lease_seconds):
         return Taken(reason=f"{wanted.peer_id} is held by another boot that is alive; try again later")
     return wanted
+
+
+def all_trust(slots: Mapping[str, Holder], nodes: Mapping[str, Node], digest: str, now: float) -> bool:
+    """Whether every holder that lives trusts the mesh CA of the manifest `digest`, as far as the records say."""
+    return all(holder.trusts == digest or dead(holder, nodes.get(holder.peer_id), now) for holder in slots.values())
 
 
 def left_behind(slots: Mapping[str, Holder], taken: Holder) -> tuple[Holder, ...]:

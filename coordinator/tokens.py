@@ -1,5 +1,5 @@
-"""What an admitted CVM may do in Consul: policies of its group, its token, its workload's token, and the intentions.
-Pure: bodies for Consul's API.
+"""What an admitted CVM may do in Consul: policies of its group, its token, its workload's token. Pure: bodies for
+Consul's API.
 
 Policies are written once, when a manifest is taken, so that an admission writes nothing but tokens. The sidecar's token
 is the CVM's as a node. A group with a workload-owned backend gets a second one for that workload, which has only what
@@ -24,11 +24,9 @@ def policy_name(group: str) -> str:
     return f"mesh-{group}"
 
 
-def services(group: str, entry: GroupEntry) -> tuple[str, ...]:
-    """The Consul services that a CVM of `group` may register. A group without backends is a client: its identity is
-    the group's name.
-    """
-    return tuple(dict.fromkeys(b.service for _, b in sorted(entry.backends.items()))) or (group,)
+def services(backends: Iterable[BackendEntry]) -> tuple[str, ...]:
+    """The Consul services of `backends`, each once."""
+    return tuple(sorted({backend.service for backend in backends}))
 
 
 def workload_policy_name(group: str) -> str:
@@ -67,6 +65,8 @@ def policy_body(group: str, entry: GroupEntry, leader_keys: Iterable[str] = ()) 
         # The agent's own API is on the CVM's loopback only; the prefix covers the group's own CVMs.
         "agent_prefix": {f"{group}-": {"policy": "write"}},
     }
+    if entry.backends:
+        rules["service"] = _rules(dict.fromkeys(services(entry.backends.values()), "write"))
     own = _writable(entry.backends.values())
     rules["key_prefix"] = _rules(own | {"mesh/": "read", LEDGER_PREFIX: "deny"})
     # A rule for one key is stronger than any prefix: it must not take the right to write away from who has it.
@@ -77,13 +77,12 @@ def policy_body(group: str, entry: GroupEntry, leader_keys: Iterable[str] = ()) 
 
 
 def workload_policy_body(group: str, entry: GroupEntry) -> dict[str, object]:
-    """The policy of a group's workload: its own services with their proxies, its keys, and the catalog to look at."""
+    """The policy of a group's workload: its own services, its keys, and the catalog to look at."""
     backends = workload_backends(entry)
-    names = [name for b in backends for name in (b.service, f"{b.service}-sidecar-proxy")]
     rules: dict[str, object] = {
         "node_prefix": {"": {"policy": "read"}},
         "service_prefix": {"": {"policy": "read"}},
-        "service": _rules(dict.fromkeys(names, "write")),
+        "service": _rules(dict.fromkeys(services(backends), "write")),
         "key_prefix": _rules(_writable(backends) | {"mesh/": "deny", LEDGER_PREFIX: "deny"}),
     }
     return _policy(workload_policy_name(group), f"the workload of {group}", rules)
@@ -99,11 +98,10 @@ def session_policy_body(peer_id: str) -> dict[str, object]:
 def token_body(
     peer_id: str, group: str, entry: GroupEntry, datacenter: str, seconds: int = TOKEN_SECONDS
 ) -> dict[str, object]:
-    """One CVM's token as `PUT /v1/acl/token` wants it: its node, its services, its group's policy, for `seconds`."""
+    """One CVM's token as `PUT /v1/acl/token` wants it: its node and its group's policy, for `seconds`."""
     return {
         "Description": f"admitted {peer_id}",
         "NodeIdentities": [{"NodeName": peer_id, "Datacenter": datacenter}],
-        "ServiceIdentities": [{"ServiceName": name} for name in services(group, entry)],
         "Policies": _links(policy_name(group), peer_id, entry.backends.values()),
         "ExpirationTTL": f"{seconds}s",
     }
@@ -146,20 +144,3 @@ def _writable(backends: Iterable[BackendEntry]) -> dict[str, str]:
     """
     prefixes = [prefix for backend in backends for prefix in backend.permissions.key_prefixes]
     return {prefix: "write" for prefix in sorted(prefixes) if not prefix.startswith(RESERVED_KEYS)}
-
-
-def intention_entries(manifest: Manifest) -> Mapping[str, dict[str, object]]:
-    """`service-intentions` configuration entries by destination."""
-    by_destination: dict[str, list[str]] = {}
-    for intention in manifest.intentions:
-        sources = by_destination.setdefault(intention.destination, [])
-        if intention.source not in sources:
-            sources.append(intention.source)
-    return {
-        destination: {
-            "Kind": "service-intentions",
-            "Name": destination,
-            "Sources": [{"Name": source, "Action": "allow"} for source in sources],
-        }
-        for destination, sources in by_destination.items()
-    }

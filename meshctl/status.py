@@ -156,6 +156,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             "digest": own.get("manifest_digest"),
             "notes": own.get("manifest_notes") or [],
         },
+        "certificate": own.get("certificate"),
         "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
         "applications": containers,
@@ -200,7 +201,7 @@ def _print_peers(console: Console, document: dict[str, Any]) -> None:
             peer["address"] or "-",
             _state(peer),
             _admission(peer),
-            _manifest(peer["manifest"]),
+            _manifest(peer),
             _links(peer["links"]),
             _child(peer, "consul"),
             _child(peer, "envoy"),
@@ -217,7 +218,7 @@ def _print_lines(console: Console, document: dict[str, Any]) -> None:
     for peer in document["peers"]:
         head = ", ".join((peer["group"], peer["address"] or "no address"))
         console.print(Text.assemble((peer["peer_id"], "bold"), f" ({head}): {_state(peer)}"))
-        parts = [f"admission {_admission(peer)}", f"manifest {_manifest(peer['manifest'])}"]
+        parts = [f"admission {_admission(peer)}", f"manifest {_manifest(peer)}"]
         parts += [f"link {_links(peer['links'])}"]
         parts += [f"{name} {_child(peer, name)}" for name in ("consul", "envoy")]
         lines = ["; ".join(parts)] if peer["admission"] or peer["links"] or peer["children"] else []
@@ -250,8 +251,13 @@ def _state(peer: dict[str, Any]) -> str:
     return f"{state}; the lab cuts it off ({peer['cut']})" if peer["cut"] else state
 
 
-def _manifest(manifest: dict[str, Any]) -> str:
-    return f"{manifest['epoch']} {manifest['digest']}" if manifest["digest"] else "-"
+def _manifest(peer: dict[str, Any]) -> str:
+    """Epoch and digest; and whether the CVM still shows the certificate of another manifest."""
+    manifest, certificate = peer["manifest"], peer["certificate"]
+    if not manifest["digest"]:
+        return "-"
+    old = certificate is not None and certificate["manifest_digest"] != manifest["digest"]
+    return f"{manifest['epoch']} {manifest['digest']}{' (old certificate)' if old else ''}"
 
 
 def _admission(peer: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from urllib.parse import quote, urlencode
 from runtime.consul_config import (
     HTTP_PORT,
     SERVER_PORT,
-    ConnectCa,
     TlsFiles,
     agent_config,
     argv,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HTTP_PORT",
     "SERVER_PORT",
-    "ConnectCa",
     "ConsulClient",
     "ConsulError",
     "TlsFiles",

@@ -27,16 +27,6 @@ class TlsFiles:
     key: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectCa:
-    """The root of the service certificates. Given, so that it is the same after every coordinator was lost."""
-
-    cluster_id: str
-    """UUID; the trust domain is `<cluster_id>.consul`."""
-    root_pem: str
-    key_pem: Secret
-
-
 def node_id(datacenter: str, node_name: str) -> str:
     """A client's Consul node ID: stable, so that a CVM that came back on empty tmpfs is the same node, not a name
     clash.
@@ -89,7 +79,6 @@ def server_config(
     recovery_token: Secret,
     data_dir: Path,
     tls: TlsFiles,
-    connect_ca: ConnectCa | None = None,
     raft_multiplier: int = 1,
     http_port: int = HTTP_PORT,
 ) -> dict[str, object]:
@@ -113,7 +102,6 @@ def server_config(
         "server_rejoin_age_max": "87600h",
         # 1 is Consul's own value for production servers.
         "performance": {"raft_multiplier": raft_multiplier},
-        "connect": {"enabled": True, "ca_provider": "consul", "ca_config": _ca_config(connect_ca)},
         "acl": _acl(
             {
                 "initial_management": management_token.reveal(),
@@ -127,23 +115,6 @@ def server_config(
     }
     if bootstrap_expect is not None:
         config["bootstrap_expect"] = bootstrap_expect
-    return config
-
-
-def _ca_config(connect_ca: ConnectCa | None) -> dict[str, object]:
-    config: dict[str, object] = {
-        "leaf_cert_ttl": "72h",
-        # A burst of admissions asks for all leaves at once; the default of 50 a second would stretch it over many
-        # seconds.
-        "csr_max_per_second": 0,
-        "csr_max_concurrent": 0,
-    }
-    if connect_ca is not None:
-        config |= {
-            "cluster_id": connect_ca.cluster_id,
-            "private_key": connect_ca.key_pem.reveal(),
-            "root_cert": connect_ca.root_pem,
-        }
     return config
 
 
@@ -185,7 +156,9 @@ def _common(
         # The default waits 30 s between attempts; coordinators come and go in seconds.
         "retry_interval": "1s",
         "rejoin_after_leave": True,
-        "connect": {"enabled": True},
+        # Consul's default is on. Certificates and callers are the mesh's own: an agent that gives out neither keys nor
+        # certificates cannot be asked for one by whoever reaches its API.
+        "connect": {"enabled": False},
         "peering": {"enabled": False},
         "ui_config": {"enabled": False},
         "enable_local_script_checks": False,

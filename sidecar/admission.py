@@ -8,20 +8,23 @@ is told once the lease has lapsed. Which slot is asked for is `sidecar.slot`'s.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from coordinator.protocol import AttestRequest, Binding, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
-from sidecar.broker import Admitted, Broker, CoordinatorError, RefusedError, Renewed
+from runtime.tasks import TaskScope
+from sidecar.broker import Admitted, Broker, CoordinatorError, Held, RefusedError, Renewed
+from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, parse
 from sidecar.identity import Keys
 from sidecar.slot import Wish
 
@@ -31,7 +34,7 @@ AGAIN = Backoff(base=0.1, cap=2.0)
 """Between rounds over all coordinators while nobody can say yes: unreachable, slot taken, not ready."""
 PERMANENT = Backoff(base=5.0, cap=60.0)
 """After a refusal that the same evidence will get again: an operator has to change something, so do not hammer."""
-BINDING_VERSION = 1
+BINDING_VERSION = 2
 SLOT_LEASE_SECONDS = 15.0
 """A lease, as coordinators give it (`coordinator.slots.LEASE_SECONDS`), for a sidecar that was not told one yet."""
 RELEASE_SECONDS = 2.0
@@ -77,11 +80,17 @@ class AdmissionStatus:
 class Listener(Protocol):
     """Who is told."""
 
-    async def admitted(self, admitted: Admitted) -> None:
-        """A new admission, the first or a later one."""
+    async def admitted(self, admitted: Admitted, given: Given) -> None:
+        """A new admission, the first or a later one, and the certificate that came with it."""
 
-    async def renewed(self, renewed: Renewed) -> None:
-        """A renewal; it may carry new tokens and secrets."""
+    async def renewed(self, renewed: Renewed, given: Given) -> None:
+        """A renewal; it may carry new tokens, secrets and a certificate."""
+
+    def certificate(self) -> tuple[Certificate | None, str]:
+        """What this CVM shows and trusts, None before it is admitted; and the digest of the newest manifest whose mesh
+        CA its Envoy trusts, empty for none.
+        """
+        ...
 
     def newest_envelope(self) -> str:
         """The signed envelope of the newest manifest that this CVM holds."""
@@ -126,7 +135,7 @@ class Admission:
         listener: Listener,
         *,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
         rng: Random | None = None,
     ) -> None:
         self._brokers = brokers
@@ -143,16 +152,17 @@ class Admission:
         self._lease_seconds = SLOT_LEASE_SECONDS
         self._admitted_until: float | None = None
         self._refusal = ""
+        self._hurry = asyncio.Event()
         self.status = AdmissionStatus(state="waiting", reason="no coordinator was asked yet")
 
     async def run(self) -> None:
         """Admits, then renews; for ever. Ends only by cancellation."""
         while True:
-            admitted = await self._admit()
+            admitted, given = await self._admit()
             self._lease, self._secrets_epoch = admitted.lease, admitted.manifest_epoch
             # The slot of this boot: a re-admission claims the same one.
             self._wish = self._wish.admitted(admitted.peer_id)
-            await self._listener.admitted(admitted)
+            await self._listener.admitted(admitted, given)
             self._set_admitted(admitted.coordinator, admitted.lease_seconds)
             log.info(
                 "admitted",
@@ -172,12 +182,16 @@ class Admission:
         finally:
             await self.close()
 
+    def hurry(self) -> None:
+        """There is something to say or to ask: the next renewal does not wait."""
+        self._hurry.set()
+
     async def close(self) -> None:
         """Closes the brokers and keeps the slot: for a process that is started again at once."""
         for broker in self._brokers:
             await broker.close()
 
-    async def _admit(self) -> Admitted:
+    async def _admit(self) -> tuple[Admitted, Given]:
         attempt = refusals = 0
         while True:
             for broker in self._in_turn():
@@ -226,7 +240,7 @@ class Admission:
             seconds -= left
         await self._sleep(seconds)
 
-    async def _attest(self, broker: Broker) -> Admitted:
+    async def _attest(self, broker: Broker) -> tuple[Admitted, Given]:
         asked, challenge = await self._challenge(broker)
         if asked is not None and challenge.peer_id != asked:
             raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {asked!r}")
@@ -246,7 +260,27 @@ class Admission:
         if admitted.peer_id != challenge.peer_id:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
         self._check_head(broker, admitted.manifest_epoch, admitted.envelope)
-        return admitted
+        return admitted, self._given(broker, admitted, admitted.peer_id)
+
+    def _given(self, broker: Broker, answer: Admitted | Renewed, peer_id: str) -> Given:
+        """The certificate in `answer`; CoordinatorError when it is none for this CVM."""
+        claim = self._claim
+        expected = Expected(
+            cluster=claim.cluster,
+            group=claim.group,
+            peer_id=peer_id,
+            leaf_key=base64.b64decode(claim.keys.public.leaf),
+        )
+        try:
+            return parse(
+                digest=answer.manifest_digest,
+                leaf_pem=answer.leaf_pem,
+                authorities_pem=answer.authorities_pem,
+                all_trust=isinstance(answer, Renewed) and answer.all_trust,
+                expected=expected,
+            )
+        except CertificateError as error:
+            raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
 
     def _check_head(self, broker: Broker, epoch: int, envelope: str = "") -> None:
         """CoordinatorError for a coordinator that enforces less than this CVM knows."""
@@ -276,13 +310,13 @@ class Admission:
         """Returns when the lease is lost."""
         attempt = 0
         while True:
-            # A third, so that two may be lost; sooner again after a failure.
-            await self._sleep(AGAIN.delay(attempt - 1, self._rng) if attempt else lease_seconds / 3)
+            # A third, so that two may be lost; sooner again after a failure, and while a new certificate is not shown.
+            await self._rest(AGAIN.delay(attempt - 1, self._rng) if attempt else self._pace(lease_seconds))
             lease = self._lease
             if lease is None:
                 return
             try:
-                broker, renewed = await self._any(lambda broker: self._renewed(broker, lease))  # noqa: B023 - called at once
+                broker, (renewed, given) = await self._any(lambda broker: self._renewed(broker, lease))  # noqa: B023 - called at once
             except RefusedError as error:
                 log.warning("lease lost, attesting again", extra={"reason": str(error)})
                 return
@@ -294,14 +328,36 @@ class Admission:
                 log.info("lease renewed again", extra={"coordinator": broker.url})
             attempt, lease_seconds = 0, renewed.lease_seconds
             self._set_admitted(broker.url, lease_seconds)
-            await self._listener.renewed(renewed)
+            await self._listener.renewed(renewed, given)
             if renewed.secrets is not None:
                 self._secrets_epoch = renewed.manifest_epoch
 
-    async def _renewed(self, broker: Broker, lease: Secret) -> Renewed:
-        renewed = await broker.renew(lease, self._secrets_epoch)
+    async def _rest(self, seconds: float) -> None:
+        """Sleeps so long, or until it is told to hurry."""
+        async with TaskScope() as scope:
+            ends = [scope.start("rest", self._sleep(seconds)), scope.start("hurry", self._hurry.wait())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in ends:
+                task.cancel()
+        self._hurry.clear()
+
+    def _pace(self, lease_seconds: float) -> float:
+        certificate, trusts = self._listener.certificate()
+        waits = certificate is not None and certificate.following is not None and trusts == certificate.digest
+        return POLL_SECONDS if waits else lease_seconds / 3
+
+    async def _renewed(self, broker: Broker, lease: Secret) -> tuple[Renewed, Given]:
+        certificate, trusts = self._listener.certificate()
+        newest = certificate.newest if certificate is not None else None
+        held = Held(
+            secrets_epoch=self._secrets_epoch,
+            leaf_digest=newest.digest if newest is not None else "",
+            leaf_expires_at=newest.expires_at if newest is not None else 0,
+            trusts=trusts,
+        )
+        renewed = await broker.renew(lease, held)
         self._check_head(broker, renewed.manifest_epoch)
-        return renewed
+        return renewed, self._given(broker, renewed, self._wish.held or "")
 
     async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:
         """The first answer of any coordinator. CoordinatorError when none can be used; RefusedError is final.

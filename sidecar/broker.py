@@ -85,6 +85,9 @@ class Admitted:
     """Empty where there is none."""
     secrets: Mapping[str, Secret]
     """Granted to our group, by name."""
+    manifest_digest: str
+    leaf_pem: str
+    authorities_pem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +100,20 @@ class Renewed:
     manifest_epoch: int
     workload_token: Secret | None = None
     secrets: Mapping[str, Secret] | None = None
+    manifest_digest: str = ""
+    leaf_pem: str | None = None
+    authorities_pem: str = ""
+    all_trust: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a renewal says that this CVM has already; as `LeaseRequest` has it."""
+
+    secrets_epoch: int
+    leaf_digest: str = ""
+    leaf_expires_at: int = 0
+    trusts: str = ""
 
 
 class Broker:
@@ -123,9 +140,9 @@ class Broker:
         """Admission, for evidence that holds."""
         return decode_admission(await self._post("attest", asdict(request)), self.url)
 
-    async def renew(self, lease: Secret, secrets_epoch: int) -> Renewed:
-        """A longer lease, new tokens when it is time, and the secrets when a manifest after `secrets_epoch` counts."""
-        request = LeaseRequest(lease=lease.reveal(), secrets_epoch=secrets_epoch)
+    async def renew(self, lease: Secret, held: Held) -> Renewed:
+        """A longer lease, new tokens when it is time, and of secrets and certificate what `held` is behind in."""
+        request = LeaseRequest(lease=lease.reveal(), **asdict(held))
         return decode_renewal(await self._post("renew", asdict(request)))
 
     async def release(self, lease: Secret) -> None:
@@ -249,6 +266,9 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             manifest_epoch=int(tree["manifest_epoch"]),
             workload_token=Secret(_text(tree["workload_token"])),
             secrets=_secrets(tree["secrets"]),
+            manifest_digest=_text(tree["manifest_digest"]),
+            leaf_pem=_text(tree["leaf_pem"]),
+            authorities_pem=_text(tree["authorities_pem"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None
@@ -264,6 +284,10 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         manifest_epoch=renewal.manifest_epoch,
         workload_token=None if renewal.workload_token is None else Secret(renewal.workload_token),
         secrets=None if renewal.secrets is None else _secrets(renewal.secrets),
+        manifest_digest=renewal.manifest_digest,
+        leaf_pem=renewal.leaf_pem,
+        authorities_pem=renewal.authorities_pem,
+        all_trust=renewal.all_trust,
     )
 
 

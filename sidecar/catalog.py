@@ -1,4 +1,4 @@
-"""What Consul says, as values: instances of a service, roots, leaves, intentions, peers. Pure.
+"""What Consul says, as values: instances of a service, peers, keys. Pure.
 
 Consul's answers are decoded here and nowhere else. A part that does not fit is a `CatalogError`; the caller keeps the
 last good value.
@@ -14,7 +14,6 @@ from typing import Any
 
 from coordinator.protocol import PEERS_PREFIX, MeshPeer
 from runtime import leader_key
-from runtime.secret import Secret
 from topology.manifest import ManifestError, from_tree
 
 
@@ -24,49 +23,17 @@ class CatalogError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One passing, Connect-aware instance of a service."""
+    """One passing instance of a service. Where it is, the manifest says: an address that Consul lists counts for
+    nothing.
+    """
 
-    service: str
-    """The service itself, not its proxy."""
-    proxy_id: str
-    """Consul's ID of the proxy registration."""
+    service_id: str
+    """Consul's ID of the registration."""
     peer_id: str
     """Name of the node."""
-    address: str
-    """Mesh address."""
-    port: int
-    """Ingress port."""
     tags: tuple[str, ...]
     modify_index: int
     """Raft index of the registration's last change: of two claims, the greater is the later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Roots:
-    """The certificate authorities of the services' certificates."""
-
-    trust_domain: str
-    pem: str
-    """All roots that count now, one after the other: during a rotation there are two."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsulLeaf:
-    """A service certificate."""
-
-    service: str
-    uri: str
-    chain_pem: str
-    key_pem: Secret
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One intention for a destination."""
-
-    source: str
-    """Service name or `*`."""
-    allow: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,67 +47,22 @@ class Holder:
 
 
 def instances(tree: object) -> tuple[Instance, ...]:
-    """The answer of `/v1/health/connect/<service>?passing`, in a fixed order."""
+    """The answer of `/v1/health/service/<service>?passing`, in a fixed order."""
     found = [_instance(entry) for entry in _list(tree, "health")]
-    return tuple(sorted(found, key=lambda instance: (instance.peer_id, instance.proxy_id)))
+    return tuple(sorted(found, key=lambda instance: (instance.peer_id, instance.service_id)))
 
 
 def _instance(entry: Any) -> Instance:
     try:
         node, service = entry["Node"], entry["Service"]
-        proxy = service.get("Proxy") or {}
         return Instance(
-            service=_text(proxy.get("DestinationServiceName") or service["Service"]),
-            proxy_id=_text(service["ID"]),
+            service_id=_text(service["ID"]),
             peer_id=_text(node["Node"]),
-            address=_text(service.get("Address") or node["Address"]),
-            port=int(service["Port"]),
             tags=tuple(map(_text, service.get("Tags") or ())),
             modify_index=int(service.get("ModifyIndex") or 0),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CatalogError(f"health has an entry that cannot be read: {error!r}") from error
-
-
-def roots(tree: object) -> Roots:
-    """The answer of `/v1/agent/connect/ca/roots`."""
-    try:
-        assert isinstance(tree, dict)
-        pems = [_text(root["RootCert"]).strip() + "\n" for root in tree["Roots"]]
-        if not pems:
-            raise CatalogError("roots is empty, expected one at least")
-        return Roots(trust_domain=_text(tree["TrustDomain"]), pem="".join(pems))
-    except (KeyError, TypeError, AssertionError) as error:
-        raise CatalogError(f"roots cannot be read: {error!r}") from error
-
-
-def leaf(tree: object) -> ConsulLeaf:
-    """The answer of `/v1/agent/connect/ca/leaf/<service>`."""
-    try:
-        assert isinstance(tree, dict)
-        return ConsulLeaf(
-            service=_text(tree["Service"]),
-            uri=_text(tree["ServiceURI"]),
-            chain_pem=_text(tree["CertPEM"]),
-            key_pem=Secret(_text(tree["PrivateKeyPEM"])),
-        )
-    except (KeyError, TypeError, AssertionError) as error:
-        # Not the error's own text: it may quote the key.
-        raise CatalogError(f"leaf certificate cannot be read: {type(error).__name__}") from None
-
-
-def rules(tree: object, destination: str) -> tuple[Rule, ...]:
-    """The rules for `destination` in the answer of `/v1/connect/intentions/match?by=destination`, strongest first.
-
-    An intention by HTTP properties (no `Action`) is no rule for TCP and counts as a refusal.
-    """
-    if not isinstance(tree, dict):
-        raise CatalogError(f"intentions is {tree!r:.60}, expected an object")
-    try:
-        entries = sorted(tree.get(destination) or (), key=lambda entry: -int(entry.get("Precedence") or 0))
-        return tuple(Rule(source=_text(e["SourceName"]), allow=e.get("Action") == "allow") for e in entries)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CatalogError(f"intentions for {destination!r} cannot be read: {error!r}") from error
 
 
 def peers(tree: object) -> tuple[MeshPeer, ...]:

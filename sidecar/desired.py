@@ -6,16 +6,16 @@ remembered between calls: the same world gives the same wish.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from coordinator.protocol import MeshPeer
 from dns.zone import SrvTarget
 from peer.spec import INTERFACE
 from runtime.consul_config import SERF_PORT
-from sidecar.catalog import ConsulLeaf, Instance, Roots, Rule
+from runtime.secret import Secret
+from sidecar.catalog import Instance
+from sidecar.certificate import Certificate
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
 from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
@@ -37,11 +37,10 @@ class World:
     group: str
     address: str | None = None
     """Our mesh address, once admitted."""
-    datacenter: str = ""
-    """Consul's, once admitted."""
-    roots: Roots | None = None
-    leaves: Mapping[str, ConsulLeaf] = field(default_factory=dict)
-    """By service."""
+    certificate: Certificate | None = None
+    """What we show and trust, once admitted."""
+    leaf_key: Secret = field(default_factory=lambda: Secret(""))
+    """PKCS#8 PEM: the key of our certificate, once admitted."""
     catalog: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     """Passing instances by service."""
     held: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
@@ -49,8 +48,6 @@ class World:
     or for so long as the caller holds them: an empty catalog after a recovery says nothing about them."""
     leaders: Mapping[str, Leader] = field(default_factory=dict)
     """By leader key."""
-    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
-    """Intentions by own service."""
     admitted_peers: tuple[MeshPeer, ...] = ()
     """Peers that came with the newest admission: the coordinators. They stay known whatever Consul lists."""
     listed_peers: tuple[MeshPeer, ...] = ()
@@ -90,15 +87,7 @@ class Desired:
     packets: Filter
     """What may come in by the mesh: calls of our own backends, and Consul's gossip."""
     spec: Spec | None
-    """None until there are roots and every leaf."""
-
-
-def own_services(group: str, entry: GroupEntry) -> tuple[str, ...]:
-    """The Consul services that this CVM is: one a backend, else (a pure client) the group's own name.
-
-    Must agree with `coordinator.tokens.services`, which grants them.
-    """
-    return tuple(dict.fromkeys(b.service for _, b in sorted(entry.backends.items()))) or (group,)
+    """None until we are admitted."""
 
 
 def watched_services(manifest: Manifest) -> tuple[str, ...]:
@@ -108,227 +97,158 @@ def watched_services(manifest: Manifest) -> tuple[str, ...]:
 
 def desired(world: World) -> Desired:
     """The wish for `world`."""
-    world = replace(world, catalog=_in_mesh(world, world.catalog), held=_in_mesh(world, world.held))
-    choices = {route.name: _choose(world, route) for route in world.manifest.routes}
-    chosen = {name: choice.instances for name, choice in choices.items()}
+    manifest = world.manifest
+    choices = {route.name: _choose(world, route) for route in manifest.routes}
+    behind = {route.name: _behind(manifest, route, choices[route.name].instances) for route in manifest.routes}
     return Desired(
-        vips=frozenset(route.vip for route in world.manifest.routes),
-        names={route.name: route.vip for route in world.manifest.routes},
+        vips=frozenset(route.vip for route in manifest.routes),
+        names={route.name: route.vip for route in manifest.routes},
         peer_addresses=_peer_addresses(world),
-        services={
-            service: tuple(SrvTarget(peer_id=i.peer_id, port=i.port) for i in found)
-            for service in watched_services(world.manifest)
-            if (found := world.catalog.get(service)) is not None
-        },
+        services=_services(world),
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
-        endpoints={name: tuple(i.peer_id for i in found) for name, found in chosen.items()},
+        endpoints={name: tuple(found) for name, found in behind.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
-        refused=frozenset(
-            Refusal(route.vip, route.port) for route in world.manifest.routes if not choices[route.name].instances
-        ),
+        refused=frozenset(Refusal(route.vip, route.port) for route in manifest.routes if not behind[route.name]),
         packets=Filter(
-            pool=world.manifest.mesh_pool,
+            pool=manifest.mesh_pool,
             interface=INTERFACE,
             # An agent asks servers and answers nobody but its own CVM: of Consul's ports only gossip is called.
             tcp=frozenset({SERF_PORT, *(backend.sidecar_port for backend in world.own.backends.values())}),
             udp=frozenset({SERF_PORT}),
         ),
-        spec=_spec(world, choices),
+        spec=_spec(world, choices, behind),
     )
 
 
-def _in_mesh(world: World, found: Mapping[str, tuple[Instance, ...]]) -> Mapping[str, tuple[Instance, ...]]:
-    """Those at a mesh address. A CVM may register its services as it likes; a bad place must not hold up the whole
-    snapshot, or lead callers out of the mesh.
-    """
-    pool = world.manifest.mesh_pool
-    return {
-        service: tuple(one for one in listed if 0 < one.port < 1 << 16 and _is_in(pool, one.address))
-        for service, listed in found.items()
-    }
-
-
-@lru_cache(maxsize=1 << 14)
-def _is_in(pool: str, address: str) -> bool:
-    """Remembered, for every event asks it of every instance, and parsing is most of what an event costs."""
-    try:
-        return IPv4Address(address) in IPv4Network(pool)
-    except ValueError:
-        return False
-
-
 def _choose(world: World, route: RouteEntry) -> Choice:
+    """Who is behind `route`: of what Consul lists, those in slots of the route's group."""
+    slots = _slots(world.manifest, route)
     if route.peer is not None:
-        return Choice(instances=_member(world.manifest, route))
+        return Choice(instances=_member(route, slots))
     return choose(
         route,
-        world.catalog.get(route.service, ()),
-        _in_slots(world.manifest.groups.get(route.group), world.held.get(route.service, ())),
+        _in_slots(slots, world.catalog.get(route.service, ())),
+        _in_slots(slots, world.held.get(route.service, ())),
         world.leaders.get(route.leader_key) if route.leader_key is not None else None,
     )
 
 
-def _in_slots(group: GroupEntry | None, held: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    """Those in a slot of the manifest's `group`: one that lost its slot is not held on to, for it will not be listed
-    again.
-    """
-    if group is None or not held:
-        return held
-    slots = {peer.peer_id for peer in group.peers}
-    return tuple(one for one in held if one.peer_id in slots)
-
-
-def _member(manifest: Manifest, route: RouteEntry) -> tuple[Instance, ...]:
-    """The one CVM behind a member route, where the manifest places it, whether Consul lists it or not: members ask each
-    other exactly when Consul is in trouble.
-    """
+def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
+    """Where the route's backend is reached in each slot of its group, admitted or not, by peer ID."""
     group = manifest.groups.get(route.group)
     backend = group.backends.get(route.backend) if group is not None else None
     if group is None or backend is None:
-        return ()
-    return tuple(
-        Instance(
-            service=route.service,
-            proxy_id=f"{route.service}-{peer.peer_id}",
-            peer_id=peer.peer_id,
-            address=peer.address,
-            port=backend.sidecar_port,
-            tags=(),
-            modify_index=0,
-        )
-        for peer in group.peers
-        if peer.peer_id == route.peer
-    )
+        return {}
+    return {peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
 
 
-def service_uri(trust_domain: str, datacenter: str, service: str) -> str:
-    """The SPIFFE ID that Consul gives a service."""
-    return f"{_services_uri(trust_domain, datacenter)}{service}"
-
-
-def _services_uri(trust_domain: str, datacenter: str) -> str:
-    return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/"
-
-
-def principals(
-    rules: tuple[Rule, ...],
-    trust_domain: str,
-    datacenter: str,
-    services: Iterable[str],
-    callers: frozenset[str] | None = None,
-) -> tuple[Principal, ...]:
-    """Who may call, by intentions in order of strength. Without a rule nobody may: ACLs deny by default.
-
-    `*` is every identity of the trust domain. Where a stronger rule refuses one of them, a prefix would let it in, so
-    the known `services` are listed one by one instead. `callers` are the services that the manifest lets call, None is
-    all of them: what intentions allow beyond that does not count, so Consul can withhold and not grant.
+def _in_slots(slots: Mapping[str, Endpoint], found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Those in a slot. A CVM may register what it likes on its node, and a slot that the manifest took away has no
+    instance, whatever is listed or held.
     """
-    allowed: dict[str, bool] = {}
-    for rule in rules:
-        if rule.source == "*":
-            if rule.allow and all(allowed.values()) and callers is None:
-                return (Principal(uri=_services_uri(trust_domain, datacenter), prefix=True),)
-            if rule.allow:
-                allowed = {**dict.fromkeys(services, True), **allowed}
-            break
-        allowed.setdefault(rule.source, rule.allow)
-    return tuple(
-        Principal(uri=service_uri(trust_domain, datacenter, source))
-        for source, yes in sorted(allowed.items())
-        if yes and (callers is None or source in callers)
-    )
+    return tuple(one for one in found if one.peer_id in slots)
 
 
-def _callers(world: World, name: str, backend: BackendEntry) -> frozenset[str] | None:
-    """The services that may call our backend `name`; None is all. The newest manifest counts, without a restart."""
-    newest = world.manifest.groups.get(world.group)
-    groups = (newest.backends if newest is not None else {}).get(name, backend).callers
-    if EVERYBODY in groups:
+def _behind(manifest: Manifest, route: RouteEntry, chosen: tuple[Instance, ...]) -> Mapping[str, Endpoint]:
+    """The endpoints of the chosen instances, by peer ID: at the manifest's addresses and ports."""
+    slots = _slots(manifest, route)
+    return {one.peer_id: slots[one.peer_id] for one in chosen}
+
+
+def _member(route: RouteEntry, slots: Mapping[str, Endpoint]) -> tuple[Instance, ...]:
+    """The one CVM behind a member route, whether Consul lists it or not: members ask each other exactly when Consul is
+    in trouble.
+    """
+    if route.peer is None or route.peer not in slots:
+        return ()
+    own = f"{route.service}-{route.peer}"
+    return (Instance(service_id=own, peer_id=route.peer, tags=(), modify_index=0),)
+
+
+def _services(world: World) -> Mapping[str, tuple[SrvTarget, ...]]:
+    """The instances of each service behind a route, where Consul has answered for it."""
+    found: dict[str, dict[str, int]] = {}
+    for route in world.manifest.routes:
+        listed = world.catalog.get(route.service)
+        if listed is None:
+            continue
+        slots = _slots(world.manifest, route)
+        ports = {one.peer_id: slots[one.peer_id].port for one in _in_slots(slots, listed)}
+        found[route.service] = ports | found.get(route.service, {})
+    return {
+        service: tuple(SrvTarget(peer_id=peer_id, port=port) for peer_id, port in sorted(ports.items()))
+        for service, ports in found.items()
+    }
+
+
+def identity(manifest: Manifest, group: str) -> str:
+    """The SPIFFE ID in the certificates of a group's CVMs, as `coordinator.authority` gives it."""
+    return f"spiffe://{manifest.cluster}/{group}"
+
+
+def callers(manifest: Manifest, group: str, name: str, measured: BackendEntry) -> tuple[Principal, ...]:
+    """Who may call backend `name` of `group`: the groups that the newest manifest lists. `measured` is what this CVM
+    started with, where the newest one lacks the backend.
+    """
+    newest = manifest.groups.get(group)
+    listed = (newest.backends if newest is not None else {}).get(name, measured).callers
+    groups = manifest.groups if EVERYBODY in listed else set(listed) & manifest.groups.keys()
+    return tuple(Principal(uri=identity(manifest, each)) for each in sorted(groups))
+
+
+def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapping[str, Endpoint]]) -> Spec | None:
+    held, address, manifest = world.certificate, world.address, world.manifest
+    if held is None or address is None:
         return None
-    known = world.manifest.groups
-    return frozenset(service for group in groups if group in known for service in own_services(group, known[group]))
-
-
-def _spec(world: World, choices: Mapping[str, Choice]) -> Spec | None:
-    identities = own_services(world.group, world.own)
-    roots, address = world.roots, world.address
-    if roots is None or address is None or any(service not in world.leaves for service in identities):
-        return None
-    everyone = {name for group, entry in world.manifest.groups.items() for name in own_services(group, entry)}
     return Spec(
         egress=tuple(
-            _egress(world, route, choices[route.name].instances, identities[0], roots.trust_domain)
-            for route in world.manifest.routes
+            _egress(world, route, choices[route.name].instances, behind[route.name]) for route in manifest.routes
         ),
-        ingress=tuple(
-            _ingress(
-                name,
-                backend,
-                address,
-                principals(
-                    world.rules.get(backend.service, ()),
-                    roots.trust_domain,
-                    world.datacenter,
-                    everyone,
-                    _callers(world, name, backend),
-                ),
-            )
-            for name, backend in sorted(world.own.backends.items())
-        ),
-        leaves=tuple(
+        ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(world.own.backends.items())),
+        leaves=(
             Leaf(
-                name=service,
-                uri=service_uri(roots.trust_domain, world.datacenter, service),
-                chain_pem=world.leaves[service].chain_pem,
-                key_pem=world.leaves[service].key_pem,
-            )
-            for service in identities
+                name=world.group,
+                uri=identity(manifest, world.group),
+                chain_pem=held.leaf.chain_pem,
+                key_pem=world.leaf_key,
+            ),
         ),
-        roots_pem=roots.pem,
+        roots_pem=held.trusted_pem,
     )
 
 
 def _egress(
-    world: World, route: RouteEntry, chosen: tuple[Instance, ...], identity: str, trust_domain: str
+    world: World, route: RouteEntry, chosen: tuple[Instance, ...], found: Mapping[str, Endpoint]
 ) -> EgressRoute:
-    behind = {Endpoint(address=instance.address, port=instance.port) for instance in chosen}
+    behind = set(found.values())
     sole: Sole | None = None
     if route.role in EXCLUSIVE_ROLES:
         # Envoy knows every slot that may come to lead: when one does, only that is to be said, and nothing ever of the
         # others' health.
         sole = Sole(endpoint=next(iter(behind), None))
-        behind |= _slots(world.manifest, route)
+        behind |= set(_slots(world.manifest, route).values())
     return EgressRoute(
         name=route.name,
         vip=route.vip,
         port=route.port,
         endpoints=tuple(sorted(behind)),
         sole=sole,
-        identity=identity,
-        peer_sans=(service_uri(trust_domain, world.datacenter, route.service),),
+        identity=world.group,
+        peer_sans=(identity(world.manifest, route.group),),
         generation=generation(route, chosen),
     )
 
 
-def _slots(manifest: Manifest, route: RouteEntry) -> set[Endpoint]:
-    """Where the route's backend listens in each slot of its group, admitted or not."""
-    group = manifest.groups.get(route.group)
-    backend = group.backends.get(route.backend) if group is not None else None
-    if group is None or backend is None:
-        return set()
-    return {Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
-
-
-def _ingress(name: str, backend: BackendEntry, address: str, allowed: tuple[Principal, ...]) -> Ingress:
+def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> Ingress:
     return Ingress(
         name=name,
         address=address,
         port=backend.sidecar_port,
-        identity=backend.service,
+        identity=world.group,
         target=Endpoint(address=LOOPBACK, port=backend.port),
         source=backend.source,
         proxy_protocol=backend.proxy_protocol,
-        allowed=allowed,
+        allowed=callers(world.manifest, world.group, name, backend),
     )
 
 

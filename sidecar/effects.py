@@ -49,7 +49,8 @@ class Effects:
         self.link: Link | None = None
         self.xds: XdsServer | None = None
         self.on_publish: Callable[[], None] = lambda: None
-        """Called after each published snapshot, and when Envoy's having it ends a refusal."""
+        """Called after each published snapshot, when Envoy's having it ends a refusal, and when other authorities are
+        in it."""
         self.problems: dict[str, str] = {}
         """What was refused, by effector."""
         self.snapshot: Snapshot | None = None
@@ -140,6 +141,11 @@ class Effects:
         """Route name to the peer IDs behind it, as last carried out."""
         return dict(self._held.endpoints) if self._held is not None else {}
 
+    @property
+    def trusted_pem(self) -> str:
+        """The authorities in the newest published snapshot, PEM; empty before there is one."""
+        return self._spec.roots_pem if self._spec is not None else ""
+
     async def stop(self) -> None:
         """Takes names and addresses away. Safe to repeat."""
         await self.dns.stop()
@@ -185,13 +191,15 @@ class Effects:
             return False
         self.problems.pop("envoy", None)
         self._tell_moves(spec)
+        # A snapshot without routes and ingresses needs no authorities, and is the same with others.
+        trusts_more = self.trusted_pem != spec.roots_pem
         self._spec, self._terms = spec, terms
         changed = self.snapshot is None or snapshot.version != self.snapshot.version
         self.snapshot = snapshot
         lifts = self.refusing.published(snapshot.version, wish.refused)
         if changed:
             self.xds.publish(snapshot)
-        if changed or lifts:
+        if changed or lifts or trusts_more:
             self.on_publish()
         return changed
 

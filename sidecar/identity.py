@@ -1,7 +1,8 @@
 """Who this CVM is: what the guest agent says, and the keys that this boot made.
 
 The keys are made inside the CVM, live on tmpfs with mode 0600 and end with the boot. A sidecar that restarts within the
-boot finds them again, so the coordinator knows it as the same holder of its slot.
+boot finds them again, so the coordinator knows it as the same holder of its slot. The key of its certificate is in no
+file: it ends with the process, and the next one attests another.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Keys:
     """PKCS#8 PEM, P-256: of the Consul agent's RPC."""
     recovery_token: Secret
     """UUID. Opens the Consul agent's own API, on this CVM only, while no server can judge a token."""
+    leaf_private_pem: Secret
+    """PKCS#8 PEM, P-256: of this CVM's certificate in the mesh."""
     public: BootKeys
 
 
@@ -69,26 +72,38 @@ def keep_slot(state_dir: Path, keys: Keys, peer_id: str) -> None:
 
 def make() -> Keys:
     """New keys."""
+    from peer.wireguard import generate_key
+
+    private, _ = generate_key()
+    return _keys(private, _p256(), Secret(str(uuid.uuid4())))
+
+
+def _p256() -> Secret:
+    """A new P-256 key, PKCS#8 PEM."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    from peer.wireguard import generate_key
-
-    tls = ec.generate_private_key(ec.SECP256R1())
-    pem = tls.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    private, _ = generate_key()
-    return _keys(private, Secret(pem), Secret(str(uuid.uuid4())))
+    key = ec.generate_private_key(ec.SECP256R1())
+    return Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
 
 
 def _keys(wireguard: Secret, tls: Secret, recovery: Secret) -> Keys:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
     from peer.wireguard import public_key
 
-    spki = (
-        load_pem_private_key(tls.reveal().encode(), None)
-        .public_key()
-        .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    leaf = _p256()
+    public = BootKeys(wireguard=public_key(wireguard), tls=_public(tls), leaf=_public(leaf))
+    return Keys(
+        wireguard_private=wireguard,
+        tls_private_pem=tls,
+        recovery_token=recovery,
+        leaf_private_pem=leaf,
+        public=public,
     )
-    public = BootKeys(wireguard=public_key(wireguard), tls=base64.b64encode(spki).decode())
-    return Keys(wireguard_private=wireguard, tls_private_pem=tls, recovery_token=recovery, public=public)
+
+
+def _public(private_pem: Secret) -> str:
+    """SubjectPublicKeyInfo, DER in base64."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    key = load_pem_private_key(private_pem.reveal().encode(), None).public_key()
+    return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()

@@ -56,7 +56,7 @@ def watch(
     before: Mapping[str, Watched], contacts: Iterable[Contact], listed_now: frozenset[str], now: float
 ) -> Mapping[str, Watched]:
     """Every peer that was ever heard, by mesh address, `now` (monotonic seconds). `contacts` are the admitted peers,
-    `listed_now` the addresses of passing instances in Consul's catalog.
+    `listed_now` the peer IDs of passing instances in Consul's catalog.
 
     A peer that is no longer admitted has no tunnel: it goes on being silent until its address has another key.
     """
@@ -64,7 +64,7 @@ def watch(
     found = {}
     for address, contact in present.items():
         if contact.heard_at is not None:
-            found[address] = _look(before.get(address), contact, address in listed_now, now)
+            found[address] = _look(before.get(address), contact, contact.peer_id in listed_now, now)
     for address, old in before.items():
         if address not in present and old.silent < FORGET_SECONDS:
             found[address] = _judged(_longer(old, now), given_up=False)
@@ -78,8 +78,8 @@ def boots(before: Mapping[str, Boot], contacts: Iterable[Contact]) -> Mapping[st
 
 
 def listed(*catalogs: Mapping[str, tuple[Instance, ...]]) -> frozenset[str]:
-    """The addresses of all instances in `catalogs` (instances by service)."""
-    return frozenset(one.address for catalog in catalogs for found in catalog.values() for one in found)
+    """The peer IDs of all instances in `catalogs` (instances by service)."""
+    return frozenset(one.peer_id for catalog in catalogs for found in catalog.values() for one in found)
 
 
 def addresses(watched: Mapping[str, Watched]) -> frozenset[str]:

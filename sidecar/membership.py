@@ -22,6 +22,7 @@ from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
 from sidecar.broker import Admitted, Renewed
+from sidecar.certificate import Certificate, Given
 from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
@@ -61,6 +62,9 @@ class Host(Protocol):
     def lost(self, phase: str, reason: str) -> None:
         """`phase` is not done, or no longer, because of `reason`."""
 
+    def hurry(self) -> None:
+        """Has the lease renewed at once: there is something to say or to ask."""
+
     def restart(self, reason: str) -> None:
         """Ends this process in order and keeps its slot, for its container to start it anew."""
 
@@ -84,6 +88,10 @@ class Membership:
         self._agent = Agent(config.consul, config.state_dir, self._consul)
         self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
         self._joined = False
+        self._trusts = ""
+        self._answered_at = 0.0
+        """The loop's time of a coordinator's last answer."""
+        self._certified = asyncio.Event()
         self._lost = asyncio.Event()
         self._hold: asyncio.TimerHandle | None = None
         self.admission: Admitted | None = None
@@ -92,12 +100,14 @@ class Membership:
         self.on_link: Callable[[Link], None] = lambda _: None
         """Called when `link` is there."""
         self.registrar: Registrar | None = None
+        self.serving = asyncio.Event()
+        """To be set once Envoy serves, which may be before there is an agent to register with."""
         self.refused_manifest = ""
         """Why the manifest of the newest admission was not taken; empty when it was."""
 
     # ---- admission
 
-    async def admitted(self, admitted: Admitted) -> None:
+    async def admitted(self, admitted: Admitted, given: Given) -> None:
         """See `admission.Listener`."""
         first = self.admission
         self._keep_slot(admitted.peer_id)
@@ -109,18 +119,21 @@ class Membership:
         self._consul.use_token(admitted.token)
         changed = self._agent.write(admitted, self._keys)
         world = self._host.world
-        self._host.see(sources.with_admission(world, admitted.peers, admitted.address, admitted.datacenter))
+        self._host.see(sources.with_admission(world, admitted.peers, admitted.address))
+        self._take_certificate(given)
         self._take_manifest(admitted.envelope)
         self._keep_secrets()
         if first is None:
+            self._host.run("certificate", self._age())
             self._host.run("mesh", self._connect(admitted))
             return
         await self._recover(admitted, changed)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, given: Given) -> None:
         """See `admission.Listener`."""
         if self.admission is None:
             return
+        self._take_certificate(given)
         if renewed.secrets is not None:
             self.admission = dataclasses.replace(self.admission, secrets=renewed.secrets)
             log.info("secrets taken", extra={"names": sorted(renewed.secrets)})
@@ -134,6 +147,50 @@ class Membership:
         self._consul.use_token(renewed.token)
         await self._give_token(self.admission)
         log.info("token renewed")
+
+    def certificate(self) -> tuple[Certificate | None, str]:
+        """See `admission.Listener`."""
+        return self._host.world.certificate, self._trusts
+
+    def envoy_trusts(self, roots_pem: str) -> None:
+        """Envoy has taken `roots_pem` as those that it trusts. Where a new certificate waits for that, it is said."""
+        held = self._host.world.certificate
+        if held is None or held.authorities[0].pem not in roots_pem or self._trusts == held.digest:
+            return
+        self._trusts = held.digest
+        if held.following is not None:
+            self._host.hurry()
+
+    def _take_certificate(self, given: Given) -> None:
+        before = self._host.world.certificate
+        now, last = asyncio.get_running_loop().time(), self._answered_at
+        self._host.see(sources.with_certificate(self._host.world, given, self._keys.leaf_private_pem, now, last))
+        self._answered_at = now
+        self._tell_certificate(before)
+        self._certified.set()
+
+    def _tell_certificate(self, before: Certificate | None) -> None:
+        held = self._host.world.certificate
+        if held is None or held == before:
+            return
+        if before is None or before.leaf != held.leaf:
+            log.info("certificate shown", extra={"manifest": held.leaf.digest, "ends": held.leaf.expires_at})
+        if before is not None and before.trusted != held.trusted:
+            log.info("authorities trusted", extra={"manifests": [each.digest for each in held.trusted]})
+
+    async def _age(self) -> None:
+        """Carries out what time alone does to the certificate."""
+        loop = asyncio.get_running_loop()
+        while True:
+            held = self._host.world.certificate
+            due = held.due if held is not None else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._certified.wait()
+            self._certified.clear()
+            before = self._host.world.certificate
+            self._host.see(sources.with_time(self._host.world, loop.time()))
+            self._tell_certificate(before)
 
     def newest_envelope(self) -> str:
         """See `admission.Listener`."""
@@ -229,7 +286,7 @@ class Membership:
         self._host.wait("consul", "the agent has not joined")
         self._host.wait("registration", "waits for the agent")
         backends = tuple(self._config.own.backends.values())
-        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address)
+        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
         self._host.supervise(Child(self._agent.spec(), self._agent_started))
         await self._agent.joined()

@@ -27,7 +27,17 @@ PROBE_SECONDS = 1.0
 class Registrar:
     """Registers `backends` at `address`. `restarted()` tells of an agent that has to be told everything anew."""
 
-    def __init__(self, consul: ConsulClient, backends: tuple[BackendEntry, ...], peer_id: str, address: str) -> None:
+    def __init__(
+        self,
+        consul: ConsulClient,
+        backends: tuple[BackendEntry, ...],
+        peer_id: str,
+        address: str,
+        serving: asyncio.Event,
+    ) -> None:
+        """`serving` is set once Envoy serves: before, a passing instance would be an endpoint that refuses its
+        callers.
+        """
         self._rng = Random(0)  # PROBE has no jitter
         self._consul = consul
         self._backends = backends
@@ -35,8 +45,7 @@ class Registrar:
         self._address = address
         self._serial = 0
         self._restart = asyncio.Event()
-        self.serving = asyncio.Event()
-        """Set once Envoy serves: before, a passing instance would be an endpoint that refuses its callers."""
+        self._serving = serving
         self.known: set[str] = set()
         """IDs that are registered with the agent as it runs now."""
         self.on_change: Callable[[], None] = lambda: None
@@ -75,7 +84,7 @@ class Registrar:
             if backend.owner != registration.PLATFORM:
                 await self._stub(backend)
                 self._know(own)
-            elif self.serving.is_set() and await listens(backend.port):
+            elif self._serving.is_set() and await listens(backend.port):
                 await self._listening(backend)
                 self._know(own)
             else:
@@ -91,7 +100,7 @@ class Registrar:
 
     async def _until_listening(self, port: int, restart: asyncio.Event) -> bool:
         """True when Envoy serves and the backend listens, False when the agent restarted meanwhile."""
-        await self.serving.wait()
+        await self._serving.wait()
         attempt = 0
         while not restart.is_set():
             if await listens(port):

@@ -1,7 +1,7 @@
 """What a backend's registration with the local Consul agent says. Pure.
 
-A service ID is `<service>-<peer_id>`. The Connect proxy is declared with the service, so both come and go in one call;
-its only check is an alias, for its health is the service's.
+A service ID is `<service>-<peer_id>`; address and port are those at which the mesh reaches the backend. Callers take
+neither from Consul: what counts here is that an instance is there, passes, and has its tags.
 
 Why the first status matters: Consul's agent runs a TCP check for the first time somewhere within its interval and calls
 the service critical until then. The sidecar knows better: it has just connected to the backend.
@@ -36,7 +36,7 @@ def not_listening(backend: BackendEntry, peer_id: str, address: str) -> dict[str
         "Status": "critical",
         "Notes": f"the mesh waits for 127.0.0.1:{backend.port}",
     }
-    return _service(backend, peer_id, address, check, proxy_status="critical")
+    return _service(backend, peer_id, address, check)
 
 
 def listening(backend: BackendEntry, peer_id: str, address: str, serial: int) -> dict[str, Any]:
@@ -54,11 +54,11 @@ def listening(backend: BackendEntry, peer_id: str, address: str, serial: int) ->
         "Timeout": CHECK_INTERVAL,
         "Status": "passing",
     }
-    return _service(backend, peer_id, address, check, proxy_status="passing")
+    return _service(backend, peer_id, address, check)
 
 
 def stub(backend: BackendEntry, peer_id: str, address: str) -> dict[str, Any]:
-    """A workload-owned service as it starts: Connect-aware, critical, without a role. The workload updates it."""
+    """A workload-owned service as it starts: critical, without a role. The workload updates it."""
     own = service_id(backend, peer_id)
     check = {
         "CheckID": f"{own}:workload",
@@ -67,7 +67,7 @@ def stub(backend: BackendEntry, peer_id: str, address: str) -> dict[str, Any]:
         "Status": "critical",
         "Notes": "waits for the workload's first update",
     }
-    body = _service(backend, peer_id, address, check, proxy_status="critical")
+    body = _service(backend, peer_id, address, check)
     return body | {"Meta": body["Meta"] | {STUB: "1"}}
 
 
@@ -79,32 +79,15 @@ def is_ours_to_replace(existing: object) -> bool:
     return STUB in meta
 
 
-def _service(
-    backend: BackendEntry, peer_id: str, address: str, check: dict[str, str], *, proxy_status: str
-) -> dict[str, Any]:
-    own = service_id(backend, peer_id)
+def _service(backend: BackendEntry, peer_id: str, address: str, check: dict[str, str]) -> dict[str, Any]:
     return {
-        "ID": own,
+        "ID": service_id(backend, peer_id),
         "Name": backend.service,
         "Address": address,
-        "Port": backend.port,
+        "Port": backend.sidecar_port,
         "Tags": [],
         "Meta": {"peer-id": peer_id, "owner": backend.owner},
         # A workload that re-registers its tags must not be undone by the servers' copy, nor the other way round.
         "EnableTagOverride": False,
         "Checks": [check],
-        "Connect": {
-            "SidecarService": {
-                "Address": address,
-                "Port": backend.sidecar_port,
-                "Checks": [
-                    {
-                        "CheckID": f"{check['CheckID']}:proxy",
-                        "Name": f"as {own}",
-                        "AliasService": own,
-                        "Status": proxy_status,
-                    }
-                ],
-            }
-        },
     }

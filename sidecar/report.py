@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peer.link import LinkStatus
     from runtime.children import ChildStatus
     from sidecar.admission import AdmissionStatus
+    from sidecar.certificate import Certificate
     from xds.stream import Nack
 
 
@@ -27,6 +28,8 @@ class Facts:
     report: Report
     insecure: tuple[str, ...]
     signed: Signed
+    certificate: Certificate | None
+    """None: not admitted yet."""
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to peer IDs."""
     conflicts: Mapping[str, tuple[str, ...]]
@@ -91,7 +94,19 @@ def document(facts: Facts) -> dict[str, Any]:
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
+        "certificate": _certificate(facts.certificate),
         "manifest_epoch": facts.signed.manifest.epoch,
         "manifest_digest": facts.signed.digest[:SHOWN_DIGITS],
         "manifest_notes": list(facts.signed.notes),
+    }
+
+
+def _certificate(held: Certificate | None) -> dict[str, Any] | None:
+    """The certificate that is shown, and whose are trusted; by the digests of the manifests."""
+    if held is None:
+        return None
+    return {
+        "manifest_digest": held.leaf.digest[:SHOWN_DIGITS],
+        "expires_at": held.leaf.expires_at,
+        "authorities": [each.digest[:SHOWN_DIGITS] for each in held.trusted],
     }

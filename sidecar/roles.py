@@ -60,8 +60,8 @@ def choose(
     route: RouteEntry, listed: tuple[Instance, ...], held: tuple[Instance, ...], leader: Leader | None
 ) -> Choice:
     """What is behind `route`. `leader` is None until its leader key was read once, and where it has none."""
-    known = {instance.proxy_id for instance in listed}
-    remembered = tuple(instance for instance in held if instance.proxy_id not in known)
+    known = {instance.service_id for instance in listed}
+    remembered = tuple(instance for instance in held if instance.service_id not in known)
     if route.role is None:
         return Choice(instances=(*listed, *remembered))
     conflict: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
     """Cuts the connections held through the route when it changes: the holder of an exclusive role, else constant."""
     if route.role not in EXCLUSIVE_ROLES:
         return ""
-    return ",".join(f"{instance.peer_id}/{instance.proxy_id}" for instance in chosen)
+    return ",".join(f"{instance.peer_id}/{instance.service_id}" for instance in chosen)
 
 
 def _having(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:
@@ -92,7 +92,7 @@ def _having(role: str, found: Iterable[Instance], leader: Leader | None) -> tupl
     if leader is not None:
         claims = tuple(instance for instance in claims if instance.peer_id == leader.holder)
     # Without a key to go by, and of two registrations of the holder: the latest.
-    return tuple(sorted(claims, key=lambda instance: (instance.modify_index, instance.proxy_id)))[-1:]
+    return tuple(sorted(claims, key=lambda instance: (instance.modify_index, instance.service_id)))[-1:]
 
 
 def _claims(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
-from sidecar.desired import World, own_services, watched_services
+from sidecar.certificate import Given, aged, begun, heard
+from sidecar.desired import World, watched_services
 from topology.succession import Fault, SuccessionError, overtake
 
 CONSISTENT = ("consistent", "")
@@ -30,7 +32,6 @@ class Query:
 def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
-        Query(path="/v1/agent/connect/ca/roots"): lambda now, tree, _: replace(now, roots=catalog.roots(tree)),
         Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: _with_peers(
             replace(now, listed_peers=catalog.peers(tree))
         ),
@@ -38,11 +39,6 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
             now, tree, check_signatures=check_signatures
         ),
     }
-    for service in own_services(world.group, world.own):
-        wanted[Query(path=f"/v1/agent/connect/ca/leaf/{service}")] = _leaf(service)
-    for service in dict.fromkeys(backend.service for backend in world.own.backends.values()):
-        query = Query(path="/v1/connect/intentions/match", params=(("by", "destination"), ("name", service)))
-        wanted[query] = _rules(service)
     for service in watched_services(world.manifest):
         wanted.update(instances_of(service))
     for key in world.manifest.leader_keys():
@@ -53,7 +49,7 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
 def instances_of(service: str) -> Mapping[Query, Change]:
     """The watch of one service's passing instances."""
     # `cached`: from the agent's own stream of the service, pushed by the servers, and still there without them.
-    query = Query(path=f"/v1/health/connect/{service}", params=(("passing", ""), ("cached", "")))
+    query = Query(path=f"/v1/health/service/{service}", params=(("passing", ""), ("cached", "")))
 
     def change(world: World, tree: Any, _: int) -> World:
         found = catalog.instances(tree)
@@ -136,21 +132,7 @@ def let_go(world: World) -> World:
 
 
 def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    return tuple({instance.proxy_id: instance for instance in reversed(found)}.values())
-
-
-def _leaf(service: str) -> Change:
-    def change(world: World, tree: Any, _: int) -> World:
-        return replace(world, leaves={**world.leaves, service: catalog.leaf(tree)})
-
-    return change
-
-
-def _rules(service: str) -> Change:
-    def change(world: World, tree: Any, _: int) -> World:
-        return replace(world, rules={**world.rules, service: catalog.rules(tree, service)})
-
-    return change
+    return tuple({instance.service_id: instance for instance in reversed(found)}.values())
 
 
 def _leader(key: str) -> Change:
@@ -162,11 +144,27 @@ def _leader(key: str) -> Change:
     return change
 
 
-def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str, datacenter: str) -> World:
+def with_certificate(world: World, given: Given, key: Secret, now: float, last: float) -> World:
+    """The world after a coordinator gave a certificate for our `key` at `now`; the answer before came at `last` (both
+    monotonic seconds). CertificateError when it is the first and has no leaf.
+    """
+    held, overlap = world.certificate, float(world.manifest.overlap_seconds)
+    certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap, last)
+    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key)
+
+
+def with_time(world: World, now: float) -> World:
+    """The world at `now` (monotonic seconds)."""
+    if world.certificate is None or (certificate := aged(world.certificate, now)) == world.certificate:
+        return world
+    return replace(world, certificate=certificate)
+
+
+def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str) -> World:
     """The world once we are admitted (again): our address, and the coordinators as they are now.
 
     They count more than what Consul listed before: a coordinator that booted anew has a new key, and without a tunnel
     to it no newer list would ever arrive.
     """
     merged = merge_peers(world.peers, peers)
-    return replace(world, address=address, datacenter=datacenter, admitted_peers=peers, peers=merged)
+    return replace(world, address=address, admitted_peers=peers, peers=merged)

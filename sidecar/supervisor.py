@@ -228,6 +228,8 @@ class Supervisor:
             self._keep_environment()
             if self._member is not None:
                 self._member.watch()
+            if world.certificate is not None and world.certificate.digest != world.signed.digest:
+                self.hurry()
         self._dirty.set()
 
     def _keep_environment(self) -> None:
@@ -238,6 +240,11 @@ class Supervisor:
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
         """See `membership.Host`."""
         return self._effects.keep_secrets(secrets)
+
+    def hurry(self) -> None:
+        """See `membership.Host`."""
+        if self._admission is not None:
+            self._admission.hurry()
 
     def _has_link(self, link: Link) -> None:
         self._effects.link = link
@@ -253,7 +260,7 @@ class Supervisor:
 
     async def _follow_envoy(self, server: Any) -> None:
         """Keeps asking whether Envoy has the newest snapshot; offers again what it rejected."""
-        self.wait("envoy", "waits for roots and certificates")
+        self.wait("envoy", "waits for the certificate of the admission")
         while True:
             await self._published.wait()
             self._published.clear()
@@ -273,11 +280,13 @@ class Supervisor:
                     attempt += 1
                 else:
                     await self._effects.refusing.envoy_has(snapshot.version)
+                    if self._member is not None and self._effects.snapshot is snapshot:
+                        self._member.envoy_trusts(self._effects.trusted_pem)
                     break
             if self._effects.snapshot is not None:
                 self.done("envoy")
-                if self._member is not None and self._member.registrar is not None:
-                    self._member.registrar.serving.set()
+                if self._member is not None:
+                    self._member.serving.set()
 
     async def _envoy_started(self) -> None:
         if self._effects.snapshot is not None:
@@ -345,6 +354,7 @@ class Supervisor:
                 report=self._progress.report(),
                 insecure=self._config.insecure,
                 signed=self.world.signed,
+                certificate=self.world.certificate,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},
@@ -387,7 +397,7 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         log.info("stopping")
-        await self._cancel("registrar", "admission", "mesh", "rejoin")
+        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate")
         if self._member is not None:
             await self._member.leave()
         # Who is another peer now has lost its address: nothing reaches it there, so there is nothing to wait for.

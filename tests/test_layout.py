@@ -39,6 +39,7 @@ UNMIRRORED: dict[str, str] = {
     "workloads.program": "tests/workloads drives the programs over HTTP",
     "workloads.webdemo": "tests/workloads drives the programs over HTTP",
     "workloads.worker": "tests/workloads drives the programs over HTTP",
+    "xds.spec": "values without behaviour",
 }
 """Modules without a test module of their own, and why."""
 

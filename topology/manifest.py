@@ -24,6 +24,12 @@ EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
 EVERYBODY = "*"
 """As the only caller of a backend: every admitted CVM may call."""
+OVERLAP_SECONDS = (30, 3600)
+"""Least and greatest `overlap_seconds`: at least two leases, within which every CVM that runs renews, and no longer
+than one has to wait until an evicted CVM's certificate is worth nothing."""
+LEAF_HOURS = (1, 72)
+"""Least and greatest `leaf_hours`: above the window, and no more than a few days, for nothing else ends a certificate
+whose CVM is evicted while coordinators are away."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -136,8 +142,7 @@ class BackendEntry:
     """`platform` or `workload`."""
     permissions: Permissions = Permissions()
     callers: tuple[str, ...] = ()
-    """Groups whose CVMs may call, or EVERYBODY alone. Nobody else may, its own group neither, and Consul can only take
-    a caller away."""
+    """Groups whose CVMs may call, or EVERYBODY alone. Nobody else may, its own group neither."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
@@ -188,14 +193,6 @@ class SecretEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intention:
-    """`source` (a Consul service name, or `*` for every admitted identity) may call `destination`."""
-
-    source: str
-    destination: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What the coordinator enforces."""
 
@@ -212,13 +209,17 @@ class Manifest:
     rendezvous: tuple[Rendezvous, ...]
     groups: dict[str, GroupEntry]
     routes: tuple[RouteEntry, ...]
-    intentions: tuple[Intention, ...] = (Intention(source="*", destination="*"),)
     secrets: dict[str, SecretEntry] = field(default_factory=dict)
     """By name, which is the name of the file that holds it."""
     vip_pool: str = "127.10.0.0/16"
     mesh_pool: str = "100.96.0.0/16"
     previous: str | None = None
     """Digest of the manifest that this one follows (`topology.envelope.digest`, hex); None in the first one."""
+    overlap_seconds: int = 120
+    """How long after this manifest is adopted certificates under the one before are still good, for those who cannot
+    hear of it at once."""
+    leaf_hours: int = 8
+    """Life of a CVM's certificate. It is renewed at half of that."""
     critical: tuple[str, ...] = ()
     """Fields that a reader must know, as names with dots (`groups.backends.callers`). A program that does not know one
     refuses the manifest; other fields that it does not know it leaves out."""
@@ -289,6 +290,8 @@ def _check(manifest: Manifest) -> None:
                 )
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
+    _in_range(manifest.overlap_seconds, OVERLAP_SECONDS, "overlap_seconds")
+    _in_range(manifest.leaf_hours, LEAF_HOURS, "leaf_hours")
     if manifest.previous is not None and not _DIGEST.fullmatch(manifest.previous):
         raise ManifestError(f"manifest.previous is {manifest.previous!r:.80}, expected 64 hex digits")
     if (manifest.previous is None) != (manifest.epoch == 1):
@@ -296,6 +299,12 @@ def _check(manifest: Manifest) -> None:
             f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
             "digest of the manifest before in every other"
         )
+
+
+def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:
+    least, greatest = bounds
+    if not least <= value <= greatest:
+        raise ManifestError(f"manifest.{name} is {value}, expected {least} to {greatest}")
 
 
 def field_names(kind: Any) -> frozenset[str]:

@@ -51,8 +51,6 @@ def check_ingress(ingress: Ingress) -> None:
     _place(ingress.address, ingress.port, entry)
     _place(ingress.target.address, ingress.target.port, f"the target of {entry}")
     _source(ingress.source, entry)
-    if sum(principal.prefix for principal in ingress.allowed) > 1:
-        raise SpecError(f"{entry} allows {ingress.allowed!r}; expected one prefix at most")
     if not all(principal.uri for principal in ingress.allowed):
         raise SpecError(f"{entry} allows an empty principal; expected a URI such as spiffe://mesh/api")
 

@@ -65,15 +65,7 @@ class Principal:
     """A caller."""
 
     uri: str
-    """The URI SAN, or the beginning of it."""
-    prefix: bool = False
-    """True: every URI that starts with `uri`."""
-
-    def covers(self, other: Principal) -> bool:
-        """True if whoever `other` lets in is let in by this one too."""
-        if self.prefix:
-            return other.uri.startswith(self.uri)
-        return not other.prefix and other.uri == self.uri
+    """The URI SAN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +89,7 @@ class Ingress:
     address."""
     allowed: tuple[Principal, ...]
     """Who may call. Empty: nobody. Adding one cuts nothing; taking one away closes every connection that it holds at
-    once, and nobody else's. At most one is a prefix, and those who are in by it alone are cut together."""
+    once, and nobody else's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

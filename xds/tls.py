@@ -75,10 +75,8 @@ def downstream(*, identity: str, caller: Principal) -> TransportSocket:
     context, and Envoy's session ID context covers the SANs that it requires. So a session is resumed only where its
     certificate was judged by the same rule.
     """
-    matcher = StringMatcher(prefix=caller.uri) if caller.prefix else StringMatcher(exact=caller.uri)
-    context = DownstreamTlsContext(
-        common_tls_context=_common(identity, [_uri(matcher)]), require_client_certificate=True
-    )
+    wanted = [_uri(StringMatcher(exact=caller.uri))]
+    context = DownstreamTlsContext(common_tls_context=_common(identity, wanted), require_client_certificate=True)
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
 

@@ -93,17 +93,14 @@ def ingress_cluster(ingress: Ingress, cluster: Cluster) -> None:
 
 
 def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], FilterChain]:
-    """A chain for each caller that is named, and the chain for everybody else."""
-    exact = sorted({principal.uri for principal in ingress.allowed if not principal.prefix})
+    """A chain for each caller, and the chain for everybody else."""
     chains = []
-    for uri in exact:
+    for uri in sorted({principal.uri for principal in ingress.allowed}):
         chain = _chain(ingress, cluster, Principal(uri=uri))
         chain.filter_chain_match = FilterChainMatch(server_names=[caller_name(uri)])
         chains.append(chain)
-    wide = next((principal for principal in ingress.allowed if principal.prefix), None)
     # A chain without filters closes what comes to it. It is never left out: Envoy demands a chain of a listener.
-    others = FilterChain(name=f"{ingress.name}/nobody") if wide is None else _chain(ingress, cluster, wide)
-    return chains, others
+    return chains, FilterChain(name=f"{ingress.name}/nobody")
 
 
 def ingress_listener_filters() -> list[ListenerFilter]:
@@ -136,7 +133,7 @@ def _chain(ingress: Ingress, cluster: str, caller: Principal) -> FilterChain:
     proxy.max_connect_attempts = refusal.ATTEMPTS
     proxy.backoff_options = refusal.pause()
     return FilterChain(
-        name=f"{ingress.name}/{caller.uri}{'*' if caller.prefix else ''}",
+        name=f"{ingress.name}/{caller.uri}",
         transport_socket=tls.downstream(identity=ingress.identity, caller=caller),
         transport_socket_connect_timeout=HANDSHAKE_TIMEOUT,
         filters=[_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))],

@@ -115,9 +115,11 @@ output "policy" {
     }
     routes     = local.rendered_routes
     secrets    = { for name, found in local.by_secret : name => { owner = found[0].group, groups = sort(setsubtract(found[0].grant, [found[0].group])) } }
-    intentions = [{ source = "*", destination = "*" }]
     vip_pool   = local.vip_pool
     mesh_pool  = local.mesh_pool
+    leaf_hours = 8
+
+    overlap_seconds = 120
   }
 }
 

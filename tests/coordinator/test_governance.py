@@ -19,13 +19,12 @@ from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, 
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
-from topology.manifest import Intention
 from topology.owners import Owners, key_of
 
 SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
 FIRST = opened(make_manifest(), OWNER)
 NEXT = opened(after(FIRST), OWNER)
-TWIN = opened(dataclasses.replace(FIRST.manifest, intentions=()), OWNER)
+TWIN = opened(dataclasses.replace(FIRST.manifest, leaf_hours=9), OWNER)
 KV = f"/v1/kv/{MANIFEST_KEY}"
 
 
@@ -87,32 +86,34 @@ def test_new_owners_take_over() -> None:
 
 async def stored(consul: ConsulClient) -> str | None:
     """The envelope in the KV."""
-    return (await governance.stored_manifest(consul))[0]
+    return (await governance.stored_manifest(consul)).envelope
 
 
 async def test_a_newer_manifest_in_the_kv_is_adopted_and_carried_out() -> None:
-    """Intentions change, the old ones go, the epoch in the status grows; an older one changes nothing."""
+    """Rights change, the epoch in the status grows; an older one changes nothing."""
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
         head = lead.coordinator.head
-        newer = after(head.signed, intentions=(Intention(source="client", destination="api"),))
+        groups = dict(head.manifest.groups)
+        groups["more"] = dataclasses.replace(groups["client"], peers=())
+        newer = after(head.signed, groups=groups)
         consul = lead.coordinator.consul
-        assert await intentions(consul) == {"*"}
+        assert "mesh-more" not in await policies(consul)
         await consul.put(KV, seal(newer, OWNER).encode())
         await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
         assert lead.coordinator.document()["manifest_digest"] == opened(newer).digest[:12]
         found: set[str] = set()
-        while found != {"api"}:
-            found = await intentions(consul)
+        while "mesh-more" not in found:
+            found = await policies(consul)
         await consul.put(KV, seal(mesh.manifest, OWNER).encode())
         await consul.put(KV, b"garbage")
         assert lead.coordinator.document()["manifest_epoch"] == 2
 
 
-async def intentions(consul: ConsulClient) -> set[str]:
-    """Destinations that have an entry."""
-    _, entries = await consul.get("/v1/config/service-intentions")
+async def policies(consul: ConsulClient) -> set[str]:
+    """Names of all policies."""
+    _, entries = await consul.get("/v1/acl/policies")
     return {entry["Name"] for entry in entries}
 
 
@@ -158,7 +159,7 @@ async def test_a_restarted_coordinator_takes_the_newest_manifest() -> None:
 async def test_of_two_manifests_of_one_epoch_one_rules_all_coordinators() -> None:
     """The first in the records; the other coordinator says that its own does not count."""
     async with cluster(3) as mesh:
-        twin = dataclasses.replace(mesh.manifest, intentions=(Intention(source="client", destination="api"),))
+        twin = dataclasses.replace(mesh.manifest, leaf_hours=9)
         for n in range(3):
             await mesh.start(n, twin if n == 1 else None)
         documents = [(await mesh.ready(n, 60)).coordinator.document() for n in range(3)]
@@ -206,7 +207,7 @@ async def test_a_manifest_that_is_not_about_this_coordinator_is_not_enforced() -
         consul = (await mesh.ready()).coordinator.consul
         before = await stored(consul)
         own = dataclasses.replace(mesh.manifest.coordinators, compose_hashes=("22" * 32,))
-        staging = after(opened(mesh.manifest, OWNER), coordinators=own, intentions=())
+        staging = after(opened(mesh.manifest, OWNER), coordinators=own, leaf_hours=9)
         again = await restarted(mesh, staging)
         await hindered(again, "this CVM has ")
         async with asyncio.timeout(20):
@@ -225,7 +226,7 @@ async def test_a_coordinator_with_an_older_manifest_adopts_what_a_cvm_brings() -
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
-        newer = seal(after(lead.coordinator.head.signed, intentions=()), OWNER)
+        newer = seal(after(lead.coordinator.head.signed, leaf_hours=9), OWNER)
         asker = Applicant(url=lead.url, manifest=mesh.manifest, offers=newer)
         answer = await asker.admitted()
         assert (answer["manifest_epoch"], answer["manifest"]) == (2, newer)

@@ -31,6 +31,7 @@ from tests.coordinator.world import (
     cluster,
     cvm,
     make_database_manifest,
+    tls_key,
 )
 from tests.support import eventually
 from tests.topology.support import after
@@ -38,14 +39,15 @@ from topology.envelope import seal
 
 MANIFEST = make_database_manifest()
 KEYS = derive(Secret("11" * 32), "tests")
+LEAF_KEY = tls_key()
 COMPOSES = {"api": API_COMPOSE, "client": CLIENT_COMPOSE, "db": DB_COMPOSE}
 
 
 def holder(group: str, **changes: object) -> Holder:
     """A holder of the group's first slot with a token of full life."""
     held = Holder(
-        peer_id=f"{group}-0", group=group, instance_id="i", boot_key="k", compose_hash="c", renewed_at=0.0,
-        token_expires_at=float(TOKEN_SECONDS),
+        peer_id=f"{group}-0", group=group, instance_id="i", boot_key="k", leaf_key=LEAF_KEY,
+        compose_hash="c", renewed_at=0.0, token_expires_at=float(TOKEN_SECONDS),
     )  # fmt: skip
     return dataclasses.replace(held, **changes)  # type: ignore[arg-type]
 
@@ -115,13 +117,12 @@ async def test_a_workload_token_does_its_own_things_and_nothing_else() -> None:
                 await sidecar.put("/v1/catalog/register", node)
             known = node | {"SkipNodeUpdate": True}
             service = {"Service": "db", "ID": "db-db-0", "Port": 5432, "Tags": ["master"]}
+            assert await db.put("/v1/catalog/register", known | {"Service": service})
             proxy = {
-                "Kind": "connect-proxy", "Service": "db-sidecar-proxy", "ID": "db-db-0-sidecar-proxy", "Port": 25432,
-                "Proxy": {"DestinationServiceName": "db", "DestinationServiceID": "db-db-0"},
+                "Kind": "connect-proxy", "Service": "db-sidecar-proxy", "Port": 25432,
+                "Proxy": {"DestinationServiceName": "db"},
             }  # fmt: skip
-            for own in (service, proxy):
-                assert await db.put("/v1/catalog/register", known | {"Service": own})
-            for other in ({"Service": "api", "Port": 1}, {"Service": "db2", "Port": 1}, {**proxy, "Service": "x"}):
+            for other in ({"Service": "api", "Port": 1}, {"Service": "db2", "Port": 1}, proxy):
                 await refused(db.put("/v1/catalog/register", known | {"Service": other}))
             await refused(db.put("/v1/catalog/register", {"Node": "db-9", "Address": "100.96.0.9"}))
             assert [entry["ServiceID"] for entry in (await db.get("/v1/catalog/service/db"))[1]] == ["db-db-0"]
@@ -140,7 +141,7 @@ async def test_a_workload_token_does_its_own_things_and_nothing_else() -> None:
                 await refused(db.put(f"/v1/kv/{key}", b"x"))
             await refused(db.get("/v1/kv/mesh/manifest"))
             await refused(db.put("/v1/session/create", {"Node": "db-1", "NodeChecks": []}))
-            for path in ("/v1/agent/connect/ca/leaf/api", "/v1/acl/tokens", "/v1/operator/keyring", "/v1/agent/self"):
+            for path in ("/v1/acl/tokens", "/v1/operator/keyring", "/v1/agent/self"):
                 await refused(db.get(path))
             for path, body in (
                 ("/v1/acl/policy", {"Name": "x"}),

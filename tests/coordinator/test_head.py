@@ -16,6 +16,7 @@ from topology.manifest import Manifest, encode
 
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
+NOW = 1_800_000_000.0
 INFO = GuestInfo(app_id=WHO.app_id, instance_id=WHO.instance_id, compose_hash=WHO.compose_hash)
 
 
@@ -34,7 +35,7 @@ class Watched(Head):
 def settled() -> Watched:
     """One whose records agree."""
     head = Watched()
-    head.settle()
+    head.settle(NOW)
     return head
 
 
@@ -48,15 +49,15 @@ def test_a_successor_takes_the_place_and_nothing_else_does() -> None:
     """Older, the same, forged, forked and garbage change nothing; what is not believed is noted once."""
     head = settled()
     newer = after(FIRST, routes=())
-    assert head.take(seal(newer, OWNER))
+    assert head.take(seal(newer, OWNER), NOW)
     assert head.manifest == newer
     changes = head.changes
     for envelope in (FIRST.envelope, head.signed.envelope):
-        assert not head.take(envelope)
+        assert not head.take(envelope, NOW)
     assert (head.changes, head.notes) == (changes, ())
     fork = seal(dataclasses.replace(newer, vip_pool="127.20.0.0/16"), OWNER)
     for envelope in ("garbage", fork, fork):
-        assert not head.take(envelope)
+        assert not head.take(envelope, NOW)
     assert head.manifest == newer
     assert head.hindrance is None
     assert "two were signed for one epoch" in head.notes[0]
@@ -67,9 +68,9 @@ def test_of_two_of_one_epoch_only_the_records_choose() -> None:
     """A sibling's does not replace ours before the records are heard; that they did is said."""
     head = Watched()
     twin = opened(make_manifest(coordinators=1, network="127.91.0"), OWNER)
-    assert not head.take(twin.envelope)
-    head.adopt(twin)
-    head.settle()
+    assert not head.take(twin.envelope, NOW)
+    head.adopt(twin, NOW)
+    head.settle(NOW)
     assert head.manifest == twin.manifest
     assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
 
@@ -88,10 +89,10 @@ def test_a_manifest_that_is_not_about_this_coordinator_is_not_enforced(
     """What differs is said. It is over when a manifest comes that is."""
     other = dataclasses.replace(FIRST.manifest.coordinators, **changes)  # type: ignore[arg-type]
     head = Watched(opened(dataclasses.replace(FIRST.manifest, coordinators=other), OWNER))
-    head.settle()
+    head.settle(NOW)
     assert head.hindrance is not None
     assert all(word in head.hindrance for word in words)
-    head.adopt(opened(after(head.signed, coordinators=FIRST.manifest.coordinators), OWNER))
+    head.adopt(opened(after(head.signed, coordinators=FIRST.manifest.coordinators), OWNER), NOW)
     assert head.hindrance is None
 
 
@@ -99,7 +100,7 @@ def test_a_coordinator_that_a_newer_manifest_drops_stops() -> None:
     """It takes the manifest, and enforces nothing."""
     head = settled()
     dropped = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("33" * 32,))
-    assert head.take(seal(after(FIRST, coordinators=dropped), OWNER))
+    assert head.take(seal(after(FIRST, coordinators=dropped), OWNER), NOW)
     assert head.hindrance == misfit(head.manifest, INFO)
     assert head.hindrance is not None
 
@@ -109,12 +110,12 @@ def test_what_only_a_newer_program_can_read_stops_this_one(changes: dict[str, ob
     """Where the owners signed it and it is not older. A manifest that can be read ends it."""
     head = settled()
     unreadable = of_newer_program(after(FIRST), **changes)
-    assert not head.take(unreadable)
+    assert not head.take(unreadable, NOW)
     assert head.hindrance is not None
     assert "needs a newer program" in head.hindrance
-    assert head.take(seal(after(opened(after(FIRST))), OWNER))
+    assert head.take(seal(after(opened(after(FIRST))), OWNER), NOW)
     assert head.hindrance is None
-    assert not head.take(unreadable)
+    assert not head.take(unreadable, NOW)
     assert head.hindrance is None, "it is older by now"
 
 
@@ -122,6 +123,6 @@ def test_fields_that_are_not_critical_are_left_out_and_noted() -> None:
     """The digest stays that of the owners' bytes."""
     head = settled()
     envelope = of_newer_program(after(FIRST), floor=1)
-    assert head.take(envelope)
+    assert head.take(envelope, NOW)
     assert (head.hindrance, head.signed.envelope) == (None, envelope)
     assert "manifest.floor" in head.notes[0]

@@ -27,9 +27,7 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
         wireguard_key(keys, "coordinator-0").reveal(),
         wireguard_key(keys, "coordinator-1").reveal(),
         keys.rpc_ca_pem,
-        keys.connect_cluster_id,
-        keys.connect_root_pem,
-        keys.connect_root_key_pem.reveal(),
+        keys.authority_root.reveal(),
     )
 
 

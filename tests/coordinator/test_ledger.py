@@ -62,7 +62,8 @@ async def consul(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConsulClient]
 def holder(peer_id: str = "x-0", instance: str = "i0", key: str = "k0", at: float = 1000.0) -> Holder:
     """A holder of a slot that the coordinator behind the fixture does not know."""
     return Holder(
-        peer_id=peer_id, group="x", instance_id=instance, boot_key=key, compose_hash="c", renewed_at=at, joined=False
+        peer_id=peer_id, group="x", instance_id=instance, boot_key=key, leaf_key="l", compose_hash="c",
+        renewed_at=at, joined=False
     )  # fmt: skip
 
 

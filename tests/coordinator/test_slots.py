@@ -14,6 +14,7 @@ from coordinator.slots import (
     Node,
     NodeState,
     Taken,
+    all_trust,
     claim,
     dead,
     doubled,
@@ -30,7 +31,8 @@ NOBODY: dict[str, Node] = {}
 def holder(peer_id: str = "api-0", instance: str = "i0", key: str = "k0", at: float = 100.0, **more: Any) -> Holder:
     """A holder that was admitted at `at`."""
     return Holder(
-        peer_id=peer_id, group="api", instance_id=instance, boot_key=key, compose_hash="c", renewed_at=at, **more
+        peer_id=peer_id, group="api", instance_id=instance, boot_key=key, leaf_key="l", compose_hash="c",
+        renewed_at=at, **more
     )  # fmt: skip
 
 
@@ -203,3 +205,19 @@ def test_newcomers_wait_until_nobody_can_hold_a_free_slot(
     found = newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 11.0, 104.0)
     assert found == (11.0 if waits else 0.0)
     assert newcomers_wait(("api-0", "api-1"), slots, NOBODY, waiting, 0.0, 104.0) == 0.0, "a lease has passed"
+
+
+def test_all_trust_a_manifest_once_each_holder_that_lives_does() -> None:
+    """Who is gone, or gave its slot back, is not waited for; a boot that asks again trusts what it did before."""
+    new, old = holder("api-0", trusts="new"), holder("api-1", "i1", "k1", trusts="old")
+    assert all_trust({}, NOBODY, "new", 100.0)
+    assert all_trust({"api-0": new}, NOBODY, "new", 100.0)
+    both = {"api-0": new, "api-1": old}
+    assert not all_trust(both, NOBODY, "new", 100.0)
+    assert not all_trust(both, NOBODY, "old", 100.0)
+    assert not all_trust(both, {"api-1": ALIVE}, "new", 1000.0), "gossip says that it lives"
+    assert all_trust(both, NOBODY, "new", 116.0), "its lease has lapsed"
+    assert all_trust(both | {"api-1": replace(old, released=True)}, NOBODY, "new", 100.0)
+    again = claim(both, holder("api-1", "i1", "k1", at=101.0, trusts="new"), NOBODY)
+    assert isinstance(again, Holder)
+    assert again.trusts == "old"

@@ -7,11 +7,9 @@ import json
 from typing import Any
 
 from coordinator.tokens import (
-    intention_entries,
     policy_bodies,
     policy_body,
     policy_name,
-    services,
     session_policy_name,
     token_body,
     workload_policy_body,
@@ -19,7 +17,7 @@ from coordinator.tokens import (
     workload_token_body,
 )
 from tests.coordinator.world import make_database_manifest, make_manifest
-from topology.manifest import GroupEntry, Intention, Permissions
+from topology.manifest import GroupEntry, Permissions
 
 MANIFEST = make_manifest()
 
@@ -70,7 +68,7 @@ def test_everyone_reads_the_leader_keys_and_their_owner_still_writes_them() -> N
 
 
 def test_a_workload_has_a_token_of_its_own_rights() -> None:
-    """Its services with proxies, its keys, its node's sessions, the catalog: not the node, not the mesh's keys."""
+    """Its services, its keys, its node's sessions, the catalog: not the node, not the mesh's keys."""
     entry = make_database_manifest().groups["db"]
     assert workload_token_body("db-0", "db", entry, 600) == {
         "Description": "workload of db-0",
@@ -81,7 +79,7 @@ def test_a_workload_has_a_token_of_its_own_rights() -> None:
     assert json.loads(str(text)) == {
         "node_prefix": {"": {"policy": "read"}},
         "service_prefix": {"": {"policy": "read"}},
-        "service": {"db": {"policy": "write"}, "db-sidecar-proxy": {"policy": "write"}},
+        "service": {"db": {"policy": "write"}},
         "key_prefix": {
             "service/db": {"policy": "write"},
             "mesh/": {"policy": "deny"},
@@ -108,31 +106,21 @@ def test_permissions_never_reach_the_mesh_records() -> None:
     assert found == {"": {"policy": "write"}, "mesh/": {"policy": "read"}, "coordinator/": {"policy": "deny"}}
 
 
-def test_a_token_names_node_services_policy_and_life() -> None:
-    """One CVM's token has its own node and its group's services, and ends."""
+def test_a_token_names_node_policy_and_life() -> None:
+    """One CVM's token has its own node and its group's policy, and ends."""
     body = token_body("api-0", "api", MANIFEST.groups["api"], "tests", 600)
     assert body["NodeIdentities"] == [{"NodeName": "api-0", "Datacenter": "tests"}]
-    assert body["ServiceIdentities"] == [{"ServiceName": "api"}]
+    assert "ServiceIdentities" not in body, "they would give the right to a proxy of the service, too"
     assert body["Policies"] == [{"Name": policy_name("api")}, {"Name": "mesh-session_api-0"}]
     assert body["ExpirationTTL"] == "600s"
 
 
-def test_a_group_without_backends_is_its_own_service() -> None:
-    """A client needs an identity to call with: the group's name."""
-    assert services("client", MANIFEST.groups["client"]) == ("client",)
-
-
-def test_intentions_are_grouped_by_destination() -> None:
-    """One entry a destination, sources in order and once."""
-    manifest = dataclasses.replace(
-        MANIFEST,
-        intentions=(
-            Intention(source="api", destination="db"),
-            Intention(source="web", destination="db"),
-            Intention(source="api", destination="db"),
-            Intention(source="*", destination="api"),
-        ),
-    )
-    entries = intention_entries(manifest)
-    assert set(entries) == {"db", "api"}
-    assert entries["db"]["Sources"] == [{"Name": "api", "Action": "allow"}, {"Name": "web", "Action": "allow"}]
+def test_a_group_registers_its_own_services_and_nothing_else() -> None:
+    """A client, which has no backend, registers none."""
+    entry = MANIFEST.groups["api"]
+    more = {name: dataclasses.replace(entry.backends["api"], service=name) for name in ("b", "a")}
+    assert rules("api", dataclasses.replace(entry, backends=more))["service"] == {
+        "a": {"policy": "write"},
+        "b": {"policy": "write"},
+    }
+    assert "service" not in rules("client", MANIFEST.groups["client"])

@@ -75,6 +75,11 @@ def tls_key() -> str:
     return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
+def make_boot(*, leaf: bool = True) -> BootKeys:
+    """Fresh keys of a workload's boot, or (without a leaf) of a coordinator's."""
+    return BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf=tls_key() if leaf else "")
+
+
 def make_manifest(
     *, coordinators: int = 1, network: str = "127.90.0", urls: tuple[str, ...] = (), epoch: int = 1
 ) -> Manifest:
@@ -375,7 +380,7 @@ class Applicant:
     manifest: Manifest
     group: str = "api"
     who: CvmIdentity = dataclasses.field(default_factory=lambda: cvm(API_COMPOSE, "api-0"))
-    boot: BootKeys = dataclasses.field(default_factory=lambda: BootKeys(wireguard=wireguard_key(), tls=tls_key()))
+    boot: BootKeys = dataclasses.field(default_factory=make_boot)
     tee: DevTee = dataclasses.field(default_factory=lambda: TEE)
     offers: str = ""
     """The envelope that it brings."""
@@ -402,14 +407,14 @@ class Applicant:
             else (f"spiffe://{cluster_name}/node",)
         )  # fmt: skip
         binding = Binding(
-            version=1,
+            version=2,
             cluster=cluster_name,
             peer_id=peer_id,
             identities=identities,
             app_id=self.who.app_id,
             instance_id=self.who.instance_id,
             compose_hash=self.who.compose_hash,
-            boot=self.boot,
+            boot=self.boot if self.group in self.manifest.groups else replace(self.boot, leaf=""),
             issued_at=int(time.time()),
         )
         return replace(binding, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +32,13 @@ class Host(host.Host):
     """The lab, with an owner who signs once more."""
 
     owner: Ed25519PrivateKey
+    successor: Callable[[Manifest], Manifest]
 
     async def boot(self, name: str) -> None:
         """As ever; the coordinator's second boot has the newer manifest."""
         machine = self.machines[name]
         if name == COORDINATOR and machine.state == "killed" and self._plan is not None:
-            told = {"MESH_MANIFEST": seal(smaller(self._plan.manifest), self.owner)}
+            told = {"MESH_MANIFEST": seal(type(self).successor(self._plan.manifest), self.owner)}
             environment = machine.plan.environment
             machine.plan = replace(
                 machine.plan, environment={**environment, "sidecar": {**environment["sidecar"], **told}}
@@ -44,12 +46,12 @@ class Host(host.Host):
         await super().boot(name)
 
 
-def main() -> None:
-    """As `lab.host`."""
+def main(successor: Callable[[Manifest], Manifest] = smaller) -> None:
+    """As `lab.host`; `successor` gives the newer manifest."""
     genuine_plan = plans.make_plan
 
     def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: plans.Site) -> plans.LabPlan:
-        Host.owner = owner
+        Host.owner, Host.successor = owner, staticmethod(successor)
         return genuine_plan(cluster, tee, owner, site)
 
     plans.make_plan = make_plan

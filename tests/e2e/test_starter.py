@@ -128,6 +128,15 @@ def test_what_an_application_binds_to_every_address_answers_nobody_in_the_mesh(m
         server.stdout.close()
 
 
+def test_an_application_gets_no_certificate_from_the_agent(mesh: Mesh) -> None:
+    """Whatever reaches the agent's API finds neither key nor certificate there: the sidecar's are in its memory."""
+    for path in ("leaf/api", "leaf/worker", "roots"):
+        url = f"http://127.0.0.1:8500/v1/agent/connect/ca/{path}"
+        done = mesh.run("exec", "api-0", "--", "python3", "-c", FETCH, url)
+        assert done.returncode != 0, done.stdout
+        assert "HTTP Error" in done.stderr
+
+
 @pytest.mark.parametrize("child", ["envoy", "consul", "wireguard"])
 def test_killed_child_is_restarted_and_its_siblings_are_not(mesh: Mesh, child: str) -> None:
     """SIGKILL of one child: it comes back, its siblings keep their PIDs, and calls work again."""

@@ -33,6 +33,7 @@ SIDECAR = {
     "manifest_epoch": 3,
     "manifest_digest": "0123456789ab",
     "manifest_notes": ["left out: x"],
+    "certificate": {"manifest_digest": "0123456789ab", "expires_at": 1000, "authorities": ["0123456789ab"]},
 }
 
 
@@ -48,10 +49,20 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     peer = document["peers"][0]
     assert document["cluster"] == "starter"
     assert peer["manifest"] == {"epoch": 3, "digest": "0123456789ab", "notes": ["left out: x"]}
+    assert peer["certificate"] == SIDECAR["certificate"]
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
         {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "conflict": []}
     ]
+
+
+def test_table_says_who_still_shows_the_certificate_of_another_manifest(capsys: pytest.CaptureFixture[str]) -> None:
+    """For seconds after a change; longer where something holds it up."""
+    status.print_table(status.contract(raw()))
+    assert "old" not in capsys.readouterr().out
+    old = {"manifest_digest": "ba9876543210", "expires_at": 1000, "authorities": ["0123456789ab", "ba9876543210"]}
+    status.print_table(status.contract(raw(sidecar=SIDECAR | {"certificate": old})))
+    assert "(old" in capsys.readouterr().out
 
 
 def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFixture[str]) -> None:

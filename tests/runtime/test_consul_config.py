@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime.consul import write_config, write_private
-from runtime.consul_config import ConnectCa, TlsFiles, agent_config, argv, node_id, server_config
+from runtime.consul_config import TlsFiles, agent_config, argv, node_id, server_config
 from runtime.secret import Secret
 from tests.support import tool
 
@@ -85,11 +85,10 @@ def test_a_client_keeps_its_node_id() -> None:
     assert server()["node_id"] == SERVER_ID, "a server's is its disk's: one that lost its Raft state is a new server"
 
 
-def test_a_given_root_signs_the_services() -> None:
-    """The Connect CA is the one that was given, with its cluster ID."""
-    ca = ConnectCa(cluster_id="c", root_pem="PEM", key_pem=Secret("KEY"))
-    config = server(connect_ca=ca)["connect"]["ca_config"]
-    assert (config["cluster_id"], config["root_cert"], config["private_key"]) == ("c", "PEM", "KEY")
+@pytest.mark.parametrize("config", [client(), server()], ids=["client", "server"])
+def test_consul_gives_out_no_certificates(config: dict[str, Any]) -> None:
+    """Connect is off, which is not its default: no agent has a key or a certificate to give away."""
+    assert config["connect"] == {"enabled": False}
 
 
 def test_argv_carries_no_secret() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from random import Random
@@ -21,9 +22,11 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, CoordinatorError, RefusedError, Renewed, decode_admission
+from sidecar.broker import Admitted, CoordinatorError, Held, RefusedError, Renewed, decode_admission, decode_renewal
+from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
 from tests.sidecar.test_broker import ADMISSION
+from tests.sidecar.world import DIGEST, granted
 from tests.support import eventually
 
 NONCE = "5a" * 32
@@ -31,6 +34,14 @@ KEYS = identity.make()
 NO_WISH = Wish()
 TAKEN = RefusedError(Code.SLOT_TAKEN, "api-0 is held by another boot that is alive")
 LOST = RefusedError(Code.LEASE_INVALID, "unknown")
+
+
+def renewal(*digests: str, epoch: int = 3, leaf: bool = False, **changes: Any) -> Renewed:
+    """An answer to a renewal, with a new certificate or without."""
+    answer = granted(KEYS.public.leaf, *digests, epoch=epoch)
+    if not leaf:
+        del answer["leaf_pem"]
+    return dataclasses.replace(decode_renewal({"lease_seconds": 15.0, "manifest_epoch": epoch, **answer}), **changes)
 
 
 class FakeBroker:
@@ -42,10 +53,10 @@ class FakeBroker:
         self.calls: list[str] = []
         self.attested: list[AttestRequest] = []
         self.asked: list[ChallengeRequest] = []
-        self.renewal = Renewed(lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=3)
+        self.renewal = renewal()
         self.manifest_epoch = 3
         self.closed = False
-        self.epochs: list[int] = []
+        self.held: list[Held] = []
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -61,11 +72,12 @@ class FakeBroker:
     async def attest(self, request: AttestRequest) -> Admitted:
         self.attested.append(request)
         self._call("attest")
-        return decode_admission({**ADMISSION, "manifest_epoch": self.manifest_epoch}, self.url)
+        answer = {**ADMISSION, **granted(KEYS.public.leaf), "manifest_epoch": self.manifest_epoch}
+        return decode_admission(answer, self.url)
 
-    async def renew(self, lease: Secret, secrets_epoch: int) -> Renewed:
+    async def renew(self, lease: Secret, held: Held) -> Renewed:
         assert lease.reveal() == "s3cret-lease"
-        self.epochs.append(secrets_epoch)
+        self.held.append(held)
         self._call("renew")
         return self.renewal
 
@@ -95,6 +107,8 @@ class Rig:
     def __init__(self, *brokers: FakeBroker, guest: FakeGuest | None = None, wish: Wish = NO_WISH) -> None:
         self.now = 1000.0
         self.told: list[str] = []
+        self.shown: Certificate | None = None
+        self.trusts = ""
         self.heard: list[object] = []
         self.holds = 0
         self.sleeps: list[float] = []
@@ -123,11 +137,18 @@ class Rig:
         self.sleeps.append(seconds)
         await self.pass_on.acquire()
 
-    async def admitted(self, admitted: Admitted) -> None:
+    async def admitted(self, admitted: Admitted, given: Given) -> None:
         self.heard.append(admitted)
+        held = self.shown
+        self.shown = begun(given, self.now, 120.0) if held is None else heard(held, given, self.now, 120.0, self.now)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, given: Given) -> None:
         self.heard.append(renewed)
+        assert self.shown is not None
+        self.shown = heard(self.shown, given, self.now, 120.0, self.now)
+
+    def certificate(self) -> tuple[Certificate | None, str]:
+        return self.shown, self.trusts
 
     def not_admitted(self, reason: str) -> None:
         self.told.append(reason)
@@ -163,14 +184,14 @@ async def test_quote_covers_the_binding_of_the_offered_slot_and_the_nonce() -> N
     assert rig.guest.quoted == [report_data(raw, bytes.fromhex(NONCE))]
     assert sent.quote == b"quote".hex()
     assert json.loads(raw) == {
-        "version": 1,
+        "version": 2,
         "cluster": "demo",
         "peer_id": "api-0",
         "identities": ["spiffe://demo/node"],
         "app_id": "11" * 20,
         "instance_id": "aa" * 20,
         "compose_hash": "22" * 32,
-        "boot": {"wireguard": KEYS.public.wireguard, "tls": KEYS.public.tls},
+        "boot": {"wireguard": KEYS.public.wireguard, "tls": KEYS.public.tls, "leaf": KEYS.public.leaf},
         "issued_at": 1000,
     }
 
@@ -195,13 +216,11 @@ async def test_renewal_says_of_which_manifest_the_secrets_are() -> None:
     broker = FakeBroker("one")
     rig = Rig(broker)
     async with rig.running():
-        for renewal, slept in ((None, 2), ({"database": Secret("new")}, 3), (None, 4)):
-            broker.renewal = Renewed(
-                lease_seconds=15.0, token=None, token_expires_at=None, manifest_epoch=9, secrets=renewal
-            )
+        for secrets, slept in ((None, 2), ({"database": Secret("new")}, 3), (None, 4)):
+            broker.renewal = renewal(epoch=9, secrets=secrets)
             rig.pass_on.release()
             await rig.slept(slept)
-        assert broker.epochs == [3, 3, 9]
+        assert [held.secrets_epoch for held in broker.held] == [3, 3, 9]
 
 
 async def test_next_coordinator_is_asked_at_once_and_remembered() -> None:
@@ -424,7 +443,7 @@ async def test_who_was_never_admitted_is_told_every_reason() -> None:
 async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> None:
     """Neither its admission nor its renewal: the next one is asked, and the status says why while there is none."""
     behind, good = FakeBroker("behind"), FakeBroker("good", attest=[CoordinatorError("busy")])
-    good.renewal = Renewed(lease_seconds=15.0, token=Secret("new"), token_expires_at=9, manifest_epoch=4)
+    good.renewal = renewal(epoch=4, token=Secret("new"), token_expires_at=9)
     good.manifest_epoch = 4
     rig = Rig(behind, good)
     rig.holds = 4
@@ -446,3 +465,69 @@ async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> Non
         rig.pass_on.release()
         await rig.slept(4)
         assert rig.heard[1:] == [good.renewal]
+
+
+NEXT = "e2" * 32
+
+
+async def test_renewal_says_which_certificate_is_held_and_what_envoy_trusts() -> None:
+    """The newest leaf's manifest and end: the coordinator decides whether it is time for another."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        rig.trusts = DIGEST
+        await rig.goes_on()
+        assert rig.shown is not None
+        ends = rig.shown.leaf.expires_at
+        assert broker.held == [Held(secrets_epoch=3, leaf_digest=DIGEST, leaf_expires_at=ends, trusts=DIGEST)]
+
+
+async def test_a_new_certificate_is_asked_for_until_all_trust_it() -> None:
+    """Five times a second from when our own Envoy trusts its CA; then at the old pace."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        broker.renewal = renewal(NEXT, DIGEST, epoch=4, leaf=True)
+        await rig.goes_on()
+        assert rig.sleeps[-1] == 5.0
+        rig.trusts = NEXT
+        broker.renewal = renewal(NEXT, DIGEST, epoch=4)
+        await rig.goes_on()
+        assert rig.sleeps[-1] == 0.2
+        assert [held.leaf_digest for held in broker.held] == [DIGEST, NEXT]
+        assert rig.shown is not None
+        assert rig.shown.leaf.digest == DIGEST
+        broker.renewal = renewal(NEXT, DIGEST, epoch=4, all_trust=True)
+        await rig.goes_on()
+        assert rig.shown.leaf.digest == NEXT
+        assert rig.sleeps[-1] == 5.0
+
+
+async def test_who_hurries_renews_at_once() -> None:
+    """Told while it rests, or just before."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        rig.admission.hurry()
+        await rig.slept(2)
+        assert broker.calls == ["challenge", "attest", "renew"]
+
+
+async def test_a_certificate_that_is_not_ours_is_taken_from_nobody() -> None:
+    """Another coordinator is asked, and the status says what was wrong."""
+    bad, good = FakeBroker("bad"), FakeBroker("good", renew=[CoordinatorError("busy")])
+    bad.renewal = dataclasses.replace(renewal(), leaf_pem=granted(identity.make().public.leaf)["leaf_pem"])
+    rig = Rig(bad, good)
+    async with rig.running():
+        await rig.slept(1)
+        await rig.goes_on()
+        assert "bad gives a certificate that cannot be used: the leaf is for another key" in (
+            rig.admission.status.reason
+        )
+        assert [type(one) for one in rig.heard] == [Admitted]
+        bad.failures["renew"] = [CoordinatorError("busy")]
+        await rig.goes_on()
+        assert [type(one) for one in rig.heard] == [Admitted, Renewed]

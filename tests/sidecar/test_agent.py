@@ -23,6 +23,7 @@ from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
 from sidecar.agent import Agent
 from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.certificate import Given
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.slot import Wish
@@ -43,6 +44,7 @@ class Joined:
     child: Child
     consul: ConsulClient
     registrar: Registrar
+    serving: asyncio.Event
     world: World
     agent: Agent
     made: Cluster
@@ -69,11 +71,11 @@ class Listener(HoldsNothing):
     def __init__(self) -> None:
         self.first: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
 
-    async def admitted(self, admitted: Admitted) -> None:
+    async def admitted(self, admitted: Admitted, _given: Given) -> None:
         if not self.first.done():
             self.first.set_result(admitted)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, _given: Given) -> None:
         """Of no interest."""
 
     def not_admitted(self, reason: str) -> None:
@@ -121,7 +123,8 @@ async def joined() -> AsyncIterator[Joined]:
             # A port of our own: tests of others run on this machine too.
             backend = dataclasses.replace(made.manifest.groups["api"].backends["api"], port=free_port())
             group = dataclasses.replace(made.manifest.groups["api"], backends={"api": backend})
-            registrar = Registrar(consul, tuple(group.backends.values()), admitted.peer_id, admitted.address)
+            serving = asyncio.Event()
+            registrar = Registrar(consul, tuple(group.backends.values()), admitted.peer_id, admitted.address, serving)
 
             async def started() -> None:
                 await agent.up()
@@ -135,8 +138,9 @@ async def joined() -> AsyncIterator[Joined]:
                     await agent.joined()
                 yield Joined(
                     admitted=admitted, child=child, consul=consul, registrar=registrar, agent=agent, made=made,
+                    serving=serving,
                     world=World(signed=opened(made.manifest), own=group, group="api", address=admitted.address,
-                                datacenter=admitted.datacenter, admitted_peers=admitted.peers),
+                                admitted_peers=admitted.peers),
                 )  # fmt: skip
             finally:
                 running.cancel()
@@ -173,16 +177,13 @@ async def test_admitted_cvm_joins_registers_and_sees_itself() -> None:
         server = await asyncio.start_server(
             lambda _, writer: writer.close(), "127.0.0.1", it.world.own.backends["api"].port
         )
-        it.registrar.serving.set()
+        it.serving.set()
         await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
         instance = it.world.catalog["api"][0]
-        assert (instance.peer_id, instance.address, instance.port) == ("api-0", it.admitted.address, 21000)
+        assert (instance.peer_id, instance.service_id) == ("api-0", "api-api-0")
         await eventually(lambda: kept.stale() == (), f"every watch answered: {kept.stale()}")
-        assert [rule.source for rule in it.world.rules["api"]] == ["*"]
         assert {peer.peer_id for peer in it.world.peers} == {"api-0", "coordinator-0"}
-        spec = desired(it.world).spec
-        assert spec is not None
-        assert spec.ingress[0].allowed[0].uri.endswith(f"/dc/{it.admitted.datacenter}/svc/")
+        assert desired(it.world).services == {}, "there is no route to it"
         server.close()
         await server.wait_closed()
         await it.registrar.deregister()
@@ -199,7 +200,7 @@ async def test_killed_agent_comes_back_and_changes_are_seen_again() -> None:
         server = await asyncio.start_server(
             lambda _, writer: writer.close(), "127.0.0.1", it.world.own.backends["api"].port
         )
-        it.registrar.serving.set()
+        it.serving.set()
         await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
         before = it.child.status().pid
         assert before is not None

@@ -50,6 +50,9 @@ ADMISSION = {
     "manifest_epoch": 3,
     "workload_token": "s3cret-workload",
     "secrets": {"database": "s3cret-database"},
+    "manifest_digest": "d1" * 32,
+    "leaf_pem": "LEAF",
+    "authorities_pem": "MESH-CA",
 }
 ASK = ChallengeRequest(group="api", instance_id="aa")
 
@@ -223,7 +226,7 @@ def test_secret_that_could_not_be_a_file_of_its_own_is_refused(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "broken", ["peer_id", "consul", "lease", "peers", "lease_seconds", "workload_token", "secrets"]
+    "broken", ["peer_id", "consul", "lease", "peers", "lease_seconds", "workload_token", "secrets", "leaf_pem"]
 )
 def test_admission_that_does_not_fit_is_refused_without_quoting_it(broken: str) -> None:
     """Every part is needed in its form, and no secret gets into the error."""

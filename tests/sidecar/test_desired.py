@@ -3,20 +3,24 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from cryptography import x509
 
 from dns.zone import SrvTarget
-from sidecar import catalog
-from sidecar.catalog import Instance, Rule
-from sidecar.desired import World, desired, own_services, principals
-from tests.sidecar.world import ROOTS, backend, health, leaf, manifest, peer, route
+from sidecar import catalog, identity
+from sidecar.catalog import Instance
+from sidecar.certificate import begun, heard
+from sidecar.desired import World, desired
+from tests.sidecar.world import DIGEST, backend, given, health, manifest, peer, route
 from tests.topology.support import opened
-from topology.manifest import GroupEntry, Manifest
+from topology.manifest import GroupEntry, Manifest, PeerEntry, RouteEntry
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Sole
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole
 
 MANIFEST = manifest()
-TRUST = "11111111-2222-3333-4444-555555555555.consul"
+KEYS = identity.make()
+CERTIFICATE = begun(given(KEYS.public.leaf), 0.0, 120.0)
+API_0, API_1 = Endpoint(address="100.96.0.10", port=20001), Endpoint(address="100.96.0.11", port=20001)
 
 
 def world(manifest: Manifest = MANIFEST, **changes: object) -> World:
@@ -25,30 +29,32 @@ def world(manifest: Manifest = MANIFEST, **changes: object) -> World:
         own=MANIFEST.groups["api"],
         group="api",
         address="100.96.0.10",
-        datacenter="demo",
-        roots=catalog.roots(ROOTS),
-        leaves={"api": catalog.leaf(leaf())},
-        catalog={"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])},
-        rules={"api": (Rule(source="*", allow=True),)},
+        certificate=CERTIFICATE,
+        leaf_key=KEYS.leaf_private_pem,
+        catalog={"api": catalog.instances([health("api-0"), health("api-1")])},
         peers=(peer("api-0", "100.96.0.10"), peer("coordinator-0", "100.96.0.9", "coordinator")),
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def instance(peer_id: str, *tags: str, index: int = 1) -> Instance:
-    return Instance(
-        service="pg",
-        proxy_id=f"pg-{peer_id}",
-        peer_id=peer_id,
-        address="100.96.0.77",
-        port=1,
-        tags=tags,
-        modify_index=index,
+def with_database(*routes: RouteEntry) -> Manifest:
+    """The manifest with a group pg of three slots, and `routes` only."""
+    database = GroupEntry(
+        app_id="55" * 20,
+        compose_hashes=("66" * 32,),
+        peers=tuple(PeerEntry(peer_id=f"pg-{n}", address=f"100.96.1.{n}") for n in range(3)),
+        backends={"pg": backend("pg", owner="workload", sidecar_port=25432)},
     )
+    return manifest(groups={**MANIFEST.groups, "pg": database}, routes=routes)
 
 
-def test_egress_has_every_passing_instance_and_demands_the_routes_own_service() -> None:
-    """The endpoints are mesh addresses and ingress ports, our own instance included; the SAN is the service's."""
+def instance(peer_id: str, *tags: str, index: int = 1) -> Instance:
+    return Instance(service_id=f"pg-{peer_id}", peer_id=peer_id, tags=tags, modify_index=index)
+
+
+def test_egress_has_every_passing_instance_and_demands_the_routes_own_group() -> None:
+    """The endpoints are the slots' addresses and the backend's ingress port, our own instance included; the SAN is that
+    of the group."""
     spec = desired(world()).spec
     assert spec is not None
     assert spec.egress == (
@@ -56,27 +62,63 @@ def test_egress_has_every_passing_instance_and_demands_the_routes_own_service() 
             name="api",
             vip="127.10.0.1",
             port=8080,
-            endpoints=(Endpoint(address="100.96.0.10", port=20001), Endpoint(address="100.96.0.11", port=20001)),
+            endpoints=(API_0, API_1),
             identity="api",
-            peer_sans=(f"spiffe://{TRUST}/ns/default/dc/demo/svc/api",),
+            peer_sans=("spiffe://demo/api",),
             generation="",
         ),
     )
-    assert spec.roots_pem == "ROOT-A\nROOT-B\n"
+
+
+def test_one_leaf_is_shown_and_every_authority_that_counts_is_trusted() -> None:
+    """The leaf of this CVM, by its group's name; both authorities while a new one is being introduced."""
+    following = "e2" * 32
+    changed = heard(CERTIFICATE, given(KEYS.public.leaf, following, DIGEST, epoch=4), 0.0, 120.0, 0.0)
+    spec = desired(world(certificate=changed)).spec
+    assert spec is not None
+    assert spec.leaves == (
+        Leaf(
+            name="api",
+            uri="spiffe://demo/api",
+            chain_pem=CERTIFICATE.leaf.chain_pem,
+            key_pem=KEYS.leaf_private_pem,
+        ),
+    )
+    assert spec.roots_pem == changed.trusted_pem
+    assert spec.roots_pem.count("BEGIN CERTIFICATE") == 2
+    uri = x509.load_pem_x509_certificates(spec.leaves[0].chain_pem.encode())[0].extensions
+    names = uri.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [spec.leaves[0].uri]
 
 
 @pytest.mark.parametrize(
-    ("node", "address", "port"),
-    [("api-1", "nowhere.example", 20001), ("api-1", "100.96.0.11", 70000), ("api-1", "127.0.0.1", 8500), ("x", "", 1)],
-    ids=["name", "port", "loopback", "nothing"],
+    ("address", "port"), [("nowhere.example", 20001), ("8.8.8.8", 70000), ("127.0.0.1", 8500), ("", 1)]
 )
-def test_what_a_cvm_registers_outside_the_mesh_is_no_endpoint(node: str, address: str, port: int) -> None:
-    """A CVM may register its services as it likes; one bad entry must not stop the snapshot, nor lead elsewhere."""
-    found = catalog.instances([health("api-0", "100.96.0.10"), health(node, address, port=port)])
+def test_where_an_instance_is_the_manifest_says(address: str, port: int) -> None:
+    """A CVM may register what it likes: of what Consul says of address and port nothing counts."""
+    found = catalog.instances([health("api-0", address, port=port)])
     wish = desired(world(catalog={"api": found}))
     assert wish.spec is not None
-    assert wish.spec.egress[0].endpoints == (Endpoint(address="100.96.0.10", port=20001),)
+    assert wish.spec.egress[0].endpoints == (API_0,)
     assert wish.services == {"api": (SrvTarget(peer_id="api-0", port=20001),)}
+
+
+@pytest.mark.parametrize("node", ["client-0", "coordinator-0", "api-7", "stranger", ""])
+def test_who_has_no_slot_of_the_routes_group_is_no_endpoint(node: str) -> None:
+    """A CVM of another group that registers the service, or a slot that is gone, leads nobody anywhere."""
+    found = catalog.instances([health("api-0"), health(node)])
+    wish = desired(world(catalog={"api": found}))
+    assert wish.endpoints == {"api": ("api-0",)}
+    assert wish.services == {"api": (SrvTarget(peer_id="api-0", port=20001),)}
+    assert wish.spec is not None
+    assert wish.spec.egress[0].endpoints == (API_0,)
+
+
+def test_several_registrations_of_one_cvm_are_one_endpoint() -> None:
+    """A service has one place in a CVM."""
+    twice = health("api-0")
+    twice["Service"]["ID"] = "second"
+    assert desired(world(catalog={"api": catalog.instances([health("api-0"), twice])})).endpoints == {"api": ("api-0",)}
 
 
 def test_ingress_of_each_backend_leads_to_loopback() -> None:
@@ -92,7 +134,7 @@ def test_ingress_of_each_backend_leads_to_loopback() -> None:
             identity="api",
             target=Endpoint(address="127.0.0.1", port=8080),
             source="127.10.0.54",
-            allowed=(Principal(uri=f"spiffe://{TRUST}/ns/default/dc/demo/svc/", prefix=True),),
+            allowed=(Principal(uri="spiffe://demo/api"), Principal(uri="spiffe://demo/client")),
         ),
     )
 
@@ -113,8 +155,8 @@ def test_names_addresses_and_peers_follow_manifest_and_registry() -> None:
     assert wish.endpoints == {"api": ("api-0", "api-1")}
 
 
-@pytest.mark.parametrize("missing", [{"roots": None}, {"leaves": {}}, {"address": None}])
-def test_no_spec_before_roots_leaves_and_address_are_there(missing: dict[str, object]) -> None:
+@pytest.mark.parametrize("missing", [{"certificate": None}, {"address": None}])
+def test_no_spec_before_the_admission(missing: dict[str, object]) -> None:
     """Half a configuration is not given to Envoy; names are served all the same."""
     wish = desired(world(**missing))
     assert wish.spec is None
@@ -124,16 +166,13 @@ def test_no_spec_before_roots_leaves_and_address_are_there(missing: dict[str, ob
 def test_an_exclusive_route_knows_every_slot_and_leads_to_one() -> None:
     """Nothing but the leader is to be said when it moves; the others' health says nothing to Envoy."""
     routes = (dataclasses.replace(route("m", "api", role="master"), group="api", backend="api"),)
-    found = {
-        peer: catalog.instances([health(peer, f"100.96.0.1{peer[-1]}", tags=("master",))])
-        for peer in ("api-1", "api-0")
-    }
+    found = {peer: catalog.instances([health(peer, tags=("master",))]) for peer in ("api-1", "api-0")}
     slots = tuple(Endpoint(address=peer.address, port=20001) for peer in manifest().groups["api"].peers)
     assert slots
     for listed in (found["api-0"], found["api-1"], ()):
         spec = desired(world(manifest=manifest(routes=routes), catalog={"api": listed})).spec
         assert spec is not None
-        leader = next((Endpoint(address=one.address, port=one.port) for one in listed), None)
+        leader = next(({"api-0": API_0, "api-1": API_1}[one.peer_id] for one in listed), None)
         assert spec.egress[0].sole == Sole(endpoint=leader)
         assert set(spec.egress[0].endpoints) == {*slots, leader} - {None}
 
@@ -155,9 +194,9 @@ def test_routes_with_nobody_behind_them_refuse() -> None:
     )
     empty = {Refusal("127.10.0.2", 9), Refusal("127.10.0.3", 8080)}
     assert desired(world(manifest=manifest(routes=routes))).refused == empty
-    leads = {"api": catalog.instances([health("api-0", "100.96.0.10", tags=("master",))])}
+    leads = {"api": catalog.instances([health("api-0", tags=("master",))])}
     assert desired(world(manifest=manifest(routes=routes), catalog=leads)).refused == {Refusal("127.10.0.2", 9)}
-    nothing = desired(world(manifest=manifest(routes=routes), catalog={}, roots=None))
+    nothing = desired(world(manifest=manifest(routes=routes), catalog={}, certificate=None))
     assert nothing.refused == empty | {Refusal("127.10.0.1", 8080)}
 
 
@@ -176,36 +215,26 @@ def test_the_mesh_reaches_ingress_ports_and_gossip() -> None:
 
 def test_client_without_backends_has_the_identity_of_its_group() -> None:
     """A pure client calls as its group and listens nowhere."""
-    client = manifest().groups["client"]
-    assert own_services("client", client) == ("client",)
-    spec = desired(world(own=client, group="client", leaves={"client": catalog.leaf(leaf("client"))})).spec
+    spec = desired(world(own=manifest().groups["client"], group="client")).spec
     assert spec is not None
     assert spec.ingress == ()
     assert spec.egress[0].identity == "client"
-
-
-def test_own_services_are_granted_by_the_coordinator() -> None:
-    """The services that a sidecar asks leaves for are those that its token covers."""
-    from coordinator.tokens import services
-
-    for group, entry in manifest().groups.items():
-        assert own_services(group, entry) == services(group, entry)
+    assert [(one.name, one.uri) for one in spec.leaves] == [("client", "spiffe://demo/client")]
 
 
 def test_an_instance_whose_slot_left_the_manifest_is_not_held_on_to() -> None:
     """From 3 to 2 replicas, with coordinators that forgot: the CVM of the slot that went is no endpoint any more."""
-    held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-2", "100.96.0.13")])}
+    held = {"api": catalog.instances([health("api-0"), health("api-2")])}
     assert desired(world(catalog={"api": ()}, held=held)).endpoints == {"api": ("api-0",)}
 
 
 def test_held_instances_stay_endpoints_until_they_are_listed_again() -> None:
     """A catalog that lost everything does not empty a route; what is listed again counts as listed."""
-    held = {"api": catalog.instances([health("api-0", "100.96.0.10"), health("api-1", "100.96.0.11")])}
+    held = {"api": catalog.instances([health("api-0"), health("api-1")])}
     assert desired(world(catalog={"api": ()}, held=held)).endpoints == {"api": ("api-0", "api-1")}
-    moved = {"api": catalog.instances([health("api-1", "100.96.0.99")])}
-    spec = desired(world(catalog=moved, held=held)).spec
+    spec = desired(world(catalog={"api": catalog.instances([health("api-1", index=99)])}, held=held)).spec
     assert spec is not None
-    assert [endpoint.address for endpoint in spec.egress[0].endpoints] == ["100.96.0.10", "100.96.0.99"]
+    assert spec.egress[0].endpoints == (API_0, API_1)
 
 
 def test_role_that_is_listed_is_never_joined_by_one_that_is_remembered() -> None:
@@ -213,26 +242,9 @@ def test_role_that_is_listed_is_never_joined_by_one_that_is_remembered() -> None
     old = (instance("pg-0", "master", index=900),)
     new = (instance("pg-1", "master", index=3),)
     routes = (route("m", "pg", role="master"),)
-    both = world(manifest=manifest(routes=routes), catalog={"pg": new}, held={"pg": old})
+    both = world(manifest=with_database(*routes), catalog={"pg": new}, held={"pg": old})
     assert desired(both).endpoints == {"m": ("pg-1",)}
     assert desired(dataclasses.replace(both, catalog={"pg": ()})).endpoints == {"m": ("pg-0",)}
-
-
-def allowed(*rules: Rule) -> list[str]:
-    return [
-        f"{p.uri.rpartition('/')[2]}{'*' if p.prefix else ''}" for p in principals(rules, TRUST, "demo", ("api", "web"))
-    ]
-
-
-def test_principals_follow_the_strength_of_intentions() -> None:
-    """Without a rule nobody may call; a wildcard lets all in, but not past a stronger refusal."""
-    assert allowed() == []
-    assert allowed(Rule(source="web", allow=True)) == ["web"]
-    assert allowed(Rule(source="*", allow=True)) == ["*"]
-    assert allowed(Rule(source="web", allow=True), Rule(source="*", allow=True)) == ["*"]
-    assert allowed(Rule(source="web", allow=False), Rule(source="*", allow=True)) == ["api"]
-    assert allowed(Rule(source="web", allow=True), Rule(source="*", allow=False)) == ["web"]
-    assert allowed(Rule(source="web", allow=False), Rule(source="web", allow=True)) == []
 
 
 def restricted(*callers: str) -> GroupEntry:
@@ -241,30 +253,27 @@ def restricted(*callers: str) -> GroupEntry:
 
 
 def callers_of(found: World) -> list[str]:
-    """The services that the ingress of `api` admits; `*` is all."""
+    """The groups that the ingress of `api` admits."""
     spec = desired(found).spec
     assert spec is not None
-    return ["*" if one.prefix else one.uri.rpartition("/")[2] for one in spec.ingress[0].allowed]
+    return [one.uri.removeprefix("spiffe://demo/") for one in spec.ingress[0].allowed]
 
 
 @pytest.mark.parametrize(
-    ("rules", "admitted"),
+    ("callers", "admitted"),
     [
-        ((Rule(source="*", allow=True),), ["client"]),
-        ((Rule(source="client", allow=True), Rule(source="api", allow=True)), ["client"]),
-        ((Rule(source="client", allow=False), Rule(source="*", allow=True)), []),
-        ((Rule(source="api", allow=True),), []),
-        ((Rule(source="stranger", allow=True),), []),
+        (("client",), ["client"]),
+        (("client", "api"), ["api", "client"]),
+        (("stranger",), []),
         ((), []),
+        (("*",), ["api", "client"]),
+        (("*", "client"), ["api", "client"]),
     ],
-    ids=["wildcard", "named", "refused by Consul", "another", "unknown to the manifest", "no rule"],
 )
-def test_intentions_admit_nobody_whom_the_manifest_does_not_list_as_caller(
-    rules: tuple[Rule, ...], admitted: list[str]
-) -> None:
-    """A backend with callers admits those that the manifest lists and Consul allows: Consul withholds, never grants."""
-    own = restricted("client")
-    assert callers_of(world(own=own, manifest=with_group(own), rules={"api": rules})) == admitted
+def test_a_backend_admits_the_groups_that_the_manifest_lists(callers: tuple[str, ...], admitted: list[str]) -> None:
+    """Each by its own identity, and nobody whom the manifest does not know."""
+    own = restricted(*callers)
+    assert callers_of(world(own=own, manifest=with_group(own))) == admitted
 
 
 def with_group(own: GroupEntry) -> Manifest:
@@ -277,23 +286,23 @@ def test_callers_of_the_newest_manifest_count() -> None:
     started, newest = restricted("client"), restricted("api")
     assert callers_of(world(own=started, manifest=with_group(newest))) == ["api"]
     assert callers_of(world(own=manifest().groups["api"], manifest=with_group(newest))) == ["api"]
-    assert callers_of(world(own=started, manifest=manifest())) == ["*"]
+    assert callers_of(world(own=started, manifest=manifest())) == ["api", "client"]
     assert callers_of(world(own=started, manifest=with_group(restricted()))) == [], "nobody"
     without = manifest(groups={"client": manifest().groups["client"]})
     assert callers_of(world(own=started, manifest=without)) == ["client"], "its own word, where there is no newer one"
 
 
-def test_every_service_of_a_callers_group_may_call() -> None:
-    """A group is known by the services of its backends, or without backends by its own name."""
-    own = restricted("api", "client")
-    both = dataclasses.replace(own, backends={**own.backends, "admin": backend("admin", sidecar_port=20002)})
-    assert callers_of(world(own=own, manifest=with_group(both))) == ["admin", "api", "client"]
+def test_a_group_that_comes_or_goes_is_one_caller_more_or_less() -> None:
+    """What the others are named does not change with it: their connections go on."""
+    both = callers_of(world())
+    without = manifest(groups={"api": manifest().groups["api"]})
+    assert set(both) - set(callers_of(world(manifest=without))) == {"client"}
 
 
 def test_a_member_route_leads_to_its_slot_whatever_consul_lists() -> None:
     """Its endpoint is the slot's mesh address and the backend's ingress port of the manifest, and status shows it."""
     routes = tuple(dataclasses.replace(route(f"m-{n}", "api", vip=f"127.10.1.{n}"), peer=f"api-{n}") for n in (0, 1))
-    elsewhere = {"api": catalog.instances([health("api-1", "100.96.0.77", port=9)])}
+    elsewhere = {"api": catalog.instances([health("api-1", port=9)])}
     for listed in ({}, {"api": ()}, elsewhere):
         wish = desired(world(manifest=manifest(routes=routes), catalog=listed))
         assert wish.endpoints == {"m-0": ("api-0",), "m-1": ("api-1",)}
@@ -319,15 +328,14 @@ def test_a_member_route_whose_slot_the_manifest_lacks_is_empty() -> None:
 
 
 def test_two_backends_of_a_group_have_an_ingress_each() -> None:
-    """Each backend keeps its own port, service and rules."""
+    """Each backend keeps its own port and callers, and all show the CVM's one leaf."""
     own = dataclasses.replace(
         manifest().groups["api"],
         backends={"api": backend("api"), "admin": backend("admin", port=8081, sidecar_port=20002)},
     )
-    leaves = {name: catalog.leaf(leaf(name)) for name in ("api", "admin")}
-    spec = desired(world(own=own, leaves=leaves)).spec
+    spec = desired(world(own=own)).spec
     assert spec is not None
-    assert [(one.name, one.port, one.target.port, bool(one.allowed)) for one in spec.ingress] == [
-        ("admin", 20002, 8081, False),
-        ("api", 20001, 8080, True),
+    assert [(one.name, one.port, one.target.port, one.identity) for one in spec.ingress] == [
+        ("admin", 20002, 8081, "api"),
+        ("api", 20001, 8080, "api"),
     ]

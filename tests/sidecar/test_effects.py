@@ -12,15 +12,15 @@ import pytest
 from coordinator.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog
+from sidecar.certificate import heard
 from sidecar.config import parse
 from sidecar.desired import desired
 from sidecar.effects import Effects
 from sidecar.files import Identity
 from sidecar.refusing import Refusing
-from tests.sidecar.test_desired import world
-from tests.sidecar.world import environment, health, manifest, route
+from tests.sidecar.test_desired import CERTIFICATE, KEYS, world
+from tests.sidecar.world import DIGEST, environment, given, health, manifest, route
 from tests.topology.support import opened
-from tests.xds.pki import Authority
 from vip.filter import Filter
 from vip.netlink import VipError
 from vip.nftables import RefusalError
@@ -120,18 +120,9 @@ async def test_signed_variables_that_are_refused_are_written_with_a_later_wish(r
     assert rig.effects.problems == {}
 
 
-def whole_world(**changes: object):  # type: ignore[no-untyped-def]
-    """A world with real certificates: a snapshot checks them."""
-    authority = Authority()
-    leaf = authority.leaf("api", "spiffe://x/ns/default/dc/demo/svc/api")
-    own = catalog.ConsulLeaf(service="api", uri="u", chain_pem=leaf.chain_pem, key_pem=leaf.key_pem)
-    roots = catalog.Roots(trust_domain="x", pem=authority.pem)
-    return world(**{"leaves": {"api": own}, "roots": roots, **changes})
-
-
 async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     """VIPs, hosts and DNS are set for a new wish, and left alone for the same one."""
-    wish = desired(world(roots=None))
+    wish = desired(world(certificate=None))
     await rig.effects.apply(wish, None)
     assert rig.vips.applied == [frozenset({"127.10.0.1"})]
     assert rig.refusals.filter == desired(world()).packets
@@ -139,7 +130,7 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     await rig.effects.apply(wish, None)
     assert len(rig.vips.applied) == 1
     more = manifest(epoch=4, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
-    await rig.effects.apply(desired(world(roots=None, manifest=more)), OWN)
+    await rig.effects.apply(desired(world(certificate=None, manifest=more)), OWN)
     assert rig.vips.applied[-1] == frozenset({"127.10.0.1", "127.10.0.2"})
     assert "127.10.0.2 extra" in rig.hosts
     assert "100.96.0.10 api-0.peer.mesh" in rig.hosts
@@ -148,7 +139,7 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
 
 async def test_parts_wait_for_link_and_xds_and_then_get_the_newest_wish(rig: Rig) -> None:
     """Before they are there nothing is lost: the next apply gives them everything."""
-    wish = desired(whole_world())
+    wish = desired(world())
     await rig.effects.apply(wish, OWN)
     assert rig.published == 0
     link = FakeLink()
@@ -166,7 +157,7 @@ async def test_refusals_begin_before_envoy_hears_and_end_after_it_has(rig: Rig) 
     rig.effects.xds = XdsServer(rig.folder / "xds.sock")
     await rig.effects.xds.start()
     rig.refusals.seen = lambda: rig.published
-    full, empty = desired(whole_world()), desired(whole_world(catalog={}))
+    full, empty = desired(world()), desired(world(catalog={}))
     place = frozenset({Refusal("127.10.0.1", 8080)})
     assert (full.refused, empty.refused) == (frozenset(), place)
     versions = []
@@ -187,9 +178,9 @@ async def test_a_refusal_ends_though_nothing_new_is_published(rig: Rig) -> None:
     """An empty route whose snapshot was refused, and which is filled again: Envoy has had it all the time."""
     rig.effects.xds = XdsServer(rig.folder / "xds.sock")
     await rig.effects.xds.start()
-    held = whole_world()
+    held = world()
     await rig.effects.apply(desired(held), OWN)
-    await rig.effects.apply(desired(dataclasses.replace(held, catalog={}, roots=None)), OWN)
+    await rig.effects.apply(desired(dataclasses.replace(held, catalog={}, certificate=None)), OWN)
     assert len(rig.refusals.applied[-1]) == 1
     await rig.effects.apply(desired(held), OWN)
     assert rig.published == 2, "whoever waits for Envoy is told to look again"
@@ -228,7 +219,7 @@ async def test_equal_wishes_publish_nothing_and_changes_publish_once(rig: Rig) -
     """Envoy hears of an endpoint that went, and of nothing that stayed."""
     rig.effects.xds = XdsServer(rig.folder / "xds.sock")
     await rig.effects.xds.start()
-    first = whole_world()
+    first = world()
     await rig.effects.apply(desired(first), OWN)
     await rig.effects.apply(desired(first), OWN)
     assert rig.published == 1
@@ -242,7 +233,7 @@ async def test_refused_part_keeps_its_last_state_and_is_named(rig: Rig) -> None:
     """A VIP that cannot be set, a name that cannot be served and a spec that does not fit cost only themselves."""
     rig.effects.xds = XdsServer(rig.folder / "xds.sock")
     await rig.effects.xds.start()
-    good = whole_world()
+    good = world()
     await rig.effects.apply(desired(good), OWN)
     before = rig.effects.snapshot
     bad = manifest(epoch=4, routes=(route("api", "api"), route("bad name", "api", vip="127.10.0.1")))
@@ -263,9 +254,21 @@ async def test_a_role_that_moves_is_told_once(rig: Rig, caplog: pytest.LogCaptur
     caplog.set_level("INFO", logger="sidecar.effects")
     rig.effects.xds = XdsServer(rig.folder / "xds.sock")
     await rig.effects.xds.start()
-    first = whole_world(manifest=manifest(routes=(route("api-master", "api", role="master"),)))
+    first = world(manifest=manifest(routes=(route("api-master", "api", role="master"),)))
     for leader in ("api-0", "api-0", "api-1", ""):
         own = [health(f"api-{n}", f"100.96.0.1{n}", tags=("master",) if leader == f"api-{n}" else ()) for n in range(2)]
         await rig.effects.apply(desired(dataclasses.replace(first, catalog={"api": catalog.instances(own)})), OWN)
     told = [(r.__dict__["was"], r.__dict__["now"]) for r in caplog.records if r.getMessage() == "role moves"]
     assert told == [("api-0", "api-1"), ("api-1", "nobody")]
+
+
+async def test_other_authorities_are_told_though_envoy_needs_none(rig: Rig) -> None:
+    """A CVM without routes and backends has to say, too, that it trusts a new authority."""
+    client = manifest().groups["client"]
+    rig.effects.xds = XdsServer(rig.folder / "xds.sock")
+    first = world(manifest=manifest(routes=()), own=client, group="client")
+    await rig.effects.apply(desired(first), None)
+    assert (rig.published, rig.effects.trusted_pem) == (1, CERTIFICATE.trusted_pem)
+    changed = heard(CERTIFICATE, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), 0.0, 120.0, 0.0)
+    await rig.effects.apply(desired(dataclasses.replace(first, certificate=changed)), None)
+    assert (rig.published, rig.effects.trusted_pem) == (2, changed.trusted_pem)

@@ -6,13 +6,18 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from sidecar.identity import KEYS_FILE, SLOT_FILE, held_slot, keep_slot, load_or_make, make
+from sidecar.identity import KEYS_FILE, SLOT_FILE, Keys, held_slot, keep_slot, load_or_make, make
+
+
+def kept(keys: Keys) -> tuple[str, str]:
+    """What a boot keeps."""
+    return keys.public.wireguard, keys.public.tls
 
 
 def test_keys_are_kept_within_a_boot(tmp_path: Path) -> None:
     """A sidecar that restarts finds the same keys, in a private file."""
     first, second = load_or_make(tmp_path), load_or_make(tmp_path)
-    assert first.public == second.public
+    assert kept(first) == kept(second)
     assert first.wireguard_private == second.wireguard_private
     assert stat.S_IMODE((tmp_path / KEYS_FILE).stat().st_mode) == 0o600
 
@@ -35,14 +40,25 @@ def test_file_cut_off_by_a_crash_is_replaced(tmp_path: Path) -> None:
     ):
         (tmp_path / KEYS_FILE).write_text(broken)
         made = load_or_make(tmp_path)
-        assert load_or_make(tmp_path).public == made.public
+        assert kept(load_or_make(tmp_path)) == kept(made)
+
+
+def test_the_certificates_key_is_in_no_file(tmp_path: Path) -> None:
+    """Each process makes its own and attests it."""
+    first, second = load_or_make(tmp_path), load_or_make(tmp_path)
+    assert first.leaf_private_pem != second.leaf_private_pem
+    assert first.public.leaf != second.public.leaf
+    inner = "".join(first.leaf_private_pem.reveal().splitlines()[1:-1])
+    for path in tmp_path.rglob("*"):
+        assert inner not in path.read_text().replace("\\n", "")
 
 
 def test_public_halves_have_the_forms_of_the_protocol() -> None:
     """WireGuard: 32 bytes in base64; TLS: SubjectPublicKeyInfo in base64; private halves hide themselves."""
     keys = make()
     assert len(base64.b64decode(keys.public.wireguard)) == 32
-    assert load_der_public_key(base64.b64decode(keys.public.tls)).key_size == 256  # type: ignore[union-attr]
+    for text in (keys.public.tls, keys.public.leaf):
+        assert load_der_public_key(base64.b64decode(text)).key_size == 256  # type: ignore[union-attr]
     assert keys.tls_private_pem.reveal().startswith("-----BEGIN PRIVATE KEY-----")
     assert "PRIVATE" not in repr(keys)
 

@@ -38,7 +38,7 @@ class Play:
 
     def look(self, *contacts: Contact, listed: bool = False) -> bool:
         """Looks now; whether the peer is lost."""
-        self.watched = watch(self.watched, contacts, frozenset({PLACE} if listed else ()), self.now)
+        self.watched = watch(self.watched, contacts, frozenset({PEER.peer_id} if listed else ()), self.now)
         return PLACE in addresses(self.watched)
 
     def until_lost(self, *contacts: Contact, listed: bool = False, most: float = 100.0) -> float | None:
@@ -173,7 +173,7 @@ def test_tcp_sends_again_between_the_loss_and_its_own_time_out() -> None:
 def test_the_listed_are_those_of_every_service() -> None:
     """What is held on to counts as listed: an empty catalog after a recovery says nothing."""
     one, two = instance("api-0"), instance("api-1")
-    assert listed({"api": (one,)}, {"api": (two,), "db": ()}) == {one.address, two.address}
+    assert listed({"api": (one,)}, {"api": (two,), "db": ()}) == {"api-0", "api-1"}
 
 
 def test_the_last_boot_that_was_heard_of_each_peer_is_kept() -> None:

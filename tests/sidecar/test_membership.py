@@ -15,14 +15,16 @@ from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.broker import Renewed, decode_admission
 from sidecar.catalog import instances
+from sidecar.certificate import Given
 from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.membership import Membership
 from tests.sidecar.test_broker import ADMISSION
-from tests.sidecar.world import OWNER, STRANGER, environment, health, manifest, peer, route
+from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
 from topology.envelope import seal
 
 KEYS = identity.make()
+SAME = given(KEYS.public.leaf, leaf=False)
 
 
 class FakeHost:
@@ -36,6 +38,7 @@ class FakeHost:
         self.restarts: list[str] = []
         self.secrets: dict[str, str] = {}
         self.full = False
+        self.hurries = 0
 
     def see(self, world: World) -> None:
         self.world = world
@@ -53,6 +56,9 @@ class FakeHost:
 
     def lost(self, phase: str, reason: str) -> None:
         self.phases.append(f"{phase} lost: {reason}")
+
+    def hurry(self) -> None:
+        self.hurries += 1
 
     def restart(self, reason: str) -> None:
         self.restarts.append(reason)
@@ -76,8 +82,9 @@ async def membership(folder: Path) -> AsyncIterator[tuple[Membership, FakeHost]]
             await it.close()
 
 
-def admission(**changes: Any) -> Any:
-    return dataclasses.replace(decode_admission({**ADMISSION, "manifest": ""}, "https://one.test"), **changes)
+def admission(*digests: str, **changes: Any) -> tuple[Any, Given]:
+    answer = dataclasses.replace(decode_admission({**ADMISSION, "manifest": ""}, "https://one.test"), **changes)
+    return answer, given(KEYS.public.leaf, *digests)
 
 
 def agent_token(folder: Path) -> str:
@@ -88,10 +95,10 @@ def agent_token(folder: Path) -> str:
 async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
     """Address and coordinators are known, the agent's configuration is written, the connection begins."""
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission())
-        assert (host.world.address, host.world.datacenter) == ("100.96.0.10", "demo")
+        await it.admitted(*admission())
+        assert host.world.address == "100.96.0.10"
         assert [one.peer_id for one in host.world.peers] == ["coordinator-0"]
-        assert host.started == ["mesh"]
+        assert host.started == ["certificate", "mesh"]
         assert host.phases == ["admission done"]
         assert agent_token(tmp_path) == "s3cret-token"
 
@@ -99,12 +106,12 @@ async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
 async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path: Path) -> None:
     """Nothing is started again; the new token and the coordinator's new key count, and no route is emptied."""
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission())
+        await it.admitted(*admission())
         good = instances([health("api-1", "100.96.0.11")])
         host.see(dataclasses.replace(host.world, catalog={"api": good}))
         rebooted = dataclasses.replace(peer("coordinator-0", "100.96.0.9", "coordinator"), public_key="new")
-        await it.admitted(admission(token=Secret("second"), peers=(rebooted,)))
-        assert host.started == ["mesh"]
+        await it.admitted(*admission(token=Secret("second"), peers=(rebooted,)))
+        assert host.started == ["certificate", "mesh"]
         assert host.world.peers == (rebooted,)
         assert host.world.held == {"api": good}
         assert agent_token(tmp_path) == "second"
@@ -115,9 +122,9 @@ async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path:
 async def test_admission_as_another_peer_starts_anew_as_that_one(tmp_path: Path) -> None:
     """Everything here belongs to one peer: nothing of it changes, and the next process claims the new slot."""
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission())
+        await it.admitted(*admission())
         assert identity.held_slot(tmp_path, KEYS) == "api-0"
-        await it.admitted(admission(peer_id="api-1", address="100.96.0.11", token=Secret("other")))
+        await it.admitted(*admission(peer_id="api-1", address="100.96.0.11", token=Secret("other")))
         assert host.restarts == ["admitted as api-1 after api-0"]
         assert host.world.address == "100.96.0.10"
         assert agent_token(tmp_path) == "s3cret-token"
@@ -127,9 +134,9 @@ async def test_admission_as_another_peer_starts_anew_as_that_one(tmp_path: Path)
 async def test_who_is_no_longer_admitted_is_not_ready_until_it_is_again(tmp_path: Path) -> None:
     """The phase of the admission is lost with its reason, and done with the next admission."""
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission())
+        await it.admitted(*admission())
         it.not_admitted("one: SLOT_TAKEN: no")
-        await it.admitted(admission())
+        await it.admitted(*admission())
         assert host.phases == ["admission done", "admission lost: one: SLOT_TAKEN: no", "admission done"]
 
 
@@ -137,7 +144,7 @@ async def test_a_slot_that_cannot_be_noted_is_no_obstacle(tmp_path: Path, caplog
     """A full disk: the admission counts, and the log says what a restart will cost."""
     async with membership(tmp_path) as (it, host):
         (tmp_path / identity.SLOT_FILE).mkdir()
-        await it.admitted(admission())
+        await it.admitted(*admission())
         assert host.phases == ["admission done"]
         assert "slot not noted" in caplog.text
 
@@ -145,11 +152,11 @@ async def test_a_slot_that_cannot_be_noted_is_no_obstacle(tmp_path: Path, caplog
 async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
     """A renewal with a token rewrites the configuration, so a restarted agent has it; one without changes nothing."""
     async with membership(tmp_path) as (it, _):
-        await it.admitted(admission())
+        await it.admitted(*admission())
         plain = Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3)
-        await it.renewed(plain)
+        await it.renewed(plain, SAME)
         assert agent_token(tmp_path) == "s3cret-token"
-        await it.renewed(dataclasses.replace(plain, token=Secret("third"), token_expires_at=9))
+        await it.renewed(dataclasses.replace(plain, token=Secret("third"), token_expires_at=9), SAME)
         assert agent_token(tmp_path) == "third"
         assert it.admission is not None
         assert it.admission.token == Secret("third")
@@ -158,16 +165,16 @@ async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
 async def test_secrets_and_workload_token_follow_admission_and_renewals(tmp_path: Path) -> None:
     """What is granted is there, what a renewal brings replaces it, what it withdraws goes."""
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission())
+        await it.admitted(*admission())
         assert host.secrets == {"database": "s3cret-database", "consul-token": "s3cret-workload"}
         plain = Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3)
-        await it.renewed(plain)
+        await it.renewed(plain, SAME)
         assert host.secrets == {"database": "s3cret-database", "consul-token": "s3cret-workload"}
-        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret("second")))
+        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret("second")), SAME)
         assert host.secrets == {"database": "s3cret-database", "consul-token": "second"}
-        await it.renewed(dataclasses.replace(plain, secrets={"other": Secret("o")}))
+        await it.renewed(dataclasses.replace(plain, secrets={"other": Secret("o")}), SAME)
         assert host.secrets == {"other": "o", "consul-token": "second"}
-        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret(""), secrets={}))
+        await it.renewed(dataclasses.replace(plain, token=Secret("t"), workload_token=Secret(""), secrets={}), SAME)
         assert host.secrets == {}
 
 
@@ -175,11 +182,11 @@ async def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
     """A folder that cannot be written holds up the admission phase, says so, and is tried again."""
     async with membership(tmp_path) as (it, host):
         host.full = True
-        await it.admitted(admission())
+        await it.admitted(*admission())
         assert "admission done" not in host.phases
         assert "the secrets cannot be written" in host.phases[-1]
         host.full = False
-        await it.renewed(Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3))
+        await it.renewed(Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3), SAME)
         assert host.phases[-1] == "admission done"
         assert host.secrets["database"] == "s3cret-database"
 
@@ -190,12 +197,37 @@ async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
     """A newer one replaces the routes; a forged one is refused and logged, and the admission goes on."""
     newer = manifest(epoch=9, previous="00" * 32, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
     async with membership(tmp_path) as (it, host):
-        await it.admitted(admission(envelope=seal(newer, STRANGER)))
+        await it.admitted(*admission(envelope=seal(newer, STRANGER)))
         assert host.world.manifest.epoch == 3
         assert "manifest refused" in caplog.text
         assert "signed by 0 of the owner keys" in it.refused_manifest
         assert it.why_rolled_back(9, seal(newer, STRANGER)) is not None
-        await it.admitted(admission(envelope=seal(newer, OWNER)))
+        await it.admitted(*admission(envelope=seal(newer, OWNER)))
         assert (host.world.manifest.epoch, it.newest_envelope()) == (9, seal(newer, OWNER))
         assert it.refused_manifest == ""
         assert it.why_rolled_back(3, "") == "rolled back: enforces epoch 3, this CVM holds epoch 9"
+
+
+async def test_a_new_certificate_waits_for_envoy_and_for_the_others(tmp_path: Path) -> None:
+    """Its authority counts at once; that Envoy has it is said at once; it is shown when all have said so."""
+    following = "e2" * 32
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(*admission())
+        assert it.certificate() == (host.world.certificate, "")
+        assert host.world.leaf_key == KEYS.leaf_private_pem
+        shown = host.world.certificate
+        assert shown is not None
+        it.envoy_trusts(shown.trusted_pem)
+        assert (it.certificate()[1], host.hurries) == (DIGEST, 0)
+        plain = Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=4)
+        await it.renewed(plain, given(KEYS.public.leaf, following, DIGEST, epoch=4))
+        now = host.world.certificate
+        assert now is not None
+        assert (now.leaf, now.digest) == (shown.leaf, following)
+        it.envoy_trusts(shown.trusted_pem)
+        assert (it.certificate()[1], host.hurries) == (DIGEST, 0)
+        it.envoy_trusts(now.trusted_pem)
+        assert (it.certificate()[1], host.hurries) == (following, 1)
+        await it.renewed(plain, given(KEYS.public.leaf, following, DIGEST, epoch=4, leaf=False, all_trust=True))
+        assert host.world.certificate is not None
+        assert host.world.certificate.leaf.digest == following

@@ -20,6 +20,7 @@ from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
 from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.certificate import Given
 from sidecar.slot import Wish
 from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm
@@ -44,12 +45,12 @@ class Cvm(HoldsNothing):
     reason: str = ""
     """Why it is not admitted, as last told."""
 
-    async def admitted(self, admitted: Admitted) -> None:
+    async def admitted(self, admitted: Admitted, _given: Given) -> None:
         self.reason = ""
         if self.slots[-1:] != [admitted.peer_id]:
             self.slots.append(admitted.peer_id)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, _given: Given) -> None:
         """Of no interest."""
 
     def not_admitted(self, reason: str) -> None:

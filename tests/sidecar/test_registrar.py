@@ -70,24 +70,24 @@ async def test_backend_passes_the_moment_it_listens_and_envoy_serves() -> None:
     """Critical first, so that the app's wait for us is no deadlock; passing only when both sides are there."""
     async with server() as port:
         pass
-    agent = FakeAgent()
-    registrar = Registrar(agent, (backend("api", port=port),), "api-0", "100.96.0.10")  # type: ignore[arg-type]
+    agent, serving = FakeAgent(), asyncio.Event()
+    registrar = Registrar(agent, (backend("api", port=port),), "api-0", "100.96.0.10", serving)  # type: ignore[arg-type]
     async with running(registrar):
         await eventually(lambda: registrar.complete, "registered")
         assert agent.status("api-api-0") == "critical"
         async with server(port):
             assert await listens(port)
             assert agent.status("api-api-0") == "critical"
-            registrar.serving.set()
+            serving.set()
             await eventually(lambda: agent.status("api-api-0") == "passing", "passing")
 
 
 async def test_restarted_agent_is_told_everything_again_under_a_new_check() -> None:
     """A check that the agent knows keeps its status there; ours is a new one, passing at once."""
-    agent = FakeAgent()
+    agent, serving = FakeAgent(), asyncio.Event()
     async with server() as port:
-        registrar = Registrar(agent, (backend("api", port=port),), "api-0", "100.96.0.10")  # type: ignore[arg-type]
-        registrar.serving.set()
+        registrar = Registrar(agent, (backend("api", port=port),), "api-0", "100.96.0.10", serving)  # type: ignore[arg-type]
+        serving.set()
         async with running(registrar):
             await eventually(lambda: agent.status("api-api-0") == "passing", "passing")
             first = agent.services.pop("api-api-0")
@@ -101,17 +101,17 @@ async def test_restarted_agent_is_told_everything_again_under_a_new_check() -> N
 
 async def test_refusals_are_retried() -> None:
     """A token that the servers have not seen yet is refused for a moment."""
-    agent = FakeAgent()
+    agent, serving = FakeAgent(), asyncio.Event()
     agent.refuse = 2
-    registrar = Registrar(agent, (backend("api"),), "api-0", "100.96.0.10")  # type: ignore[arg-type]
+    registrar = Registrar(agent, (backend("api"),), "api-0", "100.96.0.10", serving)  # type: ignore[arg-type]
     async with running(registrar):
         await eventually(lambda: registrar.complete, "registered")
 
 
 async def test_stub_never_replaces_what_the_workload_wrote() -> None:
     """The stub is written once; after the workload's update, a restarted agent that still has it is left alone."""
-    agent = FakeAgent()
-    registrar = Registrar(agent, (backend("pg", owner="workload"),), "pg-0", "100.96.0.10")  # type: ignore[arg-type]
+    agent, serving = FakeAgent(), asyncio.Event()
+    registrar = Registrar(agent, (backend("pg", owner="workload"),), "pg-0", "100.96.0.10", serving)  # type: ignore[arg-type]
     async with running(registrar):
         await eventually(lambda: registrar.complete, "stub")
         assert agent.status("pg-pg-0") == "critical"
@@ -124,9 +124,9 @@ async def test_stub_never_replaces_what_the_workload_wrote() -> None:
 
 async def test_clean_stop_takes_the_services_away() -> None:
     """deregister() removes every backend, and does not mind an agent that is gone."""
-    agent = FakeAgent()
+    agent, serving = FakeAgent(), asyncio.Event()
     backends = (backend("api"), backend("pg", owner="workload"))
-    registrar = Registrar(agent, backends, "api-0", "100.96.0.10")  # type: ignore[arg-type]
+    registrar = Registrar(agent, backends, "api-0", "100.96.0.10", serving)  # type: ignore[arg-type]
     async with running(registrar):
         await eventually(lambda: registrar.complete, "registered")
     await registrar.deregister()

@@ -7,12 +7,12 @@ API = backend("api")
 
 
 def test_platform_service_passes_from_the_first_moment() -> None:
-    """Registered when its backend was seen to listen: address, ports, an own TCP check and an alias, both passing."""
+    """Registered when its backend was seen to listen: address, port and a TCP check."""
     assert listening(API, "api-0", "100.96.0.10", 4) == {
         "ID": "api-api-0",
         "Name": "api",
         "Address": "100.96.0.10",
-        "Port": 8080,
+        "Port": 20001,
         "Tags": [],
         "Meta": {"peer-id": "api-0", "owner": "platform"},
         "EnableTagOverride": False,
@@ -26,37 +26,22 @@ def test_platform_service_passes_from_the_first_moment() -> None:
                 "Status": "passing",
             }
         ],
-        "Connect": {
-            "SidecarService": {
-                "Address": "100.96.0.10",
-                "Port": 20001,
-                "Checks": [
-                    {
-                        "CheckID": "api-api-0:tcp:4:proxy",
-                        "Name": "as api-api-0",
-                        "AliasService": "api-api-0",
-                        "Status": "passing",
-                    }
-                ],
-            }
-        },
     }
 
 
 def test_backend_that_does_not_listen_is_critical() -> None:
-    """Nothing probes it, and its proxy is critical with it."""
+    """Nothing probes it."""
     body = not_listening(API, "api-0", "100.96.0.10")
     assert body["Checks"][0]["Status"] == "critical"
     assert "TCP" not in body["Checks"][0]
-    assert body["Connect"]["SidecarService"]["Checks"][0]["Status"] == "critical"
 
 
 def test_stub_is_critical_without_role_and_marked() -> None:
-    """A workload-owned service starts Connect-aware, critical and without tags."""
+    """A workload-owned service starts critical and without tags."""
     body = stub(backend("pg", owner="workload"), "pg-0", "100.96.0.10")
     assert body["Tags"] == []
     assert body["Checks"][0]["Status"] == "critical"
-    assert body["Connect"]["SidecarService"]["Port"] == 20001
+    assert body["Port"] == 20001
     assert is_ours_to_replace(body)
 
 

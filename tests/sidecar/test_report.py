@@ -5,20 +5,24 @@ import json
 from peer.link import Health, LinkStatus
 from runtime.children import ChildStatus
 from sidecar.admission import AdmissionStatus
+from sidecar.certificate import begun, heard
+from sidecar.identity import make
 from sidecar.phases import Report
 from sidecar.report import Facts, document
-from tests.sidecar.world import manifest
+from tests.sidecar.world import DIGEST, given, manifest
 from tests.topology.support import opened
 from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
-    "admission", "links", "routes", "xds", "manifest_epoch",
+    "admission", "links", "routes", "xds", "certificate", "manifest_epoch",
     "manifest_digest", "manifest_notes",
 }  # fmt: skip
 
 
 SIGNED = opened(manifest())
+LEAF_KEY = make().public.leaf
+CERTIFICATE = heard(begun(given(LEAF_KEY), 0.0, 120.0), given(LEAF_KEY, "e2" * 32, DIGEST, epoch=4), 0.0, 120.0, 0.0)
 
 
 def test_document_has_the_shape_that_the_architecture_promises() -> None:
@@ -31,6 +35,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             report=Report(phase="ready", reasons=()),
             insecure=("quotes",),
             signed=SIGNED,
+            certificate=CERTIFICATE,
             endpoints={"api": ("api-0", "api-1")},
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
@@ -55,6 +60,11 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     )
     assert set(shown) == KEYS
     assert shown["ready"] is True
+    assert shown["certificate"] == {
+        "manifest_digest": "d1" * 6,
+        "expires_at": CERTIFICATE.leaf.expires_at,
+        "authorities": ["e2" * 6, "d1" * 6],
+    }
     assert shown["children"] == {"envoy": {"pid": 7, "restarts": 1, "state": "running", "last_exit": "SIGKILL"}}
     assert shown["admission"]["coordinator"] == "https://one.test"
     assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "lost": True, "handshake_age_s": 1.5, "mtu": 1440}]
@@ -84,6 +94,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             report=Report(phase="identity", reasons=("identity: has not begun",)),
             insecure=(),
             signed=SIGNED,
+            certificate=None,
             endpoints={},
             conflicts={},
             children={},

@@ -17,8 +17,8 @@ from sidecar.desired import World, desired
 from sidecar.roles import Choice, Leader, choose, generation, heard, let_go
 from sidecar.sources import CONSISTENT, Query
 from sidecar.terms import Term, settle
-from tests.sidecar.test_desired import instance, world
-from tests.sidecar.world import health, kv, manifest, route
+from tests.sidecar.test_desired import instance, with_database, world
+from tests.sidecar.world import health, kv, route
 from topology.manifest import RouteEntry
 from xds.spec import EgressRoute, Spec
 
@@ -148,7 +148,7 @@ def test_a_key_that_the_servers_lost_stays_its_holders_until_somebody_takes_it_o
 # ---- every interleaving
 
 
-BASE = world(manifest=manifest(routes=(MASTER, REPLICA)))
+BASE = world(manifest=with_database(MASTER, REPLICA))
 CHANGES = sources.queries(BASE, check_signatures=False)
 
 
@@ -191,9 +191,9 @@ class Truth:
     def tell_health(self) -> None:
         """The answer of the health watch."""
         self._tell(
-            Query(path="/v1/health/connect/pg", params=(("passing", ""), ("cached", ""))),
+            Query(path="/v1/health/service/pg", params=(("passing", ""), ("cached", ""))),
             [
-                health(peer, f"100.96.1.{peer[-1]}", service="pg", tags=(tag,) if tag else (), index=self.index)
+                health(peer, service="pg", tags=(tag,) if tag else (), index=self.index)
                 for peer, tag in self.tags.items()
                 if self.passing[peer]
             ],

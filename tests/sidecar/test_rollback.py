@@ -17,6 +17,7 @@ from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
 from sidecar.broker import Admitted, Broker, Renewed
+from sidecar.certificate import Given
 from sidecar.desired import World
 from sidecar.slot import Wish
 from sidecar.trust import coordinator_check
@@ -46,11 +47,15 @@ class Cvm:
         """As the sidecar judges."""
         return sources.why_rolled_back(self.world, epoch, envelope, check_signatures=True)
 
-    async def admitted(self, admitted: Admitted) -> None:
+    def certificate(self) -> tuple[None, str]:
+        """None."""
+        return None, ""
+
+    async def admitted(self, admitted: Admitted, _given: Given) -> None:
         """Keeps it."""
         self.taken.append(admitted)
 
-    async def renewed(self, renewed: Renewed) -> None:
+    async def renewed(self, renewed: Renewed, _given: Given) -> None:
         """Of no interest."""
 
     def not_admitted(self, reason: str) -> None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sidecar import identity
 from sidecar.catalog import CatalogError, instances
 from sidecar.desired import World
 from sidecar.sources import (
@@ -17,44 +18,41 @@ from sidecar.sources import (
     take_manifest,
     why_rolled_back,
     with_admission,
+    with_certificate,
+    with_time,
 )
-from tests.sidecar.world import OWNER, ROOTS, STRANGER, health, kv, kv_peers, leaf, manifest, peer, route
+from tests.sidecar.world import DIGEST, OWNER, STRANGER, given, health, kv, kv_peers, manifest, peer, route
 from tests.topology.support import after as following
 from tests.topology.support import opened, sealed
 from topology.envelope import seal
 from topology.manifest import encode
 
+KEYS = identity.make()
 HEAD = opened(manifest(), OWNER)
 WORLD = World(signed=HEAD, own=manifest().groups["api"], group="api")
 
 
 def test_each_answer_changes_its_part_of_the_world() -> None:
     """Applying every watched answer once fills the world."""
-    first = with_admission(WORLD, (peer("coordinator-0", "100.96.0.9", "coordinator"),), "100.96.0.10", "demo")
+    first = with_admission(WORLD, (peer("coordinator-0", "100.96.0.9", "coordinator"),), "100.96.0.10")
     wanted = queries(first, check_signatures=True)
     answers = {
-        "/v1/agent/connect/ca/roots": ROOTS,
         "/v1/kv/mesh/peers/": kv_peers(peer("api-1", "100.96.0.11")),
         "/v1/kv/mesh/manifest": None,
-        "/v1/agent/connect/ca/leaf/api": leaf(),
-        "/v1/connect/intentions/match": {"api": [{"SourceName": "*", "Action": "allow", "Precedence": 8}]},
-        "/v1/health/connect/api": [health("api-1", "100.96.0.11")],
+        "/v1/health/service/api": [health("api-1", "100.96.0.11")],
     }
     assert {query.path for query in wanted} == set(answers)
     world = first
     for query, change in wanted.items():
         world = change(world, answers[query.path], 7)
-    assert world.roots is not None
-    assert list(world.leaves) == ["api"]
     assert [one.peer_id for one in world.catalog["api"]] == ["api-1"]
-    assert world.rules["api"][0].source == "*"
     assert [one.peer_id for one in world.peers] == ["api-1", "coordinator-0"]
 
 
 def test_health_is_asked_for_passing_instances_from_the_agents_stream() -> None:
     """The query parameters are Consul's flags."""
     query = next(query for query in queries(WORLD, check_signatures=False) if query.path.startswith("/v1/health"))
-    assert query == Query(path="/v1/health/connect/api", params=(("passing", ""), ("cached", "")))
+    assert query == Query(path="/v1/health/service/api", params=(("passing", ""), ("cached", "")))
 
 
 def test_keys_are_read_as_every_acknowledged_write_left_them() -> None:
@@ -77,8 +75,8 @@ def test_coordinator_that_booted_anew_is_known_by_its_new_key_at_once() -> None:
     """An admission's coordinators replace what Consul listed before: the tunnel to it is what newer lists come by."""
     old = peer("coordinator-0", "100.96.0.9", "coordinator")
     new = dataclasses.replace(old, public_key=peer("x", "").public_key)
-    before = with_admission(WORLD, (old,), "100.96.0.10", "demo")
-    after = with_admission(before, (new,), "100.96.0.10", "demo")
+    before = with_admission(WORLD, (old,), "100.96.0.10")
+    after = with_admission(before, (new,), "100.96.0.10")
     assert (before.peers, after.peers) == ((old,), (new,))
 
 
@@ -89,7 +87,7 @@ def test_instances_are_held_over_a_recovery_and_let_go() -> None:
     assert first.held == {"api": listed}
     again = hold(dataclasses.replace(first, catalog={"api": ()}))
     assert again.held == {"api": listed}
-    newer_one = instances([health("api-1", "100.96.0.99")])
+    newer_one = instances([health("api-1", index=99)])
     assert hold(dataclasses.replace(again, catalog={"api": newer_one})).held == {"api": newer_one}
     assert let_go(again).held == {}
 
@@ -99,7 +97,7 @@ def test_tunnels_stay_over_a_recovery_as_far_as_the_manifest_has_the_peers() -> 
     own, coordinator = manifest().groups["api"].peers[0], peer("coordinator-0", "100.96.0.9", "coordinator")
     listed, stranger = peer(own.peer_id, own.address), peer("api-77", "100.96.0.177")
     [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
-    admitted = with_admission(WORLD, (coordinator,), "100.96.0.10", "demo")
+    admitted = with_admission(WORLD, (coordinator,), "100.96.0.10")
     before = tell(admitted, kv_peers(listed, stranger), 7)
     assert {one.peer_id for one in before.peers} == {own.peer_id, "api-77", "coordinator-0"}
     held = tell(hold(before), None, 3)
@@ -167,3 +165,20 @@ def test_a_coordinator_that_enforces_less_than_is_known_has_rolled_back() -> Non
     forged = why_rolled_back(world, 5, seal(newest, STRANGER), check_signatures=True)
     assert forged is not None
     assert "enforces another manifest" in forged
+
+
+def test_a_certificate_is_known_with_its_key_and_ages() -> None:
+    """The same answer again is no news; the window of the manifest ends what was trusted before."""
+    key = KEYS.leaf_private_pem
+    world = with_certificate(WORLD, given(KEYS.public.leaf), key, 0.0, 0.0)
+    assert world.certificate is not None
+    assert (world.certificate.digest, world.leaf_key) == (DIGEST, key)
+    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, 5.0, 0.0) is world
+    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, 10.0, 5.0)
+    assert changed.certificate is not None
+    assert len(changed.certificate.trusted) == 2
+    assert with_time(changed, 20.0) is changed
+    ended = with_time(changed, 10.0 + WORLD.manifest.overlap_seconds).certificate
+    assert ended is not None
+    assert len(ended.trusted) == 1
+    assert with_time(WORLD, 1e9) is WORLD

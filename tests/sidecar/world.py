@@ -9,7 +9,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.authority import issue, mesh_ca
+from coordinator.keys import derive
 from coordinator.protocol import MeshPeer
+from runtime.secret import Secret
+from sidecar.certificate import Expected, Given, parse
 from topology.envelope import seal
 from topology.manifest import (
     EVERYBODY,
@@ -109,8 +113,50 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+CLUSTER_KEYS = derive(Secret("5e" * 32), "demo")
+DIGEST = "d1" * 32
+"""Of the manifest in force, where a test says no other."""
+NOW = 1_800_000_000.0
+
+
+def granted(leaf_key: str, *digests: str, epoch: int = 3, group: str = "api", peer_id: str = "api-0") -> dict[str, Any]:
+    """What an answer of a coordinator has about certificates. `digests`: of the manifest that it enforces, then of the
+    one before.
+    """
+    cas = [mesh_ca(CLUSTER_KEYS, epoch - n, digest) for n, digest in enumerate(digests or (DIGEST,))]
+    leaf = issue(cas[0], base64.b64decode(leaf_key), group=group, peer_id=peer_id, hours=8, now=NOW)
+    return {
+        "manifest_digest": cas[0].digest,
+        "leaf_pem": leaf,
+        "authorities_pem": "".join(ca.pem for ca in cas),
+    }
+
+
+def given(leaf_key: str, *digests: str, leaf: bool = True, all_trust: bool = False, **changes: Any) -> Given:
+    """The same as a sidecar reads it."""
+    answer = granted(leaf_key, *digests, **changes)
+    return parse(
+        digest=answer["manifest_digest"],
+        leaf_pem=answer["leaf_pem"] if leaf else None,
+        authorities_pem=answer["authorities_pem"],
+        all_trust=all_trust,
+        expected=Expected(
+            cluster="demo",
+            group=changes.get("group", "api"),
+            peer_id=changes.get("peer_id", "api-0"),
+            leaf_key=base64.b64decode(leaf_key),
+        ),
+    )
+
+
 class HoldsNothing:
-    """The part of an `admission.Listener` that knows no manifest, so that every coordinator is as new as it."""
+    """The part of an `admission.Listener` that knows no manifest, so that every coordinator is as new as it, and holds
+    no certificate.
+    """
+
+    def certificate(self) -> tuple[None, str]:
+        """None."""
+        return None, ""
 
     def newest_envelope(self) -> str:
         """None."""
@@ -143,37 +189,24 @@ def kv_peers(*peers: MeshPeer) -> list[dict[str, Any]]:
 
 
 def health(
-    node: str, address: str, *, service: str = "api", tags: tuple[str, ...] = (), index: int = 10, port: int = 20001
+    node: str,
+    address: str = "100.96.0.1",
+    *,
+    service: str = "api",
+    tags: tuple[str, ...] = (),
+    index: int = 10,
+    port: int = 20001,
 ) -> dict[str, Any]:
-    """One entry of the answer of `/v1/health/connect/<service>`."""
+    """One entry of the answer of `/v1/health/service/<service>`."""
     return {
         "Node": {"Node": node, "Address": address},
         "Service": {
-            "Kind": "connect-proxy",
-            "ID": f"{service}-{node}-sidecar-proxy",
-            "Service": f"{service}-sidecar-proxy",
+            "ID": f"{service}-{node}",
+            "Service": service,
             "Address": "",
             "Port": port,
             "Tags": list(tags),
             "ModifyIndex": index,
-            "Proxy": {"DestinationServiceName": service, "DestinationServiceID": f"{service}-{node}"},
         },
         "Checks": [],
-    }
-
-
-ROOTS = {
-    "ActiveRootID": "a",
-    "TrustDomain": "11111111-2222-3333-4444-555555555555.consul",
-    "Roots": [{"ID": "a", "RootCert": "ROOT-A\n"}, {"ID": "b", "RootCert": "ROOT-B"}],
-}
-
-
-def leaf(service: str = "api", chain: str = "LEAF") -> dict[str, Any]:
-    """The answer of `/v1/agent/connect/ca/leaf/<service>`."""
-    return {
-        "Service": service,
-        "ServiceURI": f"spiffe://{ROOTS['TrustDomain']}/ns/default/dc/demo/svc/{service}",
-        "CertPEM": chain,
-        "PrivateKeyPEM": "leaf-key",
-    }
+    }  # fmt: skip

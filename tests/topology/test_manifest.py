@@ -59,6 +59,10 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("groups", "api", "env"), {"a; b": "x"}),
         (("groups", "api", "env"), {"": "x"}),
         (("groups", "api", "env"), {"env": "\0"}),
+        (("leaf_hours",), 0),
+        (("leaf_hours",), 73),
+        (("overlap_seconds",), 29),
+        (("overlap_seconds",), 3601),
     ],
 )
 def test_decode_refuses_values_of_a_wrong_kind(path: tuple[str | int, ...], value: object) -> None:

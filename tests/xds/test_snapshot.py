@@ -10,9 +10,7 @@ import pytest
 from tests.xds.entries import LEAF, PEM, endpoint, ingress, route, spec
 from xds.protos import Listener
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Snapshot, build
-from xds.spec import Principal, Sole
-
-EVERYONE = Principal(uri="spiffe://mesh/", prefix=True)
+from xds.spec import Sole
 
 
 def versions(snapshot: Snapshot, type_url: str) -> dict[str, str]:
@@ -107,8 +105,6 @@ def test_a_caller_that_comes_or_goes_is_a_chain_of_its_own_and_changes_no_other(
     assert changed(one, two) == {"Listener"}
     assert chains(one).items() < chains(two).items()
     assert set(chains(two)) - set(chains(one)) == {"api/spiffe://mesh/b"}
-    wide = replace(ingress("spiffe://mesh/a"), allowed=(*ingress("spiffe://mesh/a").allowed, EVERYONE))
-    assert chains(build(spec(wide), two))["api/spiffe://mesh/a"] == chains(one)["api/spiffe://mesh/a"]
     assert chains(build(spec(ingress("spiffe://mesh/a")), two)) == chains(one)
 
 

@@ -30,8 +30,6 @@ class Place:
     service: str
     address: str
     port: int
-    proxy_address: str
-    proxy_port: int
 
     @property
     def member_check(self) -> str:
@@ -42,11 +40,6 @@ class Place:
     def database_check(self) -> str:
         """ID of the database check."""
         return f"{self.service_id}:database"
-
-    @property
-    def proxy_check(self) -> str:
-        """ID of the proxy's check, which follows the two others."""
-        return f"{self.service_id}:proxy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +87,10 @@ def outdated(claim: str | None, tag: str | None) -> bool:
     return tag is not None and (claim is None or (tag == MASTER and claim != MASTER))
 
 
-def place(service: Any, proxy: Any) -> Place:
-    """The place out of the agent's answers for the service and its proxy, as the sidecar registered them.
+def place(service: Any) -> Place:
+    """The place out of the agent's answer for the service, as the sidecar registered it.
 
-    ValueError when they are not what the mesh registers.
+    ValueError when it is not what the mesh registers.
     """
     try:
         return Place(
@@ -105,8 +98,6 @@ def place(service: Any, proxy: Any) -> Place:
             service=str(service["Service"]),
             address=str(service["Address"]),
             port=int(service["Port"]),
-            proxy_address=str(proxy["Address"]),
-            proxy_port=int(proxy["Port"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the sidecar's registration cannot be read: {error!r}") from error
@@ -147,7 +138,6 @@ def disturbed(checks: Any, where: Place) -> list[str]:
     if not isinstance(checks, list):
         return []
     owners = {where.member_check: where.service_id, where.database_check: where.service_id}
-    owners[where.proxy_check] = f"{where.service_id}-sidecar-proxy"
     found = {check.get("CheckID"): check.get("ServiceID") for check in checks if isinstance(check, dict)}
     return sorted(check_id for check_id, owner in owners.items() if found.get(check_id) != owner)
 
@@ -185,21 +175,6 @@ def registration(where: Place, public: Public, peer_id: str, number: int = 0) ->
                 "Status": database,
             },
         ],
-        "Connect": {
-            "SidecarService": {
-                "Address": where.proxy_address,
-                "Port": where.proxy_port,
-                "Checks": [
-                    {
-                        "CheckID": where.proxy_check,
-                        "Name": f"as {where.service_id}",
-                        "Notes": notes,
-                        "AliasService": where.service_id,
-                        "Status": PASSING if public.member and public.database else CRITICAL,
-                    }
-                ],
-            }
-        },
     }
 
 

@@ -169,8 +169,7 @@ class Supervisor:
         while True:
             try:
                 _, service = await consul.get(f"/v1/agent/service/{own}")
-                _, proxy = await consul.get(f"/v1/agent/service/{own}-sidecar-proxy")
-                return roles.place(service, proxy)
+                return roles.place(service)
             except (ConsulError, ValueError) as error:
                 if str(error) != told:
                     told = str(error)

@@ -12,8 +12,7 @@ from workloads.patroni import roles
 from workloads.patroni.roles import Place, Public, Write
 
 PLACE = Place(
-    service_id="demo-postgres-1", service="demo", address="100.96.1.2", port=5432, proxy_address="100.96.1.2",
-    proxy_port=21000,
+    service_id="demo-postgres-1", service="demo", address="100.96.1.2", port=21000
 )  # fmt: skip
 PUBLICS = st.builds(
     Public, member=st.booleans(), database=st.booleans(), role=st.sampled_from([None, "master", "replica"])
@@ -95,12 +94,10 @@ def test_stale_tags_go_at_once() -> None:
 def test_registration_repeats_the_sidecars_place() -> None:
     """Same IDs, addresses and ports as the placeholder; no mark of a placeholder; the role as the only tag."""
     body = roles.registration(PLACE, Public(member=True, database=True, role="master"), "postgres-1")
-    sidecar = body["Connect"]["SidecarService"]
-    assert (body["ID"], body["Name"], body["Port"]) == ("demo-postgres-1", "demo", 5432)
-    assert (sidecar["Address"], sidecar["Port"]) == ("100.96.1.2", 21000)
+    assert (body["ID"], body["Name"], body["Address"], body["Port"]) == ("demo-postgres-1", "demo", "100.96.1.2", 21000)
     assert body["Tags"] == ["master"]
     assert "mesh-stub" not in body["Meta"]
-    assert {check["Status"] for check in (*body["Checks"], *sidecar["Checks"])} == {"passing"}
+    assert {check["Status"] for check in body["Checks"]} == {"passing"}
 
 
 def test_unknown_role_has_no_tag() -> None:
@@ -186,7 +183,7 @@ def test_beats_renew_what_passes_only(state: Public) -> None:
 def test_foreign_registration_is_refused(bad: Any) -> None:
     """What is not the sidecar's placeholder is a ValueError."""
     with pytest.raises(ValueError, match="registration"):
-        roles.place(bad, {"Address": "a", "Port": 1})
+        roles.place(bad)
 
 
 def _listed(**owners: str) -> list[dict[str, str]]:
@@ -196,10 +193,10 @@ def _listed(**owners: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("checks", "disturbed"),
     [
-        ({"member": "", "database": "", "proxy": "-sidecar-proxy"}, []),
-        ({"member": "web", "database": "", "proxy": "-sidecar-proxy"}, ["member"]),
-        ({"member": "", "database": ""}, ["proxy"]),
-        ({}, ["database", "member", "proxy"]),
+        ({"member": "", "database": ""}, []),
+        ({"member": "web", "database": ""}, ["member"]),
+        ({"member": ""}, ["database"]),
+        ({}, ["database", "member"]),
         (None, []),
     ],
     ids=["ours", "another's", "one is missing", "all are missing", "no answer"],

@@ -127,7 +127,7 @@ class World:
 
     async def tagged(self, role: str) -> list[str]:
         """Peer IDs of the passing members with tag `role`, as the servers list them."""
-        _, found = await self.consul.get(f"/v1/health/connect/{CLUSTER}", params={"passing": ""})
+        _, found = await self.consul.get(f"/v1/health/service/{CLUSTER}", params={"passing": ""})
         return sorted(e["Node"]["Node"] for e in found or () if role in (e["Service"].get("Tags") or ()))
 
     async def until(self, condition: Callable[[], Any], what: str) -> Any:
@@ -259,7 +259,7 @@ def _config(folder: Path, name: str, address: str, http: int, server: str) -> di
         "retry_join": [server],
         "retry_interval": "1s",
         "leave_on_terminate": name != "server",
-        "connect": {"enabled": True},
+        "connect": {"enabled": False},
         "acl": {
             "enabled": True, "default_policy": "deny", "down_policy": "extend-cache",
             "tokens": {"agent": MANAGEMENT} | ({"initial_management": MANAGEMENT} if name == "server" else {}),
@@ -276,7 +276,7 @@ def rights(peer_id: str) -> dict[str, Any]:
     return {
         "node_prefix": {"": {"policy": "read"}},
         "service_prefix": {"": {"policy": "read"}},
-        "service": {CLUSTER: {"policy": "write"}, f"{CLUSTER}-sidecar-proxy": {"policy": "write"}},
+        "service": {CLUSTER: {"policy": "write"}},
         "key_prefix": {f"service/{CLUSTER}": {"policy": "write"}},
         "session": {peer_id: {"policy": "write"}},
     }
@@ -411,7 +411,7 @@ async def _follow(world: World) -> None:
     while True:
         try:
             index, found = await world.consul.get(
-                f"/v1/health/connect/{CLUSTER}", index=index, wait=5.0, params={"passing": ""}
+                f"/v1/health/service/{CLUSTER}", index=index, wait=5.0, params={"passing": ""}
             )
         except ConsulError:
             await asyncio.sleep(0.1)

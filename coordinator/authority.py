@@ -1,0 +1,176 @@
+"""The mesh's certificate authorities and the certificates that they give. Pure.
+
+The *root CA* is the cluster's for as long as its coordinators have their seed. Each manifest has a *mesh CA* of its
+own, whose key follows from the seed and the manifest's digest: whoever trusts it trusts what that manifest admits and
+nothing that an older one did. It exists twice, with one key and one name: self-signed, for who pins a generation, and
+certified by the root, for who pins the root. A *leaf* is a CVM's certificate, for a key that its quote covers.
+
+There are no name constraints: every certificate is made here, from the slot that the evidence proved, so no name that a
+client asks for ever gets in; and verifiers differ in what they take of constraints on URIs (the `cryptography` package
+refuses a chain that has some).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import hashlib
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from coordinator.keys import ClusterKeys, ca_builder, derived_key
+from topology.manifest import Manifest
+
+BACKDATED = dt.timedelta(hours=1)
+"""A leaf is good from so long before it is made: clocks of two CVMs differ, by `coordinator.policy.CLOCK_SKEW` at
+most."""
+GENERATIONS = 8
+"""Mesh CAs that are kept: making one costs 1 ms, and one or two are asked for at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshCa:
+    """The CA of one manifest."""
+
+    cluster: str
+    digest: str
+    """The manifest's, hex."""
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    certificate: x509.Certificate
+    """Self-signed."""
+    cross: x509.Certificate
+    """The same name and key, certified by the root."""
+
+    @property
+    def pem(self) -> str:
+        """For who trusts this manifest and no other."""
+        return _pem(self.certificate)
+
+
+@functools.lru_cache(maxsize=2)
+def root(keys: ClusterKeys) -> x509.Certificate:
+    """The cluster's root CA: the same bytes at every coordinator and start."""
+    key = derived_key(keys, "mesh-root")
+    name = _name(keys.cluster, "mesh root", "mesh root")
+    return ca_builder(name, name, key.public_key(), key.public_key(), path_length=1).sign(
+        key, hashes.SHA256(), ecdsa_deterministic=True
+    )
+
+
+@functools.lru_cache(maxsize=GENERATIONS)
+def mesh_ca(keys: ClusterKeys, epoch: int, digest: str) -> MeshCa:
+    """The CA of the manifest with that epoch and digest (hex): the same bytes at every coordinator and start."""
+    key, root_key = derived_key(keys, f"mesh-ca/{digest}"), derived_key(keys, "mesh-root")
+    public = key.public_key()
+    name = _name(keys.cluster, f"mesh CA of epoch {epoch}", digest)
+    uri = x509.UniformResourceIdentifier(f"spiffe://{keys.cluster}/manifest/{epoch}/{digest}")
+    alternative = x509.SubjectAlternativeName([uri])
+    own = ca_builder(name, name, public, public, path_length=0).add_extension(alternative, critical=False)
+    cross = ca_builder(name, root(keys).subject, public, root_key.public_key(), path_length=0)
+    return MeshCa(
+        cluster=keys.cluster,
+        digest=digest,
+        key=key,
+        certificate=own.sign(key, hashes.SHA256(), ecdsa_deterministic=True),
+        cross=cross.add_extension(alternative, critical=False).sign(
+            root_key, hashes.SHA256(), ecdsa_deterministic=True
+        ),
+    )
+
+
+def authorities(keys: ClusterKeys, manifest: Manifest, digest: str, adopted_at: float, now: float) -> str:
+    """What a CVM trusts under `manifest`, which the coordinators adopted at `adopted_at`: its mesh CA and, for the
+    manifest's `overlap_seconds` from then on, that of the manifest before. PEM, its own first. Unix seconds.
+    """
+    found = [mesh_ca(keys, manifest.epoch, digest)]
+    if manifest.previous is not None and now < adopted_at + manifest.overlap_seconds:
+        found.append(mesh_ca(keys, manifest.epoch - 1, manifest.previous))
+    return "".join(ca.pem for ca in found)
+
+
+def issue(ca: MeshCa, spki: bytes, *, group: str, peer_id: str, hours: int, now: float) -> str:
+    """The leaf of the CVM `peer_id` of `group` and its mesh CA as the root certified it, PEM: good for `hours` from
+    `now` (Unix seconds). `spki` is its public key, SubjectPublicKeyInfo in DER; ValueError unless that is on P-256.
+
+    Its names are the group's SPIFFE ID and the peer's name in the mesh, whatever the client asked for.
+    """
+    public = load_p256(spki)
+    start = dt.datetime.fromtimestamp(int(now), dt.UTC)
+    names = [
+        x509.UniformResourceIdentifier(f"spiffe://{ca.cluster}/{group}"),
+        x509.DNSName(f"{peer_id}.peer.mesh"),
+    ]
+    # Of what it is made from: coordinators need no common counter, and the same leaf has the same number.
+    serial = hashlib.sha256(b"\0".join((ca.digest.encode(), peer_id.encode(), str(int(now)).encode(), spki))).digest()
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, peer_id)]))
+        .issuer_name(ca.certificate.subject)
+        .public_key(public)
+        .serial_number(_serial(serial))
+        .not_valid_before(start - BACKDATED)
+        .not_valid_after(start + dt.timedelta(hours=hours))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
+        .sign(ca.key, hashes.SHA256(), ecdsa_deterministic=True)
+    )
+    return _pem(leaf) + _pem(ca.cross)
+
+
+def load_p256(spki: bytes) -> ec.EllipticCurvePublicKey:
+    """The P-256 key in `spki` (SubjectPublicKeyInfo, DER). ValueError when it is none, or in another form than the one
+    that DER gives it.
+    """
+    try:
+        public = load_der_public_key(spki)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"is not a public key: {error!s:.100}") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise ValueError("is not a P-256 public key")
+    if public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+        raise ValueError("is not in the one form that DER gives a P-256 key (uncompressed, named curve)")
+    return public
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=False,
+        crl_sign=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(cluster: str, unit: str, common: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit),
+            x509.NameAttribute(NameOID.COMMON_NAME, common),
+        ]
+    )
+
+
+def _serial(digest: bytes) -> int:
+    """Positive and of 16 bytes at most (RFC 5280 allows 20)."""
+    return int.from_bytes(digest[:16], "big") >> 1 or 1
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()

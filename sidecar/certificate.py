@@ -1,0 +1,273 @@
+"""This CVM's certificate in the mesh and whom it trusts, through a change of the manifest. Pure.
+
+Each manifest has a certificate authority of its own, its *mesh CA*. When the manifest changes, every CVM trusts the
+new CA as soon as it hears of it, and shows its new certificate (the *leaf*) only once the others can be expected to
+trust it: else who is a moment ahead is refused by who is a moment behind, and unchanged workloads lose requests.
+
+When that is, the coordinators know: each CVM tells them when its Envoy trusts the new CA, and each is told once all
+that live have said so. That takes as long as the slowest takes and no longer. Who lives and does not say so (its Envoy
+does not start, say) delays the others by PRESENT_SECONDS at most.
+
+A CA that was the newest stays trusted for the manifest's `overlap_seconds` from when this CVM heard of its successor,
+by this CVM's own clock: then whoever still shows a certificate of it has not been there for that long, or is evicted.
+So who could not ask for so long shows its new leaf at once: nobody takes the old one any more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate as Parsed
+
+PRESENT_SECONDS = 25.0
+"""A new leaf is shown after so long, whoever has not said that it trusts its CA. A lease (15 s) and two renewals (5 s
+each): by then who lives has renewed, and who does not has lost its lease. Shorter than the shortest window
+(`topology.manifest.OVERLAP_SECONDS`)."""
+POLL_SECONDS = 0.2
+"""Between two questions whether all trust the new CA: what the change takes longer on average is half of it."""
+MAX_AUTHORITIES = 2
+"""A manifest's own CA and that of the one before."""
+MAX_FORMER = 6
+"""Former CAs that are kept: manifests that follow each other within one window. More than that is no operation."""
+
+
+class CertificateError(ValueError):
+    """What a coordinator gave is no certificate for this CVM. The message says what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a leaf has to be for this CVM."""
+
+    cluster: str
+    group: str
+    peer_id: str
+    leaf_key: bytes
+    """SubjectPublicKeyInfo, DER."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """A mesh CA."""
+
+    digest: str
+    """Of its manifest, hex."""
+    pem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A certificate of this CVM."""
+
+    digest: str
+    """Of the manifest whose mesh CA gave it, hex."""
+    chain_pem: str
+    """The leaf, then its mesh CA as the root certified it."""
+    expires_at: int
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a coordinator's answer says, checked."""
+
+    authorities: tuple[Authority, ...]
+    """That of the manifest which it enforces, then within the window that of the one before."""
+    leaf: Leaf | None = None
+    """None: what this CVM holds is good."""
+    all_trust: bool = False
+    """Every CVM that lives trusts the first of `authorities`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """A CA that was the newest before."""
+
+    authority: Authority
+    until: float
+    """Monotonic seconds until which it is trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What this CVM shows and trusts."""
+
+    leaf: Leaf
+    """The one that it shows."""
+    following: Leaf | None = None
+    """Held, and not shown yet."""
+    shown_at: float = 0.0
+    """Monotonic seconds at which `following` is shown at the latest."""
+    authorities: tuple[Authority, ...]
+    """As the coordinators named them last."""
+    former: tuple[Former, ...] = ()
+    """The last one first."""
+
+    @property
+    def digest(self) -> str:
+        """Of the newest manifest whose CA it trusts."""
+        return self.authorities[0].digest
+
+    @property
+    def trusted(self) -> tuple[Authority, ...]:
+        """All CAs that count, the newest first."""
+        former = tuple(each.authority for each in self.former if each.authority not in self.authorities)
+        return (*self.authorities, *former)
+
+    @property
+    def trusted_pem(self) -> str:
+        """Likewise, one after the other."""
+        return "".join(each.pem for each in self.trusted)
+
+    @property
+    def newest(self) -> Leaf:
+        """The leaf that was given last."""
+        return self.following or self.leaf
+
+    @property
+    def due(self) -> float | None:
+        """Monotonic seconds at which `aged` does something; None: never."""
+        moments = [self.shown_at] if self.following is not None else []
+        moments += [each.until for each in self.former]
+        return min(moments, default=None)
+
+
+def begun(given: Given, now: float, overlap_seconds: float) -> Certificate:
+    """What the first admission gives at `now` (monotonic seconds). CertificateError when there is no leaf in it."""
+    if given.leaf is None:
+        raise CertificateError("the admission has no certificate")
+    return Certificate(
+        leaf=given.leaf,
+        authorities=given.authorities,
+        former=tuple(Former(authority=each, until=now + overlap_seconds) for each in given.authorities[1:]),
+    )
+
+
+def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, last: float) -> Certificate:
+    """What is shown and trusted after an answer of a coordinator at `now`, when the one before came at `last` (both
+    monotonic seconds).
+    """
+    held = replace(held, authorities=given.authorities, former=_former(held, given, now + overlap_seconds))
+    if given.leaf is not None:
+        shown_at = held.shown_at if held.following is not None else now + PRESENT_SECONDS
+        held = replace(held, following=given.leaf, shown_at=shown_at)
+    following = held.following
+    if following is None:
+        return held
+    all_trust = given.all_trust and following.digest == held.digest
+    renewed = following.digest == held.leaf.digest
+    # What is shown now is taken until `last + overlap_seconds` at least: others heard of its successor no sooner.
+    named = held.leaf.digest in {each.digest for each in held.authorities}
+    worthless = not named and now + PRESENT_SECONDS > last + overlap_seconds
+    return replace(held, leaf=following, following=None) if all_trust or renewed or worthless else held
+
+
+def _former(held: Certificate, given: Given, until: float) -> tuple[Former, ...]:
+    """Those of before, and the one that was the newest until this answer."""
+    newest, before = given.authorities[0], held.authorities[0]
+    if newest == before:
+        return held.former
+    kept = (each for each in held.former if each.authority not in (newest, before))
+    return (Former(authority=before, until=until), *kept)[:MAX_FORMER]
+
+
+def aged(held: Certificate, now: float) -> Certificate:
+    """What is shown and trusted at `now` (monotonic seconds), with no answer."""
+    if held.following is not None and now >= held.shown_at:
+        held = replace(held, leaf=held.following, following=None)
+    ended = {each.authority for each in held.former if now >= each.until}
+    if not ended:
+        return held
+    return replace(
+        held,
+        former=tuple(each for each in held.former if each.authority not in ended),
+        # The coordinators' own window ends at about the same time; where none can be asked, it ends here.
+        authorities=tuple(each for each in held.authorities if each not in ended or each == held.authorities[0]),
+    )
+
+
+def parse(
+    *, digest: str, leaf_pem: str | None, authorities_pem: str, all_trust: bool = False, expected: Expected
+) -> Given:
+    """A coordinator's words as values. CertificateError unless they are one or two authorities, the first of which is
+    the mesh CA of manifest `digest` and certified the leaf, and the leaf is for our key and says our names and no more.
+    """
+    found = _load(authorities_pem, "authorities")
+    if not 1 <= len(found) <= MAX_AUTHORITIES:
+        raise CertificateError(f"there are {len(found)} authorities, expected 1 to {MAX_AUTHORITIES}")
+    authorities = tuple(_authority(each, expected.cluster) for each in found)
+    if authorities[0].digest != digest:
+        raise CertificateError(
+            f"the first authority is of manifest {authorities[0].digest:.80}, expected {digest!r:.80}"
+        )
+    return Given(
+        authorities=authorities,
+        leaf=None if leaf_pem is None else _leaf(leaf_pem, found[0], digest, expected),
+        all_trust=all_trust,
+    )
+
+
+def _authority(certificate: Parsed, cluster: str) -> Authority:
+    from cryptography import x509
+
+    uris = _names(certificate, x509.UniformResourceIdentifier)
+    found = re.fullmatch(rf"spiffe://{re.escape(cluster)}/manifest/\d+/([0-9a-f]{{64}})", "".join(uris))
+    if found is None:
+        raise CertificateError(f"an authority has the URIs {uris!r:.200}, expected a manifest of cluster {cluster}")
+    return Authority(digest=found[1], pem=_pem(certificate))
+
+
+def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected) -> Leaf:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    chain = _load(pem, "chain")
+    if len(chain) != 2:
+        raise CertificateError(f"the chain has {len(chain)} certificates, expected the leaf and its mesh CA")
+    leaf = chain[0]
+    try:
+        leaf.verify_directly_issued_by(authority)
+        spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise CertificateError(f"the leaf is not of the mesh CA that comes with it: {error!r:.100}") from None
+    if spki != expected.leaf_key:
+        raise CertificateError("the leaf is for another key than the one that was attested")
+    uris, names = _names(leaf, x509.UniformResourceIdentifier), _names(leaf, x509.DNSName)
+    wanted = ([f"spiffe://{expected.cluster}/{expected.group}"], [f"{expected.peer_id}.peer.mesh"])
+    if (uris, names) != wanted:
+        raise CertificateError(f"the leaf names {(uris, names)!r:.300}, expected {wanted!r:.300}")
+    return Leaf(
+        digest=digest,
+        chain_pem="".join(_pem(each) for each in chain),
+        expires_at=int(leaf.not_valid_after_utc.timestamp()),
+    )
+
+
+def _load(pem: str, what: str) -> list[Parsed]:
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
+        raise CertificateError(f"the {what} cannot be read, expected PEM certificates") from None
+
+
+def _pem(certificate: Parsed) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.PEM).decode()
+
+
+def _names(certificate: Parsed, kind: type) -> list[str]:
+    """The alternative names of that kind; none where the extension is missing or cannot be read."""
+    from cryptography import x509
+
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return list(found.get_values_for_type(kind))
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return []

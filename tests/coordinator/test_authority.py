@@ -1,0 +1,168 @@
+"""The mesh's own certificates: whose they are, which names they have, and who takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from coordinator.authority import MeshCa, authorities, issue, mesh_ca, root
+from coordinator.keys import ClusterKeys, derive
+from runtime.secret import Secret
+from tests.coordinator.world import make_manifest
+
+SEED = Secret("ab" * 32)
+KEYS = derive(SEED, "tests")
+NOW = 1_800_000_000.0
+OLD, NEW = "aa" * 32, "bb" * 32
+HOURS = 8
+
+
+def spki(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+    """The public half, DER."""
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+KEY = spki(ec.generate_private_key(ec.SECP256R1()))
+
+
+def leaf(ca: MeshCa | None = None, key: bytes = KEY) -> list[x509.Certificate]:
+    """The chain of a CVM of group api."""
+    found = issue(ca or mesh_ca(KEYS, 2, NEW), key, group="api", peer_id="api-0", hours=HOURS, now=NOW)
+    return x509.load_pem_x509_certificates(found.encode())
+
+
+def trusted(chain: list[x509.Certificate], *anchors: x509.Certificate, at: float = NOW) -> bool:
+    """Whether a client and a server that trust `anchors` take the chain."""
+    verifier = PolicyBuilder().store(Store(anchors)).time(dt.datetime.fromtimestamp(at, dt.UTC))
+    try:
+        verifier.build_client_verifier().verify(chain[0], chain[1:])
+        verifier.build_server_verifier(x509.DNSName("api-0.peer.mesh")).verify(chain[0], chain[1:])
+    except VerificationError:
+        return False
+    return True
+
+
+def everything(keys: ClusterKeys) -> list[bytes]:
+    """All certificates of two generations."""
+    found = [root(keys)]
+    for ca in (mesh_ca(keys, 1, OLD), mesh_ca(keys, 2, NEW)):
+        found += [ca.certificate, ca.cross]
+    return [each.public_bytes(Encoding.DER) for each in found]
+
+
+def test_all_coordinators_have_the_same_authorities() -> None:
+    """The same bytes from the same seed; nothing in common with another seed, cluster or manifest."""
+    found = everything(KEYS)
+    assert found == everything(derive(SEED, "tests"))
+    assert len(set(found)) == len(found)
+    for other in (derive(Secret("cd" * 32), "tests"), derive(SEED, "other")):
+        assert not set(found) & set(everything(other))
+    assert spki(mesh_ca(KEYS, 1, OLD).key) != spki(mesh_ca(KEYS, 1, NEW).key)
+
+
+def test_a_mesh_ca_says_of_which_manifest_it_is() -> None:
+    """By URI, in both of its certificates, which share name and key."""
+    ca = mesh_ca(KEYS, 2, NEW)
+    for certificate in (ca.certificate, ca.cross):
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert list(names) == [x509.UniformResourceIdentifier(f"spiffe://tests/manifest/2/{NEW}")]
+        limits = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        assert (limits.ca, limits.path_length) == (True, 0)
+    assert ca.certificate.subject == ca.cross.subject == ca.certificate.issuer
+    assert ca.certificate.public_key() == ca.cross.public_key()
+    assert ca.cross.issuer == root(KEYS).subject
+
+
+def test_a_leaf_has_its_two_names_and_nothing_else() -> None:
+    """Whatever was asked for: of the client's there is nothing in it but the key."""
+    certificate = leaf()[0]
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.UniformResourceIdentifier("spiffe://tests/api"), x509.DNSName("api-0.peer.mesh")]
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == KEY
+    assert certificate.not_valid_before_utc.timestamp() == NOW - 3600
+    assert certificate.not_valid_after_utc.timestamp() == NOW + HOURS * 3600
+
+
+def test_who_pins_the_root_or_the_generation_takes_a_leaf() -> None:
+    """And who pins another generation, another cluster or its own time does not."""
+    chain, ca = leaf(), mesh_ca(KEYS, 2, NEW)
+    assert trusted(chain, root(KEYS))
+    assert trusted(chain, ca.certificate)
+    assert trusted(chain, mesh_ca(KEYS, 1, OLD).certificate, ca.certificate)
+    assert not trusted(chain, mesh_ca(KEYS, 1, OLD).certificate)
+    assert not trusted(chain, mesh_ca(KEYS, 3, "cc" * 32).certificate)
+    assert not trusted(chain, root(derive(SEED, "other")))
+    assert not trusted(chain, ca.certificate, at=NOW + HOURS * 3600 + 1)
+
+
+@pytest.mark.parametrize(("anchor", "good"), [("root", True), ("new", True), ("old", False)])
+def test_openssl_agrees(tmp_path: Path, anchor: str, good: bool) -> None:
+    """curl and Envoy's library build chains likewise: the mesh CA that the leaf brings leads to the root."""
+    ca = mesh_ca(KEYS, 2, NEW)
+    anchors = {"root": root(KEYS), "new": ca.certificate, "old": mesh_ca(KEYS, 1, OLD).certificate}
+    names = ("anchor.pem", "chain.pem", "leaf.pem")
+    chain = leaf()
+    files = [[anchors[anchor]], chain[1:], chain[:1]]
+    for name, found in zip(names, files, strict=True):
+        (tmp_path / name).write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in found))
+    paths = [str(tmp_path / name) for name in names]
+    # -partial_chain is what curl sets: whatever is pinned is an end.
+    argv = ["openssl", "verify", "-partial_chain", "-attime", str(int(NOW)), "-purpose", "sslserver"]
+    run = subprocess.run(
+        [*argv, "-CAfile", paths[0], "-untrusted", paths[1], paths[2]], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode == 0) is good, run.stdout + run.stderr
+
+
+def _compressed() -> bytes:
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    point = public.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    algorithm = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
+    body = algorithm + b"\x03" + bytes([len(point) + 1]) + b"\0" + point
+    return b"\x30" + bytes([len(body)]) + body
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"",
+        b"garbage",
+        spki(ed25519.Ed25519PrivateKey.generate()),
+        spki(ec.generate_private_key(ec.SECP384R1())),
+        _compressed(),
+        KEY + b"\0",
+    ],
+    ids=["empty", "garbage", "ed25519", "p384", "compressed", "longer"],
+)
+def test_other_keys_get_no_leaf(key: bytes) -> None:
+    """P-256 in the one form that a quote covers, and nothing else."""
+    with pytest.raises(ValueError, match=r".+"):
+        leaf(key=key)
+
+
+def test_the_predecessor_is_trusted_for_the_window_and_no_longer() -> None:
+    """From the moment of the adoption; a first manifest has no predecessor."""
+    first = make_manifest()
+    second = dataclasses.replace(first, epoch=2, previous=OLD, overlap_seconds=120)
+    both = mesh_ca(KEYS, 2, NEW).pem + mesh_ca(KEYS, 1, OLD).pem
+    assert authorities(KEYS, second, NEW, NOW, NOW + 119) == both
+    assert authorities(KEYS, second, NEW, NOW, NOW + 120) == mesh_ca(KEYS, 2, NEW).pem
+    assert authorities(KEYS, first, OLD, NOW, NOW) == mesh_ca(KEYS, 1, OLD).pem
+
+
+def test_nothing_shows() -> None:
+    """A dump of an authority holds no key."""
+    shown = repr(mesh_ca(KEYS, 2, NEW))
+    assert "PrivateKey" not in shown

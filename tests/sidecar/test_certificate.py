@@ -1,0 +1,168 @@
+"""Which certificate a CVM shows and whom it trusts, through changes of the manifest and from odd coordinators."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coordinator.authority import mesh_ca
+from coordinator.keys import derive
+from runtime.secret import Secret
+from sidecar import identity
+from sidecar.certificate import PRESENT_SECONDS, Certificate, CertificateError, Expected, aged, begun, heard, parse
+from tests.sidecar.world import CLUSTER_KEYS, DIGEST, given, granted
+from topology.manifest import OVERLAP_SECONDS
+
+KEYS = identity.make()
+KEY = KEYS.public.leaf
+NEXT, LATER = "e2" * 32, "f3" * 32
+OVERLAP = 120.0
+
+
+def first() -> Certificate:
+    """What the first admission gives."""
+    return begun(given(KEY), 0.0, OVERLAP)
+
+
+def changed(at: float = 100.0, *digests: str, away: float = 5.0, **more: Any) -> Certificate:
+    """What is held after the manifest has changed; the answer before came `away` seconds ago."""
+    return heard(first(), given(KEY, *(digests or (NEXT, DIGEST)), epoch=4, **more), at, OVERLAP, at - away)
+
+
+def digests(held: Certificate) -> list[str]:
+    """Manifests whose CAs are trusted."""
+    return [each.digest for each in held.trusted]
+
+
+def test_first_certificate_is_shown_at_once() -> None:
+    """There is nothing else to show, and the CVM serves nobody yet."""
+    held = first()
+    assert (held.leaf.digest, held.following, held.due) == (DIGEST, None, None)
+    assert digests(held) == [DIGEST]
+    with pytest.raises(CertificateError, match="no certificate"):
+        begun(given(KEY, leaf=False), 0.0, OVERLAP)
+
+
+def test_after_a_change_both_are_trusted_and_the_old_one_is_shown() -> None:
+    """Until all trust the new CA; then the new one is."""
+    held = changed()
+    assert digests(held) == [NEXT, DIGEST]
+    assert (held.leaf.digest, held.newest.digest) == (DIGEST, NEXT)
+    waiting = heard(held, given(KEY, NEXT, DIGEST, epoch=4, leaf=False), 101.0, OVERLAP, 100.0)
+    assert waiting.leaf.digest == DIGEST
+    done = heard(waiting, given(KEY, NEXT, DIGEST, epoch=4, leaf=False, all_trust=True), 102.0, OVERLAP, 101.0)
+    assert (done.leaf.digest, done.following) == (NEXT, None)
+    assert digests(done) == [NEXT, DIGEST]
+
+
+def test_all_trust_counts_for_the_newest_only() -> None:
+    """A leaf of a manifest that was overtaken meanwhile is not shown for what is said of its successor."""
+    held = changed()
+    held = heard(held, given(KEY, LATER, NEXT, epoch=5, leaf=False, all_trust=True), 101.0, OVERLAP, 100.0)
+    assert held.leaf.digest == DIGEST
+    assert digests(held) == [LATER, NEXT, DIGEST]
+
+
+def test_nobody_waits_for_ever() -> None:
+    """A CVM that lives and says nothing delays the others for a while; a second answer does not begin it anew."""
+    held = changed(100.0)
+    assert held.due == 100.0 + PRESENT_SECONDS
+    again = heard(held, given(KEY, NEXT, DIGEST, epoch=4), 110.0, OVERLAP, 105.0)
+    assert aged(again, 100.0 + PRESENT_SECONDS - 0.1).leaf.digest == DIGEST
+    assert aged(again, 100.0 + PRESENT_SECONDS).leaf.digest == NEXT
+    assert OVERLAP_SECONDS[0] > PRESENT_SECONDS
+
+
+def test_the_former_authority_ends_by_our_own_clock() -> None:
+    """However early or late the coordinators' window ends, and also when none can be asked."""
+    held = changed(100.0)
+    early = heard(held, given(KEY, NEXT, epoch=4, leaf=False), 101.0, OVERLAP, 100.0)
+    assert digests(early) == [NEXT, DIGEST]
+    for each in (held, early):
+        assert digests(aged(each, 219.9)) == [NEXT, DIGEST]
+        assert digests(aged(each, 220.0)) == [NEXT]
+    newcomer = begun(given(KEY, NEXT, DIGEST, epoch=4), 0.0, OVERLAP)
+    assert digests(aged(newcomer, 119.9)) == [NEXT, DIGEST]
+    assert digests(aged(newcomer, 120.0)) == [NEXT]
+
+
+def test_who_was_away_for_long_shows_the_new_certificate_at_once() -> None:
+    """The others have forgotten the authority of the old one; who was away for a moment has time to wait."""
+    assert changed(1000.0, NEXT, away=121.0).leaf.digest == NEXT
+    assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS + 0.1).leaf.digest == LATER
+    assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS).leaf.digest == DIGEST
+    assert changed(1000.0, NEXT, DIGEST, away=121.0).leaf.digest == DIGEST, "it is still named"
+
+
+def test_renewal_under_the_same_manifest_is_shown_at_once() -> None:
+    """Everybody trusts its CA."""
+    held = heard(first(), replace(given(KEY), leaf=replace(first().leaf, expires_at=7)), 100.0, OVERLAP, 95.0)
+    assert (held.leaf.expires_at, held.following, held.due) == (7, None, None)
+
+
+def test_same_answer_changes_nothing() -> None:
+    """Each renewal brings the authorities: an equal world is no news."""
+    held = first()
+    assert heard(held, given(KEY, leaf=False), 5.0, OVERLAP, 0.0) == held
+    assert aged(held, 1e9) == held
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    """A good answer, with changes."""
+    return granted(KEY) | changes
+
+
+def foreign(what: str) -> str:
+    """That part of a good answer of another cluster's coordinators."""
+    keys = derive(Secret("aa" * 32), "demo" if what == "seed" else "other")
+    return mesh_ca(keys, 3, DIGEST).pem
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"authorities_pem": ""}, "authorities cannot be read"),
+        ({"authorities_pem": "x"}, "authorities cannot be read"),
+        ({"authorities_pem": granted(KEY)["authorities_pem"] * 3}, "there are 3 authorities"),
+        ({"authorities_pem": foreign("cluster")}, "expected a manifest of cluster demo"),
+        ({"authorities_pem": foreign("seed")}, "not of the mesh CA that comes with it"),
+        ({"authorities_pem": granted(KEY)["leaf_pem"]}, "expected a manifest of cluster demo"),
+        ({"manifest_digest": ""}, "first authority is of manifest"),
+        ({"manifest_digest": NEXT}, "first authority is of manifest"),
+        ({"leaf_pem": ""}, "chain cannot be read"),
+        ({"leaf_pem": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}, "chain cannot be read"),
+        ({"leaf_pem": granted(KEY)["leaf_pem"] * 2}, "the chain has 4"),
+        ({"leaf_pem": granted(KEY, NEXT)["leaf_pem"]}, "not of the mesh CA that comes with it"),
+        ({"leaf_pem": granted(identity.make().public.leaf)["leaf_pem"]}, "another key"),
+        ({"leaf_pem": granted(KEY, group="db")["leaf_pem"]}, "the leaf names"),
+        ({"leaf_pem": granted(KEY, peer_id="api-1")["leaf_pem"]}, "the leaf names"),
+    ],
+)
+def test_what_is_no_certificate_for_us_is_refused(changes: dict[str, Any], words: str) -> None:
+    """Whatever a coordinator says: our key, our names, one generation. The message says what was expected."""
+    found = answer(**changes)
+    expected = Expected(cluster="demo", group="api", peer_id="api-0", leaf_key=_der(KEY))
+    with pytest.raises(CertificateError, match=words):
+        parse(
+            digest=found["manifest_digest"], leaf_pem=found["leaf_pem"], authorities_pem=found["authorities_pem"],
+            expected=expected,
+        )  # fmt: skip
+
+
+def _der(key: str) -> bytes:
+    import base64
+
+    return base64.b64decode(key)
+
+
+def test_good_answer_is_read_whole() -> None:
+    """The end of the leaf is what it says itself."""
+    found = given(KEY, NEXT, DIGEST, epoch=4)
+    assert found.leaf is not None
+    assert found.leaf.chain_pem.count("BEGIN CERTIFICATE") == 2
+    assert [each.pem for each in found.authorities] == [
+        mesh_ca(CLUSTER_KEYS, 4, NEXT).pem,
+        mesh_ca(CLUSTER_KEYS, 3, DIGEST).pem,
+    ]
