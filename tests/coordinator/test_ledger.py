@@ -21,7 +21,7 @@ from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
-from tests.coordinator.world import CLIENT_COMPOSE, Applicant, cluster, cvm, free_port
+from tests.coordinator.world import API_COMPOSE, Applicant, cluster, cvm, free_port
 from tests.support import eventually, soon
 
 
@@ -262,13 +262,11 @@ async def test_such_a_check_is_what_a_cvm_can_write() -> None:
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
-        applicant = Applicant(
-            url=lead.url, manifest=lead.config.manifest, group="client", who=cvm(CLIENT_COMPOSE, "client-0")
-        )
+        applicant = Applicant(url=lead.url, manifest=lead.config.manifest, group="api", who=cvm(API_COMPOSE, "api-0"))
         admission = await applicant.admitted()
         await eventually(lambda: "coordinator-0" in lead.coordinator.ledger.nodes, "the node is seen")
         check = {"Node": "coordinator-0", "CheckID": "serfHealth", "Name": "x", "ServiceID": "x", "Status": "critical"}
-        body = {"Node": "coordinator-0", "SkipNodeUpdate": True, "Service": {"ID": "x", "Service": "client"}}
+        body = {"Node": "coordinator-0", "SkipNodeUpdate": True, "Service": {"ID": "x", "Service": "api"}}
         async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as client:
             # The leader puts the node's own check back whenever it compares gossip with the catalog, once soon after
             # it was elected: a watch may be answered only after both. Written again until it was seen.
