@@ -81,7 +81,8 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
         key = ("refusal", ingress.source)
         entries[key] = _refusal(ingress.source, old.get(key))
     # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
-    used = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
+    # A listener that lets nobody in needs none.
+    used = {route.identity for route in spec.egress} | {each.identity for each in spec.ingress if each.allowed}
     for leaf in spec.leaves:
         if leaf.name in used:
             key = ("leaf", leaf.name)

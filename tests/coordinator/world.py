@@ -147,6 +147,7 @@ def make_database_manifest(base: Manifest | None = None) -> Manifest:
         identity="spiffe://tests/db",
         owner="workload",
         permissions=manifests.Permissions(key_prefixes=("service/db",), session_write=True),
+        callers=("client",),
     )
     network = base.groups["api"].peers[0].address.rpartition(".")[0]
     database = manifests.GroupEntry(

@@ -150,7 +150,7 @@ SIGNED = {
     "POSTGRES_SYNCHRONOUS": "on",
     "EMPTY": "",
     "ODD": "a \"b\" 'c' <d> & $HOME `e` * \\n ä€ ! (",
-    "LINES": "\n first\n\n  second = 2\n",
+    "SEVERAL_LINES": "\n first\n\n  second = 2\n",
     "line": "of the script's own words",
 }
 
@@ -183,8 +183,8 @@ def test_the_host_cannot_give_up_acknowledged_writes(ready: Container) -> None:
         ("POSTGRES_SYNCHRONOUS", "on\n"),
         ("POSTGRES_SYNCHRONOUS", "on "),
         ("ODD", SIGNED["ODD"].replace("$HOME", "/root")),
-        ("LINES", SIGNED["LINES"][:-1]),
-        ("LINES", SIGNED["LINES"].replace("\n\n", "\n")),
+        ("SEVERAL_LINES", SIGNED["SEVERAL_LINES"][:-1]),
+        ("SEVERAL_LINES", SIGNED["SEVERAL_LINES"].replace("\n\n", "\n")),
     ],
 )
 def test_a_value_that_differs_in_anything_is_refused(ready: Container, name: str, value: str) -> None:

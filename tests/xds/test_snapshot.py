@@ -123,6 +123,12 @@ def test_an_empty_list_lets_nobody_in() -> None:
     assert listener.default_filter_chain.filters == []
 
 
+def test_a_listener_that_lets_nobody_in_takes_no_secret() -> None:
+    """Envoy asks for no secret that nothing uses, so a snapshot with one would never be acknowledged."""
+    assert build(spec(ingress())).resources[SECRET] == {}
+    assert build(spec(ingress("spiffe://mesh/a"))).resources[SECRET] != {}
+
+
 def test_keys_show_nowhere() -> None:
     """Neither a snapshot nor a resource prints a private key."""
     snapshot = build(spec(route()))
