@@ -184,25 +184,6 @@ class Checker:
                             )
                     elif name not in self._written_groups():
                         self._add(entry, f"holds {name!r}, which is no workload group; {did_you_mean(name, groups)}")
-                callers = self._cluster.callers(group, backend)
-                self._same_service(entry if backend.callers is not None else None, callers, groups)
-
-    def _same_service(self, entry: str | None, callers: tuple[str, ...], groups: Mapping[str, Group]) -> None:
-        """A caller is known by its Consul service, so a group that shares one with a caller could call as well.
-
-        `entry` is None where nobody wrote `callers`: then it is the `calls` of the caller that let it in.
-        """
-        if EVERYBODY in callers:
-            return
-        known = {service: name for name in callers if name in groups for service in groups[name].services()}
-        for other, group in groups.items():
-            for service in group.services():
-                if other not in callers and service in known:
-                    message = (
-                        f"lets {known[service]!r} call, whose service {service!r} is that of group {other!r} too, so "
-                        f"{other!r} could call; let it call as well, or use another parent"
-                    )
-                    self._add(entry or f"workload_groups.{known[service]}.calls", message)
 
     def _calls(self) -> None:
         routes = {route.name: (group, route) for _, group, route in self._all_routes()}

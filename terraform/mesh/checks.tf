@@ -134,15 +134,6 @@ locals {
       for name in distinct(group.calls) : { entry = "workload_groups.${g}.calls", group = g, name = name }
     ] if group.calls != null
   ])
-  # A caller is known by its Consul service, so a group that shares one with a caller could call as well.
-  identities = { for g, group in local.groups : g => length(local.by_group[g]) == 0 ? [g] : [for b in local.by_group[g] : b.parent] }
-  let_in = flatten([
-    for b in local.backends : [
-      for name in local.callers_of[b.entry] : {
-        entry = b.callers == null ? "workload_groups.${name}.calls" : "${b.entry}.callers", name = name, all = local.callers_of[b.entry]
-      } if contains(keys(local.groups), name) && !contains(local.callers_of[b.entry], "*")
-    ]
-  ])
   caller_problems = concat(
     flatten([
       for c in local.called : [
@@ -169,13 +160,6 @@ locals {
           "${c.entry}: holds '${c.name}', but ${b.entry}.callers does not hold '${c.group}'; add it there, or remove the route here"
           if b.group == r.group && b.name == r.backend && (b.callers == null ? false : length(setintersection(b.callers, [c.group, "*"])) == 0)
         ] if r.name == c.name
-      ]
-    ]),
-    flatten([
-      for c in local.let_in : [
-        for g in setsubtract(keys(local.groups), c.all) :
-        "${c.entry}: lets '${c.name}' call, whose service '${tolist(setintersection(local.identities[c.name], local.identities[g]))[0]}' is that of group '${g}' too, so '${g}' could call; let it call as well, or use another parent"
-        if length(setintersection(local.identities[c.name], local.identities[g])) > 0
       ]
     ]),
   )

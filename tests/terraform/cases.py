@@ -394,11 +394,6 @@ BROKEN: dict[str, Write] = {
             ]
         )
     },
-    "callers-same-service": _groups(
-        group("a", backends=_caller('["x", "web"]'), routes=""),
-        group("x", backends=backend("x", parent="db"), routes=""),
-        group("y", backends=backend("y", parent="db"), routes=""),
-    ),
     **{
         f"calls-{i}": _calling(text)
         for i, text in enumerate(
@@ -412,11 +407,6 @@ BROKEN: dict[str, Write] = {
     ),
     "calls-one-member": _groups(
         group("a", backends=backend("a"), routes='r = { backend = "a", members = true }', more='calls = ["r-0"]')
-    ),
-    "calls-same-service": _groups(
-        group("a"),
-        group("x", backends=backend("x", parent="db"), routes="", more='calls = ["a"]'),
-        group("y", backends=backend("y", parent="db"), routes=""),
     ),
     "callers-own-name-as-service": _groups(
         group("a", backends=_caller('["web"]'), routes=""),

@@ -411,19 +411,6 @@ def test_a_call_to_a_group_that_is_broken_is_no_second_problem(tmp_path: Path) -
     only(problems(tmp_path), "workload_groups.db.replicas", "is 0")
 
 
-def test_a_caller_whose_service_another_group_shares_is_refused(tmp_path: Path) -> None:
-    """Who calls is known by the Consul service, so an unlisted group with the same one would be let in."""
-    own = group("a", backends=backend("a", more='callers = ["x"]'), routes="")
-    shared = [group(name, backends=backend(name, parent="db"), routes="") for name in ("x", "y")]
-    write(tmp_path, own, *shared)
-    only(problems(tmp_path), "workload_groups.a.backends.a.callers", "'x'", "'db'", "'y' could call")
-    calling = [shared[0].replace("routes = {", 'calls = ["a"]\n      routes = {'), shared[1]]
-    write(tmp_path, group("a"), *calling)
-    only(problems(tmp_path), "workload_groups.x.calls", "'x'", "'db'", "'y' could call")
-    write(tmp_path, own.replace('["x"]', '["x", "y"]'), *shared)
-    assert cluster.load(tmp_path).group("a").backends[0].callers == ("x", "y")
-
-
 @pytest.mark.parametrize(
     "source", ["127.10.0.53", "127.10.1.0", "127.0.0.0", "127.255.255.255", "10.0.0.1", "::1", "localhost"]
 )
