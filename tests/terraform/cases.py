@@ -408,11 +408,6 @@ BROKEN: dict[str, Write] = {
     "calls-one-member": _groups(
         group("a", backends=backend("a"), routes='r = { backend = "a", members = true }', more='calls = ["r-0"]')
     ),
-    "callers-own-name-as-service": _groups(
-        group("a", backends=_caller('["web"]'), routes=""),
-        group("web", backends="", routes=""),
-        group("y", backends=backend("y", parent="web"), routes=""),
-    ),
     **{
         f"source-{i}": _groups(group("a", backends=backend("a", more=f"source_address = {text}")))
         for i, text in enumerate(
