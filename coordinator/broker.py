@@ -231,7 +231,7 @@ class Broker:
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
             manifest_digest=digest,
             leaf_pem=grants.leaf(self._keys, rules.signed, holder, now)
-            if grants.leaf_due(request, rules.signed, now)
+            if grants.leaf_due(request, rules.signed, holder.peer_id, now)
             else None,
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),

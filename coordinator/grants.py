@@ -7,6 +7,7 @@ Which rights a token has is for `coordinator.tokens`; who is admitted for `coord
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from coordinator.tokens import TOKEN_SECONDS, token_body, workload_backends, wor
 from runtime.secret import Secret
 from topology.envelope import Signed
 from topology.manifest import Manifest
+
+LEAF_SPREAD = 0.1
+"""Share of half a leaf's life by which CVMs renew earlier and later than half of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +79,16 @@ def due(holder: Holder, manifest: Manifest, now: float) -> bool:
     return holder.token_expires_at - now < TOKEN_SECONDS / 2 or bool(holder.workload_accessor) != wanted
 
 
-def leaf_due(asked: LeaseRequest, signed: Signed, now: float) -> bool:
-    """Whether who says that it holds this is to have a new leaf: of the manifest that counts now, and in time for two
-    failures of everything (half a life is hours).
+def leaf_due(asked: LeaseRequest, signed: Signed, peer_id: str, now: float) -> bool:
+    """Whether the CVM that says that it holds this is to have a new leaf: of the manifest that counts now, and in time
+    for two failures of everything (half a life is hours).
+
+    At half of a life, LEAF_SPREAD sooner or later, which follows from the peer: CVMs that a new manifest gave their
+    leaves together do not renew them together.
     """
-    life = signed.manifest.leaf_hours * 3600
-    return asked.leaf_digest != signed.digest or asked.leaf_expires_at - now < life / 2
+    share = int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:2], "big") / 0xFFFF
+    left = signed.manifest.leaf_hours * 3600 / 2 * (1 + LEAF_SPREAD * (2 * share - 1))
+    return asked.leaf_digest != signed.digest or asked.leaf_expires_at - now < left
 
 
 def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from coordinator import grants, records
 from coordinator.keys import derive, workload_secret
+from coordinator.protocol import LeaseRequest
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS
 from runtime.consul import ConsulClient, ConsulError
@@ -34,7 +35,7 @@ from tests.coordinator.world import (
     tls_key,
 )
 from tests.support import eventually
-from tests.topology.support import after
+from tests.topology.support import after, opened
 from topology.envelope import seal
 
 MANIFEST = make_database_manifest()
@@ -104,6 +105,22 @@ async def refused(call: object) -> None:
     """Expects that Consul's ACLs refuse `call`."""
     with pytest.raises(ConsulError, match="403"):
         await call  # type: ignore[misc]
+
+
+def test_leaves_are_renewed_about_half_life_and_not_all_at_once() -> None:
+    """Each CVM has a moment of its own, a tenth of half a life around it; a leaf of another manifest is due at once."""
+    signed = opened(MANIFEST, OWNER)
+    half = MANIFEST.leaf_hours * 1800
+
+    def due(peer_id: str, left: float, digest: str = signed.digest) -> bool:
+        asked = LeaseRequest(lease="", leaf_digest=digest, leaf_expires_at=int(left))
+        return grants.leaf_due(asked, signed, peer_id, 0.0)
+
+    peers = [f"api-{number}" for number in range(100)]
+    assert not any(due(peer, half * 1.1 + 1) for peer in peers)
+    assert all(due(peer, half * 0.9 - 1) for peer in peers)
+    assert 30 < sum(due(peer, half) for peer in peers) < 70
+    assert due("api-0", half * 2, "another")
 
 
 async def test_a_workload_token_does_its_own_things_and_nothing_else() -> None:
