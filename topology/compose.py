@@ -19,7 +19,7 @@ import yaml
 
 from topology.health import START_PERIOD, HealthCheck, duration
 from topology.owners import OWNERS_VARIABLE
-from topology.problems import ClusterError, Problems, Where
+from topology.problems import ClusterError, Problems, Where, did_you_mean
 
 SIDECAR = "sidecar"
 """The name of the service that is the mesh: in a workload's file and in the coordinators'."""
@@ -127,6 +127,22 @@ def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, 
     return ComposeFile(path=path, text=text, services=services)
 
 
+_FIELDS = frozenset({
+    "annotations", "attach", "blkio_config", "build", "cap_add", "cap_drop", "cgroup", "cgroup_parent", "command",
+    "configs", "container_name", "cpu_count", "cpu_percent", "cpu_period", "cpu_quota", "cpu_rt_period",
+    "cpu_rt_runtime", "cpu_shares", "cpus", "cpuset", "credential_spec", "depends_on", "deploy", "develop",
+    "device_cgroup_rules", "devices", "dns", "dns_opt", "dns_search", "domainname", "entrypoint", "env_file",
+    "environment", "expose", "extends", "external_links", "extra_hosts", "gpus", "group_add", "healthcheck",
+    "hostname", "image", "init", "ipc", "isolation", "label_file", "labels", "links", "logging", "mac_address",
+    "mem_limit", "mem_reservation", "mem_swappiness", "memswap_limit", "models", "network_mode", "networks",
+    "oom_kill_disable", "oom_score_adj", "pid", "pids_limit", "platform", "ports", "post_start", "pre_stop",
+    "privileged", "profiles", "provider", "pull_policy", "pull_refresh_after", "read_only", "restart", "runtime",
+    "scale", "secrets", "security_opt", "shm_size", "stdin_open", "stop_grace_period", "stop_signal", "storage_opt",
+    "sysctls", "tmpfs", "tty", "ulimits", "use_api_socket", "user", "userns_mode", "uts", "volumes", "volumes_from",
+    "working_dir",
+})  # fmt: skip
+"""What a service may have, by the Compose specification's schema (compose-spec/compose-spec, schema/compose-spec.json).
+The engine of a CVM refuses any other name, long after the plan."""
 _REFERENCE = re.compile(
     r"\$(?:(?P<escaped>\$)"
     r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\}"
@@ -230,6 +246,9 @@ class _Reader:
         if not isinstance(body, dict):
             self._add(name, "", "is empty; expected a map with image, command and so on")
             body = {}
+        for key in map(str, body):
+            if key not in _FIELDS and not key.startswith("x-"):
+                self._add(name, key, f"is no field of a service; {did_you_mean(key, _FIELDS)}")
         if name == SIDECAR and body.get("env_file"):
             # All of the file's variables would get in, also those that switch a protection off.
             self._add(name, "env_file", "brings values that nobody measures; name each variable under environment")

@@ -6,6 +6,19 @@ locals {
   compose_trees = { for path, text in local.compose_texts : path => try(yamldecode(text), null) if text != null }
   compose_lines = { for path, text in local.compose_texts : path => split("\n", text) if text != null }
 
+  # What a service may have: the Compose specification's schema.
+  service_fields = split(" ", join(" ", [
+    "annotations attach blkio_config build cap_add cap_drop cgroup cgroup_parent command configs container_name",
+    "cpu_count cpu_percent cpu_period cpu_quota cpu_rt_period cpu_rt_runtime cpu_shares cpus cpuset credential_spec",
+    "depends_on deploy develop device_cgroup_rules devices dns dns_opt dns_search domainname entrypoint env_file",
+    "environment expose extends external_links extra_hosts gpus group_add healthcheck hostname image init ipc",
+    "isolation label_file labels links logging mac_address mem_limit mem_reservation mem_swappiness memswap_limit",
+    "models network_mode networks oom_kill_disable oom_score_adj pid pids_limit platform ports post_start pre_stop",
+    "privileged profiles provider pull_policy pull_refresh_after read_only restart runtime scale secrets security_opt",
+    "shm_size stdin_open stop_grace_period stop_signal storage_opt sysctls tmpfs tty ulimits use_api_socket user",
+    "userns_mode uts volumes volumes_from working_dir",
+  ]))
+
   exec_sh   = "/run/mesh/exec.sh"
   reference = "/\\$\\$|\\$\\{[A-Za-z_][A-Za-z0-9_]*(:?[-?+][^{}]*)?\\}|\\$[A-Za-z_][A-Za-z0-9_]*/"
 
@@ -107,6 +120,10 @@ locals {
   service_problems = flatten([
     for s in local.services : concat(
       can(keys(jsondecode(s.body))) ? [] : [{ s = s, field = "", says = "is empty; expected a map with image, command and so on" }],
+      [
+        for field in try(keys(jsondecode(s.body)), []) : { s = s, field = field, says = "is no field of a service" }
+        if !contains(local.service_fields, field) && !startswith(field, "x-")
+      ],
       s.sidecar && s.env_file ? [{ s = s, field = "env_file", says = "brings values that nobody measures; name each variable under environment" }] : [],
       startswith(s.image, "\"") && s.image != "\"\"" && s.build ? [{ s = s, field = "build", says = "makes an image that nobody measured, from a folder the CVM lacks; remove it" }] : [],
       [

@@ -496,6 +496,9 @@ BROKEN: dict[str, Write] = {
     "compose-no-yaml": _groups(group("a"), compose="services: [\n"),
     "compose-no-services": _groups(group("a"), compose="volumes: {}\n"),
     "compose-no-sidecar": _compose("  sidecar:\n    image", "  other:\n    image"),
+    "compose-typo": _compose(
+        "    network_mode: host\n    volumes", "    network_mode: host\n    enviroment: {A: b}\n    volumes"
+    ),
     "compose-bridge": _compose("    network_mode: host\n    volumes", "    network_mode: bridge\n    volumes"),
     "compose-no-network": _compose("    network_mode: host\n    volumes", "    volumes"),
     "compose-no-exec": _compose('    entrypoint: ["/run/mesh/exec.sh"]\n', ""),

@@ -180,6 +180,8 @@ def test_a_value_without_text_takes_the_variable_of_its_name() -> None:
         ('    command: ["/app/app"]\n', "", ("services.app.command", "nothing to start")),
         ("/run/mesh:ro", "/mnt:ro", ("c.yaml:14:", "services.app.volumes", "/run/mesh")),
         ("service_healthy", "service_started", ("c.yaml:16:", "services.app.depends_on", "wait for the mesh")),
+        (WAITS, "    enviroment: {A: b}\n" + WAITS, ("services.app.enviroment", "did you mean 'environment'?")),
+        (WAITS, "    x-note: free\n    depends_on: x\n", ("services.app.depends_on", "a list of services")),
         ("network_mode: host\n    volumes", "network_mode: bridge\n    volumes", ("c.yaml:13:", "must be host")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', "${MESH_OWNERS}", ("services.sidecar.environment", "nobody measures")),
         ('"REPLACE_WITH_YOUR_OWNER_KEY"', '"x"\n      MESH_INSECURE_DEV_ROOT: ${ROOT:-}',
