@@ -15,7 +15,7 @@ from meshctl.console import Silent
 from tests.e2e.renewed_lab import LEAF_HOURS
 from tests.e2e.smaller_lab import COORDINATOR
 from tests.e2e.user import Mesh, wait_for
-from tests.support import ROOT, need_root_or_userns
+from tests.support import ROOT, need_root_or_userns, popen
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -51,7 +51,7 @@ def renewed_mesh() -> Iterator[Mesh]:
 
 def _calls(mesh: Mesh, peer: str, url: str) -> subprocess.Popen[str]:
     argv = [str(ROOT / "mesh"), "exec", "--name", mesh.name, peer, "--", "python3", "-c", CALLS, url]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def test_every_cvm_serves_under_the_new_authority_and_no_call_is_lost(renewed_mesh: Mesh) -> None:

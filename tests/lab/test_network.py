@@ -24,7 +24,7 @@ IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, IP_MTU = 10, 3, 14
 """linux/in.h. Packets have DF set, whatever the kernel knows about the path; and what it knows."""
 HEADERS = 28
 """Bytes of IPv4 and UDP."""
-QUIET = 0.15
+QUIET = 0.5
 """Seconds within which a packet that is not dropped has long arrived."""
 
 
