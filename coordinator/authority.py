@@ -134,8 +134,8 @@ def load_p256(spki: bytes) -> ec.EllipticCurvePublicKey:
     """
     try:
         public = load_der_public_key(spki)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"is not a public key: {error!s:.100}") from None
+    except Exception as error:  # noqa: BLE001 -- the library has an error of its own for each oddity of a key
+        raise ValueError(f"is not a public key: {error!r:.100}") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise ValueError("is not a P-256 public key")
     if public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:

@@ -88,7 +88,8 @@ def leaf_due(asked: LeaseRequest, signed: Signed, peer_id: str, now: float) -> b
     """
     share = int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:2], "big") / 0xFFFF
     left = signed.manifest.leaf_hours * 3600 / 2 * (1 + LEAF_SPREAD * (2 * share - 1))
-    return asked.leaf_digest != signed.digest or asked.leaf_expires_at - now < left
+    # A number without end is no float.
+    return asked.leaf_digest != signed.digest or min(asked.leaf_expires_at, 1 << 40) - now < left
 
 
 def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:

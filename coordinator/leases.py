@@ -50,7 +50,7 @@ def unseal(text: str, key: bytes) -> Lease:
         raise LeaseError("the lease is not one that a coordinator of this cluster gave out")
     try:
         lease: Lease = from_tree(Lease, json.loads(payload), "lease")
-    except (ManifestError, json.JSONDecodeError):
+    except (ManifestError, ValueError, RecursionError):
         raise LeaseError("the lease is of another version of this program; attest again") from None
     return lease
 

@@ -60,6 +60,10 @@ class Own:
     boot: BootKeys
 
 
+FORESEEN = (SiblingError, EvidenceError, GuestError, aiohttp.ClientError, OSError, TimeoutError)
+"""What a sibling that is away, or refuses, looks like. Of anything else the log has the kind of error, too."""
+
+
 class Sibling:
     """One other coordinator. `admitted` is called with its entry of the registry whenever it answered."""
 
@@ -101,10 +105,11 @@ class Sibling:
                         self.standing = _decode(Standing, await _post(session, "/v1/coordinators/standing", asked))
                         await asyncio.sleep(HURRY_SECONDS if self._hurry() else RENEW_SECONDS)
                         await _post(session, f"{ADMISSION}renew", {"lease": lease})
-            except (SiblingError, EvidenceError, GuestError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 -- the boundary: whatever a sibling says, only it has failed
                 self.standing = None
-                if self.state != (state := f"not joined: {error}"):
-                    log.warning("sibling not joined", extra={"peer_id": self.peer_id, "reason": str(error)})
+                reason = str(error) if isinstance(error, FORESEEN) else repr(error)
+                if self.state != (state := f"not joined: {reason}"):
+                    log.warning("sibling not joined", extra={"peer_id": self.peer_id, "reason": reason})
                     self.state = state
                 await asyncio.sleep(RETRY.delay(attempt, self._rng))
                 attempt += 1

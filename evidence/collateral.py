@@ -114,7 +114,7 @@ class HttpCollateral:
                     fetched, expires = await _fetch(self._url, *key)
                 if now >= expires:
                     raise ValueError(f"the PCCS gave collateral that expired at Unix time {expires:.0f}")
-            except (OSError, ValueError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 -- the boundary: whatever the PCCS says, only it has failed
                 slot.failure = str(error) or type(error).__name__
                 slot.failed_until = now + (RETRY_AFTER if usable is not None else FAILURE_MEMORY)
             else:

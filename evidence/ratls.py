@@ -74,8 +74,8 @@ def extract(cert_der: bytes) -> RaTlsEvidence:
             for extension in certificate.extensions
             if isinstance(extension.value, x509.UnrecognizedExtension)
         }
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise _bad(f"not an X.509 certificate with a known key: {error}") from error
+    except Exception as error:  # the library has an error of its own for each oddity of a certificate
+        raise _bad(f"not an X.509 certificate with a known key: {error!r:.200}") from error
     if OID_ATTESTATION in values:
         quote, event_log, vm_config = _attestation(_octets(values[OID_ATTESTATION]))
         return RaTlsEvidence(quote=quote, event_log=event_log, spki=spki, vm_config=vm_config)

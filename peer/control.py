@@ -80,7 +80,7 @@ def check_port(port: object) -> int:
 def _object(body: bytes) -> dict[str, object]:
     try:
         tree = json.loads(body)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise LinkError(f"not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise LinkError(f"expected a JSON object, got {tree!r:.60}")

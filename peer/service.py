@@ -117,7 +117,7 @@ class Rendezvous:
                 keys = await source.watch(seen)
                 if keys.version != seen:
                     await self.admit(number, keys)
-            except (OSError, LinkError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 -- the boundary: whatever a coordinator says, only it has failed
                 if attempt == 0:
                     log.warning("no keys from coordinator %d, keeping the last ones: %s", number, error)
                 await asyncio.sleep(_RETRY.delay(attempt, self._rng))

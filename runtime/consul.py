@@ -219,7 +219,7 @@ def _index(headers: Mapping[str, str]) -> int | None:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConsulError(200, f"the answer is not JSON: {text[:80]!r}") from error
 
 

@@ -214,7 +214,7 @@ class GuestAgent:
 def _object(method: str, status: int, text: bytes) -> Mapping[str, object]:
     try:
         answer = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         # 404 and 422 are HTML pages, and a body over the agent's limit is refused in protobuf.
         raise GuestError(method, f"HTTP {status} with a body that is not JSON: {text[:80]!r}") from None
     if not isinstance(answer, dict):
@@ -245,7 +245,7 @@ def _hex(answer: Mapping[str, object], method: str, name: str, size: int | None)
 def _key_provider(text: str) -> tuple[str, str]:
     try:
         tree = json.loads(text) if text else {}
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         raise GuestError("Info", f"key_provider_info is {text!r:.80}, expected a JSON object with name and id")

@@ -51,7 +51,7 @@ def json_list(value: str, what: str) -> list[Any]:
     """A JSON list of `what` (for the message); the items are the caller's to check."""
     try:
         tree = json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error}), expected a list of {what}") from None
     if not isinstance(tree, list):
         raise ValueError(f"is {value[:40]!r}, expected a JSON list of {what}")

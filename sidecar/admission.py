@@ -207,6 +207,10 @@ class Admission:
                 except (CoordinatorError, GuestError) as error:
                     log.warning("admission not possible yet", extra={"reason": str(error)})
                     self._note("waiting", str(error))
+                except Exception as error:
+                    # The boundary: whatever a coordinator says, only it has failed.
+                    log.exception("admission failed in a way that nobody foresaw", extra={"coordinator": broker.url})
+                    self._note("waiting", f"{broker.url}: {error!r:.200}")
                 self._tell()
                 self._first += 1
             else:
@@ -278,6 +282,7 @@ class Admission:
                 authorities_pem=answer.authorities_pem,
                 all_trust=isinstance(answer, Renewed) and answer.all_trust,
                 expected=expected,
+                now=self._clock(),
             )
         except CertificateError as error:
             raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
@@ -374,6 +379,10 @@ class Admission:
                 reasons.append(f"{broker.url}: {error}")
             except CoordinatorError as error:
                 reasons.append(str(error))
+            except Exception as error:
+                # As in `_admit`.
+                log.exception("a coordinator failed in a way that nobody foresaw", extra={"coordinator": broker.url})
+                reasons.append(f"{broker.url}: {error!r:.200}")
             self._first += 1
         raise CoordinatorError("; ".join(reasons))
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 TIMEOUT = 30.0
 """Seconds for one call. An attestation waits for quote verification, raft and the rendezvous."""
+LEASE_SECONDS = (1.0, 300.0)
+"""Least and greatest lease that is taken from a coordinator; they give 15 s (`coordinator.slots.LEASE_SECONDS`)."""
 VERIFY_SECONDS = 3600.0
 """How long a verified certificate is believed. Revocations, TCB levels and the manifest change; the rendezvous looks
 again as often."""
@@ -221,7 +223,7 @@ def decode_answer(url: str, status: int, data: bytes) -> Mapping[str, Any]:
         raise CoordinatorError(f"{url} answers more than {MAX_BODY} bytes")
     try:
         tree = json.loads(data) if data else {}
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         raise CoordinatorError(f"{url} answers HTTP {status} with {data[:80]!r}, expected a JSON object")
@@ -261,27 +263,31 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             servers=consul.servers,
             peers=tuple(_from(MeshPeer, peer) for peer in tree["peers"]),
             lease=Secret(_text(tree["lease"])),
-            lease_seconds=float(tree["lease_seconds"]),
+            lease_seconds=_lease_seconds(tree["lease_seconds"]),
             envelope=_text(tree["manifest"]),
-            manifest_epoch=int(tree["manifest_epoch"]),
+            manifest_epoch=_epoch(tree["manifest_epoch"]),
             workload_token=Secret(_text(tree["workload_token"])),
             secrets=_secrets(tree["secrets"]),
             manifest_digest=_text(tree["manifest_digest"]),
             leaf_pem=_text(tree["leaf_pem"]),
             authorities_pem=_text(tree["authorities_pem"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None
 
 
 def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
     """The answer to a renewal; CoordinatorError when it does not fit."""
     renewal: Renewal = _from(Renewal, tree, "lease_seconds")
+    try:
+        lease_seconds, epoch = _lease_seconds(renewal.lease_seconds), _epoch(renewal.manifest_epoch)
+    except ValueError as error:
+        raise CoordinatorError(f"the renewal cannot be used: {error}") from None
     return Renewed(
-        lease_seconds=renewal.lease_seconds,
+        lease_seconds=lease_seconds,
         token=Secret(renewal.token) if renewal.token else None,
         token_expires_at=renewal.token_expires_at,
-        manifest_epoch=renewal.manifest_epoch,
+        manifest_epoch=epoch,
         workload_token=None if renewal.workload_token is None else Secret(renewal.workload_token),
         secrets=None if renewal.secrets is None else _secrets(renewal.secrets),
         manifest_digest=renewal.manifest_digest,
@@ -297,9 +303,23 @@ def _from(kind: Any, tree: Any, *floats: str) -> Any:
         if floats and isinstance(tree, dict):
             tree = tree | {name: float(tree[name]) for name in floats if isinstance(tree.get(name), int)}
         return from_tree(kind, tree, kind.__name__)
-    except ManifestError:
+    except (ManifestError, OverflowError):
         # Not the error's text: it quotes the value, which may be a secret.
         raise CoordinatorError(f"the answer cannot be read as {kind.__name__}") from None
+
+
+def _lease_seconds(value: object) -> float:
+    """`value`, where a lease may last so long. ValueError for anything else: zero would be renewed without a pause."""
+    least, most = LEASE_SECONDS
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"a lease of {value!s:.20} s, expected {least:g} to {most:g}")
+    return float(value)
+
+
+def _epoch(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 63:
+        raise ValueError("a manifest's epoch that is no number from 1 on")
+    return value
 
 
 def _secrets(tree: Any) -> Mapping[str, Secret]:

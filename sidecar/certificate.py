@@ -28,6 +28,8 @@ each): by then who lives has renewed, and who does not has lost its lease. Short
 (`topology.manifest.OVERLAP_SECONDS`)."""
 POLL_SECONDS = 0.2
 """Between two questions whether all trust the new CA: what the change takes longer on average is half of it."""
+RETIRED = 8
+"""Manifests that are remembered as retired: coordinators name the last one before theirs."""
 MAX_AUTHORITIES = 2
 """A manifest's own CA and that of the one before."""
 MAX_FORMER = 6
@@ -105,6 +107,9 @@ class Certificate:
     """As the coordinators named them last."""
     former: tuple[Former, ...] = ()
     """The last one first."""
+    retired: tuple[str, ...] = ()
+    """Digests of the last RETIRED manifests whose CA is trusted here no more, also where a coordinator whose clock is
+    behind still names it."""
 
     @property
     def digest(self) -> str:
@@ -150,9 +155,12 @@ def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, l
     """What is shown and trusted after an answer of a coordinator at `now`, when the one before came at `last` (both
     monotonic seconds).
     """
-    held = replace(held, authorities=given.authorities, former=_former(held, given, now + overlap_seconds))
+    first, *others = given.authorities
+    named = (first, *(each for each in others if each.digest not in held.retired))
+    held = replace(held, authorities=named, former=_former(held, given, now + overlap_seconds))
     if given.leaf is not None:
-        shown_at = held.shown_at if held.following is not None else now + PRESENT_SECONDS
+        waits = held.following is not None and held.following.digest == given.leaf.digest
+        shown_at = held.shown_at if waits else now + PRESENT_SECONDS
         held = replace(held, following=given.leaf, shown_at=shown_at)
     following = held.following
     if following is None:
@@ -160,8 +168,8 @@ def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, l
     all_trust = given.all_trust and following.digest == held.digest
     renewed = following.digest == held.leaf.digest
     # What is shown now is taken until `last + overlap_seconds` at least: others heard of its successor no sooner.
-    named = held.leaf.digest in {each.digest for each in held.authorities}
-    worthless = not named and now + PRESENT_SECONDS > last + overlap_seconds
+    counts = held.leaf.digest in {each.digest for each in held.authorities}
+    worthless = not counts and now + PRESENT_SECONDS > last + overlap_seconds
     return replace(held, leaf=following, following=None) if all_trust or renewed or worthless else held
 
 
@@ -186,15 +194,28 @@ def aged(held: Certificate, now: float) -> Certificate:
         former=tuple(each for each in held.former if each.authority not in ended),
         # The coordinators' own window ends at about the same time; where none can be asked, it ends here.
         authorities=tuple(each for each in held.authorities if each not in ended or each == held.authorities[0]),
+        retired=(*held.retired, *sorted(each.digest for each in ended - {held.authorities[0]}))[-RETIRED:],
     )
 
 
 def parse(
-    *, digest: str, leaf_pem: str | None, authorities_pem: str, all_trust: bool = False, expected: Expected
+    *, digest: str, leaf_pem: str | None, authorities_pem: str, all_trust: bool = False, expected: Expected, now: float
 ) -> Given:
     """A coordinator's words as values. CertificateError unless they are one or two authorities, the first of which is
-    the mesh CA of manifest `digest` and certified the leaf, and the leaf is for our key and says our names and no more.
+    the mesh CA of manifest `digest` and certified the leaf, and the leaf is for our key, says our names and no more,
+    and is good at `now` (Unix seconds).
     """
+    try:
+        return _parse(digest, leaf_pem, authorities_pem, all_trust, expected, now)
+    except CertificateError:
+        raise
+    except Exception as error:  # the library has an error of its own for each oddity of a certificate
+        raise CertificateError(f"a certificate cannot be read: {error!r:.200}") from error
+
+
+def _parse(
+    digest: str, leaf_pem: str | None, authorities_pem: str, all_trust: bool, expected: Expected, now: float
+) -> Given:
     found = _load(authorities_pem, "authorities")
     if not 1 <= len(found) <= MAX_AUTHORITIES:
         raise CertificateError(f"there are {len(found)} authorities, expected 1 to {MAX_AUTHORITIES}")
@@ -205,7 +226,7 @@ def parse(
         )
     return Given(
         authorities=authorities,
-        leaf=None if leaf_pem is None else _leaf(leaf_pem, found[0], digest, expected),
+        leaf=None if leaf_pem is None else _leaf(leaf_pem, found[0], digest, expected, now),
         all_trust=all_trust,
     )
 
@@ -220,7 +241,7 @@ def _authority(certificate: Parsed, cluster: str) -> Authority:
     return Authority(digest=found[1], pem=_pem(certificate))
 
 
-def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected) -> Leaf:
+def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected, now: float) -> Leaf:
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -240,10 +261,16 @@ def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected) -> Leaf:
     wanted = ([f"spiffe://{expected.cluster}/{expected.group}"], [f"{expected.peer_id}.peer.mesh"])
     if (uris, names) != wanted:
         raise CertificateError(f"the leaf names {(uris, names)!r:.300}, expected {wanted!r:.300}")
+    begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    if not begins <= now < ends:
+        raise CertificateError(
+            f"the leaf is good from {begins - now:+.0f} s to {ends - now:+.0f} s from now by this CVM's clock; set the "
+            "clock of this CVM or of the coordinator"
+        )
     return Leaf(
         digest=digest,
         chain_pem="".join(_pem(each) for each in chain),
-        expires_at=int(leaf.not_valid_after_utc.timestamp()),
+        expires_at=int(ends),
     )
 
 

@@ -26,7 +26,7 @@ from sidecar.broker import Admitted, CoordinatorError, Held, RefusedError, Renew
 from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
 from tests.sidecar.test_broker import ADMISSION
-from tests.sidecar.world import DIGEST, granted
+from tests.sidecar.world import DIGEST, NOW, granted
 from tests.support import eventually
 
 NONCE = "5a" * 32
@@ -105,7 +105,7 @@ class Rig:
     """An Admission whose sleeps end when the test says so, and that tells what it heard."""
 
     def __init__(self, *brokers: FakeBroker, guest: FakeGuest | None = None, wish: Wish = NO_WISH) -> None:
-        self.now = 1000.0
+        self.now = NOW
         self.told: list[str] = []
         self.shown: Certificate | None = None
         self.trusts = ""
@@ -192,7 +192,7 @@ async def test_quote_covers_the_binding_of_the_offered_slot_and_the_nonce() -> N
         "instance_id": "aa" * 20,
         "compose_hash": "22" * 32,
         "boot": {"wireguard": KEYS.public.wireguard, "tls": KEYS.public.tls, "leaf": KEYS.public.leaf},
-        "issued_at": 1000,
+        "issued_at": int(NOW),
     }
 
 
@@ -204,7 +204,7 @@ async def test_lease_is_renewed_at_a_third_of_its_life() -> None:
         await rig.slept(1)
         assert rig.sleeps == [5.0]
         assert rig.admission.status.state == "admitted"
-        assert rig.admission.status.expires_at == 1015.0
+        assert rig.admission.status.expires_at == NOW + 15.0
         rig.pass_on.release()
         await rig.slept(2)
         assert broker.calls == ["challenge", "attest", "renew"]
@@ -235,6 +235,20 @@ async def test_next_coordinator_is_asked_at_once_and_remembered() -> None:
         await rig.slept(2)
         assert dead.calls == ["challenge"]
         assert good.calls == ["challenge", "attest", "renew"]
+
+
+async def test_a_coordinator_that_fails_in_a_way_nobody_foresaw_is_passed_over() -> None:
+    """At the admission and at a renewal: only it has failed, the next one is asked, and the process goes on."""
+    odd = FakeBroker("odd", challenge=[RuntimeError("3 is not a valid version")], renew=[RuntimeError("no key")] * 2)
+    rig = Rig(odd, FakeBroker("good"))
+    async with rig.running():
+        await rig.slept(1)
+        assert rig.admission.status.state == "admitted"
+        rig.admission._first = 0
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert odd.calls == ["challenge", "renew"]
+        assert rig.admission.status.state == "admitted"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from coordinator.keys import derive
 from runtime.secret import Secret
 from sidecar import identity
 from sidecar.certificate import PRESENT_SECONDS, Certificate, CertificateError, Expected, aged, begun, heard, parse
-from tests.sidecar.world import CLUSTER_KEYS, DIGEST, given, granted
+from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted
 from topology.manifest import OVERLAP_SECONDS
 
 KEYS = identity.make()
@@ -147,8 +147,29 @@ def test_what_is_no_certificate_for_us_is_refused(changes: dict[str, Any], words
     with pytest.raises(CertificateError, match=words):
         parse(
             digest=found["manifest_digest"], leaf_pem=found["leaf_pem"], authorities_pem=found["authorities_pem"],
-            expected=expected,
+            expected=expected, now=NOW,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", [NOW - 3 * 3600, NOW + 9 * 3600], ids=["not yet", "no more"])
+def test_a_leaf_that_is_not_good_now_is_refused(moment: float) -> None:
+    """A coordinator whose clock is hours off must not take a good certificate's place by one that nobody believes."""
+    found = answer()
+    with pytest.raises(CertificateError, match="clock"):
+        parse(
+            digest=found["manifest_digest"], leaf_pem=found["leaf_pem"], authorities_pem=found["authorities_pem"],
+            expected=Expected(cluster="demo", group="api", peer_id="api-0", leaf_key=_der(KEY)), now=moment,
+        )  # fmt: skip
+
+
+def test_a_ca_whose_window_has_ended_does_not_come_back() -> None:
+    """Also where a coordinator whose clock is behind still names it."""
+    first = begun(given(KEY, DIGEST), 0.0, 120.0)
+    changed = heard(first, given(KEY, NEXT, DIGEST, epoch=4), 10.0, 120.0, 5.0)
+    ended = aged(changed, 131.0)
+    assert [each.digest for each in ended.trusted] == [NEXT]
+    again = heard(ended, given(KEY, NEXT, DIGEST, epoch=4, leaf=False), 140.0, 120.0, 131.0)
+    assert [each.digest for each in again.trusted] == [NEXT]
 
 
 def _der(key: str) -> bytes:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import dataclasses
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ async def admitted(lead: Running, peer_id: str, keys: Keys) -> tuple[dict[str, A
     )  # fmt: skip
     given = parse(
         digest=answer["manifest_digest"], leaf_pem=answer["leaf_pem"], authorities_pem=answer["authorities_pem"],
-        expected=expected,
+        expected=expected, now=time.time(),
     )  # fmt: skip
     return answer, given
 

@@ -146,6 +146,7 @@ def given(leaf_key: str, *digests: str, leaf: bool = True, all_trust: bool = Fal
             peer_id=changes.get("peer_id", "api-0"),
             leaf_key=base64.b64decode(leaf_key),
         ),
+        now=NOW,
     )
 
 
