@@ -113,7 +113,7 @@ def desired(world: World) -> Desired:
             pool=manifest.mesh_pool,
             interface=INTERFACE,
             # An agent asks servers and answers nobody but its own CVM: of Consul's ports only gossip is called.
-            tcp=frozenset({SERF_PORT, *(backend.sidecar_port for backend in world.own.backends.values())}),
+            tcp=frozenset({SERF_PORT, *_open_ports(world)}),
             udp=frozenset({SERF_PORT}),
         ),
         spec=_spec(world, choices, behind),
@@ -140,6 +140,13 @@ def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
     if group is None or backend is None:
         return {}
     return {peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
+
+
+def _open_ports(world: World) -> frozenset[int]:
+    """The ingress ports of this CVM's backends, as far as the newest manifest has them."""
+    newest = world.manifest.groups.get(world.group)
+    named = newest.backends if newest is not None else {}
+    return frozenset(backend.sidecar_port for name, backend in world.own.backends.items() if name in named)
 
 
 def _in_slots(slots: Mapping[str, Endpoint], found: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -186,12 +193,14 @@ def identity(manifest: Manifest, group: str) -> str:
     return f"spiffe://{manifest.cluster}/{group}"
 
 
-def callers(manifest: Manifest, group: str, name: str, measured: BackendEntry) -> tuple[Principal, ...]:
-    """Who may call backend `name` of `group`: the groups that the newest manifest lists. `measured` is what this CVM
-    started with, where the newest one lacks the backend.
+def callers(manifest: Manifest, group: str, name: str) -> tuple[Principal, ...]:
+    """Who may call backend `name` of `group`: the groups that the newest manifest lists, and nobody where it lacks the
+    backend. What this CVM started with came by the host's hands and grants nothing.
     """
     newest = manifest.groups.get(group)
-    listed = (newest.backends if newest is not None else {}).get(name, measured).callers
+    if newest is None or name not in newest.backends:
+        return ()
+    listed = newest.backends[name].callers
     groups = manifest.groups if EVERYBODY in listed else set(listed) & manifest.groups.keys()
     return tuple(Principal(uri=identity(manifest, each)) for each in sorted(groups))
 
@@ -248,7 +257,7 @@ def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> In
         target=Endpoint(address=LOOPBACK, port=backend.port),
         source=backend.source,
         proxy_protocol=backend.proxy_protocol,
-        allowed=callers(world.manifest, world.group, name, backend),
+        allowed=callers(world.manifest, world.group, name),
     )
 
 

@@ -289,7 +289,9 @@ def test_callers_of_the_newest_manifest_count() -> None:
     assert callers_of(world(own=started, manifest=manifest())) == ["api", "client"]
     assert callers_of(world(own=started, manifest=with_group(restricted()))) == [], "nobody"
     without = manifest(groups={"client": manifest().groups["client"]})
-    assert callers_of(world(own=started, manifest=without)) == ["client"], "its own word, where there is no newer one"
+    gone = world(own=started, manifest=without)
+    assert callers_of(gone) == [], "nobody: what it started with came by the host's hands"
+    assert desired(gone).packets.tcp == frozenset({8301})
 
 
 def test_a_group_that_comes_or_goes_is_one_caller_more_or_less() -> None:
