@@ -91,6 +91,23 @@ async def test_listeners_stay_open_while_others_still_call() -> None:
         assert [path for path in asked[closed + 1 :] if "upstream_cx_active" not in path] == []
 
 
+async def test_who_calls_on_and_on_takes_half_of_the_drain_and_what_is_left_is_told() -> None:
+    """The other half is for what is open."""
+    with tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        envoy = Envoy(Path("/bin/true"), Path(folder), "api-0", "demo")
+        asked = list[str]()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append((await reader.readline()).decode().split()[1])
+            text = f"cluster.local/api.upstream_cx_total: {len(asked)}\ncluster.local/api.upstream_cx_active: 7\n"
+            writer.write(f"HTTP/1.1 200 OK\r\n\r\n{text}".encode())
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, envoy.xds_socket.parent / "envoy-admin.sock"):
+            assert await envoy.drain(1.0) > 0
+        assert "/drain_listeners" in asked
+
+
 def test_connections_are_counted_without_those_of_the_admin_interface() -> None:
     """Local programs' connections and other CVMs' streams add up; our own question does not count."""
     stats = (
