@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from random import Random
@@ -13,11 +14,15 @@ from peer import control
 from peer.spec import CONTROL_PORT, LinkError, RendezvousPeer
 from runtime.backoff import Backoff
 
+log = logging.getLogger(__name__)
+
 _WAIT = 5.0
 """Seconds that a watch asks to be held. Short of the API's limit: a rendezvous that died silently is noticed sooner."""
 _SLACK = 2.0
 """Seconds that an answer may take beyond that."""
 _CONNECT = 1.5
+FORESEEN = (aiohttp.ClientError, LinkError, OSError, TimeoutError)
+"""What a rendezvous that is away, or answers nonsense, looks like."""
 _RETRY = Backoff(base=0.1, cap=2.0)
 
 
@@ -56,7 +61,9 @@ class RendezvousWatch:
             while True:
                 try:
                     table = await self._get(session)
-                except Exception:  # noqa: BLE001 -- the boundary: whatever a rendezvous says, only it has failed
+                except Exception as error:
+                    if self.failing_since is None and not isinstance(error, FORESEEN):
+                        log.error("a rendezvous failed in a way that nobody foresaw", exc_info=error)
                     if self.failing_since is None:
                         self.failing_since = time.monotonic()
                     await asyncio.sleep(_RETRY.delay(attempt, self._rng))
@@ -77,7 +84,7 @@ class RendezvousWatch:
                     key = self._wanted.pop()
                     try:
                         await self._post(session, key)
-                    except Exception:  # noqa: BLE001 -- as above
+                    except FORESEEN:
                         # Whoever still wants it asks again.
                         continue
 

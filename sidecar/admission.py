@@ -3,6 +3,8 @@
 A loop over `Broker`s. What an admission is used for is the supervisor's business; it is told through `Listener`. When
 every coordinator is gone, everything stays as it is and the loop goes on asking. When coordinators refuse, the listener
 is told once the lease has lapsed. Which slot is asked for is `sidecar.slot`'s.
+
+Long because admission, renewal and the way back from a lost lease are one loop over one state: the lease.
 """
 
 from __future__ import annotations
@@ -152,6 +154,8 @@ class Admission:
         self._lease_seconds = SLOT_LEASE_SECONDS
         self._admitted_until: float | None = None
         self._refusal = ""
+        self._oddity = ""
+        """What `_unforeseen` said last."""
         self._hurry = asyncio.Event()
         self.status = AdmissionStatus(state="waiting", reason="no coordinator was asked yet")
 
@@ -207,15 +211,23 @@ class Admission:
                 except (CoordinatorError, GuestError) as error:
                     log.warning("admission not possible yet", extra={"reason": str(error)})
                     self._note("waiting", str(error))
-                except Exception as error:
-                    # The boundary: whatever a coordinator says, only it has failed.
-                    log.exception("admission failed in a way that nobody foresaw", extra={"coordinator": broker.url})
-                    self._note("waiting", f"{broker.url}: {error!r:.200}")
+                except Exception as error:  # noqa: BLE001 -- the boundary: only that coordinator has failed
+                    self._note("waiting", self._unforeseen(broker, error))
                 self._tell()
                 self._first += 1
             else:
                 await self._pause(AGAIN.delay(attempt, self._rng))
                 attempt += 1
+
+    def _unforeseen(self, broker: Broker, error: Exception) -> str:
+        """What is said of a coordinator that failed in a way that nobody foresaw. The log has the stack once, for
+        whoever stands at a coordinator's name can cause it again and again.
+        """
+        said = f"{broker.url}: {error!r:.200}"
+        if said != self._oddity:
+            self._oddity = said
+            log.error("a coordinator failed in a way that nobody foresaw", exc_info=error, extra={"reason": said})
+        return said
 
     def _refused(self, broker: Broker, error: RefusedError) -> None:
         log.warning("admission refused", extra={"coordinator": broker.url, "reason": str(error)})
@@ -379,10 +391,8 @@ class Admission:
                 reasons.append(f"{broker.url}: {error}")
             except CoordinatorError as error:
                 reasons.append(str(error))
-            except Exception as error:
-                # As in `_admit`.
-                log.exception("a coordinator failed in a way that nobody foresaw", extra={"coordinator": broker.url})
-                reasons.append(f"{broker.url}: {error!r:.200}")
+            except Exception as error:  # noqa: BLE001 -- as in `_admit`
+                reasons.append(self._unforeseen(broker, error))
             self._first += 1
         raise CoordinatorError("; ".join(reasons))
 

@@ -33,7 +33,8 @@ class World:
     signed: Signed
     """The newest manifest."""
     own: GroupEntry
-    """This CVM's group, as it was measured: of the first manifest."""
+    """This CVM's group as it started with it, of the environment's manifest: its own ports and servers. It grants
+    nobody anything."""
     group: str
     address: str | None = None
     """Our mesh address, once admitted."""

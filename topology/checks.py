@@ -2,6 +2,8 @@
 
 The template's seven are: literal images (`topology.compose`), unique route names, one parent and owner per backend,
 at least one slot (`topology.shape`), unique peer IDs, unique VIPs, unique producer sidecar ports.
+
+Long because it is a list: each check is a method of its own, and all see the whole cluster.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The lab's networks: what reaches what, and what does not."""
+"""The lab's networks: what reaches what, and what does not.
+
+Long because it is a list: each way to reach or cut a CVM is a case of its own, on one network.
+"""
 
 from __future__ import annotations
 

@@ -237,6 +237,20 @@ async def test_next_coordinator_is_asked_at_once_and_remembered() -> None:
         assert good.calls == ["challenge", "attest", "renew"]
 
 
+async def test_a_coordinator_that_goes_on_failing_oddly_has_its_stack_in_the_log_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever stands at its name can cause it again and again."""
+    rig = Rig(FakeBroker("odd", challenge=[RuntimeError("no such version")] * 4))
+    async with rig.running():
+        for slept in (1, 2, 3):
+            await rig.slept(slept)
+            assert "no such version" in rig.admission.status.reason
+            rig.pass_on.release()
+        await rig.slept(4)
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
 async def test_a_coordinator_that_fails_in_a_way_nobody_foresaw_is_passed_over() -> None:
     """At the admission and at a renewal: only it has failed, the next one is asked, and the process goes on."""
     odd = FakeBroker("odd", challenge=[RuntimeError("3 is not a valid version")], renew=[RuntimeError("no key")] * 2)

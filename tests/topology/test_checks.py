@@ -1,4 +1,7 @@
-"""Every plan-time check: what is refused, where the message points, and what it says to do."""
+"""Every plan-time check: what is refused, where the message points, and what it says to do.
+
+Long because it is a list: each check is a case of its own.
+"""
 
 from __future__ import annotations
 

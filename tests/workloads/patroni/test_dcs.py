@@ -1,4 +1,7 @@
-"""A member's client of Consul, against a real Consul."""
+"""A member's client of Consul, against a real Consul.
+
+Long because it is a list: each method that the client overrides is a case of its own, on one pair of agent and server.
+"""
 
 from __future__ import annotations
 
