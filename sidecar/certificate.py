@@ -66,8 +66,9 @@ class Leaf:
 
     digest: str
     """Of the manifest whose mesh CA gave it, hex."""
-    chain_pem: str
-    """The leaf, then its mesh CA as the root certified it."""
+    pem: str
+    """The leaf alone. Peers trust its mesh CA itself; and TLS 1.3 puts what a client shows into each of its session
+    tickets, so the CA's certificate would cost 650 bytes in each ticket, twice a connection, and in each resumption."""
     expires_at: int
     """Unix seconds."""
 
@@ -269,7 +270,7 @@ def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected, now: flo
         )
     return Leaf(
         digest=digest,
-        chain_pem="".join(_pem(each) for each in chain),
+        pem=_pem(leaf),
         expires_at=int(ends),
     )
 

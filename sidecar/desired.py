@@ -219,7 +219,7 @@ def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapp
             Leaf(
                 name=world.group,
                 uri=identity(manifest, world.group),
-                chain_pem=held.leaf.chain_pem,
+                chain_pem=held.leaf.pem,
                 key_pem=world.leaf_key,
             ),
         ),

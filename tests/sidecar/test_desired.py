@@ -80,7 +80,7 @@ def test_one_leaf_is_shown_and_every_authority_that_counts_is_trusted() -> None:
         Leaf(
             name="api",
             uri="spiffe://demo/api",
-            chain_pem=CERTIFICATE.leaf.chain_pem,
+            chain_pem=CERTIFICATE.leaf.pem,
             key_pem=KEYS.leaf_private_pem,
         ),
     )

@@ -56,7 +56,7 @@ class Mesh:
 
     def leaf(self) -> Leaf:
         """One of the manifest in force."""
-        return Leaf(digest=MANIFESTS[self.head], chain_pem="", expires_at=0)
+        return Leaf(digest=MANIFESTS[self.head], pem="", expires_at=0)
 
     def given(self, leaf: Leaf | None) -> Given:
         """An answer as coordinators give it now."""

@@ -218,6 +218,16 @@ async def test_sessions_are_resumed_also_by_many_connections_at_once() -> None:
         assert (resumed, all_made) == (40, 40)
 
 
+async def test_key_exchange_is_hybrid_also_where_a_session_is_resumed() -> None:
+    """What is recorded of a connection cannot be read later with a quantum computer."""
+    hybrid, made = "cluster.egress/worker.ssl.curves.X25519MLKEM768", "cluster.egress/worker.ssl.handshake"
+    async with pair() as both:
+        for _ in range(4):
+            assert await both.ask() == b"ping"
+        await both.caller.counted(made, 4)
+        assert await both.caller.stat(hybrid) == await both.caller.stat(made)
+
+
 async def test_sessions_of_two_endpoints_are_kept_together() -> None:
     """Every connection is served, and not all are resumed: Envoy offers one endpoint the sessions of the other
     (envoyproxy/envoy#33512). All resumed: Envoy keeps them apart now, and docs/xds.md has to say so.
