@@ -17,7 +17,7 @@ JSON) and writes events (one line of JSON each); the last event, `saw`, is what 
 | `bound` | seconds for all of it |
 
 Events: `pid`; `met` (the connection stands; then `begin` is waited for); `sent` (all of it); `stuck` (the peer takes no
-more for now); `ended`; `ready` (to be killed); `saw`.
+more for now); `unread` (something has come that a stopped reader has not read); `ended`; `ready` (to be killed); `saw`.
 """
 
 from __future__ import annotations
@@ -125,16 +125,19 @@ class Side:
             if self.gone:
                 return
         writing, reading = self.sent < self.target, self.reading and self.end is None
+        looking = not self.reading and "unread" not in self.told
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        if writing or reading:
-            poll.register(link, select.POLLOUT * writing | select.POLLIN * reading)
+        if writing or reading or looking:
+            poll.register(link, select.POLLOUT * writing | select.POLLIN * (reading or looking))
         events = dict(poll.poll(STUCK_AFTER * 1000))
         if self.control.fileno() in events:
             if not self.control.recv(64):
                 sys.exit("the director is gone")
             self.reading = True
         happened = events.get(link.fileno(), 0)
+        if looking and happened & select.POLLIN:
+            self.tell("unread")
         if writing and not happened:
             self.tell("stuck", self.sent)
             if self.plan["end"] in {"reset", "kill"}:
