@@ -181,8 +181,7 @@ class Coordinator:
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
         )
         ledger.kept = disk.remember
-        app = application(broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request))
-        server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir))
+        server = self._server(who, broker, feed, formation, records)
         self.port = await server.start()
         try:
             async with TaskScope() as scope:
@@ -202,6 +201,12 @@ class Coordinator:
         finally:
             await server.stop()
             await consul.close()
+
+    def _server(self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records) -> Server:
+        app = application(
+            broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request), records
+        )
+        return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir))
 
     async def _run_consul(self, link: Link, formation: Formation) -> None:
         self._say("link")

@@ -9,23 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from coordinator import proposal
+from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
 log = logging.getLogger(__name__)
-
-
-def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
-    """Why `manifest` is not about the coordinator that `info` describes; None when it is."""
-    own = manifest.coordinators
-    if own.app_id.lower() != info.app_id.lower():
-        return f"the manifest is of the coordinators' app {own.app_id}, and this CVM is of app {info.app_id}"
-    if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
-        allowed = ", ".join(own.compose_hashes)
-        return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
-    return None
 
 
 class Head:
@@ -53,7 +44,7 @@ class Head:
     @property
     def misfit(self) -> str | None:
         """Why the manifest is not about this coordinator; None when it is."""
-        return misfit(self.manifest, self._info)
+        return proposal.misfit(self.manifest, self._info)
 
     @property
     def hindrance(self) -> str | None:
@@ -75,6 +66,12 @@ class Head:
         found = overtake(self.signed, envelope, settled=self.settled, signed=self._check)
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
+
+    def proposed(self, envelope: str, own: MeshPeer) -> Signed | None:
+        """The manifest in `envelope`, which is to take the place of the one that is enforced; None when it is that one.
+        `own` is this coordinator. RefusalError.
+        """
+        return proposal.judge(self.signed, envelope, self._info, own, signed=self._check)
 
     def take(self, envelope: str, adopted_at: float) -> bool:
         """Enforces the manifest in `envelope`, adopted at `adopted_at` (Unix seconds), when it is newer. One that is

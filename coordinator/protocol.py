@@ -17,7 +17,9 @@ NONCE_LIFETIME = 60.0
 
 
 class Code(Enum):
-    """Error codes: the template family's, and SLOT_TAKEN and NOT_READY, which say 'try again' rather than 'never'."""
+    """Error codes: the template family's; SLOT_TAKEN and NOT_READY, which say 'try again' rather than 'never'; and
+    those of a manifest that is not set.
+    """
 
     BAD_REQUEST = ("BAD_REQUEST", 400)
     NONCE_INVALID = ("NONCE_INVALID", 400)
@@ -26,6 +28,9 @@ class Code(Enum):
     KMS_POLICY_MISMATCH = ("KMS_POLICY_MISMATCH", 403)
     ADMISSION_REJECTED = ("ADMISSION_REJECTED", 403)
     SLOT_TAKEN = ("SLOT_TAKEN", 409)
+    MANIFEST_NOT_SIGNED = ("MANIFEST_NOT_SIGNED", 403)
+    MANIFEST_STALE = ("MANIFEST_STALE", 409)
+    MANIFEST_REFUSED = ("MANIFEST_REFUSED", 422)
     LEASE_INVALID = ("LEASE_INVALID", 401)
     VERIFIER_FAILED = ("VERIFIER_FAILED", 502)
     TOKEN_ISSUE_FAILED = ("TOKEN_ISSUE_FAILED", 502)
@@ -233,3 +238,23 @@ class LeaseRequest:
     """Unix seconds: the end of that leaf."""
     trusts: str = ""
     """Of the newest manifest whose mesh CA the CVM's Envoy trusts, hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRequest:
+    """`POST /v1/manifest`: set this manifest. It follows the one in force by `previous`, and its owners signed it."""
+
+    envelope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestHead:
+    """`GET /v1/manifest`, and the answer to a ManifestRequest: the manifest in force, which is signed and public.
+
+    With MANIFEST_STALE it comes as `head`: what the next manifest has to follow.
+    """
+
+    epoch: int
+    digest: str
+    """Hex."""
+    envelope: str

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from coordinator import governance
+from coordinator import governance, proposal
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
 from coordinator.policy import allowed
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, MeshPeer
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -122,10 +122,8 @@ class Records:
                 index, attempt = 0, attempt + 1
 
     def _take_manifest(self, _: int, entries: Any) -> None:
-        stored = governance.held(entries)
         # By our own clock, for we saw it come: what the records say is for who was away.
-        if stored.envelope is not None and self._head.take(stored.envelope, time.time()):
-            self._adopted.set()
+        self._follow(governance.held(entries).envelope, time.time())
 
     async def offered(self, envelope: str) -> None:
         """Takes the manifest that a CVM brings, when it is newer, into the records and then as what is enforced.
@@ -148,8 +146,47 @@ class Records:
         except ConsulError as error:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:
-            if counts is not None and head.take(counts[0].envelope, now):
-                self._adopted.set()
+            self._follow(None if counts is None else counts[0].envelope, now)
+
+    def shown(self) -> ManifestHead:
+        """The manifest in force."""
+        return proposal.shown(self._head.signed)
+
+    async def propose(self, envelope: str) -> ManifestHead:
+        """Sets the manifest that an owner brings: into the records, and then as what is enforced. The manifest in force
+        afterwards, which is that one. RefusalError; with MANIFEST_STALE, what is in force instead.
+        """
+        head = self._head
+        try:
+            if head.proposed(envelope, self._own) is None:
+                return self.shown()
+        except RefusalError as refusal:
+            # Another coordinator may have taken what comes before it a moment ago. Anything else costs Consul nothing.
+            if refusal.code is not Code.MANIFEST_STALE:
+                raise
+        now = time.time()
+        try:
+            stored = await governance.stored_manifest(self._client)
+            self._follow(stored.envelope, now)
+            found = head.proposed(envelope, self._own)
+            if head.hindrance is not None:
+                raise RefusalError(Code.NOT_READY, head.hindrance)
+            if found is None:
+                return self.shown()
+            counts, _ = await governance.publish_manifest(self._client, found, self._owners, now)
+        except StandoffError as error:
+            raise proposal.stale(head.signed, str(error)) from error
+        except ConsulError as error:
+            raise RefusalError(Code.NOT_READY, f"the manifest cannot be written now: {error}") from error
+        self._follow(counts.envelope, now)
+        if counts.digest != found.digest:
+            raise proposal.stale(head.signed, f"{counts.name} was set before {found.name}")
+        return self.shown()
+
+    def _follow(self, envelope: str | None, now: float) -> None:
+        """Enforces the manifest of the records from `now` (Unix seconds) on, when it is newer."""
+        if envelope is not None and self._head.take(envelope, now):
+            self._adopted.set()
 
     async def _carry_out(self) -> None:
         attempt = 0

@@ -9,13 +9,22 @@ import dataclasses
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aiohttp import web
 
 from coordinator.broker import Broker, decode
 from coordinator.feed import Feed
 from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import MAX_BODY, AttestRequest, ChallengeRequest, Code, LeaseRequest
+from coordinator.protocol import (
+    MAX_BODY,
+    AttestRequest,
+    ChallengeRequest,
+    Code,
+    LeaseRequest,
+    ManifestHead,
+    ManifestRequest,
+)
 from coordinator.refusal import RefusalError
 
 log = logging.getLogger(__name__)
@@ -32,11 +41,24 @@ BODY = web.RequestKey("body", bytes)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Manifests(Protocol):
+    """What the API asks of `coordinator.records`."""
+
+    def shown(self) -> ManifestHead:
+        """The manifest in force."""
+        ...
+
+    async def propose(self, envelope: str) -> ManifestHead:
+        """Sets the manifest in `envelope`; the one in force afterwards. RefusalError."""
+        ...
+
+
 def application(
     broker: Broker,
     feed: Feed,
     not_ready: Callable[[], str | None],
     standing: Callable[[StandingRequest], Awaitable[Standing]],
+    manifests: Manifests,
 ) -> web.Application:
     """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator."""
 
@@ -76,7 +98,27 @@ def application(
     app.router.add_post("/v1/coordinators/standing", coordinators)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
+    _add_manifest(app, not_ready, manifests)
     return app
+
+
+def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], manifests: Manifests) -> None:
+    """The routes of the manifest: it is signed and public, so anybody may see it, and bring the next one."""
+
+    def check_ready() -> None:
+        if (reason := not_ready()) is not None:
+            raise RefusalError(Code.NOT_READY, reason)
+
+    async def get_manifest(_: web.Request) -> web.StreamResponse:
+        check_ready()
+        return _answer(manifests.shown())
+
+    async def set_manifest(request: web.Request) -> web.StreamResponse:
+        check_ready()
+        return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
+
+    app.router.add_get("/v1/manifest", get_manifest)
+    app.router.add_post("/v1/manifest", set_manifest)
 
 
 class Server:
@@ -173,7 +215,7 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
                 "claims": _claims(request),
             },
         )
-        return _error(refusal.code, refusal.reason)
+        return _error(refusal.code, refusal.reason, **refusal.more)
     except web.HTTPException as error:
         return web.json_response({"code": Code.BAD_REQUEST.name, "reason": error.reason}, status=error.status)
     except Exception:
@@ -214,8 +256,8 @@ def _answer(value: object) -> web.Response:
     return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
 
 
-def _error(code: Code, reason: str) -> web.Response:
-    response = web.json_response({"code": code.name, "reason": reason}, status=code.status)
+def _error(code: Code, reason: str, **more: object) -> web.Response:
+    response = web.json_response({"code": code.name, "reason": reason, **more}, status=code.status)
     if code is Code.BAD_REQUEST:
         # What is left of a body that was not read must not be taken for a next request.
         response.force_close()

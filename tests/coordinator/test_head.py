@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from coordinator.head import Head, misfit
+from coordinator.head import Head
+from coordinator.proposal import misfit
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed

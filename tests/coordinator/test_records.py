@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Sequence
 
+import aiohttp
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator import tokens
+from coordinator import governance, proposal, tokens
 from coordinator.broker import Broker
+from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
-from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, Applicant, Running, cluster, cvm
+from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, OWNER, Applicant, Running, cluster, cvm
 from tests.support import eventually
 from tests.topology.support import after, opened
+from topology.envelope import seal
 
 
 def applicant(lead: Running, **changes: object) -> Applicant:
@@ -207,3 +212,78 @@ async def test_a_key_that_two_coordinators_admitted_at_once_is_the_first_ones(mo
         # The records first: the link may not have heard of the later one yet.
         await eventually(lambda: lead.coordinator.document()["admitted"] == ["api-0"], "the later slot is freed")
         await eventually(lambda: [peer.peer_id for peer in lead.link.peers] == ["api-0"], "the later one is off")
+
+
+async def proposed(lead: Running, envelope: str) -> tuple[int, dict[str, object]]:
+    """The answer of a coordinator to a manifest that is to be set."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+        session.post(f"{lead.url}/v1/manifest", json={"envelope": envelope}) as response,
+    ):
+        return response.status, await response.json()
+
+
+def enforce(leads: Sequence[Running], digest: str) -> bool:
+    """Whether all of them enforce that manifest, and are ready."""
+    return all(
+        lead.coordinator.head.signed.digest == digest and lead.coordinator.document()["ready"] is True for lead in leads
+    )
+
+
+async def test_any_coordinator_takes_the_next_manifest_and_the_others_follow() -> None:
+    """Right after one another, each at another coordinator; the same again changes nothing."""
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        leads = [await mesh.ready(n) for n in range(3)]
+        head = leads[0].coordinator.head.signed
+        for lead in leads:
+            newer = opened(after(head, leaf_hours=head.manifest.leaf_hours + 1), OWNER)
+            status, answer = await proposed(lead, newer.envelope)
+            assert (status, answer) == (200, dataclasses.asdict(proposal.shown(newer)))
+            assert enforce([lead], newer.digest)
+            assert await proposed(lead, newer.envelope) == (200, answer)
+            head = newer
+        await eventually(lambda: enforce(leads, head.digest), "all enforce the last")
+        _, entries = await leads[0].coordinator.consul.get(f"/v1/kv/{MANIFEST_KEY}")
+        # Repeating wrote nothing: the first entry, and three changes.
+        assert governance.held(entries).envelope == head.envelope
+        assert [lead.coordinator.document()["manifest_notes"] for lead in leads] == [[], [], []]
+
+
+async def test_of_two_owners_at_once_one_is_told_the_others_manifest() -> None:
+    """At two coordinators, again and again: never both, and never neither."""
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        leads = [await mesh.ready(n) for n in range(3)]
+        head = leads[0].coordinator.head.signed
+        for _ in range(5):
+            rivals = [opened(after(head, leaf_hours=hours), OWNER) for hours in (20, 30)]
+            answers = await asyncio.gather(
+                *(proposed(lead, rival.envelope) for lead, rival in zip(leads[:2], rivals, strict=True))
+            )
+            assert sorted(status for status, _ in answers) == [200, 409]
+            won, lost = sorted(answers, key=lambda answer: answer[0])
+            assert lost[1]["head"] == won[1]
+            head = next(rival for rival in rivals if rival.envelope == won[1]["envelope"])
+            await eventually(lambda: enforce(leads, head.digest), "all enforce what was set")  # noqa: B023
+
+
+async def test_what_is_not_to_be_set_reaches_no_records() -> None:
+    """Not signed, too old, of another app: nothing is written, and the head goes on."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        head = lead.coordinator.head.signed
+        _, before = await lead.coordinator.consul.get(f"/v1/kv/{MANIFEST_KEY}")
+        other = dataclasses.replace(head.manifest.coordinators, compose_hashes=("22" * 32,))
+        for envelope, wanted in (
+            (seal(after(head), Ed25519PrivateKey.generate()), 403),
+            (seal(after(head, coordinators=other), OWNER), 422),
+            (seal(after(opened(after(head))), OWNER), 409),
+            ("garbage", 400),
+        ):
+            assert (await proposed(lead, envelope))[0] == wanted
+        assert (await lead.coordinator.consul.get(f"/v1/kv/{MANIFEST_KEY}"))[1] == before
+        assert enforce([lead], head.digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -21,7 +22,9 @@ from coordinator.feed import Feed
 from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
 from coordinator.ledger import Ledger
-from coordinator.protocol import MAX_BODY, MeshPeer
+from coordinator.proposal import shown, stale
+from coordinator.protocol import MAX_BODY, Code, ManifestHead, MeshPeer
+from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import Server, application
 from evidence.verify import Evidence
@@ -57,9 +60,25 @@ class Api:
         )
         self.broker.not_ready = None
         self.server = Server(
-            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing), "127.0.0.1", 0, None
+            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing, self),
+            "127.0.0.1",
+            0,
+            None,
         )
         self.port = 0
+        self.proposed: list[str] = []
+        self.refusal: RefusalError | None = None
+
+    def shown(self) -> ManifestHead:
+        """The first manifest."""
+        return shown(self.broker.rules.signed)
+
+    async def propose(self, envelope: str) -> ManifestHead:
+        """Notes what is to be set."""
+        self.proposed.append(envelope)
+        if self.refusal is not None:
+            raise self.refusal
+        return self.shown()
 
     async def offered(self, envelope: str) -> None:
         """No test here offers a manifest."""
@@ -210,6 +229,31 @@ async def test_not_ready_is_said_before_a_quote_is_made(api: Api) -> None:
     asked = json.dumps({"group": "api", "instance_id": "i"}).encode()
     status, answer = await api.call("POST", "/v1/admission/challenge", asked)
     assert (status, answer["code"]) == (503, "NOT_READY")
+
+
+async def test_the_manifest_is_shown_and_set(api: Api) -> None:
+    """To and by anybody, for its owners have signed it; a refusal has its reason, and a stale one the head."""
+    head = dataclasses.asdict(api.shown())
+    assert await api.call("GET", "/v1/manifest") == (200, head)
+    body = json.dumps({"envelope": "a.b"}).encode()
+    assert await api.call("POST", "/v1/manifest", body) == (200, head)
+    api.refusal = RefusalError(Code.MANIFEST_REFUSED, "no")
+    assert await api.call("POST", "/v1/manifest", body) == (422, {"code": "MANIFEST_REFUSED", "reason": "no"})
+    api.refusal = stale(api.broker.rules.signed, "late")
+    status, answer = await api.call("POST", "/v1/manifest", body)
+    assert (status, answer["code"], answer["head"]) == (409, "MANIFEST_STALE", head)
+    for bad in (b"", b"{}", b'{"envelope": 5}', b'{"envelope": "a.b", "force": true}'):
+        assert (await api.call("POST", "/v1/manifest", bad))[0] == 400
+    assert api.proposed == ["a.b"] * 3
+
+
+async def test_a_coordinator_that_is_not_ready_neither_shows_nor_sets_a_manifest(api: Api) -> None:
+    """Its records may know of a newer one."""
+    api.broker.not_ready = "Consul has no leader"
+    for method, data in (("GET", None), ("POST", b'{"envelope": "a.b"}')):
+        status, answer = await api.call(method, "/v1/manifest", data)
+        assert (status, answer) == (503, {"code": "NOT_READY", "reason": "Consul has no leader"})
+    assert api.proposed == []
 
 
 async def test_the_rendezvous_feed(api: Api) -> None:

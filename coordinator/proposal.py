@@ -1,0 +1,96 @@
+"""Whether a coordinator takes a manifest that is brought to it to be set. Pure.
+
+Anybody may bring one. The head's owners decide by their signatures, and the head's digest by `previous`: of two that
+follow one head the first counts, and who brings the other is told the head. What would leave this coordinator, or every
+running CVM, behind is refused before it is in force, for afterwards nobody could take it back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from coordinator.protocol import Code, ManifestHead, MeshPeer
+from coordinator.refusal import RefusalError
+from runtime.guest import GuestInfo
+from topology.envelope import Signed, claims
+from topology.manifest import Manifest
+from topology.succession import Fault, SuccessionError, follow
+
+MAX_STORED = 512 << 10
+"""Bytes of an envelope: what Consul's KV takes in one value (`kv_max_value_size`, by default)."""
+_CODES: Mapping[Fault, Code] = {
+    Fault.FORKED: Code.MANIFEST_STALE,
+    Fault.GAP: Code.MANIFEST_STALE,
+    Fault.INVALID: Code.MANIFEST_NOT_SIGNED,
+    Fault.OLDER: Code.MANIFEST_REFUSED,
+    Fault.FOREIGN: Code.MANIFEST_REFUSED,
+    Fault.UNREADABLE: Code.MANIFEST_REFUSED,
+}
+"""What each fault is answered with. An identical manifest is none."""
+
+
+def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
+    """Why `manifest` is not about the coordinator that `info` describes; None when it is."""
+    own = manifest.coordinators
+    if own.app_id.lower() != info.app_id.lower():
+        return f"the manifest is of the coordinators' app {own.app_id}, and this CVM is of app {info.app_id}"
+    if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
+        allowed = ", ".join(own.compose_hashes)
+        return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
+    return None
+
+
+def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed: bool) -> Signed | None:
+    """The manifest in `envelope`, which takes the place of `head`; None when it is the head. RefusalError says why not.
+
+    `info` and `own` are of the coordinator that judges. `signed=False` skips signatures.
+    """
+    if claims(envelope) is None:
+        raise RefusalError(Code.BAD_REQUEST, "envelope is no signed manifest; expected what ./mesh manifest sign wrote")
+    if len(envelope) > MAX_STORED:
+        raise RefusalError(
+            Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"
+        )
+    try:
+        found = follow(head, envelope, signed=signed)
+    except SuccessionError as error:
+        if error.fault is Fault.IDENTICAL:
+            return None
+        if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
+            raise stale(head, str(error)) from error
+        raise RefusalError(code, str(error)) from error
+    reason = misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest, own)
+    if reason is not None:
+        raise RefusalError(Code.MANIFEST_REFUSED, reason)
+    return found
+
+
+def stale(head: Signed, reason: str) -> RefusalError:
+    """That a manifest does not follow `head`, which goes with it."""
+    advice = "; take the head that comes with this answer, and sign one that follows it"
+    return RefusalError(Code.MANIFEST_STALE, reason + advice, head=asdict(shown(head)))
+
+
+def shown(head: Signed) -> ManifestHead:
+    """`head` as everybody may see it."""
+    return ManifestHead(epoch=head.manifest.epoch, digest=head.digest, envelope=head.envelope)
+
+
+def _lock_out(head: Manifest, found: Manifest, own: MeshPeer) -> str | None:
+    """Why `found` would leave this coordinator, or the CVMs that run, behind."""
+    peers = {peer.peer_id: peer.address for peer in found.coordinators.peers}
+    if not peers:
+        return "the manifest has no coordinator, so nobody could be admitted or take the next one"
+    address = peers.get(own.peer_id)
+    if address is None:
+        only = "the only coordinator" if len(head.coordinators.peers) == 1 else "this coordinator"
+        return f"the manifest drops {own.peer_id}, {only}; set it on one that stays ({', '.join(peers)})"
+    if address != own.address:
+        return (
+            f"the manifest gives {own.peer_id} the mesh address {address}, and its Consul server has {own.address}; "
+            "make a coordinator with the new address, and drop this one"
+        )
+    if (found.vip_pool, found.mesh_pool) != (head.vip_pool, head.mesh_pool):
+        return "the manifest has other address pools, which no CVM that runs can take; keep vip_pool and mesh_pool"
+    return None
