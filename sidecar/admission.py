@@ -25,7 +25,8 @@ from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar.broker import Admitted, Broker, CoordinatorError, Held, RefusedError, Renewed
+from sidecar.attested import CoordinatorError, RefusedError
+from sidecar.broker import Admitted, Broker, Held, Renewed
 from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, parse
 from sidecar.identity import Keys
 from sidecar.slot import Wish

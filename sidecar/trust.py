@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sidecar.broker import CoordinatorError, Verify
+from sidecar.attested import CoordinatorError, Verify
 from topology.manifest import Manifest
 
 

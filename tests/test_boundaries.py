@@ -21,7 +21,8 @@ from evidence.ratls import extract
 from peer import control
 from peer.spec import LinkError
 from runtime import consul, guest, values
-from sidecar.broker import CoordinatorError, decode_admission, decode_answer, decode_challenge, decode_renewal
+from sidecar.attested import CoordinatorError, decode_answer
+from sidecar.broker import decode_admission, decode_challenge, decode_renewal
 from sidecar.certificate import CertificateError, Expected, parse
 from tests.sidecar.world import DIGEST, NOW, granted
 

@@ -76,7 +76,7 @@ EDGES = frozenset({
     "peer.service", "peer.watch", "peer.wireguard",
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.init", "runtime.log", "runtime.premises",
     "runtime.status", "runtime.tasks",
-    "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.broker", "sidecar.effects", "sidecar.envoy",
+    "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.attested", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.losing", "sidecar.membership", "sidecar.memory",
     "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor",
     "sidecar.watches", "vip.netlink", "vip.nftables",

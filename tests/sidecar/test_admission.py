@@ -22,7 +22,8 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, CoordinatorError, Held, RefusedError, Renewed, decode_admission, decode_renewal
+from sidecar.attested import CoordinatorError, RefusedError
+from sidecar.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
 from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
 from tests.sidecar.test_broker import ADMISSION

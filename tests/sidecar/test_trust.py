@@ -7,7 +7,7 @@ import pytest
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
 from runtime.guest import GuestAgent
-from sidecar.broker import CoordinatorError
+from sidecar.attested import CoordinatorError
 from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, TEE, cvm, make_manifest
 
