@@ -1,0 +1,116 @@
+"""What changes between two manifests, and what becomes of it in a mesh that runs. Pure.
+
+Every field is in it: an owner must not set what was not shown. `plan_changes` is for files, and says what a cloud does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from meshctl.plan_changes import Change, coordinators_go
+from topology.manifest import Manifest
+
+_TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "secrets", "os_images"})
+"""Fields of a manifest that are shown entry by entry, or are its place in the history."""
+_EVICTED = "evicted: lease, links, endpoints and certificate end at once"
+_ANEW = "when the group's CVMs start anew"
+_EFFECTS: Mapping[tuple[str, str], str] = {
+    ("cvm", "add"): "a CVM of the group may take the slot",
+    ("cvm", "remove"): _EVICTED,
+    ("coordinator", "add"): "joins when it starts; coordinators that run meet it when they start anew",
+    ("coordinator", "remove"): "admits nobody any more; its Consul server still counts for the majority",
+    ("compose hash", "add"): "CVMs that measure it may join",
+    ("compose hash", "remove"): "every CVM that measures it is " + _EVICTED,
+    ("image", "add"): "CVMs that boot it may join",
+    ("image", "remove"): "every CVM that boots it is " + _EVICTED,
+    ("callers", "add"): "at once, in every CVM that runs",
+    ("callers", "change"): "at once, in every CVM that runs; who may call no more loses what it holds",
+    ("callers", "remove"): "at once: nobody may call",
+    ("route", "add"): "at once, in every CVM that runs: name, VIP, listener",
+    ("route", "remove"): "at once, in every CVM that runs: code that dials it finds no such name",
+    ("route", "change"): "at once, in every CVM that runs",
+    ("secret", "add"): "handed out with the next renewal, in 5 s",
+    ("secret", "change"): "handed out, or withdrawn, with the next renewal, in 5 s",
+    ("secret", "remove"): "withdrawn with the next renewal, in 5 s",
+    ("backend", "add"): _ANEW,
+    ("backend", "change"): _ANEW,
+    ("backend", "remove"): "nobody may call it any more",
+    ("variable", "add"): "applications are held against it at their next start",
+    ("variable", "change"): "applications are held against it at their next start",
+    ("variable", "remove"): "no longer held against anything",
+}
+_SETTINGS: Mapping[str, str] = {
+    "owners": "they sign the manifest after this one",
+    "tcb": "at the next admission of each CVM",
+    "key_provider": "at the next admission of each CVM",
+    "rendezvous": "when CVMs and coordinators start anew",
+    "leaf_hours": "from the next certificate on",
+    "overlap_seconds": "from this manifest on",
+    "critical": "programs that do not know such a field refuse the manifest",
+}
+_APP = "every CVM of the app is judged anew: CVMs of another app are evicted"
+_Key = tuple[str, str]
+
+
+def compare(before: Manifest, after: Manifest) -> tuple[Change, ...]:
+    """Every entry that appears, changes or goes, with what becomes of it."""
+    old, new = (dict(_entries(it)) for it in (before, after))
+    return tuple(
+        _change(key, old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)
+    )
+
+
+def warnings(before: Manifest, after: Manifest) -> tuple[str, ...]:
+    """What a person should know before it is set."""
+    one, other = ([peer.peer_id for peer in it.coordinators.peers] for it in (before, after))
+    return tuple(coordinators_go(one, other))
+
+
+def _change(key: _Key, old: Any, new: Any) -> Change:
+    kind, name = key
+    action = "add" if old is None else "remove" if new is None else "change"
+    default = _SETTINGS.get(name, "when CVMs and coordinators start anew") if kind == "setting" else _APP
+    effect = _EFFECTS.get((kind, action), default)
+    return Change(kind=kind, name=name, action=action, before=old, after=new, effect=effect)
+
+
+def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
+    """Every field, cut into entries that a person thinks of. No value is None."""
+    tree = dataclasses.asdict(manifest)
+    for name, value in tree.items():
+        if name not in _TOLD:
+            yield ("setting", name), _plain(value)
+    yield from _app("coordinator", tree["coordinators"])
+    for peer in tree["coordinators"]["peers"]:
+        yield ("coordinator", peer["peer_id"]), {"address": peer["address"], "url": peer["url"]}
+    for group, entry in sorted(tree["groups"].items()):
+        yield from _app(group, entry)
+        for peer in entry["peers"]:
+            yield ("cvm", peer["peer_id"]), {"group": group, "address": peer["address"]}
+        for name, backend in sorted(entry["backends"].items()):
+            yield ("backend", f"{group}/{name}"), _plain({k: v for k, v in backend.items() if k != "callers"})
+            yield ("callers", f"{group}/{name}"), _plain(backend["callers"])
+        for name, value in sorted(entry["env"].items()):
+            yield ("variable", f"{group}/{name}"), repr(value)
+    for route in tree["routes"]:
+        yield ("route", route["name"]), _plain(route)
+    for name, secret in sorted(tree["secrets"].items()):
+        yield ("secret", name), _plain(secret)
+    for image in tree["os_images"]:
+        name = " ".join(f"{image[part]:.16}…" for part in ("mrtd", "rtmr0", "rtmr1", "rtmr2"))
+        yield ("image", f"{name} {'development' if image['development'] else ''}".strip()), _plain(image)
+
+
+def _app(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[_Key, Any]]:
+    yield ("app", name), entry["app_id"]
+    for found in entry["compose_hashes"]:
+        yield ("compose hash", f"{name} {found}"), found
+
+
+def _plain(value: Any) -> Any:
+    """Lists in the place of tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

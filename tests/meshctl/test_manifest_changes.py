@@ -1,0 +1,100 @@
+"""What changes between two manifests is shown whole, with what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from meshctl.manifest_changes import compare, warnings
+from tests.coordinator.world import OWNER, make_database_manifest, make_manifest
+from tests.topology.support import after, opened
+from topology.manifest import Manifest, decode, encode
+
+HEAD = opened(make_database_manifest(make_manifest(coordinators=3)), OWNER)
+
+
+def changed(edit: Any) -> Manifest:
+    """The manifest after HEAD with `edit` made to its JSON."""
+    tree = json.loads(encode(after(HEAD)))
+    edit(tree)
+    return decode(json.dumps(tree).encode())
+
+
+def shown(edit: Any) -> list[tuple[str, str, str]]:
+    """What is shown of the change."""
+    return [(change.action, change.kind, change.name) for change in compare(HEAD.manifest, changed(edit))]
+
+
+def test_a_successor_that_says_the_same_changes_nothing() -> None:
+    """Epoch and predecessor are its place, and no change."""
+    assert compare(HEAD.manifest, after(HEAD)) == ()
+    assert warnings(HEAD.manifest, after(HEAD)) == ()
+
+
+@pytest.mark.parametrize(
+    ("edit", "wanted"),
+    [
+        (lambda t: t["groups"]["api"]["peers"].pop(), [("remove", "cvm", "api-1")]),
+        (lambda t: t["routes"].clear(), [("remove", "route", "db-master")]),
+        (lambda t: t["groups"]["db"]["backends"]["db"].update(callers=["*"]), [("change", "callers", "db/db")]),
+        (lambda t: t["groups"]["db"]["backends"]["db"].update(port=1), [("change", "backend", "db/db")]),
+        (lambda t: t["groups"]["api"]["env"].update(MODE="x"), [("add", "variable", "api/MODE")]),
+        (lambda t: t["secrets"]["database"].update(groups=[]), [("change", "secret", "database")]),
+        (lambda t: t.update(leaf_hours=9), [("change", "setting", "leaf_hours")]),
+        (lambda t: t["coordinators"]["peers"].pop(), [("remove", "coordinator", "coordinator-2")]),
+        (
+            lambda t: t["groups"]["api"].update(compose_hashes=["77" * 32]),
+            [
+                ("add", "compose hash", f"api {'77' * 32}"),
+                ("remove", "compose hash", f"api {HEAD.manifest.groups['api'].compose_hashes[0]}"),
+            ],
+        ),
+    ],
+    ids=["slot", "route", "callers", "port", "variable", "grant", "setting", "coordinator", "compose hash"],
+)
+def test_each_change_is_an_entry(edit: Any, wanted: list[tuple[str, str, str]]) -> None:
+    """By the name that a person knows it by."""
+    assert shown(edit) == wanted
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the values of a JSON tree are."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [leaf for key, value in items for leaf in leaves(value, (*path, key))]
+    return [path]
+
+
+def test_no_value_of_a_manifest_changes_unseen() -> None:
+    """Each one, whatever it is: an owner must not set what was not shown."""
+    tree = json.loads(encode(HEAD.manifest))
+    unseen = []
+    for path in leaves(tree):
+        other = json.loads(encode(HEAD.manifest))
+        place = other
+        for key in path[:-1]:
+            place = place[key]
+        was = place[path[-1]]
+        place[path[-1]] = not was if isinstance(was, bool) else was + 1 if isinstance(was, int) else f"{was}x"
+        found = manifest_of(other)
+        if path[0] not in ("epoch", "previous") and compare(HEAD.manifest, found) == ():
+            unseen.append(path)
+    assert unseen == []
+
+
+def manifest_of(tree: Any) -> Manifest:
+    """The value, whether it holds together or not."""
+    from topology.manifest import from_tree
+
+    found: Manifest = from_tree(Manifest, tree, "manifest")
+    return found
+
+
+def test_a_lost_majority_is_warned_of() -> None:
+    """As `sign` does."""
+    assert (
+        "no majority"
+        in warnings(HEAD.manifest, changed(lambda t: t["coordinators"].update(peers=t["coordinators"]["peers"][:1])))[1]
+    )
