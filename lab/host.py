@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from lab import disk
 from lab import plan as plans
@@ -34,6 +35,7 @@ from lab.platform import start_platform
 from lab.tee import DevTee
 from runtime.tasks import TaskScope
 from topology.cluster import load as load_cluster
+from topology.envelope import seal
 
 log = logging.getLogger("lab.host")
 
@@ -121,7 +123,9 @@ class Host:
             rendezvous_address=hosts[plans.RENDEZVOUS].address,
             pin_peers=request.pin_peers,
         )
-        self._plan = plans.make_plan(cluster, self._tee, Ed25519PrivateKey.generate(), site)
+        owner = Ed25519PrivateKey.generate()
+        self._plan = plans.make_plan(cluster, self._tee, owner, site)
+        self._keep_owner(owner, seal(self._plan.manifest, owner))
         for index, cvm in enumerate(self._plan.cvms):
             self._network.add_cvm(cvm.machine.name, nat=request.nat, index=index)
         entries = tuple(
@@ -208,6 +212,16 @@ class Host:
         """
         await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
         self._network.close()
+
+    def _keep_owner(self, owner: Ed25519PrivateKey, envelope: str) -> None:
+        """Leaves the key of the lab's owner, and the first manifest, in the lab's folder, so that `./mesh set` can sign
+        the next one. The key is worth nothing beyond this lab.
+        """
+        pem = owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        for name, text in (("owner.pem", pem), ("manifest.signed", envelope)):
+            path = self._run_dir / name
+            path.touch(mode=0o600)
+            path.write_text(text, encoding="ascii")
 
     def _write_app_folder(self) -> Path:
         """`/app` of the demo images: one small program a workload."""

@@ -166,7 +166,10 @@ def sign(cluster: str, key: Path | None, draft: Path | None, prepare: Path | Non
         click.echo(f"warning: {warning}", err=True)
     for name, epoch in kept.items():
         click.echo(f"group {name} goes on starting with epoch {epoch}, and takes the newest from the coordinators")
-    click.echo(f"next: terraform -chdir={found.folder} apply -parallelism=1")
+    click.echo(
+        f"next: ./mesh set -c URL --manifest {target}, for a mesh that runs; and terraform -chdir={found.folder} apply "
+        "-parallelism=1, for what starts"
+    )
 
 
 @command.command()

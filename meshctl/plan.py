@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ import click
 from meshctl.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from meshctl.plan_changes import Change, Plan
     from meshctl.plan_snapshot import Snapshot
 
@@ -207,32 +211,45 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _print(plan: Plan) -> None:
+def print_changes(changes: Sequence[Change], title: str, effect: str) -> None:
+    """The table of `changes`; `effect` heads the column of what becomes of each."""
+    _console().print(_table(changes, title, effect))
+
+
+def _console() -> Console:
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH, highlight=False)
+
+
+def _table(changes: Sequence[Change], title: str, effect: str) -> Table:
     from rich.table import Table
 
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
-    console = Console(width=wide, highlight=False)
+    table = Table(title=title, title_justify="left")
+    rows = []
+    for change in changes:
+        sign, _ = _SIGNS[change.action]
+        told = f"{change.effect}: {change.note}" if change.note else change.effect
+        rows.append((sign, change.kind, change.name, *_cells(change), told))
+    titles = ("", "what", "name", "before", "after", effect)
+    # Where everything is new there is no before, and the others need its columns.
+    used = [index for index in range(len(titles)) if any(row[index] for row in rows)]
+    for index in used:
+        table.add_column(titles[index], overflow="fold", no_wrap=titles[index] in ("", "what"))
+    for change, row in zip(changes, rows, strict=True):
+        table.add_row(*(_escape(row[index]) for index in used), style=_SIGNS[change.action][1])
+    return table
+
+
+def _print(plan: Plan) -> None:
+    console = _console()
     for warning in plan.warnings:
         console.print(f"! {warning}", style="yellow", markup=False)
     if not plan.changes:
         console.print(f"{plan.cluster} against {plan.against}: nothing changes", markup=False)
         _print_calls(plan, console.width)
         return
-    table = Table(title=f"{plan.cluster} against {plan.against}", title_justify="left")
-    rows = []
-    for change in plan.changes:
-        sign, _ = _SIGNS[change.action]
-        effect = f"{change.effect}: {change.note}" if change.note else change.effect
-        rows.append((sign, change.kind, change.name, *_cells(change), effect))
-    titles = ("", "what", "name", "before", "after", "on Phala Cloud")
-    # Where everything is new there is no before, and the others need its columns.
-    used = [index for index in range(len(titles)) if any(row[index] for row in rows)]
-    for index in used:
-        table.add_column(titles[index], overflow="fold", no_wrap=titles[index] in ("", "what"))
-    for change, row in zip(plan.changes, rows, strict=True):
-        table.add_row(*(_escape(row[index]) for index in used), style=_SIGNS[change.action][1])
-    console.print(table)
+    console.print(_table(plan.changes, f"{plan.cluster} against {plan.against}", "on Phala Cloud"))
     _print_summary(plan, console)
     _print_calls(plan, console.width)
 

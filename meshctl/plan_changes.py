@@ -24,7 +24,7 @@ EFFECTS: Mapping[str, str] = {
     REPLACE: "the CVM is deleted, then made anew with an empty disk; keys derived by its app change",
     REDEPLOY: "a new revision: its first CVM is updated, then all others at once, without waiting for health",
     RESTART: "CVMs of the app get new values in place, one after the other, without waiting for health",
-    MANIFEST: "only the manifest: sign it again; coordinators restart with it, running CVMs take it from them",
+    MANIFEST: "only the manifest: sign and ./mesh set it, nothing restarts; an apply restarts coordinators with it",
     NONE: "nothing on the CVMs",
 }
 """Effect of a change to what a person should know of it."""

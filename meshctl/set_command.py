@@ -1,0 +1,228 @@
+"""`./mesh set`: the next manifest, set on coordinators that run. Nothing restarts.
+
+The coordinator is asked nothing before its evidence holds by the very manifest that is to be set: who signed it also
+said what coordinators must measure. Then come the differences, a question, and the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshctl import runs
+from meshctl.asking import Answer, Question, Trust, ask, ask_in_lab
+from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from topology.envelope import Signed
+    from topology.manifest import Manifest
+
+PATH = "/v1/manifest"
+OWNER_KEY = "owner.pem"
+"""In a lab's folder: the key of its owner, which signs for that lab only."""
+FIRST = "manifest.signed"
+"""In a lab's folder: the manifest that it began with."""
+PCCS = "https://pccs.phala.network"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """A mesh whose coordinator can be asked."""
+
+    name: str
+    """For people."""
+    url: str
+    ask: Callable[[Question], Answer]
+
+    def head(self, references: str) -> Signed:
+        """The manifest in force, from a coordinator that is what the envelope `references` wants. UserError."""
+        return _opened(self._call(references, "GET").tree, self.url)
+
+    def put(self, envelope: str) -> Signed:
+        """Sets the manifest in `envelope`; the one in force afterwards. UserError with the coordinator's reason."""
+        return _opened(self._call(envelope, "POST", {"envelope": envelope}).tree, self.url)
+
+    def _call(self, references: str, method: str, body: dict[str, str] | None = None) -> Answer:
+        answer = self.ask(Question(url=self.url, references=references, method=method, path=PATH, body=body))
+        if answer.code:
+            again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
+            raise UserError(f"{self.url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
+        return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lab:
+    """A lab that runs, and the key of its owner."""
+
+    mesh: Mesh
+    folder: Path
+
+    def draft(self) -> Manifest:
+        """What follows the manifest in force, and is otherwise the same."""
+        head = self.mesh.head(self._first())
+        return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
+
+    def sign(self, manifest: Manifest) -> str:
+        """The envelope of `manifest`, signed by the lab's owner."""
+        from meshctl.manifest_keys import load
+        from topology.envelope import seal
+
+        return seal(manifest, load(self.folder / OWNER_KEY))
+
+    def _first(self) -> str:
+        return (self.folder / FIRST).read_text(encoding="ascii")
+
+
+def lab(name: str | None) -> Lab:
+    """The lab called `name`, or the only one that runs. UserError when none of its coordinators is ready."""
+    from meshctl import status as statuses
+    from topology.envelope import open_envelope
+    from topology.model import COORDINATOR
+
+    run = runs.find(name)
+    machines = statuses.collect(run)["machines"]
+    ready = [m["peer_id"] for m in machines if m["group"] == COORDINATOR and (m["sidecar"] or {}).get("ready")]
+    if not ready:
+        raise UserError(f"no coordinator of {run.name!r} is ready", "./mesh status says what it waits for", exit_code=1)
+    first = open_envelope((run.folder / FIRST).read_text(encoding="ascii"), None).manifest
+    urls = {peer.peer_id: peer.url for peer in first.coordinators.peers}
+    coordinator = ready[0]
+    mesh = Mesh(name=run.name, url=urls[coordinator], ask=lambda question: ask_in_lab(run, coordinator, question))
+    return Lab(mesh=mesh, folder=run.folder)
+
+
+def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
+    """The mesh with a coordinator at `url`."""
+    trust = Trust(pccs_url=pccs_url, dev_root=dev_root.read_bytes() if dev_root else None)
+    if dev_root is not None:
+        click.echo("INSECURE: quotes of a simulated TEE are believed (--insecure-dev-root)", err=True)
+    return Mesh(name=url, url=url.rstrip("/"), ask=lambda question: ask(question, trust))
+
+
+def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
+    """Shows what the manifest in `envelope` changes, asks, and sets it. UserError."""
+    from meshctl.manifest_changes import compare, warnings
+    from meshctl.plan import print_changes
+    from runtime.confirm import confirm
+    from topology.envelope import open_envelope
+    from topology.succession import Fault, SuccessionError, follow
+
+    head = mesh.head(envelope)
+    click.echo(f"{mesh.url} is attested, and enforces {head.name}")
+    try:
+        found = follow(head, envelope)
+    except SuccessionError as error:
+        if error.fault is Fault.IDENTICAL:
+            click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
+            return
+        remedy = "./mesh manifest render and sign again, after the one in force"
+        raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
+    changes = compare(head.manifest, found.manifest)
+    if changes:
+        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
+    else:
+        click.echo(f"{found.name} says the same as {head.name}")
+    for warning in warnings(head.manifest, found.manifest):
+        click.echo(f"warning: {warning}", err=True)
+    if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
+        raise UserError("nothing was set", exit_code=1)
+    now = mesh.put(envelope)
+    if now.digest != open_envelope(envelope, None).digest:
+        raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
+    click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
+
+
+@click.command()
+@click.option("-c", "--coordinator", "url", metavar="URL", help="A coordinator's URL. Default: a lab that runs here.")
+@click.option("--manifest", "file", type=click.Path(path_type=Path), help="The signed manifest; in a lab also a draft.")
+@click.option("--edit", is_flag=True, help="In a lab: edit what is in force, sign and set it.")
+@click.option(
+    "--draft", type=click.Path(path_type=Path), help="In a lab: write what is in force as a draft; set nothing."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--name", help="Which lab, when several run.")
+@click.option("--pccs", default=PCCS, show_default=True, metavar="URL", help="Where Intel's collateral comes from.")
+@click.option(
+    "--insecure-dev-root", type=click.Path(path_type=Path), help="Believe quotes under this root (DER): simulated."
+)
+def command(
+    url: str | None,
+    file: Path | None,
+    edit: bool,
+    draft: Path | None,
+    yes: bool,
+    name: str | None,
+    pccs: str,
+    insecure_dev_root: Path | None,
+) -> None:
+    """Set the next manifest on a mesh that runs: shows what changes for whom, asks, and sets it.
+
+    The coordinator has to prove first that it is what this manifest demands. Nothing restarts. In a lab without -c the
+    lab's own owner signs: --draft FILE, edit it, --manifest FILE; or --edit.
+    """
+    if sum(it is not None for it in (file, draft)) + edit != 1:
+        raise UserError(
+            "say what to set: one of --manifest FILE, --edit and --draft FILE", "--manifest manifest.signed"
+        )
+    if url is not None:
+        if file is None:
+            raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
+        put(deployed(url, pccs, insecure_dev_root), _envelope(_read(file), file, None), yes=yes)
+        return
+    here = lab(name)
+    if draft is not None:
+        draft.write_text(_pretty(here.draft()), encoding="utf-8")
+        click.echo(f"written: {draft}\nedit it, then: ./mesh set --manifest {draft}")
+        return
+    put(here.mesh, _edited(here) if file is None else _envelope(_read(file), file, here), yes=yes)
+
+
+def _edited(here: Lab) -> str:
+    text = click.edit(_pretty(here.draft()), extension=".json")
+    if text is None:
+        raise UserError("nothing was changed", exit_code=1)
+    return _envelope(text, "what you wrote", here)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "./mesh manifest sign writes manifest.signed") from error
+
+
+def _envelope(text: str, source: object, here: Lab | None) -> str:
+    """The envelope in `text`; of a draft, as the owner of the lab `here` signs it. UserError."""
+    from topology.envelope import open_envelope
+    from topology.manifest import ManifestError, decode
+
+    text = text.strip()
+    try:
+        if not text.startswith("{"):
+            return open_envelope(text, None).envelope
+        if here is not None:
+            return here.sign(decode(text.encode()))
+    except ManifestError as error:
+        raise UserError(f"{source}: {error}", "mend it, or take --draft FILE again") from error
+    raise UserError(f"{source} is a draft that nobody has signed", "./mesh manifest sign CLUSTER")
+
+
+def _pretty(manifest: Manifest) -> str:
+    from topology.manifest import encode
+
+    return json.dumps(json.loads(encode(manifest)), indent=2, sort_keys=True) + "\n"
+
+
+def _opened(tree: dict[str, Any], url: str) -> Signed:
+    from topology.envelope import open_envelope
+    from topology.manifest import ManifestError
+
+    try:
+        return open_envelope(str(tree.get("envelope", "")), None)
+    except ManifestError as error:
+        raise UserError(f"{url} shows a manifest that cannot be read: {error}", exit_code=1) from error

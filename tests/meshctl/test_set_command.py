@@ -1,0 +1,175 @@
+"""`./mesh set`: what is asked, shown, refused and set. In a lab: tests/e2e/test_set.py."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from meshctl import set_command
+from meshctl.asking import Answer, Question
+from meshctl.cli import cli
+from meshctl.errors import UserError
+from meshctl.set_command import Lab, Mesh, put
+from tests.coordinator.world import OWNER, OWNERS, make_manifest
+from tests.topology.support import after, opened
+from topology.envelope import Signed, open_envelope, seal
+from topology.manifest import decode
+
+FIRST = opened(make_manifest(), OWNER)
+NEXT = opened(after(FIRST, leaf_hours=9), OWNER)
+URL = "https://one.test"
+
+
+class Coordinator:
+    """Answers as one does; notes what it was asked."""
+
+    def __init__(self, head: Signed = FIRST, refusal: Answer | None = None) -> None:
+        self.head, self.refusal = head, refusal
+        self.asked: list[Question] = []
+
+    def ask(self, question: Question) -> Answer:
+        """The head, or the refusal of a POST."""
+        self.asked.append(question)
+        if question.body is not None:
+            if self.refusal is not None:
+                return self.refusal
+            self.head = open_envelope(question.body["envelope"], OWNERS)
+        return Answer(tree={"epoch": 0, "digest": "", "envelope": self.head.envelope})
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that it coordinates."""
+        return Mesh(name="m", url=URL, ask=self.ask)
+
+
+def test_the_next_manifest_is_shown_and_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """The coordinator is judged by that very manifest, each time."""
+    one = Coordinator()
+    put(one.mesh, NEXT.envelope, yes=True)
+    assert [(q.method, q.references, q.path) for q in one.asked] == [
+        ("GET", NEXT.envelope, "/v1/manifest"),
+        ("POST", NEXT.envelope, "/v1/manifest"),
+    ]
+    out = capsys.readouterr().out
+    assert "leaf_hours" in out
+    assert f"set: epoch 2, digest {NEXT.digest}" in out
+
+
+def test_the_same_again_is_no_change(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is sent but the question what is in force."""
+    one = Coordinator(NEXT)
+    put(one.mesh, NEXT.envelope, yes=True)
+    assert [q.method for q in one.asked] == ["GET"]
+    assert f"in force already: epoch 2, digest {NEXT.digest}" in capsys.readouterr().out
+
+
+def test_nothing_is_set_without_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end of input is none."""
+    one = Coordinator()
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(UserError, match="nothing was set"):
+        put(one.mesh, NEXT.envelope, yes=False)
+    assert [q.method for q in one.asked] == ["GET"]
+
+
+def test_what_does_not_follow_is_not_sent() -> None:
+    """The person learns of it before anything changes."""
+    one = Coordinator(opened(after(FIRST, leaf_hours=10), OWNER))
+    with pytest.raises(UserError, match="two were signed for one epoch"):
+        put(one.mesh, NEXT.envelope, yes=True)
+    assert [q.method for q in one.asked] == ["GET"]
+
+
+def test_a_coordinators_refusal_has_its_reason() -> None:
+    """Another owner was faster."""
+    late = Answer(tree={"head": {}}, code="MANIFEST_STALE", reason="epoch 2 (x) was set before")
+    with pytest.raises(UserError, match="MANIFEST_STALE: epoch 2 \\(x\\) was set before") as caught:
+        put(Coordinator(refusal=late).mesh, NEXT.envelope, yes=True)
+    assert caught.value.exit_code == 1
+
+
+def test_an_answer_that_is_no_manifest_is_refused() -> None:
+    """An attested coordinator may be out of order."""
+    odd = Mesh(name="m", url=URL, ask=lambda _: Answer(tree={"envelope": 5}))
+    with pytest.raises(UserError, match="cannot be read"):
+        put(odd, NEXT.envelope, yes=True)
+
+
+def run(*arguments: str) -> Result:
+    """`./mesh set ARGUMENTS`."""
+    return CliRunner().invoke(cli, ["set", *arguments])
+
+
+def refused(result: Result, words: str) -> None:
+    """It ended with a message that has `words`."""
+    assert isinstance(result.exception, UserError), result.output
+    assert words in str(result.exception)
+
+
+def test_only_what_is_signed_goes_to_a_deployment(tmp_path: Path) -> None:
+    """Nobody is asked anything before the file is a signed manifest."""
+    draft = tmp_path / "manifest.json"
+    draft.write_text(json.dumps(json.loads(seal_payload())))
+    refused(run("-c", URL, "--manifest", str(draft)), "a draft that nobody has signed")
+    draft.write_text("garbage")
+    refused(run("-c", URL, "--manifest", str(draft)), str(draft))
+    refused(run("-c", URL, "--manifest", str(tmp_path / "none")), "cannot be read")
+    refused(run("-c", URL, "--edit"), "are for labs")
+    refused(run("-c", URL), "say what to set")
+    refused(run("-c", URL, "--edit", "--manifest", str(draft)), "say what to set")
+
+
+def seal_payload() -> bytes:
+    """A draft's JSON."""
+    from topology.manifest import encode
+
+    return encode(NEXT.manifest)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coordinator:
+    """A lab whose coordinator answers here."""
+    one = Coordinator()
+    pem = OWNER.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "owner.pem").touch(mode=0o600)
+    (tmp_path / "owner.pem").write_bytes(pem)
+    (tmp_path / "manifest.signed").write_text(FIRST.envelope)
+    monkeypatch.setattr(set_command, "lab", lambda _: Lab(mesh=one.mesh, folder=tmp_path))
+    return one
+
+
+def test_a_labs_manifest_is_drafted_edited_and_set(lab: Coordinator, tmp_path: Path) -> None:
+    """Its owner's key is the lab's; the draft follows what is in force."""
+    draft = tmp_path / "draft.json"
+    assert run("--draft", str(draft)).exit_code == 0
+    tree: dict[str, Any] = json.loads(draft.read_text())
+    assert decode(draft.read_bytes()) == after(FIRST)
+    draft.write_text(json.dumps(tree | {"leaf_hours": 9}))
+    done = run("--manifest", str(draft), "--yes")
+    assert done.exit_code == 0, done.output
+    assert (lab.head.manifest, lab.head.digest) == (NEXT.manifest, NEXT.digest)
+    draft.write_text(json.dumps(tree | {"leaf_hours": 9999}))
+    refused(run("--manifest", str(draft), "--yes"), "manifest.leaf_hours is 9999")
+
+
+def test_a_manifest_is_edited_in_an_editor(lab: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real program changes the file; one that changes nothing sets nothing."""
+    monkeypatch.setenv("EDITOR", "true")
+    refused(run("--edit", "--yes"), "nothing was changed")
+    monkeypatch.setenv("EDITOR", 'sed -i \'s/"leaf_hours": 8/"leaf_hours": 9/\'')
+    done = run("--edit", "--yes")
+    assert done.exit_code == 0, done.output
+    assert lab.head.digest == NEXT.digest
+
+
+def test_a_signed_manifest_is_set_in_a_lab_as_it_is(lab: Coordinator, tmp_path: Path) -> None:
+    """Signed by whoever may sign there."""
+    (tmp_path / "next").write_text(seal(NEXT.manifest, OWNER) + "\n")
+    assert run("--manifest", str(tmp_path / "next"), "--yes").exit_code == 0
+    assert lab.head.digest == NEXT.digest
