@@ -16,11 +16,13 @@ from typing import Protocol
 
 from coordinator import identity, policy
 from coordinator.broker import Broker, Clocks, Rules
+from coordinator.chronicle import Chronicle
 from coordinator.config import Config
 from coordinator.disk import Disk
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
+from coordinator.history import Mesh, begin
 from coordinator.identity import Identity
 from coordinator.keys import derive, wireguard_key
 from coordinator.ledger import Ledger
@@ -92,6 +94,7 @@ class Coordinator:
         self._phase = "identity"
         self._identity: Identity | None = None
         self._head: Head | None = None
+        self._chronicle: Chronicle | None = None
         self._consul: ServerProcess | None = None
         self._link: Link | None = None
         self._broker: Broker | None = None
@@ -153,13 +156,12 @@ class Coordinator:
         disk = self._disk(who)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
-        head = self._head = Head(
-            config.signed, who.info, check_signatures=config.owners is not None, changed=self._head_changed
-        )
+        chronicle = self._chronicle = self._make_chronicle(who, disk, consul.client)
+        head = self._head = self._begin_head(who, chronicle)
         own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
-        records = Records(consul, ledger, own=own, owners=config.owners, head=head)
+        records = Records(consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle)
         broker = self._broker = Broker(
-            rules=self._rules(config.signed, 0.0),
+            rules=self._rules(head.signed, 0.0),
             keys=keys,
             ledger=ledger,
             registry=registry,
@@ -240,6 +242,18 @@ class Coordinator:
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
             broker.rules = self._rules(head.signed, head.adopted_at)
         self._say(self._phase)
+
+    def _make_chronicle(self, who: Identity, disk: Disk, client: ConsulClient) -> Chronicle:
+        config = self._config
+        return Chronicle(disk, client, Mesh(cluster=config.cluster, app_id=who.info.app_id, owners=config.owners))
+
+    def _begin_head(self, who: Identity, chronicle: Chronicle) -> Head:
+        """What is enforced until the records are heard: the newest of the disk's manifests and the environment's."""
+        config, check = self._config, self._config.owners is not None
+        first, note = begin(config.signed, chronicle.history, signed=check)
+        head = Head(first, who.info, check_signatures=check, keep=chronicle.keep, changed=self._head_changed)
+        head.left = note or None
+        return head
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
@@ -327,7 +341,10 @@ class Coordinator:
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "manifest_epoch": signed.manifest.epoch,
             "manifest_digest": signed.digest[:SHOWN_DIGITS],
-            "manifest_notes": list(self._head.notes if self._head else signed.notes),
+            "manifest_notes": [
+                *(self._head.notes if self._head else signed.notes),
+                *(self._chronicle.notes if self._chronicle else ()),
+            ],
         }
 
 

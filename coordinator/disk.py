@@ -1,4 +1,4 @@
-"""The coordinator's data folder: claims it, keeps its marker, remembers peers, and says what is wrong with it.
+"""The coordinator's data folder: claims it, keeps its marker, peers and manifests, and says what is wrong with it.
 
 It lies on a volume that outlives the CVM's boots. Nothing in it is ever deleted here.
 """
@@ -14,12 +14,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from coordinator import marker as markers
+from coordinator.history import order
 from coordinator.marker import MARKER, MEMBER, RECORDS, Marker, Owner
+from coordinator.proposal import MAX_STORED
 from coordinator.protocol import MeshPeer
 from topology.manifest import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
 
+MANIFESTS = "manifests"
+"""Folder with the manifests that were in force, each under its epoch and digest (`coordinator.history`)."""
+MAX_HISTORY = 16 << 20
+"""Bytes of manifests that are read, the newest first: some 5,000 of the starter's, 80 of a mesh of 1,000 CVMs."""
 PEERS = "peers.json"
 """File with the peers that were admitted last: public keys and addresses, nothing secret."""
 MIN_FREE = 128 << 20
@@ -133,6 +139,45 @@ class Disk:
             log.warning("kept peers ignored", extra={"reason": str(error)})
             return ()
         return peers
+
+    def keep_manifest(self, name: str, envelope: str) -> None:
+        """Keeps `envelope` for good under `name`. DiskError, and then nothing of it is there.
+
+        A folder that was not claimed may be somebody else's, so nothing is written yet.
+        """
+        if self.marker is None:
+            return
+        path = self._folder / MANIFESTS / name
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if not path.exists() or path.read_bytes() != envelope.encode():
+                _write_durably(path, envelope)
+        except OSError as error:
+            raise DiskError(f"{path} cannot be written: {error}; {self.problem() or 'see the disk'}") from error
+
+    def manifests(self) -> dict[str, str]:
+        """What is kept, by name; whatever cannot be read is there as nothing."""
+        found: dict[str, str] = {}
+        room = MAX_HISTORY
+        try:
+            names = [path.name for path in (self._folder / MANIFESTS).iterdir() if not path.name.startswith(".")]
+        except FileNotFoundError:
+            return found
+        except OSError as error:
+            log.warning("kept manifests not read", extra={"reason": str(error)})
+            return found
+        for name in sorted(names, key=order, reverse=True):
+            try:
+                with (self._folder / MANIFESTS / name).open("rb") as file:
+                    data = file.read(MAX_STORED + 1)
+            except OSError:
+                data = b""
+            room -= len(data)
+            if room < 0:
+                log.warning("older manifests are left on the disk", extra={"before": name})
+                break
+            found[name] = data.decode("ascii", "replace")
+        return found
 
     def make_alone(self, address: str) -> None:
         """Leaves Consul the order to start as the only server at `address` (host:port). DiskError.

@@ -20,10 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class Head:
-    """`changed` is called after each change."""
+    """`keep` is called before a manifest is enforced that the coordinators enforce, `changed` after each change."""
 
-    def __init__(self, signed: Signed, info: GuestInfo, *, check_signatures: bool, changed: Callable[[], None]) -> None:
-        """`signed` is the environment's; `info` is what the guest agent says of this CVM."""
+    def __init__(
+        self,
+        signed: Signed,
+        info: GuestInfo,
+        *,
+        check_signatures: bool,
+        keep: Callable[[Signed], None],
+        changed: Callable[[], None],
+    ) -> None:
+        """`signed` is what it begins with; `info` is what the guest agent says of this CVM."""
         self.signed = signed
         self.adopted_at = 0.0
         """Unix seconds: when the coordinators adopted `signed`."""
@@ -31,10 +39,13 @@ class Head:
         """The records have had their say."""
         self._info = info
         self._check = check_signatures
+        self._keep = keep
         self._changed = changed
+        self._floor: tuple[int, str] = (0, "")
         self._standoff: str | None = None
         self._refused: str | None = None
-        self._left: str | None = None
+        self.left: str | None = None
+        """What of the environment does not count."""
 
     @property
     def manifest(self) -> Manifest:
@@ -49,14 +60,14 @@ class Head:
     @property
     def hindrance(self) -> str | None:
         """Why nothing is to be enforced now, as a sentence; None when the manifest is."""
-        return self.misfit or self._standoff
+        return self.misfit or self._standoff or self._floor[1] or None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know about the manifest."""
         return (
             *self.signed.notes,
-            *(note for note in (self._left, self._refused) if note is not None),
+            *(note for note in (self.left, self._refused) if note is not None),
         )
 
     def judge(self, envelope: str) -> Signed | None:
@@ -102,12 +113,22 @@ class Head:
         before = self.signed
         if found.digest == before.digest:
             return
+        self._keep(found)
+        if found.manifest.epoch >= self._floor[0]:
+            self._floor = (0, "")
         self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
         if found.manifest.epoch == before.manifest.epoch:
-            self._left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
+            self.left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
             log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
         log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
         self._changed()
+
+    def hold_back(self, epoch: int, reason: str) -> None:
+        """Enforces nothing, for `reason`, until there is a manifest of `epoch` or a later one."""
+        if epoch > self._floor[0]:
+            log.error("no manifest is enforced", extra={"reason": reason})
+            self._floor = (epoch, reason)
+            self._changed()
 
     def stand_off(self, reason: str) -> None:
         """Enforces nothing, for `reason`, until a manifest is adopted or `settle` is called."""
@@ -118,5 +139,6 @@ class Head:
 
     def settle(self, adopted_at: float) -> None:
         """The records agree with what is enforced; they say that it was adopted at `adopted_at` (Unix seconds)."""
+        self._keep(self.signed)
         self.settled, self.adopted_at, self._standoff = True, adopted_at, None
         self._changed()

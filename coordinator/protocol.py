@@ -222,6 +222,8 @@ WORKLOAD_TOKEN = "consul-token"
 """Name of the file beside the secrets that holds the workload's token; no secret has it."""
 MANIFEST_KEY = "mesh/manifest"
 """Consul KV key of the newest signed manifest envelope. Every agent token may read it."""
+MANIFESTS_PREFIX = "mesh/manifests/"
+"""Consul KV prefix of all manifests that were in force, each under its epoch and digest; never changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,3 +260,12 @@ class ManifestHead:
     digest: str
     """Hex."""
     envelope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestHistory:
+    """`GET /v1/manifest/history?after=EPOCH`: the manifests that led to the one in force, oldest first."""
+
+    manifests: tuple[ManifestHead, ...]
+    more: bool
+    """There are later ones: ask for those after the last of these."""

@@ -12,11 +12,12 @@ from random import Random
 from typing import Any
 
 from coordinator import governance, proposal
+from coordinator.chronicle import Chronicle
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
 from coordinator.policy import allowed
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, MeshPeer
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -52,9 +53,10 @@ class Records:
         own: MeshPeer,
         owners: Owners | None,
         head: Head,
+        chronicle: Chronicle,
     ) -> None:
         self._consul, self._client, self._ledger = consul, consul.client, ledger
-        self._own, self._owners, self._head = own, owners, head
+        self._own, self._owners, self._head, self._chronicle = own, owners, head, chronicle
         self._rng = Random()
         self._adopted = asyncio.Event()
 
@@ -93,6 +95,12 @@ class Records:
     async def _settle(self) -> bool:
         """Finds the manifest that counts; False while this coordinator must not enforce it, and writes nothing then."""
         head = self._head
+        await self._chronicle.gather()
+        history = self._chronicle.history
+        head.hold_back(history.unreadable_epoch, history.unreadable)
+        for kept in history.chain:
+            if kept.manifest.epoch > head.manifest.epoch:
+                head.take(kept.envelope, time.time())
         try:
             stored = await governance.stored_manifest(self._client)
             head.adopt(governance.weigh(stored.envelope, head.signed, self._owners), stored.adopted_at)
@@ -183,6 +191,10 @@ class Records:
             raise proposal.stale(head.signed, f"{counts.name} was set before {found.name}")
         return self.shown()
 
+    def history(self, after: int) -> ManifestHistory:
+        """The manifests that led to the one in force, from epoch `after` on."""
+        return self._chronicle.page(after)
+
     def _follow(self, envelope: str | None, now: float) -> None:
         """Enforces the manifest of the records from `now` (Unix seconds) on, when it is newer."""
         if envelope is not None and self._head.take(envelope, now):
@@ -190,6 +202,8 @@ class Records:
 
     async def _carry_out(self) -> None:
         attempt = 0
+        # What a coordinator that was killed has not done is done now.
+        self._adopted.set()
         while True:
             await self._adopted.wait()
             self._adopted.clear()
@@ -197,6 +211,7 @@ class Records:
                 continue
             try:
                 await governance.establish(self._client, self._head.manifest)
+                await self._chronicle.spread()
                 attempt = 0
             except ConsulError as error:
                 log.warning("manifest not carried out yet", extra={"reason": str(error)})

@@ -23,6 +23,7 @@ from coordinator.protocol import (
     Code,
     LeaseRequest,
     ManifestHead,
+    ManifestHistory,
     ManifestRequest,
 )
 from coordinator.refusal import RefusalError
@@ -46,6 +47,10 @@ class Manifests(Protocol):
 
     def shown(self) -> ManifestHead:
         """The manifest in force."""
+        ...
+
+    def history(self, after: int) -> ManifestHistory:
+        """The manifests that led to it, from epoch `after` on."""
         ...
 
     async def propose(self, envelope: str) -> ManifestHead:
@@ -83,10 +88,7 @@ def application(
         return web.Response(status=204) if reason is None else _error(Code.NOT_READY, reason)
 
     async def keys(request: web.Request) -> web.StreamResponse:
-        text = request.query.get("seen", "0")
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise RefusalError(Code.BAD_REQUEST, f"seen is {text!r:.40}, expected the version of the last answer")
-        news = await feed.poll(int(text))
+        news = await feed.poll(_number(request, "seen", "the version of the last answer"))
         peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
         return web.json_response({"version": news.version, "peers": peers})
 
@@ -117,7 +119,12 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
         check_ready()
         return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
 
+    async def get_history(request: web.Request) -> web.StreamResponse:
+        check_ready()
+        return _answer(manifests.history(_number(request, "after", "an epoch")))
+
     app.router.add_get("/v1/manifest", get_manifest)
+    app.router.add_get("/v1/manifest/history", get_history)
     app.router.add_post("/v1/manifest", set_manifest)
 
 
@@ -221,6 +228,14 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
     except Exception:
         log.exception("request failed", extra={"path": request.path, "remote": request.remote})
         return _error(Code.VERIFIER_FAILED, "the coordinator failed; its log says why")
+
+
+def _number(request: web.Request, name: str, meaning: str) -> int:
+    """The number that the query has under `name`, 0 where it has none. RefusalError."""
+    text = request.query.get(name, "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise RefusalError(Code.BAD_REQUEST, f"{name} is {text!r:.40}, expected {meaning}")
+    return int(text)
 
 
 async def _body(request: web.Request) -> bytes:

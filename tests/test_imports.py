@@ -66,8 +66,8 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.disk", "coordinator.feed", "coordinator.formation",
-    "coordinator.head", "coordinator.identity",
+    "coordinator.__main__", "coordinator.app", "coordinator.chronicle", "coordinator.disk", "coordinator.feed",
+    "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.sessions", "coordinator.siblings", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.disk import PEERS, Disk, DiskError
+from coordinator.disk import MANIFESTS, MAX_HISTORY, PEERS, Disk, DiskError
 from coordinator.marker import MARKER, MEMBER, NEW, STARTED, ForeignDataError, Owner
+from coordinator.proposal import MAX_STORED
 from coordinator.protocol import MeshPeer
 
 OWN = Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0")
@@ -114,3 +115,51 @@ def test_a_place_that_cannot_be_used_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("a file")
     with pytest.raises(DiskError, match="MESH_DATA_DIR"):
         Disk(tmp_path / "d", OWN).claim()
+
+
+NAME = f"2-{'ab' * 32}"
+
+
+def test_manifests_are_kept_for_good(tmp_path: Path) -> None:
+    """Private, whole, each under its name; a damaged one is written anew, and half a write is none."""
+    disk = Disk(tmp_path / "d", OWN)
+    assert disk.manifests() == {}
+    disk.keep_manifest(NAME, "a.b")
+    assert not (tmp_path / "d").exists(), "it may be somebody else's"
+    disk.claim()
+    disk.keep_manifest(NAME, "a.b")
+    path = tmp_path / "d" / MANIFESTS / NAME
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("a.b", 0o600)
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    disk.keep_manifest(NAME, "a.b")
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    path.write_text("a.")
+    (path.parent / f".{NAME}.new").write_text("a")
+    assert Disk(tmp_path / "d", OWN).manifests() == {NAME: "a."}
+    disk.keep_manifest(NAME, "a.b")
+    assert disk.manifests() == {NAME: "a.b"}
+
+
+def test_what_cannot_be_read_of_the_manifests_is_there_as_nothing(tmp_path: Path) -> None:
+    """It is named later, and ends nothing; of what is too much the newest is read."""
+    disk = Disk(tmp_path, OWN)
+    disk.claim()
+    folder = tmp_path / MANIFESTS
+    (folder / "5-x").mkdir(parents=True)
+    (folder / NAME).write_bytes(b"\xff" * (MAX_STORED + 10))
+    (folder / "gone").symlink_to(folder / "nowhere")
+    assert disk.manifests() == {"5-x": "", NAME: "\ufffd" * (MAX_STORED + 1), "gone": ""}
+    for number in range(3, 3 + MAX_HISTORY // MAX_STORED):
+        (folder / f"{number}-{'ab' * 32}").write_bytes(b"x" * MAX_STORED)
+    names = set(disk.manifests())
+    assert NAME not in names
+    assert f"3-{'ab' * 32}" in names
+
+
+def test_a_disk_that_takes_no_manifest_says_so(tmp_path: Path) -> None:
+    """Nothing of it is there then."""
+    disk = Disk(tmp_path, OWN)
+    disk.claim()
+    (tmp_path / MANIFESTS).write_text("a file")
+    with pytest.raises(DiskError, match="cannot be written"):
+        disk.keep_manifest(NAME, "a.b")

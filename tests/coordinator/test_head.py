@@ -26,7 +26,8 @@ class Watched(Head):
 
     def __init__(self, signed: Signed = FIRST, info: GuestInfo = INFO) -> None:
         self.changes = 0
-        super().__init__(signed, info, check_signatures=True, changed=self.count)
+        self.kept: list[Signed] = []
+        super().__init__(signed, info, check_signatures=True, keep=self.kept.append, changed=self.count)
 
     def count(self) -> None:
         """One more."""
@@ -127,3 +128,35 @@ def test_fields_that_are_not_critical_are_left_out_and_noted() -> None:
     assert head.take(envelope, NOW)
     assert (head.hindrance, head.signed.envelope) == (None, envelope)
     assert "manifest.floor" in head.notes[0]
+
+
+def test_what_is_enforced_was_kept_before() -> None:
+    """The first manifest once the records agree, each other before it counts; what is refused is not."""
+    head = Watched()
+    assert head.kept == []
+    head.settle(NOW)
+    assert head.kept == [FIRST]
+    newer = opened(after(FIRST), OWNER)
+
+    def keep(signed: Signed) -> None:
+        assert head.signed != signed, "it counts already"
+        head.kept.append(signed)
+
+    head._keep = keep
+    assert head.take(newer.envelope, NOW)
+    head.take("garbage", NOW)
+    assert head.kept == [FIRST, newer]
+
+
+def test_a_manifest_that_a_newer_program_has_kept_holds_older_ones_back() -> None:
+    """Until there is one of its epoch that can be read."""
+    head = settled()
+    head.hold_back(3, "epoch 3 needs a newer program")
+    assert head.hindrance == "epoch 3 needs a newer program"
+    second = opened(after(FIRST), OWNER)
+    assert head.take(second.envelope, NOW)
+    assert head.hindrance is not None
+    head.settle(NOW)
+    assert head.hindrance is not None
+    assert head.take(seal(after(second), OWNER), NOW)
+    assert head.hindrance is None

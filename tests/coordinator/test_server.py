@@ -23,7 +23,7 @@ from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
 from coordinator.ledger import Ledger
 from coordinator.proposal import shown, stale
-from coordinator.protocol import MAX_BODY, Code, ManifestHead, MeshPeer
+from coordinator.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import Server, application
@@ -72,6 +72,10 @@ class Api:
     def shown(self) -> ManifestHead:
         """The first manifest."""
         return shown(self.broker.rules.signed)
+
+    def history(self, after: int) -> ManifestHistory:
+        """The first manifest alone."""
+        return ManifestHistory(manifests=() if after else (self.shown(),), more=False)
 
     async def propose(self, envelope: str) -> ManifestHead:
         """Notes what is to be set."""
@@ -247,11 +251,20 @@ async def test_the_manifest_is_shown_and_set(api: Api) -> None:
     assert api.proposed == ["a.b"] * 3
 
 
+async def test_the_history_is_shown_in_parts(api: Api) -> None:
+    """From the first, or from behind an epoch that is a number."""
+    head = dataclasses.asdict(api.shown())
+    assert await api.call("GET", "/v1/manifest/history") == (200, {"manifests": [head], "more": False})
+    assert await api.call("GET", "/v1/manifest/history?after=1") == (200, {"manifests": [], "more": False})
+    for odd in ("-1", "x", "", "9" * 20):
+        assert (await api.call("GET", f"/v1/manifest/history?after={odd}"))[0] == 400
+
+
 async def test_a_coordinator_that_is_not_ready_neither_shows_nor_sets_a_manifest(api: Api) -> None:
     """Its records may know of a newer one."""
     api.broker.not_ready = "Consul has no leader"
-    for method, data in (("GET", None), ("POST", b'{"envelope": "a.b"}')):
-        status, answer = await api.call(method, "/v1/manifest", data)
+    for method, path, data in (("GET", "", None), ("GET", "/history", None), ("POST", "", b'{"envelope": "a.b"}')):
+        status, answer = await api.call(method, f"/v1/manifest{path}", data)
         assert (status, answer) == (503, {"code": "NOT_READY", "reason": "Consul has no leader"})
     assert api.proposed == []
 

@@ -1,0 +1,102 @@
+"""A coordinator's memory of manifests: what lies on its disk and in Consul's KV, and that both have the same.
+
+The disk outlives Consul's records, and the records outlive a disk. What is in force goes to the disk before it is
+enforced, and to the KV after it: whatever is missing in one of them because a coordinator was killed is found in the
+other at the next start.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+
+from coordinator.disk import Disk, DiskError
+from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
+from coordinator.proposal import shown
+from coordinator.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
+from runtime.consul import ConsulClient
+from topology.envelope import Signed
+
+log = logging.getLogger(__name__)
+
+PAGE = 768 << 10
+"""Bytes of envelopes in one answer, unless one alone has more: an answer stays below MAX_BODY."""
+
+
+class Chronicle:
+    """The manifests of `mesh`, on `disk` and behind `client`."""
+
+    def __init__(self, disk: Disk, client: ConsulClient, mesh: Mesh) -> None:
+        self._disk, self._client, self._mesh = disk, client, mesh
+        self.history = History()
+        self.problem: str | None = None
+        """Why what is in force is not on the disk; None when it is."""
+        self.load()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of it."""
+        ignored = (f"kept manifest {reason}" for reason in self.history.ignored)
+        return (*ignored, *((self.problem,) if self.problem else ()))
+
+    def load(self) -> None:
+        """Reads the disk."""
+        self._say(arrange(self._disk.manifests(), self._mesh))
+
+    def keep(self, signed: Signed) -> None:
+        """Puts what is in force on the disk. A disk that does not take it is no reason to go on with an older one."""
+        self.history = extend(self.history, signed, self._mesh)
+        self._write(signed)
+
+    async def gather(self) -> None:
+        """Takes what the KV has and the disk has not. ConsulError."""
+        found = self._disk.manifests()
+        for name in await self._listed():
+            if is_name(name) and name not in found:
+                _, entries = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}{name}")
+                if entries:
+                    found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
+        self._say(arrange(found, self._mesh))
+
+    async def spread(self) -> None:
+        """Puts the whole history where it is missing, into the KV and on the disk. ConsulError."""
+        listed = await self._listed()
+        for signed in self.history.chain:
+            name = name_of(signed)
+            if name not in listed:
+                # Several coordinators do so; all would write the same.
+                path = f"/v1/kv/{MANIFESTS_PREFIX}{name}"
+                await self._client.put(path, signed.envelope.encode(), params={"cas": "0"})
+            self._write(signed)
+
+    def page(self, after: int) -> ManifestHistory:
+        """The part of the chain that begins behind epoch `after`, as much as one answer holds."""
+        found: list[ManifestHead] = []
+        room = PAGE
+        rest = [signed for signed in self.history.chain if signed.manifest.epoch > after]
+        for signed in rest:
+            room -= len(signed.envelope)
+            if room < 0 and found:
+                break
+            found.append(shown(signed))
+        return ManifestHistory(manifests=tuple(found), more=len(found) < len(rest))
+
+    def _write(self, signed: Signed) -> None:
+        try:
+            self._disk.keep_manifest(name_of(signed), signed.envelope)
+        except DiskError as error:
+            if self.problem != str(error):
+                log.error("a manifest is not on the disk", extra={"reason": str(error)})
+            self.problem = str(error)
+        else:
+            self.problem = None
+
+    async def _listed(self) -> frozenset[str]:
+        _, keys = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}", params={"keys": ""})
+        return frozenset(key.removeprefix(MANIFESTS_PREFIX) for key in keys or ())
+
+    def _say(self, found: History) -> None:
+        for reason in found.ignored:
+            if reason not in self.history.ignored:
+                log.warning("a kept manifest does not count", extra={"reason": reason})
+        self.history = found

@@ -1,0 +1,172 @@
+"""The manifests that were in force one after the other, as files and keys keep them. Pure.
+
+Each is kept under its epoch and digest, as the owners signed it, and is never changed. What is kept is believed no more
+than what a stranger brings: a file counts that is named for what it holds, and that the owners signed, or that one
+which counts follows. So a damaged or forged one is left out by name, and cannot take a coordinator back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from topology.envelope import Signed, UnreadableError, claims, open_envelope
+from topology.manifest import ManifestError
+from topology.owners import Owners
+from topology.succession import SuccessionError, overtake
+
+_NAME = re.compile(r"[1-9][0-9]{0,18}-[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """Whose history it is."""
+
+    cluster: str
+    app_id: str
+    """The coordinators'."""
+    owners: Owners | None
+    """Those of the measured compose file; None skips signatures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What is kept, put in order."""
+
+    chain: tuple[Signed, ...] = ()
+    """The newest that counts, and before it what it follows, as far back as there is no gap. Oldest first."""
+    ignored: tuple[str, ...] = ()
+    """What does not count, each with the reason."""
+    unreadable: str = ""
+    """Why none may be enforced: a newer one is well signed, and only a newer program can read it."""
+    unreadable_epoch: int = 0
+    """Of that one; 0 for none."""
+
+    @property
+    def newest(self) -> Signed | None:
+        """None where nothing is kept."""
+        return self.chain[-1] if self.chain else None
+
+
+def name_of(signed: Signed) -> str:
+    """Under which a manifest is kept."""
+    return f"{signed.manifest.epoch}-{signed.digest}"
+
+
+def is_name(text: str) -> bool:
+    """Whether a manifest can be kept under `text`."""
+    return _NAME.fullmatch(text) is not None
+
+
+def order(name: str) -> tuple[int, str]:
+    """What sorts names by epoch; first those that are none."""
+    return (int(name.partition("-")[0]) if is_name(name) else 0, name)
+
+
+def arrange(kept: Mapping[str, str], mesh: Mesh) -> History:
+    """The order of the envelopes in `kept`, by the names that they are kept under."""
+    found: dict[str, Signed] = {}
+    ignored: list[str] = []
+    closed: list[str] = []
+    for name in sorted(kept, key=order):
+        try:
+            signed = open_envelope(kept[name], None)
+            if name != name_of(signed):
+                raise ManifestError(f"holds {name_of(signed)}")
+            own = (signed.manifest.cluster, signed.manifest.coordinators.app_id.lower())
+            if own != (mesh.cluster, mesh.app_id.lower()):
+                raise ManifestError(f"is of cluster {own[0]!r}, app {own[1]}")
+            found[signed.digest] = signed
+        except ManifestError as error:
+            ignored.append(f"{name} {error}")
+            closed.append(kept[name])
+    counted, reasons = _counted(found.values(), mesh.owners)
+    newest = max(counted, key=lambda it: (it.manifest.epoch, it.digest), default=None)
+    chain = _back(newest, found)
+    ignored += [f"{name_of(it)} {reason}" for it, reason in reasons if it not in chain]
+    ignored += [
+        f"{name_of(it)} is another of its epoch"
+        for it in counted
+        if it not in chain and it.manifest.epoch >= chain[0].manifest.epoch
+    ]
+    epoch, reason = _unreadable(closed, newest, mesh)
+    return History(chain=chain, ignored=tuple(ignored), unreadable=reason, unreadable_epoch=epoch)
+
+
+def extend(history: History, signed: Signed, mesh: Mesh) -> History:
+    """`history` with `signed`, which is in force by now."""
+    newest = history.newest
+    if newest is not None and newest.digest == signed.digest:
+        return history
+    if newest is not None and newest.digest == signed.manifest.previous:
+        return replace(history, chain=(*history.chain, signed))
+    kept = {name_of(it): it.envelope for it in (*history.chain, signed)}
+    return replace(arrange(kept, mesh), ignored=history.ignored)
+
+
+def begin(given: Signed, history: History, *, signed: bool) -> tuple[Signed, str]:
+    """With which manifest a coordinator begins that is given `given` and has `history` on its disk; and what people
+    should know. `signed=False` skips signatures.
+    """
+    newest = history.newest
+    if newest is None or newest.digest == given.digest:
+        return given, ""
+    if given.manifest.epoch < newest.manifest.epoch:
+        return newest, f"{given.name} of the environment does not count: {newest.name} is on the disk"
+    try:
+        overtake(newest, given.envelope, settled=True, signed=signed)
+    except SuccessionError as error:
+        return newest, f"{given.name} of the environment does not count: {error}"
+    return given, ""
+
+
+def _counted(
+    found: Iterable[Signed], owners: Owners | None
+) -> tuple[tuple[Signed, ...], tuple[tuple[Signed, str], ...]]:
+    """Those of `found`, which come by epoch, that the owners stand behind; and the others with the reason."""
+    counted: dict[str, Signed] = {}
+    reasons: list[tuple[Signed, str]] = []
+    for signed in found:
+        newest = max(counted.values(), key=lambda it: it.manifest.epoch, default=None)
+        before = counted.get(signed.manifest.previous or "", newest)
+        try:
+            if before is None:
+                open_envelope(signed.envelope, owners)
+            else:
+                overtake(before, signed.envelope, settled=True, signed=owners is not None)
+        except ManifestError as error:
+            reasons.append((signed, f"does not count: {error}"))
+        else:
+            counted[signed.digest] = signed
+    return tuple(counted.values()), tuple(reasons)
+
+
+def _back(newest: Signed | None, found: Mapping[str, Signed]) -> tuple[Signed, ...]:
+    """`newest` and what it follows: the digest that its owners signed vouches for each, whoever signed that one."""
+    chain: list[Signed] = []
+    while newest is not None:
+        chain.append(newest)
+        newest = found.get(newest.manifest.previous or "")
+    return tuple(reversed(chain))
+
+
+def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tuple[int, str]:
+    """Of those in `closed` the epoch of one that is newer, well signed, and for a newer program, and what is said of
+    it; else nothing.
+    """
+    trusted = mesh.owners if newest is None or mesh.owners is None else newest.manifest.owners
+    for envelope in closed:
+        said = claims(envelope)
+        if said is None or said.cluster != mesh.cluster or (newest and said.epoch <= newest.manifest.epoch):
+            continue
+        with contextlib.suppress(ManifestError):
+            try:
+                open_envelope(envelope, trusted)
+            except UnreadableError as error:
+                return said.epoch, (
+                    f"the disk has a manifest of epoch {said.epoch} that this coordinator cannot read: "
+                    f"it needs a newer program: {error}"
+                )
+    return 0, ""

@@ -1,0 +1,194 @@
+"""Which kept manifests count: in order, and whatever somebody has made of the files."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.history import History, Mesh, arrange, begin, extend, is_name, name_of
+from tests.coordinator.test_head import of_newer_program
+from tests.coordinator.world import OWNER, OWNERS, make_manifest
+from tests.topology.support import after, opened
+from topology.envelope import Signed, seal
+from topology.owners import Owners, key_of
+
+SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
+ONE = opened(make_manifest(), OWNER)
+TWO = opened(after(ONE, leaf_hours=9), OWNER)
+TWIN = opened(after(ONE, leaf_hours=10), OWNER)
+THREE = opened(after(TWO, owners=Owners(keys=(key_of(SECOND),))), OWNER)
+FOUR = opened(after(THREE), SECOND)
+FIVE = opened(after(FOUR), SECOND)
+ALL = (ONE, TWO, THREE, FOUR, FIVE)
+MESH = Mesh(cluster="tests", app_id=ONE.manifest.coordinators.app_id.upper(), owners=OWNERS)
+
+
+def kept(*manifests: Signed) -> dict[str, str]:
+    """As they lie on a disk."""
+    return {name_of(it): it.envelope for it in manifests}
+
+
+def chain(*manifests: Signed) -> tuple[Signed, ...]:
+    """What counts of them."""
+    return arrange(kept(*manifests), MESH).chain
+
+
+def test_a_whole_history_is_the_chain() -> None:
+    """In whatever order the files are listed; the owners changed in between."""
+    for order in itertools.permutations(ALL):
+        found = arrange(kept(*order), MESH)
+        assert (found.chain, found.ignored, found.unreadable) == (ALL, (), "")
+        assert found.newest == FIVE
+
+
+def test_nothing_kept_is_no_history() -> None:
+    """A new coordinator's."""
+    assert arrange({}, MESH) == History()
+    assert History().newest is None
+
+
+def test_a_gap_ends_the_chain_and_not_the_trust() -> None:
+    """The newest counts as far as the newest before the gap names its owners."""
+    assert chain(ONE, TWO, THREE, FIVE) == (FIVE,)
+    assert chain(THREE, FOUR) == (THREE, FOUR), "the measured owners signed the third"
+    assert chain(TWO, FIVE) == (TWO,), "who signed the fifth is not known without the third"
+    assert chain(FOUR, FIVE) == ()
+
+
+def test_what_an_older_one_follows_is_vouched_for_by_its_digest() -> None:
+    """Owners of the compose file that came later did not sign it."""
+    later = Owners(keys=(key_of(SECOND),))
+    assert arrange(kept(*ALL), Mesh(cluster="tests", app_id=MESH.app_id, owners=later)).chain == ALL
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        "",
+        "garbage",
+        TWO.envelope[:-40],
+        TWO.envelope[40:],
+        TWO.envelope.partition(".")[0] + ".",
+        seal(TWO.manifest, SECOND),
+        seal(after(ONE, leaf_hours=72), OWNER),
+        "A" * (2 << 20),
+        "\0\xff",
+    ],
+    ids=["empty", "garbage", "truncated", "beheaded", "unsigned", "forged", "another", "long", "bytes"],
+)
+def test_a_damaged_file_is_named_and_not_obeyed(envelope: str) -> None:
+    """What is older goes on counting, and what is newer too where its owners are known."""
+    files = {**kept(ONE), name_of(TWO): envelope}
+    found = arrange(files, MESH)
+    assert found.chain == (ONE,)
+    assert len(found.ignored) == 1
+    assert found.ignored[0].startswith(name_of(TWO))
+
+
+def test_no_flipped_bit_of_a_file_counts() -> None:
+    """Each byte of the newest: it is left out, or it is what the owners signed."""
+    for place in range(0, len(FOUR.envelope), 7):
+        text = FOUR.envelope
+        flipped = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
+        found = arrange({**kept(ONE, TWO, THREE), name_of(FOUR): flipped}, MESH)
+        assert found.newest in (THREE, opened_again(FOUR, flipped)), place
+
+
+def opened_again(signed: Signed, envelope: str) -> Signed:
+    """`signed` as in an envelope whose text differs where base64 has no meaning."""
+    from dataclasses import replace
+
+    return replace(signed, envelope=envelope)
+
+
+def test_a_file_under_another_name_does_not_count() -> None:
+    """An old manifest cannot pass for a newer one."""
+    files = {**kept(ONE), f"9-{'0' * 64}": ONE.envelope, "readme": TWO.envelope}
+    found = arrange(files, MESH)
+    assert found.chain == (ONE,)
+    assert len(found.ignored) == 2
+    assert [is_name(text) for text in (name_of(ONE), "readme", "0-" + "0" * 64, "../x", "1-AA")] == [True] + [False] * 4
+
+
+def test_retired_owners_cannot_go_on() -> None:
+    """A key that was replaced signs no successor, neither of the newest nor over a gap."""
+    fork = opened(after(FOUR, leaf_hours=20), OWNER)
+    far = opened(after(opened(after(FIVE))), OWNER)
+    found = arrange(kept(ONE, TWO, THREE, FOUR, fork, far), MESH)
+    assert found.newest == FOUR
+    assert len(found.ignored) == 2
+
+
+def test_of_two_of_one_epoch_the_one_that_others_follow_counts() -> None:
+    """The other is named."""
+    for other in (TWIN, TWO):
+        goes_on = opened(after(other, vip_pool="127.10.0.0/17"), OWNER)
+        found = arrange(kept(ONE, TWO, TWIN, goes_on), MESH)
+        assert found.chain == (ONE, other, goes_on)
+        assert len(found.ignored) == 1
+        assert "another of its epoch" in found.ignored[0]
+    assert chain(ONE, TWO, TWIN)[-1] in (TWO, TWIN)
+
+
+@pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])
+def test_what_only_a_newer_program_can_read_holds_an_older_one_back(changes: dict[str, object]) -> None:
+    """Where the owners signed it and it is the newest."""
+    envelope = of_newer_program(after(TWO), **changes)
+    files = {**kept(ONE, TWO), f"3-{'0' * 64}": envelope}
+    found = arrange(files, MESH)
+    assert found.newest == TWO
+    assert "needs a newer program" in found.unreadable
+    assert arrange({**files, **kept(THREE)}, MESH).unreadable == "", "it is not the newest"
+    forged = envelope.partition(".")[0] + "." + base64.urlsafe_b64encode(bytes(64)).decode().rstrip("=")
+    assert arrange({**kept(ONE, TWO), "3": forged}, MESH).unreadable == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "words"),
+    [
+        (ONE, FOUR, "is on the disk"),
+        (FOUR, FOUR, ""),
+        (FIVE, FIVE, ""),
+        (opened(after(THREE, leaf_hours=20), SECOND), FOUR, "two were signed for one epoch"),
+        (opened(after(FOUR), OWNER), FOUR, "signed by 0 of the owner keys"),
+        (opened(after(opened(after(FIVE))), SECOND), opened(after(opened(after(FIVE))), SECOND), ""),
+    ],
+    ids=["older", "same", "next", "fork", "retired owner", "far ahead"],
+)
+def test_the_environment_counts_only_where_it_follows_the_disk(given: Signed, wanted: Signed, words: str) -> None:
+    """Whoever runs the host sets the environment; the disk is this coordinator's own memory."""
+    history = arrange(kept(ONE, TWO, THREE, FOUR), MESH)
+    found, note = begin(given, history, signed=True)
+    assert found == wanted
+    assert words in note
+    assert bool(words) == bool(note)
+
+
+def test_without_a_history_the_environment_counts() -> None:
+    """At the first start."""
+    assert begin(ONE, History(), signed=True) == (ONE, "")
+
+
+def test_a_history_of_another_mesh_does_not_count() -> None:
+    """The owners of several meshes may have one key."""
+    other = opened(dataclasses.replace(ONE.manifest, cluster="staging"), OWNER)
+    app = dataclasses.replace(ONE.manifest.coordinators, app_id="11" * 20)
+    foreign = opened(after(ONE, coordinators=app), OWNER)
+    for manifest in (other, foreign):
+        found = arrange({**kept(ONE), name_of(manifest): manifest.envelope}, MESH)
+        assert found.chain == (ONE,)
+        assert "is of cluster" in found.ignored[0]
+
+
+def test_what_is_in_force_by_now_extends_the_history() -> None:
+    """Again and again nothing; over a gap, and beside another of its epoch, as if all lay on the disk."""
+    history = History()
+    for signed in (ONE, ONE, TWO, THREE):
+        history = extend(history, signed, MESH)
+    assert history.chain == (ONE, TWO, THREE)
+    assert extend(history, FIVE, MESH).chain == (FIVE,)
+    assert extend(extend(History(), TWIN, MESH), TWO, MESH).chain in ((TWO,), (TWIN,))
