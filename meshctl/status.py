@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,7 @@ def _print_peers(console: Console, document: dict[str, Any]) -> None:
             peer["address"] or "-",
             _state(peer),
             _admission(peer),
-            _manifest(peer),
+            "\n".join(filter(None, (_manifest(peer), _until(peer)))),
             _links(peer["links"]),
             _child(peer, "consul"),
             _child(peer, "envoy"),
@@ -219,6 +220,7 @@ def _print_lines(console: Console, document: dict[str, Any]) -> None:
         head = ", ".join((peer["group"], peer["address"] or "no address"))
         console.print(Text.assemble((peer["peer_id"], "bold"), f" ({head}): {_state(peer)}"))
         parts = [f"admission {_admission(peer)}", f"manifest {_manifest(peer)}"]
+        parts += [it for it in (_until(peer),) if it]
         parts += [f"link {_links(peer['links'])}"]
         parts += [f"{name} {_child(peer, name)}" for name in ("consul", "envoy")]
         lines = ["; ".join(parts)] if peer["admission"] or peer["links"] or peer["children"] else []
@@ -258,6 +260,14 @@ def _manifest(peer: dict[str, Any]) -> str:
         return "-"
     old = certificate is not None and certificate["manifest_digest"] != manifest["digest"]
     return f"{manifest['epoch']} {manifest['digest']}{' (old certificate)' if old else ''}"
+
+
+def _until(peer: dict[str, Any]) -> str:
+    """When the CVM's certificate ends; it is renewed at half of its life. Empty for a CVM without one."""
+    certificate = peer["certificate"]
+    if certificate is None:
+        return ""
+    return f"until {datetime.fromtimestamp(certificate['expires_at'], UTC):%m-%d %H:%M} UTC"
 
 
 def _admission(peer: dict[str, Any]) -> str:

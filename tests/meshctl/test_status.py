@@ -65,6 +65,16 @@ def test_table_says_who_still_shows_the_certificate_of_another_manifest(capsys: 
     assert "(old" in capsys.readouterr().out
 
 
+def test_table_shows_epoch_digest_and_when_the_certificate_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Side by side; a coordinator has no certificate to show."""
+    status.print_table(status.contract(raw()))
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "3 0123456789ab" in told
+    assert "until 01-01 00:16 UTC" in told
+    status.print_table(status.contract(raw(sidecar=SIDECAR | {"certificate": None})))
+    assert "until" not in capsys.readouterr().out
+
+
 def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFixture[str]) -> None:
     """Two leaders are something that a person has to see."""
     route = {"name": "db", "role": "master", "vip": "x", "port": 1, "endpoints": ["db-1"], "conflict": ["db-0", "db-1"]}
@@ -113,8 +123,8 @@ def test_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypa
         "mesh starter",
         "api-0 (api, 100.96.4.7): route worker waits for an endpoint, since nobody in the",
         "whole mesh has said that it listens there",
-        "  admission admitted; manifest 3 0123456789ab; link 1 direct; consul up; envoy",
-        "  up, 1 restarts",
+        "  admission admitted; manifest 3 0123456789ab; until 01-01 00:16 UTC; link 1",
+        "  direct; consul up; envoy up, 1 restarts",
         "  worker → worker-0",
     ]
     status.print_table(status.contract(raw(state="killed", sidecar=None)))

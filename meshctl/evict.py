@@ -1,0 +1,91 @@
+"""`./mesh evict PEER`: the manifest in force without that slot, signed and set, in one step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meshctl import manifest_keys, set_command
+from meshctl import manifest_sign as signing
+from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from topology.cluster import Cluster
+    from topology.envelope import Signed
+    from topology.manifest import Manifest
+
+
+def without(manifest: Manifest, peer_id: str) -> Manifest:
+    """`manifest` without the slot `peer_id`, and without the routes that lead to it alone. UserError for what is no
+    slot of a workload.
+    """
+    groups = {
+        name: replace(group, peers=tuple(peer for peer in group.peers if peer.peer_id != peer_id))
+        for name, group in manifest.groups.items()
+    }
+    if groups == manifest.groups:
+        if any(peer.peer_id == peer_id for peer in manifest.coordinators.peers):
+            raise UserError(f"{peer_id} is a coordinator", "docs/operations.md says how coordinators are taken away")
+        known = ", ".join(peer.peer_id for group in manifest.groups.values() for peer in group.peers)
+        raise UserError(f"there is no slot {peer_id!r}", f"the manifest in force has {known}")
+    return replace(manifest, groups=groups, routes=tuple(it for it in manifest.routes if it.peer != peer_id))
+
+
+@click.command()
+@click.argument("peer")
+@click.argument("cluster", required=False)
+@click.option("-c", "--coordinator", "url", metavar="URL", help="A coordinator's URL, for CLUSTER as deployed.")
+@click.option(
+    "--key", type=click.Path(path_type=Path), help="File of an owner's private key. Default: as ./mesh keygen."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--name", help="Which lab, when several run.")
+@click.option("--pccs", default=set_command.PCCS, show_default=True, metavar="URL", help="As ./mesh set.")
+@click.option("--insecure-dev-root", type=click.Path(path_type=Path), help="As ./mesh set.")
+def command(
+    peer: str,
+    cluster: str | None,
+    url: str | None,
+    key: Path | None,
+    yes: bool,
+    name: str | None,
+    pccs: str,
+    insecure_dev_root: Path | None,
+) -> None:
+    """Take the slot PEER away from whoever has it: of a lab that runs, or of CLUSTER as deployed (-c URL).
+
+    Its CVM loses lease, links, certificate and tokens at once. It may ask for another slot of its group, and gets one
+    that is free; to keep out what it runs, take its compose hash out of the manifest (./mesh set).
+    """
+    if (cluster is None) != (url is None):
+        raise UserError("CLUSTER and -c URL belong together", "./mesh evict PEER CLUSTER -c URL; for a lab, neither")
+    if cluster is None or url is None:
+        here = set_command.lab(name)
+        set_command.put(here.mesh, here.sign(without(here.draft(), peer)), yes=yes)
+        return
+    from meshctl.manifest import load_cluster
+
+    found = load_cluster(cluster)
+    before = signing.head(found)
+    if before is None:
+        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh manifest render {cluster}")
+    following = replace(before.manifest, epoch=before.manifest.epoch + 1, previous=before.digest)
+    envelope = _signed(without(following, peer), found, before, key)
+    if envelope is None:
+        return
+    set_command.put(set_command.deployed(url, pccs, insecure_dev_root), envelope, yes=yes)
+    target = found.folder / signing.SIGNED
+    signing.keep(found, without(following, peer), target)
+    target.write_text(f"{envelope}\n", encoding="ascii")
+    click.echo(f"written: {target}; cluster.tf still has the slot, and the next render would bring it back")
+
+
+def _signed(manifest: Manifest, cluster: Cluster, before: Signed, key: Path | None) -> str | None:
+    """The envelope of `manifest`; None where other owners have to sign, too."""
+    path = key or manifest_keys.default_path(cluster.name)
+    signing.check(manifest, cluster, before, path)
+    made = manifest_keys.signature(manifest_keys.load(path), manifest)
+    return signing.add(manifest, cluster, before, made, str(path))
