@@ -58,9 +58,9 @@ def agent_config(
         "retry_join": list(servers),
         # A clean stop tells the others at once; a crash is found by gossip.
         "leave_on_terminate": True,
+        # No default token: whoever calls the agent's API without one may do nothing.
         "acl": _acl(
-            {"agent": token.reveal(), "default": token.reveal()}
-            | ({"agent_recovery": recovery_token.reveal()} if recovery_token else {})
+            {"agent": token.reveal()} | ({"agent_recovery": recovery_token.reveal()} if recovery_token else {})
         ),
     }
     return config

@@ -133,8 +133,7 @@ class Agent:
 
     async def use_token(self, token: Secret) -> None:
         """Gives a running agent a new token. ConsulError when it does not take it."""
-        for name in ("agent", "default"):
-            await self._local.put(f"/v1/agent/token/{name}", {"Token": token.reveal()})
+        await self._local.put("/v1/agent/token/agent", {"Token": token.reveal()})
 
     async def reload(self) -> None:
         """Makes a running agent read its files again: a new certificate."""

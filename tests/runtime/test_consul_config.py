@@ -61,6 +61,7 @@ def test_everything_is_closed_by_default(config: dict[str, Any]) -> None:
     acl, tls = config["acl"], config["tls"]["internal_rpc"]
     assert (acl["enabled"], acl["default_policy"], acl["down_policy"]) == (True, "deny", "extend-cache")
     assert acl["enable_token_persistence"] is False
+    assert "default" not in acl["tokens"], "an application without a token would have it"
     assert config["encrypt"] == GOSSIP.reveal()
     assert config["encrypt_verify_incoming"]
     assert config["encrypt_verify_outgoing"]

@@ -88,7 +88,7 @@ def admission(*digests: str, **changes: Any) -> tuple[Any, Given]:
 
 
 def agent_token(folder: Path) -> str:
-    found: str = json.loads((folder / "consul/config/agent.json").read_text())["acl"]["tokens"]["default"]
+    found: str = json.loads((folder / "consul/config/agent.json").read_text())["acl"]["tokens"]["agent"]
     return found
 
 
