@@ -131,13 +131,20 @@ class Agent:
                 joined = True
         return joined
 
-    async def use_token(self, token: Secret) -> None:
-        """Gives a running agent a new token. ConsulError when it does not take it."""
-        await self._local.put("/v1/agent/token/agent", {"Token": token.reveal()})
+    async def use_token(self, token: Secret, *, reload: bool = False) -> None:
+        """Gives a running agent a new token; with `reload` it first reads its files again, for a new certificate.
+        ConsulError when it does not take them.
 
-    async def reload(self) -> None:
-        """Makes a running agent read its files again: a new certificate."""
-        await self._local.put("/v1/agent/reload")
+        In this order, because a reload takes what the servers were not told yet for told: it registers everything anew
+        with the agent, which compares that with its own copy only (Consul's agent/local/state.go,
+        `setServiceStateLocked`). A new token makes the agent compare all with the servers, once, within 3 s. With the
+        token first, a reload in the midst of that lost services for 1 to 2 minutes, until the agent compared again.
+        """
+        try:
+            if reload:
+                await self._local.put("/v1/agent/reload")
+        finally:
+            await self._local.put("/v1/agent/token/agent", {"Token": token.reveal()})
 
 
 def _read(path: Path) -> str:

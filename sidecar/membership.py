@@ -232,22 +232,19 @@ class Membership:
         if self._hold is not None:
             self._hold.cancel()
         self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
-        await self._give_token(admitted)
+        await self._give_token(admitted, reload=certificate_changed)
         self._lost.set()
         if self._joined:
             # Asked anew, not only for the new token: a query that waits on a server that is gone would wait on.
             self._watches.keep({})
             self.watch()
-        if certificate_changed:
-            with contextlib.suppress(ConsulError):
-                await self._agent.reload()
 
     def _let_go(self) -> None:
         self._host.see(sources.let_go(self._host.world))
 
-    async def _give_token(self, admitted: Admitted) -> None:
+    async def _give_token(self, admitted: Admitted, *, reload: bool = False) -> None:
         try:
-            await self._agent.use_token(admitted.token)
+            await self._agent.use_token(admitted.token, reload=reload)
         except ConsulError as error:
             # An agent that is down reads the token from its configuration when it starts again.
             log.warning("agent did not take the token", extra={"reason": str(error)})
