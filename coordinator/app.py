@@ -28,7 +28,7 @@ from coordinator.marker import Owner
 from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
-from coordinator.server import Server, application
+from coordinator.server import LIMITS, application
 from coordinator.server_process import ServerProcess, ServerSettings
 from coordinator.sessions import SessionEnder
 from coordinator.siblings import Own, Sibling
@@ -38,6 +38,7 @@ from evidence.verify import Verifier
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.guest import GuestAgent
+from runtime.http_server import Server
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
@@ -182,7 +183,7 @@ class Coordinator:
         )
         ledger.kept = disk.remember
         app = application(broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request))
-        server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir))
+        server = Server(app, *config.listen, identity.server_tls(who.tls, config.state_dir), LIMITS)
         self.port = await server.start()
         try:
             async with TaskScope() as scope:
