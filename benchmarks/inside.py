@@ -33,7 +33,7 @@ CONNECT_SECONDS = 2.0
 LOGS = Path("/tmp/bench-logs")
 AGENT = "http://127.0.0.1:8500/"
 TOKEN = Path("/run/mesh/secrets/consul-token")
-"""The workload's, where the CVM's group keeps a registration itself: the agent lends nobody its own."""
+"""The workload's, where the CVM's group keeps a registration itself; only there is something at AGENT."""
 
 
 class Watch:

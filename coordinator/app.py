@@ -85,10 +85,9 @@ LinkFactory = Callable[[Config, Secret, str], Awaitable[Link]]
 class Coordinator:
     """One coordinator process. `run` returns when it was told to stop."""
 
-    def __init__(self, config: Config, link_factory: LinkFactory, http_port: int = 8500) -> None:
+    def __init__(self, config: Config, link_factory: LinkFactory) -> None:
         self._config = config
         self._link_factory = link_factory
-        self._http_port = http_port
         self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
         self._phase = "identity"
         self._identity: Identity | None = None
@@ -251,7 +250,6 @@ class Coordinator:
             address=who.address,
             siblings=tuple(peer.address for peer in peers if peer.peer_id != who.peer_id),
             data_dir=disk.records,
-            http_port=self._http_port,
         )
 
     def _rules(self, signed: Signed, adopted_at: float) -> Rules:

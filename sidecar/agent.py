@@ -9,11 +9,11 @@ from pathlib import Path
 
 from runtime.children import ChildSpec
 from runtime.consul import (
-    HTTP_PORT,
     ConsulClient,
     ConsulError,
     TlsFiles,
     agent_config,
+    api_socket,
     argv,
     write_config,
     write_private,
@@ -34,15 +34,15 @@ POLL_SECONDS = 0.02
 class Agent:
     """Paths of one agent in `state_dir`, and questions to it."""
 
-    def __init__(self, program: Path, state_dir: Path, consul: ConsulClient, http_port: int = HTTP_PORT) -> None:
-        """`consul` asks the agent, whose HTTP API is to be on `http_port`."""
-        self._http_port = http_port
+    def __init__(self, program: Path, state_dir: Path, consul: ConsulClient) -> None:
+        """`consul` asks the agent, whose HTTP API is to be on `api_socket(state_dir)`."""
+        self._api = api_socket(state_dir)
         self._program = program
         self._folder = state_dir / "consul"
         self._config = self._folder / "config"
         self._consul = consul
         # For the agent's own API: opened by the recovery token, which needs no server's judgement.
-        self._local = ConsulClient(port=http_port)
+        self._local = ConsulClient(socket=self._api)
 
     def write(self, admitted: Admitted, keys: Keys) -> bool:
         """Writes the configuration of this admission; whether it changed in more than its token."""
@@ -65,7 +65,7 @@ class Agent:
                 token=admitted.token,
                 data_dir=self._folder / "data",
                 tls=tls,
-                http_port=self._http_port,
+                api=self._api,
                 recovery_token=keys.recovery_token,
             ),
         )

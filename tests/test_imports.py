@@ -79,7 +79,7 @@ EDGES = frozenset({
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.broker", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.losing", "sidecar.membership", "sidecar.memory",
     "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor",
-    "sidecar.watches", "vip.netlink", "vip.nftables",
+    "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CONSUL = "http://127.0.0.1:8500"
-"""The agent of the CVM, which an application reaches."""
+"""Where a workload that keeps its registration itself finds Consul; in other CVMs nobody listens."""
 TOKEN = Path("/run/mesh/secrets/consul-token")
 HALF = b"GET /patroni HTTP/1.1\r\nHost: x\r\n"
 """A request without its end: a server with a thread for each connection waits for the rest."""

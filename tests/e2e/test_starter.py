@@ -128,38 +128,13 @@ def test_what_an_application_binds_to_every_address_answers_nobody_in_the_mesh(m
         server.stdout.close()
 
 
-ASK = (
-    "import json, sys, urllib.error, urllib.request as r\n"
-    "for method, path in zip(sys.argv[1::2], sys.argv[2::2]):\n"
-    "    body = b'{\"Token\": \"\"}' if method == 'PUT' else None\n"
-    "    asked = r.Request('http://127.0.0.1:8500' + path, body, method=method)\n"
-    "    try: print(200, json.load(r.urlopen(asked, timeout=10)))\n"
-    "    except urllib.error.HTTPError as error: print(error.code)\n"
-)
-NOTHING = {"200 []", "400", "403", "404", "500"}
-"""Answers with nothing in them; 500 is what an agent without Connect says of certificates."""
-
-
-def test_an_application_gets_nothing_from_the_agent_without_a_token(mesh: Mesh) -> None:
-    """Neither key nor certificate, nor the node's rights: it reads nothing, and cannot make the agent leave or take
-    another token. The sidecar's keys are in its memory.
+def test_nothing_of_consuls_api_is_on_loopback(mesh: Mesh) -> None:
+    """Neither in a CVM, whose applications keep no registration, nor beside a server: who may not open the socket finds
+    neither key nor token, and cannot hold the agent's connections.
     """
-    reads = (
-        *(f"/v1/agent/connect/ca/{path}" for path in ("leaf/api", "leaf/worker", "roots")),
-        *(f"/v1/{path}" for path in ("agent/self", "kv/mesh/?recurse", "catalog/nodes", "acl/token/self")),
-    )
-    writes = (
-        "agent/leave",
-        "agent/token/agent",
-        "agent/service/deregister/api-api-0",
-        "session/create",
-        "kv/service/x",
-    )
-    asks = (*(("GET", path) for path in reads), *(("PUT", f"/v1/{path}") for path in writes))
-    done = mesh.run("exec", "api-0", "--", "python3", "-c", ASK, *(word for ask in asks for word in ask))
-    answers = dict(zip(asks, done.stdout.splitlines(), strict=True))
-    assert {ask: answer for ask, answer in answers.items() if answer not in NOTHING} == {}
-    mesh.wait_whole()
+    for peer in ("api-0", "coordinator-0"):
+        done = mesh.run("exec", peer, "--", "python3", "-c", DIAL, "127.0.0.1", "8500")
+        assert done.stdout.split() == [str(errno.ECONNREFUSED)], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("child", ["envoy", "consul", "wireguard"])

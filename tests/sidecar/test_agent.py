@@ -19,7 +19,7 @@ from aiohttp import web
 
 from lab.agent import GuestAgentServer
 from runtime.children import Child
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, api_socket
 from runtime.guest import GuestAgent
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -119,9 +119,8 @@ async def joined() -> AsyncIterator[Joined]:
             stack.push_async_callback(server.stop)
             guest = await stack.enter_async_context(GuestAgent(folder / "dstack.sock"))
             _, admitted, keys = await stack.enter_async_context(admission(made, url, folder, guest))
-            port = free_port()
-            consul = await stack.enter_async_context(ConsulClient(admitted.token, port=port))
-            agent = Agent(Path(tool("consul")), folder, consul, port)
+            consul = await stack.enter_async_context(ConsulClient(admitted.token, socket=api_socket(folder)))
+            agent = Agent(Path(tool("consul")), folder, consul)
             stack.push_async_callback(agent.close)
             agent.write(admitted, keys)
             # A port of our own: tests of others run on this machine too.
@@ -253,10 +252,11 @@ async def test_an_agent_compares_everything_after_its_reload(tmp_path: Path) -> 
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    socket = api_socket(tmp_path)
+    socket.parent.mkdir()
+    await web.UnixSite(runner, str(socket)).start()
     async with ConsulClient() as consul:
-        agent = Agent(Path("/usr/bin/consul"), tmp_path, consul, port)
+        agent = Agent(Path("/usr/bin/consul"), tmp_path, consul)
         await agent.use_token(Secret("new"), reload=True)
         assert asked == ["/v1/agent/reload", "/v1/agent/token/agent"]
         failing.add("/v1/agent/reload")
