@@ -30,7 +30,7 @@ from coordinator.marker import Owner
 from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
-from coordinator.server import Server, application
+from coordinator.server import LIMITS, application
 from coordinator.server_process import ServerProcess, ServerSettings
 from coordinator.sessions import SessionEnder
 from coordinator.siblings import Own, Sibling
@@ -40,6 +40,7 @@ from evidence.verify import Verifier
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.guest import GuestAgent
+from runtime.http_server import Server
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
@@ -86,10 +87,9 @@ LinkFactory = Callable[[Config, Secret, str], Awaitable[Link]]
 class Coordinator:
     """One coordinator process. `run` returns when it was told to stop."""
 
-    def __init__(self, config: Config, link_factory: LinkFactory, http_port: int = 8500) -> None:
+    def __init__(self, config: Config, link_factory: LinkFactory) -> None:
         self._config = config
         self._link_factory = link_factory
-        self._http_port = http_port
         self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
         self._phase = "identity"
         self._identity: Identity | None = None
@@ -208,7 +208,7 @@ class Coordinator:
         app = application(
             broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request), records
         )
-        return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir))
+        return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir), LIMITS)
 
     async def _run_consul(self, link: Link, formation: Formation) -> None:
         self._say("link")
@@ -269,7 +269,6 @@ class Coordinator:
             address=who.address,
             siblings=tuple(peer.address for peer in peers if peer.peer_id != who.peer_id),
             data_dir=disk.records,
-            http_port=self._http_port,
         )
 
     def _rules(self, signed: Signed, adopted_at: float) -> Rules:

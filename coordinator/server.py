@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -27,19 +26,21 @@ from coordinator.protocol import (
     ManifestRequest,
 )
 from coordinator.refusal import RefusalError
+from runtime.http_server import Handler, Limits
 
 log = logging.getLogger(__name__)
 
 BODY_SECONDS = 15.0
 """A body must be here after this (the template family's limit)."""
-HEAD_SECONDS = 15.0
-"""So is the first request of a connection, handshake excluded."""
-MAX_CONNECTIONS = 4096
-"""Open connections; more are closed at once. A CVM holds one, and strangers must not use up the memory that the Consul
-server beside us lives in."""
+LIMITS = Limits(
+    # A CVM holds one, and strangers must not use up the memory that the Consul server beside us lives in.
+    connections=4096,
+    head_seconds=15.0,
+    idle_seconds=30.0,
+    stop_seconds=2.0,
+)
 BODY = web.RequestKey("body", bytes)
 """What was read of a request, for the log of a refusal."""
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Manifests(Protocol):
@@ -126,85 +127,6 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
     app.router.add_get("/v1/manifest", get_manifest)
     app.router.add_get("/v1/manifest/history", get_history)
     app.router.add_post("/v1/manifest", set_manifest)
-
-
-class Server:
-    """Serves `app` on `host:port`; `tls=None` only in tests. Bound when `start` returns."""
-
-    def __init__(self, app: web.Application, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        # Lingering: how long the rest of a refused body is read and thrown away, so that its sender sees the answer.
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=30.0,
-            shutdown_timeout=2.0,
-            lingering_time=2.0,
-            # Nobody of ours sends a packed body, and a thousandth of MAX_BODY could unpack to all of it.
-            auto_decompress=False,
-        )
-        self._host, self._port, self._tls = host, port, tls
-        self._server: asyncio.Server | None = None
-        self._silent: set[asyncio.BaseProtocol] = set()
-        app.middlewares.insert(0, self._note_request)
-
-    async def start(self) -> int:
-        """Begins to listen; the port that was bound. OSError names a taken address."""
-        await self._runner.setup()
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connection,
-                self._host,
-                self._port,
-                ssl=self._tls,
-                backlog=1024,
-                ssl_handshake_timeout=HEAD_SECONDS if self._tls else None,
-            )
-        except OSError:
-            await self._runner.cleanup()
-            raise
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def stop(self) -> None:
-        """Stops listening; requests under way get 2 s."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-            await self._runner.cleanup()
-            await server.wait_closed()
-
-    def _connection(self) -> asyncio.BaseProtocol:
-        """aiohttp's protocol for a new connection, which is closed when it brings no request in time: aiohttp limits
-        only the time between requests, and not how many connections there are.
-        """
-        factory = self._runner.server
-        assert factory is not None
-        if len(factory.connections) >= MAX_CONNECTIONS:
-            return _Closed()
-        protocol = factory()
-        self._silent.add(protocol)
-        asyncio.get_running_loop().call_later(HEAD_SECONDS, self._close_silent, protocol)
-        return protocol
-
-    def _close_silent(self, protocol: web.RequestHandler) -> None:
-        if protocol in self._silent:
-            self._silent.discard(protocol)
-            if protocol.transport is not None:
-                protocol.transport.abort()
-
-    @web.middleware
-    async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._silent.discard(request.protocol)
-        return await handler(request)
-
-
-class _Closed(asyncio.Protocol):
-    """A connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Closes it."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
 
 
 @web.middleware

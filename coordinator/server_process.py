@@ -23,6 +23,7 @@ from runtime.consul import (
     ConsulClient,
     ConsulError,
     TlsFiles,
+    api_socket,
     argv,
     server_config,
     write_config,
@@ -56,7 +57,6 @@ class ServerSettings:
     data_dir: Path
     """The server's own folder, which outlives the CVM's boots."""
     raft_multiplier: int = NORMAL
-    http_port: int = 8500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +86,10 @@ class ServerProcess:
         self._tls = TlsFiles(ca=folder / "ca.pem", certificate=folder / "agent.pem", key=folder / "agent-key.pem")
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        self.client = ConsulClient(keys.management_token, port=settings.http_port)
+        self._api = api_socket(settings.state_dir)
+        self.client = ConsulClient(keys.management_token, socket=self._api)
         # For the agent's own API, which has to answer when there is no leader.
-        self._local = ConsulClient(self._recovery_token, port=settings.http_port)
+        self._local = ConsulClient(self._recovery_token, socket=self._api)
         self.child = Child(
             ChildSpec(
                 name="consul",
@@ -191,7 +192,7 @@ class ServerProcess:
             data_dir=settings.data_dir,
             tls=self._tls,
             raft_multiplier=settings.raft_multiplier,
-            http_port=settings.http_port,
+            api=self._api,
         )
         write_config(self._config, config)
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode
 
 from runtime.consul_config import (
-    HTTP_PORT,
     SERVER_PORT,
+    WORKLOAD_PORT,
     TlsFiles,
     agent_config,
+    api_socket,
     argv,
     node_id,
     server_config,
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 __all__ = [
-    "HTTP_PORT",
     "SERVER_PORT",
+    "WORKLOAD_PORT",
     "ConsulClient",
     "ConsulError",
     "TlsFiles",
     "agent_config",
+    "api_socket",
     "argv",
     "next_index",
     "node_id",
@@ -90,10 +92,13 @@ def write_private(path: Path, text: str) -> None:
 
 
 class ConsulClient:
-    """A Consul agent's HTTP API at `host:port`. Use as an async context manager, or `close()` it."""
+    """A Consul agent's HTTP API on the unix socket `socket`, or what a workload may use of it on the loopback `port`.
+    Use as an async context manager, or `close()` it.
+    """
 
-    def __init__(self, token: Secret | None = None, host: str = "127.0.0.1", port: int = HTTP_PORT) -> None:
-        self._base = f"http://{host}:{port}"
+    def __init__(self, token: Secret | None = None, *, socket: Path | None = None, port: int = WORKLOAD_PORT) -> None:
+        self._base = "http://localhost" if socket is not None else f"http://127.0.0.1:{port}"
+        self._socket = socket
         self._token = token
         self._session: ClientSession | None = None
         self._api: Any = None
@@ -178,7 +183,7 @@ class ConsulClient:
         import aiohttp
 
         url = self._base + quote(path, safe="/:") + (f"?{urlencode(params)}" if params else "")
-        # The agent is on this machine's loopback: packing an answer costs both ends more than its bytes do.
+        # The agent is on this machine: packing an answer costs both ends more than its bytes do.
         headers = {"Accept-Encoding": "identity"}
         if self._token:
             headers["X-Consul-Token"] = self._token.reveal()
@@ -200,7 +205,12 @@ class ConsulClient:
 
         if self._session is None:
             # Every watch holds a connection of its own for minutes, so the pool must not be the bound.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            connector = (
+                aiohttp.TCPConnector(limit=0)
+                if self._socket is None
+                else aiohttp.UnixConnector(str(self._socket), limit=0)
+            )
+            self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 
 
@@ -261,7 +271,7 @@ def _py_consul(request: Request) -> Any:
         def http_connect(self, host: str, port: int, scheme: str, verify: Any = True, cert: Any = None) -> Any:
             return Transport(host, port, scheme, verify, cert)
 
-    api = Api(host="127.0.0.1", port=HTTP_PORT, scheme="http", verify=False)
+    api = Api(host="127.0.0.1", port=WORKLOAD_PORT, scheme="http", verify=False)
     # py-consul reads CONSUL_HTTP_TOKEN from the environment on its own; no token may enter that way.
     api.token = None
     return api

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from runtime.secret import Secret
 
-HTTP_PORT = 8500
+WORKLOAD_PORT = 8500
+"""Consul's usual port on loopback, where a workload that keeps its own registration finds what it may use of the API
+(`sidecar.workload_api`). No agent listens there."""
 SERF_PORT = 8301
 SERVER_PORT = 8300
 _NODE_NAMESPACE = uuid.UUID("6f0d7a2c-6f5d-5d0e-9d55-5b8f4f1f8a11")
@@ -25,6 +27,13 @@ class TlsFiles:
     ca: Path
     certificate: Path
     key: Path
+
+
+def api_socket(state_dir: Path) -> Path:
+    """Where the agent of the process with this private folder serves its HTTP API. Not on loopback: any program in the
+    CVM could ask there, or hold so many connections that the agent refuses the process's own.
+    """
+    return state_dir / "consul" / "api.sock"
 
 
 def node_id(datacenter: str, node_name: str) -> str:
@@ -44,23 +53,23 @@ def agent_config(
     token: Secret,
     data_dir: Path,
     tls: TlsFiles,
-    http_port: int = HTTP_PORT,
+    api: Path,
     recovery_token: Secret | None = None,
 ) -> dict[str, object]:
-    """Configuration of a client agent that joins `servers` (mesh addresses).
+    """Configuration of a client agent that joins `servers` (mesh addresses). `api`: the socket of its HTTP API.
 
     `recovery_token` opens the agent's own API while no server can judge a token: to join servers that came back.
     """
-    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
+    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, api)
     config |= {
         "server": False,
         "node_id": node_id(datacenter, node_name),
         "retry_join": list(servers),
         # A clean stop tells the others at once; a crash is found by gossip.
         "leave_on_terminate": True,
+        # No default token: whoever calls the agent's API without one may do nothing.
         "acl": _acl(
-            {"agent": token.reveal(), "default": token.reveal()}
-            | ({"agent_recovery": recovery_token.reveal()} if recovery_token else {})
+            {"agent": token.reveal()} | ({"agent_recovery": recovery_token.reveal()} if recovery_token else {})
         ),
     }
     return config
@@ -79,16 +88,16 @@ def server_config(
     recovery_token: Secret,
     data_dir: Path,
     tls: TlsFiles,
+    api: Path,
     raft_multiplier: int = 1,
-    http_port: int = HTTP_PORT,
 ) -> dict[str, object]:
     """Configuration of a coordinator's server, whose `data_dir` outlives the CVM's boots.
 
     `server_id` is the Raft ID of that folder. `join` are mesh addresses of other coordinators, and of agents that the
     server knew. `bootstrap_expect` is None for a server that must not found a cluster. `recovery_token` opens the
-    agent's own API while there is no leader to judge a token.
+    agent's own API while there is no leader to judge a token. `api`: the socket of that API.
     """
-    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, http_port)
+    config = _common(node_name, datacenter, mesh_address, gossip_key, data_dir, tls, api)
     config |= {
         "server": True,
         "node_id": server_id,
@@ -125,7 +134,7 @@ def _common(
     gossip_key: Secret,
     data_dir: Path,
     tls: TlsFiles,
-    http_port: int,
+    api: Path,
 ) -> dict[str, object]:
     return {
         "node_name": node_name,
@@ -133,9 +142,11 @@ def _common(
         "data_dir": str(data_dir),
         "bind_addr": mesh_address,
         "advertise_addr": mesh_address,
-        "client_addr": "127.0.0.1",
+        "addresses": {"http": f"unix://{api}"},
+        "unix_sockets": {"mode": "0600"},
         "ports": {
-            "http": http_port,
+            # Any port that is not off: Consul drops the socket otherwise (agent/config/builder.go, makeAddrs).
+            "http": WORKLOAD_PORT,
             "server": SERVER_PORT,
             "serf_lan": SERF_PORT,
             "https": -1,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from runtime.children import ChildSpec
 from runtime.consul import (
-    HTTP_PORT,
     ConsulClient,
     ConsulError,
     TlsFiles,
     agent_config,
+    api_socket,
     argv,
     write_config,
     write_private,
@@ -34,15 +34,15 @@ POLL_SECONDS = 0.02
 class Agent:
     """Paths of one agent in `state_dir`, and questions to it."""
 
-    def __init__(self, program: Path, state_dir: Path, consul: ConsulClient, http_port: int = HTTP_PORT) -> None:
-        """`consul` asks the agent, whose HTTP API is to be on `http_port`."""
-        self._http_port = http_port
+    def __init__(self, program: Path, state_dir: Path, consul: ConsulClient) -> None:
+        """`consul` asks the agent, whose HTTP API is to be on `api_socket(state_dir)`."""
+        self._api = api_socket(state_dir)
         self._program = program
         self._folder = state_dir / "consul"
         self._config = self._folder / "config"
         self._consul = consul
         # For the agent's own API: opened by the recovery token, which needs no server's judgement.
-        self._local = ConsulClient(port=http_port)
+        self._local = ConsulClient(socket=self._api)
 
     def write(self, admitted: Admitted, keys: Keys) -> bool:
         """Writes the configuration of this admission; whether it changed in more than its token."""
@@ -65,7 +65,7 @@ class Agent:
                 token=admitted.token,
                 data_dir=self._folder / "data",
                 tls=tls,
-                http_port=self._http_port,
+                api=self._api,
                 recovery_token=keys.recovery_token,
             ),
         )
@@ -131,14 +131,20 @@ class Agent:
                 joined = True
         return joined
 
-    async def use_token(self, token: Secret) -> None:
-        """Gives a running agent a new token. ConsulError when it does not take it."""
-        for name in ("agent", "default"):
-            await self._local.put(f"/v1/agent/token/{name}", {"Token": token.reveal()})
+    async def use_token(self, token: Secret, *, reload: bool = False) -> None:
+        """Gives a running agent a new token; with `reload` it first reads its files again, for a new certificate.
+        ConsulError when it does not take them.
 
-    async def reload(self) -> None:
-        """Makes a running agent read its files again: a new certificate."""
-        await self._local.put("/v1/agent/reload")
+        In this order, because a reload takes what the servers were not told yet for told: it registers everything anew
+        with the agent, which compares that with its own copy only (Consul's agent/local/state.go,
+        `setServiceStateLocked`). A new token makes the agent compare all with the servers, once, within 3 s. With the
+        token first, a reload in the midst of that lost services for 1 to 2 minutes, until the agent compared again.
+        """
+        try:
+            if reload:
+                await self._local.put("/v1/agent/reload")
+        finally:
+            await self._local.put("/v1/agent/token/agent", {"Token": token.reveal()})
 
 
 def _read(path: Path) -> str:

@@ -12,11 +12,11 @@ import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
@@ -30,6 +30,10 @@ from sidecar.link import Link
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
 from topology.succession import SuccessionError
+
+if TYPE_CHECKING:
+    from sidecar.workload_api import WorkloadApi
+    from sidecar.workload_rights import Rights
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class Membership:
         self._keys = keys
         self._host = host
         self._userspace = userspace
-        self._consul = ConsulClient()
+        self._consul = ConsulClient(socket=api_socket(config.state_dir))
         self._agent = Agent(config.consul, config.state_dir, self._consul)
         self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
         self._joined = False
@@ -96,6 +100,8 @@ class Membership:
         self._hold: asyncio.TimerHandle | None = None
         self.admission: Admitted | None = None
         """The newest one."""
+        self.workload: WorkloadApi | None = None
+        """What the workload finds of Consul, where it keeps a registration itself."""
         self.link: Link | None = None
         self.on_link: Callable[[Link], None] = lambda _: None
         """Called when `link` is there."""
@@ -221,10 +227,26 @@ class Membership:
         secrets = dict(self.admission.secrets)
         if self.admission.workload_token:
             secrets[WORKLOAD_TOKEN] = self.admission.workload_token
+            self._serve_workload(self.admission.workload_token)
         if self._host.keep_secrets(secrets):
             self._host.done("admission")
         else:
             self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
+
+    def _serve_workload(self, token: Secret) -> None:
+        if self.workload is None:
+            # No other CVM pays for the HTTP server.
+            from sidecar.workload_api import WorkloadApi
+
+            self.workload = WorkloadApi(api_socket(self._config.state_dir), self._workload_rights)
+            self._host.run("workload", self.workload.run())
+        self.workload.use(token)
+
+    def _workload_rights(self) -> Rights | None:
+        from sidecar.workload_rights import rights
+
+        entry = self._host.world.manifest.groups.get(self._config.group)
+        return rights(self.admission.peer_id, entry) if self.admission is not None and entry is not None else None
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
         """After a lease was lost: the servers may have come back knowing nobody and nothing."""
@@ -232,22 +254,19 @@ class Membership:
         if self._hold is not None:
             self._hold.cancel()
         self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
-        await self._give_token(admitted)
+        await self._give_token(admitted, reload=certificate_changed)
         self._lost.set()
         if self._joined:
             # Asked anew, not only for the new token: a query that waits on a server that is gone would wait on.
             self._watches.keep({})
             self.watch()
-        if certificate_changed:
-            with contextlib.suppress(ConsulError):
-                await self._agent.reload()
 
     def _let_go(self) -> None:
         self._host.see(sources.let_go(self._host.world))
 
-    async def _give_token(self, admitted: Admitted) -> None:
+    async def _give_token(self, admitted: Admitted, *, reload: bool = False) -> None:
         try:
-            await self._agent.use_token(admitted.token)
+            await self._agent.use_token(admitted.token, reload=reload)
         except ConsulError as error:
             # An agent that is down reads the token from its configuration when it starts again.
             log.warning("agent did not take the token", extra={"reason": str(error)})

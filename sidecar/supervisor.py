@@ -367,6 +367,7 @@ class Supervisor:
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
                     *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),
                     *([f"manifest: {refused}"] if (refused := self._refused_manifest()) else []),
+                    *([f"workload: {reason}"] if (reason := self._workload_problem()) else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
@@ -374,6 +375,10 @@ class Supervisor:
 
     def _refused_manifest(self) -> str:
         return self._member.refused_manifest if self._member is not None else ""
+
+    def _workload_problem(self) -> str | None:
+        workload = self._member.workload if self._member is not None else None
+        return workload.problem if workload is not None else None
 
     def backends(self) -> dict[str, Any]:
         """What `/status` says of this group's servers, looked up now."""
@@ -406,7 +411,7 @@ class Supervisor:
             log.warning("connections cut at the drain deadline", extra={"connections": left})
         if self._admission is not None:
             await (self._admission.close() if self._restart.is_set() else self._admission.release())
-        await self._cancel("consul")
+        await self._cancel("workload", "consul")
         if self._member is not None and self._restart.is_set():
             self._member.forget()
         await self._cancel("reconcile", "xds", "envoy")

@@ -34,7 +34,7 @@ PLATFORM_PORTS: Mapping[int, str] = {
     8300: "Consul's RPC",
     8301: "Consul's serf",
     8302: "Consul's serf (WAN)",
-    8500: "the Consul agent's HTTP API",
+    8500: "Consul's HTTP API for workloads",
     61054: "the ingress's listener that resets",
 }
 """Ports that are taken inside every CVM (dstack.md 5 and 6; docs/architecture.md). A test compares them with the port

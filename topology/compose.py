@@ -52,6 +52,8 @@ class Service:
     """None where there is no check."""
     restart: str = "no"
     network_mode: str = ""
+    texts: tuple[tuple[str, str], ...] = ()
+    """Field and text of everything in which Compose replaces variables, `environment` left out."""
     is_sidecar: bool = False
     line: int = 0
     """Where the service starts in the file, from 1."""
@@ -64,6 +66,8 @@ class ComposeFile:
     path: Path
     text: str
     services: tuple[Service, ...]
+    texts: tuple[tuple[str, str], ...] = ()
+    """The same of what stands beside the services: `configs.NAME`, …"""
 
     @property
     def sidecar(self) -> Service:
@@ -124,7 +128,36 @@ def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, 
     services = tuple(reader.service(str(name), body) for name, body in tree["services"].items())
     reader.check(services)
     problems.finish()
-    return ComposeFile(path=path, text=text, services=services)
+    beside = tuple(
+        (f"{field}.{key}" if key else str(field), found)
+        for field, entries in tree.items()
+        if field != "services" and not str(field).startswith("x-")
+        for key, entry in (entries.items() if isinstance(entries, dict) else (("", entries),))
+        for found in (*_texts(entry), *_named_variable(entry))
+    )
+    return ComposeFile(path=path, text=text, services=services, texts=beside)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """All texts in `value`, keys left out: Compose replaces variables in values only."""
+    found: list[str] = []
+    seen: set[int] = set()
+    """An alias of YAML may lead anywhere, also back."""
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict | list) and id(item) not in seen:
+            seen.add(id(item))
+            rest += item.values() if isinstance(item, dict) else item
+    return tuple(found)
+
+
+def _named_variable(entry: object) -> tuple[str, ...]:
+    """The variable that a config or a secret is made of, which it names without a dollar, as a reference to it."""
+    name = entry.get("environment") if isinstance(entry, dict) else None
+    return (f"${{{name}}}",) if isinstance(name, str) else ()
 
 
 _FIELDS = frozenset({
@@ -204,18 +237,14 @@ def unseen(file: ComposeFile, names: Collection[str]) -> tuple[str, ...]:
     """Where `file` uses variables of `names` so that no container has them under their own name, for nothing can hold
     them against the manifest there: `services.app.command: A`. Sorted.
     """
-    found = set()
+    found: set[tuple[str, str]] = set()
     for service in file.services:
-        checked = {} if service.is_sidecar else service.environment
-        texts = [("environment", key, text) for key, text in service.environment.items()]
-        for field_name, words in (("entrypoint", service.entrypoint), ("command", service.command)):
-            texts += [(field_name, "", word) for word in words]
-        texts += [("volumes", "", volume) for volume in service.volumes]
-        for field_name, key, text in texts:
-            for name in variables(text):
-                if name in names and not (field_name == "environment" and key == name and name in checked):
-                    found.add(f"services.{service.name}.{field_name}: {name}")
-    return tuple(sorted(found))
+        place = f"services.{service.name}"
+        for key, text in service.environment.items():
+            found |= {(f"{place}.environment", name) for name in variables(text) if service.is_sidecar or key != name}
+        found |= {(f"{place}.{field}", name) for field, text in service.texts for name in variables(text)}
+    found |= {(place, name) for place, text in file.texts for name in variables(text)}
+    return tuple(sorted(f"{place}: {name}" for place, name in found if name in names))
 
 
 def named_volume(volume: str) -> str | None:
@@ -268,6 +297,12 @@ class _Reader:
             # YAML 1.1 reads a bare `no` as false.
             restart="no" if body.get("restart") in (None, False) else str(body["restart"]),
             network_mode=str(body.get("network_mode") or ""),
+            texts=tuple(
+                (str(field), text)
+                for field, value in body.items()
+                if field != "environment" and not str(field).startswith("x-")
+                for text in _texts(value)
+            ),
             is_sidecar=name == SIDECAR,
             line=self._lines.get((name, ""), 0),
         )

@@ -24,8 +24,9 @@ EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
 EVERYBODY = "*"
 """As the only caller of a backend: every admitted CVM may call."""
-OVERLAP_SECONDS = (30, 3600)
-"""Least and greatest `overlap_seconds`: at least two leases, within which every CVM that runs renews, and no longer
+OVERLAP_SECONDS = (60, 3600)
+"""Least and greatest `overlap_seconds`. At least twice what the slowest CVM may take to show a new certificate (25 s,
+`sidecar.certificate.PRESENT_SECONDS`), for one that missed an epoch shows its old one for two such times; and no longer
 than one has to wait until an evicted CVM's certificate is worth nothing."""
 LEAF_HOURS = (1, 72)
 """Least and greatest `leaf_hours`: above the window, and no more than a few days, for nothing else ends a certificate
@@ -34,6 +35,14 @@ RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """A name that a shell takes for a variable."""
+SHELLS_OWN = re.compile(
+    r"LD_[A-Za-z0-9_]*|BASH(_[A-Za-z0-9_]*|OPTS|PID)?|_|CDPATH|COLUMNS|DIRSTACK|ENV|EPOCHREALTIME|EPOCHSECONDS|EUID"
+    r"|EXECIGNORE|FPATH|FUNCNAME|FUNCNEST|GCONV_PATH|GLIBC_TUNABLES|GLOBIGNORE|GROUPS|HOSTNAME|HOSTTYPE|IFS|LINENO"
+    r"|LINES|MACHTYPE|OLDPWD|OPTARG|OPTERR|OPTIND|OSTYPE|PATH|PIPESTATUS|POSIXLY_CORRECT|PPID|PS[0-4]|PWD|RANDOM"
+    r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
+)
+"""Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
+them is not what the container was given, or it is not itself any more. `terraform/mesh/shape.tf` has the same list."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -287,6 +296,11 @@ def _check(manifest: Manifest) -> None:
                 raise ManifestError(
                     f"manifest.groups.{name}.env.{variable:.80} is no variable of an environment; expected a name of "
                     "letters, digits and '_', and a value without NUL"
+                )
+            if SHELLS_OWN.fullmatch(variable):
+                raise ManifestError(
+                    f"manifest.groups.{name}.env.{variable:.80} is set or obeyed by the shell that compares it with "
+                    "the container's; expected another name"
                 )
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")

@@ -13,10 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 CONSUL = "http://127.0.0.1:8500"
-"""The agent of the CVM, which an application reaches."""
+"""Where a workload that keeps its registration itself finds Consul; in other CVMs nobody listens."""
+TOKEN = Path("/run/mesh/secrets/consul-token")
 HALF = b"GET /patroni HTTP/1.1\r\nHost: x\r\n"
 """A request without its end: a server with a thread for each connection waits for the rest."""
 CONNECT_SECONDS = 1.0
@@ -78,7 +80,8 @@ def _is_open(one: socket.socket) -> bool:
 def poison(nodes: Sequence[str], seconds: float) -> dict[str, int]:
     """Writes failing checks with every ID that it can read, and the guessable ones, onto `nodes`, again and again.
 
-    Without a token: the agent lends its own. `written` and `refused` count answers, `checks` the IDs that were read.
+    With the token of its CVM's workload, if there is one. `written` and `refused` count answers, `checks` the IDs that
+    were read.
     """
     own = next(iter(_get("/v1/agent/services") or {}), "")
     service = (_get(f"/v1/agent/service/{own}") or {}).get("Service", "") if own else ""
@@ -114,18 +117,23 @@ def _address(node: str) -> str:
     return "127.0.0.1"
 
 
+def _request(path: str, data: bytes | None = None) -> urllib.request.Request:
+    token = TOKEN.read_text(encoding="utf-8").strip() if TOKEN.exists() else ""
+    headers = {"X-Consul-Token": token} if token else {}
+    return urllib.request.Request(f"{CONSUL}{path}", data, headers, method="GET" if data is None else "PUT")
+
+
 def _get(path: str) -> Any:
     try:
-        with urllib.request.urlopen(f"{CONSUL}{path}", timeout=_HTTP_SECONDS) as answer:
+        with urllib.request.urlopen(_request(path), timeout=_HTTP_SECONDS) as answer:
             return json.load(answer)
     except (OSError, ValueError):
         return None
 
 
 def _put(path: str, body: dict[str, Any]) -> bool:
-    request = urllib.request.Request(f"{CONSUL}{path}", data=json.dumps(body).encode(), method="PUT")
     try:
-        with urllib.request.urlopen(request, timeout=_HTTP_SECONDS):
+        with urllib.request.urlopen(_request(path, json.dumps(body).encode()), timeout=_HTTP_SECONDS):
             return True
     except (OSError, ValueError, urllib.error.HTTPError):
         return False

@@ -16,7 +16,7 @@ locals {
     "8300"  = "Consul's RPC"
     "8301"  = "Consul's serf"
     "8302"  = "Consul's serf (WAN)"
-    "8500"  = "the Consul agent's HTTP API"
+    "8500"  = "Consul's HTTP API for workloads"
     "61054" = "the ingress's listener that resets"
   }
 

@@ -4,6 +4,8 @@
 locals {
   label    = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
   variable = "^[A-Za-z_][A-Za-z0-9_]*$"
+  # As topology.manifest.SHELLS_OWN.
+  shells_own = "^(LD_[A-Za-z0-9_]*|BASH(_[A-Za-z0-9_]*|OPTS|PID)?|_|CDPATH|COLUMNS|DIRSTACK|ENV|EPOCHREALTIME|EPOCHSECONDS|EUID|EXECIGNORE|FPATH|FUNCNAME|FUNCNEST|GCONV_PATH|GLIBC_TUNABLES|GLOBIGNORE|GROUPS|HOSTNAME|HOSTTYPE|IFS|LINENO|LINES|MACHTYPE|OLDPWD|OPTARG|OPTERR|OPTIND|OSTYPE|PATH|PIPESTATUS|POSIXLY_CORRECT|PPID|PS[0-4]|PWD|RANDOM|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID)$"
   known = {
     group        = ["backends", "calls", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
     backend      = ["callers", "consul_permissions", "port", "proxy_protocol", "registration", "source_address", "workload"]
@@ -235,6 +237,10 @@ locals {
     [
       for t in local.texts : "${t.entry}: belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
       if t.field == "compose_env" && startswith(t.json, "\"") && can(regex("^(MESH|mesh)_", t.name))
+    ],
+    [
+      for t in local.texts : "${t.entry}: is set or obeyed by the shell of exec.sh, which could not hold it against the manifest; choose another name"
+      if t.field == "compose_env" && startswith(t.json, "\"") && can(regex(local.shells_own, t.name))
     ],
     [
       for t in local.texts :

@@ -16,7 +16,7 @@ async def test_a_cvm_is_admitted() -> None:
         admission = await api.admitted()
         assert admission["peer_id"] == "api-0"
         assert [peer.peer_id for peer in lead.link.peers] == ["api-0"]
-        async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as consul:
+        async with ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as consul:
             _, entries = await consul.get("/v1/kv/mesh/peers/", params={"recurse": ""})
             assert [entry["Key"] for entry in entries] == ["mesh/peers/api-0", "mesh/peers/coordinator-0"]
         assert lead.coordinator.document()["admitted"] == ["api-0"]

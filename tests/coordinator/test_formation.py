@@ -279,14 +279,14 @@ async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_drop
         assert code == 0, said
         await writer.more()
         assert set(writer.acknowledged) <= await kept(running)
-        assert not (running.folder / "private" / "given-up.json").exists(), "the word was used up"
+        assert not (running.config.state_dir / "given-up.json").exists(), "the word was used up"
 
 
 async def recover(running: Running, *options: str) -> tuple[int, str]:
     """`python -m coordinator recover` beside a coordinator, with yes as the answer: exit code and output."""
     process = await spawn(
         sys.executable, "-m", "coordinator", "recover", *options, cwd=ROOT,
-        env={"MESH_STATE_DIR": str(running.folder / "private")},
+        env={"MESH_STATE_DIR": str(running.config.state_dir)},
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     told, _ = await process.communicate(b"y\n")

@@ -128,9 +128,9 @@ async def test_a_workload_token_does_its_own_things_and_nothing_else() -> None:
     async with database() as (_, lead):
         admission = await applicant(lead, "db-0").admitted()
         await applicant(lead, "db-1").admitted()
-        async with ConsulClient(Secret(admission["workload_token"]), port=lead.http_port) as db:
+        async with ConsulClient(Secret(admission["workload_token"]), socket=lead.consul) as db:
             node = {"Node": "db-0", "Address": "100.96.0.9"}
-            async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as sidecar:
+            async with ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as sidecar:
                 await sidecar.put("/v1/catalog/register", node)
             known = node | {"SkipNodeUpdate": True}
             service = {"Service": "db", "ID": "db-db-0", "Port": 5432, "Tags": ["master"]}
@@ -175,7 +175,7 @@ async def test_everyone_may_read_who_leads_and_the_leader_may_write_it() -> None
         clients = [await applicant(lead, peer).admitted() for peer in ("db-0", "api-0", "client-0")]
         async with contextlib.AsyncExitStack() as stack:
             db, api, client = [
-                await stack.enter_async_context(ConsulClient(Secret(each["consul"]["token"]), port=lead.http_port))
+                await stack.enter_async_context(ConsulClient(Secret(each["consul"]["token"]), socket=lead.consul))
                 for each in clients
             ]
             assert await db.put("/v1/kv/service/db/leader", b"db-0")
@@ -190,9 +190,9 @@ async def test_a_session_of_another_cvm_cannot_be_ended() -> None:
     async with database() as (_, lead):
         first, second = [await applicant(lead, peer).admitted() for peer in ("db-0", "db-1")]
         async with (
-            ConsulClient(Secret(first["workload_token"]), port=lead.http_port) as one,
-            ConsulClient(Secret(second["workload_token"]), port=lead.http_port) as two,
-            ConsulClient(Secret(first["consul"]["token"]), port=lead.http_port) as sidecar,
+            ConsulClient(Secret(first["workload_token"]), socket=lead.consul) as one,
+            ConsulClient(Secret(second["workload_token"]), socket=lead.consul) as two,
+            ConsulClient(Secret(first["consul"]["token"]), socket=lead.consul) as sidecar,
         ):
             await sidecar.put("/v1/catalog/register", {"Node": "db-0", "Address": "100.96.0.9"})
             made = await one.put("/v1/session/create", {"Node": "db-0", "NodeChecks": []})
@@ -207,7 +207,7 @@ async def test_both_tokens_end_with_the_slot() -> None:
         admission = await asker.admitted()
         assert (await asker.post("release", {"lease": admission["lease"]}))[0] == 200
         for text in (admission["consul"]["token"], admission["workload_token"]):
-            async with ConsulClient(Secret(text), port=lead.http_port) as consul:
+            async with ConsulClient(Secret(text), socket=lead.consul) as consul:
                 await refused(consul.get("/v1/acl/token/self"))
 
 
@@ -227,11 +227,11 @@ async def test_a_renewal_past_half_life_brings_both_tokens() -> None:
                 break
         fresh = [str(renewal["token"]), str(renewal["workload_token"])]
         assert not set(fresh) & {admission["consul"]["token"], admission["workload_token"]}
-        async with ConsulClient(Secret(fresh[1]), port=lead.http_port) as consul:
+        async with ConsulClient(Secret(fresh[1]), socket=lead.consul) as consul:
             assert await consul.put("/v1/kv/service/db/x", b"x")
         assert (await asker.post("release", {"lease": admission["lease"]}))[0] == 200
         for text in fresh:
-            async with ConsulClient(Secret(text), port=lead.http_port) as consul:
+            async with ConsulClient(Secret(text), socket=lead.consul) as consul:
                 await refused(consul.get("/v1/acl/token/self"))
 
 
@@ -287,7 +287,7 @@ async def test_a_workload_that_a_newer_manifest_makes_or_unmakes_gets_or_loses_i
         newer = after(lead.coordinator.head.signed, groups={**mesh.manifest.groups, "api": owned})
         await consul.put("/v1/kv/mesh/manifest", seal(newer, OWNER).encode())
         token = (await renewed_until(asker, admission["lease"], "workload_token"))["workload_token"]
-        async with ConsulClient(Secret(token), port=lead.http_port) as workload:
+        async with ConsulClient(Secret(token), socket=lead.consul) as workload:
             assert await workload.put("/v1/kv/service/api/x", b"x")
             back = after(lead.coordinator.head.signed, groups=mesh.manifest.groups)
             await consul.put("/v1/kv/mesh/manifest", seal(back, OWNER).encode())

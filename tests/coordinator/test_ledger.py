@@ -267,7 +267,7 @@ async def test_such_a_check_is_what_a_cvm_can_write() -> None:
         await eventually(lambda: "coordinator-0" in lead.coordinator.ledger.nodes, "the node is seen")
         check = {"Node": "coordinator-0", "CheckID": "serfHealth", "Name": "x", "ServiceID": "x", "Status": "critical"}
         body = {"Node": "coordinator-0", "SkipNodeUpdate": True, "Service": {"ID": "x", "Service": "api"}}
-        async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as client:
+        async with ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as client:
             # The leader puts the node's own check back whenever it compares gossip with the catalog, once soon after
             # it was elected: a watch may be answered only after both. Written again until it was seen.
             for _ in range(30):

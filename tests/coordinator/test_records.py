@@ -48,7 +48,7 @@ async def test_a_holder_that_neither_renews_nor_lives_is_forgotten() -> None:
 
         await eventually(gone, "the peer is off the link")
         await eventually(lambda: lead.coordinator.document()["admitted"] == [], "the slot is free")
-        async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as consul:
+        async with ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as consul:
             await eventually_refused(consul)
 
 
@@ -76,8 +76,8 @@ async def test_a_token_can_do_what_its_group_may_and_no_more() -> None:
         admission = await applicant(lead).admitted()
         other = await applicant(lead, group="client", who=cvm(CLIENT_COMPOSE, "client-0")).admitted()
         async with (
-            ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as api,
-            ConsulClient(Secret(other["consul"]["token"]), port=lead.http_port) as client,
+            ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as api,
+            ConsulClient(Secret(other["consul"]["token"]), socket=lead.consul) as client,
         ):
             await api.put("/v1/kv/service/api/leader", b"me")
             for path in ("mesh/peers/api-1", "coordinator/slots/api-0", "mesh/manifest", "else"):
@@ -124,7 +124,7 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
             ("/v1/event/fire/x", None),
             ("/v1/connect/ca/configuration", {"Provider": "consul", "Config": {}}),
         )
-        async with ConsulClient(Secret(other["consul"]["token"]), port=lead.http_port) as client:
+        async with ConsulClient(Secret(other["consul"]["token"]), socket=lead.consul) as client:
             for path, body in forbidden:
                 with pytest.raises(ConsulError, match=r"403|Connect must be enabled"):
                     await client.put(path, body)
@@ -153,7 +153,7 @@ async def test_a_renewal_hands_a_fresh_token_past_half_life() -> None:
             if renewal["token"] is not None:
                 break
         assert renewal["token"] not in (None, admission["consul"]["token"])
-        async with ConsulClient(Secret(renewal["token"]), port=lead.http_port) as consul:
+        async with ConsulClient(Secret(renewal["token"]), socket=lead.consul) as consul:
             assert (await consul.get("/v1/acl/token/self"))[1]["ExpirationTime"]
         _, again = await asker.post("renew", {"lease": admission["lease"]})
         assert again["token"] is None
@@ -195,7 +195,7 @@ async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(
         ledger.slots["api-0"] = dataclasses.replace(ledger.slots["api-0"], renewed_at=time.time() + 1000)
         lead.coordinator.head.adopt(opened(newer), time.time())
         await eventually(lambda: lead.link.peers == (), "the peer is off the link")
-        async with ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port) as consul:
+        async with ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul) as consul:
             await eventually_refused(consul)
 
 

@@ -38,6 +38,7 @@ from lab.pccs import PccsServer
 from lab.tee import CvmIdentity, DevTee, make_cvm
 from peer.wireguard import generate_key, public_key
 from runtime.children import Child
+from runtime.consul import api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.support import eventually, tool
@@ -214,7 +215,6 @@ class Running:
     link: FakeLink
     config: Config
     folder: Path
-    http_port: int
     stop: asyncio.Event
     task: asyncio.Task[None]
 
@@ -222,6 +222,11 @@ class Running:
     def url(self) -> str:
         """Where its broker answers."""
         return f"https://127.0.0.1:{self.coordinator.port}"
+
+    @property
+    def consul(self) -> Path:
+        """The socket of its Consul server's API."""
+        return api_socket(self.config.state_dir)
 
 
 class Cluster:
@@ -231,7 +236,6 @@ class Cluster:
         self.scope = scope
         self.root = root
         self.ports = tuple(free_port() for _ in range(coordinators))
-        self.http_ports = tuple(free_port() for _ in range(coordinators))
         # Several test processes share the machine: each takes /24 networks of its own.
         network = f"127.{100 + os.getpid() % 150}.{(os.getpid() // 150 + next(_numbers)) % 250}"
         urls = tuple(f"https://127.0.0.1:{port}" for port in self.ports)
@@ -250,6 +254,9 @@ class Cluster:
     async def start(self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False) -> Running:
         """Boots coordinator `n`: on fresh memory, and on its disk as it is."""
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
+        # Empty at each boot, and at the same place: clients of its Consul server find that again.
+        private = self.root / f"private-{n}"
+        shutil.rmtree(private, ignore_errors=True)
         agent = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, f"coordinator-{n}"))
         await agent.start(folder / "dstack.sock")
         self._agents.append(agent)
@@ -261,7 +268,7 @@ class Cluster:
                 "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
-                "MESH_STATE_DIR": str(folder / "private"),
+                "MESH_STATE_DIR": str(private),
                 "MESH_DATA_DIR": str(self.disk(n)),
                 "MESH_GUEST_AGENT": str(folder / "dstack.sock"),
                 "MESH_CONSUL": tool("consul"),
@@ -275,7 +282,7 @@ class Cluster:
             link.public_key = public_key(private_key)
             return link
 
-        coordinator = Coordinator(config, make_link, self.http_ports[n])
+        coordinator = Coordinator(config, make_link)
         stop = asyncio.Event()
         task = self.scope.start(f"coordinator-{n}", coordinator.run(stop))
         running = Running(
@@ -283,7 +290,6 @@ class Cluster:
             link=link,
             config=config,
             folder=folder,
-            http_port=self.http_ports[n],
             stop=stop,
             task=task,
         )

@@ -16,11 +16,16 @@ from tests.support import ROOT, popen
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 KV = textwrap.dedent("""
-    import json, sys, urllib.request as r
+    import http.client, json, socket, sys
     token = json.load(open("/run/mesh-private/consul/config/server.json"))["acl"]["tokens"]["initial_management"]
     method, path, data = sys.argv[1:4]
-    asked = r.Request("http://127.0.0.1:8500" + path, data.encode() or None, {"X-Consul-Token": token}, method=method)
-    print(r.urlopen(asked, timeout=10).read().decode())
+    server = http.client.HTTPConnection("localhost", timeout=10)
+    server.sock = socket.socket(socket.AF_UNIX)
+    server.sock.connect("/run/mesh-private/consul/api.sock")
+    server.request(method, path, data.encode() or None, {"X-Consul-Token": token})
+    answer = server.getresponse()
+    assert answer.status < 300, answer.status
+    print(answer.read().decode())
 """)
 """Asks the Consul server of the coordinator that it runs in."""
 WATCHED = textwrap.dedent("""

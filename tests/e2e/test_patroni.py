@@ -54,6 +54,7 @@ def test_demo_loses_its_leader_and_goes_on() -> None:
 
         wait_for(caught_up, "the old leader follows the new one over the mesh", 120)
         refuses_what_nobody_signed(mesh, new)
+        gives_of_consul_what_the_workload_needs(mesh, new)
 
 
 def refuses_what_nobody_signed(mesh: Mesh, member: str) -> None:
@@ -67,3 +68,30 @@ def refuses_what_nobody_signed(mesh: Mesh, member: str) -> None:
     call = mesh.run("exec", member, "--", "python3", "-c", _ASK, "http://webdemo:8080/hello")
     assert call.returncode == 1
     assert re.search(r"RemoteDisconnected|ConnectionResetError", call.stderr), call.stderr
+
+
+_CONSUL = (
+    "import sys, urllib.error, urllib.request as r\n"
+    "token = open('/run/mesh/secrets/consul-token').read().strip()\n"
+    "for headers in ({}, {'X-Consul-Token': token}):\n"
+    "    for method, path in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+    "        asked = r.Request('http://127.0.0.1:8500/v1/' + path, None, headers, method=method)\n"
+    "        try: print(r.urlopen(asked, timeout=10).status)\n"
+    "        except urllib.error.HTTPError as error: print(error.code)\n"
+)
+
+
+def gives_of_consul_what_the_workload_needs(mesh: Mesh, member: str) -> None:
+    """On loopback a program finds nothing without the workload's token, and with it what its registration needs: not
+    the agent itself, nor the keys of others.
+    """
+    asks = {
+        "kv/service/patroni-demo/leader": "GET",
+        "health/service/webdemo": "GET",
+        "agent/leave": "PUT",
+        "agent/self": "GET",
+        "kv/mesh/manifest": "GET",
+    }
+    words = [word for path, method in asks.items() for word in (method, path)]
+    done = mesh.run("exec", member, "--", "python3", "-c", _CONSUL, *words)
+    assert done.stdout.split() == ["403"] * 5 + ["200", "200", "403", "403", "403"], done.stdout + done.stderr

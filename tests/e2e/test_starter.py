@@ -128,13 +128,13 @@ def test_what_an_application_binds_to_every_address_answers_nobody_in_the_mesh(m
         server.stdout.close()
 
 
-def test_an_application_gets_no_certificate_from_the_agent(mesh: Mesh) -> None:
-    """Whatever reaches the agent's API finds neither key nor certificate there: the sidecar's are in its memory."""
-    for path in ("leaf/api", "leaf/worker", "roots"):
-        url = f"http://127.0.0.1:8500/v1/agent/connect/ca/{path}"
-        done = mesh.run("exec", "api-0", "--", "python3", "-c", FETCH, url)
-        assert done.returncode != 0, done.stdout
-        assert "HTTP Error" in done.stderr
+def test_nothing_of_consuls_api_is_on_loopback(mesh: Mesh) -> None:
+    """Neither in a CVM, whose applications keep no registration, nor beside a server: who may not open the socket finds
+    neither key nor token, and cannot hold the agent's connections.
+    """
+    for peer in ("api-0", "coordinator-0"):
+        done = mesh.run("exec", peer, "--", "python3", "-c", DIAL, "127.0.0.1", "8500")
+        assert done.stdout.split() == [str(errno.ECONNREFUSED)], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("child", ["envoy", "consul", "wireguard"])

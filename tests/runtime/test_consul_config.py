@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime.consul import write_config, write_private
-from runtime.consul_config import TlsFiles, agent_config, argv, node_id, server_config
+from runtime.consul_config import TlsFiles, agent_config, api_socket, argv, node_id, server_config
 from runtime.secret import Secret
 from tests.support import tool
 
@@ -19,6 +19,7 @@ GOSSIP = Secret("pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s=")
 TOKEN = Secret("5b4a5e80-0000-4000-8000-123456789abc")
 RECOVERY = Secret("5b4a5e80-0000-4000-8000-00000000000f")
 SERVER_ID = "3f0e6f0e-0000-4000-8000-000000000000"
+API = api_socket(Path("/p"))
 TLS = TlsFiles(ca=Path("/p/ca.pem"), certificate=Path("/p/c.pem"), key=Path("/p/k.pem"))
 
 
@@ -33,6 +34,7 @@ def client() -> dict[str, Any]:
         token=TOKEN,
         data_dir=Path("/p/data"),
         tls=TLS,
+        api=API,
     )
 
 
@@ -41,17 +43,17 @@ def server(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "node_name": "coordinator-0", "datacenter": "tests", "mesh_address": "100.96.0.1", "join": (),
         "server_id": SERVER_ID, "bootstrap_expect": 1, "gossip_key": GOSSIP, "management_token": TOKEN,
-        "recovery_token": RECOVERY, "data_dir": Path("/p/data"), "tls": TLS,
+        "recovery_token": RECOVERY, "data_dir": Path("/p/data"), "tls": TLS, "api": API,
     }  # fmt: skip
     return server_config(**settings | changes)
 
 
 @pytest.mark.parametrize("config", [client(), server()], ids=["client", "server"])
 def test_nothing_listens_where_it_must_not(config: dict[str, Any]) -> None:
-    """Serf and RPC on the mesh address, the API on loopback, everything else off."""
+    """Serf and RPC on the mesh address, the API on a socket that only its owner opens, everything else off."""
     assert (config["bind_addr"], config["advertise_addr"]) == (config["advertise_addr"], config["bind_addr"])
     assert config["bind_addr"].startswith("100.96.")
-    assert config["client_addr"] == "127.0.0.1"
+    assert (config["addresses"], config["unix_sockets"]) == ({"http": "unix:///p/consul/api.sock"}, {"mode": "0600"})
     assert {name for name, port in config["ports"].items() if port > 0} == {"http", "server", "serf_lan"}
 
 
@@ -61,6 +63,7 @@ def test_everything_is_closed_by_default(config: dict[str, Any]) -> None:
     acl, tls = config["acl"], config["tls"]["internal_rpc"]
     assert (acl["enabled"], acl["default_policy"], acl["down_policy"]) == (True, "deny", "extend-cache")
     assert acl["enable_token_persistence"] is False
+    assert "default" not in acl["tokens"], "an application without a token would have it"
     assert config["encrypt"] == GOSSIP.reveal()
     assert config["encrypt_verify_incoming"]
     assert config["encrypt_verify_outgoing"]

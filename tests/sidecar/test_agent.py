@@ -14,10 +14,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from aiohttp import web
+
 from lab.agent import GuestAgentServer
 from runtime.children import Child
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, api_socket
 from runtime.guest import GuestAgent
+from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
@@ -115,9 +119,8 @@ async def joined() -> AsyncIterator[Joined]:
             stack.push_async_callback(server.stop)
             guest = await stack.enter_async_context(GuestAgent(folder / "dstack.sock"))
             _, admitted, keys = await stack.enter_async_context(admission(made, url, folder, guest))
-            port = free_port()
-            consul = await stack.enter_async_context(ConsulClient(admitted.token, port=port))
-            agent = Agent(Path(tool("consul")), folder, consul, port)
+            consul = await stack.enter_async_context(ConsulClient(admitted.token, socket=api_socket(folder)))
+            agent = Agent(Path(tool("consul")), folder, consul)
             stack.push_async_callback(agent.close)
             agent.write(admitted, keys)
             # A port of our own: tests of others run on this machine too.
@@ -232,6 +235,36 @@ async def test_files_are_private_and_the_token_is_on_no_command_line(tmp_path: P
 
 
 KEYS = identity.make()
+
+
+async def test_an_agent_compares_everything_after_its_reload(tmp_path: Path) -> None:
+    """The new token, which makes the agent compare what it has with the servers, is the last that it is told: a reload
+    takes for told what the servers never heard. A reload that fails does not keep the token back.
+    """
+    asked: list[str] = []
+    failing: set[str] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=500 if request.path in failing else 200)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    socket = api_socket(tmp_path)
+    socket.parent.mkdir()
+    await web.UnixSite(runner, str(socket)).start()
+    async with ConsulClient() as consul:
+        agent = Agent(Path("/usr/bin/consul"), tmp_path, consul)
+        await agent.use_token(Secret("new"), reload=True)
+        assert asked == ["/v1/agent/reload", "/v1/agent/token/agent"]
+        failing.add("/v1/agent/reload")
+        with pytest.raises(ConsulError, match="reload"):
+            await agent.use_token(Secret("newer"), reload=True)
+        assert asked[2:] == ["/v1/agent/reload", "/v1/agent/token/agent"]
+        await agent.close()
+    await runner.cleanup()
 
 
 async def test_recovery_token_opens_the_agent_while_no_server_can_judge() -> None:

@@ -64,8 +64,8 @@ class Member:
         self.peer_id = peer_id
         self.address, self.backend = admission["address"], loopback()
         self.envoy = Node(peer_id, folder)
-        self._workload = ConsulClient(Secret(admission["workload_token"]), port=lead.http_port)
-        self._sidecar = ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
+        self._workload = ConsulClient(Secret(admission["workload_token"]), socket=lead.consul)
+        self._sidecar = ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul)
         self._session = ""
 
     def admitted_again(self, admission: dict[str, Any]) -> None:
@@ -272,9 +272,7 @@ async def _stage() -> AsyncIterator[Stage]:
             await member.start(mesh.manifest, given, keys)
         keys = identity.make()
         admission, given = await admitted(lead, "client-0", keys)
-        consul = await stack.enter_async_context(
-            ConsulClient(Secret(admission["consul"]["token"]), port=lead.http_port)
-        )
+        consul = await stack.enter_async_context(ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul))
         scope = await stack.enter_async_context(TaskScope())
         caller = Caller(mesh.manifest, folder, admission["address"], consul, scope)
         caller.world = sources.with_certificate(caller.world, given, keys.leaf_private_pem, 0.0, 0.0)

@@ -88,7 +88,7 @@ def admission(*digests: str, **changes: Any) -> tuple[Any, Given]:
 
 
 def agent_token(folder: Path) -> str:
-    found: str = json.loads((folder / "consul/config/agent.json").read_text())["acl"]["tokens"]["default"]
+    found: str = json.loads((folder / "consul/config/agent.json").read_text())["acl"]["tokens"]["agent"]
     return found
 
 
@@ -98,7 +98,7 @@ async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
         await it.admitted(*admission())
         assert host.world.address == "100.96.0.10"
         assert [one.peer_id for one in host.world.peers] == ["coordinator-0"]
-        assert host.started == ["certificate", "mesh"]
+        assert host.started == ["workload", "certificate", "mesh"]
         assert host.phases == ["admission done"]
         assert agent_token(tmp_path) == "s3cret-token"
 
@@ -111,7 +111,7 @@ async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path:
         host.see(dataclasses.replace(host.world, catalog={"api": good}))
         rebooted = dataclasses.replace(peer("coordinator-0", "100.96.0.9", "coordinator"), public_key="new")
         await it.admitted(*admission(token=Secret("second"), peers=(rebooted,)))
-        assert host.started == ["certificate", "mesh"]
+        assert host.started == ["workload", "certificate", "mesh"]
         assert host.world.peers == (rebooted,)
         assert host.world.held == {"api": good}
         assert agent_token(tmp_path) == "second"

@@ -123,6 +123,44 @@ def test_variables_that_no_container_has_under_their_name_are_unseen() -> None:
     assert compose.unseen(compose.parse(with_environment("A: ${A}"), Path("c.yaml")), {"A"}) == ()
 
 
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ('user: "${A}"', "services.app.user"),
+        ('labels: { x: { y: ["$A"] } }', "services.app.labels"),
+        ('healthcheck: { test: ["CMD", "${A:-x}"] }', "services.app.healthcheck"),
+        ('post_start: [{ command: ["${A}"] }]', "services.app.post_start"),
+        ('working_dir: "/x/${A}"', "services.app.working_dir"),
+        ('env_file: "${A}"', "services.app.env_file"),
+        ('ulimits: &u { x: ["${A}", *u] }', "services.app.ulimits"),
+        ('x-note: "${A}"', None),
+        ('labels: { x: "$${A}" }', None),
+    ],
+)
+def test_every_field_of_a_service_is_looked_at(written: str, place: str | None) -> None:
+    """Compose replaces variables in each text of a file, whoever reads it then: the engine, or a shell."""
+    text = with_environment("B: 1").replace("    environment:\n      B", f"    {written}\n    environment:\n      B")
+    assert written in text
+    found = compose.unseen(compose.parse(text, Path("c.yaml")), {"A"})
+    assert found == ((f"{place}: A",) if place else ())
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ('configs:\n  c: { content: "mode=${A}" }\n', "configs.c"),
+        ("configs:\n  c: { environment: A }\n", "configs.c"),
+        ("secrets:\n  s: { environment: A }\n", "secrets.s"),
+        ('volumes:\n  v: { driver_opts: { device: "${A}" } }\n', "volumes.v"),
+        ('name: "${A}"\n', "name"),
+    ],
+)
+def test_what_stands_beside_the_services_is_looked_at(written: str, place: str) -> None:
+    """A config may have a variable in its content, and a secret may be one, by its bare name."""
+    text = with_environment("B: 1") + written
+    assert compose.unseen(compose.parse(text, Path("c.yaml")), {"A"}) == (f"{place}: A",)
+
+
 def test_both_forms_of_lists_and_maps_are_read() -> None:
     """`environment`, `depends_on`, `volumes`, `command` in their other spelling."""
     text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -59,9 +60,11 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("groups", "api", "env"), {"a; b": "x"}),
         (("groups", "api", "env"), {"": "x"}),
         (("groups", "api", "env"), {"env": "\0"}),
+        (("groups", "api", "env"), {"LD_PRELOAD": "x"}),
+        (("groups", "api", "env"), {"IFS": "x"}),
         (("leaf_hours",), 0),
         (("leaf_hours",), 73),
-        (("overlap_seconds",), 29),
+        (("overlap_seconds",), 59),
         (("overlap_seconds",), 3601),
     ],
 )
@@ -103,3 +106,28 @@ def test_the_sidecars_part_imports_neither_hcl_nor_yaml() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash --posix", "busybox sh"])
+def test_names_that_a_shell_uses_up_are_its_own(shell: str) -> None:
+    """What a shell shows of a variable that it was given must be what it was given, for `exec.sh` to compare it: each
+    name for which that does not hold is on the list, and usual names of applications are not.
+    """
+    program = shutil.which(shell.split(maxsplit=1)[0])
+    if program is None:
+        pytest.skip(f"there is no {shell}")
+    own = "IFS PPID PWD OLDPWD SHLVL OPTIND LINENO PATH ENV PS4 BASH BASH_ENV BASHOPTS SHELLOPTS UID EUID RANDOM TMOUT"
+    usual = "LANG HOME USER POSTGRES_SYNCHRONOUS LDAP_URL EPOCHS BASE PATHS TZ"
+    for name in own.split():
+        assert manifest.SHELLS_OWN.fullmatch(name), name
+    for name in (*own.split(), *usual.split()):
+        argv = [program, *shell.split()[1:], "-c", f'printf "%s" "${name}"']
+        shown = subprocess.run(argv, env={name: "1 x"}, capture_output=True, text=True, timeout=60, check=False).stdout
+        assert shown == "1 x" or manifest.SHELLS_OWN.fullmatch(name), (name, shown)
+        assert name not in usual.split() or not manifest.SHELLS_OWN.fullmatch(name), name
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "GCONV_PATH"])
+def test_what_the_loader_obeys_is_no_applications(name: str) -> None:
+    """It comes before the shell itself."""
+    assert manifest.SHELLS_OWN.fullmatch(name)

@@ -100,13 +100,13 @@ def test_permissions_of_a_wrong_kind_are_refused(tmp_path: Path, written: str, e
 
 
 def test_compose_env_is_read_and_its_names_are_checked(tmp_path: Path) -> None:
-    """Text goes through; a MESH_ name, a name that no shell takes and a number are refused."""
+    """Text goes through; a MESH_ name, a name that no shell takes, one that shells use up and a number are refused."""
     write(tmp_path, group("a", more='compose_env = { DERIVE_PASSWORDS = "1" }'))
     assert cluster.load(tmp_path).groups[0].compose_env == {"DERIVE_PASSWORDS": "1"}
-    write(tmp_path, group("a", more='compose_env = { MESH_X = "1", mesh_x = "1", "A-B" = "2", C = 3 }'))
+    write(tmp_path, group("a", more='compose_env = { MESH_X = "1", mesh_x = "1", "A-B" = "2", PS4 = "", C = 3 }'))
     found = problems(tmp_path)
-    entries = [f"compose_env.{name}: " for name in ("C", "MESH_X", "mesh_x", "A-B")]
-    assert [[entry in problem for entry in entries].index(True) for problem in found] == [0, 1, 2, 3]
+    entries = [f"compose_env.{name}: " for name in ("C", "MESH_X", "mesh_x", "A-B", "PS4")]
+    assert [[entry in problem for entry in entries].index(True) for problem in found] == [0, 1, 2, 3, 4]
 
 
 def test_groups_and_routes_must_be_maps(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import registration
 from sidecar.files import hosts
+from sidecar.workload_api import WorkloadApi
+from sidecar.workload_rights import Rights
 from tests.coordinator.world import free_port
 from tests.support import ROOT, need_root_or_userns, popen, tool
 from topology.manifest import BackendEntry, Permissions
@@ -55,6 +57,9 @@ class Member:
     address: str
     folder: Path
     http: int
+    """Port of its agent, for us."""
+    workload: int
+    """Port of what the workload finds of it."""
     port: int
     rest: int
     """Port of Patroni's REST interface."""
@@ -62,6 +67,7 @@ class Member:
     """Address of the route to that interface; its port is `World.rest_port`."""
     token: str = ""
     consul: ConsulClient = field(init=False)
+    api: WorkloadApi = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
     container: subprocess.Popen[bytes] | None = None
     service_id: str = ""
@@ -216,7 +222,7 @@ def _spec(world: World, member: Member) -> ContainerSpec:
             "POSTGRES_REST_PORT": str(member.rest),
             "POSTGRES_REST_ROUTE": f"patroni:{world.rest_port}",
             "POSTGRES_FOLLOW": f"127.0.0.1:{world.master_port}",
-            "POSTGRES_CONSUL_PORT": str(member.http),
+            "POSTGRES_CONSUL_PORT": str(member.workload),
             "POSTGRES_USERS": "app=db-app",
             **world.options,
         },
@@ -251,7 +257,7 @@ def _config(folder: Path, name: str, address: str, http: int, server: str) -> di
         "datacenter": CLUSTER,
         "data_dir": str(folder / f"data-{name}"),
         "bind_addr": address,
-        "client_addr": "127.0.0.1",
+        "addresses": {"http": f"127.0.0.1 unix://{folder}/{name}.sock"},
         "ports": {"http": http, "dns": -1, "grpc": -1, "grpc_tls": -1, "serf_wan": -1},
         "gossip_lan": {
             "probe_interval": "500ms", "probe_timeout": "300ms", "suspicion_mult": 3, "gossip_interval": "100ms",
@@ -316,7 +322,9 @@ async def restart_server(world: World, *, keeps: bool, until: Callable[[], bool]
 
 
 def write_secret(member: Member, name: str, text: str) -> None:
-    """As the sidecar does: whole, in one step."""
+    """As the sidecar does: whole, in one step; the workload's token is known at its port."""
+    if name == "consul-token":
+        member.api.use(Secret(text))
     folder = member.folder / "mesh" / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f".{name}.new").write_text(text)
@@ -327,6 +335,11 @@ async def _prepare(world: World, member: Member) -> None:
     """Agent, token, guest agent, files and the sidecar's placeholder of one member."""
     (member.folder / "pgdata").mkdir(parents=True)
     (member.folder / "mesh").mkdir()
+    own = Rights(
+        peer_id=member.peer_id, services={f"{CLUSTER}-{member.peer_id}": CLUSTER}, prefixes=(f"service/{CLUSTER}",),
+        sessions=True,
+    )  # fmt: skip
+    member.api = WorkloadApi(member.folder / f"{member.peer_id}.sock", lambda: own, member.workload)
     shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")
     member.token = await new_token(world, member.peer_id)
     write_secret(member, "consul-token", member.token)
@@ -468,11 +481,17 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
             for i in range(members):
                 member = Member(
                     peer_id=f"postgres-{i}", address=f"{network}.{10 + i}", folder=folder / f"m{i}", http=free_port(),
-                    port=free_port(), rest=free_port(), vip=_vip(network, i),
+                    workload=free_port(), port=free_port(), rest=free_port(), vip=_vip(network, i),
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
-            yield made
+            async with TaskScope() as scope:
+                apis = [scope.start(f"workload {member.peer_id}", member.api.run()) for member in made.members]
+                try:
+                    yield made
+                finally:
+                    for api in apis:
+                        api.cancel()
         finally:
             _kill(made)
             for guest in made.guests:

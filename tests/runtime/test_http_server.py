@@ -1,0 +1,109 @@
+"""What a server grants its callers: so many connections, so much silence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import web
+
+from runtime.http_server import Limits, Server
+from tests.support import eventually
+
+LIMITS = Limits(connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1)
+
+
+class Served:
+    """A server whose `/waits` answers never; requests with the header `Known` count."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.waiting = 0
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def wait(self, _: web.Request) -> web.Response:
+        self.waiting += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waiting -= 1
+        raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: Limits = LIMITS) -> AsyncIterator[Served]:
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    made = Served(0)
+    app = web.Application()
+    app.router.add_get("/", hello)
+    app.router.add_get("/waits", made.wait)
+    server = Server(app, "127.0.0.1", 0, None, limits, counts=lambda request: "Known" in request.headers)
+    made.port = await server.start()
+    try:
+        yield made
+    finally:
+        await server.stop()
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side ends the connection without a word."""
+    with contextlib.suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(), 10) == b""
+    return True
+
+
+async def test_a_slow_head_is_given_up() -> None:
+    """A connection that sends no whole request head in time is closed; one that asked what does not count, too."""
+    async with serving(dataclasses.replace(LIMITS, head_seconds=0.05)) as made:
+        reader, writer = await made.open()
+        writer.write(b"GET / HTTP/1.1\r\nHost:")
+        assert await closed(reader)
+        writer.close()
+        reader, writer = await made.open()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"hello")).endswith(b"hello")
+        assert await closed(reader)
+        writer.close()
+
+
+async def test_connections_are_not_without_end() -> None:
+    """One too many is closed; those that are there go on."""
+    async with serving(dataclasses.replace(LIMITS, connections=1)) as made, aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
+                assert response.status == 200
+            reader, writer = await made.open()
+            assert await closed(reader)
+            writer.close()
+
+
+async def test_who_counts_is_let_in_when_others_have_taken_all_places() -> None:
+    """The oldest connection that has brought nothing gives its place up; one that counts never does."""
+    limits = dataclasses.replace(LIMITS, connections=3, displaces=True)
+    async with serving(limits) as made, aiohttp.ClientSession() as session:
+        idle = [await made.open() for _ in range(3)]
+        async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
+            assert response.status == 200
+        assert await closed(idle[0][0])
+        idle += [await made.open() for _ in range(10)]
+        async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
+            assert response.status == 200
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_nothing_goes_on_for_a_caller_who_has_gone() -> None:
+    """Where the server is told so: a blocking query must not outlive its caller."""
+    async with serving(dataclasses.replace(LIMITS, cancels=True)) as made:
+        _, writer = await made.open()
+        writer.write(b"GET /waits HTTP/1.1\r\nHost: x\r\nKnown: 1\r\n\r\n")
+        await eventually(lambda: made.waiting == 1, "the request is worked on")
+        writer.close()
+        await eventually(lambda: made.waiting == 0, "it is not any more")
