@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Protocol
 
-from coordinator import identity, policy
+from coordinator import contents, identity, policy
+from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.config import Config
 from coordinator.disk import Disk
@@ -22,7 +23,7 @@ from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
 from coordinator.identity import Identity
-from coordinator.keys import derive, wireguard_key
+from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
 from coordinator.protocol import BootKeys, MeshPeer
@@ -181,7 +182,8 @@ class Coordinator:
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
         )
         ledger.kept = disk.remember
-        server = self._server(who, broker, feed, formation, records)
+        attester = self._attester(guest, who, keys, broker)
+        server = self._server(who, broker, feed, formation, records, attester)
         self.port = await server.start()
         try:
             async with TaskScope() as scope:
@@ -190,6 +192,7 @@ class Coordinator:
                     scope.start("consul", self._run_consul(link, formation)),
                     scope.start("records", records.run(self._ready)),
                     scope.start("sessions", self._session_ender(who, consul).run()),
+                    scope.start("attest", attester.run()),
                     *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
                 ]
                 await stop.wait()
@@ -202,9 +205,16 @@ class Coordinator:
             await server.stop()
             await consul.close()
 
-    def _server(self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records) -> Server:
+    def _server(
+        self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records, attester: Attester
+    ) -> Server:
         app = application(
-            broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request), records
+            broker,
+            feed,
+            lambda: broker.not_ready,
+            lambda request: formation.answer(broker, request),
+            records,
+            attester.asked,
         )
         return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir))
 
@@ -213,6 +223,21 @@ class Coordinator:
         await link.up()
         self._say("consul")
         await formation.run()
+
+    def _attester(self, guest: GuestAgent, who: Identity, keys: ClusterKeys, broker: Broker) -> Attester:
+        own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
+
+        def stated() -> contents.Contents:
+            signed = broker.rules.signed
+            return contents.contents(own, keys, signed, (signed.envelope,), broker.admitted(), time.time())
+
+        return Attester(
+            quote=guest.quote,
+            collateral=self._collateral,
+            contents=stated,
+            not_ready=lambda: broker.not_ready,
+            clock=time.time,
+        )
 
     @staticmethod
     def _session_ender(who: Identity, consul: ServerProcess) -> SessionEnder:
