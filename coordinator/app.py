@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Protocol
 
-from coordinator import identity, policy
+from coordinator import contents, identity, policy
+from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
 from coordinator.config import Config
@@ -24,7 +25,7 @@ from coordinator.formation import Formation
 from coordinator.head import Head
 from coordinator.history import Mesh, begin
 from coordinator.identity import Identity
-from coordinator.keys import derive, wireguard_key
+from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
 from coordinator.protocol import BootKeys, MeshPeer
@@ -183,7 +184,8 @@ class Coordinator:
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
         )
         ledger.kept = disk.remember
-        server = self._server(who, broker, feed, formation, records)
+        attester = self._attester(guest, who, keys, broker, chronicle)
+        server = self._server(who, broker, feed, formation, records, attester)
         self.port = await server.start()
         try:
             async with TaskScope() as scope:
@@ -192,6 +194,7 @@ class Coordinator:
                     scope.start("consul", self._run_consul(link, formation)),
                     scope.start("records", records.run(self._ready)),
                     scope.start("sessions", self._session_ender(who, consul).run()),
+                    scope.start("attest", attester.run()),
                     *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
                 ]
                 await stop.wait()
@@ -204,9 +207,16 @@ class Coordinator:
             await server.stop()
             await consul.close()
 
-    def _server(self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records) -> Server:
+    def _server(
+        self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records, attester: Attester
+    ) -> Server:
         app = application(
-            broker, feed, lambda: broker.not_ready, lambda request: formation.answer(broker, request), records
+            broker,
+            feed,
+            lambda: broker.not_ready,
+            lambda request: formation.answer(broker, request),
+            records,
+            attester.asked,
         )
         return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir), LIMITS)
 
@@ -215,6 +225,24 @@ class Coordinator:
         await link.up()
         self._say("consul")
         await formation.run()
+
+    def _attester(
+        self, guest: GuestAgent, who: Identity, keys: ClusterKeys, broker: Broker, chronicle: Chronicle
+    ) -> Attester:
+        own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
+
+        def stated() -> contents.Contents:
+            signed = broker.rules.signed
+            history = chronicle.history.up_to(signed)
+            return contents.contents(own, keys, signed, history, broker.admitted(), time.time())
+
+        return Attester(
+            quote=guest.quote,
+            collateral=self._collateral,
+            contents=stated,
+            not_ready=lambda: broker.not_ready,
+            clock=time.time,
+        )
 
     @staticmethod
     def _session_ender(who: Identity, consul: ServerProcess) -> SessionEnder:

@@ -38,11 +38,12 @@ from coordinator.protocol import (
 )
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
-from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, propose
+from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
+from evidence.statement import evidence_digest
 from evidence.verify import Evidence
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
@@ -168,7 +169,7 @@ class Broker:
         image = policy.image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
-        return await self._admit(rules, slot, binding, image)
+        return await self._admit(rules, slot, binding, image, _digest(request))
 
     async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
         """Returns when newcomer `instance_id`, whose evidence was verified, may have a slot of its group; RefusalError
@@ -237,6 +238,12 @@ class Broker:
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
 
+    def admitted(self) -> tuple[Holder, ...]:
+        """Who is admitted now: workloads by the records, and the coordinators that attested here."""
+        nodes, now = self._ledger.nodes, self._clocks.unix()
+        siblings = (one for one in self._siblings.values() if not lapsed(one, nodes.get(one.peer_id), now))
+        return tuple(holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+
     def sibling(self, text: str) -> str:
         """The peer ID of the coordinator that holds the lease `text`; RefusalError for anyone else."""
         lease = self._lease(text)
@@ -258,7 +265,7 @@ class Broker:
         else:
             await self._ledger.free(holder, "released")
 
-    async def _admit(self, rules: Rules, slot: Slot, binding: Binding, image: str) -> Admission:
+    async def _admit(self, rules: Rules, slot: Slot, binding: Binding, image: str, evidence: str) -> Admission:
         now = self._clocks.unix()
         peer = MeshPeer(peer_id=slot.peer_id, public_key=binding.boot.wireguard, address=slot.address, kind=slot.kind)
         wanted = Holder(
@@ -270,6 +277,7 @@ class Broker:
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             image=image,
+            evidence=evidence,
             renewed_at=now,
         )
         if slot.group == COORDINATORS:
@@ -399,6 +407,16 @@ class Broker:
 
 def _workload_token(tokens: Tokens | None) -> str:
     return tokens.workload.secret.reveal() if tokens and tokens.workload else ""
+
+
+def _digest(request: AttestRequest) -> str:
+    return evidence_digest(
+        binding=request.binding,
+        nonce=request.nonce,
+        quote=request.quote,
+        event_log=request.event_log,
+        vm_config=request.vm_config,
+    )
 
 
 def _hex(request: AttestRequest, name: str) -> bytes:

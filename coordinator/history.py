@@ -49,6 +49,13 @@ class History:
         """None where nothing is kept."""
         return self.chain[-1] if self.chain else None
 
+    def up_to(self, signed: Signed) -> tuple[str, ...]:
+        """The envelopes that led to `signed`, its own last; that one alone where it is not in the chain."""
+        digests = [each.digest for each in self.chain]
+        if signed.digest not in digests:
+            return (signed.envelope,)
+        return tuple(each.envelope for each in self.chain[: digests.index(signed.digest) + 1])
+
 
 def name_of(signed: Signed) -> str:
     """Under which a manifest is kept."""

@@ -17,8 +17,8 @@ NONCE_LIFETIME = 60.0
 
 
 class Code(Enum):
-    """Error codes: the template family's; SLOT_TAKEN and NOT_READY, which say 'try again' rather than 'never'; and
-    those of a manifest that is not set.
+    """Error codes: the template family's; SLOT_TAKEN, BUSY and NOT_READY, which say 'try again' rather than 'never';
+    and those of a manifest that is not set.
     """
 
     BAD_REQUEST = ("BAD_REQUEST", 400)
@@ -32,6 +32,7 @@ class Code(Enum):
     MANIFEST_STALE = ("MANIFEST_STALE", 409)
     MANIFEST_REFUSED = ("MANIFEST_REFUSED", 422)
     LEASE_INVALID = ("LEASE_INVALID", 401)
+    BUSY = ("BUSY", 429)
     VERIFIER_FAILED = ("VERIFIER_FAILED", 502)
     TOKEN_ISSUE_FAILED = ("TOKEN_ISSUE_FAILED", 502)
     NOT_READY = ("NOT_READY", 503)

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from aiohttp import web
@@ -26,6 +27,7 @@ from coordinator.protocol import (
     ManifestRequest,
 )
 from coordinator.refusal import RefusalError
+from evidence.bundle import AttestationRequest
 from runtime.http_server import Handler, Limits
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,11 @@ def application(
     not_ready: Callable[[], str | None],
     standing: Callable[[StandingRequest], Awaitable[Standing]],
     manifests: Manifests,
+    asked: Callable[[AttestationRequest], AbstractAsyncContextManager[bytes]],
 ) -> web.Application:
-    """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator."""
+    """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator,
+    `asked` (`coordinator.attest`) anyone who wants to verify this one.
+    """
 
     async def challenge(request: web.Request) -> web.StreamResponse:
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
@@ -102,7 +107,29 @@ def application(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
     _add_manifest(app, not_ready, manifests)
+    _add_attestation(app, asked)
     return app
+
+
+def _add_attestation(
+    app: web.Application, asked: Callable[[AttestationRequest], AbstractAsyncContextManager[bytes]]
+) -> None:
+    """The route for whoever wants to verify this coordinator."""
+
+    async def attestation(request: web.Request) -> web.StreamResponse:
+        async with asked(decode(AttestationRequest, await _body(request))) as bundle:
+            response = web.Response(body=bundle, content_type="application/json")
+            try:
+                # Sent in here, so that one who reads slowly counts as open, and not for long.
+                async with asyncio.timeout(BODY_SECONDS):
+                    await response.prepare(request)
+                    await response.write_eof()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+        return response
+
+    app.router.add_post("/v1/attest", attestation)
 
 
 def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], manifests: Manifests) -> None:

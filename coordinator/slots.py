@@ -58,6 +58,8 @@ class Holder:
     """Likewise of the workload's token; empty where there is none. Both expire together."""
     token_expires_at: float = 0.0
     """Unix seconds."""
+    evidence: str = ""
+    """Digest of what it was admitted by (`evidence.statement.evidence_digest`)."""
     trusts: str = ""
     """Digest of the newest manifest whose mesh CA it trusts: which it was admitted with, or of which it said so."""
     joined: bool = False

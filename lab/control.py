@@ -23,6 +23,7 @@ from aiohttp import web
 from lab.holders import holders
 from lab.machine import Machine
 from lab.nat import Direction
+from topology.model import COORDINATOR
 
 if TYPE_CHECKING:
     from lab.host import Host
@@ -64,7 +65,11 @@ class ControlServer:
             {
                 "name": self._host.request.name,
                 "cluster": self._host.request.cluster,
-                "public": [{"group": item.group, "port": item.port} for item in self._host.request.listeners],
+                "public": [
+                    {"group": item.group, "port": item.port}
+                    for item in self._host.request.listeners
+                    if item.group != COORDINATOR
+                ],
                 "machines": documents,
             }
         )

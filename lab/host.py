@@ -36,6 +36,9 @@ from lab.tee import DevTee
 from runtime.tasks import TaskScope
 from topology.cluster import load as load_cluster
 from topology.envelope import seal
+from topology.manifest import Manifest
+from topology.model import COORDINATOR
+from topology.owners import Owners, key_of, text_of
 
 log = logging.getLogger("lab.host")
 
@@ -46,7 +49,9 @@ MACHINES = Path("/run/lab")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening socket on the machine's loopback, inherited, for the public entry of one group."""
+    """A listening socket on the machine's loopback, inherited, for the public entry of one group; of the coordinators,
+    too.
+    """
 
     group: str
     port: int
@@ -129,9 +134,12 @@ class Host:
         for index, cvm in enumerate(self._plan.cvms):
             self._network.add_cvm(cvm.machine.name, nat=request.nat, index=index)
         entries = tuple(
-            (socket.socket(fileno=item.fd), self._plan.manifest.groups[item.group].app_id, item.port)
+            (socket.socket(fileno=item.fd), _app_of(self._plan.manifest, item.group), item.port)
             for item in request.listeners
         )
+        for item, (listener, *_) in zip(request.listeners, entries, strict=True):
+            if item.group == COORDINATOR:
+                self._tell_outsiders(listener.getsockname()[1], owner)
         await start_platform(
             self._scope,
             self._tee,
@@ -213,6 +221,17 @@ class Host:
         await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
         self._network.close()
 
+    def _tell_outsiders(self, port: int, owner: Ed25519PrivateKey) -> None:
+        """Writes what one needs to verify this lab from outside: where coordinators answer (TLS that ends in the CVM),
+        whose signatures count, and the root of the simulated TEE.
+        """
+        told = {
+            "url": f"https://127.0.0.1:{port}",
+            "owners": text_of(Owners(keys=(key_of(owner),))),
+            "development_root": self._tee.root_der.hex(),
+        }
+        (self._run_dir / "outside.json").write_text(json.dumps(told), encoding="ascii")
+
     def _keep_owner(self, owner: Ed25519PrivateKey, envelope: str) -> None:
         """Leaves the key of the lab's owner, and the first manifest, in the lab's folder, so that `./mesh set` can sign
         the next one. The key is worth nothing beyond this lab.
@@ -232,6 +251,11 @@ class Host:
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workloads.{name} "$@"\n', encoding="utf-8")
             program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         return folder
+
+
+def _app_of(manifest: Manifest, group: str) -> str:
+    """The app ID of `group`."""
+    return manifest.coordinators.app_id if group == COORDINATOR else manifest.groups[group].app_id
 
 
 async def run(request: Request) -> None:

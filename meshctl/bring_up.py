@@ -70,8 +70,10 @@ def bring_up(
     """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`. `pin_peers`
     tells each CVM its peer ID. `disk`: MiB of each CVM's disk; None: as large as this machine's.
     """
+    from coordinator.protocol import ADMISSION_PORT
     from lab.host import Listener, Request
     from topology.cluster import ClusterError, load
+    from topology.model import COORDINATOR
 
     try:
         cluster = load(folder, overrides)
@@ -87,7 +89,9 @@ def bring_up(
         for group in cluster.groups
         if group.name in cluster.public and group.backends
     }
-    sockets = {group: socket.create_server(("127.0.0.1", 0)) for group in ports}
+    # Where anyone verifies and sets what the mesh enforces.
+    places = {**ports, COORDINATOR: ADMISSION_PORT}
+    sockets = {group: socket.create_server(("127.0.0.1", 0)) for group in places}
     request = Request(
         name=run.name,
         cluster=str(folder),
@@ -100,15 +104,13 @@ def bring_up(
         consul=found["consul"],
         wireguard_go=found.get("wireguard-go"),
         postgres=found["postgres"],
-        listeners=tuple(Listener(group=group, port=ports[group], fd=sockets[group].fileno()) for group in ports),
+        listeners=tuple(Listener(group=group, port=port, fd=sockets[group].fileno()) for group, port in places.items()),
         pin_peers=pin_peers,
         disk=disk,
     )
     path = run.folder / "request.json"
     request.save(path)
-    entries = tuple(
-        Entry(group=group, url=f"http://127.0.0.1:{item.getsockname()[1]}") for group, item in sockets.items()
-    )
+    entries = tuple(Entry(group=group, url=f"http://127.0.0.1:{sockets[group].getsockname()[1]}") for group in ports)
     try:
         runs.launch(run, path, tuple(item.fileno() for item in sockets.values()))
     finally:

@@ -71,6 +71,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "set": Entry(module="meshctl.set_command", attribute="command", help="Set the next manifest on a mesh that runs."),
     "evict": Entry(module="meshctl.evict", attribute="command", help="Take a slot away, from a mesh that runs."),
+    "verify": Entry(
+        module="meshctl.verify", attribute="command", help="Verify from outside which manifest a mesh enforces."
+    ),
     "test": Entry(module="meshctl.testing", attribute="command", help="Run every test; arguments go to pytest."),
     "chaos": Entry(
         module="meshctl.chaos", attribute="command", help="Break a database cluster under load and count what is lost."

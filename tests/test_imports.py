@@ -35,6 +35,9 @@ EXCEPTIONS: dict[str, set[str]] = {
     "peer.rendezvous": {"runtime", "evidence", "topology"},
     # The one translation of a manifest's demands, for the coordinator, the sidecar and the rendezvous.
     "evidence.manifest": {"topology"},
+    # What is verified from outside is held against a manifest, and its history.
+    "evidence.bundle": {"topology"},
+    "evidence.outside": {"topology"},
     # Reads the environment of the three programs that begin with a signed manifest.
     "topology.given": {"runtime"},
     # The database's supervisor is a part of the mesh in an application's container.
@@ -66,8 +69,8 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.chronicle", "coordinator.disk", "coordinator.feed",
-    "coordinator.formation", "coordinator.head", "coordinator.identity",
+    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.disk",
+    "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.sessions", "coordinator.siblings", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",

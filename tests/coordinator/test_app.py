@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
+import aiohttp
+
+from evidence.bundle import decode
+from evidence.outside import Trusted, verify
+from evidence.statement import evidence_digest
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
-from tests.coordinator.world import Applicant, cluster
+from tests.coordinator.world import OWNER, OWNERS, TEE, Applicant, Running, cluster, encode
+from tests.topology.support import opened
 
 
 async def test_a_cvm_is_admitted() -> None:
@@ -20,3 +28,43 @@ async def test_a_cvm_is_admitted() -> None:
             _, entries = await consul.get("/v1/kv/mesh/peers/", params={"recurse": ""})
             assert [entry["Key"] for entry in entries] == ["mesh/peers/api-0", "mesh/peers/coordinator-0"]
         assert lead.coordinator.document()["admitted"] == ["api-0"]
+
+
+async def attested(lead: Running, nonce: bytes) -> bytes:
+    """What anybody gets."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+        session.post(f"{lead.url}/v1/attest", json={"nonce": nonce.hex()}) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        return await answer.read()
+
+
+async def test_anyone_verifies_it_and_sees_who_is_admitted() -> None:
+    """Manifest, owner, authorities; and by which evidence each CVM came in, also after a restart, until it leaves."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        head = opened(mesh.manifest, OWNER)
+        reader = Trusted(
+            manifest=head.manifest, digest=head.digest, owners=OWNERS, development_root=TEE.root_der
+        )  # fmt: skip
+        api = Applicant(url=lead.url, manifest=mesh.manifest)
+        _, challenge = await api.challenge()
+        sent = api.evidence(encode(api.binding(challenge["peer_id"])), challenge["nonce"])
+        status, admission = await api.post("attest", sent)
+        assert status == 200, admission
+        del sent["manifest"]
+        for nonce in (bytes(32), b"n" * 32):
+            bundle = decode(await attested(lead, nonce))
+            found = await verify(bundle, reader, nonce=nonce, seen=None, now=time.time())
+            assert [(each.peer_id, each.evidence_sha256) for each in found.members] == [
+                ("api-0", evidence_digest(**sent))
+            ]
+            await mesh.lose(0)
+            await mesh.start()
+            lead = await mesh.ready()
+        released = await Applicant(url=lead.url, manifest=mesh.manifest).post("release", {"lease": admission["lease"]})
+        assert released[0] == 200
+        found = await verify(decode(await attested(lead, nonce)), reader, nonce=nonce, seen=None, now=time.time())
+        assert found.members == ()

@@ -51,6 +51,13 @@ def test_nothing_kept_is_no_history() -> None:
     assert History().newest is None
 
 
+def test_what_led_to_a_manifest_ends_with_it() -> None:
+    """Nothing that came later, and alone where the history does not know it."""
+    found = arrange(kept(*ALL), MESH)
+    assert found.up_to(THREE) == (ONE.envelope, TWO.envelope, THREE.envelope)
+    assert found.up_to(TWIN) == (TWIN.envelope,)
+
+
 def test_a_gap_ends_the_chain_and_not_the_trust() -> None:
     """The newest counts as far as the newest before the gap names its owners."""
     assert chain(ONE, TWO, THREE, FIVE) == (FIVE,)

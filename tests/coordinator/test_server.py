@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gzip
 import io
@@ -26,12 +27,14 @@ from coordinator.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, 
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
+from evidence.bundle import AttestationRequest
 from evidence.verify import Evidence
 from runtime.consul import ConsulClient
 from runtime.http_server import Server
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import make_manifest
+from tests.support import eventually
 from tests.topology.support import opened
 
 
@@ -60,10 +63,12 @@ class Api:
         )
         self.broker.not_ready = None
         self.server = Server(
-            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing, self),
+            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing, self, self.asked),
             "127.0.0.1", 0, None, LIMITS,
         )  # fmt: skip
         self.port = 0
+        self.open = 0
+        self.padding = 0
         self.proposed: list[str] = []
         self.refusal: RefusalError | None = None
 
@@ -90,6 +95,17 @@ class Api:
         """What a coordinator says to another one."""
         self.broker.sibling(request.lease)
         return UNKNOWN
+
+    @contextlib.asynccontextmanager
+    async def asked(self, request: AttestationRequest) -> AsyncIterator[bytes]:
+        """What a coordinator answers to anyone, or refuses."""
+        if request.nonce == "many":
+            raise RefusalError(Code.BUSY, "others are being answered")
+        self.open += 1
+        try:
+            yield json.dumps({"nonce": request.nonce, "history": "h" * self.padding}).encode()
+        finally:
+            self.open -= 1
 
     async def call(self, method: str, path: str, data: bytes | io.BytesIO | None = None) -> tuple[int, Any]:
         """Status and JSON (None without body)."""
@@ -252,6 +268,28 @@ async def test_the_rendezvous_feed(api: Api) -> None:
         api.feed.publish(())
         assert (await poll)[1]["peers"] == []
     assert (await api.call("GET", "/v1/rendezvous/keys?seen=-1"))[0] == 400
+
+
+async def test_anyone_may_ask_for_an_attestation(api: Api) -> None:
+    """The answer, or 429 when there are too many; and nobody counts as open afterwards."""
+    assert await api.call("POST", "/v1/attest", b'{"nonce": "ab"}') == (200, {"nonce": "ab", "history": ""})
+    status, answer = await api.call("POST", "/v1/attest", b'{"nonce": "many"}')
+    assert (status, answer) == (429, {"code": "BUSY", "reason": "others are being answered"})
+    assert (await api.call("POST", "/v1/attest", b"{}"))[0] == 400
+    assert api.open == 0
+
+
+async def test_who_does_not_read_the_answer_is_cut_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as open for no longer than an answer takes."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+    api.padding = 32 << 20
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"POST /v1/attest HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n" + b'{"nonce": "ab"}')
+    await reader.readexactly(12)
+    await eventually(lambda: api.open == 0, "the asker is no longer open")
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_our_own_failure_is_no_refusal(api: Api, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,8 @@ async def test_three_coordinators_form_a_quorum_and_survive_the_loss_of_one() ->
             lambda: all(any(p.peer_id == "api-0" for p in r.link.peers) for r in mesh.running.values()),
             "every coordinator's link has the new peer",
         )
+        told = {holder.peer_id for holder in mesh.running[0].coordinator.broker.admitted()}
+        assert told == {"api-0", "coordinator-1", "coordinator-2"}
         await mesh.lose(0)
         other = Applicant(url=mesh.running[1].url, manifest=mesh.manifest, who=cvm(API_COMPOSE, "api-1"))
         await mesh.retry(other, 30)

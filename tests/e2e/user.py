@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,10 @@ from tests.support import ROOT, need_root_or_userns
 FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=5).read().decode())"
 
 
-def run_mesh(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """`./mesh ARGS`, as a person would type it."""
+def run_mesh(
+    *args: str, timeout: float = 60, given: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`./mesh ARGS`, as a person would type it; `given` is its standard input."""
     return subprocess.run(
         [str(ROOT / "mesh"), *args],
         capture_output=True,
@@ -27,7 +29,8 @@ def run_mesh(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str
         timeout=timeout,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
+        input=given,
+        env={**(env or os.environ), "COLUMNS": "200"},
     )
 
 
@@ -38,9 +41,16 @@ class Mesh:
     name: str
     up_output: str
 
-    def run(self, command: str, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """`./mesh COMMAND --name NAME ARGS`."""
-        return run_mesh(command, "--name", self.name, *args, timeout=timeout)
+    def run(
+        self,
+        command: str,
+        *args: str,
+        timeout: float = 60,
+        given: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """`./mesh COMMAND --name NAME ARGS`; `given` is its standard input."""
+        return run_mesh(command, "--name", self.name, *args, timeout=timeout, given=given, env=env)
 
     def status(self) -> dict[str, Any]:
         """`./mesh status --json`."""

@@ -1,0 +1,141 @@
+"""What `./mesh verify` keeps: the folder with what was proven, and what this machine has seen enforced. IO: files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from evidence.outside import Seen, Verified
+
+BUNDLE = "bundle.json"
+"""Also the mark by which a folder is known to be ours, and may be replaced."""
+MAX_SEEN = 1 << 16
+"""Bytes."""
+
+
+def check_target(folder: Path) -> None:
+    """UserError when `folder` must not be replaced."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder", "--out another-folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / BUNDLE).is_file():
+        raise UserError(f"{folder} was not made by ./mesh verify: it has no {BUNDLE}", "--out another-folder")
+
+
+def write(folder: Path, found: Verified, bundle: bytes) -> None:
+    """Makes `folder` what was proven, as a whole: it is made beside it and then renamed. UserError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}", "--out another-folder") from error
+    before = made.with_name(f"{made.name}-before")
+    try:
+        for name, data in contents(found, bundle).items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_bytes(data)
+        made.chmod(0o755)
+        if folder.exists():
+            folder.rename(before)
+        try:
+            made.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}", "--out another-folder") from error
+    finally:
+        for left in (made, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def contents(found: Verified, bundle: bytes) -> dict[str, bytes]:
+    """The files of the folder by name."""
+    epoch = found.statement.head.epoch
+    mesh_ca = _pem(found.mesh_ca)
+    return {
+        BUNDLE: bundle,
+        "root-ca.pem": _pem(found.root_ca),
+        "mesh-ca.pem": mesh_ca,
+        f"mesh-ca.{epoch}.pem": mesh_ca,
+        "members.json": _pretty([asdict(member) for member in found.members]),
+        **{
+            f"history/{each.manifest.epoch}-{each.digest}.{kind}": data
+            for each in found.history
+            for kind, data in (("signed", f"{each.envelope}\n".encode()), ("json", _readable(each.envelope)))
+        },
+    }
+
+
+def seen_path(cluster: str, app_id: str) -> Path:
+    """Where this machine remembers what it saw of a cluster. Another coordinators' app is another mesh."""
+    from topology.manifest import why_no_label
+
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    # Both come out of a manifest, and nobody's words become a path.
+    name = cluster if why_no_label(cluster) is None else "mesh"
+    digest = hashlib.sha256(f"{cluster}\0{app_id}".encode("utf-8", "replace")).hexdigest()
+    return Path(base) / "cvm-mesh" / "seen" / f"{name}-{digest[:16]}.json"
+
+
+def read_seen(path: Path) -> Seen | None:
+    """What is remembered there; None when nothing is. UserError when it cannot be read: that is no reason to forget."""
+    from evidence.outside import Seen
+    from topology.manifest import ManifestError, from_tree
+
+    try:
+        with path.open("rb") as file:
+            seen: Seen = from_tree(Seen, json.loads(file.read(MAX_SEEN)), "seen")
+    except FileNotFoundError:
+        return None
+    except (OSError, ManifestError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}, which says what this machine has seen enforced, cannot be read: {error}",
+            "mend it; or remove it, and what was seen is forgotten",
+        ) from error
+    return seen
+
+
+def write_seen(path: Path, seen: Seen) -> None:
+    """Remembers `seen`. UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(_pretty(asdict(seen)))
+            Path(name).replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error
+
+
+def _readable(envelope: str) -> bytes:
+    from topology.envelope import message_of
+
+    _, _, payload = message_of(envelope).partition(b"\0")
+    return _pretty(json.loads(payload))
+
+
+def _pretty(tree: object) -> bytes:
+    return (json.dumps(tree, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _pem(der: bytes) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)

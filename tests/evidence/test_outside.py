@@ -1,0 +1,308 @@
+"""Verifying from outside: what is proven, and each way in which it is not."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator import authority
+from coordinator.keys import derive
+from evidence.bundle import Bundle, BundleError, decode
+from evidence.outside import CLOCK_SKEW, Cause, Seen, Trusted, UnprovenError, Verified, verify
+from evidence.statement import Member
+from lab.tee import DevTee
+from runtime.secret import Secret
+from tests.coordinator.world import API_COMPOSE, OWNER, OWNERS, cvm
+from tests.evidence.bundles import HOLDERS, NONCE, NOW, Coordinator, check, envelopes
+from tests.topology.support import after, opened
+from topology.owners import Owners, key_of
+
+HONEST = Coordinator()
+STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+HOUR = 3600.0
+
+
+def refusal(bundle: Bundle, trusted: Trusted | None = None, **how: Any) -> UnprovenError:
+    """The error with which `bundle` is refused."""
+    with pytest.raises(UnprovenError) as caught:
+        check(bundle, trusted or HONEST.trusted, **how)
+    return caught.value
+
+
+def test_an_honest_coordinator_is_verified() -> None:
+    """And everything that follows from it is known: manifest, history, members, authorities."""
+    found = check(HONEST.bundle(), HONEST.trusted)
+    assert found.head.digest == HONEST.trusted.digest
+    assert [each.manifest.epoch for each in found.history] == [1, 2, 3]
+    assert [member.peer_id for member in found.members] == sorted(holder.peer_id for holder in HOLDERS)
+    assert found.evidence.development_root
+    assert x509.load_der_x509_certificate(found.root_ca) == authority.root(HONEST.keys)
+    assert found.seen == Seen(epoch=3, digest=found.head.digest, root_sha256=found.statement.root_sha256)
+
+
+def test_one_quote_answers_many() -> None:
+    """Each of three askers verifies with its own nonce, and none with another's."""
+    nonces = [bytes([number]) * 32 for number in range(3)]
+    bundles = [decode(data) for data in HONEST.answer(*nonces)]
+    assert len({bundle.quote for bundle in bundles}) == 1
+    for nonce, bundle in zip(nonces, bundles, strict=True):
+        assert check(bundle, HONEST.trusted, nonce=nonce).statement.peer_id == "coordinator-0"
+    assert refusal(bundles[0], nonce=nonces[1]).cause is Cause.NONCE
+    assert refusal(replace(bundles[0], nonce=nonces[1].hex()), nonce=nonces[1]).cause is Cause.NONCE
+
+
+def test_an_answer_of_before_is_none() -> None:
+    """Whoever relays an older bundle has not the nonce."""
+    assert refusal(HONEST.bundle(bytes(32))).cause is Cause.NONCE
+
+
+def test_another_root_of_trust() -> None:
+    """Without the development root no development evidence counts, nor that of another lab."""
+    assert refusal(HONEST.bundle(), replace(HONEST.trusted, development_root=None)).cause is Cause.EVIDENCE
+    other = replace(HONEST, tee=DevTee(b"another lab")).bundle()
+    assert refusal(other).cause is Cause.EVIDENCE
+
+
+def test_evidence_of_another_app() -> None:
+    """A genuine CVM of the mesh that is no coordinator, whatever it states."""
+    api = replace(HONEST, who=cvm(API_COMPOSE, "api-0")).bundle()
+    assert refusal(api).cause is Cause.FOREIGN
+    stolen = HONEST.bundle(quote=api.quote, event_log=api.event_log, vm_config=api.vm_config)
+    assert refusal(stolen).cause in (Cause.NONCE, Cause.EVIDENCE)
+
+
+def test_a_coordinator_that_the_manifest_does_not_have() -> None:
+    """Its app runs more instances than the manifest lists."""
+    assert refusal(replace(HONEST, peer_id="coordinator-9").bundle()).cause is Cause.FOREIGN
+
+
+def test_the_quote_of_another_coordinator() -> None:
+    """Two coordinators of one app: the quote of one does not cover the statement of the other."""
+    manifest = replace(HONEST.chain[0].manifest, coordinators=_two(HONEST))
+    chain = (opened(manifest, OWNER),)
+    first, second = (replace(HONEST, chain=chain, peer_id=f"coordinator-{n}") for n in range(2))
+    assert check(second.bundle(), second.trusted).statement.peer_id == "coordinator-1"
+    mixed = first.bundle(quote=second.bundle().quote)
+    assert refusal(mixed, first.trusted).cause is Cause.NONCE
+
+
+def _two(coordinator: Coordinator) -> Any:
+    own = coordinator.chain[0].manifest.coordinators
+    second = replace(own.peers[0], peer_id="coordinator-1", address="127.90.0.2")
+    return replace(own, peers=(own.peers[0], second))
+
+
+def test_a_manifest_that_is_not_the_readers() -> None:
+    """Older or newer than what is enforced, or another one of the epoch."""
+    two, four = HONEST.chain[:2], (*HONEST.chain, opened(after(HONEST.chain[-1]), OWNER))
+    fork = (*two, opened(after(two[-1], leaf_hours=72), OWNER))
+    for chain in (two, four, fork):
+        reader = replace(HONEST, chain=chain).trusted
+        error = refusal(HONEST.bundle(), reader)
+        assert error.cause is Cause.DIGEST
+        assert "epoch 3" in error.reason
+
+
+def test_an_unknown_owner() -> None:
+    """The whole history, or its end, is signed by somebody else; or the reader knows other first owners."""
+    chain = (*HONEST.chain[:2], opened(HONEST.chain[2].manifest, STRANGER))
+    assert refusal(replace(HONEST, chain=chain).bundle()).cause is Cause.OWNER
+    chain = tuple(opened(each.manifest, STRANGER) for each in HONEST.chain)
+    assert refusal(replace(HONEST, chain=chain).bundle()).cause is Cause.OWNER
+    chain = tuple(opened(each.manifest) for each in HONEST.chain)
+    assert refusal(replace(HONEST, chain=chain).bundle()).cause is Cause.OWNER
+    assert check(HONEST.bundle(), replace(HONEST.trusted, owners=OWNERS)).head.digest == HONEST.trusted.digest
+    others = Owners(keys=(key_of(STRANGER),))
+    assert refusal(HONEST.bundle(), replace(HONEST.trusted, owners=others)).cause is Cause.OWNER
+
+
+def test_owners_that_changed() -> None:
+    """The second manifest names others, who sign the third."""
+    first = opened(HONEST.chain[0].manifest, OWNER)
+    second = opened(after(first, owners=Owners(keys=(key_of(STRANGER),))), OWNER)
+    third = opened(after(second), STRANGER)
+    found = replace(HONEST, chain=(first, second, third))
+    assert check(found.bundle(), found.trusted).head.digest == third.digest
+    unsigned = replace(HONEST, chain=(first, second, opened(after(second), OWNER)))
+    assert refusal(unsigned.bundle(), unsigned.trusted).cause is Cause.OWNER
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda chain: chain[1:],
+        lambda chain: chain[:-1],
+        lambda chain: (chain[0], chain[2]),
+        lambda chain: chain[::-1],
+        lambda chain: (chain[0], *chain),
+        lambda _: (),
+    ],
+    ids=["no beginning", "no end", "a gap", "backwards", "twice", "nothing"],
+)
+def test_a_truncated_history(cut: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+    """It has to be whole, from the first manifest to the one that is enforced."""
+    assert refusal(HONEST.bundle(history=cut(envelopes(HONEST.chain)))).cause is Cause.CHAIN
+
+
+def test_a_fork_in_the_history() -> None:
+    """A manifest that the owners signed, and that the enforced one does not follow."""
+    fork = opened(after(HONEST.chain[0], leaf_hours=71), OWNER)
+    history = envelopes((HONEST.chain[0], fork, HONEST.chain[2]))
+    assert refusal(HONEST.bundle(history=history)).cause is Cause.CHAIN
+
+
+@pytest.mark.parametrize("off", [HOUR, -HOUR])
+def test_a_clock_that_is_an_hour_off(off: float) -> None:
+    """The coordinator's, or the reader's, ahead or behind."""
+    bundle = replace(HONEST, now=NOW + off).bundle(collateral=HONEST.tee.collateral(NOW))
+    error = refusal(bundle)
+    assert error.cause is Cause.CLOCK
+    assert "3600 s" in error.reason
+    assert check(replace(HONEST, now=NOW + CLOCK_SKEW - 1).bundle(), HONEST.trusted).statement.issued_at > NOW
+
+
+def test_collateral_out_of_its_time() -> None:
+    """It cannot judge, which is not the coordinator's fault."""
+    year = 365 * 24 * HOUR
+    bundle = replace(HONEST, now=NOW).bundle()
+    assert refusal(bundle, now=NOW + year, nonce=None).cause is Cause.CLOCK
+    assert refusal(bundle, now=NOW - year, nonce=None).cause is Cause.CLOCK
+
+
+def test_an_old_bundle_says_how_it_was() -> None:
+    """Without a fresh nonce any age will do, and no future."""
+    assert check(HONEST.bundle(), HONEST.trusted, nonce=None, now=NOW + HOUR).statement.issued_at == NOW
+    assert refusal(HONEST.bundle(), nonce=None, now=NOW - HOUR).cause is Cause.CLOCK
+
+
+def test_authorities_that_are_not_the_statements() -> None:
+    """Another cluster's, another generation's, or mixed."""
+    other = replace(HONEST, keys=derive(Secret("33" * 32), "tests")).bundle()
+    older = replace(HONEST, chain=HONEST.chain[:2]).bundle()
+    for names in (("root_ca",), ("mesh_ca",), ("mesh_ca_by_root",), ("root_ca", "mesh_ca", "mesh_ca_by_root")):
+        for source in (other, older):
+            changes = {name: getattr(source, name) for name in names}
+            if changes != {name: getattr(HONEST.bundle(), name) for name in names}:
+                assert refusal(HONEST.bundle(**changes)).cause is Cause.AUTHORITY
+    for pem in ("", "x", HONEST.bundle().root_ca * 2, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        assert refusal(HONEST.bundle(root_ca=pem)).cause is Cause.AUTHORITY
+
+
+def test_a_coordinator_that_states_certificates_of_another_kind() -> None:
+    """Its quote covers them, and they still are no authority of that manifest, or not the root's."""
+    stated, other = HONEST.contents(), replace(HONEST, chain=HONEST.chain[:2]).contents()
+    swapped = replace(stated, mesh_ca=other.mesh_ca, mesh_ca_by_root=other.mesh_ca_by_root)
+    statement = replace(stated.statement, mesh_ca_sha256=other.statement.mesh_ca_sha256)
+    data = HONEST.answer(NONCE, stated=replace(swapped, statement=statement))[0]
+    assert refusal(decode(data)).cause is Cause.AUTHORITY
+
+
+def test_members_that_are_not_the_statements() -> None:
+    """One fewer, one more, one changed, another order."""
+    members = HONEST.bundle().members
+    more = Member(peer_id="x", group="api", compose_hash="", leaf_key_sha256="", evidence_sha256="")
+    changed = (replace(members[0], evidence_sha256="00" * 32), *members[1:])
+    for each in (members[1:], (*members, more), changed, members[::-1]):
+        assert refusal(HONEST.bundle(members=each)).cause is Cause.MEMBERS
+
+
+def test_a_rollback() -> None:
+    """What this machine has seen enforced stays in the history, under the same root."""
+    seen = check(HONEST.bundle(), HONEST.trusted).seen
+    older = replace(HONEST, chain=HONEST.chain[:2])
+    assert check(older.bundle(), older.trusted).head.manifest.epoch == 2
+    assert refusal(older.bundle(), older.trusted, seen=seen).cause is Cause.ROLLBACK
+    newer = replace(HONEST, chain=(*HONEST.chain, opened(after(HONEST.chain[-1]), OWNER)))
+    assert check(newer.bundle(), newer.trusted, seen=seen).seen.epoch == 4
+    fork = opened(after(HONEST.chain[1], leaf_hours=70), OWNER)
+    for chain in ((*HONEST.chain[:2], fork), (*HONEST.chain[:2], fork, opened(after(fork), OWNER))):
+        forked = replace(HONEST, chain=chain)
+        assert refusal(forked.bundle(), forked.trusted, seen=seen).cause is Cause.ROLLBACK
+    reborn = replace(HONEST, keys=derive(Secret("33" * 32), "tests"))
+    assert refusal(reborn.bundle(), seen=seen).cause is Cause.ROLLBACK
+
+
+EDITS = 1_000
+"""For each seed: bytes flipped anywhere, and pieces cut out, doubled or turned round."""
+SEEDS = 10
+
+
+def _proven(found: Verified) -> Verified:
+    """`found` with its manifests alone: base64 has several texts for the same bytes."""
+    return replace(found, history=tuple(replace(each, envelope="") for each in found.history))
+
+
+def _edited(data: bytes, chance: random.Random) -> bytes:
+    place, length = chance.randrange(len(data)), chance.randrange(1, 40)
+    kind = chance.randrange(10)
+    if kind < 7:
+        return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+    piece = data[place : place + length]
+    return {
+        7: data[:place] + data[place + length :],
+        8: data[:place] + piece + data[place:],
+        9: data[:place] + piece[::-1] + data[place + length :],
+    }[kind]
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_ten_thousand_edits(seed: int) -> None:
+    """Whatever is changed of a bundle and its chain, nothing else is proven: it is refused, or the edit says nothing (a
+    space, the host's word, an event that no register of interest has).
+    """
+    chance, data = random.Random(seed), HONEST.answer(NONCE)[0]
+    wanted = _proven(await verify(decode(data), HONEST.trusted, nonce=NONCE, seen=None, now=NOW))
+    harmless, causes = 0, set()
+    for _ in range(EDITS):
+        edited = _edited(data, chance)
+        try:
+            found = await verify(decode(edited), HONEST.trusted, nonce=NONCE, seen=None, now=NOW)
+            assert _proven(found) == wanted
+            harmless += edited != data
+        except BundleError:
+            causes.add("form")
+        except UnprovenError as error:
+            causes.add(error.cause.value)
+    assert {"form", "evidence", "owner", "authority"} <= causes
+    assert harmless < EDITS / 10, harmless
+
+
+def test_edits_of_what_is_signed() -> None:
+    """Statement, nonce, path and members have no byte that says nothing: one changed value is refused."""
+    chance = random.Random(11)
+    tree = json.loads(HONEST.answer(bytes(32), NONCE)[1])
+    for name in ("nonce", "statement", "merkle_path", "members"):
+        places = list(_leaves(tree[name], (name,)))
+        for _ in range(100):
+            path = chance.choice(places)
+            changed = json.loads(json.dumps(tree))
+            _change(changed, path, chance)
+            with pytest.raises((BundleError, UnprovenError)):
+                check(decode(json.dumps(changed).encode()), HONEST.trusted)
+
+
+def _leaves(tree: Any, path: tuple[Any, ...]) -> Any:
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from _leaves(tree[key], (*path, key))
+    else:
+        yield path
+
+
+def _change(tree: Any, path: tuple[Any, ...], chance: random.Random) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    value = tree[path[-1]]
+    if isinstance(value, int):
+        tree[path[-1]] = value + chance.choice((-1, 1))
+    else:
+        place = chance.randrange(len(value)) if value else 0
+        old = value[place : place + 1]
+        tree[path[-1]] = value[:place] + chance.choice([new for new in "0aghk" if new != old]) + value[place + 1 :]
