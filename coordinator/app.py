@@ -20,6 +20,7 @@ from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
 from coordinator.config import Config
 from coordinator.disk import Disk
+from coordinator.disk_probe import DiskProbe
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
@@ -155,7 +156,8 @@ class Coordinator:
         feed = Feed(int(time.time() * 1000), time.monotonic)
         registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
         disk = self._disk(who)
-        consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time)
+        probe = DiskProbe(disk)
+        consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time, probe.hangs)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         chronicle = self._chronicle = self._make_chronicle(who, disk, consul.client)
         head = self._head = self._begin_head(who, chronicle)
@@ -178,7 +180,7 @@ class Coordinator:
             return broker.rules.manifest
 
         formation = self._formation = Formation(
-            disk, consul, link, own=own, manifest=manifest, registry=registry, state_dir=config.state_dir
+            disk, probe, consul, link, own=own, manifest=manifest, registry=registry, state_dir=config.state_dir
         )
         self._siblings = formation.siblings = self._make_siblings(
             guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry

@@ -26,6 +26,8 @@ MANIFESTS = "manifests"
 """Folder with the manifests that were in force, each under its epoch and digest (`coordinator.history`)."""
 MAX_HISTORY = 16 << 20
 """Bytes of manifests that are read, the newest first: some 5,000 of the starter's, 80 of a mesh of 1,000 CVMs."""
+PROBE = "probe"
+"""Empty file that is written again and again, to see whether the disk takes writes."""
 PEERS = "peers.json"
 """File with the peers that were admitted last: public keys and addresses, nothing secret."""
 MIN_FREE = 128 << 20
@@ -47,6 +49,13 @@ class Disk:
         self._alone = alone
         self.marker: Marker | None = None
         """What the folder says, once it was claimed."""
+        self._peers: tuple[MeshPeer, ...] | None = None
+        """To be kept with the next `settle`; None when nothing is."""
+
+    @property
+    def folder(self) -> str:
+        """The data folder, for people."""
+        return str(self._folder)
 
     @property
     def records(self) -> Path:
@@ -121,12 +130,18 @@ class Disk:
         return None
 
     def remember(self, peers: Iterable[MeshPeer]) -> None:
-        """Keeps `peers` for the next start. A disk that does not take them is no reason to stop."""
-        text = json.dumps([asdict(peer) for peer in peers])
-        try:
-            _write_durably(self._folder / PEERS, text)
-        except OSError as error:
-            log.warning("peers not kept", extra={"reason": str(error)})
+        """Has the next `settle` keep `peers` for the next start: nobody waits here for a disk that may hang."""
+        self._peers = tuple(peers)
+
+    def settle(self) -> None:
+        """Writes what is to be kept, or the probe's file. OSError, and it is tried again. Called in a thread."""
+        peers = self._peers
+        if peers is None:
+            _write_durably(self._folder / PROBE, "")
+            return
+        _write_durably(self._folder / PEERS, json.dumps([asdict(peer) for peer in peers]))
+        if self._peers is peers:
+            self._peers = None
 
     def remembered(self) -> tuple[MeshPeer, ...]:
         """The peers that were kept; none when there are none that can be read."""

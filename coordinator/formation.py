@@ -18,6 +18,7 @@ from typing import Protocol
 from coordinator import word
 from coordinator.broker import Broker
 from coordinator.disk import Disk, DiskError
+from coordinator.disk_probe import DiskProbe
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
 from coordinator.forming import Sibling as Seen
 from coordinator.marker import MEMBER, NEW, STARTED, ForeignDataError
@@ -61,6 +62,7 @@ class Formation:
     def __init__(
         self,
         disk: Disk,
+        probe: DiskProbe,
         server: ServerProcess,
         link: Meeting,
         *,
@@ -76,7 +78,7 @@ class Formation:
         """This coordinator began with an empty disk."""
         self.siblings: tuple[Sibling, ...] = ()
         """Set before `run`."""
-        self._disk, self._server, self._link = disk, server, link
+        self._disk, self._probe, self._server, self._link = disk, probe, server, link
         self._own, self._manifest, self._registry, self._state_dir = own, manifest, registry, state_dir
         self._settled = False
 
@@ -194,7 +196,9 @@ class Formation:
         self._disk.advance(STARTED)
         async with TaskScope() as scope:
             child = scope.start("consul server", self._server.child.run())
+            probe = scope.start("disk probe", self._probe.run())
             action = await self._watch(start)
+            probe.cancel()
             child.cancel()
         return action
 
@@ -212,7 +216,7 @@ class Formation:
             self._settled, self.outside = own.led, decision.outside
             if own.records is not None:
                 answered = self._server.child.status().restarts
-            wrong = self._disk.problem() or self._failing(answered)
+            wrong = self._disk.problem() or self._probe.problem or self._failing(answered)
             self._note(wrong or decision.reason, logging.WARNING if wrong else logging.INFO)
             if own.records is False and decision.action is Action.FOUND and not start.found:
                 return Action.FOUND

@@ -33,7 +33,8 @@ from runtime.consul_config import SERVER_PORT
 from runtime.secret import Secret
 
 HANG_SECONDS = 10.0
-"""A server that answers nothing for so long is replaced; an election takes about 2 s, and is answered meanwhile."""
+"""A server that answers nothing for so long, or whose disk hangs, is replaced; an election takes about 2 s, and is
+answered meanwhile."""
 STOP_SECONDS = 5.0
 SLOW_START, NORMAL = 2, 1
 """Raft multipliers. A lone server waits out its heartbeat timeout (1 to 2 s) before it elects itself, unless a
@@ -74,10 +75,18 @@ class Start:
 class ServerProcess:
     """Keeps the server's files and child."""
 
-    def __init__(self, settings: ServerSettings, keys: ClusterKeys, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        keys: ClusterKeys,
+        clock: Callable[[], float],
+        disk_hangs: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`clock` gives Unix seconds. A server counts as hung while `disk_hangs` (`coordinator.disk_probe`)."""
         self._settings = settings
         self._keys = keys
         self._clock = clock
+        self._disk_hangs = disk_hangs
         self._start: Start | None = None
         self._hasten = False
         self._recovery_token = Secret(str(uuid.uuid4()))
@@ -96,7 +105,7 @@ class ServerProcess:
                 argv=argv(settings.program, self._config.parent),
                 env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(folder)},
                 log=None,
-                healthy=self._answers,
+                healthy=self._healthy,
                 hang_seconds=HANG_SECONDS,
                 stop_seconds=STOP_SECONDS,
             ),
@@ -195,6 +204,9 @@ class ServerProcess:
             api=self._api,
         )
         write_config(self._config, config)
+
+    async def _healthy(self) -> bool:
+        return not self._disk_hangs() and await self._answers()
 
     async def _answers(self) -> bool:
         try:

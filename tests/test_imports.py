@@ -70,6 +70,7 @@ PURE_NAMES = frozenset({"random.Random"})
 
 EDGES = frozenset({
     "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.disk",
+    "coordinator.disk_probe",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
     "coordinator.sessions", "coordinator.siblings", "coordinator.word",

@@ -99,12 +99,17 @@ def test_a_stage_never_goes_back(tmp_path: Path) -> None:
 
 
 def test_peers_are_kept_and_a_damaged_list_is_none(tmp_path: Path) -> None:
-    """What was remembered comes back; what cannot be read is nobody, not an error."""
+    """What was remembered comes back once it is settled; what cannot be read is nobody, not an error."""
     disk = Disk(tmp_path, OWN)
     disk.claim()
     assert disk.remembered() == ()
     disk.remember((PEER,))
+    assert disk.remembered() == ()
+    disk.settle()
     assert disk.remembered() == (PEER,)
+    (tmp_path / PEERS).unlink()
+    disk.settle()
+    assert disk.remembered() == (), "it was kept once, and what comes next is a mark only"
     for text in ("", "[[[[", json.dumps([{"peer_id": 1}]), "\udcff"):
         (tmp_path / PEERS).write_bytes(text.encode("utf-8", "surrogateescape"))
         assert disk.remembered() == ()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
+from coordinator.keys import derive
+from coordinator.server_process import ServerProcess, ServerSettings, Start
+from runtime.secret import Secret
+from runtime.tasks import TaskScope
 from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm
-from tests.support import eventually
+from tests.support import eventually, tool
+from tests.xds.mesh import loopback
 
 
 def consul_child(lead: Running) -> dict[str, object]:
@@ -54,3 +64,46 @@ async def test_secrets_are_in_private_files_only() -> None:
             if path.is_file():
                 assert path.stat().st_mode & 0o777 == 0o600
         assert not (lead.config.state_dir / "ra-tls.pem").exists()
+
+
+async def test_a_server_whose_disk_hangs_is_replaced(tmp_path: Path) -> None:
+    """Though it answers, for as a leader it would keep the lead and finish no write."""
+    hangs: list[bool] = []
+    (tmp_path / "consul").mkdir()
+    server = ServerProcess(
+        ServerSettings(
+            program=Path(tool("consul")), state_dir=tmp_path, cluster="tests", peer_id="coordinator-0",
+            address=loopback(), siblings=(), data_dir=tmp_path / "records",
+        ),
+        derive(Secret("00" * 32), "tests"), time.time, lambda: bool(hangs),
+    )  # fmt: skip
+    server.prepare(Start(server_id=str(uuid.uuid4()), found=True))
+    async with TaskScope() as scope:
+        child = scope.start("server", server.child.run())
+        await until(server.leader, "it leads")
+        hangs.append(True)
+        await eventually(lambda: server.child.status().last_exit == "hung", "it is given up", 30)
+        hangs.clear()
+        await until(server.leader, "it leads again")
+        child.cancel()
+    await server.close()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Waits, within bounds."""
+    async with asyncio.timeout(60):
+        while not await condition():  # noqa: ASYNC110 - a program that starts tells nobody
+            await asyncio.sleep(0.05)
+    assert what
+
+
+async def test_a_disk_that_takes_no_writes_is_named() -> None:
+    """Also where the mount's flags and the free space say nothing."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        (lead.config.data_dir / ".probe.new").mkdir()
+        said = "takes no writes: Is a directory"
+        await eventually(lambda: said in str(lead.coordinator.document()["reasons"]), "it is said")
+        (lead.config.data_dir / ".probe.new").rmdir()
+        await eventually(lambda: lead.coordinator.document()["reasons"] == [], "and that it is over")
