@@ -1,7 +1,9 @@
 """The coordinator's process: its phases, its tasks, its status. Decisions are elsewhere; this puts the parts together.
 
-identity → keys → link → disk → Consul server → records and rights → ready. The broker answers from the moment the
-identity is known, so that siblings can join before there is a quorum; workloads are told what they wait for.
+identity → manifest → keys → link → disk → Consul server → records and rights → ready. The broker answers as soon as
+there is a manifest, so that siblings can join before there is a quorum; workloads are told what they wait for.
+
+Long because each part of a coordinator is made and wired here, once, in the order of its phases.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Protocol
 
-from coordinator import contents, identity, policy
+from coordinator import contents, identity, policy, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
-from coordinator.config import Config
-from coordinator.disk import Disk
+from coordinator.config import Config, begun
+from coordinator.disk import Disk, manifests
 from coordinator.disk_probe import DiskProbe
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
-from coordinator.history import Mesh, begin
-from coordinator.identity import Identity
+from coordinator.history import Mesh, arrange, begin
+from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
@@ -95,6 +97,7 @@ class Coordinator:
         self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
         self._phase = "identity"
         self._identity: Identity | None = None
+        self._waiting: waiting.Waiting | None = None
         self._head: Head | None = None
         self._chronicle: Chronicle | None = None
         self._consul: ServerProcess | None = None
@@ -103,8 +106,12 @@ class Coordinator:
         self._ledger: Ledger | None = None
         self._formation: Formation | None = None
         self._siblings: tuple[Sibling, ...] = ()
-        self.port = 0
-        """Where the broker listens, once it does."""
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        """Where the broker listens, or what waits for a manifest; 0 before."""
+        return self._port or (self._waiting.port if self._waiting else 0)
 
     @property
     def broker(self) -> Broker:
@@ -141,12 +148,30 @@ class Coordinator:
         await status.start()
         try:
             async with GuestAgent(config.guest_agent) as guest:
-                self._identity = await identity.find(guest, config, stop, self._say)
-                if self._identity is not None:
+                machine = await identity.find(guest, config.cluster, stop, self._say)
+                if machine is not None and (begins := await self._begin(machine, stop)) is not None:
+                    self._config = begins
+                    self._identity = identity.place(machine, begins)
                     await self._serve(guest, self._identity, stop)
         finally:
             self._phase = "stopped"
             await status.stop()
+
+    async def _begin(self, machine: Machine, stop: asyncio.Event) -> Config | None:
+        """The configuration with a manifest: the environment's, the disk's newest, or the first that is set. None when
+        told to stop.
+        """
+        config = self._config
+        if config.signed is not None:
+            return config
+        newest = arrange(manifests(config.data_dir), self._mesh(machine)).newest
+        if newest is not None:
+            return begun(config, newest)
+        self._say(waiting.PHASE)
+        self._waiting = waiting.Waiting(config, machine)
+        found = await self._waiting.wait(stop)
+        self._say("keys")
+        return found
 
     async def _serve(self, guest: GuestAgent, who: Identity, stop: asyncio.Event) -> None:
         config = self._config
@@ -159,7 +184,7 @@ class Coordinator:
         probe = DiskProbe(disk)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time, probe.hangs)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
-        chronicle = self._chronicle = self._make_chronicle(who, disk, consul.client)
+        chronicle = self._chronicle = Chronicle(disk, consul.client, self._mesh(who))
         head = self._head = self._begin_head(who, chronicle)
         own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
         records = Records(consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle)
@@ -188,7 +213,7 @@ class Coordinator:
         ledger.kept = disk.remember
         attester = self._attester(guest, who, keys, broker, chronicle)
         server = self._server(who, broker, feed, formation, records, attester)
-        self.port = await server.start()
+        self._port = await server.start()
         try:
             async with TaskScope() as scope:
                 link_task = scope.start("link", link.run())
@@ -252,7 +277,7 @@ class Coordinator:
 
     def _ready(self) -> None:
         self._say("ready")
-        log.info("ready", extra={"port": self.port})
+        log.info("ready", extra={"port": self._port})
 
     def _say(self, phase: str) -> None:
         self._phase = phase
@@ -273,13 +298,14 @@ class Coordinator:
             broker.rules = self._rules(head.signed, head.adopted_at)
         self._say(self._phase)
 
-    def _make_chronicle(self, who: Identity, disk: Disk, client: ConsulClient) -> Chronicle:
+    def _mesh(self, machine: Machine) -> Mesh:
         config = self._config
-        return Chronicle(disk, client, Mesh(cluster=config.cluster, app_id=who.info.app_id, owners=config.owners))
+        return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners)
 
     def _begin_head(self, who: Identity, chronicle: Chronicle) -> Head:
         """What is enforced until the records are heard: the newest of the disk's manifests and the environment's."""
         config, check = self._config, self._config.owners is not None
+        assert config.signed is not None
         first, note = begin(config.signed, chronicle.history, signed=check)
         head = Head(first, who.info, check_signatures=check, keep=chronicle.keep, changed=self._head_changed)
         head.left = note or None
@@ -336,6 +362,7 @@ class Coordinator:
         """The status document (docs/architecture.md)."""
         who, broker, ledger = self._identity, self._broker, self._ledger
         hindrance, signed = self._hindrance, broker.rules.signed if broker else self._config.signed
+        notes = (*(self._head.notes if self._head else ()), *(self._chronicle.notes if self._chronicle else ()))
         phase_ready = self._phase == "ready"
         ready = phase_ready and hindrance is None
         waits = self._formation.reason if self._formation else ""
@@ -368,12 +395,9 @@ class Coordinator:
             "outside_voters": list(self._formation.outside) if self._formation else [],
             "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
-            "manifest_epoch": signed.manifest.epoch,
-            "manifest_digest": signed.digest[:SHOWN_DIGITS],
-            "manifest_notes": [
-                *(self._head.notes if self._head else signed.notes),
-                *(self._chronicle.notes if self._chronicle else ()),
-            ],
+            "manifest_epoch": signed.manifest.epoch if signed else None,
+            "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed else None,
+            "manifest_notes": list(notes),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,9 +32,9 @@ class Config:
     peer_id: str | None
     """None: found by the instance ID in the URLs, or the only one."""
     urls: tuple[str, ...]
-    """https URLs of all coordinators, in the manifest's order."""
-    signed: Signed
-    """The environment's manifest."""
+    """https URLs of all coordinators, in the manifest's order. Empty: as the manifest has them."""
+    signed: Signed | None
+    """The manifest to begin with. None: neither the environment has one, nor was one set so far."""
     owners: Owners | None
     """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
@@ -56,7 +56,8 @@ class Config:
 
     @property
     def manifest(self) -> Manifest:
-        """The environment's."""
+        """The one to begin with, once there is one."""
+        assert self.signed is not None
         return self.signed.manifest
 
 
@@ -68,7 +69,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     reader.optional("MESH_GROUP", _own_group, COORDINATORS)
     reader.optional("MESH_ENVOY", values.text, "")
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    found = given.read(reader)
+    found = given.read(reader, needed=False)
     signed = found.signed
     urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
@@ -90,8 +91,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     if signed is not None:
         reader.problems += _disagreements(signed.manifest, cluster, peer_id, urls)
     reader.finish()
-    if signed is None:
-        raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
     insecure = (
         *found.insecure,
         *(("quotes are of a simulated TEE (MESH_INSECURE_DEV_ROOT)",) if dev_root is not None else ()),
@@ -99,7 +98,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        urls=urls or tuple(peer.url for peer in signed.manifest.coordinators.peers),
+        urls=urls or (tuple(peer.url for peer in signed.manifest.coordinators.peers) if signed else NO_URLS),
         signed=signed,
         owners=found.owners,
         pccs_url=pccs_url,
@@ -115,6 +114,15 @@ def parse(environ: Mapping[str, str]) -> Config:
         log_level=log_level,
         insecure=insecure,
     )
+
+
+def begun(config: Config, signed: Signed) -> Config:
+    """`config` with the manifest that the coordinator begins with. ConfigError where the two contradict each other."""
+    problems = _disagreements(signed.manifest, config.cluster, config.peer_id, config.urls)
+    if problems:
+        raise ConfigError(problems)
+    urls = config.urls or tuple(peer.url for peer in signed.manifest.coordinators.peers)
+    return replace(config, signed=signed, urls=urls)
 
 
 def own_peer_id(config: Config, instance_id: str) -> str:

@@ -171,28 +171,8 @@ class Disk:
             raise DiskError(f"{path} cannot be written: {error}; {self.problem() or 'see the disk'}") from error
 
     def manifests(self) -> dict[str, str]:
-        """What is kept, by name; whatever cannot be read is there as nothing."""
-        found: dict[str, str] = {}
-        room = MAX_HISTORY
-        try:
-            names = [path.name for path in (self._folder / MANIFESTS).iterdir() if not path.name.startswith(".")]
-        except FileNotFoundError:
-            return found
-        except OSError as error:
-            log.warning("kept manifests not read", extra={"reason": str(error)})
-            return found
-        for name in sorted(names, key=order, reverse=True):
-            try:
-                with (self._folder / MANIFESTS / name).open("rb") as file:
-                    data = file.read(MAX_STORED + 1)
-            except OSError:
-                data = b""
-            room -= len(data)
-            if room < 0:
-                log.warning("older manifests are left on the disk", extra={"before": name})
-                break
-            found[name] = data.decode("ascii", "replace")
-        return found
+        """As `manifests` of the folder."""
+        return manifests(self._folder)
 
     def make_alone(self, address: str) -> None:
         """Leaves Consul the order to start as the only server at `address` (host:port). DiskError.
@@ -205,6 +185,31 @@ class Disk:
             _write_durably(self.records / "raft" / "peers.json", json.dumps(servers))
         except OSError as error:
             raise DiskError(f"the records cannot go on alone: {error}") from error
+
+
+def manifests(data_dir: Path) -> dict[str, str]:
+    """What is kept of manifests in the data folder, by name; whatever cannot be read is there as nothing."""
+    found: dict[str, str] = {}
+    room = MAX_HISTORY
+    try:
+        names = [path.name for path in (data_dir / MANIFESTS).iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        log.warning("kept manifests not read", extra={"reason": str(error)})
+        return found
+    for name in sorted(names, key=order, reverse=True):
+        try:
+            with (data_dir / MANIFESTS / name).open("rb") as file:
+                data = file.read(MAX_STORED + 1)
+        except OSError:
+            data = b""
+        room -= len(data)
+        if room < 0:
+            log.warning("older manifests are left on the disk", extra={"before": name})
+            break
+        found[name] = data.decode("ascii", "replace")
+    return found
 
 
 def _has_log(raft: Path) -> bool:

@@ -25,7 +25,7 @@ RETRY = Backoff(base=0.1, cap=5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Machine:
     """What the guest agent said."""
 
     info: GuestInfo
@@ -33,20 +33,31 @@ class Identity:
     """GetKey's answer: the root of `coordinator.keys`."""
     tls: TlsKey
     """RA-TLS server key and certificate of this boot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity(Machine):
+    """And what the manifest makes of it."""
+
     peer_id: str
     address: str
     """Own mesh address."""
 
 
-async def find(guest: GuestAgent, config: Config, stop: asyncio.Event, say: Callable[[str], None]) -> Identity | None:
-    """Asks until the agent answers; None when told to stop. `say` gets the reason of each failure. ConfigError as
-    own_peer_id.
-    """
+def place(machine: Machine, config: Config) -> Identity:
+    """Who `machine` is by the manifest of `config`. ConfigError as own_peer_id."""
+    peer_id = own_peer_id(config, machine.info.instance_id)
+    address = policy.find_slot(config.manifest, peer_id).address
+    return Identity(info=machine.info, seed=machine.seed, tls=machine.tls, peer_id=peer_id, address=address)
+
+
+async def find(guest: GuestAgent, cluster: str, stop: asyncio.Event, say: Callable[[str], None]) -> Machine | None:
+    """Asks until the agent answers; None when told to stop. `say` gets the reason of each failure."""
     rng = Random()
     attempt = 0
     while not stop.is_set():
-        found = await _ask(guest, config)
-        if isinstance(found, Identity):
+        found = await _ask(guest, cluster)
+        if isinstance(found, Machine):
             return found
         say(str(found))
         log.warning("guest agent not usable yet", extra={"reason": str(found)})
@@ -74,12 +85,12 @@ def server_tls(key: TlsKey, state_dir: Path) -> ssl.SSLContext:
     return context
 
 
-async def _ask(guest: GuestAgent, config: Config) -> Identity | GuestError:
+async def _ask(guest: GuestAgent, cluster: str) -> Machine | GuestError:
     try:
         # At once: each of them may take a quote or a round trip to the KMS.
         async with TaskScope() as scope:
             info_task = scope.start("info", guest.info())
-            seed_task = scope.start("key", guest.key(GETKEY_PATH, config.cluster))
+            seed_task = scope.start("key", guest.key(GETKEY_PATH, cluster))
             tls_task = scope.start(
                 "tls key", guest.tls_key("cvm-mesh coordinator", ra_tls=True, server=True, client=False)
             )
@@ -87,8 +98,5 @@ async def _ask(guest: GuestAgent, config: Config) -> Identity | GuestError:
         first = errors.exceptions[0]
         failure = first if isinstance(first, GuestError) else GuestError("Info", str(first))
     else:
-        info = info_task.result()
-        peer_id = own_peer_id(config, info.instance_id)
-        address = policy.find_slot(config.manifest, peer_id).address
-        return Identity(info=info, seed=seed_task.result(), tls=tls_task.result(), peer_id=peer_id, address=address)
+        return Machine(info=info_task.result(), seed=seed_task.result(), tls=tls_task.result())
     return failure

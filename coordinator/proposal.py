@@ -13,8 +13,9 @@ from dataclasses import asdict
 from coordinator.protocol import Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
-from topology.envelope import Signed, claims
-from topology.manifest import Manifest
+from topology.envelope import Signed, UnreadableError, claims, open_envelope
+from topology.manifest import Manifest, ManifestError
+from topology.owners import Owners
 from topology.succession import Fault, SuccessionError, follow
 
 MAX_STORED = 512 << 10
@@ -46,12 +47,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
 
     `info` and `own` are of the coordinator that judges. `signed=False` skips signatures.
     """
-    if claims(envelope) is None:
-        raise RefusalError(Code.BAD_REQUEST, "envelope is no signed manifest; expected what ./mesh manifest sign wrote")
-    if len(envelope) > MAX_STORED:
-        raise RefusalError(
-            Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"
-        )
+    _check_form(envelope)
     try:
         found = follow(head, envelope, signed=signed)
     except SuccessionError as error:
@@ -66,6 +62,26 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
     return found
 
 
+def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -> Signed:
+    """The manifest in `envelope`, with which a coordinator begins that has none. RefusalError says why not.
+
+    `owners` are those of the measured compose file: a CVM that starts believes these only. None skips signatures.
+    """
+    _check_form(envelope)
+    try:
+        found = open_envelope(envelope, owners)
+    except UnreadableError as error:
+        raise RefusalError(Code.MANIFEST_REFUSED, f"needs a newer program: {error}") from error
+    except ManifestError as error:
+        raise RefusalError(Code.MANIFEST_NOT_SIGNED, str(error)) from error
+    reason = misfit(found.manifest, info)
+    if found.manifest.cluster != cluster:
+        reason = f"the manifest is of cluster {found.manifest.cluster!r}, and this coordinator of {cluster!r}"
+    if reason is not None:
+        raise RefusalError(Code.MANIFEST_REFUSED, reason)
+    return found
+
+
 def stale(head: Signed, reason: str) -> RefusalError:
     """That a manifest does not follow `head`, which goes with it."""
     advice = "; take the head that comes with this answer, and sign one that follows it"
@@ -75,6 +91,15 @@ def stale(head: Signed, reason: str) -> RefusalError:
 def shown(head: Signed) -> ManifestHead:
     """`head` as everybody may see it."""
     return ManifestHead(epoch=head.manifest.epoch, digest=head.digest, envelope=head.envelope)
+
+
+def _check_form(envelope: str) -> None:
+    if claims(envelope) is None:
+        raise RefusalError(Code.BAD_REQUEST, "envelope is no signed manifest; expected what ./mesh manifest sign wrote")
+    if len(envelope) > MAX_STORED:
+        raise RefusalError(
+            Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"
+        )
 
 
 def _lock_out(head: Manifest, found: Manifest, own: MeshPeer) -> str | None:

@@ -132,6 +132,23 @@ def _add_attestation(
     app.router.add_post("/v1/attest", attestation)
 
 
+def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web.Application:
+    """The API of a coordinator that has no manifest: `take` takes the first one, everything else is refused for
+    `reason`.
+    """
+
+    async def set_manifest(request: web.Request) -> web.StreamResponse:
+        return _answer(take(decode(ManifestRequest, await _body(request)).envelope))
+
+    async def anything(_: web.Request) -> web.StreamResponse:
+        return _error(Code.NO_MANIFEST, reason)
+
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    app.router.add_post("/v1/manifest", set_manifest)
+    app.router.add_route("*", "/{path:.*}", anything)
+    return app
+
+
 def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], manifests: Manifests) -> None:
     """The routes of the manifest: it is signed and public, so anybody may see it, and bring the next one."""
 

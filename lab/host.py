@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from lab import disk
+from lab import owner as owners
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ControlServer
 from lab.machine import Machine
 from lab.names import called
+from lab.namespaces import inside_network
 from lab.nat import Direction, Nat
-from lab.network import LabNetwork
+from lab.network import HostNet, LabNetwork
 from lab.platform import start_platform
 from lab.tee import DevTee
 from runtime.tasks import TaskScope
@@ -105,13 +106,15 @@ class Host:
         self._tee = DevTee(secrets.token_bytes(32))
         self._network = LabNetwork(prefix="lab")
         self._plan: plans.LabPlan | None = None
+        self._envelope = ""
+        self._platform: HostNet | None = None
 
     async def start(self) -> None:
         """Builds everything and boots every machine; returns when all are booting."""
         request = self.request
         cluster = load_cluster(Path(request.cluster), request.overrides)
         hosts = {name: self._network.add_host(name) for name in ("platform", plans.RENDEZVOUS)}
-        platform = hosts["platform"]
+        platform = self._platform = hosts["platform"]
         site = plans.Site(
             python=sys.executable,
             checkout=Path(request.checkout),
@@ -130,7 +133,8 @@ class Host:
         )
         owner = Ed25519PrivateKey.generate()
         self._plan = plans.make_plan(cluster, self._tee, owner, site)
-        self._keep_owner(owner, seal(self._plan.manifest, owner))
+        self._envelope = seal(self._plan.manifest, owner)
+        owners.keep(self._run_dir, owner, self._envelope)
         for index, cvm in enumerate(self._plan.cvms):
             self._network.add_cvm(cvm.machine.name, nat=request.nat, index=index)
         entries = tuple(
@@ -171,9 +175,19 @@ class Host:
             await machine.boot(self._scope, self._network.netns_path(plans.RENDEZVOUS), None)
             return
         identity = next(cvm.identity for cvm in self._plan.cvms if cvm.machine.name == name)
+        begins = machine.state != "running"
         if machine.state in ("stopped", "killed"):
             self._network.reset_cvm(name)
         await machine.boot(self._scope, self._network.netns_path(name), GuestAgentServer(self._tee, identity))
+        if machine.plan.kind == "coordinator" and begins:
+            give = owners.give(machine, self._envelope, self._outside, lambda: self._network.gateway_address(name))
+            self._scope.start(f"owner of {name}", give)
+
+    def _outside(self) -> socket.socket:
+        """A TCP socket at the platform, from where its gateway reaches the CVMs."""
+        assert self._platform is not None
+        with inside_network(self._platform.netns):
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
     async def stop(self, name: str) -> None:
         """Shuts a CVM down cleanly."""
@@ -231,16 +245,6 @@ class Host:
             "development_root": self._tee.root_der.hex(),
         }
         (self._run_dir / "outside.json").write_text(json.dumps(told), encoding="ascii")
-
-    def _keep_owner(self, owner: Ed25519PrivateKey, envelope: str) -> None:
-        """Leaves the key of the lab's owner, and the first manifest, in the lab's folder, so that `./mesh set` can sign
-        the next one. The key is worth nothing beyond this lab.
-        """
-        pem = owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-        for name, text in (("owner.pem", pem), ("manifest.signed", envelope)):
-            path = self._run_dir / name
-            path.touch(mode=0o600)
-            path.write_text(text, encoding="ascii")
 
     def _write_app_folder(self) -> Path:
         """`/app` of the demo images: one small program a workload."""

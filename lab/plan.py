@@ -24,6 +24,7 @@ from topology import render
 from topology.addresses import MESH_POOL
 from topology.compose import ComposeFile, Service, interpolate
 from topology.envelope import seal
+from topology.given import MANIFEST
 from topology.model import Cluster, Group
 from topology.owners import OWNERS_VARIABLE, Owners, key_of, text_of
 
@@ -240,7 +241,10 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
         group=app.name,
         kind="workload" if group else "coordinator",
         services=services,
-        environment={s.name: _environment(site, s, variables) for s in services},
+        # The lab's owner sets it on coordinators (`lab.owner`).
+        environment={
+            s.name: _environment(site, s, variables if group else variables | {MANIFEST: ""}) for s in services
+        },
         programs={s.name: _program(site, s) for s in services},
         keep=site.keep,
         app_folder=site.app_folder,

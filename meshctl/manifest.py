@@ -107,7 +107,7 @@ def render(
         raise UserError(f"the deployment is not what these files say:\n{error}", "mend what is named above") from error
     target = out or found.folder / DRAFT
     target.write_text(json.dumps(json.loads(encode(made)), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _summary(made)
+    summary(made)
     for note in reviewed.notes:
         click.echo(f"look at: {note}")
     click.echo(f"\nwritten: {target}\nread it, then: ./mesh manifest sign {cluster}")
@@ -187,7 +187,7 @@ def show(cluster: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(json.loads(encode(found.manifest)), indent=2, sort_keys=True))
         return
-    _summary(found.manifest)
+    summary(found.manifest)
     for note in found.notes:
         click.echo(f"look at: {note}")
     click.echo(f"  digest {found.digest}")
@@ -252,7 +252,8 @@ def _images(path: Path) -> tuple[OsImage, ...]:
     return tuple(found)
 
 
-def _summary(manifest: Manifest) -> None:
+def summary(manifest: Manifest) -> None:
+    """Prints what a person has to know of `manifest`."""
     from meshctl.plan_calls import names_of
     from topology.owners import name_of
 

@@ -14,7 +14,7 @@ from topology.manifest import Manifest
 
 _TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "secrets", "os_images"})
 """Fields of a manifest that are shown entry by entry, or are its place in the history."""
-_EVICTED = "evicted: lease, links, endpoints and certificate end at once"
+_EVICTED = "evicted: lease, links and endpoints end at once, its certificate with overlap_seconds"
 _ANEW = "when the group's CVMs start anew"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",

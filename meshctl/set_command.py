@@ -27,7 +27,18 @@ OWNER_KEY = "owner.pem"
 """In a lab's folder: the key of its owner, which signs for that lab only."""
 FIRST = "manifest.signed"
 """In a lab's folder: the manifest that it began with."""
+NO_MANIFEST = "NO_MANIFEST"
+"""The code of a coordinator that waits for its first manifest."""
 PCCS = "https://pccs.phala.network"
+
+
+class RefusedError(UserError):
+    """A coordinator whose evidence holds said no."""
+
+    def __init__(self, url: str, answer: Answer) -> None:
+        again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
+        super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
+        self.code = answer.code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +61,7 @@ class Mesh:
     def _call(self, references: str, method: str, body: dict[str, str] | None = None) -> Answer:
         answer = self.ask(Question(url=self.url, references=references, method=method, path=PATH, body=body))
         if answer.code:
-            again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
-            raise UserError(f"{self.url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
+            raise RefusedError(self.url, answer)
         return answer
 
 
@@ -112,7 +122,13 @@ def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
 
-    head = mesh.head(envelope)
+    try:
+        head = mesh.head(envelope)
+    except RefusedError as refusal:
+        if refusal.code != NO_MANIFEST:
+            raise
+        begin(mesh, open_envelope(envelope, None), yes=yes)
+        return
     click.echo(f"{mesh.url} is attested, and enforces {head.name}")
     try:
         found = follow(head, envelope)
@@ -135,6 +151,40 @@ def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
     if now.digest != open_envelope(envelope, None).digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
+
+
+def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
+    """Sets the first manifest on every coordinator of it that waits for one. UserError when one could not be set.
+
+    They found the mesh together, so each has to be given it; one that was given it already is left alone.
+    """
+    from meshctl.manifest import summary
+    from runtime.confirm import confirm
+
+    click.echo(f"{mesh.url} is attested, and waits for its first manifest")
+    summary(found.manifest)
+    if not yes and not confirm(f"Begin with {found.name}?"):
+        raise UserError("nothing was set", exit_code=1)
+    urls = (mesh.url, *(peer.url for peer in found.manifest.coordinators.peers))
+    missing = []
+    for url in dict.fromkeys(urls):
+        one = replace(mesh, url=url)
+        try:
+            try:
+                one.head(found.envelope)
+            except RefusedError as refusal:
+                if refusal.code != NO_MANIFEST:
+                    click.echo(f"{url} has a manifest: {refusal.message}")
+                    continue
+                one.put(found.envelope)
+                click.echo(f"set on {url}")
+            else:
+                click.echo(f"{url} has a manifest")
+        except UserError as error:
+            missing.append(f"{url}: {error.message}")
+    if missing:
+        raise UserError("not set on all coordinators:\n" + "\n".join(missing), "set it again for these", exit_code=1)
+    click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
 
 
 @click.command()

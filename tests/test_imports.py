@@ -73,7 +73,7 @@ EDGES = frozenset({
     "coordinator.disk_probe",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.sessions", "coordinator.siblings", "coordinator.word",
+    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting", "coordinator.word",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",

@@ -21,16 +21,19 @@ class Given:
     """What the environment says."""
 
     signed: Signed | None
-    """None: `reader` has the problem."""
+    """None: there is none, where there need not be one, or `reader` has the problem."""
     owners: Owners | None
     """Those of the measured compose file; None: signatures are not looked at, or `reader` has the problem."""
     insecure: tuple[str, ...]
     """What an operator must keep being told."""
 
 
-def read(reader: EnvReader) -> Given:
-    """The manifest that `reader` holds, opened. Every problem is the reader's."""
-    envelope = reader.required(MANIFEST, values.text, "", "a manifest envelope, as the deployment renders it")
+def read(reader: EnvReader, *, needed: bool = True) -> Given:
+    """The manifest that `reader` holds, opened. Every problem is the reader's; no manifest is one if it is `needed`."""
+    if needed:
+        envelope = reader.required(MANIFEST, values.text, "", "a manifest envelope, as the deployment renders it")
+    else:
+        envelope = reader.optional(MANIFEST, values.text, "")
     unsigned = reader.optional(UNSIGNED, values.flag, False)
     none: Owners | None = None
     if unsigned:

@@ -37,13 +37,14 @@ async def test_it_waits_for_the_agent(folder: Path) -> None:
     said: list[str] = []
     server = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, "coordinator-0"))
     async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
-        finding = scope.start("find", identity.find(guest, CONFIG, asyncio.Event(), said.append))
+        finding = scope.start("find", identity.find(guest, "tests", asyncio.Event(), said.append))
         await eventually(lambda: bool(said), "the reason is told")
         await server.start(folder / "dstack.sock")
         found = await finding
     await server.stop()
     assert found is not None
-    assert (found.peer_id, found.address) == ("coordinator-0", "127.90.0.1")
+    placed = identity.place(found, CONFIG)
+    assert (placed.peer_id, placed.address, placed.seed) == ("coordinator-0", "127.90.0.1", found.seed)
     assert "dstack.sock" in said[0]
 
 
@@ -51,7 +52,7 @@ async def test_it_stops_when_told(folder: Path) -> None:
     """Without an agent, a stop ends the wait."""
     stop = asyncio.Event()
     async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
-        finding = scope.start("find", identity.find(guest, CONFIG, stop, lambda _: None))
+        finding = scope.start("find", identity.find(guest, "tests", stop, lambda _: None))
         stop.set()
         assert await finding is None
 
@@ -61,7 +62,7 @@ async def test_the_server_certificate_carries_evidence(folder: Path) -> None:
     server = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, "coordinator-0"))
     await server.start(folder / "dstack.sock")
     async with GuestAgent(folder / "dstack.sock") as guest:
-        found = await identity.find(guest, CONFIG, asyncio.Event(), lambda _: None)
+        found = await identity.find(guest, "tests", asyncio.Event(), lambda _: None)
     await server.stop()
     assert found is not None
     context = identity.server_tls(found.tls, folder)

@@ -251,8 +251,10 @@ class Cluster:
         self.pccs_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         await self._pccs.start(sock)
 
-    async def start(self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False) -> Running:
-        """Boots coordinator `n`: on fresh memory, and on its disk as it is."""
+    async def start(
+        self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False, given: bool = True
+    ) -> Running:
+        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with a manifest."""
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         # Empty at each boot, and at the same place: clients of its Consul server find that again.
         private = self.root / f"private-{n}"
@@ -264,7 +266,7 @@ class Cluster:
             {
                 "MESH_CLUSTER": "tests",
                 "MESH_PEER_ID": f"coordinator-{n}",
-                "MESH_MANIFEST": seal(manifest or self.manifest, OWNER),
+                **({"MESH_MANIFEST": seal(manifest or self.manifest, OWNER)} if given else {}),
                 "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),

@@ -69,6 +69,47 @@ def test_the_same_again_is_no_change(capsys: pytest.CaptureFixture[str]) -> None
     assert f"in force already: epoch 2, digest {NEXT.digest}" in capsys.readouterr().out
 
 
+class Beginning:
+    """Three coordinators, of which some wait for a manifest, some have one, and some are away."""
+
+    def __init__(self, *states: str) -> None:
+        self.states = {f"https://{n}.test": state for n, state in enumerate(states)}
+        self.manifest = opened(make_manifest(coordinators=len(states), urls=tuple(self.states)), OWNER)
+
+    def ask(self, question: Question) -> Answer:
+        """As each of them answers."""
+        state = self.states[question.url]
+        if state == "away":
+            raise UserError(f"{question.url} cannot be reached", exit_code=1)
+        if question.method == "POST":
+            self.states[question.url] = "starts"
+            return Answer(tree={"envelope": self.manifest.envelope})
+        return Answer(tree={}, code={"waits": "NO_MANIFEST", "starts": "NOT_READY"}[state], reason=state)
+
+    @property
+    def mesh(self) -> Mesh:
+        """As the first is asked."""
+        return Mesh(name="m", url="https://0.test", ask=self.ask)
+
+
+def test_the_first_manifest_is_set_on_each_that_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that has it already is left alone; what it says of the mesh is shown before."""
+    three = Beginning("waits", "starts", "waits")
+    put(three.mesh, three.manifest.envelope, yes=True)
+    assert set(three.states.values()) == {"starts"}
+    out = capsys.readouterr().out
+    assert "group api" in out
+    assert f"set: epoch 1, digest {three.manifest.digest}" in out
+
+
+def test_a_beginning_that_not_all_took_is_said() -> None:
+    """The others have it; the same again does the rest."""
+    three = Beginning("waits", "away", "waits")
+    with pytest.raises(UserError, match=r"https://1.test: https://1.test cannot be reached"):
+        put(three.mesh, three.manifest.envelope, yes=True)
+    assert list(three.states.values()) == ["starts", "away", "starts"]
+
+
 def test_nothing_is_set_without_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An end of input is none."""
     one = Coordinator()
