@@ -21,6 +21,7 @@ from coordinator.protocol import (
     Code,
     LeaseRequest,
     ManifestHead,
+    ManifestHistory,
     ManifestRequest,
     Renewal,
 )
@@ -72,6 +73,7 @@ class Operation:
 _EVIDENCE = (Code.QUOTE_INVALID, Code.REPORT_DATA_MISMATCH, Code.KMS_POLICY_MISMATCH, Code.ADMISSION_REJECTED)
 _BODY = (Code.BAD_REQUEST, Code.VERIFIER_FAILED)
 """A body may be malformed, and what reads it may fail."""
+_NUMBER: dict[str, object] = {"type": "string", "pattern": "^[0-9]{1,19}$", "default": "0"}
 _NAMES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _PATTERNS: dict[tuple[type[Any], str], dict[str, object]] = {
     (AttestationRequest, "nonce"): {"pattern": "^[0-9a-f]{64}$"},
@@ -133,6 +135,15 @@ OPERATIONS: tuple[Operation, ...] = (
         codes=(Code.NOT_READY,),
     ),
     Operation(
+        method="get",
+        path="/v1/manifest/history",
+        name="history",
+        summary="The manifests that led to the one in force, from epoch `after` on.",
+        answer=ManifestHistory,
+        codes=(Code.BAD_REQUEST, Code.NOT_READY),
+        query=(("after", _NUMBER),),
+    ),
+    Operation(
         method="post",
         path="/v1/manifest",
         name="set",
@@ -157,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="WireGuard keys and mesh addresses of the admitted; waits for news when `seen` is the last version.",
         answer=Keys,
         codes=(Code.BAD_REQUEST,),
-        query=(("seen", {"type": "string", "pattern": "^[0-9]{1,19}$", "default": "0"}),),
+        query=(("seen", _NUMBER),),
     ),
     Operation(
         method="get",
