@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from coordinator import openapi
 from coordinator.broker import Broker, decode
 from coordinator.feed import Feed
 from coordinator.forming import Standing, StandingRequest
@@ -108,7 +109,12 @@ def application(
     app.router.add_get("/v1/rendezvous/keys", keys)
     _add_manifest(app, not_ready, manifests)
     _add_attestation(app, asked)
+    app.router.add_get(openapi.PATH, _document)
     return app
+
+
+async def _document(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=openapi.document(), content_type="application/json")
 
 
 def _add_attestation(
