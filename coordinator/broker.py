@@ -45,6 +45,7 @@ from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
 from evidence.verify import Evidence
+from topology.allowed import allowed, image_id
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
 
@@ -166,7 +167,7 @@ class Broker:
             raise RefusalError(Code[error.code], error.reason) from error
         policy.check_binding(binding, slot, rules.manifest, evidence, now)
         self._check_key_is_own(slot, binding)
-        image = policy.image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
+        image = image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
         return await self._admit(rules, slot, binding, image, _digest(request))
@@ -206,7 +207,7 @@ class Broker:
             return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=rules.manifest.epoch)
         self._check_ready()
         holder = self._held(self._ledger.slots, lease)
-        if not policy.allowed(rules.manifest, holder.peer_id, holder.compose_hash, holder.image):
+        if not allowed(rules.manifest, holder.peer_id, holder.compose_hash, holder.image):
             await self._ledger.free(holder, "the manifest no longer allows it")
             raise RefusalError(
                 Code.LEASE_INVALID, f"the manifest no longer allows {holder.peer_id} with its app and OS image"
@@ -267,7 +268,14 @@ class Broker:
 
     async def _admit(self, rules: Rules, slot: Slot, binding: Binding, image: str, evidence: str) -> Admission:
         now = self._clocks.unix()
-        peer = MeshPeer(peer_id=slot.peer_id, public_key=binding.boot.wireguard, address=slot.address, kind=slot.kind)
+        peer = MeshPeer(
+            peer_id=slot.peer_id,
+            public_key=binding.boot.wireguard,
+            address=slot.address,
+            kind=slot.kind,
+            compose_hash=binding.compose_hash,
+            image=image,
+        )
         wanted = Holder(
             peer_id=slot.peer_id,
             group=slot.group,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -126,25 +125,3 @@ def check_boot_keys(boot: BootKeys) -> None:
             load_p256(key)
         except ValueError as error:
             raise RefusalError(Code.BAD_REQUEST, f"binding.boot.{name} {error}") from None
-
-
-def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
-    """A short name for what an OS image measures (hex each): what a slot's record keeps of it."""
-    return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
-
-
-def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str) -> bool:
-    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`); an admission ends
-    otherwise.
-    """
-    try:
-        slot = find_slot(manifest, peer_id)
-    except RefusalError:
-        return False
-    images = {
-        image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
-        for item in manifest.os_images
-        if manifest.tcb.allow_development_images or not item.development
-    }
-    allowed = demands.expected(manifest, slot.group).compose_hashes
-    return image in images and compose_hash in {item.lower() for item in allowed}

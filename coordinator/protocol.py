@@ -162,6 +162,10 @@ class MeshPeer:
     address: str
     kind: str
     """`coordinator` or `workload`."""
+    compose_hash: str = ""
+    """What a workload was admitted with; a newer manifest may no longer allow it. So with the next."""
+    image: str = ""
+    """Its OS image, as `topology.allowed.image_id`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

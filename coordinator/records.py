@@ -16,7 +16,6 @@ from coordinator.chronicle import Chronicle
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
-from coordinator.policy import allowed
 from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
@@ -25,6 +24,7 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
+from topology.allowed import allowed
 from topology.owners import Owners
 from topology.succession import SuccessionError
 

@@ -49,7 +49,7 @@ class Holder:
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
     image: str = ""
-    """Likewise its OS image, as `coordinator.policy.image_id`. Empty: none that a manifest allows."""
+    """Likewise its OS image, as `topology.allowed.image_id`. Empty: none that a manifest allows."""
     renewed_at: float
     """Unix seconds of the admission or the last renewal that is known here."""
     accessor: str = ""

@@ -105,6 +105,10 @@ class Listener(Protocol):
         """
         ...
 
+    def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
+        """Why an admission as `peer_id` at this mesh address is not to be used, None when the manifest has it so."""
+        ...
+
     def not_admitted(self, reason: str) -> None:
         """Not admitted yet; or no longer, for the lease has lapsed and a coordinator refused to admit this CVM again.
         Not called while coordinators are merely away: what was admitted then goes on.
@@ -277,6 +281,9 @@ class Admission:
         if admitted.peer_id != challenge.peer_id:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
         self._check_head(broker, admitted.manifest_epoch, admitted.envelope)
+        misplaced = self._listener.why_misplaced(admitted.peer_id, admitted.address, admitted.envelope)
+        if misplaced is not None:
+            raise CoordinatorError(f"{broker.url} {misplaced}")
         return admitted, self._given(broker, admitted, admitted.peer_id)
 
     def _given(self, broker: Broker, answer: Admitted | Renewed, peer_id: str) -> Given:

@@ -208,6 +208,11 @@ class Membership:
             self._host.world, epoch, envelope, check_signatures=self._config.owners is not None
         )
 
+    def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
+        """See `admission.Listener`."""
+        check_signatures = self._config.owners is not None
+        return sources.why_misplaced(self._host.world, peer_id, address, envelope, check_signatures=check_signatures)
+
     def not_admitted(self, reason: str) -> None:
         """See `admission.Listener`."""
         self._host.lost("admission", reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
+from topology.allowed import allowed
+from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
 CONSISTENT = ("consistent", "")
@@ -65,13 +68,37 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
 
 
 def _with_peers(world: World) -> World:
-    """The world whose peers are those that are held, as far as the manifest has them, admitted and listed."""
-    groups, coordinators = world.manifest.groups.values(), world.manifest.coordinators.peers
-    slots = {(peer.peer_id, peer.address) for entry in groups for peer in entry.peers}
-    slots |= {(peer.peer_id, peer.address) for peer in coordinators}
-    held = tuple(peer for peer in world.held_peers if (peer.peer_id, peer.address) in slots)
-    peers = merge_peers(merge_peers(held, world.admitted_peers), world.listed_peers)
+    """The world whose peers are those that are held, admitted and listed."""
+    peers = merge_peers(merge_peers(world.held_peers, world.admitted_peers), world.listed_peers)
     return world if peers == world.peers else replace(world, peers=peers)
+
+
+def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
+    """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators are
+    judged by each other.
+    """
+    slots = [(lead.peer_id, lead.address) for lead in manifest.coordinators.peers]
+    slots += [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
+    known = (peer.peer_id, peer.address) in slots
+    return known and (peer.kind == "coordinator" or allowed(manifest, peer.peer_id, peer.compose_hash, peer.image))
+
+
+def _without_gone(world: World) -> World:
+    """The world that holds nobody whom its manifest dropped: whether they are still admitted, nobody says."""
+    gone = {peer.peer_id for peer in world.held_peers if not _stays(world.manifest, peer)}
+    if not gone:
+        return world
+    unheard = gone - {peer.peer_id for peer in (*world.admitted_peers, *world.listed_peers)}
+    held = {
+        service: tuple(instance for instance in found if instance.peer_id not in gone)
+        for service, found in world.held.items()
+    }
+    return replace(
+        world,
+        held=held,
+        held_peers=tuple(peer for peer in world.held_peers if peer.peer_id not in gone),
+        peers=tuple(peer for peer in world.peers if peer.peer_id not in unheard),
+    )
 
 
 def take_manifest(world: World, tree: Any, *, check_signatures: bool) -> World:
@@ -97,7 +124,22 @@ def take(world: World, envelope: str, *, check_signatures: bool) -> World:
     now, new = world.manifest, found.manifest
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
-    return replace(world, signed=found, settled=True)
+    return _without_gone(replace(world, signed=found, settled=True))
+
+
+def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, check_signatures: bool) -> str | None:
+    """Why `address` is not that of the slot `peer_id`, by the newest manifest that is known or in `envelope`; None when
+    it is. What a coordinator says of it can be wrong, and the manifest decides.
+    """
+    if envelope:
+        # What cannot be taken is another check's reason.
+        with contextlib.suppress(SuccessionError):
+            world = take(world, envelope, check_signatures=check_signatures)
+    entry = world.manifest.groups.get(world.group, world.own)
+    slots = {peer.peer_id: peer.address for peer in entry.peers}
+    if slots.get(peer_id) == address:
+        return None
+    return f"gives {peer_id} the mesh address {address!r:.60}, the manifest has {slots.get(peer_id, 'no such slot')}"
 
 
 def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures: bool) -> str | None:
@@ -118,11 +160,14 @@ def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures
 def hold(world: World) -> World:
     """The world in which what was a good instance or a peer until now is held."""
     kept = {service: (*found, *world.held.get(service, ())) for service, found in world.catalog.items()}
-    return replace(
+    held = replace(
         world,
         held={service: _unique(found) for service, found in kept.items()},
         held_peers=merge_peers(world.held_peers, world.peers),
+        # Consul's list is of before the loss.
+        listed_peers=tuple(peer for peer in world.listed_peers if _stays(world.manifest, peer)),
     )
+    return _without_gone(held)
 
 
 def let_go(world: World) -> World:

@@ -56,6 +56,7 @@ class FakeBroker:
         self.asked: list[ChallengeRequest] = []
         self.renewal = renewal()
         self.manifest_epoch = 3
+        self.address = ADMISSION["address"]
         self.closed = False
         self.held: list[Held] = []
 
@@ -73,7 +74,12 @@ class FakeBroker:
     async def attest(self, request: AttestRequest) -> Admitted:
         self.attested.append(request)
         self._call("attest")
-        answer = {**ADMISSION, **granted(KEYS.public.leaf), "manifest_epoch": self.manifest_epoch}
+        answer = {
+            **ADMISSION,
+            **granted(KEYS.public.leaf),
+            "manifest_epoch": self.manifest_epoch,
+            "address": self.address,
+        }
         return decode_admission(answer, self.url)
 
     async def renew(self, lease: Secret, held: Held) -> Renewed:
@@ -112,6 +118,7 @@ class Rig:
         self.trusts = ""
         self.heard: list[object] = []
         self.holds = 0
+        self.place = str(ADMISSION["address"])
         self.sleeps: list[float] = []
         self.pass_on = asyncio.Semaphore(0)
         self.guest = guest or FakeGuest()
@@ -133,6 +140,10 @@ class Rig:
     def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
         assert envelope in ("", "envelope")
         return "rolled back" if epoch < self.holds else None
+
+    def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
+        assert (peer_id, envelope) == ("api-0", "envelope")
+        return "gives another address" if address != self.place else None
 
     async def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
@@ -467,6 +478,17 @@ async def test_who_was_never_admitted_is_told_every_reason() -> None:
         await rig.goes_on()
         assert rig.told[0] == "one does not answer"
         assert "SLOT_TAKEN" in rig.told[-1]
+
+
+async def test_nothing_is_taken_from_a_coordinator_that_gives_another_address() -> None:
+    """Where this CVM is, the manifest says: the next coordinator is asked, and status says why."""
+    astray = FakeBroker("astray")
+    astray.address = "100.96.0.99"
+    rig = Rig(astray, FakeBroker("good"))
+    async with rig.running():
+        await eventually(lambda: rig.heard != [], "admitted by the other one")
+        assert rig.heard[0].address == rig.place  # type: ignore[attr-defined]
+        assert rig.told[0] == "astray gives another address"
 
 
 async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> None:

@@ -175,6 +175,8 @@ async def test_admitted_cvm_joins_registers_and_sees_itself() -> None:
     """Attested by a simulated quote, its agent joins, its backend passes, and the world has all that Envoy needs."""
     async with joined() as it, TaskScope() as scope:
         assert it.admitted.peer_id == "api-0"
+        socket = Path(it.agent.spec().argv[-1].removeprefix("-config-dir=")).parent / "api.sock"
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o600, "nobody else's"
         kept = await follow(it, scope)
         registrar = scope.start("registrar", it.registrar.run())
         server = await asyncio.start_server(

@@ -16,6 +16,7 @@ from sidecar.sources import (
     merge_peers,
     queries,
     take_manifest,
+    why_misplaced,
     why_rolled_back,
     with_admission,
     with_certificate,
@@ -105,6 +106,53 @@ def test_tunnels_stay_over_a_recovery_as_far_as_the_manifest_has_the_peers() -> 
     rekeyed = dataclasses.replace(listed, public_key=coordinator.public_key)
     assert rekeyed in tell(held, kv_peers(rekeyed), 4).peers
     assert {one.peer_id for one in let_go(held).peers} == {"coordinator-0"}
+
+
+def test_who_the_manifest_dropped_is_not_held() -> None:
+    """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by compose hash
+    and by OS image. Who is listed, admitted under it, is there as ever.
+    """
+    one, other = manifest().groups["api"].peers
+    listed = (peer(one.peer_id, one.address), peer(other.peer_id, other.address))
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
+    good = instances([health("api-0"), health("api-1", "100.96.0.11")])
+    before = dataclasses.replace(tell(WORLD, kv_peers(*listed), 7), catalog={"api": good})
+    api = manifest().groups["api"]
+    without_slot = dataclasses.replace(api, peers=api.peers[:1])
+    with_hash = dataclasses.replace(api, compose_hashes=("55" * 32,))
+    images = tuple(dataclasses.replace(image, rtmr2="09") for image in manifest().os_images)
+    for changes, stays in (
+        ({"groups": {**manifest().groups, "api": without_slot}}, {"api-0"}),
+        ({"groups": {**manifest().groups, "api": with_hash}}, set()),
+        ({"os_images": images}, set()),
+    ):
+        envelope = seal(following(HEAD, **changes), OWNER)
+        for after in (hold(taken(before, envelope)), tell(taken(tell(hold(before), None, 3), envelope), None, 4)):
+            assert {each.peer_id for each in after.peers} == stays
+            assert {each.peer_id for each in after.held_peers} == stays
+            assert {each.peer_id for each in after.held["api"]} == stays
+        alive = taken(before, envelope)
+        assert alive.peers == before.peers, "Consul lists them: the coordinators have looked"
+
+
+def test_the_manifest_says_where_this_cvm_is() -> None:
+    """The newest that is known, or that the coordinator shows; an address of another slot is none either."""
+    for address, peer_id, wrong in (
+        ("100.96.0.10", "api-0", None),
+        ("100.96.0.11", "api-0", "'100.96.0.11', the manifest has 100.96.0.10"),
+        ("100.96.0.10", "api-9", "no such slot"),
+    ):
+        reason = why_misplaced(WORLD, peer_id, address, "", check_signatures=True)
+        assert (reason is None) == (wrong is None)
+        assert (wrong or "") in (reason or "")
+    api = manifest().groups["api"]
+    moved = tuple(dataclasses.replace(slot, address=f"100.96.1.{n}") for n, slot in enumerate(api.peers))
+    groups = {**manifest().groups, "api": dataclasses.replace(api, peers=moved)}
+    envelope = seal(following(HEAD, groups=groups), OWNER)
+    assert why_misplaced(WORLD, "api-0", "100.96.1.0", envelope, check_signatures=True) is None
+    assert why_misplaced(WORLD, "api-0", "100.96.0.10", envelope, check_signatures=True) is not None
+    forged = seal(following(HEAD, groups=groups), STRANGER)
+    assert why_misplaced(WORLD, "api-0", "100.96.1.0", forged, check_signatures=True) is not None
 
 
 NEXT = following(HEAD, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))

@@ -14,6 +14,7 @@ from coordinator.keys import derive
 from coordinator.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
+from topology.allowed import image_id
 from topology.envelope import seal
 from topology.manifest import (
     EVERYBODY,
@@ -169,11 +170,22 @@ class HoldsNothing:
         assert envelope is not None
         return None
 
+    def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
+        """Never."""
+        assert peer_id
+        assert address
+        assert envelope is not None
+        return None
+
 
 def peer(peer_id: str, address: str, kind: str = "workload") -> MeshPeer:
-    """An admitted peer; its key is a fixed function of its ID."""
+    """An admitted peer, with what the manifest allows its slot; its key is a fixed function of its ID."""
     key = base64.b64encode(peer_id.encode().ljust(32, b"\0")).decode()
-    return MeshPeer(peer_id=peer_id, public_key=key, address=address, kind=kind)
+    hashes = {slot.peer_id: entry.compose_hashes[0] for entry in manifest().groups.values() for slot in entry.peers}
+    image = image_id("01", "02", "03", "04")
+    return MeshPeer(
+        peer_id=peer_id, public_key=key, address=address, kind=kind, compose_hash=hashes.get(peer_id, ""), image=image
+    )
 
 
 def kv(entries: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""Whether a manifest still allows what was admitted under an older one. Pure: for coordinators and sidecars."""
+
+from __future__ import annotations
+
+import hashlib
+
+from topology.manifest import Coordinators, GroupEntry, Manifest
+
+
+def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
+    """A short name for what an OS image measures (hex each): what a record keeps of it."""
+    return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
+
+
+def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str) -> bool:
+    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`); an admission ends
+    otherwise.
+    """
+    images = {
+        image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
+        for item in manifest.os_images
+        if manifest.tcb.allow_development_images or not item.development
+    }
+    return image in images and compose_hash in _compose_hashes(manifest, peer_id)
+
+
+def _compose_hashes(manifest: Manifest, peer_id: str) -> set[str]:
+    entries: tuple[Coordinators | GroupEntry, ...] = (manifest.coordinators, *manifest.groups.values())
+    for entry in entries:
+        if any(peer.peer_id == peer_id for peer in entry.peers):
+            return {item.lower() for item in entry.compose_hashes}
+    return set()
