@@ -3,8 +3,8 @@
 `GET /status`, with `?holders=yes` also which process has each backend's port; `GET /names`: machine → what it is called
 (`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/{wipe,fill,free}` (of its disk),
 `…/cut?direction={in,out,both}`, `…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do
-for `<peer_id>`, too. What is done to a CVM is answered with `at`: the moment (of CLOCK_MONOTONIC, one clock for all
-namespaces) just before it was done.
+for `<peer_id>`, too. What is done to a CVM is answered with `state` and `before`, its state now and before that, and
+`at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
 """
 
 from __future__ import annotations
@@ -110,12 +110,12 @@ class ControlServer:
         if name not in names:
             known = ", ".join(sorted(found))
             return web.json_response({"error": f"there is no CVM {peer_id!r}; this mesh has {known}"}, status=404)
-        at = time.monotonic()
+        before, at = self._host.machines[name].state, time.monotonic()
         try:
             more = await self._do(name, action, request.query)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
-        document = {"peer_id": peer_id, "state": self._host.machines[name].state, "at": at}
+        document = {"peer_id": peer_id, "state": self._host.machines[name].state, "before": before, "at": at}
         return web.json_response(document | more)
 
     async def _do(self, name: str, action: str, query: Mapping[str, str]) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -12,6 +15,59 @@ from meshctl.errors import UserError
 
 PROGRAM = "/app/patroni"
 """The member's program in its container; its health check starts it too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """The members of the databases of a mesh: one for each slot of a group whose health check is `PROGRAM`."""
+
+    running: tuple[readiness.Check, ...]
+    """Of the CVMs that run."""
+    down: Mapping[str, str]
+    """State of each other CVM, by what it is called now."""
+    vacant: tuple[str, ...]
+    """Slots that no CVM has."""
+    others: tuple[str, ...] = ()
+    """What the CVMs without a database are called."""
+
+    def named(self) -> str:
+        """What the CVMs with a member are called, for a person."""
+        return ", ".join(sorted((*(check.peer for check in self.running), *self.down)))
+
+
+def members_of(
+    raw: Mapping[str, Any],
+    slots: Mapping[str, Sequence[str]],
+    of_group: Mapping[str, Mapping[str, tuple[str, ...]]],
+) -> Members:
+    """The members, by the lab's raw status, the peer IDs of each group, and the health checks of each group. Pure."""
+    groups = {name for name, found in of_group.items() if any(argv[:1] == (PROGRAM,) for argv in found.values())}
+    machines = [machine for machine in raw["machines"] if machine["group"] in groups]
+    taken = {machine["peer_id"] for machine in machines}
+    return Members(
+        running=tuple(check for check in readiness.checks(raw, of_group) if check.argv[:1] == (PROGRAM,)),
+        down={machine["peer_id"]: machine["state"] for machine in machines if machine["state"] != "running"},
+        vacant=tuple(slot for group in slots if group in groups for slot in slots[group] if slot not in taken),
+        others=tuple(machine["peer_id"] for machine in raw["machines"] if machine["group"] not in groups),
+    )
+
+
+def report(outcomes: Sequence[readiness.Outcome], members: Members) -> list[str]:
+    """What a person reads: each slot of the group, then what can be done. Pure."""
+    lines: list[str] = []
+    advice: dict[str, None] = {}
+    for outcome in outcomes:
+        first, *rest = outcome.said.splitlines() or ["said nothing"]
+        lines.append(first if first.startswith(outcome.check.peer) else f"{outcome.check.peer}: {first}")
+        lines += [line for line in rest if line.startswith(" ")]
+        # Members that wait for the same give the same advice.
+        advice |= dict.fromkeys(["\n".join(line for line in rest if not line.startswith(" "))])
+    lines += [f"{name}: {state}" for name, state in members.down.items()]
+    takes = ": a CVM of the group that starts gets this slot" if members.down else ""
+    lines += [f"{slot}: not there{takes}" for slot in members.vacant]
+    if members.down:
+        lines.append(f"Start what is down: ./mesh start {' '.join(members.down)}")
+    return [*lines, *filter(None, advice)]
 
 
 @click.group()
@@ -25,13 +81,17 @@ _name_option = click.option("--name", help="Which mesh, where several run.")
 @command.command()
 @_name_option
 def status(name: str | None) -> None:
-    """Shows what each member has, and whether a failover would work. Exit code 1 where it would not."""
+    """Shows what each member has, and whether a failover would work. Exit code 1 where a member is not ready or not
+    there.
+    """
     run = runs.find(name)
     members = _members(run)
-    asked = [readiness.Check(peer=m.peer, container=m.container, argv=(PROGRAM, "status")) for m in members]
-    for outcome in readiness.ask(run, asked):
-        click.echo(outcome.said)
-    if not all(outcome.passed for outcome in readiness.ask(run, members)):
+    argv = (PROGRAM, "status", "--own")
+    asked = [readiness.Check(peer=m.peer, container=m.container, argv=argv) for m in members.running]
+    outcomes = readiness.ask(run, asked)
+    for line in report(outcomes, members):
+        click.echo(line)
+    if members.down or members.vacant or not all(outcome.passed for outcome in outcomes):
         sys.exit(1)
 
 
@@ -49,20 +109,29 @@ def lead(peer: str, accept_loss: bool, yes: bool, name: str | None) -> None:
     from meshctl.lab_commands import exec_argv
 
     run = runs.find(name)
-    member = next((m for m in _members(run) if m.peer == peer), None)
-    if member is None:
-        raise UserError(f"{peer!r} is no member of a database that runs", "./mesh status names the CVMs")
+    member = _chosen(_members(run), run.names().get(peer, peer))
     options = [*(["--accept-loss"] if accept_loss else []), *(["--yes"] if yes else [])]
-    argv = exec_argv(run, peer, member.container, (PROGRAM, "lead", *options))
+    argv = exec_argv(run, member.peer, member.container, (PROGRAM, "lead", *options))
     os.environ["PYTHONPATH"] = str(runs.CHECKOUT)
     os.execv(argv[0], argv)
 
 
-def _members(run: runs.Run) -> list[readiness.Check]:
-    """The health checks of the members that run."""
-    found = [check for check in readiness.of_run(run) if check.argv[:1] == (PROGRAM,)]
-    if not found:
-        raise UserError(
-            f"no member of a database runs in {run.name!r}", "./mesh up clusters/patroni-demo brings one up"
-        )
+def _chosen(members: Members, peer: str) -> readiness.Check:
+    """The member called `peer`. UserError says why there is none that could be told to lead."""
+    for member in members.running:
+        if member.peer == peer:
+            return member
+    if peer in members.down:
+        raise UserError(f"{peer} is {members.down[peer]}: only a member that runs can lead", f"./mesh start {peer}")
+    reason = f"{peer} runs no database" if peer in members.others else f"there is no CVM {peer!r}"
+    raise UserError(reason, f"the members of the database are {members.named()}")
+
+
+def _members(run: runs.Run) -> Members:
+    """The members. UserError in a mesh without a database."""
+    cluster = readiness.cluster_of(run)
+    slots = {group.name: group.peers() for group in cluster.groups}
+    found = members_of(run.call("GET", "/status"), slots, readiness.by_group(cluster))
+    if not (found.running or found.down or found.vacant):
+        raise UserError(f"the mesh {run.name!r} has no database", "./mesh up clusters/patroni-demo brings one up")
     return found

@@ -26,17 +26,28 @@ def chosen(name: str | None, peers: tuple[str, ...]) -> runs.Run:
 @click.command()
 @_peers_argument
 @click.option("--process", metavar="NAME", help="Kill only this program, in the CVM's containers: envoy, postgres, …")
+@click.option("--disk", is_flag=True, help="The CVM loses its disk too: everything in its named volumes.")
 @_name_option
-def kill(peers: tuple[str, ...], process: str | None, name: str | None) -> None:
+def kill(peers: tuple[str, ...], process: str | None, disk: bool, name: str | None) -> None:
     """Takes a CVM away from one moment to the next, as a power cut would; with --process, one program in it."""
+    if disk and process is not None:
+        raise UserError("--disk is of a whole CVM, and --process of one program in it", "leave one of them out")
     run = chosen(name, peers)
     for peer in peers:
         if process is None:
-            answer = run.call("POST", f"/machines/{peer}/kill", seconds=60.0)
-            click.echo(f"{peer} is {answer['state']}")
+            _change(run, peer, "kill")
+            if disk:
+                run.call("POST", f"/machines/{peer}/wipe", seconds=60.0)
+                click.echo(f"the disk of {peer} is empty")
         else:
             run.call("POST", f"/machines/{peer}/signal?{urlencode({'process': process})}")
             click.echo(f"{process} in {peer} was killed")
+
+
+def _change(run: runs.Run, peer: str, action: str) -> None:
+    """Changes whether a CVM runs, and says what it is now; also that it was so before."""
+    answer = run.call("POST", f"/machines/{peer}/{action}", seconds=60.0)
+    click.echo(f"{peer} is {answer['state']}{' already' if answer['before'] == answer['state'] else ''}")
 
 
 def _action(action: str, text: str) -> click.Command:
@@ -46,8 +57,7 @@ def _action(action: str, text: str) -> click.Command:
     def act(peers: tuple[str, ...], name: str | None) -> None:
         run = chosen(name, peers)
         for peer in peers:
-            answer = run.call("POST", f"/machines/{peer}/{action}", seconds=60.0)
-            click.echo(f"{peer} is {answer['state']}")
+            _change(run, peer, action)
 
     return act
 

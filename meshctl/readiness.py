@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from meshctl import runs
 from meshctl.console import Progress
 from meshctl.errors import UserError
+
+if TYPE_CHECKING:
+    from topology.cluster import Cluster
 
 READY_SECONDS = 180.0
 """For applications to become ready after the mesh is. A new database takes some 15 s on an idle machine: initdb, then
@@ -68,27 +71,35 @@ def commands(compose: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def checks(raw: Mapping[str, Any], by_group: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[Check]:
+def checks(raw: Mapping[str, Any], of_group: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[Check]:
     """The checks of the application containers of all running CVMs, by the lab's raw status. Pure."""
     return [
-        Check(peer=machine["peer_id"], container=container["name"], argv=by_group[machine["group"]][container["name"]])
+        Check(peer=machine["peer_id"], container=container["name"], argv=of_group[machine["group"]][container["name"]])
         for machine in raw["machines"]
         if machine["state"] == "running"
         for container in machine["containers"]
-        if not container["is_sidecar"] and container["name"] in by_group.get(machine["group"], {})
+        if not container["is_sidecar"] and container["name"] in of_group.get(machine["group"], {})
     ]
+
+
+def cluster_of(run: runs.Run) -> Cluster:
+    """The cluster that a mesh on this machine was brought up from."""
+    from topology.cluster import load
+
+    request = json.loads((run.folder / "request.json").read_text(encoding="utf-8"))
+    return load(Path(request["cluster"]), request["overrides"])
+
+
+def by_group(cluster: Cluster) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Command of the health check by container, by group."""
+    return {
+        group.name: commands((cluster.folder / group.compose).read_text(encoding="utf-8")) for group in cluster.groups
+    }
 
 
 def of_run(run: runs.Run) -> list[Check]:
     """The checks of a mesh on this machine."""
-    from topology.cluster import load
-
-    request = json.loads((run.folder / "request.json").read_text(encoding="utf-8"))
-    cluster = load(Path(request["cluster"]), request["overrides"])
-    by_group = {
-        group.name: commands((cluster.folder / group.compose).read_text(encoding="utf-8")) for group in cluster.groups
-    }
-    return checks(run.call("GET", "/status"), by_group)
+    return checks(run.call("GET", "/status"), by_group(cluster_of(run)))
 
 
 def ask(run: runs.Run, wanted: Sequence[Check]) -> list[Outcome]:

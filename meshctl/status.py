@@ -114,7 +114,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
     own = machine["sidecar"] or {}
     reasons = list(own.get("reasons") or [])
     if machine["state"] != "running":
-        reasons = [f"the CVM is {machine['state']}"]
+        reasons = [f"the CVM is {machine['state']}; ./mesh start {machine['peer_id']} boots it"]
     elif not own:
         ended = next((c.get("exit_code") for c in machine["containers"] if c["is_sidecar"]), None)
         reasons = ["the sidecar does not answer yet"]

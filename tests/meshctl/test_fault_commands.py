@@ -16,11 +16,12 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.before = "before"
 
     def call(self, method: str, path: str, **_: Any) -> Any:
         """Answers as the control API does."""
         self.asked.append((method, path))
-        return {"state": "done", "cut": "in", "pids": [1]}
+        return {"state": "done", "before": self.before, "cut": "in", "pids": [1]}
 
     def names(self) -> dict[str, str]:
         """Two machines; one is another peer than its number says."""
@@ -67,3 +68,22 @@ def test_directions_are_a_closed_list(lab: FakeRun) -> None:
     done = CliRunner().invoke(fault_commands.cut, ["a-0", "--direction", "sideways"])
     assert done.exit_code == 2
     assert lab.asked == []
+
+
+@pytest.mark.parametrize("command", ["kill", "stop", "start"])
+def test_what_was_so_before_is_said(lab: FakeRun, command: str) -> None:
+    """Who starts a CVM that runs, or kills one that is killed, reads that nothing changed. It is no failure."""
+    assert CliRunner().invoke(getattr(fault_commands, command), ["a-0"]).output == "a-0 is done\n"
+    lab.before = "done"
+    done = CliRunner().invoke(getattr(fault_commands, command), ["a-0"])
+    assert (done.exit_code, done.output) == (0, "a-0 is done already\n")
+
+
+def test_a_cvm_loses_its_disk_after_it_was_killed(lab: FakeRun) -> None:
+    """The lab wipes no disk of a CVM that runs. One program has no disk, so nothing is done then."""
+    done = CliRunner().invoke(fault_commands.kill, ["a-0", "--disk"])
+    assert done.output == "a-0 is done\nthe disk of a-0 is empty\n"
+    assert lab.asked == [("POST", "/machines/a-0/kill"), ("POST", "/machines/a-0/wipe")]
+    refused = CliRunner().invoke(fault_commands.kill, ["a-0", "--disk", "--process", "envoy"])
+    assert isinstance(refused.exception, UserError)
+    assert len(lab.asked) == 2

@@ -85,7 +85,7 @@ def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"state": "killed"}, "the CVM is killed"),
+        ({"state": "killed"}, "the CVM is killed; ./mesh start api-0 boots it"),
         ({"sidecar": None}, "the sidecar does not answer yet"),
     ],
 )
@@ -128,7 +128,7 @@ def test_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypa
         "  worker → worker-0",
     ]
     status.print_table(status.contract(raw(state="killed", sidecar=None)))
-    assert "api-0 (api, no address): the CVM is killed\n" in capsys.readouterr().out
+    assert "api-0 (api, no address): the CVM is killed; ./mesh start api-0 boots it\n" in capsys.readouterr().out
 
 
 def test_table_shows_the_insecure_settings_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """`python -m workloads.patroni`: the program of the PostgreSQL container, `/app/patroni`.
 
 Without an argument it is the member's supervisor. `health` says whether a failover would work (exit code 0: yes),
-`status` what each member has, and `lead` lets this member lead where Consul does not remember the cluster.
+`status` what each member has (0: a failover would work, and every member answers), and `lead` lets this member lead
+where Consul does not remember the cluster.
 
 Each of the two imports what it needs itself: the health check runs again and again, and on a busy machine the imports
 of the supervisor alone (asyncio, psycopg, psutil) would take longer than the check may.
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="patroni", description="A member of a PostgreSQL cluster.")
     actions = parser.add_subparsers(dest="action")
     actions.add_parser("health", help="say whether a failover would work")
-    actions.add_parser("status", help="say what each member has")
+    status = actions.add_parser("status", help="say what each member has")
+    status.add_argument("--own", action="store_true", help="say what this member has")
     lead = actions.add_parser("lead", help="let this member lead where Consul does not remember the cluster")
     lead.add_argument("--accept-loss", action="store_true", help="give up what only other members have")
     lead.add_argument("--yes", action="store_true", help="do not ask again")
@@ -68,7 +70,7 @@ def _answer(chosen: argparse.Namespace) -> int:
             done, reason = commands.health(member)
             lines = [reason]
         elif chosen.action == "status":
-            done, lines = True, commands.status(member)
+            done, lines = commands.status(member, own=chosen.own)
         else:
             done, lines = commands.lead(member, chosen.accept_loss, (lambda _: True) if chosen.yes else confirm)
     except commands.NotThereError as error:

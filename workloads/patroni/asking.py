@@ -10,12 +10,15 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from workloads.patroni import election
 from workloads.patroni.election import Holding
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SECONDS = 2.0
 """For one member's answer: the time that Patroni gives a member in an election (ha.py, fetch_node_status)."""
@@ -27,18 +30,26 @@ MAX_MEMBERS = 64
 
 def ask_all(members: Mapping[str, tuple[str, int]]) -> dict[str, Holding | None]:
     """What each member has, by peer ID; None for one that did not say. `members`: host and port of each."""
+    return ask(members, election.answer)
+
+
+def ask(members: Mapping[str, tuple[str, int]], read: Callable[[Any], T]) -> dict[str, T | None]:
+    """What `read` makes of each member's status (JSON, decoded); None for one that did not answer, or where `read` says
+    ValueError.
+    """
     if not members:
         return {}
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(len(members), MAX_MEMBERS)) as threads:
-        return dict(zip(members, threads.map(lambda item: _ask(*item), members.items()), strict=True))
+        answers = threads.map(lambda item: _ask(item[0], item[1], read), members.items())
+        return dict(zip(members, answers, strict=True))
 
 
-def _ask(peer_id: str, address: tuple[str, int]) -> Holding | None:
+def _ask(peer_id: str, address: tuple[str, int], read: Callable[[Any], T]) -> T | None:
     try:
         # The status code says whether the member leads, which is another question.
-        return election.answer(json.loads(get(address, "/patroni", SECONDS, MAX_BYTES)[1]))
+        return read(json.loads(get(address, "/patroni", SECONDS, MAX_BYTES)[1]))
     except (OSError, ValueError, RecursionError) as error:
         log.debug("%s did not say what it has: %s", peer_id, error)
         return None

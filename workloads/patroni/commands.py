@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.patroni import asking, config, members, standing, terms, wholeness
+from workloads.patroni import asking, config, facts, members, standing, terms, wholeness
 from workloads.patroni.election import Holding, Kind
 from workloads.patroni.standing import State
 
 SECONDS = 3.0
-"""For an answer of the own Patroni, on loopback."""
+"""For an answer of the own Patroni, on loopback. For some it asks Consul, and goes on for longer than this where Consul
+is away; the last word that it has from Consul is then that old."""
 MAX_BYTES = 1 << 20
 """Of such an answer."""
 
@@ -38,6 +40,12 @@ class Member:
     peers: Mapping[str, tuple[str, int]]
     """REST address of every member that the manifest lists, by peer ID."""
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of its own REST interface."""
+        host, _, port = self.rest.rpartition(":")
+        return host, int(port)
+
 
 def find(environ: Mapping[str, str]) -> Member:
     """The own member. NotThereError before its supervisor has written a configuration."""
@@ -48,8 +56,10 @@ def find(environ: Mapping[str, str]) -> Member:
         hosts = Path(mesh["hosts"]).read_text(encoding="utf-8")
         peers = members.addresses(hosts, mesh["route"], int(mesh["port"]), tree["name"])
         return Member(name=tree["name"], run=run, rest=tree["restapi"]["listen"], peers=peers)
+    except FileNotFoundError as error:
+        raise NotThereError(f"starting: the configuration is not written yet ({error.filename})") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotThereError(f"the member has no configuration yet in {run}: {error!r}") from error
+        raise NotThereError(f"starting: the configuration in {run} cannot be read yet ({error})") from error
 
 
 def health(member: Member) -> tuple[bool, str]:
@@ -60,21 +70,44 @@ def health(member: Member) -> tuple[bool, str]:
     except (OSError, ValueError) as error:
         stands = standing.read(member.run)
         said = f": {stands.reason}" if stands.reason else ""
-        return False, f"Patroni does not answer on {member.rest} ({error}){said}"
+        return False, f"{_unanswered(member, error, time.time())}{said}"
     return judged.ready, judged.reason
 
 
-def status(member: Member) -> list[str]:
-    """What this member is, and what each member has, a line each."""
+def _unanswered(member: Member, error: Exception, now: float) -> str:
+    """Why the own Patroni does not say how the cluster is. It asks Consul for that; what it says of itself it knows."""
+    try:
+        own = facts.read(_get(member, "/patroni"))
+    except (OSError, ValueError):
+        return f"Patroni does not answer on {member.rest} ({error})"
+    silence = 0.0 if own.heard is None else now - own.heard
+    if silence < SECONDS:
+        return f"Patroni does not say how the cluster is ({error})"
+    return (
+        f"Consul has not answered for {silence:.0f} s: are the coordinators there? Meanwhile this member is "
+        f"{own.role}, {own.state}"
+    )
+
+
+def status(member: Member, *, own: bool = False) -> tuple[bool, list[str]]:
+    """What this member is, and what each member has, a line each; and whether it is ready and every member answers.
+
+    `own`: leaves the others out, for whoever asks each of them.
+    """
     ready, reason = health(member)
     stands = standing.read(member.run)
     lines = [f"{member.name}: {'ready' if ready else 'not ready'}: {reason}"]
     if stands.state is State.FORK:
-        lines.append(f"fork: {stands.reason}")
-    if stands.state is not State.WAITING:
-        return lines
-    answers = asking.ask_all(member.peers)
-    return [*lines, *_listed(answers), *advice(answers)]
+        lines.append(f"  fork: {stands.reason}")
+    told = asking.ask({**member.peers, member.name: member.address}, facts.read)
+    leader = next((fact for fact in told.values() if fact is not None and fact.leads), None)
+    for peer, fact in sorted(told.items()):
+        if not own or peer == member.name:
+            has = "does not answer" if fact is None else fact.line(leader)
+            lines.append(f"  {has}" if own else f"  {peer}: {has}")
+    if stands.state is State.WAITING:
+        lines += advice({peer: None if fact is None else fact.held for peer, fact in told.items()})
+    return ready and (own or None not in told.values()), lines
 
 
 def advice(answers: Mapping[str, Holding | None]) -> list[str]:
@@ -135,8 +168,7 @@ def losses(own: str, answers: Mapping[str, Holding | None]) -> list[str]:
 
 
 def _get(member: Member, path: str) -> Any:
-    host, _, port = member.rest.rpartition(":")
-    code, text = asking.get((host, int(port)), path, SECONDS, MAX_BYTES)
+    code, text = asking.get(member.address, path, SECONDS, MAX_BYTES)
     if code != 200:
         raise ValueError(f"status code {code} for GET {path}")
     try:

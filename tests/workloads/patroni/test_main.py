@@ -58,5 +58,5 @@ def test_health_check_imports_little() -> None:
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, done.stderr
     said, imported = done.stdout.splitlines()
-    assert "no configuration yet" in said
+    assert "the configuration is not written yet" in said
     assert imported == ""
