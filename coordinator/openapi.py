@@ -30,6 +30,8 @@ from evidence.bundle import AttestationRequest, Bundle
 PATH = "/v1/openapi.json"
 VERSION = "1"
 """Of the API: the first part of its paths."""
+SETS = "set"
+"""Name of the operation that sets a manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +66,15 @@ class Operation:
     answer: type[Any] | None
     """None: 204, without a body."""
     codes: tuple[Code, ...] = ()
-    """What it may be refused with."""
+    """What it may be refused with, beside NO_MANIFEST."""
     request: type[Any] | None = None
     query: tuple[tuple[str, dict[str, object]], ...] = ()
     """Parameters and their schemas."""
+
+    @property
+    def refusals(self) -> tuple[Code, ...]:
+        """All that it may be refused with: before a first manifest is set, nothing else than setting one goes."""
+        return self.codes if self.name == SETS else (*self.codes, Code.NO_MANIFEST)
 
 
 _EVIDENCE = (Code.QUOTE_INVALID, Code.REPORT_DATA_MISMATCH, Code.KMS_POLICY_MISMATCH, Code.ADMISSION_REJECTED)
@@ -146,7 +153,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         method="post",
         path="/v1/manifest",
-        name="set",
+        name=SETS,
         summary="Sets the next manifest, by compare-and-swap: it names the digest of the one in force.",
         request=ManifestRequest,
         answer=ManifestHead,
@@ -223,7 +230,7 @@ def _operation(operation: Operation, answers: dict[str, object]) -> dict[str, ob
     if operation.answer is not None:
         good["content"] = _json(_schema(operation.answer, answers))
     refused: dict[int, list[str]] = {}
-    for code in operation.codes:
+    for code in operation.refusals:
         refused.setdefault(code.status, []).append(code.name)
     found: dict[str, object] = {
         "operationId": operation.name,

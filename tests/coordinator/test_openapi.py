@@ -54,7 +54,7 @@ def test_every_route_is_in_the_document() -> None:
 
 def test_every_error_code_is_in_the_document() -> None:
     """A code that no call names is none of this API; a nonce is made by the system's generator, which cannot fail."""
-    named = {code for operation in openapi.OPERATIONS for code in operation.codes}
+    named = {code for operation in openapi.OPERATIONS for code in operation.refusals}
     assert named == set(Code) - {Code.NONCE_GENERATION_FAILED}
 
 
