@@ -44,7 +44,7 @@ def without(manifest: Manifest, peer_id: str) -> Manifest:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=set_command.PCCS, show_default=True, metavar="URL", help="As ./mesh set.")
-@click.option("--insecure-dev-root", type=click.Path(path_type=Path), help="As ./mesh set.")
+@click.option("--insecure-root", type=click.Path(path_type=Path), help="As ./mesh set.")
 def command(
     peer: str,
     cluster: str | None,
@@ -53,7 +53,7 @@ def command(
     yes: bool,
     name: str | None,
     pccs: str,
-    insecure_dev_root: Path | None,
+    insecure_root: Path | None,
 ) -> None:
     """Take the slot PEER away from whoever has it: of a lab that runs, or of CLUSTER as deployed (-c URL).
 
@@ -76,7 +76,7 @@ def command(
     envelope = _signed(without(following, peer), found, before, key)
     if envelope is None:
         return
-    set_command.put(set_command.deployed(url, pccs, insecure_dev_root), envelope, yes=yes)
+    set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes)
     target = found.folder / signing.SIGNED
     signing.keep(found, without(following, peer), target)
     target.write_text(f"{envelope}\n", encoding="ascii")

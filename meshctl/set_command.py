@@ -108,9 +108,11 @@ def lab(name: str | None) -> Lab:
 
 def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
     """The mesh with a coordinator at `url`."""
-    trust = Trust(pccs_url=pccs_url, dev_root=dev_root.read_bytes() if dev_root else None)
+    from meshctl.verify import root_in
+
+    trust = Trust(pccs_url=pccs_url, dev_root=root_in(dev_root) if dev_root else None)
     if dev_root is not None:
-        click.echo("INSECURE: quotes of a simulated TEE are believed (--insecure-dev-root)", err=True)
+        click.echo("INSECURE: quotes of a simulated TEE are believed (--insecure-root)", err=True)
     return Mesh(name=url, url=url.rstrip("/"), ask=lambda question: ask(question, trust))
 
 
@@ -189,7 +191,9 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
 
 @click.command()
 @click.option("-c", "--coordinator", "url", metavar="URL", help="A coordinator's URL. Default: a lab that runs here.")
-@click.option("--manifest", "file", type=click.Path(path_type=Path), help="The signed manifest; in a lab also a draft.")
+@click.option(
+    "-m", "--manifest", "file", type=click.Path(path_type=Path), help="The signed manifest; in a lab also a draft."
+)
 @click.option("--edit", is_flag=True, help="In a lab: edit what is in force, sign and set it.")
 @click.option(
     "--draft", type=click.Path(path_type=Path), help="In a lab: write what is in force as a draft; set nothing."
@@ -198,7 +202,9 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=PCCS, show_default=True, metavar="URL", help="Where Intel's collateral comes from.")
 @click.option(
-    "--insecure-dev-root", type=click.Path(path_type=Path), help="Believe quotes under this root (DER): simulated."
+    "--insecure-root",
+    type=click.Path(path_type=Path),
+    help="Trust this root (PEM or DER) instead of Intel's: for the simulated TEE of a lab.",
 )
 def command(
     url: str | None,
@@ -208,7 +214,7 @@ def command(
     yes: bool,
     name: str | None,
     pccs: str,
-    insecure_dev_root: Path | None,
+    insecure_root: Path | None,
 ) -> None:
     """Set the next manifest on a mesh that runs: shows what changes for whom, asks, and sets it.
 
@@ -222,7 +228,7 @@ def command(
     if url is not None:
         if file is None:
             raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
-        put(deployed(url, pccs, insecure_dev_root), _envelope(_read(file), file, None), yes=yes)
+        put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes)
         return
     here = lab(name)
     if draft is not None:

@@ -137,7 +137,7 @@ def command(
     reader = Reader(
         manifest=manifest_file,
         owners=_owners(owners_text) if owners_text else None,
-        development_root=_root(insecure_root) if insecure_root else None,
+        development_root=root_in(insecure_root) if insecure_root else None,
     )
     remembered: Path | None = None
     if url is None and (offline is None or (manifest_file is None and owners_text is None)):
@@ -254,8 +254,8 @@ def _owners(text: str) -> Owners:
         raise UserError(f"--owners {error}", "the text of MESH_OWNERS in the compose files") from error
 
 
-def _root(path: Path) -> bytes:
-    """The certificate in `path`, DER."""
+def root_in(path: Path) -> bytes:
+    """The certificate in `path` (PEM or DER), as DER. UserError."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -16,7 +17,10 @@ from meshctl.asking import Answer, Question
 from meshctl.cli import cli
 from meshctl.errors import UserError
 from meshctl.set_command import Lab, Mesh, put
-from tests.coordinator.world import OWNER, OWNERS, make_manifest
+from tests.coordinator.test_records import enforce
+from tests.coordinator.test_waiting import waits
+from tests.coordinator.world import OWNER, OWNERS, TEE, cluster, make_manifest
+from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import decode
@@ -214,3 +218,34 @@ def test_a_signed_manifest_is_set_in_a_lab_as_it_is(lab: Coordinator, tmp_path: 
     (tmp_path / "next").write_text(seal(NEXT.manifest, OWNER) + "\n")
     assert run("--manifest", str(tmp_path / "next"), "--yes").exit_code == 0
     assert lab.head.digest == NEXT.digest
+
+
+async def test_a_deployed_mesh_is_asked_attested_and_set(tmp_path: Path) -> None:
+    """Three coordinators that wait for a manifest, then a mesh that runs; a simulated TEE has to be asked for."""
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await waits(mesh, n)
+        first = opened(mesh.manifest, OWNER)
+        (tmp_path / "root.der").write_bytes(TEE.root_der)
+        (tmp_path / "first").write_text(first.envelope)
+        url = mesh.running[1].url
+        trusted = ["--pccs", mesh.pccs_url, "--insecure-root", str(tmp_path / "root.der")]
+
+        async def asked(name: str, *more: str) -> Result:
+            return await asyncio.to_thread(run, "-c", url, "-m", str(tmp_path / name), "--yes", *more)
+
+        refused(await asked("first", *trusted[:2]), "evidence is refused")
+        begun = await asked("first", *trusted)
+        assert begun.exit_code == 0, begun.output + repr(begun.exception)
+        assert begun.output.count("set on https://") == 3
+        assert "INSECURE" in begun.output
+        for n in range(3):
+            await mesh.ready(n, 40.0)
+        second = opened(after(first, leaf_hours=9), OWNER)
+        (tmp_path / "second").write_text(second.envelope)
+        while (done := await asked("second", *trusted)).exit_code != 0:
+            assert "NOT_READY" in str(done.exception), "on a busy machine Consul's leader may change"
+        assert f"set: epoch 2, digest {second.digest}" in done.output
+        leads = list(mesh.running.values())
+        await eventually(lambda: enforce(leads, second.digest), "all enforce it")
+        assert "in force already" in (await asked("second", *trusted)).output
