@@ -1,16 +1,17 @@
 """A coordinator's memory of manifests: what lies on its disk and in Consul's KV, and that both have the same.
 
-The disk outlives Consul's records, and the records outlive a disk. What is in force goes to the disk before it is
-enforced, and to the KV after it: whatever is missing in one of them because a coordinator was killed is found in the
-other at the next start.
+The disk outlives Consul's records, and the records outlive a disk. What is in force stands in the KV before it is
+enforced, and goes to the disk and into the KV's history right after: whatever is missing in one of them because a
+coordinator was killed is found in another at the next start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 
-from coordinator.disk import Disk, DiskError
+from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from coordinator.proposal import shown
 from coordinator.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
@@ -29,28 +30,25 @@ class Chronicle:
     def __init__(self, disk: Disk, client: ConsulClient, mesh: Mesh) -> None:
         self._disk, self._client, self._mesh = disk, client, mesh
         self.history = History()
-        self.problem: str | None = None
-        """Why what is in force is not on the disk; None when it is."""
         self.load()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know of it."""
-        ignored = (f"kept manifest {reason}" for reason in self.history.ignored)
-        return (*ignored, *((self.problem,) if self.problem else ()))
+        return tuple(f"kept manifest {reason}" for reason in self.history.ignored)
 
     def load(self) -> None:
         """Reads the disk."""
         self._say(arrange(self._disk.manifests(), self._mesh))
 
     def keep(self, signed: Signed) -> None:
-        """Puts what is in force on the disk. A disk that does not take it is no reason to go on with an older one."""
+        """Has what is in force put on the disk, which is no reason to wait: a disk may hang."""
         self.history = extend(self.history, signed, self._mesh)
-        self._write(signed)
+        self._disk.keep_manifest(name_of(signed), signed.envelope)
 
     async def gather(self) -> None:
         """Takes what the KV has and the disk has not. ConsulError."""
-        found = self._disk.manifests()
+        found = await asyncio.to_thread(self._disk.manifests)
         for name in await self._listed():
             if is_name(name) and name not in found:
                 _, entries = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}{name}")
@@ -67,7 +65,7 @@ class Chronicle:
                 # Several coordinators do so; all would write the same.
                 path = f"/v1/kv/{MANIFESTS_PREFIX}{name}"
                 await self._client.put(path, signed.envelope.encode(), params={"cas": "0"})
-            self._write(signed)
+            self._disk.keep_manifest(name, signed.envelope)
 
     def page(self, after: int) -> ManifestHistory:
         """The part of the chain that begins behind epoch `after`, as much as one answer holds."""
@@ -80,16 +78,6 @@ class Chronicle:
                 break
             found.append(shown(signed))
         return ManifestHistory(manifests=tuple(found), more=len(found) < len(rest))
-
-    def _write(self, signed: Signed) -> None:
-        try:
-            self._disk.keep_manifest(name_of(signed), signed.envelope)
-        except DiskError as error:
-            if self.problem != str(error):
-                log.error("a manifest is not on the disk", extra={"reason": str(error)})
-            self.problem = str(error)
-        else:
-            self.problem = None
 
     async def _listed(self) -> frozenset[str]:
         _, keys = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}", params={"keys": ""})

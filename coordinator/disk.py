@@ -50,6 +50,8 @@ class Disk:
         self.marker: Marker | None = None
         """What the folder says, once it was claimed."""
         self._peers: tuple[MeshPeer, ...] | None = None
+        self._manifests: dict[str, str] = {}
+        """What is to be kept, by name."""
         """To be kept with the next `settle`; None when nothing is."""
 
     @property
@@ -135,9 +137,18 @@ class Disk:
 
     def settle(self) -> None:
         """Writes what is to be kept, or the probe's file. OSError, and it is tried again. Called in a thread."""
+        manifests = dict(self._manifests)
+        for name, envelope in manifests.items():
+            path = self._folder / MANIFESTS / name
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if not path.exists() or path.read_bytes() != envelope.encode():
+                _write_durably(path, envelope)
+            # What is kept never changes, so nothing else can stand here by now.
+            self._manifests.pop(name, None)
         peers = self._peers
         if peers is None:
-            _write_durably(self._folder / PROBE, "")
+            if not manifests:
+                _write_durably(self._folder / PROBE, "")
             return
         _write_durably(self._folder / PEERS, json.dumps([asdict(peer) for peer in peers]))
         if self._peers is peers:
@@ -156,19 +167,8 @@ class Disk:
         return peers
 
     def keep_manifest(self, name: str, envelope: str) -> None:
-        """Keeps `envelope` for good under `name`. DiskError, and then nothing of it is there.
-
-        A folder that was not claimed may be somebody else's, so nothing is written yet.
-        """
-        if self.marker is None:
-            return
-        path = self._folder / MANIFESTS / name
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            if not path.exists() or path.read_bytes() != envelope.encode():
-                _write_durably(path, envelope)
-        except OSError as error:
-            raise DiskError(f"{path} cannot be written: {error}; {self.problem() or 'see the disk'}") from error
+        """Has the next `settle` keep `envelope` for good under `name`."""
+        self._manifests[name] = envelope
 
     def manifests(self) -> dict[str, str]:
         """As `manifests` of the folder."""

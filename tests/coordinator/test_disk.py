@@ -126,22 +126,26 @@ NAME = f"2-{'ab' * 32}"
 
 
 def test_manifests_are_kept_for_good(tmp_path: Path) -> None:
-    """Private, whole, each under its name; a damaged one is written anew, and half a write is none."""
+    """Private, whole, each under its name; a damaged one is written anew, and half a write is none. Nobody waits."""
     disk = Disk(tmp_path / "d", OWN)
     assert disk.manifests() == {}
-    disk.keep_manifest(NAME, "a.b")
-    assert not (tmp_path / "d").exists(), "it may be somebody else's"
     disk.claim()
     disk.keep_manifest(NAME, "a.b")
     path = tmp_path / "d" / MANIFESTS / NAME
+    assert not path.exists()
+    disk.settle()
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("a.b", 0o600)
     before = path.stat().st_mtime_ns, path.stat().st_ino
     disk.keep_manifest(NAME, "a.b")
+    disk.settle()
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text("a.")
     (path.parent / f".{NAME}.new").write_text("a")
     assert Disk(tmp_path / "d", OWN).manifests() == {NAME: "a."}
+    disk.settle()
+    assert path.read_text() == "a.", "nothing was to be kept"
     disk.keep_manifest(NAME, "a.b")
+    disk.settle()
     assert disk.manifests() == {NAME: "a.b"}
 
 
@@ -161,10 +165,15 @@ def test_what_cannot_be_read_of_the_manifests_is_there_as_nothing(tmp_path: Path
     assert f"3-{'ab' * 32}" in names
 
 
-def test_a_disk_that_takes_no_manifest_says_so(tmp_path: Path) -> None:
-    """Nothing of it is there then."""
+def test_a_manifest_that_the_disk_does_not_take_is_tried_again(tmp_path: Path) -> None:
+    """Until it is there, and the probe says so meanwhile."""
     disk = Disk(tmp_path, OWN)
     disk.claim()
-    (tmp_path / MANIFESTS).write_text("a file")
-    with pytest.raises(DiskError, match="cannot be written"):
-        disk.keep_manifest(NAME, "a.b")
+    (tmp_path / MANIFESTS).write_text("a file in the way")
+    disk.keep_manifest(NAME, "a.b")
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"."):
+            disk.settle()
+    (tmp_path / MANIFESTS).unlink()
+    disk.settle()
+    assert disk.manifests() == {NAME: "a.b"}

@@ -18,6 +18,7 @@ from coordinator.refusal import RefusalError
 from coordinator.waiting import PHASE, Waiting
 from runtime.guest import TlsKey
 from runtime.secret import Secret
+from tests.coordinator.test_chronicle import kept
 from tests.coordinator.test_config import GOOD, parse
 from tests.coordinator.test_head import INFO, of_newer_program
 from tests.coordinator.test_records import enforce, proposed
@@ -75,6 +76,7 @@ async def test_it_takes_the_first_manifest_and_has_it_on_its_disk_from_then_on()
         await mesh.ready()
         assert enforce([lead], first.digest)
         await Applicant(url=lead.url, manifest=mesh.manifest).admitted()
+        await kept(mesh, first, 0)
         await mesh.lose(0)
         again = await mesh.start(given=False)
         await mesh.ready()
