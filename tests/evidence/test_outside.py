@@ -87,6 +87,14 @@ def test_a_coordinator_that_the_manifest_does_not_have() -> None:
     assert refusal(replace(HONEST, peer_id="coordinator-9").bundle()).cause is Cause.FOREIGN
 
 
+@pytest.mark.parametrize("change", [{"cluster": "other"}, {"app_id": "00" * 20}], ids=["cluster", "app"])
+def test_a_coordinator_that_states_what_it_is_not(change: dict[str, str]) -> None:
+    """Its quote covers the statement, and says otherwise itself, or the manifest does."""
+    stated = HONEST.contents()
+    wrong = replace(stated, statement=replace(stated.statement, **change))
+    assert refusal(decode(HONEST.answer(NONCE, stated=wrong)[0])).cause is Cause.FOREIGN
+
+
 def test_the_quote_of_another_coordinator() -> None:
     """Two coordinators of one app: the quote of one does not cover the statement of the other."""
     manifest = replace(HONEST.chain[0].manifest, coordinators=_two(HONEST))
@@ -247,7 +255,8 @@ def test_a_rollback() -> None:
     seen = check(HONEST.bundle(), HONEST.trusted).seen
     older = replace(HONEST, chain=HONEST.chain[:2])
     assert check(older.bundle(), older.trusted).head.manifest.epoch == 2
-    assert refusal(older.bundle(), older.trusted, seen=seen).cause is Cause.ROLLBACK
+    error = refusal(older.bundle(), older.trusted, seen=seen)
+    assert (error.cause, "has seen epoch 3 enforced" in error.reason) == (Cause.ROLLBACK, True)
     newer = replace(HONEST, chain=(*HONEST.chain, opened(after(HONEST.chain[-1]), OWNER)))
     assert check(newer.bundle(), newer.trusted, seen=seen).seen.epoch == 4
     fork = opened(after(HONEST.chain[1], leaf_hours=70), OWNER)
