@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 
 import aiohttp
+import pytest
 
 from evidence.bundle import decode
-from evidence.outside import Trusted, verify
+from evidence.outside import Cause, Trusted, UnprovenError, verify
 from evidence.statement import evidence_digest
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from tests.coordinator.world import OWNER, OWNERS, TEE, Applicant, Running, cluster, encode
-from tests.topology.support import opened
+from tests.topology.support import after, opened
 
 
 async def test_a_cvm_is_admitted() -> None:
@@ -68,3 +69,29 @@ async def test_anyone_verifies_it_and_sees_who_is_admitted() -> None:
         assert released[0] == 200
         found = await verify(decode(await attested(lead, nonce)), reader, nonce=nonce, seen=None, now=time.time())
         assert found.members == ()
+
+
+async def test_a_history_that_grew_is_verified_whole() -> None:
+    """After the owner has set another manifest, by who saw the one before; and the older one is nobody's any more."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        first = opened(mesh.manifest, OWNER)
+        second = opened(after(first, leaf_hours=9), OWNER)
+        before, now = (
+            Trusted(manifest=each.manifest, digest=each.digest, owners=OWNERS, development_root=TEE.root_der)
+            for each in (first, second)
+        )
+        nonce = bytes(32)
+        seen = (await verify(decode(await attested(lead, nonce)), before, nonce=nonce, seen=None, now=time.time())).seen
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+            session.post(f"{lead.url}/v1/manifest", json={"envelope": second.envelope}) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+        bundle = decode(await attested(lead, nonce))
+        found = await verify(bundle, now, nonce=nonce, seen=seen, now=time.time())
+        assert [each.digest for each in found.history] == [first.digest, second.digest]
+        with pytest.raises(UnprovenError) as caught:
+            await verify(bundle, before, nonce=nonce, seen=None, now=time.time())
+        assert caught.value.cause is Cause.DIGEST

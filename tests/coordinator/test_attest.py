@@ -96,6 +96,21 @@ async def test_one_quote_for_all_who_ask_at_once(hardware: Hardware) -> None:
         assert found.statement == HONEST.contents().statement
 
 
+async def test_who_comes_a_moment_later_is_in_the_same_quote(
+    hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nonces are collected for a while after the first."""
+    monkeypatch.setattr(module, "BATCH_SECONDS", 0.3)
+    async with TaskScope() as scope:
+        first = scope.start("first", hardware.ask(1))
+        for _ in range(10):
+            # The attester has been woken by then.
+            await asyncio.sleep(0)
+        second = scope.start("second", hardware.ask(2))
+        assert (await first).quote == (await second).quote
+    assert len(hardware.asked) == 1
+
+
 async def test_who_comes_while_a_quote_is_made_is_in_the_next(hardware: Hardware) -> None:
     """Nobody waits for more than the quote under way and their own."""
     hardware.may.clear()
@@ -124,9 +139,11 @@ async def test_nobody_waits_without_end(hardware: Hardware, monkeypatch: pytest.
     hardware.may.clear()
     error = await hardware.refusal()
     assert (error.code, "try again" in error.reason) == (Code.NOT_READY, True)
+    assert (await hardware.refusal(2)).code is Code.NOT_READY
     monkeypatch.setattr(module, "WAIT_SECONDS", 60.0)
     hardware.may.set()
-    assert (await hardware.ask(1)).nonce == nonce(1).hex()
+    bundle = await hardware.ask(1)
+    assert (bundle.nonce, bundle.merkle_path) == (nonce(1).hex(), ())
 
 
 @pytest.mark.parametrize("fails", [GuestError("GetQuote", "no quote"), RuntimeError("a bug")], ids=["agent", "bug"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from coordinator import authority
-from coordinator.keys import derive
+from coordinator.keys import ca_builder, derive, derived_key
 from evidence.bundle import Bundle, BundleError, decode
 from evidence.outside import CLOCK_SKEW, Cause, Seen, Trusted, UnprovenError, Verified, verify
 from evidence.statement import Member
@@ -81,6 +85,14 @@ def test_evidence_of_another_app() -> None:
 def test_a_coordinator_that_the_manifest_does_not_have() -> None:
     """Its app runs more instances than the manifest lists."""
     assert refusal(replace(HONEST, peer_id="coordinator-9").bundle()).cause is Cause.FOREIGN
+
+
+@pytest.mark.parametrize("change", [{"cluster": "other"}, {"app_id": "00" * 20}], ids=["cluster", "app"])
+def test_a_coordinator_that_states_what_it_is_not(change: dict[str, str]) -> None:
+    """Its quote covers the statement, and says otherwise itself, or the manifest does."""
+    stated = HONEST.contents()
+    wrong = replace(stated, statement=replace(stated.statement, **change))
+    assert refusal(decode(HONEST.answer(NONCE, stated=wrong)[0])).cause is Cause.FOREIGN
 
 
 def test_the_quote_of_another_coordinator() -> None:
@@ -204,6 +216,31 @@ def test_a_coordinator_that_states_certificates_of_another_kind() -> None:
     assert refusal(decode(data)).cause is Cause.AUTHORITY
 
 
+def test_authorities_that_the_root_has_not_certified() -> None:
+    """The same name, key and URI, signed by itself; and a root that is not its own."""
+    honest = HONEST.bundle()
+    alone = refusal(HONEST.bundle(mesh_ca_by_root=honest.mesh_ca))
+    assert (alone.cause, "hang together" in alone.reason) == (Cause.AUTHORITY, True)
+    stated = HONEST.contents()
+    der = x509.load_pem_x509_certificate(honest.mesh_ca_by_root.encode()).public_bytes(Encoding.DER)
+    statement = replace(stated.statement, root_sha256=hashlib.sha256(der).hexdigest())
+    data = HONEST.answer(NONCE, stated=replace(stated, root_ca=honest.mesh_ca_by_root, statement=statement))[0]
+    error = refusal(decode(data))
+    assert (error.cause, "root CA does not hang" in error.reason) == (Cause.AUTHORITY, True)
+
+
+def test_another_key_under_the_name_of_the_mesh_ca() -> None:
+    """Certified by the root, for the same manifest: whoever pins the root would take what that key signs."""
+    mesh = x509.load_pem_x509_certificate(HONEST.bundle().mesh_ca.encode())
+    root_key, other = derived_key(HONEST.keys, "mesh-root"), ec.generate_private_key(ec.SECP256R1())
+    names = mesh.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    root = authority.root(HONEST.keys).subject
+    builder = ca_builder(mesh.subject, root, other.public_key(), root_key.public_key(), path_length=0)
+    cross = builder.add_extension(names, critical=False).sign(root_key, hashes.SHA256())
+    error = refusal(HONEST.bundle(mesh_ca_by_root=cross.public_bytes(Encoding.PEM).decode()))
+    assert (error.cause, "another key" in error.reason) == (Cause.AUTHORITY, True)
+
+
 def test_members_that_are_not_the_statements() -> None:
     """One fewer, one more, one changed, another order."""
     members = HONEST.bundle().members
@@ -218,7 +255,8 @@ def test_a_rollback() -> None:
     seen = check(HONEST.bundle(), HONEST.trusted).seen
     older = replace(HONEST, chain=HONEST.chain[:2])
     assert check(older.bundle(), older.trusted).head.manifest.epoch == 2
-    assert refusal(older.bundle(), older.trusted, seen=seen).cause is Cause.ROLLBACK
+    error = refusal(older.bundle(), older.trusted, seen=seen)
+    assert (error.cause, "has seen epoch 3 enforced" in error.reason) == (Cause.ROLLBACK, True)
     newer = replace(HONEST, chain=(*HONEST.chain, opened(after(HONEST.chain[-1]), OWNER)))
     assert check(newer.bundle(), newer.trusted, seen=seen).seen.epoch == 4
     fork = opened(after(HONEST.chain[1], leaf_hours=70), OWNER)
