@@ -150,7 +150,8 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             for route in own.get("routes") or []
         ],
         "admission": own.get("admission"),
-        "links": own.get("links") or [],
+        # A coordinator resets no connections, and does not say who is lost.
+        "links": [{"lost": None} | link for link in own.get("links") or []],
         "insecure": own.get("insecure") or [],
         "manifest": {
             "epoch": own.get("manifest_epoch"),

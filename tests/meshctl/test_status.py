@@ -50,6 +50,7 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     assert document["cluster"] == "starter"
     assert peer["manifest"] == {"epoch": 3, "digest": "0123456789ab", "notes": ["left out: x"]}
     assert peer["certificate"] == SIDECAR["certificate"]
+    assert peer["links"] == [{"peer_id": "worker-0", "path": "direct", "lost": None}]
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
         {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "conflict": []}
