@@ -72,11 +72,13 @@ def bring_up(
     """
     from coordinator.protocol import ADMISSION_PORT
     from lab.host import Listener, Request
+    from meshctl import compose_variables
     from topology.cluster import ClusterError, load
     from topology.model import COORDINATOR
 
     try:
         cluster = load(folder, overrides)
+        compose_variables.check(cluster)
     except ClusterError as error:
         raise UserError(
             f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),

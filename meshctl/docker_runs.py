@@ -120,10 +120,12 @@ def start(
     progress: Progress,
 ) -> tuple[Entry, ...]:
     """Starts the mesh of `folder` and returns its public entries when every application runs. UserError when not."""
+    from meshctl import compose_variables
     from topology.cluster import ClusterError, load
 
     try:
         cluster = load(folder, overrides)
+        compose_variables.check(cluster)
     except ClusterError as error:
         raise UserError(
             f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),
