@@ -31,7 +31,7 @@ def test_coordinators_that_are_down_are_named_too() -> None:
     """Nobody leads for long without them; they are no members."""
     raw = {"machines": [machine("coordinator-0", "killed"), *map(machine, SLOTS["postgres"])]}
     found = members_of(raw, SLOTS, CHECKS)
-    assert not (found.down or found.vacant)
+    assert (found.down, found.vacant) == ({}, ())
     assert report([], found) == ["coordinator-0: killed", "Start what is down: ./mesh start coordinator-0"]
 
 
