@@ -146,7 +146,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             if name in children
         },
         "routes": [
-            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints", "conflict")}
+            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints", "conflict", "may_call")}
             for route in own.get("routes") or []
         ],
         "admission": own.get("admission"),
@@ -246,6 +246,8 @@ def print_applications(console: Console, document: dict[str, Any]) -> None:
 
 def _route(route: dict[str, Any]) -> str:
     leads = f"{route['name']} → {', '.join(route['endpoints']) or 'nobody'}"
+    if not route["may_call"]:
+        return f"{leads} (may not call)"
     return f"{leads} (claimed by {', '.join(route['conflict'])})" if route["conflict"] else leads
 
 
