@@ -20,6 +20,7 @@ from meshctl.errors import UserError
 
 if TYPE_CHECKING:
     from lab.nat import Nat
+    from topology.cluster import Cluster
 
 READY_SECONDS = 180.0
 """A mesh that is not whole after this is reported as it stands; a small one takes a few seconds."""
@@ -57,6 +58,22 @@ def cluster_folder(text: str) -> Path:
     raise UserError(f"{text!r} is no cluster: expected a folder with a cluster.tf", remedy)
 
 
+def checked(folder: Path, overrides: Mapping[str, str]) -> Cluster:
+    """The cluster in `folder`. UserError has every mistake that can be found before anything starts."""
+    from meshctl import compose_variables
+    from topology.cluster import ClusterError, load
+
+    try:
+        cluster = load(folder, overrides)
+        compose_variables.check(cluster)
+    except ClusterError as error:
+        raise UserError(
+            f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),
+            "mend the entries named above",
+        ) from error
+    return cluster
+
+
 def bring_up(
     run: runs.Run,
     folder: Path,
@@ -72,16 +89,9 @@ def bring_up(
     """
     from coordinator.protocol import ADMISSION_PORT
     from lab.host import Listener, Request
-    from topology.cluster import ClusterError, load
     from topology.model import COORDINATOR
 
-    try:
-        cluster = load(folder, overrides)
-    except ClusterError as error:
-        raise UserError(
-            f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),
-            "mend the entries named above",
-        ) from error
+    cluster = checked(folder, overrides)
     found = _tools(progress)
     runs.create_folder(run)
     ports = {

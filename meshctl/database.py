@@ -12,6 +12,7 @@ import click
 
 from meshctl import readiness, runs
 from meshctl.errors import UserError
+from topology.model import COORDINATOR
 
 PROGRAM = "/app/patroni"
 """The member's program in its container; its health check starts it too."""
@@ -27,6 +28,8 @@ class Members:
     """State of each other CVM, by what it is called now."""
     vacant: tuple[str, ...]
     """Slots that no CVM has."""
+    coordinators: Mapping[str, str]
+    """State of each coordinator that does not run: without them no member leads for long."""
     others: tuple[str, ...] = ()
     """What the CVMs without a database are called."""
 
@@ -47,6 +50,11 @@ def members_of(
     return Members(
         running=tuple(check for check in readiness.checks(raw, of_group) if check.argv[:1] == (PROGRAM,)),
         down={machine["peer_id"]: machine["state"] for machine in machines if machine["state"] != "running"},
+        coordinators={
+            machine["peer_id"]: machine["state"]
+            for machine in raw["machines"]
+            if machine["group"] == COORDINATOR and machine["state"] != "running"
+        },
         vacant=tuple(slot for group in slots if group in groups for slot in slots[group] if slot not in taken),
         others=tuple(machine["peer_id"] for machine in raw["machines"] if machine["group"] not in groups),
     )
@@ -65,8 +73,9 @@ def report(outcomes: Sequence[readiness.Outcome], members: Members) -> list[str]
     lines += [f"{name}: {state}" for name, state in members.down.items()]
     takes = ": a CVM of the group that starts gets this slot" if members.down else ""
     lines += [f"{slot}: not there{takes}" for slot in members.vacant]
-    if members.down:
-        lines.append(f"Start what is down: ./mesh start {' '.join(members.down)}")
+    lines += [f"{name}: {state}" for name, state in members.coordinators.items()]
+    if members.down or members.coordinators:
+        lines.append(f"Start what is down: ./mesh start {' '.join((*members.coordinators, *members.down))}")
     return [*lines, *filter(None, advice)]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshctl import images, runs
-from meshctl.bring_up import Entry
+from meshctl.bring_up import Entry, checked
 from meshctl.console import Progress
 from meshctl.engine import Engine
 from meshctl.errors import UserError
@@ -120,15 +120,7 @@ def start(
     progress: Progress,
 ) -> tuple[Entry, ...]:
     """Starts the mesh of `folder` and returns its public entries when every application runs. UserError when not."""
-    from topology.cluster import ClusterError, load
-
-    try:
-        cluster = load(folder, overrides)
-    except ClusterError as error:
-        raise UserError(
-            f"{folder.name} has {len(error.problems)} problem(s):\n" + "\n".join(error.problems),
-            "mend the entries named above",
-        ) from error
+    cluster = checked(folder, overrides)
     names = _own_images(cluster)
     images.build(engine, (*names, "lab"), progress)
     entries = _render(run, cluster, folder, nat)

@@ -50,7 +50,7 @@ def start_options(command: Any) -> Any:
     """The options of every command that brings a cluster up."""
     for option in (
         click.option("--replicas", multiple=True, metavar="GROUP=N", help="CVMs of a group; may be repeated."),
-        click.option("--coordinators", type=click.IntRange(1, 7), help="Coordinator CVMs (1, or 3 for a quorum)."),
+        click.option("--coordinators", type=click.IntRange(1), help="Coordinator CVMs (1, or 3 for a quorum)."),
         click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the cluster."),
         click.option(
             "--nat",

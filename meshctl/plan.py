@@ -46,7 +46,7 @@ def command(cluster: str, against: str | None, json_file: str | None) -> None:
     from meshctl.plan_changes import compare
 
     folder = cluster_folder(cluster)
-    after = _snapshot(folder, folder.name)
+    after = _snapshot(folder, folder.name, deployed=False)
     label, before = _before(folder, against)
     plan = compare(before, after, label)
     if json_file is not None:
@@ -74,13 +74,17 @@ def _warn_of_refusal(folder: Path) -> None:
         click.echo(f"warning: terraform apply will refuse {folder.name} for {count} problem(s):\n{error}", err=True)
 
 
-def _snapshot(folder: Path, name: str) -> Snapshot:
+def _snapshot(folder: Path, name: str, *, deployed: bool = True) -> Snapshot:
+    """The cluster in `folder`. `deployed`: it runs, so nobody asks whether its programs will start."""
+    from meshctl import compose_variables
     from meshctl.manifest_keys import compose_files
     from meshctl.plan_snapshot import of_cluster
     from topology.cluster import ClusterError, load
 
     try:
         found = load(folder)
+        if not deployed:
+            compose_variables.check(found)
         texts = {app: path.read_text(encoding="utf-8") for app, path in compose_files(found).items()}
     except ClusterError as error:
         count = len(error.problems)

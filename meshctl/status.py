@@ -146,11 +146,12 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             if name in children
         },
         "routes": [
-            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints", "conflict")}
+            {key: route.get(key) for key in ("name", "role", "vip", "port", "endpoints", "conflict", "may_call")}
             for route in own.get("routes") or []
         ],
         "admission": own.get("admission"),
-        "links": own.get("links") or [],
+        # A coordinator resets no connections, and does not say who is lost.
+        "links": [{"lost": None} | link for link in own.get("links") or []],
         "insecure": own.get("insecure") or [],
         "manifest": {
             "epoch": own.get("manifest_epoch"),
@@ -245,6 +246,8 @@ def print_applications(console: Console, document: dict[str, Any]) -> None:
 
 def _route(route: dict[str, Any]) -> str:
     leads = f"{route['name']} → {', '.join(route['endpoints']) or 'nobody'}"
+    if not route["may_call"]:
+        return f"{leads} (may not call)"
     return f"{leads} (claimed by {', '.join(route['conflict'])})" if route["conflict"] else leads
 
 

@@ -18,7 +18,7 @@ import click
 
 from meshctl import runs, status
 from meshctl.bring_up import Entry
-from meshctl.console import Progress
+from meshctl.console import Progress, elapsed
 from meshctl.errors import UserError
 
 T = TypeVar("T")
@@ -47,6 +47,9 @@ def tour(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...], pr
                 call = partial(_from_inside, run, peer, inside + path)
                 _show(f"in {peer}: GET {inside}{path}", partial(_anything, call) if foreign else call)
         for path in paths or ("/",):
+            if path == "/db":
+                _show_database(entry)
+                continue
             call = partial(_from_outside, entry.url + path)
             _show(f"public entry: GET {entry.url}{path}", partial(_anything, call) if foreign else call)
 
@@ -95,7 +98,7 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
     for entry in entries:
         _wait_for_database(entry, progress)
         if "/db" in _PATHS.get(entry.group, ()):
-            _show(f"public entry: GET {entry.url}/db", partial(_from_outside, f"{entry.url}/db"))
+            _show_database(entry)
     click.secho(f"$ ./mesh start {leader}", fg="cyan")
     run.call("POST", f"/machines/{leader}/start", seconds=60.0)
 
@@ -140,14 +143,39 @@ def _patronictl(run: runs.Run, peer: str, *arguments: str) -> str:
 
 
 def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 240.0) -> T:
-    """What `condition` gives once it is true."""
-    end = time.monotonic() + seconds
+    """What `condition` gives once it is true; a person who had to wait reads for how long."""
+    began = time.monotonic()
+    said = False
     while not (found := condition()):
-        if time.monotonic() > end:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise UserError(f"not within {seconds:.0f} s: {what}", "./mesh status")
-        progress.update(f"waiting until {what}")
+        progress.update(f"waiting until {what} ({elapsed(waited)})")
+        said = True
         time.sleep(0.1)
+    if said:
+        progress.line(f"{what}, after {time.monotonic() - began:.1f} s")
     return found
+
+
+def _show_database(entry: Entry) -> None:
+    """A row is written and read again at once, on the leader and on a replica, which may not have it yet."""
+    answer = _from_outside(f"{entry.url}/db")
+    _show(f"public entry: GET {entry.url}/db", lambda: answer)
+    if remark := behind(answer):
+        click.echo(f"  {remark}")
+
+
+def behind(answer: str) -> str:
+    """What a person has to know of an answer of `/db` whose replica shows fewer rows; empty where it has all. Pure."""
+    try:
+        rows = {route["role"]: (name, int(route["rows"])) for name, route in json.loads(answer)["routes"].items()}
+        (_, written), (replica, shown) = rows["master"], rows["replica"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    if shown >= written:
+        return ""
+    return f"{replica} shows {written - shown} fewer: a replica replays what is acknowledged a moment later"
 
 
 def _show(title: str, call: Callable[[], str]) -> None:

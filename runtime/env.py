@@ -9,6 +9,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+UNKNOWN = "is not a known variable"
+"""How the message of a variable that nobody reads begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -70,6 +73,6 @@ class EnvReader:
                     if close
                     else "see docs/configuration.md for the names that exist"
                 )
-                self.problems.append(Problem(name, f"is not a known variable; {hint}"))
+                self.problems.append(Problem(name, f"{UNKNOWN}; {hint}"))
         if self.problems:
             raise ConfigError(self.problems)

@@ -83,6 +83,8 @@ class Desired:
     """Route name to the peer IDs behind it, for status."""
     conflicts: Mapping[str, tuple[str, ...]]
     """Route name to the peer IDs that all claim its exclusive role, where several do."""
+    barred: tuple[str, ...]
+    """Routes that this CVM's group may not call: they have names and VIPs, and a connection is reset."""
     refused: frozenset[Refusal]
     """Where nobody is behind the route: connections are refused there, as at a closed port."""
     packets: Filter
@@ -109,6 +111,7 @@ def desired(world: World) -> Desired:
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(found) for name, found in behind.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
+        barred=tuple(route.name for route in manifest.routes if not may_call(manifest, world.group, route)),
         refused=frozenset(Refusal(route.vip, route.port) for route in manifest.routes if not behind[route.name]),
         packets=Filter(
             pool=manifest.mesh_pool,
@@ -204,6 +207,12 @@ def callers(manifest: Manifest, group: str, name: str) -> tuple[Principal, ...]:
     listed = newest.backends[name].callers
     groups = manifest.groups if EVERYBODY in listed else set(listed) & manifest.groups.keys()
     return tuple(Principal(uri=identity(manifest, each)) for each in sorted(groups))
+
+
+def may_call(manifest: Manifest, group: str, route: RouteEntry) -> bool:
+    """Whether CVMs of `group` may call `route`: whoever serves it goes by the same list."""
+    own = identity(manifest, group)
+    return any(each.uri == own for each in callers(manifest, route.group, route.backend))
 
 
 def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapping[str, Endpoint]]) -> Spec | None:

@@ -81,6 +81,7 @@ class Effects:
             original = self._config.resolv_conf.read_text(encoding="utf-8", errors="replace")
         self.files.write_resolv_conf(original, DNS_ADDRESS)
         self._names(wish, None)
+        self._tell_barred(wish)
         self._held = wish
 
     async def apply(self, wish: Desired, identity: Identity | None) -> None:
@@ -107,7 +108,16 @@ class Effects:
             self.keep_environment(self._environment)
         if wish.conflicts and (held is None or held.conflicts != wish.conflicts):
             log.warning("an exclusive role is claimed by several", extra={"claims": dict(wish.conflicts)})
+        self._tell_barred(wish)
         self._held = wish
+
+    def _tell_barred(self, wish: Desired) -> None:
+        """Whoever serves such a route only sees a stranger, and the application a reset."""
+        if wish.barred and (self._held is None or self._held.barred != wish.barred):
+            log.info(
+                "routes that this group may not call, by calls and callers of the manifest: connections are reset",
+                extra={"routes": list(wish.barred)},
+            )
 
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
         """Writes `secrets` for the CVM's programs and takes away all others; False when the files are refused."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sidecar.desired import may_call
 from sidecar.phases import Report
 from topology.envelope import SHOWN_DIGITS, Signed
 
@@ -87,6 +88,7 @@ def document(facts: Facts) -> dict[str, Any]:
                 "port": route.port,
                 "endpoints": list(facts.endpoints.get(route.name, ())),
                 "conflict": list(facts.conflicts.get(route.name, ())),
+                "may_call": may_call(facts.signed.manifest, facts.group, route),
             }
             for route in facts.signed.manifest.routes
         ],

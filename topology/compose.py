@@ -266,6 +266,8 @@ class _Reader:
         self._path = path
         self._digests = digests
         self._signed = signed
+        self._misnamed: set[str] = set()
+        """Services with a field that is none: it may be what is missing."""
         self._bare: set[tuple[str, str]] = set()
         """Service and name of each variable that is written without a value."""
         self._lines = lines
@@ -277,6 +279,7 @@ class _Reader:
             body = {}
         for key in map(str, body):
             if key not in _FIELDS and not key.startswith("x-"):
+                self._misnamed.add(name)
                 self._add(name, key, f"is no field of a service; {did_you_mean(key, _FIELDS)}")
         if name == SIDECAR and body.get("env_file"):
             # All of the file's variables would get in, also those that switch a protection off.
@@ -377,7 +380,7 @@ class _Reader:
                 f'use entrypoint: ["{EXEC_SH}"] and put the program into command'
             )
             self._add(service.name, "entrypoint", message)
-        elif not service.command and len(service.entrypoint) == 1:
+        elif not service.command and len(service.entrypoint) == 1 and service.name not in self._misnamed:
             # Compose drops the image's CMD when entrypoint is set.
             self._add(service.name, "command", f"is missing: {EXEC_SH} has nothing to start; write the program here")
         targets = [volume.split(":")[1] for volume in service.volumes if volume.count(":") >= 1]

@@ -157,7 +157,9 @@ locals {
       ? [{ s = s, field = "healthcheck", says = "gives up before 24 h, and then applications are not started until the CVM boots again, while a first deployment waits for its manifest; write start_period: 24h" }] : [],
       s.host ? [] : [{ s = s, field = "network_mode", says = "must be host: VIPs and the mesh address are in the CVM's own network" }],
       s.sidecar || try(s.words.entrypoint[0], "") == local.exec_sh ? [] : [{ s = s, field = "entrypoint", says = "skips ${local.exec_sh}, so route names would not resolve; use entrypoint: [\"${local.exec_sh}\"] and put the program into command" }],
+      # A field that is none may be the command, misspelled.
       !s.sidecar && try(s.words.entrypoint[0], "") == local.exec_sh && length(s.words.entrypoint) == 1 && length(s.words.command) == 0
+      && alltrue([for field in try(keys(jsondecode(s.body)), []) : contains(local.service_fields, field) || startswith(field, "x-")])
       ? [{ s = s, field = "command", says = "is missing: ${local.exec_sh} has nothing to start; write the program here" }] : [],
       s.sidecar || anytrue([for volume in s.volumes : try(split(":", volume)[1] == "/run/mesh", false)]) ? [] : [{ s = s, field = "volumes", says = "do not mount /run/mesh; add - /tmp/dstack-runtime/mesh:/run/mesh:ro" }],
       s.sidecar || !local.has_sidecar[s.path] || contains(s.waits, "sidecar") ? [] : [{ s = s, field = "depends_on", says = "does not wait for the mesh; add sidecar: { condition: service_healthy }" }],

@@ -27,6 +27,14 @@ RAW = {"machines": [machine("api-0"), machine("postgres-0"), machine("postgres-1
 """The killed CVM had a slot that another one has by now."""
 
 
+def test_coordinators_that_are_down_are_named_too() -> None:
+    """Nobody leads for long without them; they are no members."""
+    raw = {"machines": [machine("coordinator-0", "killed"), *map(machine, SLOTS["postgres"])]}
+    found = members_of(raw, SLOTS, CHECKS)
+    assert (found.down, found.vacant) == ({}, ())
+    assert report([], found) == ["coordinator-0: killed", "Start what is down: ./mesh start coordinator-0"]
+
+
 def outcome(peer: str, said: str) -> Outcome:
     """What a member said."""
     return Outcome(check=Check(peer=peer, container="patroni", argv=()), passed=False, said=said)

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from meshctl import lab_commands, runs
 from meshctl.errors import UserError
+from topology.cluster import MAX_COORDINATORS
 
 
 def test_options_become_overrides() -> None:
@@ -72,3 +73,19 @@ def test_what_to_do_about_a_container_that_does_not_run(
     with pytest.raises(UserError, match="api-0 has no running container") as caught:
         lab_commands.container_pid(runs.Run("x", tmp_path), "api-0", None)
     assert caught.value.remedy.startswith(remedy)
+
+
+def test_how_many_coordinators_there_may_be_is_said_by_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option passes on what the model takes, and what it refuses; it has no limit of its own but one."""
+    asked: list[dict[str, str]] = []
+
+    def refuse(_cluster: str, overrides: dict[str, str], *_: object, **__: object) -> None:
+        asked.append(overrides)
+        raise UserError("enough")
+
+    monkeypatch.setattr(lab_commands, "start_mesh", refuse)
+    for count in (str(MAX_COORDINATORS), str(MAX_COORDINATORS + 1)):
+        CliRunner().invoke(lab_commands.up, ["clusters/starter", "--coordinators", count])
+        assert asked.pop() == {"coordinators": count}
+    assert CliRunner().invoke(lab_commands.up, ["clusters/starter", "--coordinators", "0"]).exit_code == 2
+    assert not asked

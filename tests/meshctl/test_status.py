@@ -10,7 +10,7 @@ import pytest
 from meshctl import status
 from tests.support import popen
 
-SIDECAR = {
+SIDECAR: dict[str, Any] = {
     "cluster": "starter",
     "ready": True,
     "reasons": [],
@@ -24,6 +24,7 @@ SIDECAR = {
             "port": 9090,
             "endpoints": ["worker-0"],
             "conflict": [],
+            "may_call": True,
             "extra": 1,
         }
     ],
@@ -50,9 +51,18 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     assert document["cluster"] == "starter"
     assert peer["manifest"] == {"epoch": 3, "digest": "0123456789ab", "notes": ["left out: x"]}
     assert peer["certificate"] == SIDECAR["certificate"]
+    assert peer["links"] == [{"peer_id": "worker-0", "path": "direct", "lost": None}]
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
-        {"name": "worker", "role": None, "vip": "127.10.1.2", "port": 9090, "endpoints": ["worker-0"], "conflict": []}
+        {
+            "name": "worker",
+            "role": None,
+            "vip": "127.10.1.2",
+            "port": 9090,
+            "endpoints": ["worker-0"],
+            "conflict": [],
+            "may_call": True,
+        }
     ]
 
 
@@ -77,9 +87,23 @@ def test_table_shows_epoch_digest_and_when_the_certificate_ends(capsys: pytest.C
 
 def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFixture[str]) -> None:
     """Two leaders are something that a person has to see."""
-    route = {"name": "db", "role": "master", "vip": "x", "port": 1, "endpoints": ["db-1"], "conflict": ["db-0", "db-1"]}
+    route = {
+        "name": "db",
+        "role": "master",
+        "vip": "x",
+        "port": 1,
+        "endpoints": ["db-1"],
+        "conflict": ["db-0", "db-1"],
+        "may_call": True,
+    }
     status.print_table(status.contract(raw(sidecar=SIDECAR | {"routes": [route]})))
     assert "db → db-1 (claimed by db-0, db-1)" in capsys.readouterr().out
+
+
+def test_table_says_which_routes_the_group_may_not_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name resolves and leads somewhere; without a word a reset would look like a server that is down."""
+    status.print_table(status.contract(raw(sidecar=SIDECAR | {"routes": [SIDECAR["routes"][0] | {"may_call": False}]})))
+    assert "worker → worker-0 (may not call)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,8 @@ class Console:
     def update(self, text: str) -> None:
         """Nothing."""
 
-    line = update
+    def line(self, text: str) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,40 @@ class Console:
 def test_only_what_the_cluster_has_is_asked(group: str, routes: set[str], paths: tuple[str, ...]) -> None:
     """A copy of the starter whose worker became something else is not asked for the worker."""
     assert tour.paths_of(group, routes) == paths
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [((5, 3), "db-replica shows 2 fewer"), ((5, 5), ""), ((5, 6), ""), (("x", 1), ""), ((None, 1), "")],
+)
+def test_a_replica_that_has_not_replayed_all_is_explained(rows: tuple[Any, Any], said: str) -> None:
+    """After a failover a person would take missing rows for lost ones."""
+    routes = {"db-master": {"role": "master", "rows": rows[0]}, "db-replica": {"role": "replica", "rows": rows[1]}}
+    remark = tour.behind(json.dumps({"routes": routes}))
+    assert remark.startswith(said)
+    assert bool(remark) == bool(said)
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "{}", '{"routes": []}', '{"routes": {"a": 1}}'])
+def test_any_other_answer_needs_no_word(answer: str) -> None:
+    """What the demo's program answers is its own."""
+    assert tour.behind(answer) == ""
+
+
+def test_a_wait_ends_with_how_long_it_took() -> None:
+    """Where nobody waits, nothing is said."""
+    said: list[str] = []
+
+    class Listening(Console):
+        def line(self, text: str) -> None:
+            said.append(text)
+
+    answers = iter([False, True])
+    assert tour._until(lambda: next(answers), "it leads", Listening())
+    assert len(said) == 1
+    assert said[0].startswith("it leads, after ")
+    assert tour._until(lambda: True, "it leads", Listening())
+    assert len(said) == 1
 
 
 @pytest.fixture

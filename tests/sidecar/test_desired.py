@@ -294,6 +294,15 @@ def test_callers_of_the_newest_manifest_count() -> None:
     assert desired(gone).packets.tcp == frozenset({8301})
 
 
+def test_routes_that_the_group_may_not_call_are_named() -> None:
+    """The caller's side of the same list: whoever is refused would only see a reset."""
+    assert desired(world()).barred == ()
+    for own, barred in ((restricted("client"), ("api",)), (restricted("api"), ()), (restricted(), ("api",))):
+        assert desired(world(manifest=with_group(own))).barred == barred
+    without = manifest(groups={"client": manifest().groups["client"]})
+    assert desired(world(manifest=without)).barred == ("api",), "nobody has the backend"
+
+
 def test_a_group_that_comes_or_goes_is_one_caller_more_or_less() -> None:
     """What the others are named does not change with it: their connections go on."""
     both = callers_of(world())

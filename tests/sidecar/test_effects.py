@@ -18,7 +18,7 @@ from sidecar.desired import desired
 from sidecar.effects import Effects
 from sidecar.files import Identity
 from sidecar.refusing import Refusing
-from tests.sidecar.test_desired import CERTIFICATE, KEYS, world
+from tests.sidecar.test_desired import CERTIFICATE, KEYS, restricted, with_group, world
 from tests.sidecar.world import DIGEST, environment, given, health, manifest, route
 from tests.topology.support import opened
 from vip.filter import Filter
@@ -260,6 +260,16 @@ async def test_a_role_that_moves_is_told_once(rig: Rig, caplog: pytest.LogCaptur
         await rig.effects.apply(desired(dataclasses.replace(first, catalog={"api": catalog.instances(own)})), OWN)
     told = [(r.__dict__["was"], r.__dict__["now"]) for r in caplog.records if r.getMessage() == "role moves"]
     assert told == [("api-0", "api-1"), ("api-1", "nobody")]
+
+
+async def test_routes_that_the_group_may_not_call_are_told_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start and when they change: the application sees a reset, and who serves them a stranger."""
+    caplog.set_level("INFO", logger="sidecar.effects")
+    barred = with_group(restricted("client"))
+    for wish in (world(), world(manifest=barred), world(manifest=barred), world()):
+        await rig.effects.apply(desired(wish), OWN)
+    told = [r.__dict__["routes"] for r in caplog.records if r.getMessage().startswith("routes that this group may not")]
+    assert told == [["api"]]
 
 
 async def test_other_authorities_are_told_though_envoy_needs_none(rig: Rig) -> None:

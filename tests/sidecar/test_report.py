@@ -76,6 +76,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             "port": 8080,
             "endpoints": ["api-0", "api-1"],
             "conflict": ["api-0", "api-1"],
+            "may_call": True,
         }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}

@@ -503,6 +503,7 @@ BROKEN: dict[str, Write] = {
     "compose-bridge": _compose("    network_mode: host\n    volumes", "    network_mode: bridge\n    volumes"),
     "compose-no-network": _compose("    network_mode: host\n    volumes", "    volumes"),
     "compose-no-exec": _compose('    entrypoint: ["/run/mesh/exec.sh"]\n', ""),
+    "compose-misspelled-command": _compose('    command: ["/app/app"]\n', '    comand: ["/app/app"]\n'),
     "compose-no-command": _compose('    command: ["/app/app"]\n', ""),
     "compose-no-mount": _compose("/run/mesh:ro", "/elsewhere:ro"),
     "compose-no-wait": _compose("        condition: service_healthy\n", "        condition: service_started\n"),

@@ -246,6 +246,12 @@ def test_a_broken_file_is_refused_with_its_line(old: str, new: str, words: tuple
     only(found, *words)
 
 
+def test_a_misspelled_command_is_one_mistake() -> None:
+    """The field that is none may be what is missing: a person mends one line."""
+    found = refused(COMPOSE.replace('    command: ["/app/app"]', '    comand: ["/app/app"]', 1))
+    only(found, "services.app.comand", "did you mean 'command'?")
+
+
 HEALTH = '    healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }\n'
 
 

@@ -83,10 +83,7 @@ def _unanswered(member: Member, error: Exception, now: float) -> str:
     silence = 0.0 if own.heard is None else now - own.heard
     if silence < SECONDS:
         return f"Patroni does not say how the cluster is ({error})"
-    return (
-        f"Consul has not answered for {silence:.0f} s: are the coordinators there? Meanwhile this member is "
-        f"{own.role}, {own.state}"
-    )
+    return f"no answer from Consul for {silence:.0f} s: are the coordinators there?"
 
 
 def status(member: Member, *, own: bool = False) -> tuple[bool, list[str]]:

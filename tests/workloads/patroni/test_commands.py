@@ -103,7 +103,7 @@ def patroni(answers: dict[str, bytes]) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("ago", "said"),
-    [(60, "Consul has not answered for 6"), (-60, "Patroni does not say how the cluster is")],
+    [(60, "no answer from Consul for 6"), (-60, "Patroni does not say how the cluster is")],
 )
 def test_consul_is_named_where_it_is_why(tmp_path: Path, monkeypatch: Any, ago: int, said: str) -> None:
     """While the coordinators are away Patroni knows itself, and how long it has not heard of Consul."""
