@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import signal
 import time
 from collections.abc import Mapping
@@ -140,8 +141,11 @@ class ControlServer:
         machine = self._host.machines[name]
         pids, at = machine.signal(process, int(number)) if process else ([], 0.0)
         if not pids:
-            running = ", ".join(machine.processes()) or f"nothing: the CVM is {machine.state}"
-            raise ValueError(f"no process {process!r} runs in {self._host.called()[name]}; there is {running}")
+            names = machine.processes()
+            running = ", ".join(names) or f"nothing: the CVM is {machine.state}"
+            close = difflib.get_close_matches(process, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"no process {process!r} runs in {self._host.called()[name]}; there is {running}{hint}")
         return {"pids": pids, "at": at}
 
     async def _end(self, _request: web.Request) -> web.Response:

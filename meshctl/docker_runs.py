@@ -100,7 +100,7 @@ def container_of(engine: Engine, run: runs.Run, peer: str, service: str | None) 
     rows = [row for row in containers(engine, run) if row.peer == peer]
     if not rows:
         known = dict.fromkeys(row.peer for row in containers(engine, run))
-        raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(known)}")
+        raise UserError(f"there is no CVM {peer!r}", runs.nearest(peer, known))
     order = [row for row in rows if row.service not in ("sidecar", ANCHOR)] + [
         row for row in rows if row.service == "sidecar"
     ]

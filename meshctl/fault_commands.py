@@ -19,7 +19,7 @@ def chosen(name: str | None, peers: tuple[str, ...]) -> runs.Run:
     names = run.names()
     for peer in peers:
         if peer not in names and peer not in names.values():
-            raise UserError(f"there is no CVM {peer!r}", f"this mesh has {', '.join(sorted(names.values()))}")
+            raise UserError(f"there is no CVM {peer!r}", runs.nearest(peer, names.values()))
     return run
 
 

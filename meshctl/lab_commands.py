@@ -218,10 +218,9 @@ def logs(peer: str | None, follow: bool, lines: int, of_lab: bool, name: str | N
     run = runs.find(name)
     files = {run.folder / "lab.log": "lab"} if of_lab else log_files(run.folder / "logs", run.names(), peer)
     if not files:
-        known = sorted(
-            {label.partition(".")[0] for label in log_files(run.folder / "logs", run.names(), None).values()}
-        )
-        raise UserError(f"there is no log of {peer!r}", f"peers with logs: {', '.join(known)}")
+        labels = log_files(run.folder / "logs", run.names(), None).values()
+        remedy = runs.nearest(peer or "", {label.partition(".")[0] for label in labels})
+        raise UserError(f"there is no log of {peer!r}", remedy)
     places = {path: _print_tail(path, files[path], lines) for path in files}
     while follow and run.alive:
         for path, place in places.items():
@@ -265,9 +264,7 @@ def container_pid(run: runs.Run, peer: str, service: str | None) -> int:
     raw = statuses.collect(run)
     machine = next((m for m in raw["machines"] if peer in (m["peer_id"], m["machine"])), None)
     if machine is None:
-        raise UserError(
-            f"there is no CVM {peer!r}", f"this mesh has {', '.join(m['peer_id'] for m in raw['machines'])}"
-        )
+        raise UserError(f"there is no CVM {peer!r}", runs.nearest(peer, (m["peer_id"] for m in raw["machines"])))
     containers = sorted(machine["containers"], key=lambda c: c["is_sidecar"])
     if service is not None:
         containers = [c for c in containers if c["name"] == service]

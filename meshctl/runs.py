@@ -6,6 +6,7 @@ Standard library only: `./mesh status` imports nothing heavier.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import http.client
 import json
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,14 @@ def find(name: str | None) -> Run:
             f"several meshes are running: {', '.join(run.name for run in alive)}", f"add --name {alive[0].name}"
         )
     return alive[0]
+
+
+def nearest(peer: str, known: Iterable[str]) -> str:
+    """What to try instead of a CVM that this mesh does not have: the nearest name, and all there are. Pure."""
+    names = sorted(known)
+    close = difflib.get_close_matches(peer, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}this mesh has {', '.join(names)}"
 
 
 @contextlib.contextmanager

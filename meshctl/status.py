@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,9 +225,22 @@ def _print_lines(console: Console, document: dict[str, Any]) -> None:
         parts += [it for it in (_until(peer),) if it]
         parts += [f"link {_links(peer['links'])}"]
         parts += [f"{name} {_child(peer, name)}" for name in ("consul", "envoy")]
-        lines = ["; ".join(parts)] if peer["admission"] or peer["links"] or peer["children"] else []
+        lines = _joined(parts, console.width - 2) if peer["admission"] or peer["links"] or peer["children"] else []
         for line in (*lines, *map(_route, peer["routes"])):
-            console.print(Padding(Text(line), (0, 0, 0, 2)))
+            console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _joined(parts: Sequence[str], width: int) -> list[str]:
+    """`parts` in lines of at most `width` columns, none of them in two lines unless it is longer. Pure."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}; {part}"
+        if len(longer) < width:
+            lines[-1] = longer
+        else:
+            lines[-1] += ";"
+            lines.append(part)
+    return lines
 
 
 def print_applications(console: Console, document: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ def test_killing_one_process_is_answered_with_what_runs_when_there_is_none(mesh:
     done = mesh.run("kill", "worker-1", "--process", "envoi")
     assert done.returncode == 2
     assert "no process 'envoi' runs in worker-1; there is" in done.stderr
-    assert "envoy" in done.stderr
+    assert "did you mean envoy?" in done.stderr
 
 
 @pytest.mark.parametrize("direction", ["in", "out", "both"])

@@ -59,7 +59,7 @@ def test_a_typo_in_the_last_peer_breaks_nothing(lab: FakeRun) -> None:
     """All names are checked before the first CVM is met."""
     done = CliRunner().invoke(fault_commands.cut, ["a-0", "b-1"])
     assert isinstance(done.exception, UserError)
-    assert "a-0, b-0" in str(done.exception)
+    assert "did you mean b-0? this mesh has a-0, b-0" in str(done.exception)
     assert lab.asked == []
 
 

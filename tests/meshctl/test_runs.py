@@ -87,3 +87,10 @@ def test_a_silent_lab_is_reported_with_the_remedy() -> None:
     runs.create_folder(run)
     with pytest.raises(UserError, match="does not answer"):
         run.call("GET", "/status")
+
+
+def test_nearest_name_comes_first() -> None:
+    """A typo is answered with what was meant, where that can be told, and with all there are."""
+    known = ("worker-1", "api-0", "worker-0")
+    assert runs.nearest("wroker-1", known) == "did you mean worker-1? this mesh has api-0, worker-0, worker-1"
+    assert runs.nearest("x", known) == "this mesh has api-0, worker-0, worker-1"
