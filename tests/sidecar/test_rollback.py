@@ -47,6 +47,10 @@ class Cvm:
         """As the sidecar judges."""
         return sources.why_rolled_back(self.world, epoch, envelope, check_signatures=True)
 
+    def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
+        """As the sidecar judges."""
+        return sources.why_misplaced(self.world, peer_id, address, envelope, check_signatures=True)
+
     def certificate(self) -> tuple[None, str]:
         """None."""
         return None, ""
