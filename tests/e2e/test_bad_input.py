@@ -119,6 +119,12 @@ BAD_CLUSTERS = {
         '"/app/worker"',
         [line_of('["/run/mesh/exec.sh"]'), "skips /run/mesh/exec.sh"],
     ),
+    "variable": (
+        WORKER,
+        "      MESH_CLUSTER: $",
+        "      MESH_LOG_LEVL: debug\n      MESH_CLUSTER: $",
+        [line_of("      MESH_CLUSTER: $"), "MESH_LOG_LEVL", "did you mean MESH_LOG_LEVEL?"],
+    ),
     "key": (WORKER, '"REPLACE_WITH_YOUR_OWNER_KEY"', "${KEY}", ["MESH_OWNERS comes from the environment"]),
 }
 
@@ -337,8 +343,8 @@ def test_sidecar_without_net_admin_says_which_capability(namespace: str, tmp_pat
     ("change", "said"),
     [
         (
-            (WORKER, "      MESH_CLUSTER: $", "      MESH_LOG_LEVL: debug\n      MESH_CLUSTER: $"),
-            ["worker-", ".sidecar ended with exit code 2", "did you mean MESH_LOG_LEVEL?"],
+            (WORKER, "      MESH_CLUSTER: $", "      MESH_LOG_LEVEL: ${LEVEL:-loud}\n      MESH_CLUSTER: $"),
+            ["worker-", ".sidecar ended with exit code 2", "MESH_LOG_LEVEL: "],
         ),
         ((WORKER, '"/app/worker"', '"/app/wrker"'), [".worker ended with exit code 127", "/app/wrker: not found"]),
     ],
