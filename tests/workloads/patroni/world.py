@@ -17,8 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -485,19 +486,36 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
-            async with TaskScope() as scope:
-                apis = [scope.start(f"workload {member.peer_id}", member.api.run()) for member in made.members]
-                try:
-                    yield made
-                finally:
-                    for api in apis:
-                        api.cancel()
+            with _workload_ports(made.members):
+                yield made
         finally:
             _kill(made)
             for guest in made.guests:
                 await guest.stop()
             for client in (made.consul, *(m.consul for m in made.members if hasattr(m, "consul"))):
                 await client.close()
+
+
+@contextlib.contextmanager
+def _workload_ports(members: list[Member]) -> Iterator[None]:
+    """Serves each member's port on a thread of its own: a test that waits for a command holds up its event loop."""
+
+    async def settle() -> None:
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    running = [asyncio.run_coroutine_threadsafe(member.api.run(), loop) for member in members]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.cancel()
+        asyncio.run_coroutine_threadsafe(settle(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
 
 
 def _vip(network: str, index: int) -> str:
