@@ -5,12 +5,20 @@ is bounded, which aiohttp does not do.
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from runtime.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 0.1
+"""After a connection could not be accepted, as where descriptors are used up."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -19,13 +27,15 @@ class Limits:
     """What a server grants its callers."""
 
     connections: int
-    """Open ones."""
+    """Open ones, those in their handshake among them."""
     head_seconds: float
     """Until a connection has brought a request that counts; the TLS handshake has as long for itself."""
     idle_seconds: float
     """Between two requests of a connection."""
     stop_seconds: float
     """For requests under way when the server stops."""
+    handshakes: int = 256
+    """At once. One more ends the oldest."""
     displaces: bool = False
     """One connection too many takes the place of the oldest that has brought no request that counts. Otherwise, and
     where there is none, it is closed."""
@@ -60,55 +70,99 @@ class Server:
         self._host, self._port, self._tls = host, port, tls
         self._limits = limits
         self._counts = counts
-        self._server: asyncio.Server | None = None
-        self._silent: dict[asyncio.BaseProtocol, None] = {}
+        self._scope: TaskScope | None = None
+        self._listener: socket.socket
+        self._accepting: asyncio.Task[None]
+        self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
+        """Connections in their handshake, oldest first."""
+        self._silent: dict[web.RequestHandler, None] = {}
         """Connections without a request that counts, oldest first."""
         app.middlewares.insert(0, self._note_request)
 
     async def start(self) -> int:
         """Begins to listen; the port that was bound. OSError names a taken address."""
         await self._runner.setup()
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connection,
-                self._host,
-                self._port,
-                ssl=self._tls,
-                backlog=1024,
-                ssl_handshake_timeout=self._limits.head_seconds if self._tls else None,
-            )
+            listener = socket.create_server((self._host, self._port), family=family, backlog=1024)
         except OSError:
             await self._runner.cleanup()
             raise
-        port: int = self._server.sockets[0].getsockname()[1]
+        listener.setblocking(False)
+        self._listener, self._scope = listener, await TaskScope().__aenter__()
+        self._accepting = self._scope.start("accept", self._accept(listener, self._scope))
+        port: int = listener.getsockname()[1]
         return port
 
     async def stop(self) -> None:
-        """Stops listening; requests under way get `stop_seconds`."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-            await self._runner.cleanup()
-            await server.wait_closed()
+        """Stops listening; requests under way get `stop_seconds`. From the task that called `start`."""
+        scope, self._scope = self._scope, None
+        if scope is None:
+            return
+        for task in (self._accepting, *self._greeted.values()):
+            task.cancel()
+        await scope.__aexit__(None, None, None)
+        self._listener.close()
+        await self._runner.cleanup()
 
-    def _connection(self) -> asyncio.BaseProtocol:
-        """aiohttp's protocol for a new connection, which is closed when it brings no request in time."""
-        factory = self._runner.server
-        assert factory is not None
-        if len(factory.connections) >= self._limits.connections:
-            oldest = next(iter(self._silent), None) if self._limits.displaces else None
-            if oldest is None:
-                return _Closed()
-            self._close_silent(oldest)
-        protocol = factory()
-        self._silent[protocol] = None
-        asyncio.get_running_loop().call_later(self._limits.head_seconds, self._close_silent, protocol)
-        return protocol
+    async def _accept(self, listener: socket.socket, scope: TaskScope) -> None:
+        """Takes connections, as many as the limits say. Not asyncio's own server: it tells of a connection when the TLS
+        handshake is done, and holds 0.3 MiB for each that never ends it.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("no connection can be accepted", extra={"reason": str(error)})
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            factory = self._runner.server
+            if factory is None or not self._make_room(len(factory.connections)):
+                connection.close()
+                continue
+            protocol = factory()
+            self._silent[protocol] = None
+            self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
 
-    def _close_silent(self, protocol: asyncio.BaseProtocol) -> None:
+    async def _greet(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
+        """The handshake, if there is TLS. A connection that brings no request in time afterwards is closed."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._limits.head_seconds if self._tls else None,
+            )
+            loop.call_later(self._limits.head_seconds, self._close_silent, protocol)
+        except Exception as error:  # noqa: BLE001 -- the boundary: whatever a stranger's handshake causes is the stranger's
+            self._silent.pop(protocol, None)
+            log.debug("handshake failed", extra={"reason": repr(error)})
+        except asyncio.CancelledError:
+            self._silent.pop(protocol, None)
+            raise
+        finally:
+            self._greeted.pop(protocol, None)
+
+    def _make_room(self, connected: int) -> bool:
+        """Whether there is a place for one more connection, beside those that are `connected` or in their handshake."""
+        if len(self._greeted) >= self._limits.handshakes:
+            # The oldest: an honest one takes a tenth of a second.
+            oldest = next(iter(self._greeted))
+            self._greeted.pop(oldest).cancel()
+        if connected + len(self._greeted) < self._limits.connections:
+            return True
+        found = (each for each in self._silent if each not in self._greeted)
+        displaced = next(found, None) if self._limits.displaces else None
+        if displaced is None:
+            return False
+        self._close_silent(displaced)
+        return True
+
+    def _close_silent(self, protocol: web.RequestHandler) -> None:
         if protocol in self._silent:
             del self._silent[protocol]
-            assert isinstance(protocol, web.RequestHandler)
             if protocol.transport is not None:
                 protocol.transport.abort()
 
@@ -117,12 +171,3 @@ class Server:
         if self._counts(request):
             self._silent.pop(request.protocol, None)
         return await handler(request)
-
-
-class _Closed(asyncio.Protocol):
-    """A connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Closes it."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()

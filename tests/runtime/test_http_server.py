@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
 from runtime.http_server import Limits, Server
 from tests.support import eventually
+from tests.xds.pki import Authority
 
 LIMITS = Limits(connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1)
 
@@ -36,7 +39,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(limits: Limits = LIMITS) -> AsyncIterator[Served]:
+async def serving(limits: Limits = LIMITS, tls: ssl.SSLContext | None = None) -> AsyncIterator[Served]:
     async def hello(_: web.Request) -> web.Response:
         return web.Response(text="hello")
 
@@ -44,7 +47,7 @@ async def serving(limits: Limits = LIMITS) -> AsyncIterator[Served]:
     app = web.Application()
     app.router.add_get("/", hello)
     app.router.add_get("/waits", made.wait)
-    server = Server(app, "127.0.0.1", 0, None, limits, counts=lambda request: "Known" in request.headers)
+    server = Server(app, "127.0.0.1", 0, tls, limits, counts=lambda request: "Known" in request.headers)
     made.port = await server.start()
     try:
         yield made
@@ -97,6 +100,67 @@ async def test_who_counts_is_let_in_when_others_have_taken_all_places() -> None:
             assert response.status == 200
         for _, writer in idle:
             writer.close()
+
+
+async def test_a_crowd_at_once_neither_overshoots_nor_stays() -> None:
+    """More connections than the kernel hands over in one turn: most are closed at once, the rest in time, and who
+    counts is let in.
+    """
+    limits = dataclasses.replace(LIMITS, connections=20, head_seconds=2.0, displaces=True)
+    async with serving(limits) as made, aiohttp.ClientSession() as session:
+        crowd = await asyncio.gather(*(made.open() for _ in range(400)))
+        await eventually(lambda: ended(crowd) >= 380, "no more than the limit are open")
+        async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
+            assert response.status == 200
+        await eventually(lambda: ended(crowd) == 400, "who brings nothing is closed in time")
+        for _, writer in crowd:
+            writer.close()
+
+
+async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:
+    """They hold no more places than handshakes may, and a client that goes through with its own is served."""
+    limits = dataclasses.replace(LIMITS, connections=20, handshakes=5)
+    async with serving(limits, tls(tmp_path)) as made:
+        silent = [await made.open() for _ in range(40)]
+        await eventually(lambda: ended(silent) == 35, "the oldest have ended")
+        connector = aiohttp.TCPConnector(ssl=False)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(f"https://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response,
+        ):
+            assert response.status == 200
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_a_handshake_that_fails_is_its_clients(tmp_path: Path) -> None:
+    """It costs a place for no longer than it lasts."""
+    async with serving(dataclasses.replace(LIMITS, connections=1), tls(tmp_path)) as made:
+        for _ in range(10):
+            reader, writer = await made.open()
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await closed(reader)
+            writer.close()
+        connector = aiohttp.TCPConnector(ssl=False)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(f"https://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response,
+        ):
+            assert response.status == 200
+
+
+def ended(connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> int:
+    """How many the other side has ended."""
+    return sum(reader.at_eof() or reader.exception() is not None for reader, _ in connections)
+
+
+def tls(folder: Path) -> ssl.SSLContext:
+    """A server's, with a certificate that nobody vouches for."""
+    leaf = Authority().leaf("server", "spiffe://test/server")
+    (folder / "tls.pem").write_text(leaf.key_pem.reveal() + leaf.chain_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.pem")
+    return context
 
 
 async def test_nothing_goes_on_for_a_caller_who_has_gone() -> None:
