@@ -84,6 +84,23 @@ class Head:
         """
         return proposal.judge(self.signed, envelope, self._info, own, signed=self._check)
 
+    def brought(self, envelope: str, own: MeshPeer) -> Signed | None:
+        """The manifest in `envelope`, which anybody may have brought, where it is newer and may be set; else None.
+        `own` is this coordinator. SuccessionError when it is not to be believed.
+        """
+        if len(envelope) > proposal.MAX_STORED:
+            return None
+        found = self.judge(envelope)
+        reason = proposal.why_not(self.signed, found, self._info, own) if found is not None else None
+        if found is None or reason is None:
+            return found
+        note = f"{found.name} was brought and is refused: {reason}"
+        if self._refused != note:
+            self._refused = note
+            log.warning("manifest refused", extra={"reason": note})
+            self._changed()
+        return None
+
     def take(self, envelope: str, adopted_at: float) -> bool:
         """Enforces the manifest in `envelope`, adopted at `adopted_at` (Unix seconds), when it is newer. One that is
         not to be believed is noted.

@@ -56,7 +56,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
         if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
             raise stale(head, str(error)) from error
         raise RefusalError(code, str(error)) from error
-    reason = misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest, own)
+    reason = why_not(head, found, info, own)
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
@@ -80,6 +80,13 @@ def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
+
+
+def why_not(head: Signed, found: Signed, info: GuestInfo, own: MeshPeer) -> str | None:
+    """Why `found`, which its owners signed, is not to take the place of `head` here: it would leave this coordinator or
+    the CVMs that run behind. None when it may.
+    """
+    return misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest, own)
 
 
 def stale(head: Signed, reason: str) -> RefusalError:

@@ -141,7 +141,7 @@ class Records:
         if not head.settled:
             return
         try:
-            found = head.judge(envelope)
+            found = head.brought(envelope, self._own)
             now = time.time()
             counts = (
                 None if found is None else await governance.publish_manifest(self._client, found, self._owners, now)

@@ -7,6 +7,7 @@ said what coordinators must measure. Then come the differences, a question, and 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +28,15 @@ OWNER_KEY = "owner.pem"
 """In a lab's folder: the key of its owner, which signs for that lab only."""
 FIRST = "manifest.signed"
 """In a lab's folder: the manifest that it began with."""
-NO_MANIFEST = "NO_MANIFEST"
-"""The code of a coordinator that waits for its first manifest."""
+NO_MANIFEST, NOT_READY = "NO_MANIFEST", "NOT_READY"
+"""The codes of a coordinator that waits for its first manifest, and of one that begins with it."""
 PCCS = "https://pccs.phala.network"
+FOLLOW_SECONDS = 10.0
+"""Within which every coordinator follows: they hear of a manifest by the records, in well below a second."""
+BEGIN_SECONDS = 120.0
+"""Within which coordinators found their cluster, quotes and tunnels included: they take 10 s on a quiet machine."""
+LOOK_SECONDS = 0.5
+"""Between two looks at one that has not followed yet."""
 
 
 class RefusedError(UserError):
@@ -113,11 +120,15 @@ def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
     trust = Trust(pccs_url=pccs_url, dev_root=root_in(dev_root) if dev_root else None)
     if dev_root is not None:
         click.echo("INSECURE: quotes of a simulated TEE are believed (--insecure-root)", err=True)
+    if not url.startswith("https://"):
+        raise UserError(f"-c is {url!r:.200}: a coordinator is asked by https only", "-c https://host:port")
     return Mesh(name=url, url=url.rstrip("/"), ask=lambda question: ask(question, trust))
 
 
-def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
-    """Shows what the manifest in `envelope` changes, asks, and sets it. UserError."""
+def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
+    """Shows what the manifest in `envelope` changes, asks, and sets it. UserError. `first`: a coordinator that has no
+    manifest may begin with it, though it follows another one.
+    """
     from meshctl.manifest_changes import compare, warnings
     from meshctl.plan import print_changes
     from runtime.confirm import confirm
@@ -129,7 +140,15 @@ def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
     except RefusedError as refusal:
         if refusal.code != NO_MANIFEST:
             raise
-        begin(mesh, open_envelope(envelope, None), yes=yes)
+        wanted = open_envelope(envelope, None)
+        if wanted.manifest.previous is not None and not first:
+            raise UserError(
+                f"{mesh.url} has no manifest, and {wanted.name} follows another one: its coordinators lost their "
+                "records, or another one answers at this URL than you know",
+                "-c with another coordinator; or --first, when all of them lost their records",
+                exit_code=1,
+            ) from refusal
+        begin(mesh, wanted, yes=yes)
         return
     click.echo(f"{mesh.url} is attested, and enforces {head.name}")
     try:
@@ -137,6 +156,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
     except SuccessionError as error:
         if error.fault is Fault.IDENTICAL:
             click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
+            confirm_everywhere(mesh, head)
             return
         remedy = "./mesh manifest render and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
@@ -150,9 +170,38 @@ def put(mesh: Mesh, envelope: str, *, yes: bool) -> None:
     if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
         raise UserError("nothing was set", exit_code=1)
     now = mesh.put(envelope)
-    if now.digest != open_envelope(envelope, None).digest:
+    if now.digest != found.digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
+    confirm_everywhere(mesh, found)
+
+
+def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
+    """Returns when every coordinator of the manifest `found` enforces it; UserError that names those that do not.
+
+    One coordinator's word is not enough: a host can let a second mesh of the same app answer at its URL.
+    """
+    deadline = time.monotonic() + seconds
+    missing = []
+    for peer in found.manifest.coordinators.peers:
+        while (reason := _why_not_enforced(replace(mesh, url=peer.url), found)) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        if reason:
+            missing.append(f"{peer.peer_id}: {reason}")
+    if missing:
+        raise UserError(
+            "not seen in force on all coordinators:\n" + "\n".join(missing),
+            "see to those that do not answer, then ./mesh set again: it changes nothing where it is in force",
+            exit_code=1,
+        )
+
+
+def _why_not_enforced(one: Mesh, found: Signed) -> str:
+    try:
+        head = one.head(found.envelope)
+    except UserError as error:
+        return error.message
+    return "" if head.digest == found.digest else f"{one.url} enforces {head.name}"
 
 
 def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
@@ -173,19 +222,23 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
         one = replace(mesh, url=url)
         try:
             try:
-                one.head(found.envelope)
+                head = one.head(found.envelope)
             except RefusedError as refusal:
-                if refusal.code != NO_MANIFEST:
-                    click.echo(f"{url} has a manifest: {refusal.message}")
+                if refusal.code == NOT_READY:
+                    # It has one, and says which when all have begun.
                     continue
-                one.put(found.envelope)
+                if refusal.code != NO_MANIFEST:
+                    raise
+                head = one.put(found.envelope)
                 click.echo(f"set on {url}")
-            else:
-                click.echo(f"{url} has a manifest")
+            if head.digest != found.digest:
+                missing.append(f"{url} has another manifest: {head.name}")
         except UserError as error:
             missing.append(f"{url}: {error.message}")
     if missing:
         raise UserError("not set on all coordinators:\n" + "\n".join(missing), "set it again for these", exit_code=1)
+    click.echo("set on all; they begin together")
+    confirm_everywhere(mesh, found, BEGIN_SECONDS)
     click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
 
 
@@ -198,6 +251,7 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
 @click.option(
     "--draft", type=click.Path(path_type=Path), help="In a lab: write what is in force as a draft; set nothing."
 )
+@click.option("--first", is_flag=True, help="Begin with it where coordinators lost every manifest.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=PCCS, show_default=True, metavar="URL", help="Where Intel's collateral comes from.")
@@ -211,6 +265,7 @@ def command(
     file: Path | None,
     edit: bool,
     draft: Path | None,
+    first: bool,
     yes: bool,
     name: str | None,
     pccs: str,
@@ -228,14 +283,14 @@ def command(
     if url is not None:
         if file is None:
             raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
-        put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes)
+        put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes, first=first)
         return
     here = lab(name)
     if draft is not None:
         draft.write_text(_pretty(here.draft()), encoding="utf-8")
         click.echo(f"written: {draft}\nedit it, then: ./mesh set --manifest {draft}")
         return
-    put(here.mesh, _edited(here) if file is None else _envelope(_read(file), file, here), yes=yes)
+    put(here.mesh, _edited(here) if file is None else _envelope(_read(file), file, here), yes=yes, first=first)
 
 
 def _edited(here: Lab) -> str:

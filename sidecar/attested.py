@@ -88,6 +88,9 @@ class Attested:
     async def _verified(self) -> tuple[ClientSession, bytes]:
         import aiohttp
 
+        if not self.url.startswith("https://"):
+            # The evidence is that of a TLS certificate: a request without TLS would go to whoever answers.
+            raise CoordinatorError(f"{self.url} is no https URL")
         now = asyncio.get_running_loop().time()
         if self._fingerprint is None or now - self._verified_at > VERIFY_SECONDS:
             certificate = await peer_certificate(self.url)

@@ -33,7 +33,7 @@ class World:
     signed: Signed
     """The newest manifest."""
     own: GroupEntry
-    """This CVM's group as it started with it, of the environment's manifest: its own ports and servers. It grants
+    """This CVM's group as it started with it, of the environment's manifest: what it registers and checks. It grants
     nobody anything."""
     group: str
     address: str | None = None
@@ -147,10 +147,8 @@ def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
 
 
 def _open_ports(world: World) -> frozenset[int]:
-    """The ingress ports of this CVM's backends, as far as the newest manifest has them."""
-    newest = world.manifest.groups.get(world.group)
-    named = newest.backends if newest is not None else {}
-    return frozenset(backend.sidecar_port for name, backend in world.own.backends.items() if name in named)
+    """The ingress ports of this CVM's backends."""
+    return frozenset(backend.sidecar_port for backend in _backends(world).values())
 
 
 def _in_slots(slots: Mapping[str, Endpoint], found: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -223,7 +221,7 @@ def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapp
         egress=tuple(
             _egress(world, route, choices[route.name].instances, behind[route.name]) for route in manifest.routes
         ),
-        ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(world.own.backends.items())),
+        ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(_backends(world).items())),
         leaves=(
             Leaf(
                 name=world.group,
@@ -256,6 +254,14 @@ def _egress(
         peer_sans=(identity(world.manifest, route.group),),
         generation=generation(route, chosen),
     )
+
+
+def _backends(world: World) -> Mapping[str, BackendEntry]:
+    """Our own backends by name, by the newest manifest alone: which local server answers, and from where it is dialled,
+    is a grant, too, and what this CVM started with came by the host's hands.
+    """
+    newest = world.manifest.groups.get(world.group)
+    return newest.backends if newest is not None else {}
 
 
 def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> Ingress:

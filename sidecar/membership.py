@@ -309,7 +309,9 @@ class Membership:
     async def _join(self, admitted: Admitted) -> None:
         self._host.wait("consul", "the agent has not joined")
         self._host.wait("registration", "waits for the agent")
-        backends = tuple(self._config.own.backends.values())
+        # By the newest manifest: which of them a plain TCP check decides over is not for the environment to say.
+        newest = self._host.world.manifest.groups.get(self._config.group, self._config.own)
+        backends = tuple(newest.backends.values())
         self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
         self._host.supervise(Child(self._agent.spec(), self._agent_started))

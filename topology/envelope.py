@@ -149,7 +149,13 @@ def _b64(data: bytes) -> str:
 
 
 def _unb64(text: str, what: str) -> bytes:
+    """Strictly: of two texts for one manifest the second would look like a newer one."""
     try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except (binascii.Error, ValueError) as error:
         raise ManifestError(f"the manifest's {what} is not base64url") from error
+    if _b64(data) != text:
+        raise ManifestError(
+            f"the manifest's {what} is not base64url in its one form, without padding or other characters"
+        )
+    return data

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from coordinator.head import Head
-from coordinator.proposal import misfit
+from coordinator.proposal import MAX_STORED, misfit
+from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed
@@ -64,6 +65,22 @@ def test_a_successor_takes_the_place_and_nothing_else_does() -> None:
     assert head.hindrance is None
     assert "two were signed for one epoch" in head.notes[0]
     assert head.changes == changes + 2
+
+
+def test_who_brings_a_manifest_brings_none_that_cannot_be_set() -> None:
+    """Owners sign one, see that it is refused, and sign another: who kept the first cannot set it either."""
+    head = settled()
+    own = MeshPeer(
+        peer_id="coordinator-0", public_key="", address=FIRST.manifest.coordinators.peers[0].address, kind="coordinator"
+    )
+    wrong = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("ab" * 32,))
+    for mistaken in (after(FIRST, coordinators=wrong), after(FIRST, mesh_pool="100.97.0.0/16")):
+        assert head.brought(seal(mistaken, OWNER), own) is None
+        assert head.signed == FIRST
+        assert any("is refused" in note for note in head.notes)
+    assert head.brought("x" * (MAX_STORED + 1), own) is None
+    good = opened(after(FIRST, leaf_hours=9), OWNER)
+    assert head.brought(good.envelope, own) == good
 
 
 def test_of_two_of_one_epoch_only_the_records_choose() -> None:

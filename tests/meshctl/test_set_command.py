@@ -59,6 +59,7 @@ def test_the_next_manifest_is_shown_and_set(capsys: pytest.CaptureFixture[str]) 
     assert [(q.method, q.references, q.path) for q in one.asked] == [
         ("GET", NEXT.envelope, "/v1/manifest"),
         ("POST", NEXT.envelope, "/v1/manifest"),
+        ("GET", NEXT.envelope, "/v1/manifest"),
     ]
     out = capsys.readouterr().out
     assert "leaf_hours" in out
@@ -66,10 +67,10 @@ def test_the_next_manifest_is_shown_and_set(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_same_again_is_no_change(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is sent but the question what is in force."""
+    """Nothing is sent but the question what is in force, to the one that is named and then to all."""
     one = Coordinator(NEXT)
     put(one.mesh, NEXT.envelope, yes=True)
-    assert [q.method for q in one.asked] == ["GET"]
+    assert [q.method for q in one.asked] == ["GET", "GET"]
     assert f"in force already: epoch 2, digest {NEXT.digest}" in capsys.readouterr().out
 
 
@@ -88,6 +89,10 @@ class Beginning:
         if question.method == "POST":
             self.states[question.url] = "starts"
             return Answer(tree={"envelope": self.manifest.envelope})
+        if state == "starts" and "waits" not in self.states.values():
+            return Answer(tree={"envelope": self.manifest.envelope})
+        if state == "foreign":
+            return Answer(tree={"envelope": NEXT.envelope})
         return Answer(tree={}, code={"waits": "NO_MANIFEST", "starts": "NOT_READY"}[state], reason=state)
 
     @property
@@ -112,6 +117,35 @@ def test_a_beginning_that_not_all_took_is_said() -> None:
     with pytest.raises(UserError, match=r"https://1.test: https://1.test cannot be reached"):
         put(three.mesh, three.manifest.envelope, yes=True)
     assert list(three.states.values()) == ["starts", "away", "starts"]
+
+
+def test_a_coordinator_with_another_manifest_is_no_success() -> None:
+    """Nor is one that refuses for another reason than that it begins."""
+    three = Beginning("waits", "foreign", "waits")
+    with pytest.raises(UserError, match=r"https://1.test has another manifest: epoch 2"):
+        put(three.mesh, three.manifest.envelope, yes=True)
+
+
+def test_a_later_manifest_is_no_first_one() -> None:
+    """A coordinator without any, where the mesh had one: another mesh may answer, so nothing is sent unasked."""
+    three = Beginning("waits", "waits", "waits")
+    with pytest.raises(UserError, match="follows another one") as caught:
+        put(three.mesh, NEXT.envelope, yes=True)
+    assert "--first" in caught.value.remedy
+    assert set(three.states.values()) == {"waits"}
+
+
+def test_what_a_coordinator_does_not_enforce_is_named() -> None:
+    """All coordinators of the manifest are asked: one that answered alone proves nothing of the others."""
+    two = opened(make_manifest(coordinators=2, urls=(URL, "https://other.test")), OWNER)
+    following = opened(after(two, leaf_hours=9), OWNER)
+
+    def ask(question: Question) -> Answer:
+        return Answer(tree={"envelope": (following if question.url == URL else two).envelope})
+
+    mesh = Mesh(name="m", url=URL, ask=ask)
+    with pytest.raises(UserError, match=r"coordinator-1: https://other.test enforces epoch 1"):
+        set_command.confirm_everywhere(mesh, following, seconds=0.0)
 
 
 def test_nothing_is_set_without_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:

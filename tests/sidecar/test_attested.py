@@ -149,6 +149,8 @@ async def test_unreachable_coordinator_is_a_coordinator_error() -> None:
     coordinator = Attested("https://127.0.0.1:1", trusting)
     with pytest.raises(CoordinatorError, match="cannot be reached"):
         await ask(coordinator)
+    with pytest.raises(CoordinatorError, match="is no https URL"):
+        await ask(Attested("http://127.0.0.1:1", trusting))
 
     async def rude(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello\n")

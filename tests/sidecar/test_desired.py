@@ -207,10 +207,24 @@ def test_the_mesh_reaches_ingress_ports_and_gossip() -> None:
     wanted = Filter(
         "100.96.0.0/16", "mesh0", frozenset({8301, *(b.sidecar_port for b in both.values())}), frozenset({8301})
     )
-    assert desired(world(own=own)).packets == desired(world(own=own, address=None)).packets == wanted
+    newest = manifest(groups={**MANIFEST.groups, "api": own})
+    assert desired(world(newest)).packets == desired(world(newest, address=None)).packets == wanted
     assert not {b.port for b in both.values()} & wanted.tcp
-    client = dataclasses.replace(own, backends={})
-    assert desired(world(own=client)).packets.tcp == {8301}
+    client = manifest(groups={**MANIFEST.groups, "api": dataclasses.replace(own, backends={})}, routes=())
+    assert desired(world(client)).packets.tcp == {8301}
+
+
+def test_the_newest_manifest_says_which_local_server_answers() -> None:
+    """A CVM that the host started with an older one has no other ports, sources or headers than the others."""
+    older = dataclasses.replace(backend("api", port=9999), source="127.0.0.1", proxy_protocol=False)
+    newer = dataclasses.replace(backend("api", port=8080), source="127.10.0.54", proxy_protocol=True)
+    groups = {name: dataclasses.replace(entry, backends={}) for name, entry in MANIFEST.groups.items()}
+    own = dataclasses.replace(groups["api"], backends={"api": older, "gone": backend("gone", port=7777)})
+    groups["api"] = dataclasses.replace(groups["api"], backends={"api": newer, "new": backend("new", port=6666)})
+    spec = desired(world(manifest(groups=groups, routes=()), own=own)).spec
+    assert spec is not None
+    found = {each.name: (each.target.port, each.source, each.proxy_protocol) for each in spec.ingress}
+    assert found == {"api": (8080, "127.10.0.54", True), "new": (6666, newer.source, False)}
 
 
 def test_client_without_backends_has_the_identity_of_its_group() -> None:
@@ -253,10 +267,10 @@ def restricted(*callers: str) -> GroupEntry:
 
 
 def callers_of(found: World) -> list[str]:
-    """The groups that the ingress of `api` admits."""
+    """The groups that the ingresses admit."""
     spec = desired(found).spec
     assert spec is not None
-    return [one.uri.removeprefix("spiffe://demo/") for one in spec.ingress[0].allowed]
+    return [one.uri.removeprefix("spiffe://demo/") for ingress in spec.ingress for one in ingress.allowed]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +358,7 @@ def test_two_backends_of_a_group_have_an_ingress_each() -> None:
         manifest().groups["api"],
         backends={"api": backend("api"), "admin": backend("admin", port=8081, sidecar_port=20002)},
     )
-    spec = desired(world(own=own)).spec
+    spec = desired(world(with_group(own))).spec
     assert spec is not None
     assert [(one.name, one.port, one.target.port, one.identity) for one in spec.ingress] == [
         ("admin", 20002, 8081, "api"),

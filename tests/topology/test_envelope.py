@@ -55,6 +55,16 @@ def test_a_manifest_has_one_form() -> None:
             open_envelope(resealed(payload), OWNERS)
 
 
+def test_an_envelope_has_one_form() -> None:
+    """Another text for the same manifest would be a newer one to who compares texts, and open its window anew."""
+    whole = seal(MADE, KEY)
+    payload, dot, signature = whole.partition(".")
+    for text in (payload[:8] + "!!!!" + payload[8:], payload + "=", payload[:8] + "\n" + payload[8:]):
+        with pytest.raises(ManifestError, match="base64url"):
+            open_envelope(text + dot + signature, OWNERS)
+    assert open_envelope(whole, OWNERS).envelope == whole
+
+
 def test_what_a_newer_program_wrote_keeps_its_digest() -> None:
     """Entries that are left out count in the digest."""
     tree = json.loads(encode(MADE)) | {"teleport": 1}
