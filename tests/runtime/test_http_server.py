@@ -98,8 +98,7 @@ async def test_who_counts_is_let_in_when_others_have_taken_all_places() -> None:
         idle += [await made.open() for _ in range(10)]
         async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
             assert response.status == 200
-        for _, writer in idle:
-            writer.close()
+        await close(idle)
 
 
 async def test_a_crowd_at_once_neither_overshoots_nor_stays() -> None:
@@ -113,8 +112,7 @@ async def test_a_crowd_at_once_neither_overshoots_nor_stays() -> None:
         async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
             assert response.status == 200
         await eventually(lambda: ended(crowd) == 400, "who brings nothing is closed in time")
-        for _, writer in crowd:
-            writer.close()
+        await close(crowd)
 
 
 async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:
@@ -129,8 +127,7 @@ async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:
             session.get(f"https://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response,
         ):
             assert response.status == 200
-        for _, writer in silent:
-            writer.close()
+        await close(silent)
 
 
 async def test_a_handshake_that_fails_is_its_clients(tmp_path: Path) -> None:
@@ -147,6 +144,14 @@ async def test_a_handshake_that_fails_is_its_clients(tmp_path: Path) -> None:
             session.get(f"https://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response,
         ):
             assert response.status == 200
+
+
+async def close(connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    """Closes them on this side."""
+    for _, writer in connections:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def ended(connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> int:

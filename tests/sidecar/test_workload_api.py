@@ -165,6 +165,8 @@ async def test_connections_of_strangers_keep_nobody_out(tmp_path: Path) -> None:
         assert len(it.agent.asked) == 1
         for _, writer in held:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 async def test_a_renewed_token_counts_at_once_and_the_one_before_with_it(tmp_path: Path) -> None:

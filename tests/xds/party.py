@@ -164,7 +164,8 @@ class Side:
         """One block, compared with what the peer sends."""
         slow = self.plan["read"] == "slow"
         try:
-            data = link.recv(SLOW_BLOCK if slow else BLOCK)
+            # No more than it wants: a reader that leaves with something unread must not have read it by chance.
+            data = link.recv(SLOW_BLOCK if slow else min(BLOCK, self.plan["whole"] or BLOCK))
         except BlockingIOError:
             return
         except OSError as error:

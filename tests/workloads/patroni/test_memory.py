@@ -145,7 +145,19 @@ async def test_fork_is_shown_and_mended() -> None:
             assert "this member is fork now: timeline 2 was begun here by" in member.log()
             assert (member.folder / "pgdata" / "data.fork" / "PG_VERSION").exists()
             assert _standing(member)["state"] == "whole"
-        assert "ready" in _command(first, "status")
+        await made.until(lambda: _is_ready(first), "the status says that all is well")
+
+
+async def _is_ready(member: Member) -> bool:
+    return f"{member.peer_id}: ready" in await asyncio.to_thread(_status, member)
+
+
+def _status(member: Member) -> str:
+    """What the command says, whether all is well or not."""
+    try:
+        return _command(member, "status")
+    except AssertionError as error:
+        return str(error)
 
 
 async def _leads_elsewhere(made: World, old: Member) -> bool:
@@ -164,12 +176,21 @@ async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
         await made.until(lambda: _has(made, terms), "the list of terms is back")
         await _write(made, 2)
         assert leader.postmaster() == postmaster
+        # The routes were cut while Consul knew no master: the standby connects anew once all is written there again.
+        await made.until(lambda: _published(made), "every member has its checks again")
+        await made.settled(1)
         _stop(leader)
         await made.until(lambda: _leads_elsewhere(made, leader), "the standby leads")
         # The tag of the killed one stays until its checks run out.
         standby = next(m for m in made.members if m is not leader)
         assert standby.peer_id in await made.tagged("master")
         assert await _rows(made, standby) == [1, 2]
+
+
+async def _published(made: World) -> bool:
+    _, found = await made.consul.get(f"/v1/health/service/{CLUSTER}", params={"passing": ""})
+    checks = {check["CheckID"] for entry in found or () for check in entry["Checks"]}
+    return all(f"{m.service_id}:{name}" in checks for m in made.members for name in ("member", "database"))
 
 
 async def _has(made: World, terms: Any) -> bool:
@@ -284,7 +305,7 @@ async def test_new_disks_under_a_consul_that_remembers() -> None:
         await made.until(waits, "the member says what it waits for")
         assert known in _standing(one)["reason"]
         # The routes between the members are in this very process.
-        assert "No member has a database" in await asyncio.to_thread(_command, one, "status")
+        assert "No member has a database" in await asyncio.to_thread(_status, one)
         said = await asyncio.to_thread(_command, one, "lead", "--accept-loss", "--yes")
         assert "every write there ever was" in said
         await made.settled(1)
