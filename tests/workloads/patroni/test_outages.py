@@ -51,7 +51,7 @@ async def _through(made: World, leader: Member, happens: Callable[[], Awaitable[
 
         await made.until(writes_on, "a write is acknowledged after all")
         writing.cancel()
-    assert refused == []
+    assert refused == [], leader.log()[-8000:]
     assert leader.postmaster() == postmaster
     for member in made.members:
         assert "demoting self" not in member.log()

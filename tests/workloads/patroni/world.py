@@ -131,6 +131,9 @@ class World:
     target: int | None = None
     """Port of the published master."""
     held: set[asyncio.StreamWriter] = field(default_factory=set)
+    """Connections through the master's route."""
+    open: set[asyncio.StreamWriter] = field(default_factory=set)
+    """Both ends of those through any route."""
 
     async def tagged(self, role: str) -> list[str]:
         """Peer IDs of the passing members with tag `role`, as the servers list them."""
@@ -398,25 +401,39 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def _listen(world: World) -> asyncio.Server:
     """The master's route: each new connection goes to `world.target`."""
-    return await _route("127.0.0.1", world.master_port, lambda: world.target, world.held)
+    return await _route(world, "127.0.0.1", world.master_port, lambda: world.target, world.held)
 
 
 async def _route(
-    address: str, port: int, target: Callable[[], int | None], held: set[asyncio.StreamWriter]
+    world: World, address: str, port: int, target: Callable[[], int | None], held: set[asyncio.StreamWriter]
 ) -> asyncio.Server:
     """A route: what is dialled there goes to the port `target` of this machine; `held`: its connections."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        world.open.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target() or 1)
         except OSError:
             writer.close()
+            world.open.discard(writer)
             return
+        world.open.add(far_writer)
         held.add(writer)
         await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
         held.discard(writer)
+        world.open -= {writer, far_writer}
 
     return await asyncio.start_server(handle, address, port)
+
+
+async def _close(routes: list[asyncio.Server], world: World) -> None:
+    """Ends the routes with all that goes through them: what is left open is blamed on another test."""
+    for route in routes:
+        route.close()
+    writers = list(world.open)
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def _follow(world: World) -> None:
@@ -448,7 +465,7 @@ async def world(
     need_root_or_userns()
     async with agents(members, **options) as made, TaskScope() as scope:
         routes = [await _listen(made)]
-        routes += [await _route(m.vip, made.rest_port, partial(int, m.rest), set()) for m in made.members]
+        routes += [await _route(made, m.vip, made.rest_port, partial(int, m.rest), set()) for m in made.members]
         follower = scope.start("follow the master", _follow(made))
         try:
             if before is not None:
@@ -458,8 +475,7 @@ async def world(
             yield made
         finally:
             follower.cancel()
-            for route in routes:
-                route.close()
+            await _close(routes, made)
             _kill(made)
 
 
