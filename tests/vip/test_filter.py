@@ -283,7 +283,8 @@ def test_of_ipv6_nothing_comes_in(places: Places) -> None:
             return client.connect_ex(("fd00::7", INGRESS))
 
     with within(places.cvm, lambda: socket.create_server(("::", INGRESS), family=socket.AF_INET6)):
-        assert within(places.other, work) == 0
+        # The neighbour has to be found first, which may take longer than one call waits.
+        assert any(within(places.other, work) == 0 for _ in range(10))
         apply(places)
         assert within(places.other, work) == SILENCE
 
