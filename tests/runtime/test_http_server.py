@@ -130,6 +130,21 @@ async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:
         await close(silent)
 
 
+async def test_a_crowd_of_handshakes_at_once_ends_but_for_the_newest(tmp_path: Path) -> None:
+    """Also where all are accepted in one go; and the server goes on with everything else meanwhile."""
+    limits = dataclasses.replace(LIMITS, connections=1000, handshakes=5)
+    async with serving(limits, tls(tmp_path)) as made:
+        crowd = await asyncio.gather(*(made.open() for _ in range(300)))
+        await eventually(lambda: ended(crowd) == 295, "all but the newest have ended")
+        connector = aiohttp.TCPConnector(ssl=False)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(f"https://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response,
+        ):
+            assert response.status == 200
+        await close(crowd)
+
+
 async def test_a_handshake_that_fails_is_its_clients(tmp_path: Path) -> None:
     """It costs a place for no longer than it lasts."""
     async with serving(dataclasses.replace(LIMITS, connections=1), tls(tmp_path)) as made:
