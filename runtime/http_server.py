@@ -117,8 +117,8 @@ class Server:
                 log.warning("no connection can be accepted", extra={"reason": str(error)})
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
-            # A connection that waits already is accepted without a turn of the loop: without this one, a crowd would keep
-            # everything else waiting, and end handshakes that have not begun.
+            # A connection that waits already is accepted without a turn of the loop: without this one, a crowd would
+            # keep everything else waiting, and end handshakes that have not begun.
             await asyncio.sleep(0)
             factory = self._runner.server
             if factory is None or not self._make_room(len(factory.connections)):

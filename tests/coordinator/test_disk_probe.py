@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import threading
@@ -77,7 +76,6 @@ async def test_a_disk_hangs_while_one_write_is_not_done() -> None:
         world.now += 0.1
         assert world.probe.hangs()
         assert world.probe.problem == "the disk of /mesh-data hangs: a write is not done after 3 s"
-        await asyncio.sleep(0)
         world.disk.free.set()
         await eventually(lambda: world.probe.problem is None, "the disk is back")
 

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from coordinator.keys import derive
 from coordinator.server_process import ServerProcess, ServerSettings, Start
 from runtime.secret import Secret
@@ -90,11 +92,13 @@ async def test_a_server_whose_disk_hangs_is_replaced(tmp_path: Path) -> None:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Waits, within bounds."""
-    async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110 - a program that starts tells nobody
-            await asyncio.sleep(0.05)
-    assert what
+    """Waits, within bounds; fails with `what` was waited for."""
+    try:
+        async with asyncio.timeout(60):
+            while not await condition():  # noqa: ASYNC110 - a program that starts tells nobody
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pytest.fail(f"not within 60 s: {what}")
 
 
 async def test_a_disk_that_takes_no_writes_is_named() -> None:

@@ -1,4 +1,7 @@
-"""Compose files: what is read, what is refused, and interpolation as Docker Compose does it."""
+"""Compose files: what is read, what is refused, and interpolation as Docker Compose does it.
+
+Long because it is a list: each field and each refusal is a case of its own.
+"""
 
 from __future__ import annotations
 
