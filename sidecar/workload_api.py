@@ -24,7 +24,7 @@ from yarl import URL
 
 from runtime.backoff import Backoff
 from runtime.consul_config import WORKLOAD_PORT
-from runtime.http_server import Limits, Server
+from runtime.http_server import Limits, Server, keep
 from runtime.secret import Secret
 from sidecar import workload_amounts as amounts
 from sidecar.workload_amounts import TooMuchError, TooOftenError
@@ -40,7 +40,9 @@ LIMITS = Limits(
     idle_seconds=600.0,
     # Who waits for a change has no answer to lose.
     stop_seconds=0.1,
-    displaces=True,
+    answer_seconds=15.0,
+    # All are one caller's: whoever has the token.
+    kept_each=256,
     cancels=True,
 )
 BODY_SECONDS = 15.0
@@ -84,7 +86,7 @@ class WorkloadApi:
         """Serves until it is cancelled."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        server = Server(app, "127.0.0.1", self._port, None, LIMITS, counts=self._is_ours)
+        server = Server(app, "127.0.0.1", self._port, None, LIMITS)
         # A watch of the workload holds its connection for minutes, so the pool is not the bound.
         connector = aiohttp.UnixConnector(str(self._agent), limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
@@ -121,6 +123,7 @@ class WorkloadApi:
                 403, "expected the workload's own token, which is in /run/mesh/secrets/consul-token and is renewed "
                 "there, as X-Consul-Token",
             )  # fmt: skip
+        keep(request, "workload")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
