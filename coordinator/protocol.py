@@ -228,6 +228,8 @@ WORKLOAD_TOKEN = "consul-token"
 """Name of the file beside the secrets that holds the workload's token; no secret has it."""
 MANIFEST_KEY = "mesh/manifest"
 """Consul KV key of the newest signed manifest envelope. Every agent token may read it."""
+RECORDS_KEY = "mesh/records"
+"""Consul KV key of a random text that is made with the records, and lost with them. Every agent token may read it."""
 MANIFESTS_PREFIX = "mesh/manifests/"
 """Consul KV prefix of all manifests that were in force, each under its epoch and digest; never changed."""
 

@@ -29,7 +29,7 @@ from coordinator.protocol import (
 )
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
-from runtime.http_server import Handler, Limits
+from runtime.http_server import Handler, Limits, keep
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ LIMITS = Limits(
     head_seconds=15.0,
     idle_seconds=30.0,
     stop_seconds=2.0,
+    # As long as a body: no answer is longer than what a CVM takes, which is MAX_BODY.
+    answer_seconds=15.0,
+    # One, and the one before while it ends.
+    kept_each=2,
 )
 BODY = web.RequestKey("body", bytes)
 """What was read of a request, for the log of a refusal."""
@@ -78,17 +82,26 @@ def application(
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
 
     async def attest(request: web.Request) -> web.StreamResponse:
-        return _answer(await broker.attest(decode(AttestRequest, await _body(request))))
+        admission = await broker.attest(decode(AttestRequest, await _body(request)))
+        # A holder's lease has one text: whoever shows it, or is handed it, is that CVM.
+        keep(request, admission.lease)
+        return _answer(admission)
 
     async def renew(request: web.Request) -> web.StreamResponse:
-        return _answer(await broker.renew(decode(LeaseRequest, await _body(request))))
+        asked = decode(LeaseRequest, await _body(request))
+        renewal = await broker.renew(asked)
+        keep(request, asked.lease)
+        return _answer(renewal)
 
     async def release(request: web.Request) -> web.StreamResponse:
         await broker.release(decode(LeaseRequest, await _body(request)).lease)
         return web.json_response({})
 
     async def coordinators(request: web.Request) -> web.StreamResponse:
-        return _answer(await standing(decode(StandingRequest, await _body(request))))
+        asked = decode(StandingRequest, await _body(request))
+        answer = await standing(asked)
+        keep(request, asked.lease)
+        return _answer(answer)
 
     async def healthz(_: web.Request) -> web.StreamResponse:
         reason = not_ready()

@@ -254,7 +254,9 @@ class Membership:
         return rights(self.admission.peer_id, entry) if self.admission is not None and entry is not None else None
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
-        """After a lease was lost: the servers may have come back knowing nobody and nothing."""
+        """After a lease was lost: the servers may have come back knowing nobody and nothing. What they have of their
+        records says whether they have (`sources.hold`).
+        """
         self._host.see(sources.hold(self._host.world))
         if self._hold is not None:
             self._hold.cancel()
@@ -292,7 +294,7 @@ class Membership:
             manifest=manifest,
             path_mtu=self._config.path_mtu,
         )
-        link.set_peers(admitted.peers)
+        link.set_peers(tuple(peer for peer in self._host.world.peers if peer.address != admitted.address))
         self.link = link
         self.on_link(link)
         self._host.run("link", link.run())
