@@ -34,6 +34,8 @@ class Action(Enum):
     """Starts empty and founds the cluster together with all siblings."""
     RECOVER = "recover"
     """Starts with its records as the only server of the Raft configuration."""
+    LEAVE = "leave"
+    """Ends for good: its coordinator was dropped, and Raft does not count it any more."""
     WAIT = "wait"
     """Does not start (when it is empty)."""
 
@@ -92,19 +94,25 @@ class Sibling:
 
 
 def decide(
-    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str] = ()
+    own: Standing,
+    peer_id: str,
+    address: str,
+    siblings: tuple[Sibling, ...],
+    given_up: Collection[str] = (),
+    leaving: tuple[Sibling, ...] = (),
 ) -> Decision:
     """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own.
 
-    `given_up`: mesh addresses of voters that an operator has said to be gone.
+    `given_up`: mesh addresses of voters that an operator has said to be gone. `leaving`: coordinators that the manifest
+    dropped and that Raft counts still. Who of them answers is counted, and nobody waits for one that does not.
     """
     if own.records is None:
         return Decision(action=Action.RUN)
     if not own.records:
         return _empty(siblings)
-    if own.led or any(each.standing is not None and each.standing.led for each in siblings):
+    if own.led or any(each.standing is not None and each.standing.led for each in (*siblings, *leaving)):
         return Decision(action=Action.RUN)
-    return _leaderless(own, peer_id, address, siblings, given_up)
+    return _leaderless(own, peer_id, address, siblings, given_up, leaving)
 
 
 def _empty(siblings: tuple[Sibling, ...]) -> Decision:
@@ -130,7 +138,12 @@ def _empty(siblings: tuple[Sibling, ...]) -> Decision:
 
 
 def _leaderless(
-    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str]
+    own: Standing,
+    peer_id: str,
+    address: str,
+    siblings: tuple[Sibling, ...],
+    given_up: Collection[str],
+    leaving: tuple[Sibling, ...],
 ) -> Decision:
     silent = [each for each in siblings if each.standing is None or each.standing.records is None]
     quorum = len(own.voters) // 2 + 1
@@ -143,7 +156,8 @@ def _leaderless(
         address: (peer_id, own),
         **{each.address: (each.peer_id, each.standing) for each in siblings if each.standing and each.standing.records},
     }
-    if sum(voter in holders for voter in own.voters) >= quorum:
+    answering = holders.keys() | {each.address for each in leaving if each.standing and each.standing.records}
+    if sum(voter in answering for voter in own.voters) >= quorum:
         return Decision(action=Action.RUN, reason="no leader yet; an election is under way")
     # Of equal records the first coordinator's: all have to choose alike.
     best = min(holders.values(), key=lambda each: (-each[1].term, -each[1].index, each[0]))[0]

@@ -104,6 +104,8 @@ class Records:
         try:
             stored = await governance.stored_manifest(self._client)
             head.adopt(governance.weigh(stored.envelope, head.signed, self._owners), stored.adopted_at)
+            if stored.envelope == head.signed.envelope:
+                head.agree()
             if head.misfit is not None:
                 return False
             counts, adopted_at = await governance.publish_manifest(self._client, head.signed, self._owners, time.time())
@@ -125,7 +127,9 @@ class Records:
                 # all entries. Own admissions do not wait for this.
                 await asyncio.sleep(SETTLE_SECONDS)
             except ConsulError as error:
-                log.warning("watch interrupted", extra={"path": path, "reason": str(error)})
+                # Said once: the server of a coordinator that was dropped has left for good.
+                level = logging.WARNING if attempt == 0 else logging.DEBUG
+                log.log(level, "watch interrupted", extra={"path": path, "reason": str(error)})
                 await asyncio.sleep(RETRY.delay(attempt, self._rng))
                 index, attempt = 0, attempt + 1
 
@@ -141,11 +145,11 @@ class Records:
         if not head.settled:
             return
         try:
-            found = head.brought(envelope, self._own)
+            found = head.brought(envelope)
             now = time.time()
-            counts = (
-                None if found is None else await governance.publish_manifest(self._client, found, self._owners, now)
-            )
+            if found is not None and head.dismissed is None:
+                # One that had to leave has no records to write into: it goes by what the owners signed.
+                found, _ = await governance.publish_manifest(self._client, found, self._owners, now)
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
             head.cannot_read(envelope, error)
@@ -154,7 +158,7 @@ class Records:
         except ConsulError as error:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:
-            self._follow(None if counts is None else counts[0].envelope, now)
+            self._follow(None if found is None else found.envelope, now)
 
     def shown(self) -> ManifestHead:
         """The manifest in force."""
@@ -166,7 +170,7 @@ class Records:
         """
         head = self._head
         try:
-            if head.proposed(envelope, self._own) is None:
+            if head.proposed(envelope) is None:
                 return self.shown()
         except RefusalError as refusal:
             # Another coordinator may have taken what comes before it a moment ago. Anything else costs Consul nothing.
@@ -176,7 +180,7 @@ class Records:
         try:
             stored = await governance.stored_manifest(self._client)
             self._follow(stored.envelope, now)
-            found = head.proposed(envelope, self._own)
+            found = head.proposed(envelope)
             if head.hindrance is not None:
                 raise RefusalError(Code.NOT_READY, head.hindrance)
             if found is None:

@@ -34,7 +34,8 @@ PCCS = "https://pccs.phala.network"
 FOLLOW_SECONDS = 10.0
 """Within which every coordinator follows: they hear of a manifest by the records, in well below a second."""
 BEGIN_SECONDS = 120.0
-"""Within which coordinators found their cluster, quotes and tunnels included: they take 10 s on a quiet machine."""
+"""Within which coordinators found their cluster, or join one, quotes and tunnels included: they take 10 s on a quiet
+machine."""
 LOOK_SECONDS = 0.5
 """Between two looks at one that has not followed yet."""
 
@@ -173,7 +174,9 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     if now.digest != found.digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
-    confirm_everywhere(mesh, found)
+    known = {peer.peer_id for peer in head.manifest.coordinators.peers}
+    joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
+    confirm_everywhere(mesh, found, BEGIN_SECONDS if joins else FOLLOW_SECONDS)
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
@@ -222,15 +225,12 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
         one = replace(mesh, url=url)
         try:
             try:
-                head = one.head(found.envelope)
+                head = _given(one, found)
             except RefusedError as refusal:
-                if refusal.code == NOT_READY:
-                    # It has one, and says which when all have begun.
-                    continue
-                if refusal.code != NO_MANIFEST:
+                if refusal.code != NOT_READY:
                     raise
-                head = one.put(found.envelope)
-                click.echo(f"set on {url}")
+                # It has one, from us or from another coordinator, and says which when all have begun.
+                continue
             if head.digest != found.digest:
                 missing.append(f"{url} has another manifest: {head.name}")
         except UserError as error:
@@ -240,6 +240,18 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     click.echo("set on all; they begin together")
     confirm_everywhere(mesh, found, BEGIN_SECONDS)
     click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
+
+
+def _given(one: Mesh, found: Signed) -> Signed:
+    """The manifest that the coordinator of `one` has; `found` where it had none. RefusedError."""
+    try:
+        return one.head(found.envelope)
+    except RefusedError as refusal:
+        if refusal.code != NO_MANIFEST:
+            raise
+    head = one.put(found.envelope)
+    click.echo(f"set on {one.url}")
+    return head
 
 
 @click.command()

@@ -70,7 +70,16 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
 def _with_peers(world: World) -> World:
     """The world whose peers are those that are held, admitted and listed."""
     peers = merge_peers(merge_peers(world.held_peers, world.admitted_peers), world.listed_peers)
+    peers = _without_dropped(world.manifest, peers)
     return world if peers == world.peers else replace(world, peers=peers)
+
+
+def _without_dropped(manifest: Manifest, peers: tuple[MeshPeer, ...]) -> tuple[MeshPeer, ...]:
+    """`peers` without coordinators that the manifest does not list: those write the list of Consul's themselves. What
+    they say of workloads is theirs to judge.
+    """
+    leads = {(lead.peer_id, lead.address) for lead in manifest.coordinators.peers}
+    return tuple(peer for peer in peers if peer.kind != "coordinator" or (peer.peer_id, peer.address) in leads)
 
 
 def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
@@ -124,7 +133,8 @@ def take(world: World, envelope: str, *, check_signatures: bool) -> World:
     now, new = world.manifest, found.manifest
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
-    return _without_gone(replace(world, signed=found, settled=True))
+    newer = _without_gone(replace(world, signed=found, settled=True))
+    return replace(newer, peers=_without_dropped(newer.manifest, merge_peers(newer.admitted_peers, newer.peers)))
 
 
 def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, check_signatures: bool) -> str | None:
@@ -212,4 +222,4 @@ def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str) -> W
     to it no newer list would ever arrive.
     """
     merged = merge_peers(world.peers, peers)
-    return replace(world, address=address, admitted_peers=peers, peers=merged)
+    return replace(world, address=address, admitted_peers=peers, peers=_without_dropped(world.manifest, merged))

@@ -69,7 +69,8 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.disk",
+    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
+    "coordinator.disk",
     "coordinator.disk_probe",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
