@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
@@ -153,31 +154,33 @@ class Coordinator:
         try:
             async with GuestAgent(config.guest_agent) as guest:
                 machine = await identity.find(guest, config.cluster, stop, self._say)
-                if machine is not None and (begins := await self._begin(machine, stop)) is not None:
-                    self._config = begins
-                    self._identity = identity.place(machine, begins)
-                    await self._serve(guest, self._identity, stop)
+                if machine is not None and (who := await self._begin(machine, stop)) is not None:
+                    self._identity = who
+                    await self._serve(guest, who, stop)
         finally:
             self._phase = "stopped"
             await status.stop()
 
-    async def _begin(self, machine: Machine, stop: asyncio.Event) -> Config | None:
-        """The configuration with a manifest: the environment's, the disk's newest, or the first that is set. None when
-        told to stop.
+    async def _begin(self, machine: Machine, stop: asyncio.Event) -> Identity | None:
+        """Who this coordinator is, once there is a manifest: the newest of the environment's and the disk's, or the
+        first that is set. None when told to stop. ConfigError.
         """
         config = self._config
         history = arrange(manifests(config.data_dir), self._mesh(machine))
         newest = history.newest
         if config.signed is not None:
             newest, self._left = begin(config.signed, history, signed=config.owners is not None)
-        known = [it for it in (*history.chain, newest) if it is not None and _lists(config, it, machine)]
-        if newest is not None and (newest in known or not known):
-            return begun(config, newest)
-        self._say(waiting.PHASE)
-        self._waiting = waiting.Waiting(config, machine, newest)
-        found = await self._waiting.wait(stop)
-        self._say("keys")
-        return found
+        if newest is None:
+            self._say(waiting.PHASE)
+            self._waiting = waiting.Waiting(config, machine)
+            newest = await self._waiting.wait(stop)
+            self._say("keys")
+        if newest is None:
+            return None
+        self._config = replace(config, signed=newest)
+        # One that the newest does not list is who it was before: what its server has may be needed until it has left.
+        lists = next((it for it in (newest, *reversed(history.chain)) if _lists(config, it, machine)), newest)
+        return identity.place(machine, begun(config, lists))
 
     async def _serve(self, guest: GuestAgent, who: Identity, stop: asyncio.Event) -> None:
         config = self._config
@@ -205,7 +208,7 @@ class Coordinator:
             offered=records.offered,
         )
         registry.put(own)
-        formation = self._formation = self._make_formation(disk, probe, own, registry)
+        formation = self._formation = records.forming = self._make_formation(disk, probe, own, registry)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
         asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
@@ -248,7 +251,6 @@ class Coordinator:
             manifest=lambda: broker.rules.manifest,
             dismissed=lambda: head.dismissed,
             registry=registry,
-            state_dir=self._config.state_dir,
         )
 
     def _make_circle(
@@ -419,7 +421,6 @@ class Coordinator:
             "ready": ready,
             "reasons": [
                 *([hindrance] if hindrance is not None else []),
-                *([self._waiting.reason] if self._waiting is not None and who is None else []),
                 *([] if phase_ready else [f"phase {self._phase}"]),
                 *([waits] if waits else []),
             ],
@@ -434,7 +435,7 @@ class Coordinator:
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,
             },
-            "outside_voters": list(self._formation.outside) if self._formation else [],
+            "leaderless": self._formation is not None and self._formation.leaderless,
             "siblings": [
                 {"peer_id": sibling.peer_id, "state": sibling.state}
                 for sibling in (self._circle.siblings if self._circle else ())

@@ -13,10 +13,8 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
-from coordinator import word
 from coordinator.broker import Broker
 from coordinator.circle import Circle
 from coordinator.disk import Disk, DiskError
@@ -72,19 +70,24 @@ class Formation:
         manifest: Callable[[], Manifest],
         dismissed: Callable[[], str | None],
         registry: Registry,
-        state_dir: Path,
     ) -> None:
         """`dismissed` (`coordinator.head`) says why this coordinator has to leave."""
         self.reason = ""
-        self.outside: tuple[str, ...] = ()
-        """Mesh addresses of voters that the manifest does not list, while an operator's word on them is waited for."""
+        self.leaderless = False
+        """Its records have no leader: the owners' word on who is lost is waited for."""
+        self._word: Manifest | None = None
+        """The manifest that the owners set while there was no leader.
+
+        Anybody can set it again, for it is public: the owners' signature decides who is dropped. This keeps a server
+        from going on alone by accident, while those that are dropped have not booted yet.
+        """
         self.empty = False
         """This coordinator began with an empty disk."""
         self.circle: Circle | None = None
         """Set before `run`."""
         self._dismissed = dismissed
         self._disk, self._probe, self._server, self._link = disk, probe, server, link
-        self._own, self._manifest, self._registry, self._state_dir = own, manifest, registry, state_dir
+        self._own, self._manifest, self._registry = own, manifest, registry
         self._settled = False
 
     async def run(self) -> None:
@@ -125,6 +128,10 @@ class Formation:
             room = False
         return dataclasses.replace(found, room=room)
 
+    def take_word(self) -> None:
+        """The owners have set the manifest while there was no leader: who it drops is lost."""
+        self._word = self._manifest()
+
     def ask(self) -> dict[str, object]:
         """What a sibling is asked, beside the lease."""
         marker = self._disk.marker
@@ -162,6 +169,8 @@ class Formation:
         """Waits until an empty server may start; whether it may found a cluster."""
         while True:
             decision = self._decide(Standing(records=False))
+            if self._dismissed():
+                decision = Decision(action=Action.WAIT)
             if decision.action in (Action.JOIN, Action.FOUND):
                 self._note("")
                 what = "joins its siblings" if decision.action is Action.JOIN else "founds the cluster, empty"
@@ -218,6 +227,7 @@ class Formation:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             own = await self._server.standing()
+            self._word = None if own.led else self._word
             led_at = loop.time() if own.led else led_at
             out = own.records is True and self._own.address not in own.voters
             if self._dismissed() and (out or loop.time() - led_at > RECOVER_SECONDS):
@@ -226,7 +236,7 @@ class Formation:
             if own.records is False and member:
                 return Action.WAIT
             decision = self._decide(own)
-            self._settled, self.outside = own.led, decision.outside
+            self._settled, self.leaderless = own.led, decision.leaderless
             if own.records is not None:
                 answered = self._server.child.status().restarts
             wrong = self._disk.problem() or self._probe.problem or self._failing(answered)
@@ -274,7 +284,7 @@ class Formation:
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})
             self._disk.make_alone(f"{self._own.address}:{SERVER_PORT}")
-            word.use_up(self._state_dir)
+            self._word = None
         return dataclasses.replace(start, found=action is Action.FOUND)
 
     def _decide(self, own: Standing) -> Decision:
@@ -284,8 +294,8 @@ class Formation:
             self._own.peer_id,
             self._own.address,
             _seen(self._siblings),
-            word.given_up(self._state_dir),
             _seen(leaving),
+            word=self._word is self._manifest(),
         )
 
     @property

@@ -16,7 +16,7 @@ from runtime.guest import GuestInfo
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
-from topology.succession import Fault, SuccessionError, follow, overtake
+from topology.succession import Fault, SuccessionError, follow
 
 MAX_STORED = 512 << 10
 """Bytes of an envelope: what Consul's KV takes in one value (`kv_max_value_size`, by default)."""
@@ -62,17 +62,14 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
     return found
 
 
-def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo, head: Signed | None = None) -> Signed:
+def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -> Signed:
     """The manifest in `envelope`, with which a coordinator begins that has none. RefusalError says why not.
 
     `owners` are those of the measured compose file: a CVM that starts believes these only. None skips signatures.
-    `head` is the last that it knew, where that one does not list it any more: only what follows it counts.
     """
     _check_form(envelope)
     try:
-        found = open_envelope(envelope, owners) if head is None else _newer(head, envelope, signed=owners is not None)
-    except SuccessionError as error:
-        raise RefusalError(_CODES[error.fault], str(error)) from error
+        found = open_envelope(envelope, owners)
     except UnreadableError as error:
         raise RefusalError(Code.MANIFEST_REFUSED, f"needs a newer program: {error}") from error
     except ManifestError as error:
@@ -82,13 +79,6 @@ def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo, h
         reason = f"the manifest is of cluster {found.manifest.cluster!r}, and this coordinator of {cluster!r}"
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
-    return found
-
-
-def _newer(head: Signed, envelope: str, *, signed: bool) -> Signed:
-    found = overtake(head, envelope, settled=True, signed=signed)
-    if found is None:
-        raise SuccessionError(Fault.OLDER, f"it is not newer than {head.name}, which this coordinator has")
     return found
 
 

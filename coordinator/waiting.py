@@ -24,25 +24,23 @@ log = logging.getLogger(__name__)
 
 PHASE = "waiting for a manifest"
 REASON = f"the coordinator is {PHASE}: ./mesh set gives it the first one"
-DROPPED = f"does not list this coordinator any more; it is {PHASE} that does"
 
 
 class Waiting:
-    """A coordinator with `config`, on `machine`, that has no manifest; or only `dropped_by`, which does not list it."""
+    """A coordinator with `config`, on `machine`, that has no manifest."""
 
-    def __init__(self, config: Config, machine: Machine, dropped_by: Signed | None = None) -> None:
-        self._config, self._machine, self._head = config, machine, dropped_by
-        self.reason = f"{dropped_by.name} {DROPPED}" if dropped_by is not None else REASON
+    def __init__(self, config: Config, machine: Machine) -> None:
+        self._config, self._machine = config, machine
         self._taken: Signed | None = None
         self._given = asyncio.Event()
         self.port = 0
         """Where it listens, once it does."""
 
-    async def wait(self, stop: asyncio.Event) -> Config | None:
-        """The configuration with the first manifest; None when told to stop. OSError names a taken address."""
+    async def wait(self, stop: asyncio.Event) -> Signed | None:
+        """The first manifest; None when told to stop. OSError names a taken address."""
         config = self._config
         tls = identity.server_tls(self._machine.tls, config.state_dir)
-        server = Server(waiting_application(self.reason, self.take), *config.listen, tls, LIMITS)
+        server = Server(waiting_application(REASON, self.take), *config.listen, tls, LIMITS)
         self.port = await server.start()
         log.info(PHASE, extra={"port": self.port})
         try:
@@ -54,12 +52,12 @@ class Waiting:
         finally:
             # Who has set it gets the answer first.
             await server.stop()
-        return None if self._taken is None or stop.is_set() else begun(config, self._taken)
+        return None if stop.is_set() else self._taken
 
     def take(self, envelope: str) -> ManifestHead:
         """Begins with the manifest in `envelope`; RefusalError."""
         config, info = self._config, self._machine.info
-        found = proposal.first(envelope, config.cluster, config.owners, info, self._head)
+        found = proposal.first(envelope, config.cluster, config.owners, info)
         if self._taken is not None and self._taken.digest != found.digest:
             raise proposal.stale(self._taken, f"{self._taken.name} was set before {found.name}")
         try:

@@ -74,7 +74,7 @@ EDGES = frozenset({
     "coordinator.disk_probe",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting", "coordinator.word",
+    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",

@@ -141,7 +141,7 @@ async def grows_and_shrinks() -> None:
         assert first.coordinator.document()["children"]["consul"]["pid"] == before  # type: ignore[index]
         await mesh.lose(2)
         again = await mesh.start(2, given=False)
-        await eventually(lambda: "does not list this coordinator any more" in reasons(again), "it waits", 20)
+        await eventually(lambda: "does not list coordinator-2" in reasons(again), "it says that it was dropped", 20)
         await put(mesh, 0, 0, 1, 2)
         for n in range(3):
             await mesh.ready(n, READY_SECONDS)
