@@ -65,6 +65,11 @@ class Manifests(Protocol):
         """Sets the manifest in `envelope`; the one in force afterwards. RefusalError."""
         ...
 
+    @property
+    def leaderless(self) -> bool:
+        """Whether the coordinator waits for a manifest that drops those that are lost."""
+        ...
+
 
 def application(
     broker: Broker,
@@ -176,11 +181,15 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
             raise RefusalError(Code.NOT_READY, reason)
 
     async def get_manifest(_: web.Request) -> web.StreamResponse:
+        if (reason := not_ready()) is not None and manifests.leaderless:
+            # Not in force here; what a manifest has to follow that lets the records go on.
+            raise RefusalError(Code.NOT_READY, reason, head=dataclasses.asdict(manifests.shown()))
         check_ready()
         return _answer(manifests.shown())
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        check_ready()
+        if (reason := not_ready()) is not None and not manifests.leaderless:
+            raise RefusalError(Code.NOT_READY, reason)
         return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
 
     async def get_history(request: web.Request) -> web.StreamResponse:

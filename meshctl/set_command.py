@@ -34,7 +34,8 @@ PCCS = "https://pccs.phala.network"
 FOLLOW_SECONDS = 10.0
 """Within which every coordinator follows: they hear of a manifest by the records, in well below a second."""
 BEGIN_SECONDS = 120.0
-"""Within which coordinators found their cluster, quotes and tunnels included: they take 10 s on a quiet machine."""
+"""Within which coordinators found their cluster, or join one, quotes and tunnels included: they take 10 s on a quiet
+machine."""
 LOOK_SECONDS = 0.5
 """Between two looks at one that has not followed yet."""
 
@@ -45,7 +46,7 @@ class RefusedError(UserError):
     def __init__(self, url: str, answer: Answer) -> None:
         again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
         super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
-        self.code = answer.code
+        self.code, self.reason, self.tree = answer.code, answer.reason, answer.tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,17 @@ class Mesh:
     def head(self, references: str) -> Signed:
         """The manifest in force, from a coordinator that is what the envelope `references` wants. UserError."""
         return _opened(self._call(references, "GET").tree, self.url)
+
+    def known(self, references: str) -> tuple[Signed, str]:
+        """What the next manifest has to follow, and why that one is not in force: a coordinator that waits for the
+        owners to drop those that are lost. "" when it is in force. UserError as `head`.
+        """
+        try:
+            return self.head(references), ""
+        except RefusedError as refusal:
+            if refusal.code != NOT_READY or "head" not in refusal.tree:
+                raise
+            return _opened(refusal.tree["head"], self.url), refusal.reason
 
     def put(self, envelope: str) -> Signed:
         """Sets the manifest in `envelope`; the one in force afterwards. UserError with the coordinator's reason."""
@@ -81,7 +93,7 @@ class Lab:
 
     def draft(self) -> Manifest:
         """What follows the manifest in force, and is otherwise the same."""
-        head = self.mesh.head(self._first())
+        head, _ = self.mesh.known(self._first())
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
     def sign(self, manifest: Manifest) -> str:
@@ -103,7 +115,9 @@ def lab(name: str | None) -> Lab:
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    ready = [m["peer_id"] for m in machines if m["group"] == COORDINATOR and (m["sidecar"] or {}).get("ready")]
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
+    ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:
         raise UserError(f"no coordinator of {run.name!r} is ready", "./mesh status says what it waits for", exit_code=1)
     first = open_envelope((run.folder / FIRST).read_text(encoding="ascii"), None).manifest
@@ -136,7 +150,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     from topology.succession import Fault, SuccessionError, follow
 
     try:
-        head = mesh.head(envelope)
+        head, waits = mesh.known(envelope)
     except RefusedError as refusal:
         if refusal.code != NO_MANIFEST:
             raise
@@ -150,13 +164,19 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
             ) from refusal
         begin(mesh, wanted, yes=yes)
         return
-    click.echo(f"{mesh.url} is attested, and enforces {head.name}")
+    click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
+    if waits:
+        click.echo(f"it waits: {waits}")
     try:
         found = follow(head, envelope)
     except SuccessionError as error:
         if error.fault is Fault.IDENTICAL:
-            click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
-            confirm_everywhere(mesh, head)
+            if waits:
+                mesh.put(envelope)
+                click.echo(f"{mesh.url} goes on without those that {head.name} drops")
+            else:
+                click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
+            confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
             return
         remedy = "./mesh manifest render and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
@@ -173,7 +193,9 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     if now.digest != found.digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
-    confirm_everywhere(mesh, found)
+    known = {peer.peer_id for peer in head.manifest.coordinators.peers}
+    joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
+    confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
@@ -222,15 +244,12 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
         one = replace(mesh, url=url)
         try:
             try:
-                head = one.head(found.envelope)
+                head = _given(one, found)
             except RefusedError as refusal:
-                if refusal.code == NOT_READY:
-                    # It has one, and says which when all have begun.
-                    continue
-                if refusal.code != NO_MANIFEST:
+                if refusal.code != NOT_READY:
                     raise
-                head = one.put(found.envelope)
-                click.echo(f"set on {url}")
+                # It has one, from us or from another coordinator, and says which when all have begun.
+                continue
             if head.digest != found.digest:
                 missing.append(f"{url} has another manifest: {head.name}")
         except UserError as error:
@@ -240,6 +259,18 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     click.echo("set on all; they begin together")
     confirm_everywhere(mesh, found, BEGIN_SECONDS)
     click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
+
+
+def _given(one: Mesh, found: Signed) -> Signed:
+    """The manifest that the coordinator of `one` has; `found` where it had none. RefusedError."""
+    try:
+        return one.head(found.envelope)
+    except RefusedError as refusal:
+        if refusal.code != NO_MANIFEST:
+            raise
+    head = one.put(found.envelope)
+    click.echo(f"set on {one.url}")
+    return head
 
 
 @click.command()

