@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -61,8 +61,10 @@ class Manifests(Protocol):
         """The manifests that led to it, from epoch `after` on."""
         ...
 
-    async def propose(self, envelope: str) -> ManifestHead:
-        """Sets the manifest in `envelope`; the one in force afterwards. RefusalError."""
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """Sets the manifest in `envelope`, and keeps the app-compose texts `documents` by their hash; the manifest in
+        force afterwards. RefusalError.
+        """
         ...
 
     @property
@@ -162,7 +164,10 @@ def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web
     """
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        return _answer(take(decode(ManifestRequest, await _body(request)).envelope))
+        asked = decode(ManifestRequest, await _body(request))
+        if asked.documents:
+            raise RefusalError(Code.NO_MANIFEST, "documents are taken once the first manifest is in force")
+        return _answer(take(asked.envelope))
 
     async def anything(_: web.Request) -> web.StreamResponse:
         return _error(Code.NO_MANIFEST, reason)
@@ -190,7 +195,8 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
     async def set_manifest(request: web.Request) -> web.StreamResponse:
         if (reason := not_ready()) is not None and not manifests.leaderless:
             raise RefusalError(Code.NOT_READY, reason)
-        return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
+        asked = decode(ManifestRequest, await _body(request))
+        return _answer(await manifests.propose(asked.envelope, asked.documents))
 
     async def get_history(request: web.Request) -> web.StreamResponse:
         check_ready()
