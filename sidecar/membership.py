@@ -27,6 +27,7 @@ from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
 from sidecar.link import Link
+from sidecar.listed import Listed
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
 from topology.succession import SuccessionError
@@ -323,6 +324,11 @@ class Membership:
         self.watch()
         self._host.run("rejoin", self._rejoin())
         self._host.run("registrar", self.registrar.run())
+        listed = Listed(self._consul, self._agent, admitted.peer_id, self._servers, self.registrar.restarted)
+        self._host.run("listed", listed.run())
+
+    def _servers(self) -> tuple[str, ...]:
+        return self.admission.servers if self.admission is not None else ()
 
     async def _agent_started(self) -> None:
         await self._agent.up()
@@ -371,8 +377,7 @@ class Membership:
         while True:
             await self._lost.wait()
             self._lost.clear()
-            if self.admission is not None:
-                await self._agent.rejoin(self.admission.servers)
+            await self._agent.rejoin(self._servers())
             await asyncio.sleep(REJOIN_SECONDS)
 
     # ---- stop

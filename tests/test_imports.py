@@ -83,9 +83,9 @@ EDGES = frozenset({
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.http_server", "runtime.init", "runtime.log",
     "runtime.premises", "runtime.status", "runtime.tasks",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.attested", "sidecar.effects", "sidecar.envoy",
-    "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.losing", "sidecar.membership", "sidecar.memory",
-    "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor",
-    "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
+    "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.listed", "sidecar.losing", "sidecar.membership",
+    "sidecar.memory", "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar",
+    "sidecar.supervisor", "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""
