@@ -145,9 +145,11 @@ class Head:
         self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
         if self.settled:
             self._agreed = found.digest
-        if found.manifest.epoch == before.manifest.epoch:
+        if found.manifest.epoch <= before.manifest.epoch:
             self.left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
-            log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
+            log.warning(
+                "another manifest than the environment's is in force", extra={"found": found.name, "own": before.name}
+            )
         log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
         self._changed()
 

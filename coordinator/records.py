@@ -35,7 +35,7 @@ from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
 from topology.allowed import allowed
-from topology.envelope import open_envelope
+from topology.envelope import Signed, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
 from topology.succession import SuccessionError
@@ -135,18 +135,23 @@ class Records:
                 head.take(kept.envelope, time.time())
         try:
             stored = await governance.stored_manifest(self._client)
-            head.adopt(governance.weigh(stored.envelope, head.signed, self._owners), stored.adopted_at)
+            counts = governance.weigh(stored.envelope, head.signed, self._owners, history.chain)
+            head.adopt(counts, stored.adopted_at)
             if stored.envelope == head.signed.envelope:
                 head.agree()
             if head.misfit is not None:
                 return False
-            counts, adopted_at = await governance.publish_manifest(self._client, head.signed, self._owners, time.time())
+            counts, adopted_at = await self._publish(head.signed, time.time())
             head.adopt(counts, adopted_at)
         except StandoffError as error:
             head.stand_off(str(error))
             return False
         head.settle(adopted_at)
         return head.hindrance is None
+
+    async def _publish(self, signed: Signed, now: float) -> tuple[Signed, float]:
+        """As `governance.publish_manifest`."""
+        return await governance.publish_manifest(self._client, signed, self._owners, now, self._chronicle.history.chain)
 
     async def _watch(self, path: str, params: dict[str, str], take: Callable[[int, Any], None]) -> None:
         index, attempt = 0, 0
@@ -181,7 +186,9 @@ class Records:
             now = time.time()
             if found is not None and head.dismissed is None:
                 # One that had to leave has no records to write into: it goes by what the owners signed.
-                found, _ = await governance.publish_manifest(self._client, found, self._owners, now)
+                found, _ = await governance.publish_manifest(
+                    self._client, found, self._owners, now, self._chronicle.history.chain
+                )
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
             head.cannot_read(envelope, error)
@@ -235,7 +242,9 @@ class Records:
                 raise RefusalError(Code.NOT_READY, head.hindrance)
             if found is None:
                 return self.shown()
-            counts, _ = await governance.publish_manifest(self._client, found, self._owners, now)
+            counts, _ = await governance.publish_manifest(
+                self._client, found, self._owners, now, self._chronicle.history.chain
+            )
         except StandoffError as error:
             raise proposal.stale(head.signed, str(error)) from error
         except ConsulError as error:

@@ -33,9 +33,12 @@ from runtime.consul import (
 )
 from runtime.consul_config import SERVER_PORT
 from runtime.secret import Secret
+from runtime.tasks import TaskScope
 
 _ALIVE = 1
 """`Status` of a member in gossip (hashicorp/serf, `StatusAlive`)."""
+CONNECT_SECONDS = 1.0
+"""For a connection to another server: a round trip. TCP tries again after 1 s, which is not waited for."""
 HANG_SECONDS = 10.0
 """A server that answers nothing for so long, or whose disk hangs, is replaced; an election takes about 2 s, and is
 answered meanwhile."""
@@ -180,9 +183,15 @@ class ServerProcess:
         return not old
 
     async def raft(self) -> tuple[Server, ...]:
-        """The servers of the leader's Raft configuration. ConsulError."""
+        """The servers of the leader's Raft configuration. ConsulError.
+
+        Alive are those that take a connection now, too: gossip sees a server's end 1 to 3 s late.
+        """
         _, tree = await self.client.get("/v1/operator/raft/configuration")
-        alive = {one["Addr"] for one in await self._members() if one["Status"] == _ALIVE}
+        gossip = {one["Addr"] for one in await self._members() if one["Status"] == _ALIVE}
+        async with TaskScope() as scope:
+            answers = {each: scope.start(f"connects to {each}", _connects(each)) for each in gossip}
+        alive = {each for each, task in answers.items() if task.result()}
         found = []
         for each in tree["Servers"]:
             address = str(each["Address"]).rpartition(":")[0]
@@ -279,3 +288,14 @@ class ServerProcess:
         while not await self.leader():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._write(SLOW_START)
+
+
+async def _connects(address: str) -> bool:
+    """Whether the server at this mesh address takes a connection."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(address, SERVER_PORT)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True

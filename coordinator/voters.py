@@ -21,7 +21,7 @@ class Server:
     leads: bool
     votes: bool
     alive: bool
-    """As gossip sees it."""
+    """As gossip sees it, and it takes a connection now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

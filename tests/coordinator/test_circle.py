@@ -16,7 +16,7 @@ from coordinator.protocol import PEERS_PREFIX
 from runtime.consul import ConsulError
 from tests.coordinator.test_formation import READY_SECONDS, Writer, boot, kept, nothing_lost, reasons, together, writing
 from tests.coordinator.test_records import proposed
-from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster
+from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, Applicant, Cluster, Running, cluster, cvm
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed
@@ -60,7 +60,7 @@ def addresses(mesh: Cluster, *numbers: int) -> set[str]:
     return {mesh.manifest.coordinators.peers[n].address for n in numbers}
 
 
-async def out(mesh: Cluster, stays: Running, *numbers: int) -> None:
+async def out(mesh: Cluster, stays: Running, *numbers: int, reason: str = "does not list") -> None:
     """Coordinators `numbers` are off link, registry, lists and gossip of one that stays; each that runs says why it
     admits nobody, and its Consul server has ended.
     """
@@ -78,7 +78,7 @@ async def out(mesh: Cluster, stays: Running, *numbers: int) -> None:
     for n in numbers:
         if (gone := mesh.running.get(n)) is None:
             continue
-        await eventually(lambda gone=gone: "does not list coordinator-" in reasons(gone), "it says why", 20)  # type: ignore[misc]
+        await eventually(lambda gone=gone: reason in reasons(gone), "it says why", 20)  # type: ignore[misc]
         assert gone.coordinator.document()["ready"] is False
         await eventually(
             lambda gone=gone: gone.coordinator.document()["children"]["consul"]["pid"] is None,  # type: ignore[misc]
@@ -86,7 +86,7 @@ async def out(mesh: Cluster, stays: Running, *numbers: int) -> None:
         )
         status, answer = await Applicant(url=gone.url, manifest=mesh.manifest).challenge()
         assert (status, answer["code"]) == (503, "NOT_READY")
-        assert "does not list" in answer["reason"]
+        assert reason in answer["reason"]
 
 
 async def listed(running: Running, path: str) -> list[dict[str, Any]]:
@@ -202,27 +202,28 @@ async def one_hears_of_it_late() -> None:
         assert set(writer.acknowledged) <= await kept(first)
 
 
-async def test_a_coordinator_with_another_compose_file_leaves() -> None:
-    """Though its peer ID is listed: its server is out, the others go on. With the right file it is taken in again."""
-    async with writing(3) as (mesh, writer):
-        held = mesh.running[0].coordinator.broker._siblings
-        await eventually(lambda: "coordinator-2" in held, "it attested here")
-        # As if it had attested with a compose file that the manifest has no more.
-        for n in (0, 1):
-            siblings = mesh.running[n].coordinator.broker._siblings
-            siblings["coordinator-2"] = replace(siblings["coordinator-2"], compose_hash="ab" * 32)
-        await eventually(
-            lambda: all("coordinator-2" not in {p.peer_id for p in mesh.running[n].link.peers} for n in (0, 1)),
-            "it is off the link",
-        )
-        await writer.more()
-        # It runs the right one in truth, so it attests again, and is taken in again.
+async def test_a_coordinator_whose_compose_file_is_dropped_leaves() -> None:
+    """Though its peer ID is listed. It says so, its server is out, the others go on; booted with the one that is right
+    it is taken in again.
+    """
+    older = COORDINATOR_COMPOSE.replace('"coordinator"', '"older"')
+    async with cluster(3) as mesh:
+        leads = mesh.manifest.coordinators
+        both = replace(leads, compose_hashes=(*leads.compose_hashes, cvm(older, "x").compose_hash))
+        mesh.manifest = replace(mesh.manifest, coordinators=both)
+        for n in range(3):
+            await mesh.start(n, compose=older if n == 2 else COORDINATOR_COMPOSE)
+        for n in range(3):
+            await mesh.ready(n, READY_SECONDS)
         await becomes(mesh.running[0], addresses(mesh, 0, 1, 2))
-        await eventually(
-            lambda: all("coordinator-2" in {p.peer_id for p in mesh.running[n].link.peers} for n in (0, 1)),
-            "it is on the link again",
-        )
-        await nothing_lost(mesh, writer)
+        head = mesh.running[0].coordinator.head.signed
+        newer = opened(after(head, coordinators=leads), OWNER)
+        assert (await proposed(mesh.running[0], newer.envelope))[0] == 200
+        await becomes(mesh.running[0], addresses(mesh, 0, 1))
+        await out(mesh, mesh.running[0], 2, reason="this CVM has")
+        await mesh.lose(2)
+        await boot(mesh, (2,))
+        await becomes(mesh.running[0], addresses(mesh, 0, 1, 2))
 
 
 async def test_who_brings_a_manifest_that_drops_a_coordinator_is_heard_there() -> None:

@@ -194,8 +194,10 @@ async def test_lost_disks_neither_vote_nor_found_a_second_cluster() -> None:
 
 
 async def two_empty_disks_found_nothing() -> None:
-    """The only disk with records is away: the others wait and say for whom. It comes back, and nothing is lost."""
-    async with writing(3) as (mesh, writer):
+    """The only disk with records is away: the others wait and say for whom. It comes back, and waits for the owners'
+    word: all that it has is theirs to give up.
+    """
+    async with writing(3) as (mesh, _):
         for n in range(3):
             await mesh.lose(n)
         mesh.lose_disk(0)
@@ -209,9 +211,12 @@ async def two_empty_disks_found_nothing() -> None:
             )
             assert mesh.running[n].coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
         await mesh.start(2)
-        for n in range(3):
-            await mesh.ready(n, READY_SECONDS)
-        await nothing_lost(mesh, writer)
+        said = "coordinator-0, coordinator-1 say that the disk is empty"
+        await eventually(lambda: said in reasons(mesh.running[2]), "so does it", READY_SECONDS)
+        for n in (0, 1):
+            said = "coordinator-2 (has records, and no leader)"
+            await eventually(lambda n=n, said=said: said in reasons(mesh.running[n]), "they wait on", READY_SECONDS)  # type: ignore[misc]
+            assert mesh.running[n].coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
 
 
 async def a_lost_disk_gives_no_vote() -> None:
@@ -257,13 +262,21 @@ def listing(mesh: Cluster, head: Signed, *numbers: int, **changes: Any) -> Signe
     return opened(after(head, coordinators=replace(mesh.manifest.coordinators, peers=peers), **changes), OWNER)
 
 
+async def lose_around(mesh: Cluster, writer: Writer) -> None:
+    """Loses all three; coordinator-0 has everything that was acknowledged."""
+    await mesh.lose(1)
+    # Each of these needed it, and whatever came before.
+    await writer.more()
+    await mesh.lose(2)
+    await mesh.lose(0)
+
+
 async def two_disks_are_lost() -> None:
     """Two of three, as when a host boots two others of the app with empty disks: the third waits. The owners drop
     them, and list them again: nothing that the third had is lost, and there are three again.
     """
     async with writing(3) as (mesh, writer):
-        for n in range(3):
-            await mesh.lose(n)
+        await lose_around(mesh, writer)
         mesh.lose_disk(1)
         mesh.lose_disk(2)
         first, *_ = [await mesh.start(n) for n in range(3)]
@@ -313,8 +326,7 @@ async def dropped_voters_are_away() -> None:
     async with writing(3) as (mesh, writer):
         peers = mesh.manifest.coordinators.peers
         alone = listing(mesh, opened(mesh.manifest, OWNER), 0)
-        for n in range(3):
-            await mesh.lose(n)
+        await lose_around(mesh, writer)
         running = await mesh.start(0, alone.manifest)
         for peer in peers[1:]:
             await eventually(lambda peer=peer: peer.address in reasons(running), "it names them", READY_SECONDS)  # type: ignore[misc]
