@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal, Protocol, TypeVar
 
+from admission.client import CoordinatorError, RefusedError
 from coordinator.protocol import AttestRequest, Binding, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar.attested import CoordinatorError, RefusedError
 from sidecar.broker import Admitted, Broker, Held, Renewed
 from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, parse
 from sidecar.identity import Keys
@@ -62,7 +62,8 @@ class Claim:
     group: str
     wish: Wish
     """Which slot."""
-    identities: tuple[str, ...]
+    identities: Callable[[], tuple[str, ...]]
+    """What it is admitted as, by the newest manifest that it holds."""
     info: GuestInfo
     keys: Keys
 
@@ -121,7 +122,7 @@ def make_binding(claim: Claim, peer_id: str, now: float) -> bytes:
         version=BINDING_VERSION,
         cluster=claim.cluster,
         peer_id=peer_id,
-        identities=claim.identities,
+        identities=claim.identities(),
         app_id=claim.info.app_id,
         instance_id=claim.info.instance_id,
         compose_hash=claim.info.compose_hash,
@@ -210,6 +211,8 @@ class Admission:
                 except RefusedError as error:
                     self._refused(broker, error)
                     if error.code.permanent:
+                        # Its manifest may be newer than ours, which is asked for with the next connection.
+                        await broker.close()
                         await self._pause(PERMANENT.delay(refusals, self._rng))
                         refusals += 1
                         break

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from admission.client import IN_FORCE, Attested, CoordinatorError, RefusedError, Verify
 from coordinator.protocol import (
     WORKLOAD_TOKEN,
     AttestRequest,
     Challenge,
     ChallengeRequest,
+    Code,
     ConsulGrant,
     LeaseRequest,
     MeshPeer,
     Renewal,
 )
 from runtime.secret import Secret
-from sidecar.attested import Attested, CoordinatorError, Verify
 from topology.manifest import ManifestError, from_tree, why_no_label
 
 LEASE_SECONDS = (1.0, 300.0)
@@ -83,8 +84,12 @@ class Held:
 class Broker:
     """The admission API at `url`. `close()` it."""
 
-    def __init__(self, url: str, verify: Verify) -> None:
+    def __init__(self, url: str, verify: Verify, newest: Callable[[], str] = lambda: "") -> None:
+        """`newest` gives the signed envelope that this CVM holds, empty for none: a coordinator without a manifest,
+        such as one that lost its disk, is given it.
+        """
         self.url = url
+        self._newest = newest
         self._coordinator = Attested(url, verify)
 
     async def close(self) -> None:
@@ -109,7 +114,12 @@ class Broker:
         await self._post("release", {"lease": lease.reveal()})
 
     async def _post(self, action: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self._coordinator.call("POST", f"/v1/admission/{action}", body)
+        try:
+            return await self._coordinator.call("POST", f"/v1/admission/{action}", body)
+        except RefusedError as error:
+            if error.code is Code.NO_MANIFEST and (envelope := self._newest()):
+                await self._coordinator.call("POST", IN_FORCE, {"envelope": envelope})
+            raise
 
 
 def decode_challenge(tree: Mapping[str, Any]) -> Challenge:

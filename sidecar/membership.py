@@ -29,6 +29,7 @@ from sidecar.identity import Keys, keep_slot
 from sidecar.link import Link
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
+from topology.manifest import BackendEntry
 from topology.succession import SuccessionError
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ registered, and every agent has noticed that its stream was of a server that is 
 class Host(Protocol):
     """What the supervisor gives."""
 
-    world: World
+    @property
+    def world(self) -> World:
+        """What is known. Not asked for before there is a manifest."""
+        ...
 
     def see(self, world: World) -> None:
         """Makes `world` what is known, and has it carried out."""
@@ -309,10 +313,7 @@ class Membership:
     async def _join(self, admitted: Admitted) -> None:
         self._host.wait("consul", "the agent has not joined")
         self._host.wait("registration", "waits for the agent")
-        # By the newest manifest: which of them a plain TCP check decides over is not for the environment to say.
-        newest = self._host.world.manifest.groups.get(self._config.group, self._config.own)
-        backends = tuple(newest.backends.values())
-        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address, self.serving)
+        self.registrar = Registrar(self._consul, self._backends(), admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
         self._host.supervise(Child(self._agent.spec(), self._agent_started))
         await self._agent.joined()
@@ -321,6 +322,11 @@ class Membership:
         self.watch()
         self._host.run("rejoin", self._rejoin())
         self._host.run("registrar", self.registrar.run())
+
+    def _backends(self) -> tuple[BackendEntry, ...]:
+        """What this CVM serves, by the newest manifest."""
+        world = self._host.world
+        return tuple(world.manifest.groups.get(world.group, world.own).backends.values())
 
     async def _agent_started(self) -> None:
         await self._agent.up()
@@ -334,7 +340,9 @@ class Membership:
     # ---- watches
 
     def watch(self) -> None:
-        """Makes the watches those of the world as it is now. Without effect before the agent has joined."""
+        """Makes watches and registrations those of the world as it is. Without effect before the agent has joined."""
+        if self.registrar is not None:
+            self.registrar.use(self._backends())
         if self._joined:
             wanted = sources.queries(self._host.world, check_signatures=self._config.owners is not None)
             self._watches.keep({query: self._taker(change) for query, change in wanted.items()})

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
@@ -31,7 +32,6 @@ from sidecar.certificate import Given
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.slot import Wish
-from sidecar.trust import coordinator_check
 from sidecar.watches import Apply, Watches
 from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm, free_port
 from tests.sidecar.test_broker import ADMISSION
@@ -90,9 +90,9 @@ class Listener(HoldsNothing):
 async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) -> AsyncIterator[Asked]:
     keys = identity.load_or_make(folder)
     listener = Listener()
-    verify = coordinator_check(lambda: made.manifest, made.pccs_url, TEE.root_der, time.time)
+    verify = coordinator_check(by(opened(made.manifest)), nothing, made.pccs_url, TEE.root_der, time.time)
     claim = Claim(
-        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=made.manifest.identities("api"),
+        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=lambda: made.manifest.identities("api"),
         info=await guest.info(), keys=keys,
     )  # fmt: skip
     it = Admission((Broker(url, verify),), guest, claim, listener)
