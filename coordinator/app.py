@@ -26,7 +26,7 @@ from coordinator.disk_probe import DiskProbe
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
-from coordinator.history import Mesh, arrange, begin
+from coordinator.history import Mesh, arrange
 from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
@@ -158,12 +158,10 @@ class Coordinator:
             await status.stop()
 
     async def _begin(self, machine: Machine, stop: asyncio.Event) -> Config | None:
-        """The configuration with a manifest: the environment's, the disk's newest, or the first that is set. None when
-        told to stop.
+        """The configuration with a manifest: the disk's newest, or the first that is set or that a sibling has. None
+        when told to stop.
         """
         config = self._config
-        if config.signed is not None:
-            return config
         newest = arrange(manifests(config.data_dir), self._mesh(machine)).newest
         if newest is not None:
             return begun(config, newest)
@@ -303,13 +301,10 @@ class Coordinator:
         return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners)
 
     def _begin_head(self, who: Identity, chronicle: Chronicle) -> Head:
-        """What is enforced until the records are heard: the newest of the disk's manifests and the environment's."""
-        config, check = self._config, self._config.owners is not None
-        assert config.signed is not None
-        first, note = begin(config.signed, chronicle.history, signed=check)
-        head = Head(first, who.info, check_signatures=check, keep=chronicle.keep, changed=self._head_changed)
-        head.left = note or None
-        return head
+        """What is enforced until the records are heard: what it began with."""
+        first, check = self._config.signed, self._config.owners is not None
+        assert first is not None
+        return Head(first, who.info, check_signatures=check, keep=chronicle.keep, changed=self._head_changed)
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)

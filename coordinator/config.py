@@ -32,9 +32,11 @@ class Config:
     peer_id: str | None
     """None: found by the instance ID in the URLs, or the only one."""
     urls: tuple[str, ...]
-    """https URLs of all coordinators, in the manifest's order. Empty: as the manifest has them."""
+    """https URLs of all coordinators, in the manifest's order; those of the manifest where there are none, or not as
+    many as it has coordinators.
+    """
     signed: Signed | None
-    """The manifest to begin with. None: neither the environment has one, nor was one set so far."""
+    """The manifest to begin with (`begun`); None in what the environment says."""
     owners: Owners | None
     """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
@@ -69,8 +71,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     reader.optional("MESH_GROUP", _own_group, COORDINATORS)
     reader.optional("MESH_ENVOY", values.text, "")
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    found = given.read(reader, needed=False)
-    signed = found.signed
+    found = given.read(reader)
     urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
@@ -88,8 +89,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
-    if signed is not None:
-        reader.problems += _disagreements(signed.manifest, cluster, peer_id, urls)
     reader.finish()
     insecure = (
         *found.insecure,
@@ -98,8 +97,8 @@ def parse(environ: Mapping[str, str]) -> Config:
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        urls=urls or (tuple(peer.url for peer in signed.manifest.coordinators.peers) if signed else NO_URLS),
-        signed=signed,
+        urls=urls,
+        signed=None,
         owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,
@@ -118,10 +117,12 @@ def parse(environ: Mapping[str, str]) -> Config:
 
 def begun(config: Config, signed: Signed) -> Config:
     """`config` with the manifest that the coordinator begins with. ConfigError where the two contradict each other."""
-    problems = _disagreements(signed.manifest, config.cluster, config.peer_id, config.urls)
+    problems = _disagreements(signed.manifest, config.cluster, config.peer_id)
     if problems:
         raise ConfigError(problems)
-    urls = config.urls or tuple(peer.url for peer in signed.manifest.coordinators.peers)
+    urls = tuple(peer.url for peer in signed.manifest.coordinators.peers)
+    if len(config.urls) == len(urls):
+        urls = config.urls
     return replace(config, signed=signed, urls=urls)
 
 
@@ -152,17 +153,13 @@ def own_peer_id(config: Config, instance_id: str) -> str:
     )
 
 
-def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None, urls: tuple[str, ...]) -> list[Problem]:
+def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None) -> list[Problem]:
     problems = []
     known = [peer.peer_id for peer in manifest.coordinators.peers]
     if cluster and cluster != manifest.cluster:
         problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
     if peer_id is not None and peer_id not in known:
         problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a coordinator of the manifest: {known}"))
-    if urls and len(urls) != len(known):
-        problems.append(
-            Problem("MESH_COORDINATORS", f"has {len(urls)} URLs, expected {len(known)}, one for each of {known}")
-        )
     return problems
 
 

@@ -106,7 +106,7 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None) -> Signed:
         try:
             overtake(before, signed.envelope, settled=True, signed=owners is not None)
         except SuccessionError as error:
-            raise StandoffError(f"the manifest of this coordinator's environment is refused: {error}") from error
+            raise StandoffError(f"the manifest that this coordinator began with is refused: {error}") from error
     return signed
 
 

@@ -1,7 +1,7 @@
 """The manifest that this coordinator enforces, and why it must not enforce any now. Pure.
 
-The manifest begins as the one in the environment. The records in Consul settle which one counts; from then on only a
-successor takes its place.
+It begins with the newest on its disk, or with the first that it was given. The records in Consul settle which one
+counts; from then on only a successor takes its place.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Head:
         self._standoff: str | None = None
         self._refused: str | None = None
         self.left: str | None = None
-        """What of the environment does not count."""
+        """What it began with, where that does not count."""
 
     @property
     def manifest(self) -> Manifest:
@@ -135,7 +135,7 @@ class Head:
             self._floor = (0, "")
         self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
         if found.manifest.epoch == before.manifest.epoch:
-            self.left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
+            self.left = f"{before.name}, with which it began, does not count: the coordinators enforce {found.name}"
             log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
         log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
         self._changed()

@@ -12,6 +12,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from admission.client import BEGUN_WITH
 from coordinator.forming import Standing, StandingRequest
 from coordinator.protocol import (
     Admission,
@@ -176,6 +177,13 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Keys,
         codes=(Code.BAD_REQUEST,),
         query=(("seen", _NUMBER),),
+    ),
+    Operation(
+        method="get",
+        path=BEGUN_WITH,
+        name="begun",
+        summary="The signed manifest by which this coordinator goes, in force or not yet; for a rendezvous.",
+        answer=ManifestHead,
     ),
     Operation(
         method="get",

@@ -13,10 +13,12 @@ from typing import Protocol
 
 from aiohttp import web
 
+from admission.client import BEGUN_WITH
 from coordinator import openapi
 from coordinator.broker import Broker, decode
 from coordinator.feed import Feed
 from coordinator.forming import Standing, StandingRequest
+from coordinator.proposal import shown
 from coordinator.protocol import (
     MAX_BODY,
     AttestRequest,
@@ -99,6 +101,9 @@ def application(
         peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
         return web.json_response({"version": news.version, "peers": peers})
 
+    async def begun_with(_: web.Request) -> web.StreamResponse:
+        return _answer(shown(broker.rules.signed))
+
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
     app.router.add_post("/v1/admission/challenge", challenge)
     app.router.add_post("/v1/admission/attest", attest)
@@ -107,6 +112,7 @@ def application(
     app.router.add_post("/v1/coordinators/standing", coordinators)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
+    app.router.add_get(BEGUN_WITH, begun_with)
     _add_manifest(app, not_ready, manifests)
     _add_attestation(app, asked)
     app.router.add_get(openapi.PATH, _document)

@@ -118,7 +118,7 @@ async def policies(consul: ConsulClient) -> set[str]:
 
 
 async def restarted(mesh: Cluster, manifest: object) -> Running:
-    """Coordinator 0, lost and booted on its disk with `manifest` in its environment."""
+    """Coordinator 0, lost and booted on its disk, which has `manifest`, too."""
     await mesh.lose(0)
     return await mesh.start(0, manifest)  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ async def eventually_leads(consul: ConsulClient) -> None:
 
 
 async def test_a_restarted_coordinator_takes_the_newest_manifest() -> None:
-    """The environment's where it is newer, which is then in the records; else the records'."""
+    """The disk's where it is newer, which is then in the records; else the records'."""
     async with cluster() as mesh:
         await mesh.start()
         first = (await mesh.ready()).coordinator.head.signed
@@ -166,7 +166,7 @@ async def test_of_two_manifests_of_one_epoch_one_rules_all_coordinators() -> Non
         assert len({document["manifest_digest"] for document in documents}) == 1
         noted = [document for document in documents if document["manifest_notes"]]
         assert noted
-        assert all("of the environment does not count" in str(document["manifest_notes"]) for document in noted)
+        assert all("with which it began, does not count" in str(document["manifest_notes"]) for document in noted)
 
 
 @pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])

@@ -91,7 +91,7 @@ def test_of_two_of_one_epoch_only_the_records_choose() -> None:
     head.adopt(twin, NOW)
     head.settle(NOW)
     assert head.manifest == twin.manifest
-    assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
+    assert head.notes == (f"{FIRST.name}, with which it began, does not count: the coordinators enforce {twin.name}",)
 
 
 @pytest.mark.parametrize(

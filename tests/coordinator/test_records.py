@@ -24,7 +24,7 @@ from topology.envelope import seal
 
 def applicant(lead: Running, **changes: object) -> Applicant:
     """An honest CVM of `api`."""
-    return Applicant(url=lead.url, manifest=lead.config.manifest, **changes)  # type: ignore[arg-type]
+    return Applicant(url=lead.url, manifest=lead.coordinator.head.manifest, **changes)  # type: ignore[arg-type]
 
 
 def age(lead: Running, peer_id: str, seconds: float) -> None:

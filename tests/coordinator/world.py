@@ -31,7 +31,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.app import Coordinator
 from coordinator.config import Config, parse
+from coordinator.disk import MANIFESTS
+from coordinator.history import name_of
+from coordinator.marker import MARKER
 from coordinator.protocol import Binding, BootKeys, MeshPeer
+from coordinator.waiting import PHASE
 from evidence.binding import report_data
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
@@ -43,7 +47,7 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.support import eventually, tool
 from topology import manifest as manifests
-from topology.envelope import seal
+from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import Manifest
 from topology.owners import Owners, key_of, text_of
 
@@ -252,9 +256,13 @@ class Cluster:
         await self._pccs.start(sock)
 
     async def start(
-        self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False, given: bool = True
+        self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False, given: bool = True, **more: str
     ) -> Running:
-        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with a manifest."""
+        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with that manifest, which its disk
+        has, or which is set where that is empty. `more`: of its environment.
+        """
+        signed = open_envelope(seal(manifest or self.manifest, OWNER), None)
+        on_disk = given and self._keep(n, signed)
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         # Empty at each boot, and at the same place: clients of its Consul server find that again.
         private = self.root / f"private-{n}"
@@ -266,7 +274,6 @@ class Cluster:
             {
                 "MESH_CLUSTER": "tests",
                 "MESH_PEER_ID": f"coordinator-{n}",
-                **({"MESH_MANIFEST": seal(manifest or self.manifest, OWNER)} if given else {}),
                 "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
@@ -275,6 +282,7 @@ class Cluster:
                 "MESH_GUEST_AGENT": str(folder / "dstack.sock"),
                 "MESH_CONSUL": tool("consul"),
                 "MESH_LISTEN": f"127.0.0.1:{self.ports[n]}",
+                **more,
             }
         )
         link = FakeLink()
@@ -296,7 +304,32 @@ class Cluster:
             task=task,
         )
         self.running[n] = running
+        if given and not on_disk:
+            await self._set(running, signed)
         return running
+
+    def _keep(self, n: int, signed: Signed) -> bool:
+        """Puts `signed` on the disk of coordinator `n`, where that was used before; whether it was."""
+        used = (self.disk(n) / MARKER).exists()
+        if used:
+            folder = self.disk(n) / MANIFESTS
+            folder.mkdir(exist_ok=True)
+            (folder / name_of(signed)).write_text(signed.envelope)
+        return used
+
+    async def _set(self, running: Running, signed: Signed) -> None:
+        """The owner's step: the first manifest, once the coordinator waits for it."""
+        document = running.coordinator.document
+        await eventually(
+            lambda: (document()["phase"] == PHASE and running.coordinator.port > 0) or running.task.done(),
+            f"it waits for a manifest: {document()}",
+        )
+        if not running.task.done():
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+                session.post(f"{running.url}/v1/manifest", json={"envelope": signed.envelope}) as response,
+            ):
+                assert response.status == 200, await response.text()
 
     async def ready(self, n: int = 0, seconds: float = 20.0) -> Running:
         """Waits for coordinator `n`."""
