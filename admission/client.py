@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from coordinator.protocol import MAX_BODY, Code
+from admission.protocol import MAX_BODY, Code
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, Fingerprint

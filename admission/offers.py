@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from admission.client import CoordinatorError, Greeting, RefusedError
-from coordinator.protocol import ManifestHistory
+from admission.protocol import ManifestHistory
 from topology.envelope import Signed, UnreadableError, open_envelope
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.owners import Owners

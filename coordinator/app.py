@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Protocol
 
+from admission.protocol import BootKeys, MeshPeer
 from coordinator import contents, identity, policy, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
@@ -31,7 +32,6 @@ from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
-from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
@@ -168,6 +168,7 @@ class Coordinator:
         self._say(waiting.PHASE)
         self._waiting = waiting.Waiting(config, machine)
         found = await self._waiting.wait(stop)
+        self._waiting = None
         self._say("keys")
         return found
 
@@ -342,7 +343,7 @@ class Coordinator:
                 url,
                 own,
                 guest=guest,
-                rules=lambda: (broker.rules.manifest, broker.rules.verifier),
+                rules=lambda: broker.rules,
                 admitted=admitted,
                 ask=formation.ask,
                 hurry=formation.hurry,

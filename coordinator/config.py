@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from admission.protocol import ADMISSION_PORT
 from coordinator.policy import COORDINATORS
-from coordinator.protocol import ADMISSION_PORT
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem

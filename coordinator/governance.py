@@ -11,7 +11,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import policy_bodies
 from runtime.consul import ConsulClient, ConsulError

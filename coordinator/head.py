@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from admission.protocol import MeshPeer
 from coordinator import proposal
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest

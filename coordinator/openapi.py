@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from admission.client import BEGUN_WITH
-from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import (
+from admission.protocol import (
     Admission,
     AttestRequest,
     Challenge,
@@ -26,6 +25,7 @@ from coordinator.protocol import (
     ManifestRequest,
     Renewal,
 )
+from coordinator.forming import Standing, StandingRequest
 from evidence.bundle import AttestationRequest, Bundle
 
 PATH = "/v1/openapi.json"

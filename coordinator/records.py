@@ -11,12 +11,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator import governance, proposal
 from coordinator.chronicle import Chronicle
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed

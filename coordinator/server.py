@@ -14,12 +14,7 @@ from typing import Protocol
 from aiohttp import web
 
 from admission.client import BEGUN_WITH
-from coordinator import openapi
-from coordinator.broker import Broker, decode
-from coordinator.feed import Feed
-from coordinator.forming import Standing, StandingRequest
-from coordinator.proposal import shown
-from coordinator.protocol import (
+from admission.protocol import (
     MAX_BODY,
     AttestRequest,
     ChallengeRequest,
@@ -29,6 +24,11 @@ from coordinator.protocol import (
     ManifestHistory,
     ManifestRequest,
 )
+from coordinator import openapi
+from coordinator.broker import Broker, decode
+from coordinator.feed import Feed
+from coordinator.forming import Standing, StandingRequest
+from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
 from runtime.http_server import Handler, Limits

@@ -14,11 +14,11 @@ from random import Random
 
 from admission.client import IN_FORCE, Attested, CoordinatorError, RefusedError, Verify
 from admission.offers import Offers
+from admission.protocol import Code, ManifestHead
 from admission.trust import coordinator_check
 from coordinator import identity, proposal
 from coordinator.config import Config, begun, own_peer_id
 from coordinator.identity import Machine
-from coordinator.protocol import Code, ManifestHead
 from coordinator.refusal import RefusalError
 from coordinator.server import LIMITS, waiting_application
 from runtime.backoff import Backoff

@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from coordinator.protocol import ADMISSION_PORT
+from admission.protocol import ADMISSION_PORT
 from coordinator.waiting import PHASE
 from lab.control import ask
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from dns.zone import SrvTarget
 from peer.spec import INTERFACE
 from runtime.consul_config import SERF_PORT

@@ -14,14 +14,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coordinator.protocol import WORKLOAD_TOKEN
+from admission.broker import Admitted, Renewed
+from admission.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
-from sidecar.broker import Admitted, Renewed
 from sidecar.certificate import Certificate, Given
 from sidecar.config import Config
 from sidecar.desired import World

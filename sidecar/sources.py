@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from admission.broker import Broker
 from admission.client import CoordinatorError
 from runtime import premises
 from runtime.backoff import Backoff
@@ -30,7 +31,6 @@ from runtime.tasks import TaskScope
 from sidecar import backends, hints, listeners, memory, modules, report, sources
 from sidecar import kept as manifest_file
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Broker
 from sidecar.config import Config
 from sidecar.desired import World, beforehand, desired
 from sidecar.effects import Effects

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from admission.client import BEGUN_WITH, IN_FORCE, Attested, CoordinatorError, Greeting, RefusedError, decode_answer
-from coordinator.protocol import Code
+from admission.protocol import Code
 
 
 @dataclass

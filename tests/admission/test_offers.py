@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.client import CoordinatorError, Greeting, RefusedError
 from admission.offers import HISTORY, Offers
+from admission.protocol import Code
 from coordinator.proposal import shown
-from coordinator.protocol import Code
 from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed

@@ -10,9 +10,9 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MANIFEST_KEY
 from coordinator import governance
 from coordinator.governance import StandoffError, weigh
-from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest

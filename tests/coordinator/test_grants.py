@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from admission.protocol import LeaseRequest
 from coordinator import grants, records
 from coordinator.keys import derive, workload_secret
-from coordinator.protocol import LeaseRequest
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS
 from runtime.consul import ConsulClient, ConsulError

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.head import Head
 from coordinator.proposal import MAX_STORED, misfit
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from admission.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator import records
 from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SLOTS_PREFIX, Ledger
-from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.config import begun, parse
 from coordinator.link import MeshLink, make_link
-from coordinator.protocol import MeshPeer
 from peer.spec import InterfaceSpec
 from peer.wireguard import UserspaceDevice, generate_key
 from runtime.tasks import TaskScope

@@ -12,17 +12,17 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.broker import Broker
 from admission.client import RefusedError
+from admission.protocol import ChallengeRequest, Code
 from admission.trust import by, coordinator_check, nothing
 from coordinator.config import Config
 from coordinator.identity import Machine
 from coordinator.proposal import shown
-from coordinator.protocol import ChallengeRequest, Code
 from coordinator.refusal import RefusalError
 from coordinator.waiting import PHASE, Waiting
 from runtime.guest import TlsKey
 from runtime.secret import Secret
-from sidecar.broker import Broker
 from tests.coordinator.test_chronicle import kept
 from tests.coordinator.test_config import GOOD, parse
 from tests.coordinator.test_head import INFO, of_newer_program

@@ -29,12 +29,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from admission.protocol import Binding, BootKeys, MeshPeer
 from coordinator.app import Coordinator
 from coordinator.config import Config, parse
 from coordinator.disk import MANIFESTS
 from coordinator.history import name_of
-from coordinator.marker import MARKER
-from coordinator.protocol import Binding, BootKeys, MeshPeer
 from coordinator.waiting import PHASE
 from evidence.binding import report_data
 from lab.agent import GuestAgentServer
@@ -310,11 +309,11 @@ class Cluster:
 
     def _keep(self, n: int, signed: Signed) -> bool:
         """Puts `signed` on the disk of coordinator `n`, where that was used before; whether it was."""
-        used = (self.disk(n) / MARKER).exists()
-        if used:
-            folder = self.disk(n) / MANIFESTS
-            folder.mkdir(exist_ok=True)
-            (folder / name_of(signed)).write_text(signed.envelope)
+        used = self.disk(n).exists() and any(self.disk(n).iterdir())
+        file = self.disk(n) / MANIFESTS / name_of(signed)
+        if used and not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(signed.envelope)
         return used
 
     async def _set(self, running: Running, signed: Signed) -> None:
@@ -330,6 +329,7 @@ class Cluster:
                 session.post(f"{running.url}/v1/manifest", json={"envelope": signed.envelope}) as response,
             ):
                 assert response.status == 200, await response.text()
+            await eventually(lambda: document()["phase"] != PHASE, "it goes on")
 
     async def ready(self, n: int = 0, seconds: float = 20.0) -> Running:
         """Waits for coordinator `n`."""

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
+from admission.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
 from admission.client import CoordinatorError, RefusedError
-from coordinator.protocol import AttestRequest, Challenge, ChallengeRequest, Code
+from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
 from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
-from tests.sidecar.test_broker import ADMISSION
+from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, NOW, granted
 from tests.support import eventually
 

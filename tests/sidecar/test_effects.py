@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog
 from sidecar.certificate import heard

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from admission.broker import Admitted, Broker, Renewed
+from admission.protocol import MANIFEST_KEY
 from admission.trust import by, coordinator_check, nothing
-from coordinator.protocol import MANIFEST_KEY
 from lab.agent import GuestAgentServer
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.certificate import Given
 from sidecar.slot import Wish
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.broker import Admitted, Broker, Renewed
+from admission.protocol import MANIFEST_KEY
 from admission.trust import by, coordinator_check, nothing
-from coordinator.protocol import MANIFEST_KEY
 from lab.agent import GuestAgentServer
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.certificate import Given
 from sidecar.desired import World
 from sidecar.slot import Wish

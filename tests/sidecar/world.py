@@ -9,9 +9,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MeshPeer
 from coordinator.authority import issue, mesh_ca
 from coordinator.keys import derive
-from coordinator.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
 from topology.allowed import image_id
