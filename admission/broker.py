@@ -119,6 +119,10 @@ class Broker:
     async def _post(self, action: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return await self.post(f"/v1/admission/{action}", body)
 
+    async def ask(self, path: str) -> Mapping[str, Any]:
+        """The answer to a question without a body. RefusedError, CoordinatorError."""
+        return await self._coordinator.call("GET", path, seconds=self._seconds)
+
     async def post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to `body`. RefusedError, CoordinatorError."""
         try:

@@ -30,11 +30,7 @@ class Config:
 
     cluster: str
     peer_id: str | None
-    """None: found by the instance ID in the URLs, or the only one."""
-    urls: tuple[str, ...]
-    """https URLs of all coordinators, in the manifest's order; those of the manifest where there are none, or not as
-    many as it has coordinators.
-    """
+    """None: found by the instance ID in the manifest's URLs, or the only one."""
     signed: Signed | None
     """The manifest to begin with (`begun`); None in what the environment says."""
     owners: Owners | None
@@ -70,9 +66,10 @@ def parse(environ: Mapping[str, str]) -> Config:
     # Set for every CVM of a deployment; here they can only be right or of no use.
     reader.optional("MESH_GROUP", _own_group, COORDINATORS)
     reader.optional("MESH_ENVOY", values.text, "")
+    # Where coordinators are is the manifest's to say: they come and go while the environment stays.
+    reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
     found = given.read(reader)
-    urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     paths = {
@@ -97,7 +94,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        urls=urls,
         signed=None,
         owners=found.owners,
         pccs_url=pccs_url,
@@ -120,10 +116,7 @@ def begun(config: Config, signed: Signed) -> Config:
     problems = _disagreements(signed.manifest, config.cluster, config.peer_id)
     if problems:
         raise ConfigError(problems)
-    urls = tuple(peer.url for peer in signed.manifest.coordinators.peers)
-    if len(config.urls) == len(urls):
-        urls = config.urls
-    return replace(config, signed=signed, urls=urls)
+    return replace(config, signed=signed)
 
 
 def own_peer_id(config: Config, instance_id: str) -> str:
@@ -134,9 +127,7 @@ def own_peer_id(config: Config, instance_id: str) -> str:
     if config.peer_id is not None:
         return config.peer_id
     named = [
-        peer.peer_id
-        for peer, url in zip(peers, config.urls, strict=True)
-        if instance_id and instance_id in (urlsplit(url).hostname or "").lower()
+        peer.peer_id for peer in peers if instance_id and instance_id in (urlsplit(peer.url).hostname or "").lower()
     ]
     if len(named) == 1:
         return named[0]
@@ -146,8 +137,8 @@ def own_peer_id(config: Config, instance_id: str) -> str:
         [
             Problem(
                 "MESH_PEER_ID",
-                f"is not set, and no URL in MESH_COORDINATORS names this instance ({instance_id}); expected one of "
-                + ", ".join(peer.peer_id for peer in peers),
+                f"is not set, and no coordinator's URL in the manifest names this instance ({instance_id}); expected "
+                "one of " + ", ".join(peer.peer_id for peer in peers),
             )
         ]
     )

@@ -14,8 +14,8 @@ from random import Random
 
 from admission import binding
 from admission.broker import Broker, Held, decode
-from admission.client import CoordinatorError, Greeting, RefusedError
-from admission.protocol import AttestRequest, BootKeys, ChallengeRequest, MeshPeer
+from admission.client import IN_FORCE, CoordinatorError, Greeting, RefusedError
+from admission.protocol import AttestRequest, BootKeys, ChallengeRequest, Code, ManifestHead, MeshPeer
 from admission.trust import check_with, nothing
 from coordinator import policy
 from coordinator.broker import Rules
@@ -39,7 +39,11 @@ STANDING = "/v1/coordinators/standing"
 
 
 class SiblingError(Exception):
-    """The other coordinator cannot be joined now. `reason` says why."""
+    """The other coordinator cannot be joined now. The text says why, `code` how it answered."""
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,25 +65,27 @@ class Sibling:
     def __init__(
         self,
         peer: CoordinatorPeer,
-        url: str,
         own: Own,
         *,
         guest: GuestAgent,
         rules: Callable[[], Rules],
-        admitted: Callable[[MeshPeer, str], None],
+        admitted: Callable[[MeshPeer], None],
+        enforces: Callable[[str], None],
         ask: Callable[[], dict[str, object]],
         hurry: Callable[[], bool],
         clock: Callable[[], float],
         rng: Random,
     ) -> None:
-        """`ask` gives what a `StandingRequest` has beside the lease; `hurry` is true while its answer is waited for."""
+        """`enforces` is called with the envelope of the manifest that it enforces. `ask` gives what a `StandingRequest`
+        has beside the lease; `hurry` is true while its answer is waited for.
+        """
         self.peer_id = peer.peer_id
         self.address = peer.address
         self.state = "not joined"
         self.standing: Standing | None = None
         """What it said last of its Consul server; None while it is not reached."""
-        self._peer, self._url, self._own = peer, url, own
-        self._guest, self._rules, self._admitted = guest, rules, admitted
+        self._peer, self._url, self._own = peer, peer.url, own
+        self._guest, self._rules, self._admitted, self._enforces = guest, rules, admitted, enforces
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
         # By our own manifest and rules, whatever it says: it may have to learn of ours.
@@ -89,7 +95,7 @@ class Sibling:
         """Joins and renews until cancelled; every failure is tried again."""
         attempt = 0
         while True:
-            broker = Broker(self._url, self._verify, seconds=TIMEOUT)
+            broker = Broker(self._url, self._verify, self._envelope, TIMEOUT)
             try:
                 lease = await self._attest(broker)
                 attempt, self.state = 0, "joined"
@@ -110,15 +116,28 @@ class Sibling:
             await asyncio.sleep(RETRY.delay(attempt, self._rng))
             attempt += 1
 
+    def _envelope(self) -> str:
+        return self._rules().signed.envelope
+
     async def _judge(self, _: Greeting) -> Signed:
         return self._rules().signed
 
     async def _attest(self, broker: Broker) -> Secret:
         own = self._own
-        challenge = await broker.challenge(
-            ChallengeRequest(group=policy.COORDINATORS, instance_id=own.info.instance_id, peer_id=own.peer_id)
-        )
-        manifest = self._rules().manifest
+        request = ChallengeRequest(group=policy.COORDINATORS, instance_id=own.info.instance_id, peer_id=own.peer_id)
+        try:
+            challenge = await broker.challenge(request)
+        except RefusedError as error:
+            if error.code is Code.NO_MANIFEST:
+                # It is new, or was away when it was listed. What it begins with is signed: anybody may bring it.
+                raise SiblingError(f"{self.peer_id} was given the manifest, and begins with it") from error
+            if error.code is Code.ADMISSION_REJECTED:
+                # It may go by a manifest that does not list us any more.
+                head: ManifestHead = decode(ManifestHead, await broker.ask(IN_FORCE))
+                self._enforces(head.envelope)
+            raise
+        signed = self._rules().signed
+        manifest = signed.manifest
         raw = binding.make(
             cluster=manifest.cluster,
             peer_id=own.peer_id,
@@ -135,10 +154,12 @@ class Sibling:
                 quote=quote.quote.hex(),
                 event_log=quote.event_log,
                 vm_config=quote.vm_config,
+                manifest=signed.envelope,
             )
         )
         for peer in admitted.peers:
             if peer.peer_id == self.peer_id and peer.address == self._peer.address and peer.kind == "coordinator":
-                self._admitted(peer, admitted.envelope)
+                self._admitted(peer)
+                self._enforces(admitted.envelope)
                 return admitted.lease
-        raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check the order of MESH_COORDINATORS")
+        raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check its URL in the manifest")

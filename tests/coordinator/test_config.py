@@ -27,9 +27,8 @@ def problems(environ: dict[str, str]) -> str:
 
 def test_a_deployment_of_one() -> None:
     """Cluster and owner key suffice, and the manifest when there is one; the rest has the defaults of a CVM."""
-    assert (parse(GOOD).signed, parse(GOOD).urls) == (None, ())
+    assert parse(GOOD).signed is None
     config = begun(parse(GOOD), SIGNED)
-    assert config.urls == ("https://127.0.0.1:1",)
     assert config.listen == ("0.0.0.0", 8787)
     assert str(config.state_dir) == "/run/mesh-private"
     assert config.insecure == ()
@@ -88,18 +87,16 @@ def test_an_unsigned_manifest_needs_to_be_asked_for_and_is_told() -> None:
 
 
 def test_the_parts_must_agree() -> None:
-    """Cluster and peer ID are those of the manifest."""
-    config = parse(GOOD | {"MESH_CLUSTER": "other", "MESH_PEER_ID": "coordinator-7"})
+    """Cluster and peer ID are those of the manifest. Where coordinators are is the manifest's to say alone: they come
+    and go, and the environment stays.
+    """
+    urls = json.dumps(["https://a", "https://b"])
+    config = parse(GOOD | {"MESH_CLUSTER": "other", "MESH_PEER_ID": "coordinator-7", "MESH_COORDINATORS": urls})
     with pytest.raises(ConfigError) as caught:
         begun(config, SIGNED)
     assert "the manifest is of cluster 'tests'" in str(caught.value)
     assert "'coordinator-7', expected a coordinator" in str(caught.value)
-
-
-def test_urls_of_the_environment_count_where_there_is_one_for_each_coordinator() -> None:
-    """The manifest may have more or fewer coordinators by now, and knows where they are."""
-    for urls, wanted in ((["https://a"], ("https://a",)), (["https://a", "https://b"], ("https://127.0.0.1:1",))):
-        assert begun(parse(GOOD | {"MESH_COORDINATORS": json.dumps(urls)}), SIGNED).urls == wanted
+    assert "COORDINATORS" not in str(caught.value)
 
 
 def test_which_coordinator_this_is() -> None:

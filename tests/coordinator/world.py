@@ -32,9 +32,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from admission.protocol import Binding, BootKeys, MeshPeer
 from coordinator.app import Coordinator
 from coordinator.config import Config, parse
-from coordinator.disk import MANIFESTS
+from coordinator.disk import MANIFESTS, Disk
 from coordinator.history import name_of
-from coordinator.waiting import PHASE
+from coordinator.marker import Owner
 from evidence.binding import report_data
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
@@ -255,18 +255,25 @@ class Cluster:
         await self._pccs.start(sock)
 
     async def start(
-        self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False, given: bool = True, **more: str
+        self,
+        n: int = 0,
+        manifest: Manifest | None = None,
+        *,
+        away: bool = False,
+        given: bool = True,
+        compose: str = COORDINATOR_COMPOSE,
     ) -> Running:
         """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with that manifest, which its disk
-        has, or which is set where that is empty. `more`: of its environment.
+        has, as if it had been set a moment before. `compose`: the compose file of this one.
         """
-        signed = open_envelope(seal(manifest or self.manifest, OWNER), None)
-        on_disk = given and self._keep(n, signed)
+        if given:
+            self._keep(n, open_envelope(seal(manifest or self.manifest, OWNER), None))
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         # Empty at each boot, and at the same place: clients of its Consul server find that again.
         private = self.root / f"private-{n}"
         shutil.rmtree(private, ignore_errors=True)
-        agent = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, f"coordinator-{n}"))
+        app_id = self.manifest.coordinators.app_id
+        agent = GuestAgentServer(TEE, cvm(compose, f"coordinator-{n}", app_id=app_id))
         await agent.start(folder / "dstack.sock")
         self._agents.append(agent)
         config = parse(
@@ -281,7 +288,6 @@ class Cluster:
                 "MESH_GUEST_AGENT": str(folder / "dstack.sock"),
                 "MESH_CONSUL": tool("consul"),
                 "MESH_LISTEN": f"127.0.0.1:{self.ports[n]}",
-                **more,
             }
         )
         link = FakeLink()
@@ -303,33 +309,18 @@ class Cluster:
             task=task,
         )
         self.running[n] = running
-        if given and not on_disk:
-            await self._set(running, signed)
         return running
 
-    def _keep(self, n: int, signed: Signed) -> bool:
-        """Puts `signed` on the disk of coordinator `n`, where that was used before; whether it was."""
-        used = self.disk(n).exists() and any(self.disk(n).iterdir())
-        file = self.disk(n) / MANIFESTS / name_of(signed)
-        if used and not file.exists():
+    def _keep(self, n: int, signed: Signed) -> None:
+        """Puts `signed` on the disk of coordinator `n`, which is its own from then on."""
+        folder = self.disk(n)
+        if not (folder.exists() and any(folder.iterdir())):
+            owner = Owner(cluster="tests", app_id=self.manifest.coordinators.app_id, peer_id=f"coordinator-{n}")
+            Disk(folder, owner).claim()
+        file = folder / MANIFESTS / name_of(signed)
+        if not file.exists():
             file.parent.mkdir(exist_ok=True)
             file.write_text(signed.envelope)
-        return used
-
-    async def _set(self, running: Running, signed: Signed) -> None:
-        """The owner's step: the first manifest, once the coordinator waits for it."""
-        document = running.coordinator.document
-        await eventually(
-            lambda: (document()["phase"] == PHASE and running.coordinator.port > 0) or running.task.done(),
-            f"it waits for a manifest: {document()}",
-        )
-        if not running.task.done():
-            async with (
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
-                session.post(f"{running.url}/v1/manifest", json={"envelope": signed.envelope}) as response,
-            ):
-                assert response.status == 200, await response.text()
-            await eventually(lambda: document()["phase"] != PHASE, "it goes on")
 
     async def ready(self, n: int = 0, seconds: float = 20.0) -> Running:
         """Waits for coordinator `n`."""
