@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from admission.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator import server as module
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.feed import Feed
@@ -23,7 +24,6 @@ from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
 from coordinator.ledger import Ledger
 from coordinator.proposal import shown, stale
-from coordinator.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
