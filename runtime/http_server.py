@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -119,17 +120,24 @@ class Server:
                 continue
             # A connection that waits already is accepted without a turn of the loop: without this one, a crowd would
             # keep everything else waiting, and end handshakes that have not begun.
-            await asyncio.sleep(0)
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                connection.close()
+                raise
             factory = self._runner.server
             if factory is None or not self._make_room(len(factory.connections)):
                 connection.close()
                 continue
             protocol = factory()
             self._silent[protocol] = None
-            self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
+            began = asyncio.Event()
+            self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol, began))
+            self._greeted[protocol].add_done_callback(partial(_close_unbegun, connection, began))
 
-    async def _greet(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
+    async def _greet(self, connection: socket.socket, protocol: web.RequestHandler, began: asyncio.Event) -> None:
         """The handshake, if there is TLS. A connection that brings no request in time afterwards is closed."""
+        began.set()
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
@@ -174,3 +182,9 @@ class Server:
         if self._counts(request):
             self._silent.pop(request.protocol, None)
         return await handler(request)
+
+
+def _close_unbegun(connection: socket.socket, began: asyncio.Event, _: asyncio.Task[None]) -> None:
+    """Closes a connection whose handshake was given up before its first step: then nobody else has it."""
+    if not began.is_set():
+        connection.close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from runtime.http_server import Limits, Server
@@ -191,3 +194,23 @@ async def test_nothing_goes_on_for_a_caller_who_has_gone() -> None:
         await eventually(lambda: made.waiting == 1, "the request is worked on")
         writer.close()
         await eventually(lambda: made.waiting == 0, "it is not any more")
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+async def test_a_stop_in_the_middle_of_a_crowd_leaves_no_connection() -> None:
+    """Whatever turn of the loop it comes in: each that was accepted is closed, also where no handshake has begun."""
+    for turns in range(8):
+        clients: list[socket.socket] = []
+        try:
+            async with serving() as made:
+                clients += [socket.create_connection(("127.0.0.1", made.port)) for _ in range(5)]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            for client in clients:
+                client.settimeout(10)
+                with contextlib.suppress(ConnectionResetError):
+                    assert await asyncio.to_thread(client.recv, 1) == b""
+        finally:
+            for client in clients:
+                client.close()
+        gc.collect()
