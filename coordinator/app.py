@@ -297,7 +297,7 @@ class Coordinator:
 
         def stated() -> contents.Contents:
             signed = broker.rules.signed
-            history = chronicle.history.up_to(signed)
+            history = chronicle.history.up_to(signed, contents.RECENT)
             return contents.contents(own, keys, signed, history, broker.admitted(), time.time())
 
         return Attester(

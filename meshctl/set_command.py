@@ -143,8 +143,6 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     """Shows what the manifest in `envelope` changes, asks, and sets it. UserError. `first`: a coordinator that has no
     manifest may begin with it, though it follows another one.
     """
-    from meshctl.manifest_changes import compare, warnings
-    from meshctl.plan import print_changes
     from runtime.confirm import confirm
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
@@ -178,15 +176,11 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
                 click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
             confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
             return
+        if error.fault is Fault.OLDER and _completes(mesh, envelope):
+            return
         remedy = "./mesh manifest render and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
-    changes = compare(head.manifest, found.manifest)
-    if changes:
-        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
-    else:
-        click.echo(f"{found.name} says the same as {head.name}")
-    for warning in warnings(head.manifest, found.manifest):
-        click.echo(f"warning: {warning}", err=True)
+    _show(head, found)
     if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
         raise UserError("nothing was set", exit_code=1)
     now = mesh.put(envelope)
@@ -196,6 +190,30 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
     confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
+
+
+def _show(head: Signed, found: Signed) -> None:
+    """What `found` changes, and what a person should know before it is set."""
+    from meshctl.manifest_changes import compare, warnings
+    from meshctl.plan import print_changes
+
+    changes = compare(head.manifest, found.manifest)
+    if changes:
+        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
+    else:
+        click.echo(f"{found.name} says the same as {head.name}")
+    for warning in warnings(head.manifest, found.manifest):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _completes(mesh: Mesh, envelope: str) -> bool:
+    """Whether the coordinator lacked the manifest in `envelope` in its history, and keeps it now."""
+    try:
+        head = mesh.put(envelope)
+    except RefusedError:
+        return False
+    click.echo(f"kept: the history lacked it. In force is epoch {head.manifest.epoch}, digest {head.digest}")
+    return True
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
