@@ -25,6 +25,7 @@ from coordinator.circle import Circle, Parts
 from coordinator.config import Config, begun, own_peer_id
 from coordinator.disk import Disk, manifests
 from coordinator.disk_probe import DiskProbe
+from coordinator.documents import Documents
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
@@ -196,7 +197,10 @@ class Coordinator:
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         chronicle = self._chronicle = Chronicle(disk, consul.client, self._mesh(who))
         head = self._head = self._begin_head(who, own, chronicle)
-        records = Records(consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle)
+        documents = Documents(consul.client)
+        records = Records(
+            consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle, documents=documents
+        )
         broker = self._broker = Broker(
             rules=self._rules(head.signed, 0.0),
             keys=keys,
@@ -213,7 +217,7 @@ class Coordinator:
         asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
-        attester = self._attester(guest, who, keys, broker, chronicle)
+        attester = self._attester(guest, who, keys, broker, chronicle, documents)
         server = self._server(who, broker, feed, formation, records, attester)
         self._port = await server.start()
         try:
@@ -291,14 +295,21 @@ class Coordinator:
         await formation.run()
 
     def _attester(
-        self, guest: GuestAgent, who: Identity, keys: ClusterKeys, broker: Broker, chronicle: Chronicle
+        self,
+        guest: GuestAgent,
+        who: Identity,
+        keys: ClusterKeys,
+        broker: Broker,
+        chronicle: Chronicle,
+        documents: Documents,
     ) -> Attester:
         own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
 
         def stated() -> contents.Contents:
             signed = broker.rules.signed
             history = chronicle.history.up_to(signed, contents.RECENT)
-            return contents.contents(own, keys, signed, history, broker.admitted(), time.time())
+            texts = documents.of(signed.manifest)
+            return contents.contents(own, keys, signed, history, texts, broker.admitted(), time.time())
 
         return Attester(
             quote=guest.quote,

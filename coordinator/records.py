@@ -8,17 +8,26 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
 from coordinator import governance, proposal
 from coordinator.broker import why_not_allowed
 from coordinator.chronicle import Chronicle
+from coordinator.documents import Documents, judge
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
+from coordinator.protocol import (
+    DOCUMENTS_PREFIX,
+    MANIFEST_KEY,
+    PEERS_PREFIX,
+    Code,
+    ManifestHead,
+    ManifestHistory,
+    MeshPeer,
+)
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -26,7 +35,8 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
-from topology.envelope import Signed
+from topology.envelope import Signed, open_envelope
+from topology.manifest import ManifestError
 from topology.owners import Owners
 from topology.succession import SuccessionError
 
@@ -68,9 +78,11 @@ class Records:
         owners: Owners | None,
         head: Head,
         chronicle: Chronicle,
+        documents: Documents,
     ) -> None:
         self._consul, self._client, self._ledger = consul, consul.client, ledger
         self._own, self._owners, self._head, self._chronicle = own, owners, head, chronicle
+        self._documents = documents
         self.forming: Forming | None = None
         """Set before `run`."""
         self._rng = Random()
@@ -88,6 +100,9 @@ class Records:
                 "watch nodes", self._watch("/v1/health/state/any", {"filter": SERF_FILTER}, self._ledger.take_nodes)
             )
             scope.start("watch manifest", self._watch(f"/v1/kv/{MANIFEST_KEY}", {}, self._take_manifest))
+            scope.start(
+                "watch documents", self._watch(f"/v1/kv/{DOCUMENTS_PREFIX}", {"recurse": ""}, self._documents.take)
+            )
             scope.start("carry out manifests", self._carry_out())
             scope.start("sweep", self._sweep())
             ready()
@@ -189,10 +204,26 @@ class Records:
         """The manifest in force."""
         return proposal.shown(self._head.signed)
 
-    async def propose(self, envelope: str) -> ManifestHead:
-        """Sets the manifest that an owner brings: into the records, and then as what is enforced. The manifest in force
-        afterwards, which is that one. RefusalError; with MANIFEST_STALE, what is in force instead.
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """Sets the manifest that an owner brings: into the records, and then as what is enforced; and keeps
+        `documents`, which are texts of its compose hashes. The manifest in force afterwards, which is that one.
+        RefusalError; with MANIFEST_STALE, what is in force instead.
         """
+        if documents and self.leaderless:
+            raise RefusalError(Code.NOT_READY, "nobody leads the records; documents are taken later")
+        if documents:
+            # Before anything is set. What is no manifest is refused for that below.
+            with contextlib.suppress(ManifestError):
+                judge(documents, open_envelope(envelope, None).manifest)
+        shown = await self._propose(envelope)
+        try:
+            await self._documents.keep(documents, self._head.manifest)
+        except ConsulError as error:
+            reason = f"the manifest is in force, its documents cannot be written now: {error}"
+            raise RefusalError(Code.NOT_READY, reason) from error
+        return shown
+
+    async def _propose(self, envelope: str) -> ManifestHead:
         head = self._head
         if self.leaderless:
             return self._propose_alone(envelope)
@@ -274,6 +305,7 @@ class Records:
             try:
                 await governance.establish(self._client, self._head.manifest)
                 await self._chronicle.spread()
+                await self._documents.forget(self._head.manifest)
                 attempt = 0
             except ConsulError as error:
                 log.warning("manifest not carried out yet", extra={"reason": str(error)})

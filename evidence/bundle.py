@@ -60,6 +60,8 @@ class Bundle:
     """Signed envelopes, the last one that which is enforced. Complete, from the cluster's first on, once `whole` has
     put those before them that a coordinator left out.
     """
+    documents: dict[str, str] = field(repr=False)
+    """App-compose texts of the enforced manifest's compose hashes, by hash: those that its owner handed over."""
     members: tuple[Member, ...]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ FIRST = "manifest.signed"
 """In a lab's folder: the manifest that it began with."""
 NO_MANIFEST, NOT_READY = "NO_MANIFEST", "NOT_READY"
 """The codes of a coordinator that waits for its first manifest, and of one that begins with it."""
+NO_DOCUMENTS: Mapping[str, str] = {}
 PCCS = "https://pccs.phala.network"
 FOLLOW_SECONDS = 10.0
 """Within which every coordinator follows: they hear of a manifest by the records, in well below a second."""
@@ -73,11 +74,16 @@ class Mesh:
                 raise
             return _opened(refusal.tree["head"], self.url), refusal.reason
 
-    def put(self, envelope: str) -> Signed:
-        """Sets the manifest in `envelope`; the one in force afterwards. UserError with the coordinator's reason."""
-        return _opened(self._call(envelope, "POST", {"envelope": envelope}).tree, self.url)
+    def put(self, envelope: str, documents: Mapping[str, str] = NO_DOCUMENTS) -> Signed:
+        """Sets the manifest in `envelope`, and hands over the app-compose texts `documents`; the one in force
+        afterwards. UserError with the coordinator's reason.
+        """
+        body: dict[str, object] = {"envelope": envelope}
+        if documents:
+            body["documents"] = dict(documents)
+        return _opened(self._call(envelope, "POST", body).tree, self.url)
 
-    def _call(self, references: str, method: str, body: dict[str, str] | None = None) -> Answer:
+    def _call(self, references: str, method: str, body: dict[str, object] | None = None) -> Answer:
         answer = self.ask(Question(url=self.url, references=references, method=method, path=PATH, body=body))
         if answer.code:
             raise RefusedError(self.url, answer)
@@ -139,10 +145,32 @@ def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
     return Mesh(name=url, url=url.rstrip("/"), ask=lambda question: ask(question, trust))
 
 
-def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
-    """Shows what the manifest in `envelope` changes, asks, and sets it. UserError. `first`: a coordinator that has no
-    manifest may begin with it, though it follows another one.
+def put(
+    mesh: Mesh, envelope: str, *, yes: bool, first: bool = False, documents: Mapping[str, str] = NO_DOCUMENTS
+) -> None:
+    """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
+    UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one.
     """
+    if _put(mesh, envelope, yes=yes, first=first):
+        _hand_over(mesh, envelope, documents)
+
+
+def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
+    """Gives the mesh the texts. They come after the manifest, which is in force by then."""
+    from meshctl.documents import ROOM, missing, parts
+    from topology.envelope import open_envelope
+
+    for part in parts(documents, ROOM - len(envelope)):
+        mesh.put(envelope, part)
+    without = missing(documents, open_envelope(envelope, None).manifest)
+    if documents:
+        click.echo(f"app-compose texts for whoever verifies: {len(documents)} handed over")
+        for name, group in without.items():
+            click.echo(f"  none for {group}, compose hash {name}")
+
+
+def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
+    """Whether it is in force then: an older one may only complete the history."""
     from runtime.confirm import confirm
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
@@ -161,7 +189,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
                 exit_code=1,
             ) from refusal
         begin(mesh, wanted, yes=yes)
-        return
+        return True
     click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
     if waits:
         click.echo(f"it waits: {waits}")
@@ -175,9 +203,9 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
             else:
                 click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
             confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
-            return
+            return True
         if error.fault is Fault.OLDER and _completes(mesh, envelope):
-            return
+            return False
         remedy = "./mesh manifest render and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
     _show(head, found)
@@ -190,6 +218,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
     confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
+    return True
 
 
 def _show(head: Signed, found: Signed) -> None:
@@ -257,26 +286,29 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     if not yes and not confirm(f"Begin with {found.name}?"):
         raise UserError("nothing was set", exit_code=1)
     urls = (mesh.url, *(peer.url for peer in found.manifest.coordinators.peers))
-    missing = []
-    for url in dict.fromkeys(urls):
-        one = replace(mesh, url=url)
-        try:
-            try:
-                head = _given(one, found)
-            except RefusedError as refusal:
-                if refusal.code != NOT_READY:
-                    raise
-                # It has one, from us or from another coordinator, and says which when all have begun.
-                continue
-            if head.digest != found.digest:
-                missing.append(f"{url} has another manifest: {head.name}")
-        except UserError as error:
-            missing.append(f"{url}: {error.message}")
-    if missing:
+    reasons = {url: _why_not_begun(replace(mesh, url=url), found) for url in dict.fromkeys(urls)}
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while any(reasons.values()) and time.monotonic() < deadline:
+        # One that another coordinator has given it to does not listen for a moment.
+        time.sleep(LOOK_SECONDS)
+        reasons = {url: reason and _why_not_begun(replace(mesh, url=url), found) for url, reason in reasons.items()}
+    if missing := [reason for reason in reasons.values() if reason]:
         raise UserError("not set on all coordinators:\n" + "\n".join(missing), "set it again for these", exit_code=1)
     click.echo("set on all; they begin together")
     confirm_everywhere(mesh, found, BEGIN_SECONDS)
     click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
+
+
+def _why_not_begun(one: Mesh, found: Signed) -> str:
+    """Gives `found` to the coordinator of `one`, if it waits for one. Why that one does not begin with it, else ""."""
+    try:
+        head = _given(one, found)
+    except RefusedError as refusal:
+        # With NOT_READY it has one, from us or from another coordinator, and says which when all have begun.
+        return "" if refusal.code == NOT_READY else f"{one.url}: {refusal.message}"
+    except UserError as error:
+        return f"{one.url}: {error.message}"
+    return "" if head.digest == found.digest else f"{one.url} has another manifest: {head.name}"
 
 
 def _given(one: Mesh, found: Signed) -> Signed:
@@ -301,6 +333,11 @@ def _given(one: Mesh, found: Signed) -> Signed:
     "--draft", type=click.Path(path_type=Path), help="In a lab: write what is in force as a draft; set nothing."
 )
 @click.option("--first", is_flag=True, help="Begin with it where coordinators lost every manifest.")
+@click.option(
+    "--documents",
+    type=click.Path(path_type=Path),
+    help="Folder of app-compose texts for whoever verifies. Default: app-compose beside the manifest.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=PCCS, show_default=True, metavar="URL", help="Where Intel's collateral comes from.")
@@ -315,6 +352,7 @@ def command(
     edit: bool,
     draft: Path | None,
     first: bool,
+    documents: Path | None,
     yes: bool,
     name: str | None,
     pccs: str,
@@ -332,14 +370,30 @@ def command(
     if url is not None:
         if file is None:
             raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
-        put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes, first=first)
+        envelope = _envelope(_read(file), file, None)
+        texts = _documents(documents, file, envelope)
+        put(deployed(url, pccs, insecure_root), envelope, yes=yes, first=first, documents=texts)
         return
     here = lab(name)
     if draft is not None:
         draft.write_text(_pretty(here.draft()), encoding="utf-8")
         click.echo(f"written: {draft}\nedit it, then: ./mesh set --manifest {draft}")
         return
-    put(here.mesh, _edited(here) if file is None else _envelope(_read(file), file, here), yes=yes, first=first)
+    envelope = _edited(here) if file is None else _envelope(_read(file), file, here)
+    put(here.mesh, envelope, yes=yes, first=first, documents=_documents(documents, file, envelope))
+
+
+def _documents(folder: Path | None, file: Path | None, envelope: str) -> dict[str, str]:
+    from meshctl.documents import beside, read
+    from topology.envelope import open_envelope
+
+    place = folder or (beside(file) if file is not None else None)
+    if place is None:
+        return {}
+    found, others = read(place, open_envelope(envelope, None).manifest)
+    for name in others:
+        click.echo(f"{place / name} is not handed over: this manifest does not name its hash", err=True)
+    return found
 
 
 def _edited(here: Lab) -> str:
