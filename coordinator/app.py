@@ -304,7 +304,7 @@ class Coordinator:
 
         def stated() -> contents.Contents:
             signed = broker.rules.signed
-            history = chronicle.history.up_to(signed)
+            history = chronicle.history.up_to(signed, contents.RECENT)
             texts = documents.of(signed.manifest)
             return contents.contents(own, keys, signed, history, texts, broker.admitted(), time.time())
 

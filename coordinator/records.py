@@ -227,6 +227,9 @@ class Records:
         head = self._head
         if self.leaderless:
             return self._propose_alone(envelope)
+        if await self._chronicle.fill(envelope):
+            self._adopted.set()
+            return self.shown()
         try:
             if head.proposed(envelope) is None:
                 return self.shown()
@@ -327,6 +330,7 @@ class Records:
             enforce = manifest is not enforced or now >= enforce_at
             if enforce:
                 enforced, enforce_at = manifest, now + ENFORCE_SECONDS
+                await self._complete()
             await self._forget()
             for holder in self._ledger.doubled():
                 await self._free(holder, "another peer had its WireGuard key before")
@@ -335,6 +339,14 @@ class Records:
                     await self._free(holder, "lease lapsed")
                 elif enforce and (reason := why_not_allowed(manifest, holder)) is not None:
                     await self._free(holder, reason)
+
+    async def _complete(self) -> None:
+        """Looks for what the history lacks: another coordinator may have put it into the KV."""
+        if self._chronicle.history.missing:
+            try:
+                await self._chronicle.gather()
+            except ConsulError as error:
+                log.warning("the history is not complete yet", extra={"reason": str(error)})
 
     async def _forget(self) -> None:
         """Removes what nobody needs any more."""

@@ -235,14 +235,14 @@ def _lab(name: str | None, reader: Reader, *, asks: bool) -> tuple[str, Reader, 
 
 
 def _fetched(url: str, nonce: bytes) -> bytes:
-    from meshctl.attestation import UnreachableError, fetch, url_of
+    from meshctl.attestation import UnreachableError, fetch_whole, url_of
 
     try:
         base = url_of(url)
     except ValueError as error:
         raise UserError(f"-c {error}", "-c https://host:port") from error
     try:
-        return asyncio.run(fetch(base, nonce))
+        return asyncio.run(fetch_whole(base, nonce))
     except UnreachableError as error:
         raise FailedError(Exit.UNREACHABLE, str(error)) from error
 
