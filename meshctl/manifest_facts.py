@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ class AppReport:
     """The `tcb_info` of its first CVM, JSON."""
     complaint: str | None
     """Why there is none."""
+    others: tuple[str, ...] = ()
+    """The same of its other CVMs, where they are known: in a lab."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,25 +135,26 @@ def review(
         if name not in files:
             continue
         try:
-            measured = _Measured(name, app)
+            measured = [_Measured(name, app, attestation) for attestation in (app.attestation, *app.others)]
         except ClusterError as error:
             problems += error.problems
             continue
-        problems += measured.problems(files[name], pre_launch)
-        notes += measured.notes()
-        kept = _hashes(earlier, name)
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys((measured.compose_hash, *kept))))
-        seen.setdefault(measured.image, name)
-        providers.setdefault(measured.key_provider, name)
+        older = _older(measured, files[name], _hashes(after.manifest if after else None, name))
+        notes += [cvm.is_older() for cvm in older]
+        for cvm in (it for it in measured if it not in older):
+            problems += cvm.problems(files[name], pre_launch)
+            notes += cvm.notes()
+        for cvm in measured:
+            seen.setdefault(cvm.image, name)
+            providers.setdefault(cvm.key_provider, name)
+        hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
     problems += _image_problems(seen, images)
-    if len(providers) > 1:
-        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
-        problems.append(f"the apps have their keys from different providers: {told}; all must use one")
+    problems += _provider_problems(providers)
     notes += _missing(report, images)
     if problems:
-        raise ClusterError(problems)
-    development = report.tcb.allow_development_images
-    taken = images or tuple(dataclasses.replace(image, development=development) for image in seen)
+        raise ClusterError(list(dict.fromkeys(problems)))
+    taken = images or tuple(dataclasses.replace(it, development=report.tcb.allow_development_images) for it in seen)
     deployment = Deployment(
         key_provider=next(iter(providers)),
         os_images=taken,
@@ -165,6 +168,13 @@ def review(
         previous=after.digest if after else None,
     )
     return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+
+
+def _older(measured: Sequence[_Measured], text: str, allowed: Collection[str]) -> tuple[_Measured, ...]:
+    """Those that measure a revision of before, which was signed then, where others have the file as it is here."""
+    if not any(cvm.compose_text == text for cvm in measured):
+        return ()
+    return tuple(cvm for cvm in measured if cvm.compose_text != text and cvm.compose_hash in allowed)
 
 
 def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
@@ -219,22 +229,28 @@ def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | N
             )
 
 
+def _provider_problems(providers: Mapping[KeyProvider, str]) -> Iterator[str]:
+    if len(providers) > 1:
+        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
+        yield f"the apps have their keys from different providers: {told}; all must use one"
+
+
 class _Measured:
-    """What one app's first CVM says it measured. ClusterError when that does not hold together.
+    """What one CVM of an app says it measured. ClusterError when that does not hold together.
 
     The answer is the platform's published `TcbInfo`: `mrtd`, `rtmr0` to `rtmr3` (96 hex each), `event_log`,
     `app_compose` and perhaps `rootfs_hash`, and no compose hash. Source: `CvmAttestationSchema` of @phala/cloud
     (Phala-Network/phala-cloud, js/). Other fields are not read.
     """
 
-    def __init__(self, name: str, app: AppReport) -> None:
+    def __init__(self, name: str, app: AppReport, attestation: str | None) -> None:
         self._name = name
         self._app = app
-        if not app.attestation:
+        if not attestation:
             reason = f" ({app.complaint})" if app.complaint else ""
             raise self._error(f"has no attestation yet{reason}; wait until its CVM runs, and run terraform apply again")
         try:
-            tree = json.loads(app.attestation)
+            tree = json.loads(attestation)
             self._text: str = tree["app_compose"]
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
@@ -276,12 +292,24 @@ class _Measured:
             if found != wanted:
                 raise self._error(f"has an attestation that contradicts itself: its {what} gives {found}, not {wanted}")
 
+    @property
+    def compose_text(self) -> str:
+        """The compose file in it."""
+        return str(self._compose.get("docker_compose_file"))
+
+    def is_older(self) -> str:
+        """What a person should know of one that measures a revision of before."""
+        return (
+            f"app {self._name!r} has a CVM of the revision before ({self.compose_hash:.16}…), which is evicted by this "
+            "manifest; --keep-hashes lets both in, for as long as an update takes"
+        )
+
     def problems(self, compose_text: str, pre_launch: frozenset[str]) -> Iterator[str]:
         """What the app measured and this mesh does not want."""
         prefix = f"app {self._name!r} measured"
         tree = self._compose
-        if tree.get("docker_compose_file") != compose_text:
-            line = _first_difference(str(tree.get("docker_compose_file")), compose_text)
+        if self.compose_text != compose_text:
+            line = _first_difference(self.compose_text, compose_text)
             yield f"{prefix} another compose file than the one here (they differ from line {line}); run terraform apply"
         if tree.get("name") != self._app.name:
             yield f"{prefix} the name {tree.get('name')!r}, expected {self._app.name!r}"
@@ -340,7 +368,7 @@ def script_of(report: Report, app: str) -> str:
     """The pre-launch script that `app` measured, "" without one. ClusterError when there is no such app."""
     if app not in report.apps:
         raise ClusterError([f"app {app!r} is not deployed; expected one of {', '.join(sorted(report.apps))}"])
-    measured = _Measured(app, report.apps[app])
+    measured = _Measured(app, report.apps[app], report.apps[app].attestation)
     return str(measured._compose.get("pre_launch_script") or "")
 
 

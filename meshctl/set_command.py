@@ -43,7 +43,7 @@ class RefusedError(UserError):
     """A coordinator whose evidence holds said no."""
 
     def __init__(self, url: str, answer: Answer) -> None:
-        again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
+        again = "./mesh generate and sign again, after the one in force" if "head" in answer.tree else ""
         super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
         self.code = answer.code
 
@@ -79,9 +79,13 @@ class Lab:
     mesh: Mesh
     folder: Path
 
+    def head(self) -> Signed:
+        """The manifest in force. UserError."""
+        return self.mesh.head(self._first())
+
     def draft(self) -> Manifest:
         """What follows the manifest in force, and is otherwise the same."""
-        head = self.mesh.head(self._first())
+        head = self.head()
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
     def sign(self, manifest: Manifest) -> str:
@@ -158,7 +162,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
             click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
             confirm_everywhere(mesh, head)
             return
-        remedy = "./mesh manifest render and sign again, after the one in force"
+        remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
     changes = compare(head.manifest, found.manifest)
     if changes:
@@ -282,7 +286,7 @@ def command(
         )
     if url is not None:
         if file is None:
-            raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
+            raise UserError("--edit and --draft are for labs", "./mesh generate and sign, then --manifest FILE")
         put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes, first=first)
         return
     here = lab(name)
@@ -304,7 +308,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "./mesh manifest sign writes manifest.signed") from error
+        raise UserError(f"{file} cannot be read: {error}", "./mesh sign writes manifest.signed") from error
 
 
 def _envelope(text: str, source: object, here: Lab | None) -> str:
@@ -320,7 +324,7 @@ def _envelope(text: str, source: object, here: Lab | None) -> str:
             return here.sign(decode(text.encode()))
     except ManifestError as error:
         raise UserError(f"{source}: {error}", "mend it, or take --draft FILE again") from error
-    raise UserError(f"{source} is a draft that nobody has signed", "./mesh manifest sign CLUSTER")
+    raise UserError(f"{source} is a draft that nobody has signed", "./mesh sign CLUSTER")
 
 
 def _pretty(manifest: Manifest) -> str:

@@ -87,9 +87,9 @@ def _merge(path: str, base: Any, mine: Any, new: Any, conflicts: list[Conflict])
         if all(_texts(each) for each in (old, mine, new)):
             return _merge_sets(old, mine, new)
         if (names := _names(old, mine, new)) is not None:
-            parts = [_by_name(each, names) for each in (old, mine, new)]
-            merged = _merge_objects(path, *parts, conflicts, entries=True)
-            return [merged[name] for name in dict.fromkeys([*parts[2], *parts[1]]) if name in merged]
+            was, ours, theirs = (_by_name(each, names) for each in (old, mine, new))
+            merged = _merge_objects(path, was, ours, theirs, conflicts, entries=True)
+            return [merged[name] for name in dict.fromkeys([*theirs, *ours]) if name in merged]
     conflicts.append(Conflict(path=path or "all of it", generated=base, edited=mine, computed=new))
     return mine
 
@@ -105,8 +105,8 @@ def _merge_objects(
 ) -> dict[str, Any]:
     found = {}
     for key in dict.fromkeys([*mine, *new]):
-        inner = _inner(path, key, entries=entries)
-        value = _merge(inner, *(each.get(key, ABSENT) for each in (base, mine, new)), conflicts)
+        was, ours, theirs = (each.get(key, ABSENT) for each in (base, mine, new))
+        value = _merge(_inner(path, key, entries=entries), was, ours, theirs, conflicts)
         if value is not ABSENT:
             found[key] = value
     return found

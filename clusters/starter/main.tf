@@ -8,7 +8,7 @@ module "mesh" {
   workload_groups     = local.workload_groups
   require_digests     = var.attestation.require_digests
 
-  # What `./mesh manifest sign` writes: the newest manifest, and older ones with which a group may go on starting.
+  # What `./mesh sign` writes: the newest manifest, and older ones with which a group may go on starting.
   manifest = fileexists("${path.module}/manifest.signed") ? trimspace(file("${path.module}/manifest.signed")) : ""
   group_manifests = {
     for name in fileset("${path.module}/manifests", "*.signed") :

@@ -43,14 +43,14 @@ variable "group_manifests" {
 }
 
 variable "manifest" {
-  description = "Signed manifest envelope, one line, as `meshctl manifest sign` writes it. Empty until there is one. Not a secret."
+  description = "Signed manifest envelope, one line, as `meshctl sign` writes it. Empty until there is one. Not a secret."
   type        = string
   default     = ""
 
   validation {
     # Without a signature nobody takes it; what it says is checked by each CVM.
     condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+){1,16}$", var.manifest))
-    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl manifest sign` writes."
+    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl sign` writes."
   }
   validation {
     condition     = length(var.manifest) <= 131072
