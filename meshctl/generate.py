@@ -16,7 +16,19 @@ import click
 
 from meshctl import manifest as manifests
 from meshctl.errors import UserError
-from meshctl.generate_sources import LAB, OUTPUTS, Site, beside, deployed, in_lab, lab_of, os_images, read_json
+from meshctl.generate_sources import (
+    LAB,
+    OUTPUTS,
+    PREFLIGHT,
+    Site,
+    beside,
+    deployed,
+    foreseen,
+    in_lab,
+    lab_of,
+    os_images,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from meshctl.manifest_facts import Reviewed
@@ -43,7 +55,15 @@ class Accepted:
 @click.command()
 @click.argument("cluster")
 @click.option(
-    "--from", "kind", type=click.Choice([LAB, OUTPUTS]), help="Default: the lab, where one of this cluster runs."
+    "--from",
+    "kind",
+    type=click.Choice([LAB, PREFLIGHT, OUTPUTS]),
+    help="Default: the lab, where one of this cluster runs; else Terraform's outputs.",
+)
+@click.option(
+    "--preflight",
+    type=click.Path(path_type=Path),
+    help="What the cloud says that the next revisions will measure (docs/deploying.md has its form).",
 )
 @click.option(
     "--outputs",
@@ -67,6 +87,7 @@ class Accepted:
 def command(
     cluster: str,
     kind: str | None,
+    preflight: Path | None,
     outputs: Path | None,
     images: Path | None,
     take_reported_images: bool,
@@ -85,10 +106,12 @@ def command(
     from meshctl.bring_up import cluster_folder
 
     folder = cluster_folder(cluster)
-    run = lab_of(folder, name) if kind != OUTPUTS and outputs is None else None
+    if (kind == PREFLIGHT) != (preflight is not None):
+        raise UserError("--from preflight and --preflight FILE belong together", "--from preflight --preflight FILE")
+    run = lab_of(folder, name) if kind in (LAB, None) and outputs is None else None
     if run is None and kind == LAB:
         raise UserError(f"no lab of {cluster} runs", f"./mesh up {cluster}, or --from {OUTPUTS}")
-    if run is None and (images is None) == (not take_reported_images):
+    if run is None and preflight is None and (images is None) == (not take_reported_images):
         raise UserError(
             "say which OS images may run: exactly one of --os-images FILE and --take-reported-images",
             "--os-images FILE (docs/deploying.md has its form)\n--take-reported-images (trusts the cloud's word)",
@@ -96,7 +119,11 @@ def command(
     accepted = Accepted(
         images=os_images(images) if images else None, pre_launch=frozenset(accept_pre_launch), keep_hashes=keep_hashes
     )
-    site = in_lab(run, folder) if run is not None else deployed(manifests.load_cluster(cluster), outputs)
+    if run is not None:
+        site = in_lab(run, folder)
+    else:
+        loaded = manifests.load_cluster(cluster)
+        site = foreseen(loaded, preflight) if preflight else deployed(loaded, outputs)
     generate(site, accepted, out or folder / manifests.DRAFT, check=check, cluster=cluster)
 
 
@@ -106,7 +133,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
 
     reviewed = review(site, accepted)
     computed = tree_of(rendered(site, reviewed))
-    edited, generated = read(target, site.kind)
+    edited, generated = read(target, site.mesh)
     merged = merge(_placeless(generated), _placeless(edited), _placeless(computed))
     if merged.conflicts:
         raise UserError(
@@ -117,7 +144,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
         )
     made = placed(merged.tree, site.head, target)
     text = pretty(tree_of(made))
-    kept = pretty({"from": site.kind, "manifest": _placeless(computed)})
+    kept = pretty({"from": site.mesh, "manifest": _placeless(computed)})
     changes = differences({} if edited is ABSENT else edited, tree_of(made))
     if check:
         _check(changes, target, text, cluster)
@@ -162,9 +189,20 @@ def read(target: Path, kind: str) -> tuple[Any, Any]:
 def review(site: Site, accepted: Accepted) -> Reviewed:
     """What is reported, held against the files. UserError with everything that does not fit."""
     from meshctl import manifest_facts as facts
+    from meshctl import preflight
     from topology.problems import ClusterError
 
     try:
+        if site.kind == PREFLIGHT:
+            assert site.head is not None, "a preflight is for what runs"
+            return preflight.review(
+                site.cluster,
+                preflight.read(site.report),
+                site.files,
+                pre_launch=accepted.pre_launch,
+                owners=site.owners,
+                head=site.head,
+            )
         report, policy = facts.read(site.report)
         return facts.review(
             site.cluster,

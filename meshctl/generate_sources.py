@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from topology.manifest import OsImage
     from topology.owners import Owners
 
-LAB, OUTPUTS = "lab", "outputs"
+LAB, PREFLIGHT, OUTPUTS = "lab", "preflight", "outputs"
 GENERATED = "generated.json"
 """End of the name of the file beside the manifest that has what was generated last, and from what."""
 
@@ -31,15 +31,20 @@ class Site:
     """Where the cluster runs, and who signs there."""
 
     kind: str
-    """LAB or OUTPUTS."""
+    """LAB, PREFLIGHT or OUTPUTS."""
     cluster: Cluster
     report: str
-    """The output `deployment`, JSON."""
+    """The output `deployment`, or the preflight file, JSON."""
     files: Mapping[str, str]
     """Text of each app's compose file, with the owners who sign there."""
     owners: Owners
     head: Signed | None
     """The manifest in force; None before the first."""
+
+    @property
+    def mesh(self) -> str:
+        """Which mesh is meant, a lab or the deployment; for what is kept beside the manifest."""
+        return LAB if self.kind == LAB else OUTPUTS
 
 
 def beside(target: Path) -> Path:
@@ -98,6 +103,22 @@ def deployed(cluster: Cluster, outputs: Path | None) -> Site:
         owners=signing.next_owners(cluster, before),
         head=before,
     )
+
+
+def foreseen(cluster: Cluster, preflight: Path) -> Site:
+    """The site of what is deployed, with the revisions of the file `preflight` to come. UserError."""
+    before = signing.head(cluster)
+    if before is None:
+        raise UserError(
+            f"{cluster.folder} has no {signing.SIGNED} yet, and a preflight is for the next revision of what runs",
+            f"./mesh generate {cluster.folder} --from {OUTPUTS}",
+        )
+    try:
+        text = preflight.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{preflight} cannot be read: {error}", "docs/deploying.md has its form") from error
+    owners = signing.next_owners(cluster, before)
+    return Site(kind=PREFLIGHT, cluster=cluster, report=text, files=_texts(cluster), owners=owners, head=before)
 
 
 def terraform_output(folder: Path, outputs: Path | None) -> str:

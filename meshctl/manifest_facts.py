@@ -16,6 +16,7 @@ from typing import Any
 
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
+from meshctl.app_compose import AppCompose
 from topology.cluster import Cluster
 from topology.envelope import Signed
 from topology.manifest import (
@@ -34,21 +35,7 @@ from topology.problems import ClusterError
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
-_DEMANDED: Mapping[str, tuple[object, object]] = {
-    "runner": ("docker-compose", None),
-    "kms_enabled": (True, False),
-    "local_key_provider_enabled": (False, False),
-    "gateway_enabled": (True, False),
-    "public_logs": (False, False),
-    "public_sysinfo": (False, False),
-    "public_tcbinfo": (True, True),
-    "no_instance_id": (False, False),
-    "secure_time": (True, True),
-}
-"""Fields of app-compose.json: the value that a mesh needs, and what dstack takes where the field is absent."""
-_COMPARED = frozenset({"manifest_version", "name", "docker_compose_file", "allowed_envs", "pre_launch_script"})
 _POOLS = ("vip_pool", "mesh_pool")
-_SCRIPTS = ("init_script", "bash_script")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +129,8 @@ def review(
         older = _older(measured, files[name], _hashes(after.manifest if after else None, name))
         notes += [cvm.is_older() for cvm in older]
         for cvm in (it for it in measured if it not in older):
-            problems += cvm.problems(files[name], pre_launch)
-            notes += cvm.notes()
+            problems += cvm.compose.problems(files[name], pre_launch)
+            notes += cvm.compose.notes()
         for cvm in measured:
             seen.setdefault(cvm.image, name)
             providers.setdefault(cvm.key_provider, name)
@@ -172,9 +159,9 @@ def review(
 
 def _older(measured: Sequence[_Measured], text: str, allowed: Collection[str]) -> tuple[_Measured, ...]:
     """Those that measure a revision of before, which was signed then, where others have the file as it is here."""
-    if not any(cvm.compose_text == text for cvm in measured):
+    if not any(cvm.compose.compose_text == text for cvm in measured):
         return ()
-    return tuple(cvm for cvm in measured if cvm.compose_text != text and cvm.compose_hash in allowed)
+    return tuple(cvm for cvm in measured if cvm.compose.compose_text != text and cvm.compose_hash in allowed)
 
 
 def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
@@ -255,7 +242,7 @@ class _Measured:
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
             self.compose_hash = self._identity.compose_hash
-            self._compose: Any = json.loads(self._text)
+            compose: Any = json.loads(self._text)
             registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._error(
@@ -264,8 +251,9 @@ class _Measured:
             ) from error
         except EvidenceError as error:
             raise self._error(f"has an attestation that cannot be used: {error.reason}") from error
-        if not isinstance(self._compose, dict):
+        if not isinstance(compose, dict):
             raise self._error("measured an app-compose.json that is no object")
+        self.compose = AppCompose(app=name, name=app.name, environment=app.environment, tree=compose)
         self._consistent(registers["rtmr3"], log.replay()[3].hex())
         self.image = OsImage(
             # The platform's answer has no field for it. The event is there where the KMS gave the keys.
@@ -292,58 +280,12 @@ class _Measured:
             if found != wanted:
                 raise self._error(f"has an attestation that contradicts itself: its {what} gives {found}, not {wanted}")
 
-    @property
-    def compose_text(self) -> str:
-        """The compose file in it."""
-        return str(self._compose.get("docker_compose_file"))
-
     def is_older(self) -> str:
         """What a person should know of one that measures a revision of before."""
         return (
             f"app {self._name!r} has a CVM of the revision before ({self.compose_hash:.16}…), which is evicted by this "
             "manifest; --keep-hashes lets both in, for as long as an update takes"
         )
-
-    def problems(self, compose_text: str, pre_launch: frozenset[str]) -> Iterator[str]:
-        """What the app measured and this mesh does not want."""
-        prefix = f"app {self._name!r} measured"
-        tree = self._compose
-        if self.compose_text != compose_text:
-            line = _first_difference(self.compose_text, compose_text)
-            yield f"{prefix} another compose file than the one here (they differ from line {line}); run terraform apply"
-        if tree.get("name") != self._app.name:
-            yield f"{prefix} the name {tree.get('name')!r}, expected {self._app.name!r}"
-        missing = sorted(set(self._app.environment) - set(tree.get("allowed_envs") or ()))
-        if missing:
-            yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
-        for field, (wanted, absent) in _DEMANDED.items():
-            found = tree.get(field, absent)
-            if field == "kms_enabled" and tree.get("key_provider") == "kms":
-                continue
-            if found != wanted:
-                yield f"{prefix} {field} = {json.dumps(found)}, expected {json.dumps(wanted)}"
-        for field in _SCRIPTS:
-            if tree.get(field):
-                yield f"{prefix} a {field}, which runs before the mesh and was not in the files here"
-        script = str(tree.get("pre_launch_script") or "")
-        digest = hashlib.sha256(script.encode()).hexdigest()
-        if script and digest not in pre_launch:
-            yield (
-                f"{prefix} a pre-launch script of {len(script.splitlines())} lines that is not of these files: read it "
-                f"(meshctl manifest script {self._name}), then accept it with --accept-pre-launch {digest}"
-            )
-
-    def notes(self) -> Iterator[str]:
-        """What the app measured and nothing here can be compared with."""
-        known = {*_DEMANDED, *_COMPARED, *_SCRIPTS, "key_provider", "storage_fs"}
-        for field in sorted(set(self._compose) - known):
-            shown = json.dumps(self._compose[field])
-            yield f"app {self._name!r} measured {field} = {shown if len(shown) < 120 else shown[:117] + '…'}"
-        more = sorted(set(self._compose.get("allowed_envs") or ()) - set(self._app.environment))
-        if more:
-            yield f"app {self._name!r} may be given the variables {', '.join(more)}, which no compose file here uses"
-        if self._compose.get("pre_launch_script"):
-            yield f"app {self._name!r} runs an accepted pre-launch script"
 
 
 def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
@@ -369,10 +311,4 @@ def script_of(report: Report, app: str) -> str:
     if app not in report.apps:
         raise ClusterError([f"app {app!r} is not deployed; expected one of {', '.join(sorted(report.apps))}"])
     measured = _Measured(app, report.apps[app], report.apps[app].attestation)
-    return str(measured._compose.get("pre_launch_script") or "")
-
-
-def _first_difference(one: str, other: str) -> int:
-    lines = zip(one.splitlines(), other.splitlines(), strict=False)
-    same = next((index for index, (a, b) in enumerate(lines) if a != b), None)
-    return 1 + (min(len(one.splitlines()), len(other.splitlines())) if same is None else same)
+    return measured.compose.script
