@@ -12,13 +12,16 @@ from typing import Any
 from lab.agent_tls import event_items
 from lab.plan import CvmPlan, LabPlan
 from lab.tee import CvmIdentity
-from topology.model import COORDINATOR
-from topology.owners import OWNERS_VARIABLE
+from topology.model import COORDINATOR, Group
+from topology.render import environment_names
 
 
 def report(plan: LabPlan) -> dict[str, Any]:
     """The tree of the output. Every CVM is attested; a cloud shows the first one of each app only."""
-    apps = {name: _app(cvm for cvm in plan.cvms if cvm.machine.group == name) for name in _apps(plan)}
+    groups: dict[str, Group | None] = {COORDINATOR: None, **{group.name: group for group in plan.cluster.groups}}
+    apps = {
+        name: _app(group, (cvm for cvm in plan.cvms if cvm.machine.group == name)) for name, group in groups.items()
+    }
     mesh = plan.cluster.mesh_addresses()
     return {
         "format": 1,
@@ -33,21 +36,17 @@ def report(plan: LabPlan) -> dict[str, Any]:
         "coordinator_urls": [peer.url for peer in plan.manifest.coordinators.peers],
         "apps": apps,
         "rendezvous": [dataclasses.asdict(it) for it in plan.manifest.rendezvous],
+        "simulated": True,
         "tcb": dataclasses.asdict(plan.manifest.tcb),
     }
 
 
-def _apps(plan: LabPlan) -> list[str]:
-    return [COORDINATOR, *(group.name for group in plan.cluster.groups)]
-
-
-def _app(cvms: Iterable[CvmPlan]) -> dict[str, Any]:
+def _app(group: Group | None, cvms: Iterable[CvmPlan]) -> dict[str, Any]:
     first, *others = cvms
     return {
         "app_id": first.identity.app_id,
         "name": first.identity.app_name,
-        # The owners are a literal of the compose file, and no variable of the cloud's.
-        "environment": sorted(set(first.variables) - {OWNERS_VARIABLE}),
+        "environment": list(environment_names(group)),
         "instance_ids": [cvm.identity.instance_id for cvm in (first, *others)],
         "attestation": tcb_info(first.identity),
         "others": [tcb_info(cvm.identity) for cvm in others],

@@ -30,7 +30,7 @@ def _fault(attribute: str, text: str) -> Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": _lab("demo", "Bring up a mesh (starter, or patroni), call through it and show how to go on."),
+    "demo": _lab("demo", "Bring up a mesh (starter, patroni, or trust: the owner's walk) and show what it does."),
     "up": _lab("up", "Bring up a cluster on this machine."),
     "down": _lab("down", "End the mesh and remove everything that it made."),
     "status": _lab("status", "Show every peer: address, admission, link, children, routes."),

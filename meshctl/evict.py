@@ -81,10 +81,10 @@ def command(
     signing.keep(found, without(following, peer), target)
     target.write_text(f"{envelope}\n", encoding="ascii")
     click.echo(f"written: {target}")
-    _edit_draft(found.folder / DRAFT, peer)
+    edit_draft(found.folder / DRAFT, peer)
 
 
-def _edit_draft(draft: Path, peer: str) -> None:
+def edit_draft(draft: Path, peer: str) -> None:
     """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out."""
     from meshctl.generate import pretty, tree_of
     from topology.manifest import ManifestError, decode

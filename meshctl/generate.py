@@ -145,7 +145,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     made = placed(merged.tree, site.head, target)
     text = pretty(tree_of(made))
     kept = pretty({"from": site.mesh, "manifest": _placeless(computed)})
-    changes = differences({} if edited is ABSENT else edited, tree_of(made))
+    changes = differences({} if edited is ABSENT else _placeless(edited), merged.tree)
     if check:
         _check(changes, target, text, cluster)
         return made
@@ -161,7 +161,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     if site.head is not None and made == site.head.manifest:
         click.echo(f"\n{target} is in force: {site.head.name}")
     else:
-        click.echo(f"\nwritten: {target}\nread it, then: ./mesh sign {cluster}")
+        click.echo(f"\nwritten: {target}, epoch {made.epoch}\nread it, then: ./mesh sign {cluster}")
     return made
 
 
@@ -295,7 +295,7 @@ def _check(changes: Iterable[Difference], target: Path, text: str, cluster: str)
     if written == text:
         click.echo(f"{target} is what a run would write")
         return
-    shown = "\n".join(lines(changes)) or "its form: a run would write the same in another order or with other spaces"
+    shown = "\n".join(lines(changes)) or "its place in the history (epoch, previous), or its form"
     raise UserError(f"a run would change {target}:\n{shown}", f"./mesh generate {cluster}", exit_code=1)
 
 
