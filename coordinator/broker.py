@@ -149,8 +149,10 @@ class Broker:
             self._challenges.redeem(nonce, self._clocks.monotonic())
         except NonceError as error:
             raise RefusalError(Code.NONCE_INVALID, str(error)) from error
+        # A coordinator that joins may be what the records lack, to take what it brings.
         if request.manifest:
-            await self._offered(request.manifest)
+            with contextlib.suppress(*((RefusalError,) if not binding.boot.leaf else ())):
+                await self._offered(request.manifest)
         rules = self.rules
         now = self._clocks.unix()
         try:
@@ -203,6 +205,8 @@ class Broker:
         rules = self.rules
         if lease.group == COORDINATORS:
             holder = self._held(self._siblings, lease)
+            if not self.allows_sibling(lease.peer_id):
+                raise RefusalError(Code.LEASE_INVALID, f"the manifest no longer allows {lease.peer_id}")
             self._siblings[lease.peer_id] = replace(holder, renewed_at=self._clocks.unix())
             return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=rules.manifest.epoch)
         self._check_ready()
@@ -244,6 +248,18 @@ class Broker:
         nodes, now = self._ledger.nodes, self._clocks.unix()
         siblings = (one for one in self._siblings.values() if not lapsed(one, nodes.get(one.peer_id), now))
         return tuple(holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+
+    def allows_sibling(self, peer_id: str) -> bool:
+        """Whether the manifest has the coordinator `peer_id` and, where it attested here, what it was admitted with."""
+        held, manifest = self._siblings.get(peer_id), self.rules.manifest
+        if held is None:
+            return peer_id in policy.peer_ids(manifest, COORDINATORS)
+        return allowed(manifest, peer_id, held.compose_hash, held.image)
+
+    def put_out(self, peer_id: str) -> None:
+        """Ends the lease of the coordinator `peer_id`. What it was admitted with is known still."""
+        if (held := self._siblings.get(peer_id)) is not None:
+            self._siblings[peer_id] = replace(held, released=True)
 
     def sibling(self, text: str) -> str:
         """The peer ID of the coordinator that holds the lease `text`; RefusalError for anyone else."""

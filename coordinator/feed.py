@@ -16,6 +16,8 @@ POLL_SECONDS = 25.0
 """A long poll is answered after this at the latest; below the idle limits of common proxies (30 s and more)."""
 WAIT_SECONDS = 1.0
 """An admission waits no longer than this for a rendezvous."""
+MAX_POLLS = 64
+"""That wait at once. A mesh has a rendezvous or two with a poll each, but anybody may ask: one more ends the oldest."""
 LATELY_SECONDS = POLL_SECONDS + 5.0
 """A rendezvous that has not asked for so long is gone, and nobody waits for it."""
 
@@ -41,7 +43,8 @@ class Feed:
         self._seen = 0
         self._polled_at: float | None = None
         self._news = asyncio.Event()
-        self._polls = 0
+        self._polls: dict[asyncio.Timeout, None] = {}
+        """Those that wait, oldest first."""
 
     @property
     def version(self) -> int:
@@ -57,14 +60,20 @@ class Feed:
 
     async def poll(self, seen: int, wait: float = POLL_SECONDS) -> Keys:
         """The newest set, as soon as its version is not `seen` (what the caller has applied), else after `wait`
-        seconds.
+        seconds, or when there are too many who wait. Each answer is whole, so nobody misses anything by that.
         """
         self._note(seen)
-        self._polls += 1
+        if len(self._polls) >= MAX_POLLS:
+            oldest = next(iter(self._polls))
+            del self._polls[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0.0)
+        limit = asyncio.timeout(wait)
+        self._polls[limit] = None
         try:
-            await self._until(lambda: self._version != seen, wait)
+            await self._until(lambda: self._version != seen, limit)
         finally:
-            self._polls -= 1
+            self._polls.pop(limit, None)
             self._polled_at = self._clock()
         return Keys(version=self._version, peers=self._peers)
 
@@ -72,9 +81,9 @@ class Feed:
         """Waits until a rendezvous has applied `version`; False after `wait` seconds, and at once when none has
         polled lately.
         """
-        if self._polls == 0 and (self._polled_at is None or self._clock() - self._polled_at > LATELY_SECONDS):
+        if not self._polls and (self._polled_at is None or self._clock() - self._polled_at > LATELY_SECONDS):
             return False
-        return await self._until(lambda: self._seen >= version, wait)
+        return await self._until(lambda: self._seen >= version, asyncio.timeout(wait))
 
     def _note(self, seen: int) -> None:
         # A version of an earlier process, or an invented one, says nothing about ours.
@@ -87,9 +96,9 @@ class Feed:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def _until(self, condition: Callable[[], bool], wait: float) -> bool:
+    async def _until(self, condition: Callable[[], bool], limit: asyncio.Timeout) -> bool:
         try:
-            async with asyncio.timeout(wait):
+            async with limit:
                 while not condition():
                     await self._news.wait()
         except TimeoutError:

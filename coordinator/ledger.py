@@ -9,6 +9,7 @@ lives.
 `coordinator/began` says that the records are new, `coordinator/newcomers/<instance_id>` who waits for that reason. Each
 coordinator counts one lease by its monotonic clock from the moment at which it first saw the former, and whichever is
 first says there that the wait is over: clocks of different machines are never compared.
+With the former comes a random text under `mesh/records`, by which every CVM knows these records from others.
 
 Long because every transaction compares the same indexes: they have one owner, which this is.
 """
@@ -21,12 +22,13 @@ import contextlib
 import dataclasses
 import json
 import logging
+import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from coordinator.grants import Tokens
-from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
+from coordinator.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry, decode_peer, encode_peer
 from coordinator.slots import (
@@ -130,7 +132,8 @@ class Ledger:
             return
         log.warning("the records are empty: CVMs that run claim their slots before newcomers get one")
         # Refused when another coordinator was faster: its note counts then.
-        await self._transaction([_kv("cas", BEGAN_KEY, json.dumps(self._clock()).encode(), 0)])
+        began = _kv("cas", BEGAN_KEY, json.dumps(self._clock()).encode(), 0)
+        await self._transaction([began, _kv("set", RECORDS_KEY, secrets.token_hex(16).encode())])
         await self.refresh()
 
     def newcomers_wait(self, peer_ids: Collection[str], newcomer: Newcomer) -> float:

@@ -228,8 +228,12 @@ WORKLOAD_TOKEN = "consul-token"
 """Name of the file beside the secrets that holds the workload's token; no secret has it."""
 MANIFEST_KEY = "mesh/manifest"
 """Consul KV key of the newest signed manifest envelope. Every agent token may read it."""
+RECORDS_KEY = "mesh/records"
+"""Consul KV key of a random text that is made with the records, and lost with them. Every agent token may read it."""
 MANIFESTS_PREFIX = "mesh/manifests/"
 """Consul KV prefix of all manifests that were in force, each under its epoch and digest; never changed."""
+DOCUMENTS_PREFIX = "mesh/documents/"
+"""Consul KV prefix of app-compose texts, each under its compose hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +257,9 @@ class ManifestRequest:
     """`POST /v1/manifest`: set this manifest. It follows the one in force by `previous`, and its owners signed it."""
 
     envelope: str
+    documents: dict[str, str] = field(default_factory=dict)
+    """The app-compose texts of compose hashes that it names, by hash, as far as they fit. With the manifest in force
+    once more, further ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from coordinator.protocol import (
 )
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
-from runtime.http_server import Handler, Limits
+from runtime.http_server import Handler, Limits, keep
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ LIMITS = Limits(
     head_seconds=15.0,
     idle_seconds=30.0,
     stop_seconds=2.0,
+    # As long as a body: no answer is longer than what a CVM takes, which is MAX_BODY.
+    answer_seconds=15.0,
+    # One, and the one before while it ends.
+    kept_each=2,
 )
 BODY = web.RequestKey("body", bytes)
 """What was read of a request, for the log of a refusal."""
@@ -57,8 +61,15 @@ class Manifests(Protocol):
         """The manifests that led to it, from epoch `after` on."""
         ...
 
-    async def propose(self, envelope: str) -> ManifestHead:
-        """Sets the manifest in `envelope`; the one in force afterwards. RefusalError."""
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """Sets the manifest in `envelope`, and keeps the app-compose texts `documents` by their hash; the manifest in
+        force afterwards. RefusalError.
+        """
+        ...
+
+    @property
+    def leaderless(self) -> bool:
+        """Whether the coordinator waits for a manifest that drops those that are lost."""
         ...
 
 
@@ -78,17 +89,26 @@ def application(
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
 
     async def attest(request: web.Request) -> web.StreamResponse:
-        return _answer(await broker.attest(decode(AttestRequest, await _body(request))))
+        admission = await broker.attest(decode(AttestRequest, await _body(request)))
+        # A holder's lease has one text: whoever shows it, or is handed it, is that CVM.
+        keep(request, admission.lease)
+        return _answer(admission)
 
     async def renew(request: web.Request) -> web.StreamResponse:
-        return _answer(await broker.renew(decode(LeaseRequest, await _body(request))))
+        asked = decode(LeaseRequest, await _body(request))
+        renewal = await broker.renew(asked)
+        keep(request, asked.lease)
+        return _answer(renewal)
 
     async def release(request: web.Request) -> web.StreamResponse:
         await broker.release(decode(LeaseRequest, await _body(request)).lease)
         return web.json_response({})
 
     async def coordinators(request: web.Request) -> web.StreamResponse:
-        return _answer(await standing(decode(StandingRequest, await _body(request))))
+        asked = decode(StandingRequest, await _body(request))
+        answer = await standing(asked)
+        keep(request, asked.lease)
+        return _answer(answer)
 
     async def healthz(_: web.Request) -> web.StreamResponse:
         reason = not_ready()
@@ -144,7 +164,10 @@ def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web
     """
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        return _answer(take(decode(ManifestRequest, await _body(request)).envelope))
+        asked = decode(ManifestRequest, await _body(request))
+        if asked.documents:
+            raise RefusalError(Code.NO_MANIFEST, "documents are taken once the first manifest is in force")
+        return _answer(take(asked.envelope))
 
     async def anything(_: web.Request) -> web.StreamResponse:
         return _error(Code.NO_MANIFEST, reason)
@@ -163,12 +186,17 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
             raise RefusalError(Code.NOT_READY, reason)
 
     async def get_manifest(_: web.Request) -> web.StreamResponse:
+        if (reason := not_ready()) is not None and manifests.leaderless:
+            # Not in force here; what a manifest has to follow that lets the records go on.
+            raise RefusalError(Code.NOT_READY, reason, head=dataclasses.asdict(manifests.shown()))
         check_ready()
         return _answer(manifests.shown())
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        check_ready()
-        return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
+        if (reason := not_ready()) is not None and not manifests.leaderless:
+            raise RefusalError(Code.NOT_READY, reason)
+        asked = decode(ManifestRequest, await _body(request))
+        return _answer(await manifests.propose(asked.envelope, asked.documents))
 
     async def get_history(request: web.Request) -> web.StreamResponse:
         check_ready()

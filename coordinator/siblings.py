@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from coordinator import policy
-from coordinator.broker import EvidenceVerifier
+from coordinator.broker import Rules
 from coordinator.forming import Standing
-from coordinator.protocol import MAX_BODY, Admission, Binding, BootKeys, Challenge, Code, MeshPeer
+from coordinator.protocol import MAX_BODY, Admission, Binding, BootKeys, Challenge, Code, ManifestHead, MeshPeer
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.manifest import expected
@@ -31,7 +31,7 @@ from evidence.policy import check
 from evidence.ratls import expected_report_data, extract
 from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
-from topology.manifest import CoordinatorPeer, Manifest, ManifestError, from_tree
+from topology.manifest import CoordinatorPeer, ManifestError, from_tree
 
 log = logging.getLogger(__name__)
 ADMISSION = "/v1/admission/"
@@ -48,7 +48,11 @@ MAX_ANSWER = MAX_BODY
 
 
 class SiblingError(Exception):
-    """The other coordinator cannot be joined now. `reason` says why."""
+    """The other coordinator cannot be joined now. The text says why, `code` how it answered."""
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +74,27 @@ class Sibling:
     def __init__(
         self,
         peer: CoordinatorPeer,
-        url: str,
         own: Own,
         *,
         guest: GuestAgent,
-        rules: Callable[[], tuple[Manifest, EvidenceVerifier]],
-        admitted: Callable[[MeshPeer, str], None],
+        rules: Callable[[], Rules],
+        admitted: Callable[[MeshPeer], None],
+        enforces: Callable[[str], None],
         ask: Callable[[], dict[str, object]],
         hurry: Callable[[], bool],
         clock: Callable[[], float],
         rng: Random,
     ) -> None:
-        """`ask` gives what a `StandingRequest` has beside the lease; `hurry` is true while its answer is waited for."""
+        """`enforces` is called with the envelope of the manifest that it enforces. `ask` gives what a `StandingRequest`
+        has beside the lease; `hurry` is true while its answer is waited for.
+        """
         self.peer_id = peer.peer_id
         self.address = peer.address
         self.state = "not joined"
         self.standing: Standing | None = None
         """What it said last of its Consul server; None while it is not reached."""
-        self._peer, self._url, self._own = peer, url, own
-        self._guest, self._rules, self._admitted = guest, rules, admitted
+        self._peer, self._url, self._own = peer, peer.url, own
+        self._guest, self._rules, self._admitted, self._enforces = guest, rules, admitted, enforces
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
 
@@ -118,17 +124,17 @@ class Sibling:
         """A session to the other's broker, pinned to a certificate whose evidence was verified before anything was
         sent.
         """
-        manifest, verifier = self._rules()
+        rules = self._rules()
         certificate = await _certificate(self._url)
         found = extract(certificate)
-        evidence = await verifier.verify(
+        evidence = await rules.verifier.verify(
             quote=found.quote,
             event_log=found.event_log,
             vm_config=found.vm_config,
             report_data=expected_report_data(found.spki),
             now=self._clock(),
         )
-        check(evidence, expected(manifest, policy.COORDINATORS))
+        check(evidence, expected(rules.manifest, policy.COORDINATORS))
         pin = aiohttp.Fingerprint(hashlib.sha256(certificate).digest())
         return aiohttp.ClientSession(
             base_url=self._url,
@@ -137,9 +143,20 @@ class Sibling:
         )
 
     async def _attest(self, session: aiohttp.ClientSession) -> str:
-        own, (manifest, _) = self._own, self._rules()
+        own, rules = self._own, self._rules()
+        manifest = rules.manifest
         asked = {"group": policy.COORDINATORS, "instance_id": own.info.instance_id, "peer_id": own.peer_id}
-        challenge = _decode(Challenge, await _post(session, f"{ADMISSION}challenge", asked))
+        try:
+            challenge = _decode(Challenge, await _post(session, f"{ADMISSION}challenge", asked))
+        except SiblingError as error:
+            if error.code == Code.NO_MANIFEST.name:
+                # It is new, or was away when it was listed. What it begins with is signed: anybody may bring it.
+                await _post(session, "/v1/manifest", {"envelope": rules.signed.envelope})
+                raise SiblingError(f"{self.peer_id} was given the manifest, and begins with it") from error
+            if error.code == Code.ADMISSION_REJECTED.name:
+                # It may go by a manifest that does not list us any more.
+                self._enforces(_decode(ManifestHead, await _ask(session, "GET", "/v1/manifest")).envelope)
+            raise
         binding = Binding(
             version=policy.BINDING_VERSION,
             cluster=manifest.cluster,
@@ -162,14 +179,16 @@ class Sibling:
                 "quote": quote.quote.hex(),
                 "event_log": quote.event_log,
                 "vm_config": quote.vm_config,
+                "manifest": rules.signed.envelope,
             },
         )
         admission = _decode(Admission, answer)
         for peer in admission.peers:
             if peer.peer_id == self.peer_id and peer.address == self._peer.address and peer.kind == "coordinator":
-                self._admitted(peer, admission.manifest)
+                self._admitted(peer)
+                self._enforces(admission.manifest)
                 return admission.lease
-        raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check the order of MESH_COORDINATORS")
+        raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check its URL in the manifest")
 
 
 async def _certificate(url: str) -> bytes:
@@ -194,8 +213,12 @@ async def _certificate(url: str) -> bytes:
 
 
 async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
+    return await _ask(session, "POST", path, body)
+
+
+async def _ask(session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     name = path.rpartition("/")[2]
-    async with session.post(path, json=body) as response:
+    async with session.request(method, path, json=body) as response:
         data = b""
         while len(data) <= MAX_ANSWER and (more := await response.content.read(MAX_ANSWER)):
             data += more
@@ -208,7 +231,7 @@ async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any])
     if response.status != 200:
         code = answer.get("code", Code.BAD_REQUEST.name) if isinstance(answer, dict) else "?"
         reason = answer.get("reason", "") if isinstance(answer, dict) else ""
-        raise SiblingError(f"{name} was refused: {code}: {reason}")
+        raise SiblingError(f"{name} was refused: {code}: {reason}", str(code))
     return answer
 
 

@@ -36,7 +36,7 @@ class Question:
     """Envelope of the manifest whose coordinators' app, compose hashes, OS images and TCB must be shown."""
     method: str
     path: str
-    body: dict[str, str] | None = None
+    body: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ _ANEW = "when the group's CVMs start anew"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
     ("cvm", "remove"): _EVICTED,
-    ("coordinator", "add"): "joins when it starts; coordinators that run meet it when they start anew",
-    ("coordinator", "remove"): "admits nobody any more; its Consul server still counts for the majority",
+    ("coordinator", "add"): "joins when it runs: it waits for a manifest, and the others give it this one",
+    ("coordinator", "remove"): "admits nobody any more; off link and lists, its server out of Raft",
     ("compose hash", "add"): "CVMs that measure it may join",
     ("compose hash", "remove"): "every CVM that measures it is " + _EVICTED,
     ("image", "add"): "CVMs that boot it may join",

@@ -299,12 +299,15 @@ def coordinators_go(before: Collection[str], after: Collection[str]) -> Iterator
     lost = [peer for peer in before if peer not in after]
     if not lost:
         return
-    yield f"coordinators go ({', '.join(lost)}): remove one at a time and wait until the others have a leader"
+    yield (
+        f"coordinators go ({', '.join(lost)}): set the manifest first, and end their CVMs when their status says that "
+        "their Consul servers have left"
+    )
     staying = len(before) - len(lost)
     if staying <= len(before) // 2:
         yield (
-            f"{staying} of {len(before)} coordinators stay, which is no majority: they have no leader until an "
-            f"operator says that the others are gone (./mesh coordinators recover, docs/operations.md)"
+            f"{staying} of {len(before)} coordinators stay, which is no majority: where those that go are not reached, "
+            "what they acknowledged and the others have not is lost (docs/operations.md)"
         )
 
 

@@ -1,5 +1,7 @@
-"""An HTTP server on aiohttp that strangers cannot use up: how many connections there are and how long one may be silent
-is bounded, which aiohttp does not do.
+"""An HTTP server on aiohttp that strangers cannot use up: how many connections there are, how long one may be silent,
+and how long its caller may take to read an answer is bounded, which aiohttp does not do.
+
+A handler that knows its caller says so with `keep`. All other connections are strangers', and give their places up.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -29,16 +31,17 @@ class Limits:
     connections: int
     """Open ones, those in their handshake among them."""
     head_seconds: float
-    """Until a connection has brought a request that counts; the TLS handshake has as long for itself."""
+    """Until a connection has brought a request; the TLS handshake has as long for itself."""
     idle_seconds: float
     """Between two requests of a connection."""
     stop_seconds: float
     """For requests under way when the server stops."""
+    answer_seconds: float
+    """Until its caller has taken an answer. What a handler sends by itself takes as long as the handler lets it."""
+    kept_each: int
+    """Connections of one known caller that stay when there is no room."""
     handshakes: int = 256
     """At once. One more ends the oldest."""
-    displaces: bool = False
-    """One connection too many takes the place of the oldest that has brought no request that counts. Otherwise, and
-    where there is none, it is closed."""
     cancels: bool = False
     """A request whose caller has gone is not worked on any more."""
 
@@ -53,9 +56,7 @@ class Server:
         port: int,
         tls: ssl.SSLContext | None,
         limits: Limits,
-        counts: Callable[[web.Request], bool] = lambda _: True,
     ) -> None:
-        """`counts`: whether a request makes its connection one that may stay."""
         # Lingering: how long the rest of a refused body is read and thrown away, so that its sender sees the answer.
         self._runner = web.AppRunner(
             app,
@@ -69,14 +70,18 @@ class Server:
         )
         self._host, self._port, self._tls = host, port, tls
         self._limits = limits
-        self._counts = counts
         self._scope: TaskScope | None = None
         self._listener: socket.socket
         self._accepting: asyncio.Task[None]
         self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
         """Connections in their handshake, oldest first."""
         self._silent: dict[web.RequestHandler, None] = {}
-        """Connections without a request that counts, oldest first."""
+        """Connections that have brought no request, oldest first."""
+        self._strangers: dict[web.RequestHandler, None] = {}
+        """Connections of callers who are not known, oldest first; those without a request among them."""
+        self._kept: dict[web.RequestHandler, str] = {}
+        """Connections of known callers → whose each is."""
+        app[_SERVER] = self
         app.middlewares.insert(0, self._note_request)
 
     async def start(self) -> int:
@@ -105,6 +110,11 @@ class Server:
         self._listener.close()
         await self._runner.cleanup()
 
+    def connections(self) -> int:
+        """How many are open, those in their handshake among them."""
+        factory = self._runner.server
+        return len(self._greeted) + (len(factory.connections) if factory is not None else 0)
+
     async def _accept(self, listener: socket.socket, scope: TaskScope) -> None:
         """Takes connections, as many as the limits say. Not asyncio's own server: it tells of a connection when the TLS
         handshake is done, and holds 0.3 MiB for each that never ends it.
@@ -125,7 +135,8 @@ class Server:
                 connection.close()
                 continue
             protocol = factory()
-            self._silent[protocol] = None
+            self._forget_ended(len(factory.connections))
+            self._silent[protocol] = self._strangers[protocol] = None
             self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
 
     async def _greet(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
@@ -140,10 +151,10 @@ class Server:
             )
             loop.call_later(self._limits.head_seconds, self._close_silent, protocol)
         except Exception as error:  # noqa: BLE001 -- the boundary: whatever a stranger's handshake causes is the stranger's
-            self._silent.pop(protocol, None)
+            self._forget(protocol)
             log.debug("handshake failed", extra={"reason": repr(error)})
         except asyncio.CancelledError:
-            self._silent.pop(protocol, None)
+            self._forget(protocol)
             raise
         finally:
             self._greeted.pop(protocol, None)
@@ -156,21 +167,80 @@ class Server:
             self._greeted.pop(oldest).cancel()
         if connected + len(self._greeted) < self._limits.connections:
             return True
-        found = (each for each in self._silent if each not in self._greeted)
-        displaced = next(found, None) if self._limits.displaces else None
+        # Who has asked nothing goes first; then the oldest.
+        displaced = self._oldest(self._silent) or self._oldest(self._strangers)
         if displaced is None:
             return False
-        self._close_silent(displaced)
+        self._end(displaced)
         return True
+
+    def _oldest(self, crowd: Iterable[web.RequestHandler]) -> web.RequestHandler | None:
+        """The first of `crowd` that is connected; lets go of those before it that have ended."""
+        found = None
+        ended = []
+        for each in crowd:
+            if each not in self._greeted:
+                if each.transport is not None:
+                    found = each
+                    break
+                ended.append(each)
+        for each in ended:
+            self._forget(each)
+        return found
 
     def _close_silent(self, protocol: web.RequestHandler) -> None:
         if protocol in self._silent:
-            del self._silent[protocol]
-            if protocol.transport is not None:
-                protocol.transport.abort()
+            self._end(protocol)
+
+    def _end(self, protocol: web.RequestHandler) -> None:
+        self._forget(protocol)
+        if protocol.transport is not None:
+            protocol.transport.abort()
+
+    def _forget(self, protocol: web.RequestHandler) -> None:
+        for connections in (self._silent, self._strangers, self._kept):
+            connections.pop(protocol, None)
+
+    def _forget_ended(self, connected: int) -> None:
+        """Lets go of connections that have ended: nobody tells of that. Seldom, for it looks at all of them."""
+        if len(self._strangers) + len(self._kept) > 2 * (connected + len(self._greeted)) + 64:
+            ended = [each for each in (*self._strangers, *self._kept) if each.transport is None]
+            for each in ended:
+                if each not in self._greeted:
+                    self._forget(each)
+
+    def keep(self, request: web.Request, caller: str) -> None:
+        """See the function of this name."""
+        protocol = request.protocol
+        if protocol in self._strangers and self._places(caller) < self._limits.kept_each:
+            self._forget(protocol)
+            self._kept[protocol] = caller
+
+    def _places(self, caller: str) -> int:
+        return sum(1 for each, whose in self._kept.items() if whose == caller and each.transport is not None)
 
     @web.middleware
     async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._counts(request):
-            self._silent.pop(request.protocol, None)
-        return await handler(request)
+        self._silent.pop(request.protocol, None)
+        response = await handler(request)
+        try:
+            async with asyncio.timeout(self._limits.answer_seconds):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            # The caller has gone, or the handler has cut it off.
+            pass
+        return response
+
+
+_SERVER = web.AppKey("server", Server)
+
+
+def keep(request: web.Request, caller: str) -> None:
+    """`caller` is known, and proved it with `request`: strangers do not take its connection's place any more. It has
+    `kept_each` such connections at most.
+    """
+    request.app[_SERVER].keep(request, caller)

@@ -55,8 +55,12 @@ class World:
     """Admitted CVMs as Consul lists them now."""
     held_peers: tuple[MeshPeer, ...] = ()
     """Peers that were admitted when the servers lost what they knew. Their tunnels stay as instances in `held` do."""
+    records: str = ""
+    """Which records the servers have: another text says that they lost the former ones. Empty until it was read."""
+    held_records: str = ""
+    """Those that they had when something was last held."""
     peers: tuple[MeshPeer, ...] = ()
-    """Admitted CVMs, ourselves included once Consul lists us."""
+    """Admitted CVMs that the manifest has, ourselves included once Consul lists us."""
     settled: bool = False
     """The manifest is one that a coordinator enforces; else it is still the environment's."""
 

@@ -27,6 +27,7 @@ from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
 from sidecar.link import Link
+from sidecar.listed import Listed
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
 from topology.succession import SuccessionError
@@ -254,7 +255,9 @@ class Membership:
         return rights(self.admission.peer_id, entry) if self.admission is not None and entry is not None else None
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
-        """After a lease was lost: the servers may have come back knowing nobody and nothing."""
+        """After a lease was lost: the servers may have come back knowing nobody and nothing. What they have of their
+        records says whether they have (`sources.hold`).
+        """
         self._host.see(sources.hold(self._host.world))
         if self._hold is not None:
             self._hold.cancel()
@@ -292,7 +295,7 @@ class Membership:
             manifest=manifest,
             path_mtu=self._config.path_mtu,
         )
-        link.set_peers(admitted.peers)
+        link.set_peers(tuple(peer for peer in self._host.world.peers if peer.address != admitted.address))
         self.link = link
         self.on_link(link)
         self._host.run("link", link.run())
@@ -321,6 +324,11 @@ class Membership:
         self.watch()
         self._host.run("rejoin", self._rejoin())
         self._host.run("registrar", self.registrar.run())
+        listed = Listed(self._consul, self._agent, admitted.peer_id, self._servers, self.registrar.restarted)
+        self._host.run("listed", listed.run())
+
+    def _servers(self) -> tuple[str, ...]:
+        return self.admission.servers if self.admission is not None else ()
 
     async def _agent_started(self) -> None:
         await self._agent.up()
@@ -369,8 +377,7 @@ class Membership:
         while True:
             await self._lost.wait()
             self._lost.clear()
-            if self.admission is not None:
-                await self._agent.rejoin(self.admission.servers)
+            await self._agent.rejoin(self._servers())
             await asyncio.sleep(REJOIN_SECONDS)
 
     # ---- stop

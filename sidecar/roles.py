@@ -59,7 +59,9 @@ def let_go(leader: Leader) -> Leader:
 def choose(
     route: RouteEntry, listed: tuple[Instance, ...], held: tuple[Instance, ...], leader: Leader | None
 ) -> Choice:
-    """What is behind `route`. `leader` is None until its leader key was read once, and where it has none."""
+    """What is behind `route`. `leader` is None until its leader key was read once, and where it has none: then nobody
+    has the role, or the latest who claims it.
+    """
     known = {instance.service_id for instance in listed}
     remembered = tuple(instance for instance in held if instance.service_id not in known)
     if route.role is None:
@@ -72,7 +74,7 @@ def choose(
     for role in (route.role, route.fallback):
         # A role may have moved meanwhile: one that is listed is never joined by one that is remembered.
         for found in (listed, remembered):
-            if role is not None and (having := _having(role, found, leader)):
+            if role is not None and (having := _having(route, role, found, leader)):
                 return Choice(instances=having, conflict=conflict)
     return Choice(instances=(), conflict=conflict)
 
@@ -84,14 +86,19 @@ def generation(route: RouteEntry, chosen: tuple[Instance, ...]) -> str:
     return ",".join(f"{instance.peer_id}/{instance.service_id}" for instance in chosen)
 
 
-def _having(role: str, found: Iterable[Instance], leader: Leader | None) -> tuple[Instance, ...]:
+def _having(
+    route: RouteEntry, role: str, found: Iterable[Instance], leader: Leader | None
+) -> tuple[Instance, ...]:  # fmt: skip
     """The instances of `found` that have `role`; of an exclusive role one at most."""
     if role not in EXCLUSIVE_ROLES:
         return _claims(role, found, None)
+    if leader is None and route.leader_key is not None:
+        # Anybody who may register the service can carry the tag: it is a claim, and what decides is not known yet.
+        return ()
     claims = _claims(role, found, leader)
     if leader is not None:
         claims = tuple(instance for instance in claims if instance.peer_id == leader.holder)
-    # Without a key to go by, and of two registrations of the holder: the latest.
+    # On a route without a key, and of two registrations of the holder: the latest.
     return tuple(sorted(claims, key=lambda instance: (instance.modify_index, instance.service_id)))[-1:]
 
 

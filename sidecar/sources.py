@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
@@ -42,6 +42,7 @@ def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
             now, tree, check_signatures=check_signatures
         ),
     }
+    wanted[Query(path=f"/v1/kv/{RECORDS_KEY}", params=(CONSISTENT,))] = _records
     for service in watched_services(world.manifest):
         wanted.update(instances_of(service))
     for key in world.manifest.leader_keys():
@@ -68,37 +69,34 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
 
 
 def _with_peers(world: World) -> World:
-    """The world whose peers are those that are held, admitted and listed."""
-    peers = merge_peers(merge_peers(world.held_peers, world.admitted_peers), world.listed_peers)
+    """The world whose peers are those that are held, admitted and listed, and that the manifest has: who lists one can
+    be wrong, or behind.
+    """
+    found = merge_peers(merge_peers(world.held_peers, world.admitted_peers), world.listed_peers)
+    peers = tuple(peer for peer in found if _stays(world.manifest, peer))
     return world if peers == world.peers else replace(world, peers=peers)
 
 
 def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
-    """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators are
-    judged by each other.
+    """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators, which
+    are those of the manifest, are judged by each other.
     """
-    slots = [(lead.peer_id, lead.address) for lead in manifest.coordinators.peers]
-    slots += [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
+    if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in manifest.coordinators.peers):
+        return True
+    slots = [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
     known = (peer.peer_id, peer.address) in slots
-    return known and (peer.kind == "coordinator" or allowed(manifest, peer.peer_id, peer.compose_hash, peer.image))
+    return known and allowed(manifest, peer.peer_id, peer.compose_hash, peer.image)
 
 
-def _without_gone(world: World) -> World:
-    """The world that holds nobody whom its manifest dropped: whether they are still admitted, nobody says."""
-    gone = {peer.peer_id for peer in world.held_peers if not _stays(world.manifest, peer)}
-    if not gone:
-        return world
-    unheard = gone - {peer.peer_id for peer in (*world.admitted_peers, *world.listed_peers)}
+def _by_manifest(world: World) -> World:
+    """The world without anybody whom its manifest dropped: neither a peer nor an instance that is held."""
+    gone = {peer.peer_id for peer in (*world.held_peers, *world.listed_peers) if not _stays(world.manifest, peer)}
     held = {
         service: tuple(instance for instance in found if instance.peer_id not in gone)
         for service, found in world.held.items()
     }
-    return replace(
-        world,
-        held=held,
-        held_peers=tuple(peer for peer in world.held_peers if peer.peer_id not in gone),
-        peers=tuple(peer for peer in world.peers if peer.peer_id not in unheard),
-    )
+    held_peers = tuple(peer for peer in world.held_peers if peer.peer_id not in gone)
+    return _with_peers(replace(world, held=held, held_peers=held_peers) if gone else world)
 
 
 def take_manifest(world: World, tree: Any, *, check_signatures: bool) -> World:
@@ -124,7 +122,7 @@ def take(world: World, envelope: str, *, check_signatures: bool) -> World:
     now, new = world.manifest, found.manifest
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
-    return _without_gone(replace(world, signed=found, settled=True))
+    return _by_manifest(replace(world, signed=found, settled=True))
 
 
 def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, check_signatures: bool) -> str | None:
@@ -158,22 +156,35 @@ def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures
 
 
 def hold(world: World) -> World:
-    """The world in which what was a good instance or a peer until now is held."""
+    """The world in which what was a good instance or a peer until now is held: the servers may have lost what they
+    knew. Until `let_go`, or until they show that they have not (`_records`).
+    """
     kept = {service: (*found, *world.held.get(service, ())) for service, found in world.catalog.items()}
-    held = replace(
-        world,
-        held={service: _unique(found) for service, found in kept.items()},
-        held_peers=merge_peers(world.held_peers, world.peers),
-        # Consul's list is of before the loss.
-        listed_peers=tuple(peer for peer in world.listed_peers if _stays(world.manifest, peer)),
+    return _by_manifest(
+        replace(
+            world,
+            held={service: _unique(found) for service, found in kept.items()},
+            held_peers=merge_peers(world.held_peers, world.peers),
+            # Held twice: those that were lost first are what is waited for.
+            held_records=world.held_records or world.records,
+        )
     )
-    return _without_gone(held)
 
 
 def let_go(world: World) -> World:
     """The world in which only what Consul lists counts."""
     leaders = {key: roles.let_go(leader) for key, leader in world.leaders.items()}
-    return _with_peers(replace(world, held={}, held_peers=(), leaders=leaders))
+    return _with_peers(replace(world, held={}, held_peers=(), held_records="", leaders=leaders))
+
+
+def _records(world: World, tree: Any, _: int) -> World:
+    """The world that knows which records the servers have. Where they are those from before the loss of a lease, then
+    that was all that was lost.
+    """
+    found = catalog.value(tree)
+    if found is None:
+        return world
+    return let_go(world) if found == world.held_records else replace(world, records=found)
 
 
 def _unique(found: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -211,5 +222,7 @@ def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str) -> W
     They count more than what Consul listed before: a coordinator that booted anew has a new key, and without a tunnel
     to it no newer list would ever arrive.
     """
-    merged = merge_peers(world.peers, peers)
-    return replace(world, address=address, admitted_peers=peers, peers=merged)
+    named = {peer.peer_id for peer in peers}
+    listed = tuple(peer for peer in world.listed_peers if peer.peer_id not in named)
+    held = tuple(peer for peer in world.held_peers if peer.peer_id not in named)
+    return _with_peers(replace(world, address=address, admitted_peers=peers, listed_peers=listed, held_peers=held))

@@ -1,5 +1,5 @@
-"""Consul's API for the workload of this CVM, on loopback: what `sidecar.workload_rights` allows, with the workload's
-own token, passed on to the agent's socket. IO: HTTP on both sides.
+"""Consul's API for the workload of this CVM, on loopback: what `sidecar.workload_rights` allows, as much of it as
+`sidecar.workload_amounts` does, with the workload's own token, passed on to the agent's socket. IO: HTTP on both sides.
 
 Answers go on as they come, so a blocking query wakes its caller at once; a caller that goes away ends the agent's work.
 """
@@ -7,11 +7,15 @@ Answers go on as they come, so a blocking query wakes its caller at once; a call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import json
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -20,8 +24,10 @@ from yarl import URL
 
 from runtime.backoff import Backoff
 from runtime.consul_config import WORKLOAD_PORT
-from runtime.http_server import Limits, Server
+from runtime.http_server import Limits, Server, keep
 from runtime.secret import Secret
+from sidecar import workload_amounts as amounts
+from sidecar.workload_amounts import TooMuchError, TooOftenError
 from sidecar.workload_rights import Call, RefusedError, Rights, judge
 
 log = logging.getLogger(__name__)
@@ -34,14 +40,18 @@ LIMITS = Limits(
     idle_seconds=600.0,
     # Who waits for a change has no answer to lose.
     stop_seconds=0.1,
-    displaces=True,
+    answer_seconds=15.0,
+    # All are one caller's: whoever has the token.
+    kept_each=256,
     cancels=True,
 )
 BODY_SECONDS = 15.0
 MAX_BODY = 1 << 20
-"""Bytes: a value has at most 512 KiB in Consul, which are two thirds as many again in a transaction (base64)."""
+"""Bytes: a transaction may carry several values, each a third longer than it is (base64)."""
 CALL_SECONDS = 30.0
 """For a call that waits for no change: a write waits for Raft, and an election takes some seconds."""
+COUNT_SECONDS = 2.0
+"""For looking at what is there before something is added: whoever adds it waits for that."""
 WAIT_SECONDS = 660.0
 """For one that does: Consul waits at most 10 minutes, and a sixteenth more."""
 KEPT = ("content-type", "x-consul-", "x-cache", "age")
@@ -58,6 +68,10 @@ class WorkloadApi:
         self._rights = rights
         self._port = port
         self._tokens: tuple[Secret, ...] = ()
+        self._pace = amounts.Pace()
+        self._account = amounts.Account()
+        self._counting, self._adding = asyncio.Lock(), asyncio.Lock()
+        """For keys, and for sessions and checks: no two calls find the same last place."""
         self.problem: str | None = None
         """Why nobody is served; None while it works."""
 
@@ -72,7 +86,7 @@ class WorkloadApi:
         """Serves until it is cancelled."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        server = Server(app, "127.0.0.1", self._port, None, LIMITS, counts=self._is_ours)
+        server = Server(app, "127.0.0.1", self._port, None, LIMITS)
         # A watch of the workload holds its connection for minutes, so the pool is not the bound.
         connector = aiohttp.UnixConnector(str(self._agent), limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
@@ -109,31 +123,80 @@ class WorkloadApi:
                 403, "expected the workload's own token, which is in /run/mesh/secrets/consul-token and is renewed "
                 "there, as X-Consul-Token",
             )  # fmt: skip
+        keep(request, "workload")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
             call = judge(rights, request.method, request.rel_url.raw_path, request.query, body)
+            self._pace.take(call, asyncio.get_running_loop().time())
+            async with self._room(rights, call, _token(request)):
+                return await self._pass_on(request, call)
         except TimeoutError:
             return _refused(408, f"the body was not here after {BODY_SECONDS:g} s")
         except web.HTTPRequestEntityTooLarge:
             return _refused(413, f"the body exceeds {MAX_BODY} bytes")
+        except TooMuchError as much:
+            return _refused(413, str(much), ends=False)
+        except TooOftenError as often:
+            return _refused(429, str(often), ends=False, again=often.seconds)
         except RefusedError as refused:
             return _refused(403, str(refused), ends=False)
-        return await self._pass_on(request, call)
+
+    @contextlib.asynccontextmanager
+    async def _room(self, rights: Rights, call: Call, token: str) -> AsyncIterator[None]:
+        """There is room for what `call` adds; TooMuchError where there is none. What cannot be counted, because the
+        agent refuses or is away, is none: it refuses the call too, in its own words.
+        """
+        added = amounts.growth(call)
+        brought = amounts.checks_of(call)
+        if added.keys:
+            async with self._counting:
+                if self._account.needs_count(added, asyncio.get_running_loop().time()):
+                    await self._count_keys(rights, token)
+                self._account.add(added)
+            yield
+        elif brought is not None:
+            async with self._adding:
+                amounts.judge_checks(brought, await self._look("/v1/agent/checks", token), rights.services)
+                yield
+        elif call.path == "/v1/session/create":
+            async with self._adding:
+                amounts.judge_sessions(await self._look(f"/v1/session/node/{quote(rights.peer_id)}", token))
+                yield
+        else:
+            yield
+
+    async def _count_keys(self, rights: Rights, token: str) -> None:
+        before = self._account.begin(asyncio.get_running_loop().time())
+        tally = amounts.Tally()
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            async with asyncio.timeout(COUNT_SECONDS):
+                for prefix in amounts.outermost(rights.prefixes):
+                    # Any server may answer: it is some milliseconds behind at most, and the others go on writing.
+                    async with self._ask("GET", f"/v1/kv/{quote(prefix)}?recurse=&stale=", token) as answer:
+                        if answer.status not in (200, 404):
+                            return
+                        async for part in answer.content.iter_any():
+                            tally.feed(part if answer.status == 200 else b"")
+                self._account.counted(tally.amount, before)
+
+    async def _look(self, path: str, token: str) -> Any:
+        """The agent's answer; None where it refuses, or is away."""
+        try:
+            async with self._ask("GET", path, token, seconds=COUNT_SECONDS) as answer:
+                return json.loads(await answer.read()) if answer.status == 200 else None
+        except TimeoutError:
+            raise TooMuchError(f"what is there could not be counted within {COUNT_SECONDS:g} s; try again") from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
 
     async def _pass_on(self, request: web.Request, call: Call) -> web.StreamResponse:
         response: web.StreamResponse | None = None
         query = urlencode(list(request.query.items()))
-        url = URL(f"http://localhost{quote(call.path)}{'?' if query else ''}{query}", encoded=True)
+        path = f"{quote(call.path)}{'?' if query else ''}{query}"
         limit = WAIT_SECONDS if request.query.keys() & {"index", "hash"} else CALL_SECONDS
         try:
-            async with self._session.request(
-                call.method,
-                url,
-                data=call.body or None,
-                headers={"X-Consul-Token": _token(request), "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=limit),
-            ) as answer:
+            async with self._ask(call.method, path, _token(request), call.body, limit) as answer:
                 kept = {name: text for name, text in answer.headers.items() if name.lower().startswith(KEPT)}
                 response = web.StreamResponse(status=answer.status, headers=kept)
                 response.content_length = answer.content_length
@@ -149,6 +212,17 @@ class WorkloadApi:
                 request.transport.abort()
         return response
 
+    def _ask(
+        self, method: str, path: str, token: str, body: bytes = b"", seconds: float = CALL_SECONDS
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._session.request(
+            method,
+            URL(f"http://localhost{path}", encoded=True),
+            data=body or None,
+            headers={"X-Consul-Token": token, "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(total=seconds),
+        )
+
 
 def _token(request: web.Request) -> str:
     """As Consul takes it; never out of the query, which ends up in logs."""
@@ -156,8 +230,10 @@ def _token(request: web.Request) -> str:
     return request.headers.get("X-Consul-Token", "") or bearer.removeprefix("Bearer ").strip()
 
 
-def _refused(status: int, reason: str, *, ends: bool = True) -> web.Response:
+def _refused(status: int, reason: str, *, ends: bool = True, again: float | None = None) -> web.Response:
     response = web.Response(status=status, text=f"{reason}\n")
+    if again is not None:
+        response.headers["Retry-After"] = str(math.ceil(again))
     if ends:
         # Nobody without the token holds a connection, and no rest of a body is taken for a next request.
         response.force_close()

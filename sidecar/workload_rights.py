@@ -29,6 +29,12 @@ _SERVICE = frozenset({
     "id", "name", "tags", "address", "port", "meta", "check", "checks", "enabletagoverride", "weights",
     "taggedaddresses",
 })  # fmt: skip
+_CHECK = frozenset({
+    "checkid", "deregistercriticalserviceafter", "failuresbeforecritical", "failuresbeforewarning", "http", "interval",
+    "name", "notes", "status", "successbeforepassing", "tcp", "timeout", "ttl",
+})  # fmt: skip
+"""Of a check. Its workload reports it (TTL), or the agent dials one of the workload's own ports. Everything else makes
+the agent start programs, follow another's check, or dial by the CVM's network whatever the workload names."""
 _SESSION = frozenset({"node", "name", "ttl", "lockdelay", "behavior", "checks", "nodechecks", "servicechecks"})
 _OPERATION = frozenset({"verb", "key", "value", "flags", "index", "session"})
 
@@ -44,6 +50,8 @@ class Rights:
     peer_id: str
     services: Mapping[str, str]
     """ID of each service that it registers → its name."""
+    ports: frozenset[int]
+    """Where its own servers listen on 127.0.0.1."""
     prefixes: tuple[str, ...]
     """Of its keys."""
     sessions: bool
@@ -66,6 +74,7 @@ def rights(peer_id: str, entry: GroupEntry) -> Rights:
     return Rights(
         peer_id=peer_id,
         services={service_id(backend, peer_id): backend.service for backend in own},
+        ports=frozenset(backend.port for backend in own),
         prefixes=tuple(sorted(prefix for prefix in prefixes if not prefix.startswith(RESERVED_KEYS))),
         sessions=any(backend.permissions.session_write for backend in entry.backends.values()),
     )
@@ -130,11 +139,34 @@ def _register(rights: Rights, _: str, body: bytes) -> bytes:
             f"ID {tree.get('id')!r:.100} with Name {tree.get('name')!r:.100} is not the workload's service; expected "
             f"{_ids(rights)}"
         )
+    if tree.get("check") is not None:
+        tree["check"] = _check(rights, tree["check"])
+    if tree.get("checks") is not None:
+        if not isinstance(tree["checks"], list):
+            raise RefusedError("Checks is no list")
+        tree["checks"] = [_check(rights, check) for check in tree["checks"]]
     return _bytes(tree)
 
 
+def _check(rights: Rights, check: object, more: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The definition of a check, as it may go on."""
+    tree = _fields(check, _CHECK | more)
+    ports = sorted(rights.ports)
+    tcp, http = tree.get("tcp"), tree.get("http")
+    if tcp is not None and tcp not in [f"127.0.0.1:{port}" for port in ports]:
+        raise RefusedError(f"the check dials {tcp!r:.100}; expected TCP at 127.0.0.1 and a port out of {ports}")
+    if http is not None:
+        starts = tuple(f"{scheme}://127.0.0.1:{port}" for scheme in ("http", "https") for port in ports)
+        # What follows the port is a path or nothing: neither a further digit nor '@', which would make a host of it.
+        if not isinstance(http, str) or not any(http == start or http.startswith(f"{start}/") for start in starts):
+            raise RefusedError(f"the check asks {http!r:.100}; expected HTTP at 127.0.0.1 and a port out of {ports}")
+        # The server that is asked could send the agent anywhere.
+        tree["disableredirects"] = True
+    return tree
+
+
 def _register_check(rights: Rights, _: str, body: bytes) -> bytes:
-    tree = _object(body)
+    tree = _check(rights, _parse(body), frozenset({"id", "serviceid"}))
     if str(tree.get("serviceid")) not in rights.services:
         raise RefusedError(
             f"ServiceID {tree.get('serviceid')!r:.100} is not the workload's service; expected {_ids(rights)}"

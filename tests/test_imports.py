@@ -38,6 +38,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     # What is verified from outside is held against a manifest, and its history.
     "evidence.bundle": {"topology"},
     "evidence.outside": {"topology"},
+    "evidence.documents": {"topology"},
     # Reads the environment of the three programs that begin with a signed manifest.
     "topology.given": {"runtime"},
     # The database's supervisor is a part of the mesh in an application's container.
@@ -69,11 +70,12 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.disk",
-    "coordinator.disk_probe",
+    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
+    "coordinator.disk",
+    "coordinator.disk_probe", "coordinator.documents",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
     "coordinator.ledger", "coordinator.link", "coordinator.records", "coordinator.server", "coordinator.server_process",
-    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting", "coordinator.word",
+    "coordinator.sessions", "coordinator.siblings", "coordinator.waiting",
     "dns.server", "dns.tcp", "dns.upstream",
     "evidence.collateral",
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
@@ -81,9 +83,9 @@ EDGES = frozenset({
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.http_server", "runtime.init", "runtime.log",
     "runtime.premises", "runtime.status", "runtime.tasks",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.attested", "sidecar.effects", "sidecar.envoy",
-    "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.losing", "sidecar.membership", "sidecar.memory",
-    "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar", "sidecar.supervisor",
-    "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
+    "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.listed", "sidecar.losing", "sidecar.membership",
+    "sidecar.memory", "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar",
+    "sidecar.supervisor", "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""

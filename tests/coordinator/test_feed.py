@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coordinator.feed import LATELY_SECONDS, Feed
+from coordinator.feed import LATELY_SECONDS, MAX_POLLS, Feed
 from coordinator.protocol import MeshPeer
 from runtime.tasks import TaskScope
 
@@ -95,3 +95,19 @@ async def test_a_version_of_another_process_is_not_believed() -> None:
     for seen in (5, 10**12):
         await feed.poll(seen)
         assert not await feed.applied(feed.version, wait=0.01)
+
+
+async def test_no_more_polls_wait_than_may() -> None:
+    """One more answers the oldest at once, with all that there is; the others wait on."""
+    feed = Feed(1000, Clock())
+    feed.publish((PEER,))
+    async with TaskScope() as scope:
+        polls = []
+        for _ in range(MAX_POLLS + 2):
+            polls.append(scope.start("poll", feed.poll(feed.version, wait=60.0)))
+            await asyncio.sleep(0)
+        for poll in polls[:2]:
+            assert (await poll).peers == (PEER,)
+        assert not any(poll.done() for poll in polls[2:])
+        feed.publish(())
+        assert [(await poll).peers for poll in polls[2:]] == [()] * MAX_POLLS

@@ -15,6 +15,7 @@ from coordinator.governance import StandoffError, weigh
 from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_head import of_newer_program
+from tests.coordinator.test_records import enforce, proposed
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -82,6 +83,50 @@ def test_new_owners_take_over() -> None:
     assert weigh(change.envelope, FIRST, OWNERS) == change
     later = opened(after(change), SECOND)
     assert weigh(change.envelope, later, new) is later
+
+
+def test_owners_that_were_replaced_overwrite_nothing() -> None:
+    """Neither what a host gives a coordinator with an empty disk, nor what such a one has written: the chain that the
+    first owners began counts, and its newest is written again.
+    """
+    new = Owners(keys=(key_of(SECOND),))
+    change = opened(after(FIRST, owners=new), OWNER)
+    last = opened(after(change), SECOND)
+    chain = (FIRST, change, last)
+    late = opened(after(FIRST, epoch=9, previous="ee" * 32), OWNER)
+    assert weigh(last.envelope, late, OWNERS) is late, "without the history nothing shows it"
+    assert weigh(last.envelope, late, OWNERS, chain) is last
+    assert weigh(change.envelope, late, OWNERS, chain) is last
+    assert weigh(late.envelope, last, OWNERS, chain) is last
+    assert weigh(late.envelope, FIRST, OWNERS, chain) is FIRST, "and the records bring it up to the newest"
+    later = opened(after(last), SECOND)
+    for owners in (OWNERS, new):
+        assert weigh(last.envelope, later, owners, chain) is later
+        assert weigh(later.envelope, last, owners, chain) == later
+
+
+async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:
+    """The owners were replaced. A host boots a coordinator with an empty disk and what the replaced key has signed, of
+    a great epoch: the mesh goes on with the genuine one, and that coordinator with it.
+    """
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        leads = [await mesh.ready(n, 60) for n in range(3)]
+        change = opened(after(opened(mesh.manifest, OWNER), owners=Owners(keys=(key_of(SECOND),))), OWNER)
+        last = opened(after(change, leaf_hours=9), SECOND)
+        for signed in (change, last):
+            while (await proposed(leads[0], signed.envelope))[0] == 503:  # noqa: ASYNC110 - a leader may change
+                await asyncio.sleep(0.1)
+        await eventually(lambda: enforce(leads, last.digest), "all enforce it")
+        await mesh.lose(2)
+        mesh.lose_disk(2)
+        late = await mesh.start(2, after(change, epoch=9))
+        await mesh.ready(2, 60)
+        assert late.coordinator.head.signed.digest == last.digest
+        assert "of the environment does not count" in str(late.coordinator.document()["manifest_notes"])
+        assert await stored(leads[0].coordinator.consul) == last.envelope
+        assert enforce(list(mesh.running.values()), last.digest)
 
 
 async def stored(consul: ConsulClient) -> str | None:

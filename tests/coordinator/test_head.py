@@ -19,6 +19,9 @@ from topology.manifest import Manifest, encode
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
 NOW = 1_800_000_000.0
+OWN = MeshPeer(
+    peer_id="coordinator-0", public_key="", address=FIRST.manifest.coordinators.peers[0].address, kind="coordinator"
+)
 INFO = GuestInfo(app_id=WHO.app_id, instance_id=WHO.instance_id, compose_hash=WHO.compose_hash)
 
 
@@ -28,7 +31,7 @@ class Watched(Head):
     def __init__(self, signed: Signed = FIRST, info: GuestInfo = INFO) -> None:
         self.changes = 0
         self.kept: list[Signed] = []
-        super().__init__(signed, info, check_signatures=True, keep=self.kept.append, changed=self.count)
+        super().__init__(signed, info, OWN, check_signatures=True, keep=self.kept.append, changed=self.count)
 
     def count(self) -> None:
         """One more."""
@@ -70,17 +73,14 @@ def test_a_successor_takes_the_place_and_nothing_else_does() -> None:
 def test_who_brings_a_manifest_brings_none_that_cannot_be_set() -> None:
     """Owners sign one, see that it is refused, and sign another: who kept the first cannot set it either."""
     head = settled()
-    own = MeshPeer(
-        peer_id="coordinator-0", public_key="", address=FIRST.manifest.coordinators.peers[0].address, kind="coordinator"
-    )
     wrong = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("ab" * 32,))
     for mistaken in (after(FIRST, coordinators=wrong), after(FIRST, mesh_pool="100.97.0.0/16")):
-        assert head.brought(seal(mistaken, OWNER), own) is None
+        assert head.brought(seal(mistaken, OWNER)) is None
         assert head.signed == FIRST
         assert any("is refused" in note for note in head.notes)
-    assert head.brought("x" * (MAX_STORED + 1), own) is None
+    assert head.brought("x" * (MAX_STORED + 1)) is None
     good = opened(after(FIRST, leaf_hours=9), OWNER)
-    assert head.brought(good.envelope, own) == good
+    assert head.brought(good.envelope) == good
 
 
 def test_of_two_of_one_epoch_only_the_records_choose() -> None:

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from coordinator import records
 from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SLOTS_PREFIX, Ledger
-from coordinator.protocol import PEERS_PREFIX, Code, MeshPeer
+from coordinator.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead
@@ -314,6 +314,21 @@ async def test_the_beginning_of_the_records_is_noted_once(consul: ConsulClient) 
         await each.ledger.begin()
         assert each.ledger.newcomers == {}
         assert each.ledger.newcomers_wait(("x-0", "x-1"), new) == 0.0
+
+
+async def test_records_have_a_name_that_comes_and_goes_with_them(consul: ConsulClient) -> None:
+    """Whichever coordinator was first gives it; it stays for as long as the records do, and others have another one."""
+    names = []
+    for _ in range(2):
+        for key in ("coordinator/", RECORDS_KEY):
+            await consul.delete(f"/v1/kv/{key}", params={"recurse": ""})
+        one, two = book(consul), book(consul)
+        for each in (one, two, one, book(consul)):
+            await each.ledger.refresh()
+            await each.ledger.begin()
+            names.append((await consul.get(f"/v1/kv/{RECORDS_KEY}"))[1][0]["Value"])
+    assert names[0] == names[1] == names[2] == names[3]
+    assert names[0] != names[4] == names[5] == names[6] == names[7]
 
 
 async def test_records_that_are_there_delay_no_newcomer(consul: ConsulClient) -> None:

@@ -30,7 +30,7 @@ from coordinator.server import LIMITS, application
 from evidence.bundle import AttestationRequest
 from evidence.verify import Evidence
 from runtime.consul import ConsulClient
-from runtime.http_server import Server
+from runtime.http_server import Limits, Server
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import make_manifest
@@ -48,7 +48,7 @@ class NoVerifier:
 class Api:
     """A broker without Consul behind the real application."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
         self.feed = Feed(1000, lambda: 0.0)
         registry = Registry(lambda: None)
         self.broker = Broker(
@@ -64,11 +64,13 @@ class Api:
         self.broker.not_ready = None
         self.server = Server(
             application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing, self, self.asked),
-            "127.0.0.1", 0, None, LIMITS,
+            "127.0.0.1", 0, None, limits,
         )  # fmt: skip
         self.port = 0
         self.open = 0
         self.padding = 0
+        self.sibling = ""
+        """The lease of another coordinator."""
         self.proposed: list[str] = []
         self.refusal: RefusalError | None = None
 
@@ -93,7 +95,8 @@ class Api:
 
     async def standing(self, request: StandingRequest) -> Standing:
         """What a coordinator says to another one."""
-        self.broker.sibling(request.lease)
+        if request.lease != self.sibling:
+            self.broker.sibling(request.lease)
         return UNKNOWN
 
     @contextlib.asynccontextmanager
@@ -290,6 +293,54 @@ async def test_who_does_not_read_the_answer_is_cut_off(api: Api, monkeypatch: py
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+async def test_who_shows_a_lease_keeps_its_place_and_comes_in_again() -> None:
+    """However many strangers hold connections on which they have asked: these give their places up, and that of who
+    proved to be in the mesh does not.
+    """
+    made = Api(dataclasses.replace(LIMITS, connections=8))
+    made.port, made.sibling = await made.server.start(), "a lease"
+    opened_all = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        opened_all.append(await asyncio.open_connection("127.0.0.1", made.port))
+        return opened_all[-1]
+
+    async def flood() -> None:
+        for _ in range(20):
+            reader, writer = await connect()
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"204" in await reader.readuntil(b"\r\n\r\n")
+
+    try:
+        known = await connect()
+        assert await stands(known, "a lease") == 200
+        await flood()
+        assert await stands(known, "a lease") == 200
+        assert await stands(await connect(), "a lease") == 200
+        # Who shows none is a stranger.
+        other = await connect()
+        assert await stands(other, "another") != 200
+        await flood()
+        assert await other[0].read() == b""
+        assert await stands(known, "a lease") == 200
+    finally:
+        for _, writer in opened_all:
+            writer.close()
+        await made.server.stop()
+
+
+async def stands(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], lease: str) -> int:
+    """The status with which another coordinator's question is answered on this connection."""
+    reader, writer = connection
+    body = json.dumps({"lease": lease, "server_id": "", "empty": False})
+    writer.write(f"POST /v1/coordinators/standing HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    writer.write(body.encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-length"))
+    await reader.readexactly(length)
+    return int(head.split()[1])
 
 
 async def test_our_own_failure_is_no_refusal(api: Api, caplog: pytest.LogCaptureFixture) -> None:

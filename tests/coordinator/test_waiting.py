@@ -139,7 +139,6 @@ def test_the_first_of_two_counts() -> None:
 def test_a_manifest_that_contradicts_the_environment_is_refused() -> None:
     """With the variable: it could not go on with both."""
     assert "MESH_PEER_ID" in refused(waiting(MESH_PEER_ID="coordinator-7"), FIRST).reason
-    assert "MESH_COORDINATORS" in refused(waiting(MESH_COORDINATORS='["https://a","https://b"]'), FIRST).reason
     three = opened(make_manifest(coordinators=3), OWNER)
     assert "MESH_PEER_ID" in refused(waiting(), three).reason, "it cannot tell which of them it is"
 

@@ -252,14 +252,23 @@ class Cluster:
         await self._pccs.start(sock)
 
     async def start(
-        self, n: int = 0, manifest: Manifest | None = None, *, away: bool = False, given: bool = True
+        self,
+        n: int = 0,
+        manifest: Manifest | None = None,
+        *,
+        away: bool = False,
+        given: bool = True,
+        compose: str = COORDINATOR_COMPOSE,
     ) -> Running:
-        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with a manifest."""
+        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with a manifest. `compose`: the
+        compose file of this one.
+        """
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         # Empty at each boot, and at the same place: clients of its Consul server find that again.
         private = self.root / f"private-{n}"
         shutil.rmtree(private, ignore_errors=True)
-        agent = GuestAgentServer(TEE, cvm(COORDINATOR_COMPOSE, f"coordinator-{n}"))
+        app_id = self.manifest.coordinators.app_id
+        agent = GuestAgentServer(TEE, cvm(compose, f"coordinator-{n}", app_id=app_id))
         await agent.start(folder / "dstack.sock")
         self._agents.append(agent)
         config = parse(

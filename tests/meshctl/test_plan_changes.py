@@ -267,7 +267,7 @@ def test_the_document_is_the_documented_one(before: Snapshot) -> None:
 
 
 def test_coordinators_that_leave_no_majority_are_warned_of() -> None:
-    """From three to two: one warning; to one: another one, since those that stay have no leader."""
+    """From three to two: one warning; to one: another one, since those that stay may miss something."""
     three = [f"coordinator-{n}" for n in range(3)]
     assert list(plans.coordinators_go(three, three)) == []
     assert list(plans.coordinators_go(three[:1], three)) == []

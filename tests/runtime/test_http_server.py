@@ -6,25 +6,31 @@ import asyncio
 import contextlib
 import dataclasses
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
-from runtime.http_server import Limits, Server
+from runtime.http_server import Limits, Server, keep
 from tests.support import eventually
 from tests.xds.pki import Authority
 
-LIMITS = Limits(connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1)
+LIMITS = Limits(
+    connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1, answer_seconds=60.0, kept_each=5
+)
+LONG = 32 << 20
+"""Bytes of an answer that no socket takes at once."""
+HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Served:
-    """A server whose `/waits` answers never; requests with the header `Known` count."""
+    """A server whose `/waits` answers never; who sends the header `Known` is known by it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.waiting = 0
+        self.connections: Callable[[], int] = int
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -40,15 +46,22 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(limits: Limits = LIMITS, tls: ssl.SSLContext | None = None) -> AsyncIterator[Served]:
-    async def hello(_: web.Request) -> web.Response:
+    async def hello(request: web.Request) -> web.Response:
+        if "Known" in request.headers:
+            keep(request, request.headers["Known"])
         return web.Response(text="hello")
+
+    async def long(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * LONG)
 
     made = Served(0)
     app = web.Application()
     app.router.add_get("/", hello)
+    app.router.add_get("/long", long)
     app.router.add_get("/waits", made.wait)
-    server = Server(app, "127.0.0.1", 0, tls, limits, counts=lambda request: "Known" in request.headers)
+    server = Server(app, "127.0.0.1", 0, tls, limits)
     made.port = await server.start()
+    made.connections = server.connections
     try:
         yield made
     finally:
@@ -63,21 +76,21 @@ async def closed(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_a_slow_head_is_given_up() -> None:
-    """A connection that sends no whole request head in time is closed; one that asked what does not count, too."""
+    """A connection that sends no whole request head in time is closed; one that has asked something stays."""
     async with serving(dataclasses.replace(LIMITS, head_seconds=0.05)) as made:
+        asked, known = await made.open()
+        known.write(HELLO)
+        await asked.readuntil(b"hello")
         reader, writer = await made.open()
         writer.write(b"GET / HTTP/1.1\r\nHost:")
         assert await closed(reader)
-        writer.close()
-        reader, writer = await made.open()
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.readuntil(b"hello")).endswith(b"hello")
-        assert await closed(reader)
-        writer.close()
+        known.write(HELLO)
+        await asked.readuntil(b"hello")
+        await close([(reader, writer), (asked, known)])
 
 
 async def test_connections_are_not_without_end() -> None:
-    """One too many is closed; those that are there go on."""
+    """One too many is closed where all places are those of known callers; these go on."""
     async with serving(dataclasses.replace(LIMITS, connections=1)) as made, aiohttp.ClientSession() as session:
         for _ in range(2):
             async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
@@ -87,25 +100,80 @@ async def test_connections_are_not_without_end() -> None:
             writer.close()
 
 
-async def test_who_counts_is_let_in_when_others_have_taken_all_places() -> None:
-    """The oldest connection that has brought nothing gives its place up; one that counts never does."""
-    limits = dataclasses.replace(LIMITS, connections=3, displaces=True)
-    async with serving(limits) as made, aiohttp.ClientSession() as session:
-        idle = [await made.open() for _ in range(3)]
+async def test_who_is_known_is_let_in_when_others_have_taken_all_places() -> None:
+    """The oldest of who has asked nothing gives its place up, then the oldest of all strangers; who is known never."""
+    async with serving(dataclasses.replace(LIMITS, connections=4)) as made, aiohttp.ClientSession() as session:
+        asked = [await made.open() for _ in range(2)]
+        for reader, writer in asked:
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        idle = [await made.open() for _ in range(2)]
         async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
             assert response.status == 200
         assert await closed(idle[0][0])
-        idle += [await made.open() for _ in range(10)]
+        crowd = [await made.open() for _ in range(10)]
         async with session.get(f"http://127.0.0.1:{made.port}/", headers={"Known": "1"}) as response:
             assert response.status == 200
-        await close(idle)
+        assert await closed(idle[1][0])
+        for _ in range(4):
+            crowd.append(await made.open())
+            crowd[-1][1].write(HELLO)
+            await crowd[-1][0].readuntil(b"hello")
+        assert await closed(asked[0][0])
+        assert await closed(asked[1][0])
+        await close([*asked, *idle, *crowd])
+
+
+async def test_a_known_caller_keeps_some_places_and_not_all() -> None:
+    """Its further connections are like anybody's."""
+    async with serving(dataclasses.replace(LIMITS, connections=6, kept_each=2)) as made:
+        greedy = [await made.open() for _ in range(6)]
+        for reader, writer in greedy:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nKnown: 1\r\n\r\n")
+            await reader.readuntil(b"hello")
+        others = []
+        for _ in range(4):
+            reader, writer = await made.open()
+            others.append((reader, writer))
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nKnown: 2\r\n\r\n")
+            await reader.readuntil(b"hello")
+        assert [await closed(reader) for reader, _ in greedy[2:]] == [True] * 4
+        for reader, writer in (*greedy[:2], *others[:2]):
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        await close([*greedy, *others])
+
+
+async def test_connections_that_ended_hold_no_place() -> None:
+    """However many there were, known ones and others."""
+    async with serving(dataclasses.replace(LIMITS, connections=3, kept_each=1)) as made:
+        for known in (b"", b"Known: 1\r\n") * 100:
+            reader, writer = await made.open()
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + known + b"\r\n")
+            await reader.readuntil(b"hello")
+            await close([(reader, writer)])
+
+
+async def test_who_does_not_read_an_answer_is_cut_off() -> None:
+    """And not held open for as long as it likes."""
+    async with serving(dataclasses.replace(LIMITS, answer_seconds=0.5)) as made:
+        reader, writer = await made.open()
+        writer.write(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readexactly(12)
+        received = 0
+        await eventually(lambda: writer.transport.is_closing() or made.connections() == 0, "it is cut off")
+        with contextlib.suppress(ConnectionError):
+            while part := await reader.read(1 << 20):
+                received += len(part)
+        assert received < LONG
+        await close([(reader, writer)])
 
 
 async def test_a_crowd_at_once_neither_overshoots_nor_stays() -> None:
     """More connections than the kernel hands over in one turn: most are closed at once, the rest in time, and who
     counts is let in.
     """
-    limits = dataclasses.replace(LIMITS, connections=20, head_seconds=2.0, displaces=True)
+    limits = dataclasses.replace(LIMITS, connections=20, head_seconds=2.0)
     async with serving(limits) as made, aiohttp.ClientSession() as session:
         crowd = await asyncio.gather(*(made.open() for _ in range(400)))
         await eventually(lambda: ended(crowd) >= 380, "no more than the limit are open")

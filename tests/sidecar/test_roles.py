@@ -59,11 +59,13 @@ def test_no_claim_counts_that_does_not_hold_the_key(holder: str | None) -> None:
     assert choose(MASTER, found, (), held_by(holder)).instances == ()
 
 
-def test_until_the_key_was_read_the_latest_claim_counts() -> None:
-    """A sidecar that just started, or that may not read the key, goes by the registrations alone."""
+def test_until_the_key_was_read_no_claim_counts() -> None:
+    """A sidecar that just started waits for what decides. Only a route without a key goes by the latest claim."""
     old, new = instance("pg-0", "master", index=5), instance("pg-1", "master", index=9)
-    assert choose(MASTER, (old, new), (), None).instances == (new,)
-    assert choose(route("m", "pg", role="master"), (new, old), (), None).conflict == ("pg-0", "pg-1")
+    assert choose(MASTER, (old, new), (), None) == Choice(instances=(), conflict=("pg-0", "pg-1"))
+    assert choose(MASTER, (), (old,), None).instances == ()
+    keyless = route("m", "pg", role="master")
+    assert choose(keyless, (new, old), (), None) == Choice(instances=(new,), conflict=("pg-0", "pg-1"))
 
 
 def test_replicas_are_all_those_with_the_tag_and_the_fallback_is_for_none() -> None:
@@ -72,7 +74,7 @@ def test_replicas_are_all_those_with_the_tag_and_the_fallback_is_for_none() -> N
     assert names(choose(REPLICA, (master, replica, unknown), (), held_by("pg-0"))) == ("pg-1",)
     assert names(choose(REPLICA, (master, unknown), (), held_by("pg-0"))) == ("pg-0",)
     assert names(choose(REPLICA, (master, unknown), (), held_by(None))) == ()
-    assert names(choose(REPLICA, (master, unknown), (), None)) == ("pg-0",)
+    assert names(choose(REPLICA, (master, unknown), (), None)) == ()
     assert names(choose(dataclasses.replace(REPLICA, fallback=None), (master, unknown), (), held_by("pg-0"))) == ()
     assert choose(REPLICA, (master, instance("pg-1", "master")), (), held_by("pg-0")).conflict == ()
 

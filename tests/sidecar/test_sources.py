@@ -40,6 +40,7 @@ def test_each_answer_changes_its_part_of_the_world() -> None:
     answers = {
         "/v1/kv/mesh/peers/": kv_peers(peer("api-1", "100.96.0.11")),
         "/v1/kv/mesh/manifest": None,
+        "/v1/kv/mesh/records": kv({"mesh/records": "first"}),
         "/v1/health/service/api": [health("api-1", "100.96.0.11")],
     }
     assert {query.path for query in wanted} == set(answers)
@@ -48,6 +49,7 @@ def test_each_answer_changes_its_part_of_the_world() -> None:
         world = change(world, answers[query.path], 7)
     assert [one.peer_id for one in world.catalog["api"]] == ["api-1"]
     assert [one.peer_id for one in world.peers] == ["api-1", "coordinator-0"]
+    assert world.records == "first"
 
 
 def test_health_is_asked_for_passing_instances_from_the_agents_stream() -> None:
@@ -100,7 +102,7 @@ def test_tunnels_stay_over_a_recovery_as_far_as_the_manifest_has_the_peers() -> 
     [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
     admitted = with_admission(WORLD, (coordinator,), "100.96.0.10")
     before = tell(admitted, kv_peers(listed, stranger), 7)
-    assert {one.peer_id for one in before.peers} == {own.peer_id, "api-77", "coordinator-0"}
+    assert {one.peer_id for one in before.peers} == {own.peer_id, "coordinator-0"}
     held = tell(hold(before), None, 3)
     assert {one.peer_id for one in held.peers} == {own.peer_id, "coordinator-0"}
     rekeyed = dataclasses.replace(listed, public_key=coordinator.public_key)
@@ -108,9 +110,49 @@ def test_tunnels_stay_over_a_recovery_as_far_as_the_manifest_has_the_peers() -> 
     assert {one.peer_id for one in let_go(held).peers} == {"coordinator-0"}
 
 
+def test_nobody_is_a_peer_whom_the_manifest_does_not_have() -> None:
+    """Whatever Consul lists, or a coordinator names: a slot of another address, no slot, a workload's slot as a
+    coordinator's, what the manifest no longer allows. A newer manifest counts for who is listed already.
+    """
+    one, other = (peer(slot.peer_id, slot.address) for slot in manifest().groups["api"].peers)
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
+    for wrong in (
+        peer("api-77", "100.96.0.177"),
+        peer("coordinator-7", "100.96.0.97", "coordinator"),
+        dataclasses.replace(other, address="100.96.0.50"),
+        dataclasses.replace(other, compose_hash="99" * 32),
+        dataclasses.replace(other, compose_hash="99" * 32, kind="coordinator"),
+    ):
+        assert tell(WORLD, kv_peers(one, wrong), 7).peers == (one,)
+        assert with_admission(WORLD, (one, wrong), "100.96.0.10").peers == (one,)
+    api = manifest().groups["api"]
+    moved = dataclasses.replace(other, address="100.96.0.50")
+    slots = (api.peers[0], dataclasses.replace(api.peers[1], address="100.96.0.50"))
+    envelope = seal(following(HEAD, groups={**manifest().groups, "api": dataclasses.replace(api, peers=slots)}), OWNER)
+    assert taken(tell(WORLD, kv_peers(one, moved), 7), envelope).peers == (one, moved)
+    assert taken(tell(WORLD, kv_peers(one, other), 7), envelope).peers == (one,)
+
+
+def test_what_is_held_is_let_go_when_the_servers_have_lost_nothing() -> None:
+    """A lease alone was lost: the records are those of before. Other records, or none yet, are waited for, also where a
+    lease is lost once more meanwhile; their second answer is no sign of anything.
+    """
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "records" in query.path]
+    first, second = kv({"mesh/records": "first"}), kv({"mesh/records": "second"})
+    good = {"api": instances([health("api-1", "100.96.0.11")])}
+    before = tell(dataclasses.replace(WORLD, catalog=good), first, 7)
+    held = hold(before)
+    assert (held.held, tell(held, None, 8).held) == (good, good)
+    assert tell(held, first, 9).held == {}
+    lost = tell(held, second, 3)
+    assert lost.held == tell(lost, second, 4).held == tell(hold(lost), second, 5).held == good
+    later = tell(hold(let_go(lost)), second, 6)
+    assert later.held == {}
+
+
 def test_who_the_manifest_dropped_is_not_held() -> None:
     """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by compose hash
-    and by OS image. Who is listed, admitted under it, is there as ever.
+    and by OS image.
     """
     one, other = manifest().groups["api"].peers
     listed = (peer(one.peer_id, one.address), peer(other.peer_id, other.address))
@@ -131,8 +173,7 @@ def test_who_the_manifest_dropped_is_not_held() -> None:
             assert {each.peer_id for each in after.peers} == stays
             assert {each.peer_id for each in after.held_peers} == stays
             assert {each.peer_id for each in after.held["api"]} == stays
-        alive = taken(before, envelope)
-        assert alive.peers == before.peers, "Consul lists them: the coordinators have looked"
+        assert {each.peer_id for each in taken(before, envelope).peers} == stays
 
 
 def test_the_manifest_says_where_this_cvm_is() -> None:
@@ -230,3 +271,20 @@ def test_a_certificate_is_known_with_its_key_and_ages() -> None:
     assert ended is not None
     assert len(ended.trusted) == 1
     assert with_time(WORLD, 1e9) is WORLD
+
+
+def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> None:
+    """It writes the list itself. One that the manifest adds is a peer once it was told, though it was told before."""
+    zero, one = (peer(f"coordinator-{n}", f"100.96.0.{9 + n}", "coordinator") for n in (0, 1))
+    [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
+    told = tell(with_admission(WORLD, (zero, one), "100.96.0.10"), kv_peers(zero, one), 7)
+    assert told.peers == (zero,)
+    leads = manifest().coordinators
+    added = dataclasses.replace(leads.peers[0], peer_id=one.peer_id, address=one.address)
+    both = dataclasses.replace(leads, peers=(*leads.peers, added))
+    grown = opened(following(HEAD, coordinators=both), OWNER)
+    more = taken(told, grown.envelope)
+    assert more.peers == (zero, one)
+    fewer = taken(more, seal(following(grown, coordinators=leads), OWNER))
+    assert fewer.peers == (zero,)
+    assert tell(fewer, kv_peers(zero, one), 8).peers == (zero,)

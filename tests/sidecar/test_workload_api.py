@@ -107,13 +107,16 @@ async def world(folder: Path, *, agent: bool = True) -> AsyncIterator[World]:
 
 
 async def test_a_call_goes_on_with_the_workloads_token(tmp_path: Path) -> None:
-    """Path, query and body as judged, the answer's index with it; the agent's own words about itself stay behind."""
+    """Path, query and body as judged, the answer's index with it; the agent's own words about itself stay behind.
+    Before the first write the keys are counted.
+    """
     async with world(tmp_path) as it, ConsulClient(TOKEN, port=it.port) as client:
         index, answer = await client.get(f"/v1/kv/{LEADER}", params={"consistent": ""})
         assert (index, answer) == (7, [])
         await client.put(f"/v1/kv/{LEADER}", b"db-0", params={"cas": "3"})
         assert it.agent.asked == [
             ("GET", f"/v1/kv/{LEADER}?consistent=", TOKEN.reveal(), b""),
+            ("GET", "/v1/kv/service/db?recurse=&stale=", TOKEN.reveal(), b""),
             ("PUT", f"/v1/kv/{LEADER}?cas=3", TOKEN.reveal(), b"db-0"),
         ]
         bearer = f"Bearer {TOKEN.reveal()}"

@@ -23,7 +23,7 @@ def ask(method: str, path: str, body: Any = b"", own: Rights = OWN, **query: str
 def test_rights_are_those_of_the_workloads_own_backends() -> None:
     """IDs as the sidecar registers them; no reserved key, whatever a manifest says; nothing of the platform's."""
     assert Rights(
-        peer_id="db-0", services={"db-db-0": "db"}, prefixes=("service/db",), sessions=True
+        peer_id="db-0", services={"db-db-0": "db"}, ports=frozenset({5432}), prefixes=("service/db",), sessions=True
     ) == OWN  # fmt: skip
     manifest = make_database_manifest()
     backend = manifest.groups["db"].backends["db"]
@@ -141,6 +141,65 @@ def test_a_check_belongs_to_the_own_service() -> None:
     for body in ({"Name": "x"}, {"Name": "x", "ServiceID": "api-api-0"}, {"Name": "x", "ServiceID": {}}):
         with pytest.raises(RefusedError, match="ServiceID"):
             ask("PUT", "/v1/agent/check/register", body)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"CheckID": "db-db-0:member", "Name": "x", "Notes": "y", "TTL": "30s", "Status": "passing"},
+        {"TCP": "127.0.0.1:5432", "Interval": "1s", "Timeout": "1s"},
+        {"HTTP": "http://127.0.0.1:5432", "Interval": "10s"},
+        {"http": "https://127.0.0.1:5432/health?x=@y", "deregister_critical_service_after": "1h"},
+    ],
+)
+def test_a_check_is_reported_or_dials_the_workloads_own_port(check: dict[str, str]) -> None:
+    """With the service, beside it, or later; no answer to an HTTP check leads the agent anywhere else."""
+    wanted = {name.replace("_", "").lower(): value for name, value in check.items()}
+    wanted |= {"disableredirects": True} if "http" in wanted else {}  # type: ignore[dict-item]
+    for body in (SERVICE | {"Checks": [check]}, SERVICE | {"Checks": None, "Check": check}):
+        sent = json.loads(ask("PUT", "/v1/agent/service/register", body).body)
+        assert wanted in [*(sent["checks"] or ()), sent.get("check")]
+    later = json.loads(ask("PUT", "/v1/agent/check/register", check | {"ServiceID": "db-db-0"}).body)
+    assert later == wanted | {"serviceid": "db-db-0"}
+
+
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [
+        ({"Args": ["sh", "-c", "id"]}, "'args'"),
+        ({"Script": "id"}, "'script'"),
+        ({"DockerContainerID": "x", "Shell": "sh"}, "'dockercontainerid'"),
+        ({"GRPC": "127.0.0.1:5432"}, "'grpc'"),
+        ({"UDP": "127.0.0.1:5432"}, "'udp'"),
+        ({"H2PING": "127.0.0.1:5432"}, "'h2ping'"),
+        ({"OSService": "x"}, "'osservice'"),
+        ({"AliasService": "api-api-0"}, "'aliasservice'"),
+        ({"AliasNode": "api-0"}, "'aliasnode'"),
+        ({"TTL": "9s", "Header": {"X": ["y"]}}, "'header'"),
+        ({"HTTP": "http://127.0.0.1:5432", "DisableRedirects": False}, "'disableredirects'"),
+        ({"TCP": "100.96.0.2:8301"}, "TCP at 127.0.0.1"),
+        ({"TCP": "127.0.0.1:8500"}, r"out of \[5432\]"),
+        ({"TCP": "localhost:5432"}, "TCP at 127.0.0.1"),
+        ({"TCP": ["127.0.0.1:5432"]}, "TCP at 127.0.0.1"),
+        ({"HTTP": "http://169.254.169.254/latest"}, "HTTP at 127.0.0.1"),
+        ({"HTTP": "http://127.0.0.1:5432@elsewhere.example/"}, "HTTP at 127.0.0.1"),
+        ({"HTTP": "http://127.0.0.1:54321/"}, "HTTP at 127.0.0.1"),
+        ({"HTTP": ["http://127.0.0.1:5432/"]}, "HTTP at 127.0.0.1"),
+        ({"t_c_p": "127.0.0.1:8301", "TTL": "9s"}, "TCP at 127.0.0.1"),
+        ("x", "an object"),
+    ],
+)
+def test_a_check_leads_the_agent_nowhere_else(check: Any, reason: str) -> None:
+    """No program, no other's status, no other port or machine, wherever the definition stands."""
+    with pytest.raises(RefusedError, match=reason):
+        ask("PUT", "/v1/agent/service/register", SERVICE | {"Checks": [{"TTL": "9s"}, check]})
+    with pytest.raises(RefusedError, match=reason):
+        ask("PUT", "/v1/agent/service/register", SERVICE | {"Check": check})
+    if isinstance(check, dict):
+        with pytest.raises(RefusedError, match=reason):
+            ask("PUT", "/v1/agent/check/register", check | {"ServiceID": "db-db-0"})
+    with pytest.raises(RefusedError, match="no list"):
+        ask("PUT", "/v1/agent/service/register", SERVICE | {"Checks": {"a": check}})
 
 
 def test_sessions_are_of_the_own_node_and_need_the_right() -> None:

@@ -85,29 +85,37 @@ def answer(status: Any) -> Holding:
     return holding
 
 
-def may_lead(own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False) -> Verdict:
+def may_lead(
+    own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False, paused: bool = False
+) -> Verdict:
     """Whether a member with `own` may take the leader key of a cluster that Consul does not remember.
 
     `others`: every other member that the manifest lists, by peer ID; None for one that did not say what it has.
-    `operator`: an operator has said that this member leads, whatever the others have.
+    `operator`: an operator has said that this member leads, whatever the others have. `paused`: Patroni leaves the
+    cluster alone (`patronictl pause`).
     """
     primary = next((p for p, h in others.items() if h is not None and h.kind is Kind.PRIMARY), None)
     if own.kind is Kind.PRIMARY:
-        return _may_go_on(own, others)
+        going_on = _may_go_on(own, others)
+        # One that is paused was kept by nobody's agreement: without Consul Patroni asks the members, else it stops.
+        if not paused or not going_on.allowed:
+            return going_on
     if primary is not None:
         return Verdict(allowed=False, reason=f"{primary} is primary")
     if operator:
         return Verdict(allowed=True, reason="an operator said so; what only other members have is lost")
-    if own.kind is not Kind.STANDBY:
+    if own.kind not in (Kind.STANDBY, Kind.PRIMARY):
         return Verdict(allowed=False, reason=f"this member is {own.kind}")
     return _is_first(own, others)
 
 
-def may_initialize(own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False) -> Verdict:
+def may_initialize(
+    own: Holding, others: Mapping[str, Holding | None], *, operator: bool = False, paused: bool = False
+) -> Verdict:
     """Whether a member may make a new cluster, or name its own as the cluster, in a Consul that knows none."""
     if own.kind is not Kind.EMPTY:
         # Naming its system identifier decides which cluster this is: whoever has another one cannot join any more.
-        return may_lead(own, others, operator=operator)
+        return may_lead(own, others, operator=operator, paused=paused)
     held = next((f"{peer} has a database ({h})" for peer, h in others.items() if h and h.kind is not Kind.EMPTY), None)
     if held is not None:
         return Verdict(allowed=False, reason=held)

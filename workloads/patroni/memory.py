@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,12 +94,16 @@ class Memory:
         run: Path,
         members: Callable[[], Mapping[str, tuple[str, int]]],
         draw: Callable[[], str],
+        paused: Callable[[], bool],
     ) -> None:
-        """`members`: the REST address of each member that the manifest lists. `draw`: a new term ID."""
+        """`members`: the REST address of each member that the manifest lists. `draw`: a new term ID. `paused`: whether
+        Patroni leaves the cluster alone; an emptied Consul does not change that.
+        """
         self._peer_id = peer_id
         self._run = run
         self._members = members
         self._draw = draw
+        self._paused = paused
         self._postgresql: Any = None
         self._dcs: Any = None
         self._holding: str | None = None
@@ -377,7 +382,7 @@ class Memory:
         if own.terms and own.terms[-1].id == self._dcs.read_claim():
             # It was promoted, and died before it could record its term. Nobody has claimed one since.
             return True
-        return self._elect(election.may_lead)
+        return self._elect(partial(election.may_lead, paused=self._paused()))
 
     def may_initialize(self) -> bool:
         """Whether this member may make a cluster, or name its own, in a Consul that knows none."""
@@ -386,7 +391,7 @@ class Memory:
             reason = f"making a new cluster failed here: the other members go first, for {TURN_SECONDS:g} s"
             self._stand(Standing(state=State.WAITING, reason=reason))
             return False
-        return self._elect(election.may_initialize)
+        return self._elect(partial(election.may_initialize, paused=self._paused()))
 
     def _elect(self, rule: Callable[..., Verdict]) -> bool:
         end = time.monotonic() + PATIENCE_SECONDS

@@ -67,7 +67,10 @@ class RememberingPatroni(MeshPatroni):
     def guard(self) -> Guard:
         """A guard with a memory."""
         run = Path(self.config.config_file).parent
-        self._memory = Memory(self.config["name"], run, self._listed, lambda: uuid.uuid4().hex)
+        # Patroni makes `ha` after this.
+        self._memory = Memory(
+            self.config["name"], run, self._listed, lambda: uuid.uuid4().hex, lambda: bool(self.ha.is_paused())
+        )
         return MemoryGuard(self._memory, self.config["name"])
 
     @property

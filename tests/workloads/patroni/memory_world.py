@@ -79,6 +79,8 @@ class Consul:
     claim: str = ""
     refuses: bool = False
     """The claim."""
+    paused: bool = False
+    """The cluster, as Patroni has it from the last Consul that knew one."""
     nominated: int = 0
 
     def nominate(self) -> bool:

@@ -52,6 +52,28 @@ def test_leading(own: Holding, others: list[Holding | None], allowed: bool, why:
 
 
 @pytest.mark.parametrize(
+    ("others", "allowed", "why"),
+    [
+        ([standby(2, 1), EMPTY], True, "none has more"),
+        ([None, standby(2, 1)], False, "missing: p0"),
+        ([UNSETTLED], False, "how far the log reaches of: p0"),
+        ([standby(2, 11)], False, "p0 has more"),
+        ([standby(3, 1), None], False, "p0 is further"),
+        ([primary(2), None], False, "p0 is primary"),
+    ],
+)
+def test_a_paused_primary_asks_like_anybody(others: list[Holding | None], allowed: bool, why: str) -> None:
+    """Patroni lets it go on without Consul and without asking: another may have been promoted since. An operator's word
+    counts as ever.
+    """
+    names = {f"p{n}": held for n, held in enumerate(others)}
+    for rule in (may_lead, may_initialize):
+        verdict = rule(primary(2, 10), names, paused=True)
+        assert (verdict.allowed, why in verdict.reason) == (allowed, True), verdict.reason
+    assert may_lead(primary(2, 10), {"p0": None}, paused=True, operator=True).allowed
+
+
+@pytest.mark.parametrize(
     ("own", "others", "allowed", "why"),
     [
         (EMPTY, [], True, "no member has a database"),

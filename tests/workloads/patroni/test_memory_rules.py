@@ -37,8 +37,8 @@ def place(tmp_path: Path) -> Place:
     numbers = itertools.count(1)
     # Port 1 of this machine: nobody listens there.
     members = {"postgres-a": ("127.0.0.1", 1), "postgres-b": ("127.0.0.1", 1)}
-    memory = Memory("postgres-b", run, lambda: members, lambda: f"{next(numbers):032x}")
     postgres, consul = Postgres(str(data)), Consul()
+    memory = Memory("postgres-b", run, lambda: members, lambda: f"{next(numbers):032x}", lambda: consul.paused)
     memory.bind(postgres, consul)
     return Place(memory, postgres, consul, data, run, members)
 
@@ -52,6 +52,17 @@ def test_empty_consul_is_led_only_by_who_has_asked_all(place: Place) -> None:
     assert "missing: postgres-a" in standing.read(place.run).reason
     held = answer({"tags": place.memory.tags})
     assert (held.kind, held.position.lsn, held.term) == (Kind.STANDBY, 10, term(1).id)
+
+
+def test_paused_primary_asks_all_in_an_emptied_consul(place: Place) -> None:
+    """Without a pause it was agreed with the others that it goes on; with one nobody was asked."""
+    place.has(term(1))
+    place.postgres.primary = 1
+    for paused in (False, True):
+        place.consul.paused = paused
+        assert place.memory.may_lead() is not paused
+        assert place.memory.may_initialize() is not paused
+    assert "missing: postgres-a" in standing.read(place.run).reason
 
 
 def test_remembered_history_asks_nobody(place: Place) -> None:
@@ -159,7 +170,7 @@ def _begin_cluster(place: Place) -> Memory:
     assert place.memory.may_initialize()
     assert place.memory.claimed()
     place.has()
-    after = Memory("postgres-b", place.run, lambda: place.members, lambda: "")
+    after = Memory("postgres-b", place.run, lambda: place.members, lambda: "", lambda: False)
     after.bind(place.postgres, place.consul)
     return after
 

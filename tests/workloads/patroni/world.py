@@ -340,8 +340,8 @@ async def _prepare(world: World, member: Member) -> None:
     (member.folder / "pgdata").mkdir(parents=True)
     (member.folder / "mesh").mkdir()
     own = Rights(
-        peer_id=member.peer_id, services={f"{CLUSTER}-{member.peer_id}": CLUSTER}, prefixes=(f"service/{CLUSTER}",),
-        sessions=True,
+        peer_id=member.peer_id, services={f"{CLUSTER}-{member.peer_id}": CLUSTER}, ports=frozenset({member.port}),
+        prefixes=(f"service/{CLUSTER}",), sessions=True,
     )  # fmt: skip
     member.api = WorkloadApi(member.folder / f"{member.peer_id}.sock", lambda: own, member.workload)
     shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")

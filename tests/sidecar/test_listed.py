@@ -1,0 +1,52 @@
+"""A CVM that somebody else took out of Consul's catalog is there again at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runtime.tasks import TaskScope
+from sidecar.listed import Listed, lists
+from tests.sidecar.gossip import say_left
+from tests.sidecar.test_agent import follow, joined, listen
+from tests.support import eventually
+
+
+@pytest.mark.parametrize(
+    ("tree", "wanted"),
+    [({"Node": {"Node": "api-0"}, "Services": {}}, True), (None, False), ({"Node": None}, False), ([], False)],
+)
+def test_a_node_is_listed_by_consuls_answer(tree: Any, wanted: bool) -> None:
+    """Nothing else is one."""
+    assert lists(tree) is wanted
+
+
+async def test_a_leave_that_another_forged_is_undone() -> None:
+    """Whoever has the gossip key says that this CVM has left. Its node and its service are gone; and back, though its
+    agent never hears of it.
+    """
+    async with joined() as it, TaskScope() as scope:
+        kept = await follow(it, scope)
+        back: list[int] = []
+        coordinator = it.made.manifest.coordinators.peers[0].address
+
+        def on_back() -> None:
+            back.append(1)
+            it.registrar.restarted()
+
+        own = Listed(it.consul, it.agent, "api-0", lambda: it.admitted.servers, on_back)
+        running = [scope.start("registrar", it.registrar.run()), scope.start("listed", own.run())]
+        server = await listen(it.world.own.backends["api"].port)
+        it.serving.set()
+        await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
+        for times in (1, 2):
+            say_left(it.admitted.gossip_key, "api-0", coordinator, late=times * 1_000_000)
+            await eventually(lambda: it.world.catalog["api"] == (), "the servers believe it", 10)
+            await eventually(lambda: bool(it.world.catalog["api"]), "the instance passes again", 20)
+            assert len(back) == times
+        server.close()
+        await server.wait_closed()
+        kept.keep({})
+        for task in running:
+            task.cancel()
