@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meshctl import documents
 from meshctl import manifest as manifests
 from meshctl.errors import UserError
 from meshctl.generate_sources import (
@@ -158,6 +159,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
         click.echo(f"look at: {note}")
     target.write_text(text, encoding="utf-8")
     beside(target).write_text(kept, encoding="utf-8")
+    documents.keep(target.parent / documents.FOLDER, reviewed.documents, made)
     if site.head is not None and made == site.head.manifest:
         click.echo(f"\n{target} is in force: {site.head.name}")
     else:

@@ -76,6 +76,8 @@ class Reviewed:
 
     deployment: Deployment
     notes: tuple[str, ...]
+    documents: Mapping[str, str]
+    """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
 
 def read(text: str) -> tuple[Report, Any]:
@@ -118,15 +120,12 @@ def review(
     problems = list(_misfits(cluster, report, policy))
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
+    documents: dict[str, str] = {}
     seen: dict[OsImage, str] = {}
     providers: dict[KeyProvider, str] = {}
     for name, app in sorted(report.apps.items()):
-        if name not in files:
-            continue
-        try:
-            measured = [_Measured(name, app, attestation) for attestation in (app.attestation, *app.others)]
-        except ClusterError as error:
-            problems += error.problems
+        measured = _measurements(name, app, problems) if name in files else []
+        if not measured:
             continue
         older = _older(measured, files[name], _hashes(after.manifest if after else None, name))
         notes += [cvm.is_older() for cvm in older]
@@ -134,6 +133,7 @@ def review(
             problems += cvm.compose.problems(files[name], pre_launch)
             notes += cvm.compose.notes()
         for cvm in measured:
+            documents[cvm.compose_hash] = cvm.text
             seen.setdefault(cvm.image, name)
             providers.setdefault(cvm.key_provider, name)
         hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
@@ -156,7 +156,16 @@ def review(
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
+
+
+def _measurements(name: str, app: AppReport, problems: list[str]) -> list[_Measured]:
+    """What the app's CVMs measure; nothing, and a problem more, when that cannot be told."""
+    try:
+        return [_Measured(name, app, attestation) for attestation in (app.attestation, *app.others)]
+    except ClusterError as error:
+        problems += error.problems
+        return []
 
 
 def _older(measured: Sequence[_Measured], text: str, allowed: Collection[str]) -> tuple[_Measured, ...]:
@@ -240,11 +249,11 @@ class _Measured:
             raise self._error(f"has no attestation yet{reason}; wait until its CVM runs, and run terraform apply again")
         try:
             tree = json.loads(attestation)
-            self._text: str = tree["app_compose"]
+            self.text: str = tree["app_compose"]
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
             self.compose_hash = self._identity.compose_hash
-            compose: Any = json.loads(self._text)
+            compose: Any = json.loads(self.text)
             registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._error(
@@ -275,7 +284,7 @@ class _Measured:
         pairs = (
             # RTMR3 covers the event log, so the hash in it is the one that was measured.
             ("replay of the event log", replayed, stated),
-            ("SHA-256 of app_compose", hashlib.sha256(self._text.encode()).hexdigest(), own.compose_hash),
+            ("SHA-256 of app_compose", hashlib.sha256(self.text.encode()).hexdigest(), own.compose_hash),
             ("app ID in the event log", own.app_id, self._app.app_id),
         )
         for what, found, wanted in pairs:

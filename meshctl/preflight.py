@@ -108,7 +108,8 @@ def review(
         epoch=head.manifest.epoch + 1,
         previous=head.digest,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+    documents = {app.compose_hash: app.app_compose for app in forecast.apps.values() if app.app_compose is not None}
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
 
 
 def _misfits(

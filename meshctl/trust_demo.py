@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from meshctl import evict, generate, runs, set_command, verify
+from meshctl import documents, evict, generate, runs, set_command, verify
 from meshctl import manifest as manifests
 from meshctl import status as statuses
 from meshctl.console import Progress
@@ -227,7 +227,8 @@ class Walk:
             _command(f"sign {self.folder}")
             _command(f"set --manifest {manifests.LAB_SIGNED} --yes")
         with following(self.run, open_envelope(envelope, None).digest, peers) as spread:
-            set_command.put(here.mesh, envelope, yes=True)
+            texts = documents.read(self.folder / documents.FOLDER, made)[0]
+            set_command.put(here.mesh, envelope, yes=True, documents=texts)
             found = spread.result()
         self.envelopes.append(envelope)
         return found

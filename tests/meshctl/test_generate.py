@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
 
-from meshctl import generate_sources
+from meshctl import documents, generate_sources
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
 from tests.terraform.deployed import TEE
@@ -62,6 +63,21 @@ def test_equal_input_gives_equal_bytes(owner: Owner) -> None:
     assert "is what a run would write" in checked.output
     assert "is in force: epoch 1" in owner.generate().output
     assert owner.draft.read_bytes() == written
+
+
+def test_the_texts_behind_the_hashes_are_kept_for_whoever_verifies(owner: Owner) -> None:
+    """As `./mesh set` hands them over; what the manifest no longer names goes, what is a person's stays."""
+    folder = owner.cluster / "app-compose"
+    folder.mkdir()
+    old = "[]"
+    for name in (hashlib.sha256(old.encode()).hexdigest(), "mine"):
+        (folder / f"{name}.json").write_text(old)
+    owner.generate()
+    made = decode(owner.draft.read_bytes())
+    hashes = {it for app in (made.coordinators, *made.groups.values()) for it in app.compose_hashes}
+    assert {path.stem for path in folder.iterdir()} == {*hashes, "mine"}
+    found, others = documents.read(folder, made)
+    assert (set(found), others) == (hashes, ["mine.json"])
 
 
 def test_edits_stay_and_changes_are_taken(owner: Owner) -> None:
