@@ -262,7 +262,7 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     if _new_values(before, after):
         yield (
             f"signed values of variables change ({', '.join(_new_values(before, after))}): sign them before you apply "
-            "(./mesh manifest render, sign), for applications start only with what is signed"
+            "(./mesh generate, sign), for applications start only with what is signed"
         )
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"

@@ -30,11 +30,11 @@ check "manifest" {
       try(jsonencode({ for g, group in var.mesh.signed.groups : g => { for field in ["peers", "backends", "env"] : field => group[field] } }), "") == jsonencode(var.mesh.policy.groups) &&
       try(jsonencode(var.mesh.signed.routes), "") == jsonencode(var.mesh.policy.routes)
     )
-    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted and may not call, and no application starts with other variables. Next: meshctl manifest render, sign, and apply again."
+    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted and may not call, and no application starts with other variables. Next: meshctl generate, sign, and apply again."
   }
   assert {
     condition     = var.mesh.signed == null ? true : alltrue([for a, id in local.app_ids : try(a == "coordinator" ? var.mesh.signed.coordinators.app_id == id : var.mesh.signed.groups[a].app_id == id, false)])
-    error_message = "The signed manifest is of other apps than these: none of their CVMs is admitted. Next: meshctl manifest render, sign, and apply again."
+    error_message = "The signed manifest is of other apps than these: none of their CVMs is admitted. Next: meshctl generate, sign, and apply again."
   }
 }
 
@@ -54,7 +54,7 @@ output "members" {
 }
 
 output "deployment" {
-  description = "What `meshctl manifest render` needs: apps, instances, measurements, demands. Nothing in it is secret."
+  description = "What `meshctl generate` needs: apps, instances, measurements, demands. Nothing in it is secret."
   value = {
     format           = 1
     cluster          = var.mesh.cluster
