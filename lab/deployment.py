@@ -37,7 +37,7 @@ def report(plan: LabPlan) -> dict[str, Any]:
         "apps": apps,
         "rendezvous": [dataclasses.asdict(it) for it in plan.manifest.rendezvous],
         "simulated": True,
-        "tcb": dataclasses.asdict(plan.manifest.tcb),
+        "tcb": dataclasses.asdict(plan.manifest.references[0].tcb),
     }
 
 

@@ -19,18 +19,11 @@ from evidence.eventlog import Identity, parse
 from meshctl.app_compose import AppCompose
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import (
-    KeyProvider,
-    Manifest,
-    ManifestError,
-    OsImage,
-    Rendezvous,
-    TcbPolicy,
-    from_tree,
-)
+from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
@@ -143,9 +136,7 @@ def review(
         raise ClusterError(list(dict.fromkeys(problems)))
     taken = images or tuple(dataclasses.replace(it, development=report.tcb.allow_development_images) for it in seen)
     deployment = Deployment(
-        key_provider=next(iter(providers)),
-        os_images=taken,
-        tcb=report.tcb,
+        references=(Reference(name=MEASURED, key_provider=next(iter(providers)), os_images=taken, tcb=report.tcb),),
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,

@@ -18,9 +18,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from topology import references
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
+from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
 MANIFEST_VERSION = 2
@@ -60,37 +62,6 @@ def why_no_label(name: str) -> str | None:
 
 class ManifestError(ValueError):
     """The manifest, or its envelope, is not what it must be. The message names the entry."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyProvider:
-    """Where a CVM's keys must come from: the payload of the `key-provider` event (dstack.md 2.2)."""
-
-    name: str
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OsImage:
-    """One allowed OS image: its hash and its measurements (hex). RTMR0 varies with the CVM's shape: list each."""
-
-    os_image_hash: str
-    mrtd: str
-    rtmr0: str
-    rtmr1: str
-    rtmr2: str
-    development: bool = False
-    """A development image (root login). Refused unless the manifest says `allow_development_images`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbPolicy:
-    """Which TCB states are good enough."""
-
-    allowed_statuses: tuple[str, ...] = ("UpToDate",)
-    rejected_advisories: tuple[str, ...] = ()
-    min_evaluation_data_number: int = 0
-    allow_development_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,9 +186,8 @@ class Manifest:
     cluster: str
     owners: Owners
     """Who signs the manifest that follows this one."""
-    key_provider: KeyProvider
-    os_images: tuple[OsImage, ...]
-    tcb: TcbPolicy
+    references: tuple[Reference, ...]
+    """What a CVM may be: one of them has to hold completely. At least one."""
     coordinators: Coordinators
     rendezvous: tuple[Rendezvous, ...]
     groups: dict[str, GroupEntry]
@@ -295,6 +265,10 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    try:
+        references.check(manifest.references)
+    except ReferencesError as error:
+        raise ManifestError(f"manifest.references{error}") from error
     try:
         revocations.check(manifest.revoked)
     except RevocationError as error:

@@ -52,7 +52,8 @@ class Api:
         self.feed = Feed(1000, lambda: 0.0)
         registry = Registry(lambda: None)
         self.broker = Broker(
-            rules=Rules(signed=opened(make_manifest()), verifier=NoVerifier(), adopted_at=0.0),
+            rules=Rules(signed=opened(make_manifest()), adopted_at=0.0),
+            verifier=NoVerifier(),
             keys=derive(Secret("11" * 32), "tests"),
             ledger=Ledger(ConsulClient(), registry, lambda: 100.0, lambda: 100.0),
             registry=registry,

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.terraform import cases, world
+from tests.topology.support import REFERENCE
 from tests.topology.test_render import OWNERS
 from topology import cluster, manifest, render
 from topology.envelope import seal
@@ -156,9 +157,7 @@ def deployment(ours: Cluster) -> render.Deployment:
     """What would be known once the apps of `ours` exist."""
     facts = render.AppFacts(app_id="a" * 40, compose_hashes=("b" * 64,))
     return render.Deployment(
-        key_provider=manifest.KeyProvider(name="kms", id="00ff"),
-        os_images=(manifest.OsImage(os_image_hash="1", mrtd="2", rtmr0="3", rtmr1="4", rtmr2="5"),),
-        tcb=manifest.TcbPolicy(),
+        references=(REFERENCE,),
         coordinator=facts,
         groups={group.name: facts for group in ours.groups},
         coordinator_urls=tuple(f"https://{peer}-8787s.example" for peer in ours.coordinator_peers()),
@@ -183,9 +182,7 @@ def _policy(ours: Cluster) -> dict[str, Any]:
         "previous",
         "owners",
         "critical",
-        "key_provider",
-        "os_images",
-        "tcb",
+        "references",
         "rendezvous",
     ):
         del whole[name]
