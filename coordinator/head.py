@@ -59,7 +59,7 @@ class Head:
     @property
     def misfit(self) -> str | None:
         """Why the manifest is not about this coordinator; None when it is."""
-        return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own)
+        return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own, self._info)
 
     @property
     def dismissed(self) -> str | None:

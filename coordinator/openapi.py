@@ -78,7 +78,13 @@ class Operation:
         return self.codes if self.name == SETS else (*self.codes, Code.NO_MANIFEST)
 
 
-_EVIDENCE = (Code.QUOTE_INVALID, Code.REPORT_DATA_MISMATCH, Code.KMS_POLICY_MISMATCH, Code.ADMISSION_REJECTED)
+_EVIDENCE = (
+    Code.QUOTE_INVALID,
+    Code.REPORT_DATA_MISMATCH,
+    Code.KMS_POLICY_MISMATCH,
+    Code.ADMISSION_REJECTED,
+    Code.REVOKED,
+)
 _BODY = (Code.BAD_REQUEST, Code.VERIFIER_FAILED)
 """A body may be malformed, and what reads it may fail."""
 _NUMBER: dict[str, object] = {"type": "string", "pattern": "^[0-9]{1,19}$", "default": "0"}
@@ -96,7 +102,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="A nonce, and the peer ID to attest for.",
         request=ChallengeRequest,
         answer=Challenge,
-        codes=(*_BODY, Code.ADMISSION_REJECTED, Code.SLOT_TAKEN, Code.NOT_READY),
+        codes=(*_BODY, Code.ADMISSION_REJECTED, Code.REVOKED, Code.SLOT_TAKEN, Code.NOT_READY),
     ),
     Operation(
         method="post",

@@ -48,6 +48,7 @@ _SETTINGS: Mapping[str, str] = {
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
+    "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }
 _APP = "every CVM of the app is judged anew: CVMs of another app are evicted"

@@ -19,7 +19,16 @@ from sidecar.certificate import Certificate
 from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
-from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from topology.manifest import (
+    EVERYBODY,
+    EXCLUSIVE_ROLES,
+    BackendEntry,
+    Coordinators,
+    GroupEntry,
+    Manifest,
+    RouteEntry,
+)
+from topology.revocation import why_revoked
 from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
@@ -165,7 +174,11 @@ def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
     backend = group.backends.get(route.backend) if group is not None else None
     if group is None or backend is None:
         return {}
-    return {peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
+    return {
+        peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port)
+        for peer in group.peers
+        if not why_revoked(manifest.revoked, peer_id=peer.peer_id)
+    }
 
 
 def _open_ports(world: World) -> frozenset[int]:
@@ -296,7 +309,17 @@ def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> In
         source=backend.source,
         proxy_protocol=backend.proxy_protocol,
         allowed=callers(world.manifest, world.group, name),
+        denied=_revoked_addresses(world.manifest),
     )
+
+
+def _revoked_addresses(manifest: Manifest) -> tuple[str, ...]:
+    """Mesh addresses of revoked slots: what a CVM there has been given is good for a while yet, and no list that it may
+    have written counts.
+    """
+    entries: tuple[GroupEntry | Coordinators, ...] = (manifest.coordinators, *manifest.groups.values())
+    peers = [peer for entry in entries for peer in entry.peers]
+    return tuple(sorted(it.address for it in peers if why_revoked(manifest.revoked, peer_id=it.peer_id)))
 
 
 def _peer_addresses(world: World) -> Mapping[str, str]:

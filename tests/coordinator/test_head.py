@@ -15,6 +15,7 @@ from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manife
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
+from topology.revocation import Revocation
 
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
@@ -177,3 +178,22 @@ def test_a_manifest_that_a_newer_program_has_kept_holds_older_ones_back() -> Non
     assert head.hindrance is not None
     assert head.take(seal(after(second), OWNER), NOW)
     assert head.hindrance is None
+
+
+def test_a_coordinator_that_is_revoked_or_dropped_leaves_once_the_coordinators_agree() -> None:
+    """A manifest in its environment alone makes none leave: its records may have a newer one."""
+    for changes in (
+        {"revoked": (Revocation(peer_id="coordinator-0"),)},
+        {"revoked": (Revocation(instance_id=INFO.instance_id),)},
+        {"revoked": (Revocation(compose_hash=INFO.compose_hash),)},
+        {"coordinators": dataclasses.replace(FIRST.manifest.coordinators, peers=())},
+    ):
+        newer = opened(after(FIRST, **changes), OWNER)
+        head = settled()
+        assert head.take(newer.envelope, NOW)
+        assert head.dismissed == head.hindrance is not None
+        alone = Watched(newer)
+        assert alone.hindrance is not None
+        assert alone.dismissed is None
+        alone.agree()
+        assert alone.dismissed == alone.hindrance
