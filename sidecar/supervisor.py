@@ -480,7 +480,7 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         log.info("stopping")
-        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate")
+        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate", "listed")
         if self._member is not None:
             await self._member.leave()
         # Who is another peer now has lost its address: nothing reaches it there, so there is nothing to wait for.
@@ -495,6 +495,8 @@ class Supervisor:
         await self._cancel("reconcile", "xds", "envoy")
         await self._cancel("lost", "link")
         await self._cancel("wireguard")
+        # Whoever is not named above must not keep the process.
+        await self._cancel(*self._running)
 
     async def _cancel(self, *names: str) -> None:
         tasks = [self._running[name] for name in names if name in self._running]
