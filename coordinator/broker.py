@@ -1,4 +1,4 @@
-"""The admission broker: challenge, attest, renew, release, in the words of `coordinator.protocol`. No HTTP here.
+"""The admission broker: challenge, attest, renew, release, in the words of `admission.protocol`. No HTTP here.
 
 The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
 then every field of the binding, then the slot; nothing is written before all of it held.
@@ -13,17 +13,9 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from coordinator import grants, policy
-from coordinator.feed import Feed
-from coordinator.grants import Tokens
-from coordinator.keys import ClusterKeys, agent_certificate
-from coordinator.leases import Lease, LeaseError, seal, unseal
-from coordinator.ledger import Ledger
-from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
-from coordinator.policy import COORDINATORS, Slot
-from coordinator.protocol import (
+from admission.protocol import (
     NONCE_LIFETIME,
     Admission,
     AttestRequest,
@@ -36,6 +28,14 @@ from coordinator.protocol import (
     MeshPeer,
     Renewal,
 )
+from coordinator import grants, policy
+from coordinator.feed import Feed
+from coordinator.grants import Tokens
+from coordinator.keys import ClusterKeys, agent_certificate
+from coordinator.leases import Lease, LeaseError, seal, unseal
+from coordinator.ledger import Ledger
+from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
+from coordinator.policy import COORDINATORS, Slot
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
@@ -44,7 +44,7 @@ from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
-from evidence.verify import Evidence
+from evidence.verify import EvidenceVerifier
 from topology.allowed import allowed, image_id
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
@@ -60,14 +60,6 @@ it is answered, for the CVM's status to say why it waits, and asks again."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""
-
-
-class EvidenceVerifier(Protocol):
-    """What the broker asks of `evidence.verify.Verifier`."""
-
-    async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
-        """The proven facts, or EvidenceError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

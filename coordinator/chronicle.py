@@ -12,10 +12,10 @@ import base64
 import contextlib
 import logging
 
+from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from coordinator.proposal import shown
-from coordinator.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from runtime.consul import ConsulClient
 from topology.envelope import Signed, open_envelope
 from topology.manifest import ManifestError

@@ -17,9 +17,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from admission.protocol import PEERS_PREFIX, MeshPeer
 from coordinator import voters
 from coordinator.broker import Broker
-from coordinator.protocol import PEERS_PREFIX, MeshPeer
 from coordinator.registry import Registry
 from coordinator.server_process import ServerProcess
 from coordinator.siblings import Sibling

@@ -12,8 +12,8 @@ import types
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import (
+from admission.client import BEGUN_WITH
+from admission.protocol import (
     Admission,
     AttestRequest,
     Challenge,
@@ -25,6 +25,7 @@ from coordinator.protocol import (
     ManifestRequest,
     Renewal,
 )
+from coordinator.forming import Standing, StandingRequest
 from evidence.bundle import AttestationRequest, Bundle
 
 PATH = "/v1/openapi.json"
@@ -182,6 +183,13 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Keys,
         codes=(Code.BAD_REQUEST,),
         query=(("seen", _NUMBER),),
+    ),
+    Operation(
+        method="get",
+        path=BEGUN_WITH,
+        name="begun",
+        summary="The signed manifest by which this coordinator goes, in force or not yet; for a rendezvous.",
+        answer=ManifestHead,
     ),
     Operation(
         method="get",

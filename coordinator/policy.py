@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from admission.binding import BINDING_VERSION
+from admission.protocol import Binding, BootKeys, Code
 from coordinator.authority import load_p256
-from coordinator.protocol import Binding, BootKeys, Code
 from coordinator.refusal import RefusalError
 from evidence import manifest as demands
 from evidence.verify import Evidence
 from topology.manifest import Manifest
 from topology.revocation import why_revoked
 
-BINDING_VERSION = 2
 COORDINATORS = demands.COORDINATORS
 _FIELD = 2**255 - 19
 """X25519's field (RFC 7748)."""

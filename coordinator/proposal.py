@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from coordinator.protocol import Code, ManifestHead, MeshPeer
+from admission.protocol import Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, UnreadableError, claims, open_envelope

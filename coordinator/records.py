@@ -12,14 +12,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
-from coordinator import governance, proposal
-from coordinator.broker import why_not_allowed
-from coordinator.chronicle import Chronicle
-from coordinator.documents import Documents, judge
-from coordinator.governance import StandoffError
-from coordinator.head import Head
-from coordinator.ledger import Ledger
-from coordinator.protocol import (
+from admission.protocol import (
     DOCUMENTS_PREFIX,
     MANIFEST_KEY,
     PEERS_PREFIX,
@@ -28,6 +21,13 @@ from coordinator.protocol import (
     ManifestHistory,
     MeshPeer,
 )
+from coordinator import governance, proposal
+from coordinator.broker import why_not_allowed
+from coordinator.chronicle import Chronicle
+from coordinator.documents import Documents, judge
+from coordinator.governance import StandoffError
+from coordinator.head import Head
+from coordinator.ledger import Ledger
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed

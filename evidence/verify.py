@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import dcap_qvl
 
@@ -70,6 +71,14 @@ class Evidence:
     """The platform ID (PPID) in Intel's certificate of the machine, 32 hex digits."""
     development_root: bool
     """True when the chain ends in a root other than Intel's: nothing is proven about any hardware."""
+
+
+class EvidenceVerifier(Protocol):
+    """What is asked of a `Verifier`, for those who are given one."""
+
+    async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
+        """The proven facts, or EvidenceError."""
+        ...
 
 
 class Verifier:

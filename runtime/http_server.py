@@ -7,12 +7,12 @@ A handler that knows its caller says so with `keep`. All other connections are s
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from aiohttp import web
 
@@ -76,6 +76,8 @@ class Server:
         self._accepting: asyncio.Task[None]
         self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
         """Connections in their handshake, oldest first."""
+        self._untouched: set[socket.socket] = set()
+        """Those on which no handshake has begun: their task may be cancelled before its first step."""
         self._silent: dict[web.RequestHandler, None] = {}
         """Connections that have brought no request, oldest first."""
         self._strangers: dict[web.RequestHandler, None] = {}
@@ -142,14 +144,14 @@ class Server:
             protocol = factory()
             self._forget_ended(len(factory.connections))
             self._silent[protocol] = self._strangers[protocol] = None
-            began = asyncio.Event()
-            self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol, began))
-            self._greeted[protocol].add_done_callback(partial(_close_unbegun, connection, began))
+            self._untouched.add(connection)
+            task = self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
+            task.add_done_callback(functools.partial(self._close_untouched, connection, protocol))
 
-    async def _greet(self, connection: socket.socket, protocol: web.RequestHandler, began: asyncio.Event) -> None:
+    async def _greet(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
         """The handshake, if there is TLS. A connection that brings no request in time afterwards is closed."""
-        began.set()
         loop = asyncio.get_running_loop()
+        self._untouched.discard(connection)
         try:
             await loop.connect_accepted_socket(
                 lambda: protocol,
@@ -166,6 +168,13 @@ class Server:
             raise
         finally:
             self._greeted.pop(protocol, None)
+
+    def _close_untouched(self, connection: socket.socket, protocol: web.RequestHandler, _: asyncio.Task[None]) -> None:
+        if connection in self._untouched:
+            self._untouched.discard(connection)
+            self._greeted.pop(protocol, None)
+            self._forget(protocol)
+            connection.close()
 
     def _make_room(self, connected: int) -> bool:
         """Whether there is a place for one more connection, beside those that are `connected` or in their handshake."""
@@ -252,9 +261,3 @@ def keep(request: web.Request, caller: str) -> None:
     `kept_each` such connections at most.
     """
     request.app[_SERVER].keep(request, caller)
-
-
-def _close_unbegun(connection: socket.socket, began: asyncio.Event, _: asyncio.Task[None]) -> None:
-    """Closes a connection whose handshake was given up before its first step: then nobody else has it."""
-    if not began.is_set():
-        connection.close()

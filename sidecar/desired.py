@@ -6,16 +6,17 @@ remembered between calls: the same world gives the same wish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from dns.zone import SrvTarget
 from peer.spec import INTERFACE
 from runtime.consul_config import SERF_PORT
 from runtime.secret import Secret
 from sidecar.catalog import Instance
 from sidecar.certificate import Certificate
+from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
 from topology.manifest import (
@@ -42,8 +43,8 @@ class World:
     signed: Signed
     """The newest manifest."""
     own: GroupEntry
-    """This CVM's group as it started with it, of the environment's manifest: what it registers and checks. It grants
-    nobody anything."""
+    """This CVM's group as its first manifest has it: what it registers and checks where a newer one lacks the group. It
+    grants nobody anything."""
     group: str
     address: str | None = None
     """Our mesh address, once admitted."""
@@ -70,8 +71,6 @@ class World:
     """Those that they had when something was last held."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs that the manifest has, ourselves included once Consul lists us."""
-    settled: bool = False
-    """The manifest is one that a coordinator enforces; else it is still the environment's."""
 
     @property
     def manifest(self) -> Manifest:
@@ -100,10 +99,29 @@ class Desired:
     """Routes that this CVM's group may not call: they have names and VIPs, and a connection is reset."""
     refused: frozenset[Refusal]
     """Where nobody is behind the route: connections are refused there, as at a closed port."""
-    packets: Filter
-    """What may come in by the mesh: calls of our own backends, and Consul's gossip."""
+    packets: Filter | None
+    """What may come in by the mesh: calls of our own backends, and Consul's gossip. None before there is a manifest,
+    and so no tunnel."""
     spec: Spec | None
     """None until we are admitted."""
+
+
+def beforehand(routes: Iterable[RouteHint]) -> Desired:
+    """The wish before there is a manifest: the names and VIPs that the environment has, which lead nowhere yet."""
+    hints = tuple(routes)
+    return Desired(
+        vips=frozenset(hint.vip for hint in hints),
+        names={hint.name: hint.vip for hint in hints},
+        peer_addresses={},
+        services={},
+        peers=(),
+        endpoints={},
+        conflicts={},
+        barred=(),
+        refused=frozenset(),
+        packets=None,
+        spec=None,
+    )
 
 
 def watched_services(manifest: Manifest) -> tuple[str, ...]:

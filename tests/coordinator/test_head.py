@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.head import Head
 from coordinator.proposal import MAX_STORED, misfit
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed
@@ -92,7 +92,7 @@ def test_of_two_of_one_epoch_only_the_records_choose() -> None:
     head.adopt(twin, NOW)
     head.settle(NOW)
     assert head.manifest == twin.manifest
-    assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
+    assert head.notes == (f"{FIRST.name}, with which it began, does not count: the coordinators enforce {twin.name}",)
 
 
 @pytest.mark.parametrize(

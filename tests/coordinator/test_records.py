@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MANIFEST_KEY
 from coordinator import governance, proposal, tokens
 from coordinator.broker import Broker
-from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
 from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, OWNER, Applicant, Running, cluster, cvm
@@ -25,7 +25,7 @@ from topology.revocation import Revocation
 
 def applicant(lead: Running, **changes: object) -> Applicant:
     """An honest CVM of `api`."""
-    return Applicant(url=lead.url, manifest=lead.config.manifest, **changes)  # type: ignore[arg-type]
+    return Applicant(url=lead.url, manifest=lead.coordinator.head.manifest, **changes)  # type: ignore[arg-type]
 
 
 def age(lead: Running, peer_id: str, seconds: float) -> None:
