@@ -254,14 +254,17 @@ class Inside:
     def throughput(self, host: str, port: int, seconds: float) -> float:
         """Bits a second of one stream in writes of 64 KiB, counted until the last byte is taken by the kernel."""
         data = b"x" * 65536
-        with socket.create_connection((host, port), 5) as connection:
-            connection.sendall(b"s")
-            start = time.perf_counter()
-            end, sent = start + seconds, 0
-            while time.perf_counter() < end:
-                connection.sendall(data)
-                sent += len(data)
-            return sent * 8 / (time.perf_counter() - start)
+        sent = 0
+        try:
+            with socket.create_connection((host, port), 5) as connection:
+                connection.sendall(b"s")
+                start = time.perf_counter()
+                while time.perf_counter() < start + seconds:
+                    connection.sendall(data)
+                    sent += len(data)
+                return sent * 8 / (time.perf_counter() - start)
+        except OSError as error:
+            raise ConnectionError(f"{host}:{port}, after {sent} bytes: {error}") from error
 
 
 def _closed(name: str) -> int:

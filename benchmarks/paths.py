@@ -10,6 +10,8 @@ from meshctl.bench_report import Aim, Row, difference, figure
 
 WIREGUARD, VETH = "raw WireGuard", "raw veth"
 TURNS = 10
+THROUGHPUT_TURNS = 30
+"""Turns of throughput: single samples differ by a third on a machine whose cores all CVMs share."""
 
 
 def measure(scene: Scene) -> list[Row]:
@@ -27,8 +29,8 @@ def measure(scene: Scene) -> list[Row]:
 
 def _throughput(scene: Scene, targets: dict[str, tuple[str, int]], bare: Helper) -> Row:
     rates: dict[str, list[float]] = {}
-    seconds = 0.5 if scene.quick else 3.0
-    for _ in range(scene.n(4, 1)):
+    seconds = 0.5 if scene.quick else 1.0
+    for _ in range(scene.n(THROUGHPUT_TURNS, 1)):
         for name, (host, port) in [*targets.items(), (VETH, (veth.SERVER, PORT))]:
             helper = bare if name == VETH else scene.stage.client
             rates.setdefault(name, []).append(

@@ -1,5 +1,5 @@
 """`python -m coordinator`: reads the environment, runs the coordinator, ends with 0, or 2 when the configuration is
-wrong. `python -m coordinator recover` is an operator's word to the coordinator that runs (`coordinator.word`).
+wrong.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import os
 import sys
-from pathlib import Path
 
 from coordinator import config as configuration
 from coordinator.config import Config
@@ -18,17 +17,7 @@ from runtime.env import ConfigError
 
 def main() -> int:
     """The process. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="coordinator", description="A coordinator of the mesh.")
-    recover = parser.add_subparsers(dest="action").add_parser(
-        "recover", help="say that voters outside the manifest are gone, so that the one that runs here goes on alone"
-    )
-    recover.add_argument("--accept-loss", action="store_true", help="give up what only those voters have")
-    recover.add_argument("--yes", action="store_true", help="do not ask again")
-    chosen = parser.parse_args()
-    return _serve() if chosen.action is None else _recover(chosen.accept_loss, chosen.yes)
-
-
-def _serve() -> int:
+    argparse.ArgumentParser(prog="coordinator", description="A coordinator of the mesh.").parse_args()
     try:
         config = configuration.parse(os.environ)
         log.configure(config.log_level)
@@ -45,16 +34,6 @@ def _serve() -> int:
         )
         return 2
     return 0
-
-
-def _recover(accept_loss: bool, yes: bool) -> int:
-    from coordinator import word
-    from runtime.confirm import confirm
-
-    state_dir = Path(os.environ.get("MESH_STATE_DIR") or configuration.STATE_DIR)
-    done, lines = word.recover(state_dir, accept_loss, (lambda _: True) if yes else confirm)
-    print("\n".join(lines))
-    return 0 if done else 1
 
 
 async def _run(config: Config) -> None:

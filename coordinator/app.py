@@ -13,25 +13,28 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
+from admission.protocol import BootKeys, MeshPeer
 from coordinator import contents, identity, policy, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
-from coordinator.config import Config, begun
+from coordinator.circle import Circle, Parts
+from coordinator.config import Config, begun, own_peer_id
 from coordinator.disk import Disk, manifests
 from coordinator.disk_probe import DiskProbe
+from coordinator.documents import Documents
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
-from coordinator.history import Mesh, arrange, begin
+from coordinator.history import Mesh, arrange
 from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
-from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
@@ -43,13 +46,14 @@ from evidence.manifest import tcb_rules
 from evidence.verify import Verifier
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
+from runtime.env import ConfigError
 from runtime.guest import GuestAgent
 from runtime.http_server import Server
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.envelope import SHOWN_DIGITS, Signed
-from topology.manifest import Manifest
+from topology.manifest import CoordinatorPeer
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ class Coordinator:
         self._broker: Broker | None = None
         self._ledger: Ledger | None = None
         self._formation: Formation | None = None
-        self._siblings: tuple[Sibling, ...] = ()
+        self._circle: Circle | None = None
         self._port = 0
 
     @property
@@ -149,29 +153,32 @@ class Coordinator:
         try:
             async with GuestAgent(config.guest_agent) as guest:
                 machine = await identity.find(guest, config.cluster, stop, self._say)
-                if machine is not None and (begins := await self._begin(machine, stop)) is not None:
-                    self._config = begins
-                    self._identity = identity.place(machine, begins)
-                    await self._serve(guest, self._identity, stop)
+                if machine is not None and (who := await self._begin(machine, stop)) is not None:
+                    self._identity = who
+                    await self._serve(guest, who, stop)
         finally:
             self._phase = "stopped"
             await status.stop()
 
-    async def _begin(self, machine: Machine, stop: asyncio.Event) -> Config | None:
-        """The configuration with a manifest: the environment's, the disk's newest, or the first that is set. None when
-        told to stop.
+    async def _begin(self, machine: Machine, stop: asyncio.Event) -> Identity | None:
+        """Who this coordinator is, once there is a manifest: the disk's newest, or the first that is set. None when
+        told to stop. ConfigError.
         """
         config = self._config
-        if config.signed is not None:
-            return config
-        newest = arrange(manifests(config.data_dir), self._mesh(machine)).newest
-        if newest is not None:
-            return begun(config, newest)
-        self._say(waiting.PHASE)
-        self._waiting = waiting.Waiting(config, machine)
-        found = await self._waiting.wait(stop)
-        self._say("keys")
-        return found
+        history = arrange(manifests(config.data_dir), self._mesh(machine))
+        newest = history.newest
+        if newest is None:
+            self._say(waiting.PHASE)
+            self._waiting = waiting.Waiting(config, machine)
+            newest = await self._waiting.wait(stop)
+            self._waiting = None
+            self._say("keys")
+        if newest is None:
+            return None
+        self._config = replace(config, signed=newest)
+        # One that the newest does not list is who it was before: what its server has may be needed until it has left.
+        lists = next((it for it in (newest, *reversed(history.chain)) if _lists(config, it, machine)), newest)
+        return identity.place(machine, begun(config, lists))
 
     async def _serve(self, guest: GuestAgent, who: Identity, stop: asyncio.Event) -> None:
         config = self._config
@@ -183,11 +190,14 @@ class Coordinator:
         disk = self._disk(who)
         probe = DiskProbe(disk)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time, probe.hangs)
+        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         chronicle = self._chronicle = Chronicle(disk, consul.client, self._mesh(who))
-        head = self._head = self._begin_head(who, chronicle)
-        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
-        records = Records(consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle)
+        head = self._head = self._begin_head(who, own, chronicle)
+        documents = Documents(consul.client)
+        records = Records(
+            consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle, documents=documents
+        )
         broker = self._broker = Broker(
             rules=self._rules(head.signed, 0.0),
             keys=keys,
@@ -199,19 +209,12 @@ class Coordinator:
             offered=records.offered,
         )
         registry.put(own)
+        formation = self._formation = records.forming = self._make_formation(disk, probe, own, registry)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
-
-        def manifest() -> Manifest:
-            return broker.rules.manifest
-
-        formation = self._formation = Formation(
-            disk, probe, consul, link, own=own, manifest=manifest, registry=registry, state_dir=config.state_dir
-        )
-        self._siblings = formation.siblings = self._make_siblings(
-            guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry
-        )
+        asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
+        formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
-        attester = self._attester(guest, who, keys, broker, chronicle)
+        attester = self._attester(guest, who, keys, broker, chronicle, documents)
         server = self._server(who, broker, feed, formation, records, attester)
         self._port = await server.start()
         try:
@@ -222,7 +225,7 @@ class Coordinator:
                     scope.start("records", records.run(self._ready)),
                     scope.start("sessions", self._session_ender(who, consul).run()),
                     scope.start("attest", attester.run()),
-                    *(scope.start(f"sibling {sibling.peer_id}", sibling.run()) for sibling in self._siblings),
+                    scope.start("coordinators", formation.circle.run()),
                 ]
                 await stop.wait()
                 self._phase = broker.not_ready = "stopping"
@@ -233,6 +236,41 @@ class Coordinator:
         finally:
             await server.stop()
             await consul.close()
+
+    def _make_formation(self, disk: Disk, probe: DiskProbe, own: MeshPeer, registry: Registry) -> Formation:
+        broker, head, consul, link = self._broker, self._head, self._consul, self._link
+        assert broker is not None
+        assert head is not None
+        assert consul is not None
+        assert link is not None
+        return Formation(
+            disk,
+            probe,
+            consul,
+            link,
+            own=own,
+            manifest=lambda: broker.rules.manifest,
+            dismissed=lambda: head.dismissed,
+            registry=registry,
+        )
+
+    def _make_circle(
+        self, own: MeshPeer, registry: Registry, chronicle: Chronicle, asks: Callable[[CoordinatorPeer], Sibling]
+    ) -> Circle:
+        head, consul = self._head, self._consul
+        assert head is not None
+        assert consul is not None
+        parts = Parts(
+            own=own,
+            broker=self.broker,
+            registry=registry,
+            server=consul,
+            chain=lambda: chronicle.history.chain,
+            make=asks,
+            dismissed=lambda: head.dismissed,
+        )
+        self._circle = Circle(parts)
+        return self._circle
 
     def _server(
         self, who: Identity, broker: Broker, feed: Feed, formation: Formation, records: Records, attester: Attester
@@ -254,14 +292,21 @@ class Coordinator:
         await formation.run()
 
     def _attester(
-        self, guest: GuestAgent, who: Identity, keys: ClusterKeys, broker: Broker, chronicle: Chronicle
+        self,
+        guest: GuestAgent,
+        who: Identity,
+        keys: ClusterKeys,
+        broker: Broker,
+        chronicle: Chronicle,
+        documents: Documents,
     ) -> Attester:
         own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
 
         def stated() -> contents.Contents:
             signed = broker.rules.signed
             history = chronicle.history.up_to(signed)
-            return contents.contents(own, keys, signed, history, broker.admitted(), time.time())
+            texts = documents.of(signed.manifest)
+            return contents.contents(own, keys, signed, history, texts, broker.admitted(), time.time())
 
         return Attester(
             quote=guest.quote,
@@ -296,34 +341,39 @@ class Coordinator:
         assert head is not None
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
             broker.rules = self._rules(head.signed, head.adopted_at)
+        if self._circle is not None:
+            self._circle.changed()
         self._say(self._phase)
 
     def _mesh(self, machine: Machine) -> Mesh:
         config = self._config
         return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners)
 
-    def _begin_head(self, who: Identity, chronicle: Chronicle) -> Head:
-        """What is enforced until the records are heard: the newest of the disk's manifests and the environment's."""
-        config, check = self._config, self._config.owners is not None
+    def _begin_head(self, who: Identity, own: MeshPeer, chronicle: Chronicle) -> Head:
+        """What is enforced until the records are heard: what it began with."""
+        config = self._config
         assert config.signed is not None
-        first, note = begin(config.signed, chronicle.history, signed=check)
-        head = Head(first, who.info, check_signatures=check, keep=chronicle.keep, changed=self._head_changed)
-        head.left = note or None
-        return head
+        return Head(
+            config.signed,
+            who.info,
+            own,
+            check_signatures=config.owners is not None,
+            keep=chronicle.keep,
+            changed=self._head_changed,
+        )
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)
-        return Disk(self._config.data_dir, owner, alone=len(self._config.manifest.coordinators.peers) == 1)
+        return Disk(self._config.data_dir, owner, alone=lambda: not self._circle or not self._circle.addresses)
 
     def _server_settings(self, who: Identity, disk: Disk) -> ServerSettings:
-        peers = self._config.manifest.coordinators.peers
         return ServerSettings(
             program=self._config.consul,
             state_dir=self._config.state_dir,
             cluster=self._config.cluster,
             peer_id=who.peer_id,
             address=who.address,
-            siblings=tuple(peer.address for peer in peers if peer.peer_id != who.peer_id),
+            siblings=lambda: self._circle.addresses if self._circle is not None else (),
             data_dir=disk.records,
         )
 
@@ -332,30 +382,29 @@ class Coordinator:
         verifier = Verifier(collateral=self._collateral, rules=rules, root_ca_der=self._config.dev_root)
         return Rules(signed=signed, verifier=verifier, adopted_at=adopted_at)
 
-    def _make_siblings(self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry) -> tuple[Sibling, ...]:
-        def admitted(peer: MeshPeer, envelope: str) -> None:
-            registry.put(peer)
+    def _sibling_maker(
+        self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry
+    ) -> Callable[[CoordinatorPeer], Sibling]:
+        def enforces(envelope: str) -> None:
             self.head.take(envelope, time.time())
+            if self.head.signed.envelope == envelope:
+                self.head.agree()
 
         formation = self._formation
         assert formation is not None
         # Jitter protects nothing.
         rng = Random()
-        return tuple(
-            Sibling(
-                peer,
-                url,
-                own,
-                guest=guest,
-                rules=lambda: (broker.rules.manifest, broker.rules.verifier),
-                admitted=admitted,
-                ask=formation.ask,
-                hurry=formation.hurry,
-                clock=time.time,
-                rng=rng,
-            )
-            for peer, url in zip(self._config.manifest.coordinators.peers, self._config.urls, strict=True)
-            if peer.peer_id != own.peer_id
+        return lambda peer: Sibling(
+            peer,
+            own,
+            guest=guest,
+            rules=lambda: broker.rules,
+            admitted=registry.put,
+            enforces=enforces,
+            ask=formation.ask,
+            hurry=formation.hurry,
+            clock=time.time,
+            rng=rng,
         )
 
     def document(self) -> dict[str, object]:
@@ -392,13 +441,25 @@ class Coordinator:
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,
             },
-            "outside_voters": list(self._formation.outside) if self._formation else [],
-            "siblings": [{"peer_id": sibling.peer_id, "state": sibling.state} for sibling in self._siblings],
+            "leaderless": self._formation is not None and self._formation.leaderless,
+            "siblings": [
+                {"peer_id": sibling.peer_id, "state": sibling.state}
+                for sibling in (self._circle.siblings if self._circle else ())
+            ],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "manifest_epoch": signed.manifest.epoch if signed else None,
             "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed else None,
             "manifest_notes": list(notes),
         }
+
+
+def _lists(config: Config, signed: Signed, machine: Machine) -> bool:
+    """Whether the manifest has the coordinator on `machine`."""
+    try:
+        own_peer_id(begun(config, signed), machine.info.instance_id)
+    except ConfigError:
+        return False
+    return True
 
 
 def _publish(registry: Registry, link: Link, feed: Feed, own: str) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from admission.protocol import ADMISSION_PORT
 from coordinator.policy import COORDINATORS
-from coordinator.protocol import ADMISSION_PORT
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
@@ -30,11 +30,9 @@ class Config:
 
     cluster: str
     peer_id: str | None
-    """None: found by the instance ID in the URLs, or the only one."""
-    urls: tuple[str, ...]
-    """https URLs of all coordinators, in the manifest's order. Empty: as the manifest has them."""
+    """None: found by the instance ID in the manifest's URLs, or the only one."""
     signed: Signed | None
-    """The manifest to begin with. None: neither the environment has one, nor was one set so far."""
+    """The manifest to begin with (`begun`); None in what the environment says."""
     owners: Owners | None
     """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
@@ -68,10 +66,10 @@ def parse(environ: Mapping[str, str]) -> Config:
     # Set for every CVM of a deployment; here they can only be right or of no use.
     reader.optional("MESH_GROUP", _own_group, COORDINATORS)
     reader.optional("MESH_ENVOY", values.text, "")
+    # Where coordinators are is the manifest's to say: they come and go while the environment stays.
+    reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    found = given.read(reader, needed=False)
-    signed = found.signed
-    urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
+    found = given.read(reader)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     paths = {
@@ -88,8 +86,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
-    if signed is not None:
-        reader.problems += _disagreements(signed.manifest, cluster, peer_id, urls)
     reader.finish()
     insecure = (
         *found.insecure,
@@ -98,8 +94,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        urls=urls or (tuple(peer.url for peer in signed.manifest.coordinators.peers) if signed else NO_URLS),
-        signed=signed,
+        signed=None,
         owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,
@@ -118,11 +113,10 @@ def parse(environ: Mapping[str, str]) -> Config:
 
 def begun(config: Config, signed: Signed) -> Config:
     """`config` with the manifest that the coordinator begins with. ConfigError where the two contradict each other."""
-    problems = _disagreements(signed.manifest, config.cluster, config.peer_id, config.urls)
+    problems = _disagreements(signed.manifest, config.cluster, config.peer_id)
     if problems:
         raise ConfigError(problems)
-    urls = config.urls or tuple(peer.url for peer in signed.manifest.coordinators.peers)
-    return replace(config, signed=signed, urls=urls)
+    return replace(config, signed=signed)
 
 
 def own_peer_id(config: Config, instance_id: str) -> str:
@@ -133,9 +127,7 @@ def own_peer_id(config: Config, instance_id: str) -> str:
     if config.peer_id is not None:
         return config.peer_id
     named = [
-        peer.peer_id
-        for peer, url in zip(peers, config.urls, strict=True)
-        if instance_id and instance_id in (urlsplit(url).hostname or "").lower()
+        peer.peer_id for peer in peers if instance_id and instance_id in (urlsplit(peer.url).hostname or "").lower()
     ]
     if len(named) == 1:
         return named[0]
@@ -145,24 +137,20 @@ def own_peer_id(config: Config, instance_id: str) -> str:
         [
             Problem(
                 "MESH_PEER_ID",
-                f"is not set, and no URL in MESH_COORDINATORS names this instance ({instance_id}); expected one of "
-                + ", ".join(peer.peer_id for peer in peers),
+                f"is not set, and no coordinator's URL in the manifest names this instance ({instance_id}); expected "
+                "one of " + ", ".join(peer.peer_id for peer in peers),
             )
         ]
     )
 
 
-def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None, urls: tuple[str, ...]) -> list[Problem]:
+def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None) -> list[Problem]:
     problems = []
     known = [peer.peer_id for peer in manifest.coordinators.peers]
     if cluster and cluster != manifest.cluster:
         problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
     if peer_id is not None and peer_id not in known:
         problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a coordinator of the manifest: {known}"))
-    if urls and len(urls) != len(known):
-        problems.append(
-            Problem("MESH_COORDINATORS", f"has {len(urls)} URLs, expected {len(known)}, one for each of {known}")
-        )
     return problems
 
 

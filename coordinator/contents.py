@@ -35,6 +35,7 @@ class Contents:
     mesh_ca: str
     mesh_ca_by_root: str
     history: tuple[str, ...]
+    documents: dict[str, str]
     members: tuple[Member, ...]
 
     def bundle(self, *, quote: bytes, event_log: str, vm_config: str, collateral: dict[str, str]) -> Bundle:
@@ -52,15 +53,22 @@ class Contents:
             mesh_ca=self.mesh_ca,
             mesh_ca_by_root=self.mesh_ca_by_root,
             history=self.history,
+            documents=self.documents,
             members=self.members,
         )
 
 
 def contents(
-    own: Own, keys: ClusterKeys, signed: Signed, history: tuple[str, ...], holders: Iterable[Holder], now: float
+    own: Own,
+    keys: ClusterKeys,
+    signed: Signed,
+    history: tuple[str, ...],
+    documents: dict[str, str],
+    holders: Iterable[Holder],
+    now: float,
 ) -> Contents:
     """What `own` states at `now` (Unix seconds): it enforces `signed`, the last manifest of `history` (envelopes), and
-    `holders` are admitted.
+    `holders` are admitted. `documents`: app-compose texts by compose hash.
     """
     root = authority.root(keys)
     mesh = authority.mesh_ca(keys, signed.manifest.epoch, signed.digest)
@@ -81,6 +89,7 @@ def contents(
         mesh_ca=mesh.pem,
         mesh_ca_by_root=mesh.cross.public_bytes(Encoding.PEM).decode(),
         history=history,
+        documents=documents,
         members=members,
     )
 

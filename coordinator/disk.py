@@ -9,15 +9,15 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from admission.protocol import MeshPeer
 from coordinator import marker as markers
 from coordinator.history import order
 from coordinator.marker import MARKER, MEMBER, RECORDS, Marker, Owner
 from coordinator.proposal import MAX_STORED
-from coordinator.protocol import MeshPeer
 from topology.manifest import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class DiskError(Exception):
 class Disk:
     """The data folder `folder` of the coordinator `owner`. `alone`: the manifest has no other coordinator."""
 
-    def __init__(self, folder: Path, owner: Owner, alone: bool = False) -> None:
+    def __init__(self, folder: Path, owner: Owner, alone: Callable[[], bool] = lambda: False) -> None:
         self._folder = folder
         self._owner = owner
         self._alone = alone
@@ -73,7 +73,7 @@ class Disk:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             names = [path.name for path in folder.iterdir()]
             text = _read(folder / MARKER) if MARKER in names else None
-            found = markers.judge(str(folder), names, text, self._owner, self._alone)
+            found = markers.judge(str(folder), names, text, self._owner, self._alone())
             if found is None:
                 found = markers.first(self._owner, str(uuid.uuid4()))
                 _write_durably(folder / MARKER, markers.encode(found))
@@ -107,15 +107,15 @@ class Disk:
         """The reason when a member's Raft data is gone."""
         return (
             f"{self._folder} belongs to a member of the cluster, but its Raft data is gone or damaged"
-            f"{'' if self._alone else ': it must not vote as if it had it'}. "
-            f"Restore the volume; or empty all of {self._folder}, and {markers.once_emptied(self._alone)}"
+            f"{'' if self._alone() else ': it must not vote as if it had it'}. "
+            f"Restore the volume; or empty all of {self._folder}, and {markers.once_emptied(self._alone())}"
         )
 
     def damaged_records(self) -> str:
         """The reason when Consul does not start on the records."""
         return (
             f"the records in {self.records} are damaged: restore the volume; or empty all of {self._folder}, and "
-            f"{markers.once_emptied(self._alone)}"
+            f"{markers.once_emptied(self._alone())}"
         )
 
     def problem(self) -> str | None:

@@ -9,20 +9,20 @@ admitted last are kept on the disk, and the server starts when their tunnels are
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
-from coordinator import word
+from admission.protocol import MeshPeer
 from coordinator.broker import Broker
+from coordinator.circle import Circle
 from coordinator.disk import Disk, DiskError
 from coordinator.disk_probe import DiskProbe
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
 from coordinator.forming import Sibling as Seen
 from coordinator.marker import MEMBER, NEW, STARTED, ForeignDataError
-from coordinator.protocol import MeshPeer
 from coordinator.registry import Registry
 from coordinator.server_process import ServerProcess, Start
 from coordinator.siblings import Sibling
@@ -68,18 +68,26 @@ class Formation:
         *,
         own: MeshPeer,
         manifest: Callable[[], Manifest],
+        dismissed: Callable[[], str | None],
         registry: Registry,
-        state_dir: Path,
     ) -> None:
+        """`dismissed` (`coordinator.head`) says why this coordinator has to leave."""
         self.reason = ""
-        self.outside: tuple[str, ...] = ()
-        """Mesh addresses of voters that the manifest does not list, while an operator's word on them is waited for."""
+        self.leaderless = False
+        """Its records have no leader: the owners' word on who is lost is waited for."""
+        self._word: Manifest | None = None
+        """The manifest that the owners set while there was no leader.
+
+        Anybody can set it again, for it is public: the owners' signature decides who is dropped. This keeps a server
+        from going on alone by accident, while those that are dropped have not booted yet.
+        """
         self.empty = False
         """This coordinator began with an empty disk."""
-        self.siblings: tuple[Sibling, ...] = ()
+        self.circle: Circle | None = None
         """Set before `run`."""
+        self._dismissed = dismissed
         self._disk, self._probe, self._server, self._link = disk, probe, server, link
-        self._own, self._manifest, self._registry, self._state_dir = own, manifest, registry, state_dir
+        self._own, self._manifest, self._registry = own, manifest, registry
         self._settled = False
 
     async def run(self) -> None:
@@ -120,6 +128,10 @@ class Formation:
             room = False
         return dataclasses.replace(found, room=room)
 
+    def take_word(self) -> None:
+        """The owners have set the manifest while there was no leader: who it drops is lost."""
+        self._word = self._manifest()
+
     def ask(self) -> dict[str, object]:
         """What a sibling is asked, beside the lease."""
         marker = self._disk.marker
@@ -148,7 +160,7 @@ class Formation:
         found = False
         if marker.stage == NEW:
             found = await self._permitted()
-        elif marker.stage == STARTED and not self.siblings:
+        elif marker.stage == STARTED and not self._siblings:
             found = True
         met = await self._meet() if marker.stage != NEW else ()
         return Start(server_id=marker.server_id, found=found, met=met)
@@ -157,6 +169,8 @@ class Formation:
         """Waits until an empty server may start; whether it may found a cluster."""
         while True:
             decision = self._decide(Standing(records=False))
+            if self._dismissed():
+                decision = Decision(action=Action.WAIT)
             if decision.action in (Action.JOIN, Action.FOUND):
                 self._note("")
                 what = "joins its siblings" if decision.action is Action.JOIN else "founds the cluster, empty"
@@ -198,6 +212,9 @@ class Formation:
             child = scope.start("consul server", self._server.child.run())
             probe = scope.start("disk probe", self._probe.run())
             action = await self._watch(start)
+            if action is Action.LEAVE:
+                with contextlib.suppress(ConsulError):
+                    await self._server.leave()
             probe.cancel()
             child.cancel()
         return action
@@ -206,14 +223,20 @@ class Formation:
         answered = self._server.child.status().restarts
         since: float | None = None
         loop = asyncio.get_running_loop()
+        led_at = loop.time()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             own = await self._server.standing()
+            self._word = None if own.led else self._word
+            led_at = loop.time() if own.led else led_at
+            out = own.records is True and self._own.address not in own.voters
+            if self._dismissed() and (out or loop.time() - led_at > RECOVER_SECONDS):
+                return Action.LEAVE
             member = self._is_member(own)
             if own.records is False and member:
                 return Action.WAIT
             decision = self._decide(own)
-            self._settled, self.outside = own.led, decision.outside
+            self._settled, self.leaderless = own.led, decision.leaderless
             if own.records is not None:
                 answered = self._server.child.status().restarts
             wrong = self._disk.problem() or self._probe.problem or self._failing(answered)
@@ -253,17 +276,37 @@ class Formation:
             while True:
                 self._note(self._disk.lost_records(), logging.WARNING)
                 await asyncio.sleep(AGAIN_SECONDS)
+        if action is Action.LEAVE:
+            log.warning("the Consul server has left", extra={"reason": self._dismissed()})
+            while self._dismissed():
+                self._note("its Consul server has left; a manifest that lists this coordinator again starts it")
+                await asyncio.sleep(TICK_SECONDS)
         if action is Action.RECOVER:
             log.warning("the records go on alone", extra={"folder": str(self._disk.records)})
             self._disk.make_alone(f"{self._own.address}:{SERVER_PORT}")
-            word.use_up(self._state_dir)
+            self._word = None
         return dataclasses.replace(start, found=action is Action.FOUND)
 
     def _decide(self, own: Standing) -> Decision:
-        seen = tuple(Seen(peer_id=each.peer_id, address=each.address, standing=each.standing) for each in self.siblings)
-        return decide(own, self._own.peer_id, self._own.address, seen, word.given_up(self._state_dir))
+        leaving = self.circle.leaving if self.circle is not None else ()
+        return decide(
+            own,
+            self._own.peer_id,
+            self._own.address,
+            _seen(self._siblings),
+            _seen(leaving),
+            word=self._word is self._manifest(),
+        )
+
+    @property
+    def _siblings(self) -> tuple[Sibling, ...]:
+        return self.circle.siblings if self.circle is not None else ()
 
     def _note(self, reason: str, level: int = logging.INFO) -> None:
         if reason and reason != self.reason:
             log.log(level, "the Consul server waits", extra={"reason": reason})
         self.reason = reason
+
+
+def _seen(siblings: tuple[Sibling, ...]) -> tuple[Seen, ...]:
+    return tuple(Seen(peer_id=each.peer_id, address=each.address, standing=each.standing) for each in siblings)

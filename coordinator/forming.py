@@ -10,15 +10,16 @@ who attested each other, have said that it may:
   reached has records without following a leader: it joins;
 - every sibling was asked and none has records: they found a cluster together.
 
-When records are left on too few servers for a quorum and all siblings were asked, the most recent of the records go
-on alone (`RECOVER`), and the others join. Whoever is silent may hold records, and is waited for. So is a voter that
-the manifest no longer lists: nobody asks it, and it may still lead together with others of its kind. Only an operator
-can say that it is gone (`coordinator.word`).
+When records are left on too few servers for a quorum, this coordinator waits: what siblings say of their disks can be
+wrong, for a host that boots further CVMs of the app with empty disks has them say that theirs are lost. It goes on
+alone (`RECOVER`) by the owners' word, which is a manifest that drops those that are lost, set on it while it waits. Of
+the voters that the manifest keeps a majority must have records; the most recent ones go on, and the others join.
+Whoever is kept and silent may hold records, and is waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -34,6 +35,8 @@ class Action(Enum):
     """Starts empty and founds the cluster together with all siblings."""
     RECOVER = "recover"
     """Starts with its records as the only server of the Raft configuration."""
+    LEAVE = "leave"
+    """Ends for good: its coordinator was dropped, and Raft does not count it any more."""
     WAIT = "wait"
     """Does not start (when it is empty)."""
 
@@ -78,8 +81,8 @@ class Decision:
 
     action: Action
     reason: str = ""
-    outside: tuple[str, ...] = ()
-    """Mesh addresses of voters that the manifest does not list, when they are what is waited for."""
+    leaderless: bool = False
+    """There are records here and no leader: a manifest that drops coordinators would let them go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,19 +95,26 @@ class Sibling:
 
 
 def decide(
-    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str] = ()
+    own: Standing,
+    peer_id: str,
+    address: str,
+    siblings: tuple[Sibling, ...],
+    leaving: tuple[Sibling, ...] = (),
+    *,
+    word: bool = False,
 ) -> Decision:
     """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own.
 
-    `given_up`: mesh addresses of voters that an operator has said to be gone.
+    `leaving`: coordinators that the manifest dropped and that Raft counts still. Who of them answers is counted, and
+    nobody waits for one that does not. `word`: the owners set the manifest while this server had no leader.
     """
     if own.records is None:
         return Decision(action=Action.RUN)
     if not own.records:
         return _empty(siblings)
-    if own.led or any(each.standing is not None and each.standing.led for each in siblings):
+    if own.led or any(each.standing is not None and each.standing.led for each in (*siblings, *leaving)):
         return Decision(action=Action.RUN)
-    return _leaderless(own, peer_id, address, siblings, given_up)
+    return _leaderless(own, peer_id, address, siblings, leaving, word)
 
 
 def _empty(siblings: tuple[Sibling, ...]) -> Decision:
@@ -130,38 +140,58 @@ def _empty(siblings: tuple[Sibling, ...]) -> Decision:
 
 
 def _leaderless(
-    own: Standing, peer_id: str, address: str, siblings: tuple[Sibling, ...], given_up: Collection[str]
+    own: Standing,
+    peer_id: str,
+    address: str,
+    siblings: tuple[Sibling, ...],
+    leaving: tuple[Sibling, ...],
+    word: bool,
 ) -> Decision:
-    silent = [each for each in siblings if each.standing is None or each.standing.records is None]
     quorum = len(own.voters) // 2 + 1
-    if silent:
-        return Decision(
-            action=Action.RUN,
-            reason=f"no leader: {quorum} of {len(own.voters)} servers with records are needed; {_waiting(siblings)}",
-        )
     holders: Mapping[str, tuple[str, Standing]] = {
         address: (peer_id, own),
         **{each.address: (each.peer_id, each.standing) for each in siblings if each.standing and each.standing.records},
     }
-    if sum(voter in holders for voter in own.voters) >= quorum:
+    answering = holders.keys() | {each.address for each in leaving if each.standing and each.standing.records}
+    if any(each.standing is None or each.standing.records is None for each in siblings):
+        return _waits(f"{quorum} of {len(own.voters)} servers with records are needed; {_waiting(siblings)}", peer_id)
+    if sum(voter in answering for voter in own.voters) >= quorum:
         return Decision(action=Action.RUN, reason="no leader yet; an election is under way")
     # Of equal records the first coordinator's: all have to choose alike.
     best = min(holders.values(), key=lambda each: (-each[1].term, -each[1].index, each[0]))[0]
     if best != peer_id:
-        return Decision(action=Action.RUN, reason=f"no leader; waits for {best}, which has the most recent records")
+        return _waits(f"waits for {best}, which has the most recent records", best)
     listed = {address, *(each.address for each in siblings)}
-    outside = tuple(voter for voter in own.voters if voter not in listed and voter not in given_up)
-    if outside:
+    kept = [voter for voter in own.voters if voter in listed]
+    if len(kept) == len(own.voters) or 2 * sum(voter in holders for voter in kept) <= len(kept):
+        lost = [each for each in siblings if each.address not in holders]
+        return _waits(
+            f"{quorum} of {len(own.voters)} servers with records are needed; {_names(lost)} "
+            f"{'says' if len(lost) == 1 else 'say'} that the disk is empty",
+            peer_id,
+        )
+    if not word:
+        gone = ", ".join(voter for voter in own.voters if voter not in listed)
         return Decision(
             action=Action.RUN,
-            reason=f"no leader: the cluster has voters that the manifest does not list, and they may lead it: "
-            f"{', '.join(outside)}. Start them, and sign a manifest that lists them; or, once they are stopped for "
-            f"good: ./mesh coordinators recover {peer_id} --accept-loss",
-            outside=outside,
+            reason=f"no leader: the manifest drops {gone}, which may have what is missing here: start them. If their "
+            f"disks are lost for good, ./mesh set the manifest on {peer_id} (again)",
+            leaderless=True,
         )
     return Decision(
         action=Action.RECOVER,
-        reason="no other server of the cluster has records as recent as those here, which go on alone",
+        reason="the manifest drops the coordinators that are missing; the records here go on alone",
+        leaderless=True,
+    )
+
+
+def _waits(reason: str, peer_id: str) -> Decision:
+    """That there is no leader for `reason`, and how the owners let the records of `peer_id` go on."""
+    return Decision(
+        action=Action.RUN,
+        reason=f"no leader: {reason}. If disks are lost for good, sign a manifest that drops their coordinators, and "
+        f"./mesh set it on {peer_id}",
+        leaderless=True,
     )
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import policy_bodies
 from runtime.consul import ConsulClient, ConsulError
 from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
 from topology.owners import Owners
-from topology.succession import SuccessionError, overtake
+from topology.succession import SuccessionError, overruled, overtake
 
 
 class StandoffError(Exception):
@@ -58,14 +59,14 @@ class Stored:
 
 
 async def publish_manifest(
-    consul: ConsulClient, signed: Signed, owners: Owners | None, now: float
+    consul: ConsulClient, signed: Signed, owners: Owners | None, now: float, chain: Sequence[Signed] = ()
 ) -> tuple[Signed, float]:
     """The manifest that counts, of `signed` and the one in the KV, and when it was adopted (Unix seconds); `signed` is
     written where it does. ConsulError; StandoffError as `weigh`.
     """
     while True:
         stored = await stored_manifest(consul)
-        counts = weigh(stored.envelope, signed, owners)
+        counts = weigh(stored.envelope, signed, owners, chain)
         if counts is not signed or stored.envelope == signed.envelope:
             return counts, stored.adopted_at
         adopted_at = int(stored.adopted(signed, now))
@@ -80,13 +81,18 @@ async def stored_manifest(consul: ConsulClient) -> Stored:
     return held(entries)
 
 
-def weigh(stored: str | None, signed: Signed, owners: Owners | None) -> Signed:
+def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequence[Signed] = ()) -> Signed:
     """Which counts: `signed` itself, or the manifest in the envelope `stored` of the KV, which is in force.
 
     A newer one counts, and of two of one epoch the one in force. `owners` are those of the measured compose file; None
-    skips signatures. StandoffError when `signed` does not follow what is in force, and when what is in force may be
-    newer and cannot be judged: neither may be passed over, so the KV stays as it is.
+    skips signatures. `chain` is the history that they began, as far as it is known: what it overrules counts nothing,
+    on either side, and its newest stands for that. StandoffError when `signed` does not follow what is in force, and
+    when what is in force may be newer and cannot be judged: neither may be passed over, so the KV stays as it is.
     """
+    if owners is not None and overruled(chain, (signed,)):
+        signed = chain[-1]
+    if owners is not None and stored is not None and _is_overruled(stored, chain):
+        return signed
     found = claims(stored) if stored is not None and stored != signed.envelope else None
     if stored is None or found is None or found.cluster != signed.manifest.cluster or found.version < MANIFEST_VERSION:
         return signed
@@ -106,8 +112,15 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None) -> Signed:
         try:
             overtake(before, signed.envelope, settled=True, signed=owners is not None)
         except SuccessionError as error:
-            raise StandoffError(f"the manifest of this coordinator's environment is refused: {error}") from error
+            raise StandoffError(f"the manifest that this coordinator began with is refused: {error}") from error
     return signed
+
+
+def _is_overruled(stored: str, chain: Sequence[Signed]) -> bool:
+    try:
+        return overruled(chain, (open_envelope(stored, None),))
+    except ManifestError:
+        return False
 
 
 def _opened(stored: str, signed: Signed, owners: Owners | None) -> Signed | None:

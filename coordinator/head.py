@@ -1,7 +1,7 @@
 """The manifest that this coordinator enforces, and why it must not enforce any now. Pure.
 
-The manifest begins as the one in the environment. The records in Consul settle which one counts; from then on only a
-successor takes its place.
+It begins with the newest on its disk, or with the first that it was given. The records in Consul settle which one
+counts; from then on only a successor takes its place.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from admission.protocol import MeshPeer
 from coordinator import proposal
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest
@@ -26,18 +26,22 @@ class Head:
         self,
         signed: Signed,
         info: GuestInfo,
+        own: MeshPeer,
         *,
         check_signatures: bool,
         keep: Callable[[Signed], None],
         changed: Callable[[], None],
     ) -> None:
-        """`signed` is what it begins with; `info` is what the guest agent says of this CVM."""
+        """`signed` is what it begins with; `info` is what the guest agent says of this CVM, `own` its entry in the
+        registry.
+        """
         self.signed = signed
         self.adopted_at = 0.0
         """Unix seconds: when the coordinators adopted `signed`."""
         self.settled = False
         """The records have had their say."""
-        self._info = info
+        self._info, self._own = info, own
+        self._agreed = ""
         self._check = check_signatures
         self._keep = keep
         self._changed = changed
@@ -45,7 +49,7 @@ class Head:
         self._standoff: str | None = None
         self._refused: str | None = None
         self.left: str | None = None
-        """What of the environment does not count."""
+        """What it began with, where that does not count."""
 
     @property
     def manifest(self) -> Manifest:
@@ -55,7 +59,12 @@ class Head:
     @property
     def misfit(self) -> str | None:
         """Why the manifest is not about this coordinator; None when it is."""
-        return proposal.misfit(self.manifest, self._info)
+        return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own, self._info)
+
+    @property
+    def dismissed(self) -> str | None:
+        """Why this coordinator has to leave: others enforce a manifest that is not about it. None: it stays."""
+        return self.misfit if self._agreed == self.signed.digest else None
 
     @property
     def hindrance(self) -> str | None:
@@ -78,20 +87,20 @@ class Head:
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
 
-    def proposed(self, envelope: str, own: MeshPeer) -> Signed | None:
+    def proposed(self, envelope: str) -> Signed | None:
         """The manifest in `envelope`, which is to take the place of the one that is enforced; None when it is that one.
-        `own` is this coordinator. RefusalError.
+        RefusalError.
         """
-        return proposal.judge(self.signed, envelope, self._info, own, signed=self._check)
+        return proposal.judge(self.signed, envelope, self._info, self._own, signed=self._check)
 
-    def brought(self, envelope: str, own: MeshPeer) -> Signed | None:
-        """The manifest in `envelope`, which anybody may have brought, where it is newer and may be set; else None.
-        `own` is this coordinator. SuccessionError when it is not to be believed.
+    def brought(self, envelope: str) -> Signed | None:
+        """The manifest in `envelope`, which anybody may have brought, where it is newer and may be set; else None. It
+        may drop this coordinator. SuccessionError when it is not to be believed.
         """
         if len(envelope) > proposal.MAX_STORED:
             return None
         found = self.judge(envelope)
-        reason = proposal.why_not(self.signed, found, self._info, own) if found is not None else None
+        reason = proposal.why_not(self.signed, found, self._info) if found is not None else None
         if found is None or reason is None:
             return found
         note = f"{found.name} was brought and is refused: {reason}"
@@ -134,9 +143,13 @@ class Head:
         if found.manifest.epoch >= self._floor[0]:
             self._floor = (0, "")
         self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
-        if found.manifest.epoch == before.manifest.epoch:
-            self.left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
-            log.warning("another manifest of this epoch is in force", extra={"found": found.name, "own": before.name})
+        if self.settled:
+            self._agreed = found.digest
+        if found.manifest.epoch <= before.manifest.epoch:
+            self.left = f"{before.name}, with which it began, does not count: the coordinators enforce {found.name}"
+            log.warning(
+                "another manifest than it began with is in force", extra={"found": found.name, "own": before.name}
+            )
         log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
         self._changed()
 
@@ -154,8 +167,15 @@ class Head:
             self._standoff = reason
             self._changed()
 
+    def agree(self) -> None:
+        """The manifest that is enforced stands in the records, or another coordinator enforces it."""
+        if self._agreed != self.signed.digest:
+            self._agreed = self.signed.digest
+            self._changed()
+
     def settle(self, adopted_at: float) -> None:
         """The records agree with what is enforced; they say that it was adopted at `adopted_at` (Unix seconds)."""
         self._keep(self.signed)
         self.settled, self.adopted_at, self._standoff = True, adopted_at, None
+        self._agreed = self.signed.digest
         self._changed()

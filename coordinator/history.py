@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
-from topology.succession import SuccessionError, overtake
+from topology.succession import overruled, overtake
 
 _NAME = re.compile(r"[1-9][0-9]{0,18}-[0-9a-f]{64}")
 
@@ -90,8 +90,8 @@ def arrange(kept: Mapping[str, str], mesh: Mesh) -> History:
             ignored.append(f"{name} {error}")
             closed.append(kept[name])
     counted, reasons = _counted(found.values(), mesh.owners)
-    newest = max(counted, key=lambda it: (it.manifest.epoch, it.digest), default=None)
-    chain = _back(newest, found)
+    chain = _rightful(counted, found, mesh)
+    newest = chain[-1] if chain else None
     ignored += [f"{name_of(it)} {reason}" for it, reason in reasons if it not in chain]
     ignored += [
         f"{name_of(it)} is another of its epoch"
@@ -111,22 +111,6 @@ def extend(history: History, signed: Signed, mesh: Mesh) -> History:
         return replace(history, chain=(*history.chain, signed))
     kept = {name_of(it): it.envelope for it in (*history.chain, signed)}
     return replace(arrange(kept, mesh), ignored=history.ignored)
-
-
-def begin(given: Signed, history: History, *, signed: bool) -> tuple[Signed, str]:
-    """With which manifest a coordinator begins that is given `given` and has `history` on its disk; and what people
-    should know. `signed=False` skips signatures.
-    """
-    newest = history.newest
-    if newest is None or newest.digest == given.digest:
-        return given, ""
-    if given.manifest.epoch < newest.manifest.epoch:
-        return newest, f"{given.name} of the environment does not count: {newest.name} is on the disk"
-    try:
-        overtake(newest, given.envelope, settled=True, signed=signed)
-    except SuccessionError as error:
-        return newest, f"{given.name} of the environment does not count: {error}"
-    return given, ""
 
 
 def _counted(
@@ -157,6 +141,16 @@ def _back(newest: Signed | None, found: Mapping[str, Signed]) -> tuple[Signed, .
         chain.append(newest)
         newest = found.get(newest.manifest.previous or "")
     return tuple(reversed(chain))
+
+
+def _rightful(counted: Iterable[Signed], found: Mapping[str, Signed], mesh: Mesh) -> tuple[Signed, ...]:
+    """The chain with the newest of `counted`; but none that another one overrules, in which owners were replaced."""
+    counted = tuple(counted)
+    followed = {it.manifest.previous for it in counted}
+    chains = [_back(it, found) for it in counted if it.digest not in followed]
+    if mesh.owners is not None:
+        chains = [it for it in chains if not any(overruled(other, it) for other in chains if other is not it)]
+    return max(chains, key=lambda it: (it[-1].manifest.epoch, it[-1].digest), default=())
 
 
 def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tuple[int, str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from coordinator.protocol import Code, ManifestHead, MeshPeer
+from admission.protocol import Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
+from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, follow
 
 MAX_STORED = 512 << 10
@@ -39,7 +40,7 @@ def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
     if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
         allowed = ", ".join(own.compose_hashes)
         return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
-    return None
+    return why_revoked(manifest.revoked, compose_hash=info.compose_hash)
 
 
 def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed: bool) -> Signed | None:
@@ -56,7 +57,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
         if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
             raise stale(head, str(error)) from error
         raise RefusalError(code, str(error)) from error
-    reason = why_not(head, found, info, own)
+    reason = _drops(head.manifest, found.manifest, own, info) or why_not(head, found, info)
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
@@ -82,11 +83,21 @@ def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -
     return found
 
 
-def why_not(head: Signed, found: Signed, info: GuestInfo, own: MeshPeer) -> str | None:
-    """Why `found`, which its owners signed, is not to take the place of `head` here: it would leave this coordinator or
-    the CVMs that run behind. None when it may.
+def why_not(head: Signed, found: Signed, info: GuestInfo) -> str | None:
+    """Why `found`, which its owners signed, is not to take the place of `head` here: it would leave all coordinators or
+    the CVMs that run behind. None when it may; also where it drops the coordinator that judges, and others stay.
     """
-    return misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest, own)
+    return misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest)
+
+
+def dropped(manifest: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:
+    """Why the coordinator `own`, which `info` describes, has no place in `manifest`; None when it has."""
+    revoked = why_revoked(manifest.revoked, peer_id=own.peer_id, instance_id=info.instance_id)
+    if revoked is not None:
+        return revoked
+    if (own.peer_id, own.address) in _places(manifest).items():
+        return None
+    return f"the manifest of epoch {manifest.epoch} does not list {own.peer_id} with mesh address {own.address}"
 
 
 def stale(head: Signed, reason: str) -> RefusalError:
@@ -109,20 +120,34 @@ def _check_form(envelope: str) -> None:
         )
 
 
-def _lock_out(head: Manifest, found: Manifest, own: MeshPeer) -> str | None:
-    """Why `found` would leave this coordinator, or the CVMs that run, behind."""
-    peers = {peer.peer_id: peer.address for peer in found.coordinators.peers}
-    if not peers:
+def _places(manifest: Manifest) -> dict[str, str]:
+    """Mesh addresses of the coordinators by peer ID, without those that are revoked by it."""
+    peers = manifest.coordinators.peers
+    return {peer.peer_id: peer.address for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)}
+
+
+def _drops(head: Manifest, found: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:
+    """That `found` drops the coordinator `own`, at which it is to be set."""
+    places = _places(found)
+    if not places or (own.peer_id in places and not why_revoked(found.revoked, instance_id=info.instance_id)):
+        return None
+    only = "the only coordinator" if len(head.coordinators.peers) == 1 else "this coordinator"
+    return f"the manifest drops {own.peer_id}, {only}; set it on one that stays ({', '.join(places)})"
+
+
+def _lock_out(head: Manifest, found: Manifest) -> str | None:
+    """Why `found` would leave all coordinators, or the CVMs that run, behind."""
+    before, after = _places(head), _places(found)
+    if not after:
         return "the manifest has no coordinator, so nobody could be admitted or take the next one"
-    address = peers.get(own.peer_id)
-    if address is None:
-        only = "the only coordinator" if len(head.coordinators.peers) == 1 else "this coordinator"
-        return f"the manifest drops {own.peer_id}, {only}; set it on one that stays ({', '.join(peers)})"
-    if address != own.address:
-        return (
-            f"the manifest gives {own.peer_id} the mesh address {address}, and its Consul server has {own.address}; "
-            "make a coordinator with the new address, and drop this one"
-        )
+    for peer_id, address in before.items():
+        if after.get(peer_id, address) != address:
+            return (
+                f"the manifest gives {peer_id} the mesh address {after[peer_id]}, and its Consul server has {address}; "
+                "make a coordinator with the new address, and drop this one"
+            )
+    if not before.keys() & after.keys():
+        return f"the manifest drops {', '.join(before)}, which have the records; let one of them stay"
     if (found.vip_pool, found.mesh_pool) != (head.vip_pool, head.mesh_pool):
         return "the manifest has other address pools, which no CVM that runs can take; keep vip_pool and mesh_pool"
     return None

@@ -5,18 +5,29 @@ abandoned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
+from admission.protocol import (
+    DOCUMENTS_PREFIX,
+    MANIFEST_KEY,
+    PEERS_PREFIX,
+    Code,
+    ManifestHead,
+    ManifestHistory,
+    MeshPeer,
+)
 from coordinator import governance, proposal
+from coordinator.broker import why_not_allowed
 from coordinator.chronicle import Chronicle
+from coordinator.documents import Documents, judge
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -24,7 +35,8 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
-from topology.allowed import allowed
+from topology.envelope import Signed, open_envelope
+from topology.manifest import ManifestError
 from topology.owners import Owners
 from topology.succession import SuccessionError
 
@@ -42,6 +54,18 @@ under way when it came, and for a slot that could not be freed."""
 SERF_FILTER = 'CheckID == "serfHealth"'
 
 
+class Forming(Protocol):
+    """What is asked of `coordinator.formation`."""
+
+    @property
+    def leaderless(self) -> bool:
+        """This coordinator has records, and nobody leads them."""
+        ...
+
+    def take_word(self) -> None:
+        """The owners have said who is lost, by the manifest that is enforced now."""
+
+
 class Records:
     """`head` is what is enforced; `owners` are those of the measured compose file."""
 
@@ -54,11 +78,16 @@ class Records:
         owners: Owners | None,
         head: Head,
         chronicle: Chronicle,
+        documents: Documents,
     ) -> None:
         self._consul, self._client, self._ledger = consul, consul.client, ledger
         self._own, self._owners, self._head, self._chronicle = own, owners, head, chronicle
+        self._documents = documents
+        self.forming: Forming | None = None
+        """Set before `run`."""
         self._rng = Random()
         self._adopted = asyncio.Event()
+        self._swept = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Calls `ready` when workloads can be admitted; then watches until cancelled."""
@@ -71,6 +100,9 @@ class Records:
                 "watch nodes", self._watch("/v1/health/state/any", {"filter": SERF_FILTER}, self._ledger.take_nodes)
             )
             scope.start("watch manifest", self._watch(f"/v1/kv/{MANIFEST_KEY}", {}, self._take_manifest))
+            scope.start(
+                "watch documents", self._watch(f"/v1/kv/{DOCUMENTS_PREFIX}", {"recurse": ""}, self._documents.take)
+            )
             scope.start("carry out manifests", self._carry_out())
             scope.start("sweep", self._sweep())
             ready()
@@ -90,7 +122,8 @@ class Records:
             except (ConsulError, RefusalError) as error:
                 log.warning("records not ready", extra={"reason": str(error)})
                 attempt += 1
-            await asyncio.sleep(RETRY.delay(attempt, self._rng) if attempt else LEADER_SECONDS)
+            pause = RETRY.delay(attempt, self._rng) if attempt else LEADER_SECONDS
+            await asyncio.sleep(SWEEP_SECONDS if self.leaderless or self._head.dismissed else pause)
 
     async def _settle(self) -> bool:
         """Finds the manifest that counts; False while this coordinator must not enforce it, and writes nothing then."""
@@ -103,16 +136,23 @@ class Records:
                 head.take(kept.envelope, time.time())
         try:
             stored = await governance.stored_manifest(self._client)
-            head.adopt(governance.weigh(stored.envelope, head.signed, self._owners), stored.adopted_at)
+            counts = governance.weigh(stored.envelope, head.signed, self._owners, history.chain)
+            head.adopt(counts, stored.adopted_at)
+            if stored.envelope == head.signed.envelope:
+                head.agree()
             if head.misfit is not None:
                 return False
-            counts, adopted_at = await governance.publish_manifest(self._client, head.signed, self._owners, time.time())
+            counts, adopted_at = await self._publish(head.signed, time.time())
             head.adopt(counts, adopted_at)
         except StandoffError as error:
             head.stand_off(str(error))
             return False
         head.settle(adopted_at)
         return head.hindrance is None
+
+    async def _publish(self, signed: Signed, now: float) -> tuple[Signed, float]:
+        """As `governance.publish_manifest`."""
+        return await governance.publish_manifest(self._client, signed, self._owners, now, self._chronicle.history.chain)
 
     async def _watch(self, path: str, params: dict[str, str], take: Callable[[int, Any], None]) -> None:
         index, attempt = 0, 0
@@ -125,7 +165,9 @@ class Records:
                 # all entries. Own admissions do not wait for this.
                 await asyncio.sleep(SETTLE_SECONDS)
             except ConsulError as error:
-                log.warning("watch interrupted", extra={"path": path, "reason": str(error)})
+                # Said once: the server of a coordinator that was dropped has left for good.
+                level = logging.WARNING if attempt == 0 else logging.DEBUG
+                log.log(level, "watch interrupted", extra={"path": path, "reason": str(error)})
                 await asyncio.sleep(RETRY.delay(attempt, self._rng))
                 index, attempt = 0, attempt + 1
 
@@ -138,14 +180,16 @@ class Records:
         RefusalError when that is not possible now.
         """
         head = self._head
-        if not head.settled:
+        if not head.settled and head.dismissed is None:
             return
         try:
-            found = head.brought(envelope, self._own)
+            found = head.brought(envelope)
             now = time.time()
-            counts = (
-                None if found is None else await governance.publish_manifest(self._client, found, self._owners, now)
-            )
+            if found is not None and head.dismissed is None:
+                # One that had to leave has no records to write into: it goes by what the owners signed.
+                found, _ = await governance.publish_manifest(
+                    self._client, found, self._owners, now, self._chronicle.history.chain
+                )
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
             head.cannot_read(envelope, error)
@@ -154,19 +198,37 @@ class Records:
         except ConsulError as error:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:
-            self._follow(None if counts is None else counts[0].envelope, now)
+            self._follow(None if found is None else found.envelope, now)
 
     def shown(self) -> ManifestHead:
         """The manifest in force."""
         return proposal.shown(self._head.signed)
 
-    async def propose(self, envelope: str) -> ManifestHead:
-        """Sets the manifest that an owner brings: into the records, and then as what is enforced. The manifest in force
-        afterwards, which is that one. RefusalError; with MANIFEST_STALE, what is in force instead.
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """Sets the manifest that an owner brings: into the records, and then as what is enforced; and keeps
+        `documents`, which are texts of its compose hashes. The manifest in force afterwards, which is that one.
+        RefusalError; with MANIFEST_STALE, what is in force instead.
         """
-        head = self._head
+        if documents and self.leaderless:
+            raise RefusalError(Code.NOT_READY, "nobody leads the records; documents are taken later")
+        if documents:
+            # Before anything is set. What is no manifest is refused for that below.
+            with contextlib.suppress(ManifestError):
+                judge(documents, open_envelope(envelope, None).manifest)
+        shown = await self._propose(envelope)
         try:
-            if head.proposed(envelope, self._own) is None:
+            await self._documents.keep(documents, self._head.manifest)
+        except ConsulError as error:
+            reason = f"the manifest is in force, its documents cannot be written now: {error}"
+            raise RefusalError(Code.NOT_READY, reason) from error
+        return shown
+
+    async def _propose(self, envelope: str) -> ManifestHead:
+        head = self._head
+        if self.leaderless:
+            return self._propose_alone(envelope)
+        try:
+            if head.proposed(envelope) is None:
                 return self.shown()
         except RefusalError as refusal:
             # Another coordinator may have taken what comes before it a moment ago. Anything else costs Consul nothing.
@@ -176,12 +238,14 @@ class Records:
         try:
             stored = await governance.stored_manifest(self._client)
             self._follow(stored.envelope, now)
-            found = head.proposed(envelope, self._own)
+            found = head.proposed(envelope)
             if head.hindrance is not None:
                 raise RefusalError(Code.NOT_READY, head.hindrance)
             if found is None:
                 return self.shown()
-            counts, _ = await governance.publish_manifest(self._client, found, self._owners, now)
+            counts, _ = await governance.publish_manifest(
+                self._client, found, self._owners, now, self._chronicle.history.chain
+            )
         except StandoffError as error:
             raise proposal.stale(head.signed, str(error)) from error
         except ConsulError as error:
@@ -189,6 +253,31 @@ class Records:
         self._follow(counts.envelope, now)
         if counts.digest != found.digest:
             raise proposal.stale(head.signed, f"{counts.name} was set before {found.name}")
+        return self.shown()
+
+    @property
+    def leaderless(self) -> bool:
+        """Whether only the owners can say how the records here go on."""
+        return self.forming is not None and self.forming.leaderless and self._head.hindrance is None
+
+    def _propose_alone(self, envelope: str) -> ManifestHead:
+        """Takes the manifest that an owner brings while nobody leads the records: one that drops coordinators that are
+        lost. The records have it once they go on. RefusalError.
+        """
+        assert self.forming is not None
+        found = self._head.proposed(envelope)
+        if found is not None:
+            before, after = (
+                {(peer.peer_id, peer.address) for peer in it.coordinators.peers}
+                for it in (self._head.manifest, found.manifest)
+            )
+            if before <= after:
+                raise RefusalError(
+                    Code.NOT_READY, "nobody leads the records; a manifest is taken only if it drops coordinators"
+                )
+            self._head.adopt(found, time.time())
+        log.warning("the owners say who is lost", extra={"manifest": self._head.signed.name})
+        self.forming.take_word()
         return self.shown()
 
     def history(self, after: int) -> ManifestHistory:
@@ -199,6 +288,7 @@ class Records:
         """Enforces the manifest of the records from `now` (Unix seconds) on, when it is newer."""
         if envelope is not None and self._head.take(envelope, now):
             self._adopted.set()
+            self._swept.set()
 
     async def _carry_out(self) -> None:
         attempt = 0
@@ -212,6 +302,7 @@ class Records:
             try:
                 await governance.establish(self._client, self._head.manifest)
                 await self._chronicle.spread()
+                await self._documents.forget(self._head.manifest)
                 attempt = 0
             except ConsulError as error:
                 log.warning("manifest not carried out yet", extra={"reason": str(error)})
@@ -225,7 +316,11 @@ class Records:
         """
         enforced, enforce_at = self._head.manifest, 0.0
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            # At once when a manifest comes: who it no longer allows is to have nothing any more.
+            self._swept.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._swept.wait()
             if self._head.hindrance is not None:
                 continue
             now, manifest = time.time(), self._head.manifest
@@ -238,8 +333,8 @@ class Records:
             for holder in tuple(self._ledger.slots.values()):
                 if lapsed(holder, self._ledger.nodes.get(holder.peer_id), now):
                     await self._free(holder, "lease lapsed")
-                elif enforce and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
-                    await self._free(holder, "the manifest no longer allows it")
+                elif enforce and (reason := why_not_allowed(manifest, holder)) is not None:
+                    await self._free(holder, reason)
 
     async def _forget(self) -> None:
         """Removes what nobody needs any more."""

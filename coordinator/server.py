@@ -7,17 +7,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from aiohttp import web
 
-from coordinator import openapi
-from coordinator.broker import Broker, decode
-from coordinator.feed import Feed
-from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import (
+from admission.client import BEGUN_WITH
+from admission.protocol import (
     MAX_BODY,
     AttestRequest,
     ChallengeRequest,
@@ -27,6 +24,11 @@ from coordinator.protocol import (
     ManifestHistory,
     ManifestRequest,
 )
+from coordinator import openapi
+from coordinator.broker import Broker, decode
+from coordinator.feed import Feed
+from coordinator.forming import Standing, StandingRequest
+from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
 from runtime.http_server import Handler, Limits, keep
@@ -61,8 +63,15 @@ class Manifests(Protocol):
         """The manifests that led to it, from epoch `after` on."""
         ...
 
-    async def propose(self, envelope: str) -> ManifestHead:
-        """Sets the manifest in `envelope`; the one in force afterwards. RefusalError."""
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """Sets the manifest in `envelope`, and keeps the app-compose texts `documents` by their hash; the manifest in
+        force afterwards. RefusalError.
+        """
+        ...
+
+    @property
+    def leaderless(self) -> bool:
+        """Whether the coordinator waits for a manifest that drops those that are lost."""
         ...
 
 
@@ -77,6 +86,34 @@ def application(
     """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator,
     `asked` (`coordinator.attest`) anyone who wants to verify this one.
     """
+
+    async def healthz(_: web.Request) -> web.StreamResponse:
+        reason = not_ready()
+        return web.Response(status=204) if reason is None else _error(Code.NOT_READY, reason)
+
+    async def keys(request: web.Request) -> web.StreamResponse:
+        news = await feed.poll(_number(request, "seen", "the version of the last answer"))
+        peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
+        return web.json_response({"version": news.version, "peers": peers})
+
+    async def begun_with(_: web.Request) -> web.StreamResponse:
+        return _answer(shown(broker.rules.signed))
+
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    _add_admission(app, broker, standing)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/v1/rendezvous/keys", keys)
+    app.router.add_get(BEGUN_WITH, begun_with)
+    _add_manifest(app, not_ready, manifests)
+    _add_attestation(app, asked)
+    app.router.add_get(openapi.PATH, _document)
+    return app
+
+
+def _add_admission(
+    app: web.Application, broker: Broker, standing: Callable[[StandingRequest], Awaitable[Standing]]
+) -> None:
+    """The routes of CVMs and of other coordinators: whoever proves a lease keeps its connection (`keep`)."""
 
     async def challenge(request: web.Request) -> web.StreamResponse:
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
@@ -103,27 +140,11 @@ def application(
         keep(request, asked.lease)
         return _answer(answer)
 
-    async def healthz(_: web.Request) -> web.StreamResponse:
-        reason = not_ready()
-        return web.Response(status=204) if reason is None else _error(Code.NOT_READY, reason)
-
-    async def keys(request: web.Request) -> web.StreamResponse:
-        news = await feed.poll(_number(request, "seen", "the version of the last answer"))
-        peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
-        return web.json_response({"version": news.version, "peers": peers})
-
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
     app.router.add_post("/v1/admission/challenge", challenge)
     app.router.add_post("/v1/admission/attest", attest)
     app.router.add_post("/v1/admission/renew", renew)
     app.router.add_post("/v1/admission/release", release)
     app.router.add_post("/v1/coordinators/standing", coordinators)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/v1/rendezvous/keys", keys)
-    _add_manifest(app, not_ready, manifests)
-    _add_attestation(app, asked)
-    app.router.add_get(openapi.PATH, _document)
-    return app
 
 
 async def _document(_: web.Request) -> web.StreamResponse:
@@ -157,7 +178,10 @@ def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web
     """
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        return _answer(take(decode(ManifestRequest, await _body(request)).envelope))
+        asked = decode(ManifestRequest, await _body(request))
+        if asked.documents:
+            raise RefusalError(Code.NO_MANIFEST, "documents are taken once the first manifest is in force")
+        return _answer(take(asked.envelope))
 
     async def anything(_: web.Request) -> web.StreamResponse:
         return _error(Code.NO_MANIFEST, reason)
@@ -176,12 +200,17 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
             raise RefusalError(Code.NOT_READY, reason)
 
     async def get_manifest(_: web.Request) -> web.StreamResponse:
+        if (reason := not_ready()) is not None and manifests.leaderless:
+            # Not in force here; what a manifest has to follow that lets the records go on.
+            raise RefusalError(Code.NOT_READY, reason, head=dataclasses.asdict(manifests.shown()))
         check_ready()
         return _answer(manifests.shown())
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        check_ready()
-        return _answer(await manifests.propose(decode(ManifestRequest, await _body(request)).envelope))
+        if (reason := not_ready()) is not None and not manifests.leaderless:
+            raise RefusalError(Code.NOT_READY, reason)
+        asked = decode(ManifestRequest, await _body(request))
+        return _answer(await manifests.propose(asked.envelope, asked.documents))
 
     async def get_history(request: web.Request) -> web.StreamResponse:
         check_ready()

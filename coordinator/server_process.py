@@ -9,15 +9,17 @@ import base64
 import os
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.forming import UNKNOWN, Standing
 from coordinator.keys import ClusterKeys, agent_certificate, private_pem
+from coordinator.voters import Server
 from runtime.children import Child, ChildSpec
 from runtime.consul import (
     ConsulClient,
@@ -31,7 +33,12 @@ from runtime.consul import (
 )
 from runtime.consul_config import SERVER_PORT
 from runtime.secret import Secret
+from runtime.tasks import TaskScope
 
+_ALIVE = 1
+"""`Status` of a member in gossip (hashicorp/serf, `StatusAlive`)."""
+CONNECT_SECONDS = 1.0
+"""For a connection to another server: a round trip. TCP tries again after 1 s, which is not waited for."""
 HANG_SECONDS = 10.0
 """A server that answers nothing for so long, or whose disk hangs, is replaced; an election takes about 2 s, and is
 answered meanwhile."""
@@ -53,8 +60,8 @@ class ServerSettings:
     peer_id: str
     address: str
     """Own mesh address."""
-    siblings: tuple[str, ...]
-    """Mesh addresses of the other coordinators."""
+    siblings: Callable[[], tuple[str, ...]]
+    """Mesh addresses of the other coordinators of the manifest."""
     data_dir: Path
     """The server's own folder, which outlives the CVM's boots."""
     raft_multiplier: int = NORMAL
@@ -134,7 +141,7 @@ class ServerProcess:
         settings.data_dir.mkdir(mode=0o700, exist_ok=True)
         self._start = start
         # Only a cluster that knows nobody yet may have its leader at once: see coordinator.formation.
-        self._hasten = start.found and not settings.siblings
+        self._hasten = start.found and not settings.siblings()
         self._write(SLOW_START if self._hasten else NORMAL)
 
     async def leader(self) -> bool:
@@ -175,6 +182,54 @@ class ServerProcess:
             await self.client.put("/v1/catalog/deregister", {"Node": peer_id})
         return not old
 
+    async def raft(self) -> tuple[Server, ...]:
+        """The servers of the leader's Raft configuration. ConsulError.
+
+        Alive are those that take a connection now, too: gossip sees a server's end 1 to 3 s late.
+        """
+        _, tree = await self.client.get("/v1/operator/raft/configuration")
+        gossip = {one["Addr"] for one in await self._members() if one["Status"] == _ALIVE}
+        async with TaskScope() as scope:
+            answers = {each: scope.start(f"connects to {each}", _connects(each)) for each in gossip}
+        alive = {each for each, task in answers.items() if task.result()}
+        found = []
+        for each in tree["Servers"]:
+            address = str(each["Address"]).rpartition(":")[0]
+            found.append(
+                Server(
+                    server_id=each["ID"],
+                    address=address,
+                    leads=each["Leader"],
+                    votes=each["Voter"],
+                    alive=address in alive,
+                )
+            )
+        return tuple(found)
+
+    async def remove(self, server_id: str) -> None:
+        """Takes a server out of the Raft configuration. ConsulError."""
+        await self.client.delete("/v1/operator/raft/peer", params={"id": server_id})
+
+    async def take_lead(self, server_id: str) -> None:
+        """Has the leader hand over to our own server, whose ID that is. ConsulError."""
+        await self.client.post("/v1/operator/raft/transfer-leader", params={"id": server_id})
+
+    async def force_out(self, staying: Collection[str]) -> None:
+        """Ends in gossip, and so in the catalog, servers that are dead and not at one of the mesh addresses `staying`:
+        Consul would try to reach them for 72 h. ConsulError.
+        """
+        for one in await self._members():
+            if one["Tags"].get("role") == "consul" and one["Status"] != _ALIVE and one["Addr"] not in staying:
+                await self.client.put(f"/v1/agent/force-leave/{one['Name']}", params={"prune": ""})
+
+    async def leave(self) -> None:
+        """Has our own server say good-bye for good, and end. ConsulError."""
+        await self._local.put("/v1/agent/leave")
+
+    async def _members(self) -> list[Any]:
+        _, found = await self.client.get("/v1/agent/members")
+        return list(found or ())
+
     async def close(self) -> None:
         """Closes the connections to the server."""
         await self.client.close()
@@ -188,13 +243,14 @@ class ServerProcess:
     def _write(self, multiplier: int) -> None:
         settings, keys, start = replace(self._settings, raft_multiplier=multiplier), self._keys, self._start
         assert start is not None
+        siblings = settings.siblings()
         config = server_config(
             node_name=settings.peer_id,
             datacenter=settings.cluster,
             mesh_address=settings.address,
             server_id=start.server_id,
-            join=(*start.met, *settings.siblings),
-            bootstrap_expect=1 + len(settings.siblings) if start.found else None,
+            join=(*start.met, *siblings),
+            bootstrap_expect=1 + len(siblings) if start.found else None,
             gossip_key=keys.gossip_key,
             management_token=keys.management_token,
             recovery_token=self._recovery_token,
@@ -232,3 +288,14 @@ class ServerProcess:
         while not await self.leader():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._write(SLOW_START)
+
+
+async def _connects(address: str) -> bool:
+    """Whether the server at this mesh address takes a connection."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(address, SERVER_PORT)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True

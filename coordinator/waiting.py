@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from admission.protocol import Code, ManifestHead
 from coordinator import identity, proposal
 from coordinator.config import Config, begun, own_peer_id
 from coordinator.identity import Machine
-from coordinator.protocol import Code, ManifestHead
 from coordinator.refusal import RefusalError
 from coordinator.server import LIMITS, waiting_application
 from runtime.env import ConfigError
@@ -36,8 +36,8 @@ class Waiting:
         self.port = 0
         """Where it listens, once it does."""
 
-    async def wait(self, stop: asyncio.Event) -> Config | None:
-        """The configuration with the first manifest; None when told to stop. OSError names a taken address."""
+    async def wait(self, stop: asyncio.Event) -> Signed | None:
+        """The first manifest; None when told to stop. OSError names a taken address."""
         config = self._config
         tls = identity.server_tls(self._machine.tls, config.state_dir)
         server = Server(waiting_application(REASON, self.take), *config.listen, tls, LIMITS)
@@ -52,7 +52,7 @@ class Waiting:
         finally:
             # Who has set it gets the answer first.
             await server.stop()
-        return None if self._taken is None or stop.is_set() else begun(config, self._taken)
+        return None if stop.is_set() else self._taken
 
     def take(self, envelope: str) -> ManifestHead:
         """Begins with the manifest in `envelope`; RefusalError."""

@@ -57,6 +57,8 @@ class Bundle:
     """PEM: the same name and key, certified by the root."""
     history: tuple[str, ...] = field(repr=False)
     """Signed envelopes, from the cluster's first to the one that is enforced."""
+    documents: dict[str, str] = field(repr=False)
+    """App-compose texts of the enforced manifest's compose hashes, by hash: those that its owner handed over."""
     members: tuple[Member, ...]
 
 

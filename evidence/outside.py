@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from evidence import documents
 from evidence.bundle import Bundle, parse_nonce
 from evidence.collateral import FixedCollateral
 from evidence.errors import EvidenceError
@@ -55,6 +56,8 @@ class Cause(Enum):
     """The history is cut off, has a gap or a fork, or ends elsewhere than at what is enforced."""
     AUTHORITY = "authority"
     """The certificates are not those of the statement, or do not hang together."""
+    DOCUMENTS = "documents"
+    """An app-compose text is not that of its compose hash, or the manifest names no such hash."""
     MEMBERS = "members"
     """The members are not those of the statement."""
     ROLLBACK = "rollback"
@@ -100,6 +103,8 @@ class Verified:
     statement: Statement
     history: tuple[Signed, ...]
     """From the first manifest to the one that is enforced."""
+    documents: Mapping[str, str]
+    """App-compose texts by compose hash: as many as the owner handed over of those that the manifest names."""
     members: tuple[Member, ...]
     root_ca: bytes
     """DER, as the next."""
@@ -134,10 +139,20 @@ async def verify(bundle: Bundle, trusted: Trusted, *, nonce: bytes | None, seen:
         )
     history = _history(bundle.history, trusted)
     root, mesh = _authorities(bundle)
+    try:
+        documents.check(bundle.documents, documents.named(trusted.manifest))
+    except documents.DocumentError as error:
+        raise UnprovenError(Cause.DOCUMENTS, str(error)) from error
     if members_digest(bundle.members) != stated.members_sha256:
         raise UnprovenError(Cause.MEMBERS, "the list of members is not the one that the quote covers")
     found = Verified(
-        evidence=evidence, statement=stated, history=history, members=bundle.members, root_ca=root, mesh_ca=mesh
+        evidence=evidence,
+        statement=stated,
+        history=history,
+        documents=bundle.documents,
+        members=bundle.members,
+        root_ca=root,
+        mesh_ca=mesh,
     )
     if seen is not None:
         _check_seen(found, seen)

@@ -45,9 +45,6 @@ COMMANDS: dict[str, Entry] = {
     "database": Entry(
         module="meshctl.database", attribute="command", help="Show what a database's members have; say who leads."
     ),
-    "coordinators": Entry(
-        module="meshctl.coordinators", attribute="command", help="Settle what coordinators cannot know by themselves."
-    ),
     "compose": Entry(
         module="meshctl.compose_commands", attribute="compose", help="Run a cluster on a Docker engine, from its files."
     ),

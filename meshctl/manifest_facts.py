@@ -19,7 +19,6 @@ from evidence.eventlog import Identity, parse
 from topology.cluster import Cluster
 from topology.envelope import Signed
 from topology.manifest import (
-    GroupEntry,
     KeyProvider,
     Manifest,
     ManifestError,
@@ -47,7 +46,6 @@ _DEMANDED: Mapping[str, tuple[object, object]] = {
 }
 """Fields of app-compose.json: the value that a mesh needs, and what dstack takes where the field is absent."""
 _COMPARED = frozenset({"manifest_version", "name", "docker_compose_file", "allowed_envs", "pre_launch_script"})
-_POOLS = ("vip_pool", "mesh_pool")
 _SCRIPTS = ("init_script", "bash_script")
 
 
@@ -316,24 +314,6 @@ class _Measured:
             yield f"app {self._name!r} may be given the variables {', '.join(more)}, which no compose file here uses"
         if self._compose.get("pre_launch_script"):
             yield f"app {self._name!r} runs an accepted pre-launch script"
-
-
-def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
-    """Whether a CVM of `group` that starts with `earlier` is admitted under `manifest`, and gets it, without a restart.
-
-    It has to find and believe the coordinators, be who they expect, listen where others look; the rest it takes over.
-    """
-    if group not in earlier.groups:
-        return False
-    same = ("version", "cluster", "owners", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
-    own, new = (_started_with(it.groups[group]) for it in (earlier, manifest))
-    return own == new and all(getattr(earlier, name) == getattr(manifest, name) for name in same)
-
-
-def _started_with(group: GroupEntry) -> GroupEntry:
-    """Without what a CVM that runs takes from a newer manifest."""
-    backends = {name: dataclasses.replace(it, callers=()) for name, it in group.backends.items()}
-    return dataclasses.replace(group, peers=(), compose_hashes=(), backends=backends)
 
 
 def script_of(report: Report, app: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,13 @@ FIRST = "manifest.signed"
 """In a lab's folder: the manifest that it began with."""
 NO_MANIFEST, NOT_READY = "NO_MANIFEST", "NOT_READY"
 """The codes of a coordinator that waits for its first manifest, and of one that begins with it."""
+NO_DOCUMENTS: Mapping[str, str] = {}
 PCCS = "https://pccs.phala.network"
 FOLLOW_SECONDS = 10.0
 """Within which every coordinator follows: they hear of a manifest by the records, in well below a second."""
 BEGIN_SECONDS = 120.0
-"""Within which coordinators found their cluster, quotes and tunnels included: they take 10 s on a quiet machine."""
+"""Within which coordinators found their cluster, or join one, quotes and tunnels included: they take 10 s on a quiet
+machine."""
 LOOK_SECONDS = 0.5
 """Between two looks at one that has not followed yet."""
 
@@ -45,7 +47,7 @@ class RefusedError(UserError):
     def __init__(self, url: str, answer: Answer) -> None:
         again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
         super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
-        self.code = answer.code
+        self.code, self.reason, self.tree = answer.code, answer.reason, answer.tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,27 @@ class Mesh:
         """The manifest in force, from a coordinator that is what the envelope `references` wants. UserError."""
         return _opened(self._call(references, "GET").tree, self.url)
 
-    def put(self, envelope: str) -> Signed:
-        """Sets the manifest in `envelope`; the one in force afterwards. UserError with the coordinator's reason."""
-        return _opened(self._call(envelope, "POST", {"envelope": envelope}).tree, self.url)
+    def known(self, references: str) -> tuple[Signed, str]:
+        """What the next manifest has to follow, and why that one is not in force: a coordinator that waits for the
+        owners to drop those that are lost. "" when it is in force. UserError as `head`.
+        """
+        try:
+            return self.head(references), ""
+        except RefusedError as refusal:
+            if refusal.code != NOT_READY or "head" not in refusal.tree:
+                raise
+            return _opened(refusal.tree["head"], self.url), refusal.reason
 
-    def _call(self, references: str, method: str, body: dict[str, str] | None = None) -> Answer:
+    def put(self, envelope: str, documents: Mapping[str, str] = NO_DOCUMENTS) -> Signed:
+        """Sets the manifest in `envelope`, and hands over the app-compose texts `documents`; the one in force
+        afterwards. UserError with the coordinator's reason.
+        """
+        body: dict[str, object] = {"envelope": envelope}
+        if documents:
+            body["documents"] = dict(documents)
+        return _opened(self._call(envelope, "POST", body).tree, self.url)
+
+    def _call(self, references: str, method: str, body: dict[str, object] | None = None) -> Answer:
         answer = self.ask(Question(url=self.url, references=references, method=method, path=PATH, body=body))
         if answer.code:
             raise RefusedError(self.url, answer)
@@ -81,7 +99,7 @@ class Lab:
 
     def draft(self) -> Manifest:
         """What follows the manifest in force, and is otherwise the same."""
-        head = self.mesh.head(self._first())
+        head, _ = self.mesh.known(self._first())
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
     def sign(self, manifest: Manifest) -> str:
@@ -103,7 +121,9 @@ def lab(name: str | None) -> Lab:
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    ready = [m["peer_id"] for m in machines if m["group"] == COORDINATOR and (m["sidecar"] or {}).get("ready")]
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
+    ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:
         raise UserError(f"no coordinator of {run.name!r} is ready", "./mesh status says what it waits for", exit_code=1)
     first = open_envelope((run.folder / FIRST).read_text(encoding="ascii"), None).manifest
@@ -125,10 +145,31 @@ def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
     return Mesh(name=url, url=url.rstrip("/"), ask=lambda question: ask(question, trust))
 
 
-def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
-    """Shows what the manifest in `envelope` changes, asks, and sets it. UserError. `first`: a coordinator that has no
-    manifest may begin with it, though it follows another one.
+def put(
+    mesh: Mesh, envelope: str, *, yes: bool, first: bool = False, documents: Mapping[str, str] = NO_DOCUMENTS
+) -> None:
+    """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
+    UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one.
     """
+    _put(mesh, envelope, yes=yes, first=first)
+    _hand_over(mesh, envelope, documents)
+
+
+def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
+    """Gives the mesh the texts. They come after the manifest, which is in force by then."""
+    from meshctl.documents import ROOM, missing, parts
+    from topology.envelope import open_envelope
+
+    for part in parts(documents, ROOM - len(envelope)):
+        mesh.put(envelope, part)
+    without = missing(documents, open_envelope(envelope, None).manifest)
+    if documents:
+        click.echo(f"app-compose texts for whoever verifies: {len(documents)} handed over")
+        for name, group in without.items():
+            click.echo(f"  none for {group}, compose hash {name}")
+
+
+def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
     from meshctl.manifest_changes import compare, warnings
     from meshctl.plan import print_changes
     from runtime.confirm import confirm
@@ -136,7 +177,7 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     from topology.succession import Fault, SuccessionError, follow
 
     try:
-        head = mesh.head(envelope)
+        head, waits = mesh.known(envelope)
     except RefusedError as refusal:
         if refusal.code != NO_MANIFEST:
             raise
@@ -150,13 +191,19 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
             ) from refusal
         begin(mesh, wanted, yes=yes)
         return
-    click.echo(f"{mesh.url} is attested, and enforces {head.name}")
+    click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
+    if waits:
+        click.echo(f"it waits: {waits}")
     try:
         found = follow(head, envelope)
     except SuccessionError as error:
         if error.fault is Fault.IDENTICAL:
-            click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
-            confirm_everywhere(mesh, head)
+            if waits:
+                mesh.put(envelope)
+                click.echo(f"{mesh.url} goes on without those that {head.name} drops")
+            else:
+                click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
+            confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
             return
         remedy = "./mesh manifest render and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
@@ -173,7 +220,9 @@ def put(mesh: Mesh, envelope: str, *, yes: bool, first: bool = False) -> None:
     if now.digest != found.digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
-    confirm_everywhere(mesh, found)
+    known = {peer.peer_id for peer in head.manifest.coordinators.peers}
+    joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
+    confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
@@ -217,29 +266,41 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     if not yes and not confirm(f"Begin with {found.name}?"):
         raise UserError("nothing was set", exit_code=1)
     urls = (mesh.url, *(peer.url for peer in found.manifest.coordinators.peers))
-    missing = []
-    for url in dict.fromkeys(urls):
-        one = replace(mesh, url=url)
-        try:
-            try:
-                head = one.head(found.envelope)
-            except RefusedError as refusal:
-                if refusal.code == NOT_READY:
-                    # It has one, and says which when all have begun.
-                    continue
-                if refusal.code != NO_MANIFEST:
-                    raise
-                head = one.put(found.envelope)
-                click.echo(f"set on {url}")
-            if head.digest != found.digest:
-                missing.append(f"{url} has another manifest: {head.name}")
-        except UserError as error:
-            missing.append(f"{url}: {error.message}")
-    if missing:
+    reasons = {url: _why_not_begun(replace(mesh, url=url), found) for url in dict.fromkeys(urls)}
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while any(reasons.values()) and time.monotonic() < deadline:
+        # One that another coordinator has given it to does not listen for a moment.
+        time.sleep(LOOK_SECONDS)
+        reasons = {url: reason and _why_not_begun(replace(mesh, url=url), found) for url, reason in reasons.items()}
+    if missing := [reason for reason in reasons.values() if reason]:
         raise UserError("not set on all coordinators:\n" + "\n".join(missing), "set it again for these", exit_code=1)
     click.echo("set on all; they begin together")
     confirm_everywhere(mesh, found, BEGIN_SECONDS)
     click.echo(f"set: epoch {found.manifest.epoch}, digest {found.digest}")
+
+
+def _why_not_begun(one: Mesh, found: Signed) -> str:
+    """Gives `found` to the coordinator of `one`, if it waits for one. Why that one does not begin with it, else ""."""
+    try:
+        head = _given(one, found)
+    except RefusedError as refusal:
+        # With NOT_READY it has one, from us or from another coordinator, and says which when all have begun.
+        return "" if refusal.code == NOT_READY else f"{one.url}: {refusal.message}"
+    except UserError as error:
+        return f"{one.url}: {error.message}"
+    return "" if head.digest == found.digest else f"{one.url} has another manifest: {head.name}"
+
+
+def _given(one: Mesh, found: Signed) -> Signed:
+    """The manifest that the coordinator of `one` has; `found` where it had none. RefusedError."""
+    try:
+        return one.head(found.envelope)
+    except RefusedError as refusal:
+        if refusal.code != NO_MANIFEST:
+            raise
+    head = one.put(found.envelope)
+    click.echo(f"set on {one.url}")
+    return head
 
 
 @click.command()
@@ -252,6 +313,11 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     "--draft", type=click.Path(path_type=Path), help="In a lab: write what is in force as a draft; set nothing."
 )
 @click.option("--first", is_flag=True, help="Begin with it where coordinators lost every manifest.")
+@click.option(
+    "--documents",
+    type=click.Path(path_type=Path),
+    help="Folder of app-compose texts for whoever verifies. Default: app-compose beside the manifest.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=PCCS, show_default=True, metavar="URL", help="Where Intel's collateral comes from.")
@@ -266,6 +332,7 @@ def command(
     edit: bool,
     draft: Path | None,
     first: bool,
+    documents: Path | None,
     yes: bool,
     name: str | None,
     pccs: str,
@@ -283,14 +350,30 @@ def command(
     if url is not None:
         if file is None:
             raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
-        put(deployed(url, pccs, insecure_root), _envelope(_read(file), file, None), yes=yes, first=first)
+        envelope = _envelope(_read(file), file, None)
+        texts = _documents(documents, file, envelope)
+        put(deployed(url, pccs, insecure_root), envelope, yes=yes, first=first, documents=texts)
         return
     here = lab(name)
     if draft is not None:
         draft.write_text(_pretty(here.draft()), encoding="utf-8")
         click.echo(f"written: {draft}\nedit it, then: ./mesh set --manifest {draft}")
         return
-    put(here.mesh, _edited(here) if file is None else _envelope(_read(file), file, here), yes=yes, first=first)
+    envelope = _edited(here) if file is None else _envelope(_read(file), file, here)
+    put(here.mesh, envelope, yes=yes, first=first, documents=_documents(documents, file, envelope))
+
+
+def _documents(folder: Path | None, file: Path | None, envelope: str) -> dict[str, str]:
+    from meshctl.documents import beside, read
+    from topology.envelope import open_envelope
+
+    place = folder or (beside(file) if file is not None else None)
+    if place is None:
+        return {}
+    found, others = read(place, open_envelope(envelope, None).manifest)
+    for name in others:
+        click.echo(f"{place / name} is not handed over: this manifest does not name its hash", err=True)
+    return found
 
 
 def _edited(here: Lab) -> str:

@@ -48,6 +48,7 @@ class Exit(IntEnum):
     AUTHORITY = 19
     MEMBERS = 20
     ROLLBACK = 21
+    DOCUMENTS = 22
 
 
 REMEDIES: dict[Exit, str] = {
@@ -62,6 +63,7 @@ REMEDIES: dict[Exit, str] = {
     Exit.CHAIN: "ask another coordinator; if all have it so, ask the owner",
     Exit.AUTHORITY: "do not use the certificates of this coordinator",
     Exit.MEMBERS: "do not trust this address",
+    Exit.DOCUMENTS: "ask another coordinator; if all have it so, ask the owner",
     Exit.ROLLBACK: "tell the owner: somebody runs this mesh with an older manifest, or with other keys",
 }
 
@@ -285,6 +287,8 @@ def _read(path: Path, what: str) -> bytes:
 def _report(found: Verified, target: Path | None) -> None:
     from datetime import UTC, datetime
 
+    from meshctl.documents import missing
+
     head, evidence, stated = found.head, found.evidence, found.statement
     moment = datetime.fromtimestamp(stated.issued_at, UTC)
     click.echo(f"verified: {stated.cluster}, by {stated.peer_id}, as of {moment:%Y-%m-%d %H:%M:%S} UTC")
@@ -299,6 +303,10 @@ def _report(found: Verified, target: Path | None) -> None:
     groups = Counter(member.group for member in found.members)
     said = ", ".join(f"{count} of {group}" for group, count in sorted(groups.items()))
     click.echo(f"  members  {len(found.members)}{f': {said}' if said else ''}")
+    without = missing(found.documents, head.manifest)
+    click.echo(f"  texts    {len(found.documents)} of {len(found.documents) + len(without)} app-compose texts")
+    for name, group in without.items():
+        click.echo(f"           none for {group}, compose hash {name}")
     if evidence.development_root:
         click.echo(f"  {INSECURE}")
     if target is not None:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshctl.documents import FOLDER
 from meshctl.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def contents(found: Verified, bundle: bytes) -> dict[str, bytes]:
         "mesh-ca.pem": mesh_ca,
         f"mesh-ca.{epoch}.pem": mesh_ca,
         "members.json": _pretty([asdict(member) for member in found.members]),
+        **{f"{FOLDER}/{name}.json": text.encode() for name, text in found.documents.items()},
         **{
             f"history/{each.manifest.epoch}-{each.digest}.{kind}": data
             for each in found.history

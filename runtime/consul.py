@@ -164,6 +164,10 @@ class ConsulClient:
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         return await self._write("PUT", path, params, data)
 
+    async def post(self, path: str, *, params: Mapping[str, str] | None = None) -> Any:
+        """The parsed answer of a POST without a body. Raises ConsulError."""
+        return await self._write("POST", path, params, b"")
+
     async def delete(self, path: str, *, params: Mapping[str, str] | None = None) -> Any:
         """The parsed answer of a DELETE. Raises ConsulError."""
         return await self._write("DELETE", path, params, None)

@@ -7,8 +7,9 @@ of two that were signed at the same time, does not pass for the newest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import pairwise
 
 from topology.envelope import Signed, UnreadableError, open_envelope
 from topology.manifest import Manifest, ManifestError
@@ -84,6 +85,32 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
             raise SuccessionError(Fault.GAP, f"the history begins with {first.name}, expected epoch 1")
         found.append(first)
     return tuple(found)
+
+
+def overruled(chain: Sequence[Signed], others: Iterable[Signed]) -> bool:
+    """Whether one of `others` is the word of owners whom `chain`, which comes oldest first, had replaced before: signed
+    by those, later than they were replaced, and by none that came after them. Then all that follows it is, too, however
+    great its epoch: a key that was replaced rules nothing.
+    """
+    known = {each.digest for each in chain}
+    strangers = [each for each in others if each.digest not in known]
+    for n, (before, after) in enumerate(pairwise(chain), 1):
+        if before.manifest.owners == after.manifest.owners:
+            continue
+        later = [each.manifest.owners for each in chain[n:]]
+        for each in strangers:
+            late = each.manifest.epoch > after.manifest.epoch and _signed_by(each, before.manifest.owners)
+            if late and not any(_signed_by(each, owners) for owners in later):
+                return True
+    return False
+
+
+def _signed_by(signed: Signed, owners: Owners) -> bool:
+    try:
+        open_envelope(signed.envelope, owners)
+    except ManifestError:
+        return False
+    return True
 
 
 def _open(envelope: str, owners: Owners | None) -> Signed:

@@ -20,7 +20,7 @@ OWN = Own(peer_id="coordinator-0", app_id="12" * 20)
 
 def test_it_states_what_it_enforces_and_under_which_authorities() -> None:
     """Digest and epoch of the manifest, digests of the certificates, and who is admitted."""
-    found = contents(OWN, KEYS, CHAIN[1], envelopes(CHAIN), HOLDERS, NOW + 0.7)
+    found = contents(OWN, KEYS, CHAIN[1], envelopes(CHAIN), {}, HOLDERS, NOW + 0.7)
     stated = found.statement
     assert (stated.peer_id, stated.app_id, stated.cluster) == ("coordinator-0", OWN.app_id, "tests")
     assert (stated.head.epoch, stated.head.digest, stated.issued_at) == (2, CHAIN[1].digest, NOW)
@@ -38,7 +38,7 @@ def test_it_states_what_it_enforces_and_under_which_authorities() -> None:
 def test_members_are_sorted_and_named_by_what_was_proven() -> None:
     """Whatever the order of the records; a coordinator has no certificate's key."""
     found = contents(
-        OWN, KEYS, CHAIN[1], envelopes(CHAIN), (*HOLDERS, replace(HOLDERS[0], peer_id="c", leaf_key="")), NOW
+        OWN, KEYS, CHAIN[1], envelopes(CHAIN), {}, (*HOLDERS, replace(HOLDERS[0], peer_id="c", leaf_key="")), NOW
     )
     assert [member.peer_id for member in found.members] == ["api-0", "api-1", "c", "client-0"]
     first = next(holder for holder in HOLDERS if holder.peer_id == "api-0")
@@ -49,6 +49,6 @@ def test_members_are_sorted_and_named_by_what_was_proven() -> None:
 
 def test_no_secret_and_no_address_is_in_it() -> None:
     """Anyone may read it: tokens, instances and WireGuard keys are nobody's business."""
-    found = repr(contents(OWN, KEYS, CHAIN[1], envelopes(CHAIN), HOLDERS, NOW))
+    found = repr(contents(OWN, KEYS, CHAIN[1], envelopes(CHAIN), {}, HOLDERS, NOW))
     assert HOLDERS[0].instance_id not in found
     assert HOLDERS[0].leaf_key not in found

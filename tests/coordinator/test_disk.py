@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.disk import MANIFESTS, MAX_HISTORY, PEERS, Disk, DiskError
 from coordinator.marker import MARKER, MEMBER, NEW, STARTED, ForeignDataError, Owner
 from coordinator.proposal import MAX_STORED
-from coordinator.protocol import MeshPeer
 
 OWN = Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0")
 PEER = MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.9", kind="workload")
@@ -65,7 +65,7 @@ def test_a_member_without_its_log_is_refused(tmp_path: Path, damage: str) -> Non
     with pytest.raises(DiskError, match=r"must not vote as if it had it.*takes the records from its siblings"):
         Disk(tmp_path, OWN).claim()
     with pytest.raises(DiskError, match="is gone or damaged") as alone:
-        Disk(tmp_path, OWN, alone=True).claim()
+        Disk(tmp_path, OWN, alone=lambda: True).claim()
     assert_speaks_of_nobody_else(str(alone.value))
 
 
@@ -78,7 +78,7 @@ def assert_speaks_of_nobody_else(text: str) -> None:
 
 def test_a_lone_coordinator_has_no_siblings_to_take_records_from(tmp_path: Path) -> None:
     """A marker that cannot be read, and records on which Consul does not start."""
-    disk = Disk(tmp_path, OWN, alone=True)
+    disk = Disk(tmp_path, OWN, alone=lambda: True)
     disk.claim()
     assert_speaks_of_nobody_else(disk.damaged_records())
     assert "takes the records from its siblings" in Disk(tmp_path, OWN).damaged_records()

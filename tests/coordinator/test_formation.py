@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from coordinator.proposal import shown
 from runtime.consul import ConsulClient, ConsulError
 from runtime.tasks import TaskScope
-from tests.coordinator.world import Applicant, Cluster, Running, cluster
-from tests.support import ROOT, eventually, need_root_or_userns, spawn
-from topology.envelope import digest
+from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster
+from tests.support import eventually, need_root_or_userns
+from tests.topology.support import after, opened
+from topology.envelope import Signed
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -191,8 +194,10 @@ async def test_lost_disks_neither_vote_nor_found_a_second_cluster() -> None:
 
 
 async def two_empty_disks_found_nothing() -> None:
-    """The only disk with records is away: the others wait and say for whom. It comes back, and nothing is lost."""
-    async with writing(3) as (mesh, writer):
+    """The only disk with records is away: the others wait and say for whom. It comes back, and waits for the owners'
+    word: all that it has is theirs to give up.
+    """
+    async with writing(3) as (mesh, _):
         for n in range(3):
             await mesh.lose(n)
         mesh.lose_disk(0)
@@ -206,9 +211,12 @@ async def two_empty_disks_found_nothing() -> None:
             )
             assert mesh.running[n].coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
         await mesh.start(2)
-        for n in range(3):
-            await mesh.ready(n, READY_SECONDS)
-        await nothing_lost(mesh, writer)
+        said = "coordinator-0, coordinator-1 say that the disk is empty"
+        await eventually(lambda: said in reasons(mesh.running[2]), "so does it", READY_SECONDS)
+        for n in (0, 1):
+            said = "coordinator-2 (has records, and no leader)"
+            await eventually(lambda n=n, said=said: said in reasons(mesh.running[n]), "they wait on", READY_SECONDS)  # type: ignore[misc]
+            assert mesh.running[n].coordinator.document()["children"]["consul"]["pid"] is None  # type: ignore[index]
 
 
 async def a_lost_disk_gives_no_vote() -> None:
@@ -243,54 +251,89 @@ async def all_disks_lost() -> None:
         assert all(began_empty(running) for running in mesh.running.values())
 
 
-async def test_a_coordinator_alone_in_its_manifest_waits_for_voters_that_it_dropped() -> None:
-    """The manifest goes from three coordinators to one while that one is away and the others acknowledge writes. It
-    says for whom it waits, also after it was told that they are gone without `--accept-loss`; they come back, and
-    nothing is lost. When they are gone for good, it goes on alone by an operator's word.
+async def test_records_go_on_alone_by_the_owners_word_only() -> None:
+    """Whoever says that the others are lost: their disks, a manifest that was there at the boot, an operator."""
+    await together(two_disks_are_lost(), dropped_voters_are_away())
+
+
+def listing(mesh: Cluster, head: Signed, *numbers: int, **changes: Any) -> Signed:
+    """The manifest after `head` with these coordinators only."""
+    peers = tuple(mesh.manifest.coordinators.peers[n] for n in numbers)
+    return opened(after(head, coordinators=replace(mesh.manifest.coordinators, peers=peers), **changes), OWNER)
+
+
+async def lose_around(mesh: Cluster, writer: Writer) -> None:
+    """Loses all three; coordinator-0 has everything that was acknowledged."""
+    await mesh.lose(1)
+    # Each of these needed it, and whatever came before.
+    await writer.more()
+    await mesh.lose(2)
+    await mesh.lose(0)
+
+
+async def two_disks_are_lost() -> None:
+    """Two of three, as when a host boots two others of the app with empty disks: the third waits. The owners drop
+    them, and list them again: nothing that the third had is lost, and there are three again.
     """
     async with writing(3) as (mesh, writer):
-        peers = mesh.manifest.coordinators.peers
-        fewer = replace(mesh.manifest.coordinators, peers=peers[:1])
-        alone = replace(mesh.manifest, epoch=2, previous=digest(mesh.manifest), coordinators=fewer)
-        await mesh.lose(0)
+        await lose_around(mesh, writer)
+        mesh.lose_disk(1)
+        mesh.lose_disk(2)
+        first, *_ = [await mesh.start(n) for n in range(3)]
+        await eventually(lambda: "coordinator-1, coordinator-2 say" in reasons(first), "it says why", READY_SECONDS)
+        for n in (1, 2):
+            await eventually(lambda n=n: "(has records, and no leader)" in reasons(mesh.running[n]), "it waits", 20)  # type: ignore[misc]
+        status, answer = await manifest(first, "GET")
+        head = opened(mesh.manifest, OWNER)
+        assert (status, answer["code"], answer["head"]) == (503, "NOT_READY", dataclasses.asdict(shown(head)))
+        for refused, wanted in (
+            (listing(mesh, head, 0, 1, 2, leaf_hours=9), (503, "NOT_READY")),
+            (listing(mesh, listing(mesh, head, 0), 0), (409, "MANIFEST_STALE")),
+            (listing(mesh, head, 1, 2), (422, "MANIFEST_REFUSED")),
+        ):
+            status, answer = await manifest(first, "POST", refused.envelope)
+            assert (status, answer["code"]) == wanted
+        assert first.coordinator.head.signed == head
+        fewer = listing(mesh, head, 0)
+        assert (await manifest(first, "POST", fewer.envelope))[0] == 200
+        await mesh.ready(0, READY_SECONDS)
         await writer.more()
-        for n in (1, 2):
-            await mesh.lose(n)
-        running = await mesh.start(0, alone)
-        for peer in peers[1:]:
-            await eventually(lambda peer=peer: peer.address in reasons(running), "it names them", READY_SECONDS)  # type: ignore[misc]
-        code, said = await recover(running)
-        assert code == 1
-        assert "--accept-loss" in said
-        assert all(peer.address in said for peer in peers[1:])
-        for n in (1, 2):
-            await mesh.start(n)
+        assert set(writer.acknowledged) <= await kept(first)
+        again = listing(mesh, fewer, 0, 1, 2)
+        assert (await manifest(first, "POST", again.envelope))[0] == 200
         for n in range(3):
             await mesh.ready(n, READY_SECONDS)
         await nothing_lost(mesh, writer)
-        code, said = await recover(running, "--accept-loss")
-        assert code == 1
-        assert "does not wait for a word" in said
+        assert {running.coordinator.head.signed.digest for running in mesh.running.values()} == {again.digest}
 
-        for n in (1, 2):
-            await mesh.lose(n)
-        await eventually(lambda: bool(running.coordinator.document()["outside_voters"]), "it waits", READY_SECONDS)
-        code, said = await recover(running, "--accept-loss")
-        assert code == 0, said
+
+async def manifest(running: Running, method: str, envelope: str = "") -> tuple[int, dict[str, Any]]:
+    """A coordinator's answer about its manifest."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+        session.request(
+            method, f"{running.url}/v1/manifest", json={"envelope": envelope} if envelope else None
+        ) as response,
+    ):
+        return response.status, await response.json()
+
+
+async def dropped_voters_are_away() -> None:
+    """The manifest goes from three coordinators to one while that one is away and the others acknowledge writes. It
+    boots with it and waits for them by name: they may come back. When they are gone for good, it goes on alone once
+    the owners set that manifest again.
+    """
+    async with writing(3) as (mesh, writer):
+        peers = mesh.manifest.coordinators.peers
+        alone = listing(mesh, opened(mesh.manifest, OWNER), 0)
+        await lose_around(mesh, writer)
+        running = await mesh.start(0, alone.manifest)
+        for peer in peers[1:]:
+            await eventually(lambda peer=peer: peer.address in reasons(running), "it names them", READY_SECONDS)  # type: ignore[misc]
+        assert (await manifest(running, "POST", alone.envelope))[0] == 200
+        await mesh.ready(0, READY_SECONDS)
         await writer.more()
         assert set(writer.acknowledged) <= await kept(running)
-        assert not (running.config.state_dir / "given-up.json").exists(), "the word was used up"
-
-
-async def recover(running: Running, *options: str) -> tuple[int, str]:
-    """`python -m coordinator recover` beside a coordinator, with yes as the answer: exit code and output."""
-    process = await spawn(
-        sys.executable, "-m", "coordinator", "recover", *options, cwd=ROOT,
-        env={"MESH_STATE_DIR": str(running.config.state_dir)},
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    told, _ = await process.communicate(b"y\n")
-    return process.returncode or 0, told.decode()
 
 
 def spoil(folder: Path, how: str) -> None:

@@ -73,12 +73,17 @@ def test_who_has_records_founds_nothing(own: Standing) -> None:
         assert action(own, *others(b, c)) in (Action.RUN, Action.RECOVER)
 
 
-def test_records_go_on_alone_only_when_all_said_that_theirs_are_lost() -> None:
-    """One of three disks left: everybody was asked, nobody leads, nobody else has anything."""
-    assert action(HOLDS, *others(EMPTY, EMPTY)) is Action.RECOVER
-    for b, c in ((None, EMPTY), (EMPTY, None), (UNKNOWN, EMPTY), (EMPTY, LED), (HOLDS, EMPTY), (HOLDS, HOLDS)):
-        assert action(HOLDS, *others(b, c)) is Action.RUN, (b, c)
-    assert action(LED, *others(EMPTY, EMPTY)) is Action.RUN
+def test_siblings_that_say_that_theirs_are_lost_let_nobody_go_on_alone() -> None:
+    """One of three disks left: everybody was asked, nobody leads, nobody else has anything. They may be others than
+    this one knew, which a host has booted empty. It says what the owners can do, and their word without a manifest
+    that drops somebody is none.
+    """
+    found = decide(HOLDS, "coordinator-0", A, others(EMPTY, EMPTY))
+    assert (found.action, found.leaderless) == (Action.RUN, True)
+    assert "coordinator-1, coordinator-2 say that the disk is empty" in found.reason
+    assert "sign a manifest that drops their coordinators, and ./mesh set it on coordinator-0" in found.reason
+    for b, c in itertools.product((None, UNKNOWN, EMPTY, HOLDS, LED), repeat=2):
+        assert decide(HOLDS, "coordinator-0", A, others(b, c), word=True).action is Action.RUN, (b, c)
 
 
 def test_a_quorum_of_what_was_configured_is_waited_for() -> None:
@@ -88,18 +93,38 @@ def test_a_quorum_of_what_was_configured_is_waited_for() -> None:
 
 
 def test_voters_that_the_manifest_dropped_are_waited_for() -> None:
-    """From three coordinators to one, or to two of which one is empty: the voters that nobody can ask may lead. They
-    are named, and records go on alone only when an operator has given up each of them.
+    """From three coordinators to one, or to two: those that are dropped may lead. They are named, and records go on
+    alone by the owners' word only.
     """
-    two = others(EMPTY, None)[:1]
-    for siblings, outside in (((), (B, C)), (two, (C,))):
-        found = decide(HOLDS, "coordinator-0", A, siblings)
-        assert (found.action, found.outside) == (Action.RUN, outside)
-        assert all(address in found.reason for address in outside)
-        assert "./mesh coordinators recover coordinator-0 --accept-loss" in found.reason
-        assert decide(HOLDS, "coordinator-0", A, siblings, outside).action is Action.RECOVER
-    assert decide(HOLDS, "coordinator-0", A, (), (B,)).outside == (C,)
-    assert decide(HOLDS, "coordinator-0", A, others(None, EMPTY), (B, C)).action is Action.RUN
+    two = others(HOLDS, None)[:1]
+    alone = decide(HOLDS, "coordinator-0", A, ())
+    assert (alone.action, alone.leaderless) == (Action.RUN, True)
+    assert f"drops {B}, {C}" in alone.reason
+    assert "./mesh set the manifest on coordinator-0" in alone.reason
+    assert decide(HOLDS, "coordinator-0", A, (), word=True).action is Action.RECOVER
+    # Two of three with records are a quorum in any case.
+    assert decide(HOLDS, "coordinator-0", A, two, word=True).action is Action.RUN
+
+
+def test_the_owners_word_needs_a_majority_of_those_that_the_manifest_keeps() -> None:
+    """Who is kept and lost is no majority with one that has records: that one has to be dropped, too. New coordinators
+    have nothing and do not count; who is kept and silent is waited for.
+    """
+    kept = others(EMPTY, None)[:1]
+    assert decide(HOLDS, "coordinator-0", A, kept, word=True).action is Action.RUN
+    new = tuple(Sibling(peer_id=f"coordinator-{n}", address=f"100.96.0.{n + 1}", standing=EMPTY) for n in (3, 4))
+    assert decide(HOLDS, "coordinator-0", A, new, word=True).action is Action.RECOVER
+    assert decide(HOLDS, "coordinator-0", A, (*new, *others(None, None)[:1]), word=True).action is Action.RUN
+
+
+def test_who_is_dropped_and_answers_is_counted() -> None:
+    """It has records that are needed, or it leads: its server is taken out later."""
+    for standing in (HOLDS, LED):
+        leaving = others(standing, None)
+        assert decide(HOLDS, "coordinator-0", A, (), leaving, word=True).action is Action.RUN
+    for standing in (None, UNKNOWN, EMPTY):
+        leaving = others(standing, standing)
+        assert decide(HOLDS, "coordinator-0", A, (), leaving, word=True).action is Action.RECOVER
 
 
 @pytest.mark.parametrize(
@@ -112,13 +137,14 @@ def test_voters_that_the_manifest_dropped_are_waited_for() -> None:
     ],
 )
 def test_the_most_recent_records_go_on(other: Standing, expected: Action) -> None:
-    """Two of five left: the higher term, then the longer log; of equal ones the first coordinator's, at all alike."""
+    """Two of five left, and the others dropped: the higher term, then the longer log; of equal ones the first
+    coordinator's, at all alike.
+    """
     five = (*VOTERS, "100.96.0.4", "100.96.0.5")
     own = Standing(records=True, term=3, index=100, voters=five)
-    rest = tuple(Sibling(peer_id=f"coordinator-{n}", address=f"100.96.0.{n + 1}", standing=EMPTY) for n in (2, 3, 4))
     sibling = Sibling(peer_id="coordinator-1", address=B, standing=other)
-    assert action(own, sibling, *rest) is expected
+    assert decide(own, "coordinator-0", A, (sibling,), word=True).action is expected
     mirrored = Sibling(peer_id="coordinator-0", address=A, standing=own)
-    found = decide(Standing(records=True, term=other.term, index=other.index, voters=five), "coordinator-1", B,
-                   (mirrored, *rest)).action  # fmt: skip
+    second = Standing(records=True, term=other.term, index=other.index, voters=five)
+    found = decide(second, "coordinator-1", B, (mirrored,), word=True).action
     assert {expected, found} == {Action.RUN, Action.RECOVER}

@@ -10,11 +10,12 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MANIFEST_KEY
 from coordinator import governance
 from coordinator.governance import StandoffError, weigh
-from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_head import of_newer_program
+from tests.coordinator.test_records import enforce, proposed
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -84,6 +85,50 @@ def test_new_owners_take_over() -> None:
     assert weigh(change.envelope, later, new) is later
 
 
+def test_owners_that_were_replaced_overwrite_nothing() -> None:
+    """Neither what a host gives a coordinator with an empty disk, nor what such a one has written: the chain that the
+    first owners began counts, and its newest is written again.
+    """
+    new = Owners(keys=(key_of(SECOND),))
+    change = opened(after(FIRST, owners=new), OWNER)
+    last = opened(after(change), SECOND)
+    chain = (FIRST, change, last)
+    late = opened(after(FIRST, epoch=9, previous="ee" * 32), OWNER)
+    assert weigh(last.envelope, late, OWNERS) is late, "without the history nothing shows it"
+    assert weigh(last.envelope, late, OWNERS, chain) is last
+    assert weigh(change.envelope, late, OWNERS, chain) is last
+    assert weigh(late.envelope, last, OWNERS, chain) is last
+    assert weigh(late.envelope, FIRST, OWNERS, chain) is FIRST, "and the records bring it up to the newest"
+    later = opened(after(last), SECOND)
+    for owners in (OWNERS, new):
+        assert weigh(last.envelope, later, owners, chain) is later
+        assert weigh(later.envelope, last, owners, chain) == later
+
+
+async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:
+    """The owners were replaced. A host boots a coordinator with an empty disk and what the replaced key has signed, of
+    a great epoch: the mesh goes on with the genuine one, and that coordinator with it.
+    """
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        leads = [await mesh.ready(n, 60) for n in range(3)]
+        change = opened(after(opened(mesh.manifest, OWNER), owners=Owners(keys=(key_of(SECOND),))), OWNER)
+        last = opened(after(change, leaf_hours=9), SECOND)
+        for signed in (change, last):
+            while (await proposed(leads[0], signed.envelope))[0] == 503:  # noqa: ASYNC110 - a leader may change
+                await asyncio.sleep(0.1)
+        await eventually(lambda: enforce(leads, last.digest), "all enforce it")
+        await mesh.lose(2)
+        mesh.lose_disk(2)
+        late = await mesh.start(2, after(change, epoch=9))
+        await mesh.ready(2, 60)
+        assert late.coordinator.head.signed.digest == last.digest
+        assert "of the environment does not count" in str(late.coordinator.document()["manifest_notes"])
+        assert await stored(leads[0].coordinator.consul) == last.envelope
+        assert enforce(list(mesh.running.values()), last.digest)
+
+
 async def stored(consul: ConsulClient) -> str | None:
     """The envelope in the KV."""
     return (await governance.stored_manifest(consul)).envelope
@@ -118,7 +163,7 @@ async def policies(consul: ConsulClient) -> set[str]:
 
 
 async def restarted(mesh: Cluster, manifest: object) -> Running:
-    """Coordinator 0, lost and booted on its disk with `manifest` in its environment."""
+    """Coordinator 0, lost and booted on its disk, which has `manifest`, too."""
     await mesh.lose(0)
     return await mesh.start(0, manifest)  # type: ignore[arg-type]
 
@@ -143,7 +188,7 @@ async def eventually_leads(consul: ConsulClient) -> None:
 
 
 async def test_a_restarted_coordinator_takes_the_newest_manifest() -> None:
-    """The environment's where it is newer, which is then in the records; else the records'."""
+    """The disk's where it is newer, which is then in the records; else the records'."""
     async with cluster() as mesh:
         await mesh.start()
         first = (await mesh.ready()).coordinator.head.signed
@@ -166,7 +211,7 @@ async def test_of_two_manifests_of_one_epoch_one_rules_all_coordinators() -> Non
         assert len({document["manifest_digest"] for document in documents}) == 1
         noted = [document for document in documents if document["manifest_notes"]]
         assert noted
-        assert all("of the environment does not count" in str(document["manifest_notes"]) for document in noted)
+        assert all("with which it began, does not count" in str(document["manifest_notes"]) for document in noted)
 
 
 @pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])

@@ -7,18 +7,22 @@ import json
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.head import Head
 from coordinator.proposal import MAX_STORED, misfit
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
+from topology.revocation import Revocation
 
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
 NOW = 1_800_000_000.0
+OWN = MeshPeer(
+    peer_id="coordinator-0", public_key="", address=FIRST.manifest.coordinators.peers[0].address, kind="coordinator"
+)
 INFO = GuestInfo(app_id=WHO.app_id, instance_id=WHO.instance_id, compose_hash=WHO.compose_hash)
 
 
@@ -28,7 +32,7 @@ class Watched(Head):
     def __init__(self, signed: Signed = FIRST, info: GuestInfo = INFO) -> None:
         self.changes = 0
         self.kept: list[Signed] = []
-        super().__init__(signed, info, check_signatures=True, keep=self.kept.append, changed=self.count)
+        super().__init__(signed, info, OWN, check_signatures=True, keep=self.kept.append, changed=self.count)
 
     def count(self) -> None:
         """One more."""
@@ -70,17 +74,14 @@ def test_a_successor_takes_the_place_and_nothing_else_does() -> None:
 def test_who_brings_a_manifest_brings_none_that_cannot_be_set() -> None:
     """Owners sign one, see that it is refused, and sign another: who kept the first cannot set it either."""
     head = settled()
-    own = MeshPeer(
-        peer_id="coordinator-0", public_key="", address=FIRST.manifest.coordinators.peers[0].address, kind="coordinator"
-    )
     wrong = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("ab" * 32,))
     for mistaken in (after(FIRST, coordinators=wrong), after(FIRST, mesh_pool="100.97.0.0/16")):
-        assert head.brought(seal(mistaken, OWNER), own) is None
+        assert head.brought(seal(mistaken, OWNER)) is None
         assert head.signed == FIRST
         assert any("is refused" in note for note in head.notes)
-    assert head.brought("x" * (MAX_STORED + 1), own) is None
+    assert head.brought("x" * (MAX_STORED + 1)) is None
     good = opened(after(FIRST, leaf_hours=9), OWNER)
-    assert head.brought(good.envelope, own) == good
+    assert head.brought(good.envelope) == good
 
 
 def test_of_two_of_one_epoch_only_the_records_choose() -> None:
@@ -91,7 +92,7 @@ def test_of_two_of_one_epoch_only_the_records_choose() -> None:
     head.adopt(twin, NOW)
     head.settle(NOW)
     assert head.manifest == twin.manifest
-    assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
+    assert head.notes == (f"{FIRST.name}, with which it began, does not count: the coordinators enforce {twin.name}",)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +178,22 @@ def test_a_manifest_that_a_newer_program_has_kept_holds_older_ones_back() -> Non
     assert head.hindrance is not None
     assert head.take(seal(after(second), OWNER), NOW)
     assert head.hindrance is None
+
+
+def test_a_coordinator_that_is_revoked_or_dropped_leaves_once_the_coordinators_agree() -> None:
+    """A manifest in its environment alone makes none leave: its records may have a newer one."""
+    for changes in (
+        {"revoked": (Revocation(peer_id="coordinator-0"),)},
+        {"revoked": (Revocation(instance_id=INFO.instance_id),)},
+        {"revoked": (Revocation(compose_hash=INFO.compose_hash),)},
+        {"coordinators": dataclasses.replace(FIRST.manifest.coordinators, peers=())},
+    ):
+        newer = opened(after(FIRST, **changes), OWNER)
+        head = settled()
+        assert head.take(newer.envelope, NOW)
+        assert head.dismissed == head.hindrance is not None
+        alone = Watched(newer)
+        assert alone.hindrance is not None
+        assert alone.dismissed is None
+        alone.agree()
+        assert alone.dismissed == alone.hindrance

@@ -75,7 +75,7 @@ async def test_a_server_whose_disk_hangs_is_replaced(tmp_path: Path) -> None:
     server = ServerProcess(
         ServerSettings(
             program=Path(tool("consul")), state_dir=tmp_path, cluster="tests", peer_id="coordinator-0",
-            address=loopback(), siblings=(), data_dir=tmp_path / "records",
+            address=loopback(), siblings=tuple, data_dir=tmp_path / "records",
         ),
         derive(Secret("00" * 32), "tests"), time.time, lambda: bool(hangs),
     )  # fmt: skip

@@ -15,13 +15,14 @@ from coordinator.contents import Contents, Own, contents
 from coordinator.keys import ClusterKeys, derive
 from coordinator.slots import Holder
 from evidence.bundle import Bundle, common_part, decode, with_path
+from evidence.documents import digest
 from evidence.merkle import tree
 from evidence.outside import Seen, Trusted, Verified, verify
 from evidence.statement import report_data
 from lab.agent_tls import event_items
 from lab.tee import CvmIdentity, DevTee
 from runtime.secret import Secret
-from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, TEE, cvm, make_manifest, tls_key
+from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, OWNER, TEE, cvm, make_manifest, tls_key
 from tests.topology.support import after, opened
 from topology.envelope import Signed
 
@@ -47,6 +48,7 @@ def holder(peer_id: str, group: str) -> Holder:
     )  # fmt: skip
 
 
+DOCUMENTS = {digest(text): text for text in (API_COMPOSE, COORDINATOR_COMPOSE)}
 HOLDERS = (holder("api-1", "api"), holder("api-0", "api"), holder("client-0", "client"))
 
 
@@ -71,7 +73,7 @@ class Coordinator:
         """What it states."""
         own = Own(peer_id=self.peer_id, app_id=self.who.app_id)
         envelopes = tuple(each.envelope for each in self.chain)
-        return contents(own, self.keys, self.chain[-1], envelopes, HOLDERS, self.now)
+        return contents(own, self.keys, self.chain[-1], envelopes, DOCUMENTS, HOLDERS, self.now)
 
     def answer(self, *nonces: bytes, stated: Contents | None = None) -> tuple[bytes, ...]:
         """The bundles for all `nonces`, by one quote, as it sends them."""

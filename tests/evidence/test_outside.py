@@ -21,12 +21,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from coordinator import authority
 from coordinator.keys import ca_builder, derive, derived_key
 from evidence.bundle import Bundle, BundleError, decode
+from evidence.documents import digest
 from evidence.outside import CLOCK_SKEW, Cause, Seen, Trusted, UnprovenError, Verified, verify
 from evidence.statement import Member
 from lab.tee import DevTee
 from runtime.secret import Secret
 from tests.coordinator.world import API_COMPOSE, OWNER, OWNERS, cvm
-from tests.evidence.bundles import HOLDERS, NONCE, NOW, Coordinator, check, envelopes
+from tests.evidence.bundles import DOCUMENTS, HOLDERS, NONCE, NOW, Coordinator, check, envelopes
 from tests.topology.support import after, opened
 from topology.owners import Owners, key_of
 
@@ -241,6 +242,14 @@ def test_another_key_under_the_name_of_the_mesh_ca() -> None:
     cross = builder.add_extension(names, critical=False).sign(root_key, hashes.SHA256())
     error = refusal(HONEST.bundle(mesh_ca_by_root=cross.public_bytes(Encoding.PEM).decode()))
     assert (error.cause, "another key" in error.reason) == (Cause.AUTHORITY, True)
+
+
+def test_texts_that_are_not_those_of_the_manifest() -> None:
+    """One character more; a text of another hash, which nobody measured. Fewer prove less, and are no lie."""
+    name, text = next(iter(DOCUMENTS.items()))
+    for wrong in ({name: f"{text} "}, DOCUMENTS | {digest("{}"): "{}"}, {name: "\ud800"}):
+        assert refusal(HONEST.bundle(documents=wrong)).cause is Cause.DOCUMENTS
+    assert check(HONEST.bundle(documents={name: text}), HONEST.trusted).documents == {name: text}
 
 
 def test_members_that_are_not_the_statements() -> None:

@@ -10,7 +10,7 @@ import pytest
 from evidence.outside import Seen
 from meshctl import verify_files
 from meshctl.errors import UserError
-from tests.evidence.bundles import NONCE, Coordinator, check
+from tests.evidence.bundles import DOCUMENTS, NONCE, Coordinator, check
 from topology.envelope import open_envelope
 
 HONEST = Coordinator()
@@ -26,6 +26,8 @@ def test_the_folder_has_everything_that_one_needs_later(tmp_path: Path) -> None:
     assert (folder / "bundle.json").read_bytes() == DATA
     assert (folder / "mesh-ca.pem").read_text() == (folder / "mesh-ca.3.pem").read_text() == HONEST.bundle().mesh_ca
     assert (folder / "root-ca.pem").read_text() == HONEST.bundle().root_ca
+    texts = {path.stem: path.read_text() for path in (folder / "app-compose").iterdir()}
+    assert texts == DOCUMENTS
     assert len(json.loads((folder / "members.json").read_text())) == 3
     names = {path.name for path in (folder / "history").iterdir()}
     assert names == {

@@ -15,7 +15,7 @@ from topology import render
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
-from topology.succession import Fault, SuccessionError, chain, follow, overtake
+from topology.succession import Fault, SuccessionError, chain, follow, overruled, overtake
 
 ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
@@ -102,6 +102,31 @@ def test_a_history_is_judged_from_its_first_manifest() -> None:
         assert caught.value.fault is fault
     with pytest.raises(SuccessionError, match="signed by 0"):
         chain(Owners(keys=(key_of(BOB),)), [HEAD.envelope])
+
+
+def test_owners_that_were_replaced_rule_nothing() -> None:
+    """However great the epoch, and whom they name: what comes after the change needs those that came. What they signed
+    before, and a change at the same moment, is nobody's to tell from the genuine one.
+    """
+    bob = Owners(keys=(key_of(BOB),))
+    changed = signed(after(HEAD, owners=bob))
+    last = signed(after(changed), BOB)
+    history = (HEAD, changed, last)
+    for late in (
+        signed(after(HEAD, epoch=9, previous="ee" * 32)),
+        signed(after(signed(after(HEAD, routes=())))),
+        signed(after(HEAD, epoch=9, previous="ee" * 32, owners=Owners(keys=(key_of(CAROL),)))),
+    ):
+        assert overruled(history, (late,))
+        assert overruled(history, (HEAD, late, signed(after(late), CAROL)))
+        assert not overruled((late,), history)
+    both = signed(after(HEAD, epoch=9, previous="ee" * 32), ALICE, BOB)
+    for fair in (history, (), (NEXT,), (signed(after(last), BOB),), (both,)):
+        assert not overruled(history, fair)
+    assert not overruled((HEAD, NEXT), (signed(after(HEAD, epoch=9, previous="ee" * 32)),)), "nobody was replaced"
+    back = signed(after(last, owners=HEAD.manifest.owners), BOB)
+    assert not overruled((*history, back), (signed(after(back)),)), "they were put back"
+    assert overruled((*history, back), (signed(after(last, epoch=9, previous="ee" * 32), BOB),))
 
 
 def test_a_reader_takes_what_is_newer() -> None:

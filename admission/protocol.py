@@ -18,7 +18,7 @@ NONCE_LIFETIME = 60.0
 
 class Code(Enum):
     """Error codes: the template family's; SLOT_TAKEN, BUSY and NOT_READY, which say 'try again' rather than 'never';
-    and those of a manifest that is not set.
+    REVOKED, of a CVM that was allowed once; and those of a manifest that is not set.
     """
 
     BAD_REQUEST = ("BAD_REQUEST", 400)
@@ -27,6 +27,7 @@ class Code(Enum):
     REPORT_DATA_MISMATCH = ("REPORT_DATA_MISMATCH", 403)
     KMS_POLICY_MISMATCH = ("KMS_POLICY_MISMATCH", 403)
     ADMISSION_REJECTED = ("ADMISSION_REJECTED", 403)
+    REVOKED = ("REVOKED", 403)
     SLOT_TAKEN = ("SLOT_TAKEN", 409)
     MANIFEST_NOT_SIGNED = ("MANIFEST_NOT_SIGNED", 403)
     MANIFEST_STALE = ("MANIFEST_STALE", 409)
@@ -57,6 +58,7 @@ _PERMANENT = frozenset(
         Code.REPORT_DATA_MISMATCH,
         Code.KMS_POLICY_MISMATCH,
         Code.ADMISSION_REJECTED,
+        Code.REVOKED,
     }
 )
 
@@ -232,6 +234,8 @@ RECORDS_KEY = "mesh/records"
 """Consul KV key of a random text that is made with the records, and lost with them. Every agent token may read it."""
 MANIFESTS_PREFIX = "mesh/manifests/"
 """Consul KV prefix of all manifests that were in force, each under its epoch and digest; never changed."""
+DOCUMENTS_PREFIX = "mesh/documents/"
+"""Consul KV prefix of app-compose texts, each under its compose hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +259,9 @@ class ManifestRequest:
     """`POST /v1/manifest`: set this manifest. It follows the one in force by `previous`, and its owners signed it."""
 
     envelope: str
+    documents: dict[str, str] = field(default_factory=dict)
+    """The app-compose texts of compose hashes that it names, by hash, as far as they fit. With the manifest in force
+    once more, further ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

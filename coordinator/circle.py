@@ -1,0 +1,191 @@
+"""The coordinators of the manifest in force: this one asks all others, and those that the manifest dropped leave.
+
+A coordinator that was dropped, or whose compose hash or OS image is no longer allowed, goes off link, registry and
+lists, and its server out of Raft's configuration. Its server first, where that can be: a removal needs a majority, to
+which it may belong (`coordinator.voters`). One that means ill would stay for as long; so after `GRACE_SECONDS` the link
+to it ends whatever Raft says. Without a link nothing of it is heard, and Consul cannot take it in again by gossip.
+
+While its server still counts for Raft, a dropped coordinator is asked as the others are: it may lead, and have what was
+acknowledged while this one was away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from admission.protocol import PEERS_PREFIX, MeshPeer
+from coordinator import voters
+from coordinator.broker import Broker
+from coordinator.registry import Registry
+from coordinator.server_process import ServerProcess
+from coordinator.siblings import Sibling
+from runtime.consul import ConsulError
+from runtime.tasks import TaskScope
+from topology.envelope import Signed
+from topology.manifest import CoordinatorPeer, Manifest
+from topology.revocation import why_revoked
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks, beside each change of the manifest's."""
+STEP_SECONDS = 0.05
+"""Between two steps that Raft's configuration takes."""
+GRACE_SECONDS = 10.0
+"""How long a dropped coordinator keeps its link because Raft counts it. Removing takes well below a second, and an
+election about 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What of a coordinator this works on."""
+
+    own: MeshPeer
+    broker: Broker
+    registry: Registry
+    server: ServerProcess
+    chain: Callable[[], tuple[Signed, ...]]
+    """The manifests that were in force, oldest first."""
+    make: Callable[[CoordinatorPeer], Sibling]
+    """Makes who asks a coordinator."""
+    dismissed: Callable[[], str | None]
+    """Why this coordinator itself has to leave."""
+
+
+class Circle:
+    """The other coordinators."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._made: dict[CoordinatorPeer, Sibling] = {}
+        self._tasks: dict[CoordinatorPeer, asyncio.Task[None]] = {}
+        self._voters: tuple[str, ...] = ()
+        self._gone_since: dict[str, float] = {}
+        self._listed_still: set[str] = set()
+        """Peer IDs of those that were put out, and that Consul's KV may have yet."""
+        self._news = asyncio.Event()
+
+    @property
+    def siblings(self) -> tuple[Sibling, ...]:
+        """Those of the manifest, heard or not: whoever is left out here would not be waited for."""
+        return tuple(self._sibling(peer) for peer in self._others())
+
+    @property
+    def leaving(self) -> tuple[Sibling, ...]:
+        """Those that it dropped and that are asked still."""
+        listed = self._others()
+        return tuple(self._sibling(peer) for peer in self._tasks if peer not in listed)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Mesh addresses of the other coordinators of the manifest."""
+        return tuple(peer.address for peer in self._others())
+
+    def changed(self) -> None:
+        """Another manifest is enforced."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with TaskScope() as scope:
+            while True:
+                self._news.clear()
+                self._keep(scope)
+                stepped = self._parts.dismissed() is None and await self._look()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STEP_SECONDS if stepped else LOOK_SECONDS):
+                        await self._news.wait()
+
+    # ---- who is asked
+
+    def _keep(self, scope: TaskScope) -> None:
+        wanted = (*self._others(), *self._dropped())
+        for peer in self._tasks.keys() - set(wanted):
+            self._tasks.pop(peer).cancel()
+            self._made.pop(peer)
+        for peer in wanted:
+            if peer not in self._tasks:
+                self._tasks[peer] = scope.start(f"sibling {peer.peer_id}", self._sibling(peer).run())
+
+    def _sibling(self, peer: CoordinatorPeer) -> Sibling:
+        if peer not in self._made:
+            self._made[peer] = self._parts.make(peer)
+        return self._made[peer]
+
+    def _others(self) -> tuple[CoordinatorPeer, ...]:
+        own, revoked = self._parts.own.peer_id, self._manifest.revoked
+        peers = self._manifest.coordinators.peers
+        return tuple(it for it in peers if it.peer_id != own and not why_revoked(revoked, peer_id=it.peer_id))
+
+    def _dropped(self) -> tuple[CoordinatorPeer, ...]:
+        """Those of former manifests that Raft's configuration has, and the manifest has not."""
+        listed = {self._parts.own.address, *self.addresses}
+        former: dict[str, CoordinatorPeer] = {}
+        for signed in self._parts.chain():
+            former |= {peer.address: peer for peer in signed.manifest.coordinators.peers}
+        own = self._parts.own
+        going = [former[each] for each in self._voters if each in former and each not in listed]
+        return tuple(peer for peer in going if own.address != peer.address and own.peer_id != peer.peer_id)
+
+    # ---- who leaves
+
+    async def _look(self) -> bool:
+        """One step of what has to be done; whether Raft's configuration takes more."""
+        standing = await self._parts.server.standing()
+        self._voters = standing.voters
+        now = asyncio.get_running_loop().time()
+        try:
+            stepped = standing.led and await self._step()
+            await self._put_out(standing.led, now)
+        except (ConsulError, KeyError, TypeError, ValueError) as error:
+            log.warning("a dropped coordinator is not out yet", extra={"reason": str(error)})
+            return False
+        return stepped
+
+    async def _step(self) -> bool:
+        staying, server = self._staying(), self._parts.server
+        if set(self._voters) <= staying.keys():
+            return False
+        step = voters.next_step(await server.raft(), staying, self._parts.own.address)
+        if isinstance(step, voters.Lead):
+            log.info("takes the lead from a coordinator that leaves")
+            await server.take_lead(step.server.server_id)
+        elif isinstance(step, voters.Remove):
+            log.info("a dropped coordinator's server leaves Raft", extra={"address": step.server.address})
+            await server.remove(step.server.server_id)
+        return step is not None
+
+    async def _put_out(self, led: bool, now: float) -> None:
+        staying, parts = self._staying(), self._parts
+        gone = {
+            peer.peer_id: peer
+            for peer in parts.registry.peers()
+            if peer.kind == "coordinator" and staying.get(peer.address) != peer.peer_id != parts.own.peer_id
+        }
+        self._gone_since = {name: self._gone_since.get(name, now) if led else now for name in gone}
+        for name, peer in gone.items():
+            if peer.address in self._voters and now - self._gone_since[name] < GRACE_SECONDS:
+                continue
+            log.warning("a coordinator is put out: the manifest no longer allows it", extra={"peer_id": name})
+            parts.registry.remove(name)
+            parts.broker.put_out(name)
+            self._listed_still.add(name)
+        if not led:
+            return
+        for name in tuple(self._listed_still - set(staying.values())):
+            await parts.server.client.delete(f"/v1/kv/{PEERS_PREFIX}{name}")
+        self._listed_still.clear()
+        await parts.server.force_out(staying)
+
+    def _staying(self) -> Mapping[str, str]:
+        """Peer IDs by mesh address of the coordinators that the manifest allows."""
+        peers = self._manifest.coordinators.peers
+        return {peer.address: peer.peer_id for peer in peers if self._parts.broker.allows_sibling(peer.peer_id)}
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._parts.broker.rules.manifest

@@ -1,0 +1,66 @@
+"""App-compose texts on real coordinators: kept for whoever verifies, and only those that the manifest names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from evidence.bundle import decode
+from evidence.documents import digest
+from tests.coordinator.test_records import enforce
+from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, COORDINATOR_COMPOSE, OWNER, Running, cluster
+from tests.support import eventually
+from tests.topology.support import after, opened
+
+
+async def post(lead: Running, path: str, body: object) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+        session.post(f"{lead.url}{path}", json=body) as response,
+    ):
+        return response.status, await response.read()
+
+
+async def texts(lead: Running) -> Any:
+    """The texts in the bundle that the coordinator gives."""
+    status, data = await post(lead, "/v1/attest", {"nonce": "ab" * 32})
+    return decode(data).documents if status == 200 else status
+
+
+async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:
+    """Set with the manifest in force, seen at every coordinator; gone when no compose hash is theirs any more."""
+    async with cluster(2) as mesh:
+        for n in range(2):
+            await mesh.start(n)
+        leads = [await mesh.ready(n) for n in range(2)]
+        head = leads[0].coordinator.head.signed
+        api = {digest(API_COMPOSE): API_COMPOSE}
+        for wrong in ({digest(API_COMPOSE): API_COMPOSE + " "}, {digest("{}"): "{}"}):
+            status, said = await post(leads[0], "/v1/manifest", {"envelope": head.envelope, "documents": wrong})
+            assert (status, b"MANIFEST_REFUSED" in said) == (422, True), said
+        assert await texts(leads[0]) == {}
+        status, said = await post(leads[0], "/v1/manifest", {"envelope": head.envelope, "documents": api})
+        assert status == 200, said
+
+        async def seen(wanted: dict[str, str]) -> None:
+            found: list[Any] = []
+            while found != [wanted, wanted]:
+                found = [await texts(lead) for lead in leads]
+
+        await seen(api)
+        groups = dict(head.manifest.groups)
+        del groups["api"]
+        routes = tuple(route for route in head.manifest.routes if route.group != "api")
+        without = opened(after(head, groups=groups, routes=routes), OWNER)
+        others = {digest(text): text for text in (COORDINATOR_COMPOSE, CLIENT_COMPOSE)}
+        status, said = await post(leads[1], "/v1/manifest", {"envelope": without.envelope, "documents": api})
+        assert status == 422, said
+        status, said = await post(leads[1], "/v1/manifest", {"envelope": without.envelope, "documents": others})
+        assert status == 200, said
+        await eventually(lambda: enforce(leads, without.digest), "it is enforced")
+        await seen(others)
+        _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})
+        while len(keys) > 2:
+            _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})
