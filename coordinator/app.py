@@ -17,6 +17,7 @@ from dataclasses import replace
 from random import Random
 from typing import Protocol
 
+from admission.protocol import BootKeys, MeshPeer
 from coordinator import contents, identity, policy, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
@@ -29,12 +30,11 @@ from coordinator.documents import Documents
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
-from coordinator.history import Mesh, arrange, begin
+from coordinator.history import Mesh, arrange
 from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
-from coordinator.protocol import BootKeys, MeshPeer
 from coordinator.records import Records
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
@@ -110,8 +110,6 @@ class Coordinator:
         self._ledger: Ledger | None = None
         self._formation: Formation | None = None
         self._circle: Circle | None = None
-        self._left = ""
-        """What of the environment does not count."""
         self._port = 0
 
     @property
@@ -163,18 +161,17 @@ class Coordinator:
             await status.stop()
 
     async def _begin(self, machine: Machine, stop: asyncio.Event) -> Identity | None:
-        """Who this coordinator is, once there is a manifest: the newest of the environment's and the disk's, or the
-        first that is set. None when told to stop. ConfigError.
+        """Who this coordinator is, once there is a manifest: the disk's newest, or the first that is set. None when
+        told to stop. ConfigError.
         """
         config = self._config
         history = arrange(manifests(config.data_dir), self._mesh(machine))
         newest = history.newest
-        if config.signed is not None:
-            newest, self._left = begin(config.signed, history, signed=config.owners is not None)
         if newest is None:
             self._say(waiting.PHASE)
             self._waiting = waiting.Waiting(config, machine)
             newest = await self._waiting.wait(stop)
+            self._waiting = None
             self._say("keys")
         if newest is None:
             return None
@@ -353,10 +350,10 @@ class Coordinator:
         return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners)
 
     def _begin_head(self, who: Identity, own: MeshPeer, chronicle: Chronicle) -> Head:
-        """What is enforced until the records are heard: the newest of the disk's manifests and the environment's."""
+        """What is enforced until the records are heard: what it began with."""
         config = self._config
         assert config.signed is not None
-        head = Head(
+        return Head(
             config.signed,
             who.info,
             own,
@@ -364,8 +361,6 @@ class Coordinator:
             keep=chronicle.keep,
             changed=self._head_changed,
         )
-        head.left = self._left or None
-        return head
 
     def _disk(self, who: Identity) -> Disk:
         owner = Owner(cluster=self._config.cluster, app_id=who.info.app_id, peer_id=who.peer_id)

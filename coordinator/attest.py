@@ -13,8 +13,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from admission.protocol import Code
 from coordinator.contents import Contents
-from coordinator.protocol import Code
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest, BundleError, common_part, parse_nonce, with_path
 from evidence.collateral import CollateralSource

@@ -1,4 +1,4 @@
-"""The admission broker: challenge, attest, renew, release, in the words of `coordinator.protocol`. No HTTP here.
+"""The admission broker: challenge, attest, renew, release, in the words of `admission.protocol`. No HTTP here.
 
 The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
 then every field of the binding, then the slot; nothing is written before all of it held.
@@ -13,17 +13,9 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from coordinator import grants, policy
-from coordinator.feed import Feed
-from coordinator.grants import Tokens
-from coordinator.keys import ClusterKeys, agent_certificate
-from coordinator.leases import Lease, LeaseError, seal, unseal
-from coordinator.ledger import Ledger
-from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
-from coordinator.policy import COORDINATORS, Slot
-from coordinator.protocol import (
+from admission.protocol import (
     NONCE_LIFETIME,
     Admission,
     AttestRequest,
@@ -36,6 +28,14 @@ from coordinator.protocol import (
     MeshPeer,
     Renewal,
 )
+from coordinator import grants, policy
+from coordinator.feed import Feed
+from coordinator.grants import Tokens
+from coordinator.keys import ClusterKeys, agent_certificate
+from coordinator.leases import Lease, LeaseError, seal, unseal
+from coordinator.ledger import Ledger
+from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
+from coordinator.policy import COORDINATORS, Slot
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
@@ -44,10 +44,11 @@ from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
-from evidence.verify import Evidence
+from evidence.verify import EvidenceVerifier
 from topology.allowed import allowed, image_id
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
+from topology.revocation import why_revoked
 
 T = TypeVar("T")
 
@@ -59,14 +60,6 @@ it is answered, for the CVM's status to say why it waits, and asks again."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""
-
-
-class EvidenceVerifier(Protocol):
-    """What the broker asks of `evidence.verify.Verifier`."""
-
-    async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
-        """The proven facts, or EvidenceError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +160,13 @@ class Broker:
             check(evidence, expected(rules.manifest, slot.group))
         except EvidenceError as error:
             raise RefusalError(Code[error.code], error.reason) from error
+        policy.check_revoked(rules.manifest, slot.peer_id)
         policy.check_binding(binding, slot, rules.manifest, evidence, now)
         self._check_key_is_own(slot, binding)
         image = image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
-        return await self._admit(rules, slot, binding, image, _digest(request))
+        return await self._admit(rules, slot, binding, image, evidence.device, _digest(request))
 
     async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
         """Returns when newcomer `instance_id`, whose evidence was verified, may have a slot of its group; RefusalError
@@ -205,17 +199,15 @@ class Broker:
         rules = self.rules
         if lease.group == COORDINATORS:
             holder = self._held(self._siblings, lease)
-            if not self.allows_sibling(lease.peer_id):
-                raise RefusalError(Code.LEASE_INVALID, f"the manifest no longer allows {lease.peer_id}")
+            if (reason := why_not_allowed(rules.manifest, holder)) is not None:
+                raise RefusalError(Code.LEASE_INVALID, reason)
             self._siblings[lease.peer_id] = replace(holder, renewed_at=self._clocks.unix())
             return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=rules.manifest.epoch)
         self._check_ready()
         holder = self._held(self._ledger.slots, lease)
-        if not allowed(rules.manifest, holder.peer_id, holder.compose_hash, holder.image):
-            await self._ledger.free(holder, "the manifest no longer allows it")
-            raise RefusalError(
-                Code.LEASE_INVALID, f"the manifest no longer allows {holder.peer_id} with its app and OS image"
-            )
+        if (reason := why_not_allowed(rules.manifest, holder)) is not None:
+            await self._ledger.free(holder, reason)
+            raise RefusalError(Code.LEASE_INVALID, reason)
         await self._ledger.renew(holder)
         now, digest = self._clocks.unix(), rules.signed.digest
         if request.trusts == digest != holder.trusts:
@@ -254,7 +246,7 @@ class Broker:
         held, manifest = self._siblings.get(peer_id), self.rules.manifest
         if held is None:
             return peer_id in policy.peer_ids(manifest, COORDINATORS)
-        return allowed(manifest, peer_id, held.compose_hash, held.image)
+        return why_not_allowed(manifest, held) is None
 
     def put_out(self, peer_id: str) -> None:
         """Ends the lease of the coordinator `peer_id`. What it was admitted with is known still."""
@@ -282,7 +274,9 @@ class Broker:
         else:
             await self._ledger.free(holder, "released")
 
-    async def _admit(self, rules: Rules, slot: Slot, binding: Binding, image: str, evidence: str) -> Admission:
+    async def _admit(
+        self, rules: Rules, slot: Slot, binding: Binding, image: str, device: str, evidence: str
+    ) -> Admission:
         now = self._clocks.unix()
         peer = MeshPeer(
             peer_id=slot.peer_id,
@@ -301,6 +295,7 @@ class Broker:
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             image=image,
+            device=device,
             evidence=evidence,
             renewed_at=now,
         )
@@ -375,6 +370,7 @@ class Broker:
         nodes, now = self._ledger.nodes, self._clocks.unix()
         if request.peer_id is not None:
             if request.peer_id not in peer_ids:
+                policy.check_revoked(self.rules.manifest, request.peer_id)
                 raise RefusalError(
                     Code.ADMISSION_REJECTED, f"group {request.group} has no peer {request.peer_id!r:.80}"
                 )
@@ -427,6 +423,20 @@ class Broker:
     def _check_ready(self) -> None:
         if self.not_ready is not None:
             raise RefusalError(Code.NOT_READY, self.not_ready)
+
+
+def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
+    """Why `manifest` does not allow what `holder` was admitted with, as a sentence; None when it does."""
+    reason = why_revoked(
+        manifest.revoked,
+        peer_id=holder.peer_id,
+        instance_id=holder.instance_id,
+        compose_hash=holder.compose_hash,
+        device=holder.device,
+    )
+    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
+        reason = f"the manifest no longer allows {holder.peer_id} with its app and OS image"
+    return reason
 
 
 def _workload_token(tokens: Tokens | None) -> str:

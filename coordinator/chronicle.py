@@ -11,10 +11,10 @@ import asyncio
 import base64
 import logging
 
+from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from coordinator.proposal import shown
-from coordinator.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from runtime.consul import ConsulClient
 from topology.envelope import Signed
 

@@ -17,9 +17,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from admission.protocol import PEERS_PREFIX, MeshPeer
 from coordinator import voters
 from coordinator.broker import Broker
-from coordinator.protocol import PEERS_PREFIX, MeshPeer
 from coordinator.registry import Registry
 from coordinator.server_process import ServerProcess
 from coordinator.siblings import Sibling
@@ -27,6 +27,7 @@ from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
 from topology.envelope import Signed
 from topology.manifest import CoordinatorPeer, Manifest
+from topology.revocation import why_revoked
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +117,13 @@ class Circle:
         return self._made[peer]
 
     def _others(self) -> tuple[CoordinatorPeer, ...]:
+        own, revoked = self._parts.own.peer_id, self._manifest.revoked
         peers = self._manifest.coordinators.peers
-        return tuple(peer for peer in peers if peer.peer_id != self._parts.own.peer_id)
+        return tuple(it for it in peers if it.peer_id != own and not why_revoked(revoked, peer_id=it.peer_id))
 
     def _dropped(self) -> tuple[CoordinatorPeer, ...]:
         """Those of former manifests that Raft's configuration has, and the manifest has not."""
-        listed = {peer.address for peer in self._manifest.coordinators.peers}
+        listed = {self._parts.own.address, *self.addresses}
         former: dict[str, CoordinatorPeer] = {}
         for signed in self._parts.chain():
             former |= {peer.address: peer for peer in signed.manifest.coordinators.peers}

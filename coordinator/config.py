@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from admission.protocol import ADMISSION_PORT
 from coordinator.policy import COORDINATORS
-from coordinator.protocol import ADMISSION_PORT
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
@@ -32,7 +32,7 @@ class Config:
     peer_id: str | None
     """None: found by the instance ID in the manifest's URLs, or the only one."""
     signed: Signed | None
-    """The manifest to begin with. None: neither the environment has one, nor was one set so far."""
+    """The manifest to begin with (`begun`); None in what the environment says."""
     owners: Owners | None
     """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
@@ -69,8 +69,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     # Where coordinators are is the manifest's to say: they come and go while the environment stays.
     reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
-    found = given.read(reader, needed=False)
-    signed = found.signed
+    found = given.read(reader)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, DEFAULT_PCCS)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     paths = {
@@ -87,8 +86,6 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     listen = reader.optional("MESH_LISTEN", _listen, ("0.0.0.0", ADMISSION_PORT))
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, "info")
-    if signed is not None:
-        reader.problems += _disagreements(signed.manifest, cluster, peer_id)
     reader.finish()
     insecure = (
         *found.insecure,
@@ -97,7 +94,7 @@ def parse(environ: Mapping[str, str]) -> Config:
     return Config(
         cluster=cluster,
         peer_id=peer_id,
-        signed=signed,
+        signed=None,
         owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from admission.protocol import MeshPeer
 from coordinator import marker as markers
 from coordinator.history import order
 from coordinator.marker import MARKER, MEMBER, RECORDS, Marker, Owner
 from coordinator.proposal import MAX_STORED
-from coordinator.protocol import MeshPeer
 from topology.manifest import ManifestError, from_tree
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from coordinator.protocol import DOCUMENTS_PREFIX, Code
+from admission.protocol import DOCUMENTS_PREFIX, Code
 from coordinator.refusal import RefusalError
 from evidence.documents import DocumentError, check, named
 from runtime.consul import ConsulClient

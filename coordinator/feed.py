@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 
 POLL_SECONDS = 25.0
 """A long poll is answered after this at the latest; below the idle limits of common proxies (30 s and more)."""

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from admission.protocol import MeshPeer
 from coordinator.broker import Broker
 from coordinator.circle import Circle
 from coordinator.disk import Disk, DiskError
@@ -22,7 +23,6 @@ from coordinator.disk_probe import DiskProbe
 from coordinator.forming import UNKNOWN, Action, Decision, Standing, StandingRequest, decide
 from coordinator.forming import Sibling as Seen
 from coordinator.marker import MEMBER, NEW, STARTED, ForeignDataError
-from coordinator.protocol import MeshPeer
 from coordinator.registry import Registry
 from coordinator.server_process import ServerProcess, Start
 from coordinator.siblings import Sibling

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import policy_bodies
 from runtime.consul import ConsulClient, ConsulError
@@ -112,7 +112,7 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequ
         try:
             overtake(before, signed.envelope, settled=True, signed=owners is not None)
         except SuccessionError as error:
-            raise StandoffError(f"the manifest of this coordinator's environment is refused: {error}") from error
+            raise StandoffError(f"the manifest that this coordinator began with is refused: {error}") from error
     return signed
 
 

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from admission.protocol import LeaseRequest
 from coordinator.authority import authorities, issue, mesh_ca
 from coordinator.keys import ClusterKeys, workload_secret
-from coordinator.protocol import LeaseRequest
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS, token_body, workload_backends, workload_token_body
 from runtime.secret import Secret

@@ -1,7 +1,7 @@
 """The manifest that this coordinator enforces, and why it must not enforce any now. Pure.
 
-The manifest begins as the one in the environment. The records in Consul settle which one counts; from then on only a
-successor takes its place.
+It begins with the newest on its disk, or with the first that it was given. The records in Consul settle which one
+counts; from then on only a successor takes its place.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from admission.protocol import MeshPeer
 from coordinator import proposal
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest
@@ -49,7 +49,7 @@ class Head:
         self._standoff: str | None = None
         self._refused: str | None = None
         self.left: str | None = None
-        """What of the environment does not count."""
+        """What it began with, where that does not count."""
 
     @property
     def manifest(self) -> Manifest:
@@ -59,7 +59,7 @@ class Head:
     @property
     def misfit(self) -> str | None:
         """Why the manifest is not about this coordinator; None when it is."""
-        return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own)
+        return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own, self._info)
 
     @property
     def dismissed(self) -> str | None:
@@ -146,9 +146,9 @@ class Head:
         if self.settled:
             self._agreed = found.digest
         if found.manifest.epoch <= before.manifest.epoch:
-            self.left = f"{before.name} of the environment does not count: the coordinators enforce {found.name}"
+            self.left = f"{before.name}, with which it began, does not count: the coordinators enforce {found.name}"
             log.warning(
-                "another manifest than the environment's is in force", extra={"found": found.name, "own": before.name}
+                "another manifest than it began with is in force", extra={"found": found.name, "own": before.name}
             )
         log.info("manifest adopted", extra={"epoch": found.manifest.epoch, "digest": found.digest})
         self._changed()

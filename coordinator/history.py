@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
-from topology.succession import SuccessionError, overruled, overtake
+from topology.succession import overruled, overtake
 
 _NAME = re.compile(r"[1-9][0-9]{0,18}-[0-9a-f]{64}")
 
@@ -111,22 +111,6 @@ def extend(history: History, signed: Signed, mesh: Mesh) -> History:
         return replace(history, chain=(*history.chain, signed))
     kept = {name_of(it): it.envelope for it in (*history.chain, signed)}
     return replace(arrange(kept, mesh), ignored=history.ignored)
-
-
-def begin(given: Signed, history: History, *, signed: bool) -> tuple[Signed, str]:
-    """With which manifest a coordinator begins that is given `given` and has `history` on its disk; and what people
-    should know. `signed=False` skips signatures.
-    """
-    newest = history.newest
-    if newest is None or newest.digest == given.digest:
-        return given, ""
-    if given.manifest.epoch < newest.manifest.epoch:
-        return newest, f"{given.name} of the environment does not count: {newest.name} is on the disk"
-    try:
-        overtake(newest, given.envelope, settled=True, signed=signed)
-    except SuccessionError as error:
-        return newest, f"{given.name} of the environment does not count: {error}"
-    return given, ""
 
 
 def _counted(

@@ -27,8 +27,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from admission.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator.grants import Tokens
-from coordinator.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry, decode_peer, encode_peer
 from coordinator.slots import (

@@ -10,8 +10,8 @@ import logging
 import os
 import socket
 
+from admission.protocol import MeshPeer
 from coordinator.config import Config
-from coordinator.protocol import MeshPeer
 from peer.driver import PeerLink
 from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer
 from peer.wireguard import USERSPACE_ENV, KernelDevice, UserspaceDevice, choose, public_key, userspace_argv

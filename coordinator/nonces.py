@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections import OrderedDict
 
-from coordinator.protocol import NONCE_LIFETIME
+from admission.protocol import NONCE_LIFETIME
 
 NONCE_BYTES = 32
 RANDOM_BYTES = 8

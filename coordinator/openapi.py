@@ -12,8 +12,8 @@ import types
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import (
+from admission.client import BEGUN_WITH
+from admission.protocol import (
     Admission,
     AttestRequest,
     Challenge,
@@ -25,6 +25,7 @@ from coordinator.protocol import (
     ManifestRequest,
     Renewal,
 )
+from coordinator.forming import Standing, StandingRequest
 from evidence.bundle import AttestationRequest, Bundle
 
 PATH = "/v1/openapi.json"
@@ -77,7 +78,13 @@ class Operation:
         return self.codes if self.name == SETS else (*self.codes, Code.NO_MANIFEST)
 
 
-_EVIDENCE = (Code.QUOTE_INVALID, Code.REPORT_DATA_MISMATCH, Code.KMS_POLICY_MISMATCH, Code.ADMISSION_REJECTED)
+_EVIDENCE = (
+    Code.QUOTE_INVALID,
+    Code.REPORT_DATA_MISMATCH,
+    Code.KMS_POLICY_MISMATCH,
+    Code.ADMISSION_REJECTED,
+    Code.REVOKED,
+)
 _BODY = (Code.BAD_REQUEST, Code.VERIFIER_FAILED)
 """A body may be malformed, and what reads it may fail."""
 _NUMBER: dict[str, object] = {"type": "string", "pattern": "^[0-9]{1,19}$", "default": "0"}
@@ -95,7 +102,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="A nonce, and the peer ID to attest for.",
         request=ChallengeRequest,
         answer=Challenge,
-        codes=(*_BODY, Code.ADMISSION_REJECTED, Code.SLOT_TAKEN, Code.NOT_READY),
+        codes=(*_BODY, Code.ADMISSION_REJECTED, Code.REVOKED, Code.SLOT_TAKEN, Code.NOT_READY),
     ),
     Operation(
         method="post",
@@ -176,6 +183,13 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Keys,
         codes=(Code.BAD_REQUEST,),
         query=(("seen", _NUMBER),),
+    ),
+    Operation(
+        method="get",
+        path=BEGUN_WITH,
+        name="begun",
+        summary="The signed manifest by which this coordinator goes, in force or not yet; for a rendezvous.",
+        answer=ManifestHead,
     ),
     Operation(
         method="get",

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from admission.binding import BINDING_VERSION
+from admission.protocol import Binding, BootKeys, Code
 from coordinator.authority import load_p256
-from coordinator.protocol import Binding, BootKeys, Code
 from coordinator.refusal import RefusalError
 from evidence import manifest as demands
 from evidence.verify import Evidence
 from topology.manifest import Manifest
+from topology.revocation import why_revoked
 
-BINDING_VERSION = 2
 COORDINATORS = demands.COORDINATORS
 _FIELD = 2**255 - 19
 """X25519's field (RFC 7748)."""
@@ -58,12 +59,17 @@ def find_slot(manifest: Manifest, peer_id: str) -> Slot:
 
 
 def peer_ids(manifest: Manifest, group: str) -> tuple[str, ...]:
-    """The peer IDs of `group`; RefusalError ADMISSION_REJECTED when the manifest has no such group."""
-    if group == COORDINATORS:
-        return tuple(peer.peer_id for peer in manifest.coordinators.peers)
-    if group not in manifest.groups:
+    """The peer IDs of `group`, without revoked ones; RefusalError ADMISSION_REJECTED when there is no such group."""
+    if group != COORDINATORS and group not in manifest.groups:
         raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no group {group!r:.80}")
-    return tuple(peer.peer_id for peer in manifest.groups[group].peers)
+    peers = manifest.coordinators.peers if group == COORDINATORS else manifest.groups[group].peers
+    return tuple(peer.peer_id for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id))
+
+
+def check_revoked(manifest: Manifest, peer_id: str) -> None:
+    """RefusalError REVOKED when the manifest revokes that slot. What evidence shows is `evidence.policy.check`'s."""
+    if (reason := why_revoked(manifest.revoked, peer_id=peer_id)) is not None:
+        raise RefusalError(Code.REVOKED, reason)
 
 
 def identities(manifest: Manifest, group: str) -> tuple[str, ...]:

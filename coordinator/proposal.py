@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from coordinator.protocol import Code, ManifestHead, MeshPeer
+from admission.protocol import Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
+from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, follow
 
 MAX_STORED = 512 << 10
@@ -39,7 +40,7 @@ def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
     if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
         allowed = ", ".join(own.compose_hashes)
         return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
-    return None
+    return why_revoked(manifest.revoked, compose_hash=info.compose_hash)
 
 
 def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed: bool) -> Signed | None:
@@ -56,7 +57,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
         if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
             raise stale(head, str(error)) from error
         raise RefusalError(code, str(error)) from error
-    reason = _drops(head.manifest, found.manifest, own) or why_not(head, found, info)
+    reason = _drops(head.manifest, found.manifest, own, info) or why_not(head, found, info)
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
@@ -89,8 +90,11 @@ def why_not(head: Signed, found: Signed, info: GuestInfo) -> str | None:
     return misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest)
 
 
-def dropped(manifest: Manifest, own: MeshPeer) -> str | None:
-    """Why the coordinator `own` has no place in `manifest`; None when it has."""
+def dropped(manifest: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:
+    """Why the coordinator `own`, which `info` describes, has no place in `manifest`; None when it has."""
+    revoked = why_revoked(manifest.revoked, peer_id=own.peer_id, instance_id=info.instance_id)
+    if revoked is not None:
+        return revoked
     if (own.peer_id, own.address) in _places(manifest).items():
         return None
     return f"the manifest of epoch {manifest.epoch} does not list {own.peer_id} with mesh address {own.address}"
@@ -117,14 +121,15 @@ def _check_form(envelope: str) -> None:
 
 
 def _places(manifest: Manifest) -> dict[str, str]:
-    """Mesh addresses of the coordinators by peer ID."""
-    return {peer.peer_id: peer.address for peer in manifest.coordinators.peers}
+    """Mesh addresses of the coordinators by peer ID, without those that are revoked by it."""
+    peers = manifest.coordinators.peers
+    return {peer.peer_id: peer.address for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)}
 
 
-def _drops(head: Manifest, found: Manifest, own: MeshPeer) -> str | None:
+def _drops(head: Manifest, found: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:
     """That `found` drops the coordinator `own`, at which it is to be set."""
     places = _places(found)
-    if not places or own.peer_id in places:
+    if not places or (own.peer_id in places and not why_revoked(found.revoked, instance_id=info.instance_id)):
         return None
     only = "the only coordinator" if len(head.coordinators.peers) == 1 else "this coordinator"
     return f"the manifest drops {own.peer_id}, {only}; set it on one that stays ({', '.join(places)})"

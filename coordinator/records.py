@@ -12,13 +12,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
-from coordinator import governance, proposal
-from coordinator.chronicle import Chronicle
-from coordinator.documents import Documents, judge
-from coordinator.governance import StandoffError
-from coordinator.head import Head
-from coordinator.ledger import Ledger
-from coordinator.protocol import (
+from admission.protocol import (
     DOCUMENTS_PREFIX,
     MANIFEST_KEY,
     PEERS_PREFIX,
@@ -27,6 +21,13 @@ from coordinator.protocol import (
     ManifestHistory,
     MeshPeer,
 )
+from coordinator import governance, proposal
+from coordinator.broker import why_not_allowed
+from coordinator.chronicle import Chronicle
+from coordinator.documents import Documents, judge
+from coordinator.governance import StandoffError
+from coordinator.head import Head
+from coordinator.ledger import Ledger
 from coordinator.refusal import RefusalError
 from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
@@ -34,7 +35,6 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
-from topology.allowed import allowed
 from topology.envelope import Signed, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
@@ -87,6 +87,7 @@ class Records:
         """Set before `run`."""
         self._rng = Random()
         self._adopted = asyncio.Event()
+        self._swept = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Calls `ready` when workloads can be admitted; then watches until cancelled."""
@@ -287,6 +288,7 @@ class Records:
         """Enforces the manifest of the records from `now` (Unix seconds) on, when it is newer."""
         if envelope is not None and self._head.take(envelope, now):
             self._adopted.set()
+            self._swept.set()
 
     async def _carry_out(self) -> None:
         attempt = 0
@@ -314,7 +316,11 @@ class Records:
         """
         enforced, enforce_at = self._head.manifest, 0.0
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            # At once when a manifest comes: who it no longer allows is to have nothing any more.
+            self._swept.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._swept.wait()
             if self._head.hindrance is not None:
                 continue
             now, manifest = time.time(), self._head.manifest
@@ -327,8 +333,8 @@ class Records:
             for holder in tuple(self._ledger.slots.values()):
                 if lapsed(holder, self._ledger.nodes.get(holder.peer_id), now):
                     await self._free(holder, "lease lapsed")
-                elif enforce and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
-                    await self._free(holder, "the manifest no longer allows it")
+                elif enforce and (reason := why_not_allowed(manifest, holder)) is not None:
+                    await self._free(holder, reason)
 
     async def _forget(self) -> None:
         """Removes what nobody needs any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.protocol import Code
+from admission.protocol import Code
 
 
 class RefusalError(Exception):

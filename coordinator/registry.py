@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coordinator.protocol import PEERS_PREFIX, MeshPeer
+from admission.protocol import PEERS_PREFIX, MeshPeer
 from topology.manifest import ManifestError, from_tree
 
 

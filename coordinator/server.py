@@ -13,11 +13,8 @@ from typing import Protocol
 
 from aiohttp import web
 
-from coordinator import openapi
-from coordinator.broker import Broker, decode
-from coordinator.feed import Feed
-from coordinator.forming import Standing, StandingRequest
-from coordinator.protocol import (
+from admission.client import BEGUN_WITH
+from admission.protocol import (
     MAX_BODY,
     AttestRequest,
     ChallengeRequest,
@@ -27,6 +24,11 @@ from coordinator.protocol import (
     ManifestHistory,
     ManifestRequest,
 )
+from coordinator import openapi
+from coordinator.broker import Broker, decode
+from coordinator.feed import Feed
+from coordinator.forming import Standing, StandingRequest
+from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
 from runtime.http_server import Handler, Limits, keep
@@ -85,6 +87,34 @@ def application(
     `asked` (`coordinator.attest`) anyone who wants to verify this one.
     """
 
+    async def healthz(_: web.Request) -> web.StreamResponse:
+        reason = not_ready()
+        return web.Response(status=204) if reason is None else _error(Code.NOT_READY, reason)
+
+    async def keys(request: web.Request) -> web.StreamResponse:
+        news = await feed.poll(_number(request, "seen", "the version of the last answer"))
+        peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
+        return web.json_response({"version": news.version, "peers": peers})
+
+    async def begun_with(_: web.Request) -> web.StreamResponse:
+        return _answer(shown(broker.rules.signed))
+
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    _add_admission(app, broker, standing)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/v1/rendezvous/keys", keys)
+    app.router.add_get(BEGUN_WITH, begun_with)
+    _add_manifest(app, not_ready, manifests)
+    _add_attestation(app, asked)
+    app.router.add_get(openapi.PATH, _document)
+    return app
+
+
+def _add_admission(
+    app: web.Application, broker: Broker, standing: Callable[[StandingRequest], Awaitable[Standing]]
+) -> None:
+    """The routes of CVMs and of other coordinators: whoever proves a lease keeps its connection (`keep`)."""
+
     async def challenge(request: web.Request) -> web.StreamResponse:
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
 
@@ -110,27 +140,11 @@ def application(
         keep(request, asked.lease)
         return _answer(answer)
 
-    async def healthz(_: web.Request) -> web.StreamResponse:
-        reason = not_ready()
-        return web.Response(status=204) if reason is None else _error(Code.NOT_READY, reason)
-
-    async def keys(request: web.Request) -> web.StreamResponse:
-        news = await feed.poll(_number(request, "seen", "the version of the last answer"))
-        peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
-        return web.json_response({"version": news.version, "peers": peers})
-
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
     app.router.add_post("/v1/admission/challenge", challenge)
     app.router.add_post("/v1/admission/attest", attest)
     app.router.add_post("/v1/admission/renew", renew)
     app.router.add_post("/v1/admission/release", release)
     app.router.add_post("/v1/coordinators/standing", coordinators)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/v1/rendezvous/keys", keys)
-    _add_manifest(app, not_ready, manifests)
-    _add_attestation(app, asked)
-    app.router.add_get(openapi.PATH, _document)
-    return app
 
 
 async def _document(_: web.Request) -> web.StreamResponse:

@@ -50,6 +50,8 @@ class Holder:
     """What it was admitted with; a newer manifest may no longer allow it."""
     image: str = ""
     """Likewise its OS image, as `topology.allowed.image_id`. Empty: none that a manifest allows."""
+    device: str = ""
+    """The machine that it attested on, as `evidence.verify.Evidence` has it."""
     renewed_at: float
     """Unix seconds of the admission or the last renewal that is known here."""
     accessor: str = ""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from admission.protocol import Code, ManifestHead
 from coordinator import identity, proposal
 from coordinator.config import Config, begun, own_peer_id
 from coordinator.identity import Machine
-from coordinator.protocol import Code, ManifestHead
 from coordinator.refusal import RefusalError
 from coordinator.server import LIMITS, waiting_application
 from runtime.env import ConfigError

@@ -30,6 +30,7 @@ def expected(manifest: Manifest, group: str) -> Expected:
             for image in manifest.os_images
         ),
         allow_development_images=manifest.tcb.allow_development_images,
+        revoked=frozenset(each.text for each in manifest.revoked),
     )
 
 

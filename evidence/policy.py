@@ -37,12 +37,18 @@ class Expected:
     key_provider_id: str
     os_images: tuple[ImageRule, ...]
     allow_development_images: bool = False
+    revoked: frozenset[str] = frozenset()
+    """What is refused though all of the above holds: `instance_id`, `compose_hash` or `device`, a space, the value."""
 
 
 def check(evidence: Evidence, expected: Expected) -> None:
     """Returns when `evidence` is of `expected`; EvidenceError KMS_POLICY_MISMATCH or ADMISSION_REJECTED names the
-    difference.
+    difference, REVOKED what is revoked of it.
     """
+    facts = ("instance_id", "compose_hash", "device")
+    revoked = expected.revoked & {f"{name} {getattr(evidence, name)}" for name in facts}
+    if revoked:
+        raise EvidenceError("REVOKED", f"the manifest revokes {', '.join(sorted(revoked))}")
     provider = (evidence.key_provider_name, evidence.key_provider_id)
     wanted = (expected.key_provider_name, expected.key_provider_id.lower())
     if provider != wanted:

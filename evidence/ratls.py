@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from .errors import EvidenceError
 from .eventlog import RUNTIME_EVENT
-from .verify import Evidence, Verifier
+from .verify import Evidence, EvidenceVerifier
 
 OID_QUOTE = x509.ObjectIdentifier("1.3.6.1.4.1.62397.1.1")
 OID_EVENT_LOG = x509.ObjectIdentifier("1.3.6.1.4.1.62397.1.2")
@@ -48,7 +48,7 @@ def expected_report_data(spki: bytes) -> bytes:
     return hashlib.sha512(b"ratls-cert:" + spki).digest()
 
 
-async def verify_certificate(verifier: Verifier, cert_der: bytes, now: float) -> Evidence:
+async def verify_certificate(verifier: EvidenceVerifier, cert_der: bytes, now: float) -> Evidence:
     """The facts that the certificate's evidence proves about the holder of its key; EvidenceError otherwise."""
     found = extract(cert_der)
     return await verifier.verify(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import dcap_qvl
 
@@ -66,8 +67,18 @@ class Evidence:
     tcb_status: str
     advisory_ids: tuple[str, ...]
     evaluation_data_number: int
+    device: str
+    """The platform ID (PPID) in Intel's certificate of the machine, 32 hex digits."""
     development_root: bool
     """True when the chain ends in a root other than Intel's: nothing is proven about any hardware."""
+
+
+class EvidenceVerifier(Protocol):
+    """What is asked of a `Verifier`, for those who are given one."""
+
+    async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
+        """The proven facts, or EvidenceError."""
+        ...
 
 
 class Verifier:
@@ -134,6 +145,7 @@ class Verifier:
             status=str(tree["tcb"]["status"]),
             advisory_ids=tuple(map(str, tree["tcb"]["advisory_ids"])),
             evaluation_data_number=int(tree["tcb"]["eval_data_number"]),
+            device=bytes(tree["platform"]["pck"]["ppid"]).hex(),
         )
 
     def _failure(
@@ -181,6 +193,7 @@ class Verifier:
             tcb_status=tcb.status,
             advisory_ids=tcb.advisory_ids,
             evaluation_data_number=tcb.evaluation_data_number,
+            device=tcb.device,
             development_root=self._root is not None,
         )
 
@@ -190,6 +203,7 @@ class _Tcb:
     status: str
     advisory_ids: tuple[str, ...]
     evaluation_data_number: int
+    device: str
 
 
 def _check_attributes(quote: quotes.Quote) -> None:

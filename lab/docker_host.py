@@ -22,12 +22,14 @@ from typing import Any
 
 from aiohttp import web
 
+from lab import owner as owners
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ask
 from lab.docker_plan import RELAY, etc_files
+from lab.namespaces import inside_network
 from lab.nat import Nat
-from lab.network import LabNetwork, LabNetworkError
+from lab.network import HostNet, LabNetwork, LabNetworkError
 from lab.platform import start_platform
 from lab.tee import CvmIdentity, DevTee, make_cvm
 from runtime.tasks import TaskScope
@@ -86,6 +88,7 @@ class DockerHost:
         self._tee = DevTee(bytes.fromhex(request["tee_seed"]))
         self._cvms = cvms_of(request, self._tee)
         self._network = LabNetwork(prefix="docker")
+        self._platform: HostNet | None = None
         self._agents: list[GuestAgentServer] = []
         self._relayed = False
         self._anchors: asyncio.Server | None = None
@@ -93,7 +96,7 @@ class DockerHost:
 
     async def start(self) -> None:
         """Builds everything; CVMs are plugged in as their anchors report."""
-        platform = self._network.add_host("platform")
+        platform = self._platform = self._network.add_host("platform")
         self._prepare_relay()
         for cvm in self._cvms.values():
             own = self._folder / "cvms" / cvm.peer_id
@@ -194,6 +197,8 @@ class DockerHost:
         await asyncio.to_thread(self._network.add_cvm, peer_id, nat=self._nat, index=cvm.index, adopt=netns)
         cvm.attached = True
         log.info("plugged in %s", peer_id)
+        if cvm.kind == "coordinator":
+            self._scope.start(f"owner of {peer_id}", self._give(cvm))
         try:
             writer.write(b"attached\n")
             await reader.read()
@@ -201,6 +206,25 @@ class DockerHost:
             cvm.attached = False
             await asyncio.to_thread(self._network.remove_cvm, peer_id)
             log.info("unplugged %s", peer_id)
+
+    async def _give(self, cvm: Cvm) -> None:
+        """The owner's step: sets the manifest on a coordinator that has none."""
+        lead = owners.Coordinator(
+            name=cvm.peer_id,
+            status_socket=self._status_socket(cvm),
+            runs=lambda: cvm.attached,
+            address=lambda: self._network.gateway_address(cvm.peer_id),
+        )
+        await owners.give(lead, self._request["manifest"], self._outside)
+
+    def _outside(self) -> socket.socket:
+        """A TCP socket at the platform, from where its gateway reaches the CVMs."""
+        assert self._platform is not None
+        with inside_network(self._platform.netns):
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+    def _status_socket(self, cvm: Cvm) -> Path:
+        return self._folder / "cvms" / cvm.peer_id / "tmp" / "dstack-runtime" / "mesh-private" / "status.sock"
 
     def _application(self) -> web.Application:
         application = web.Application()
@@ -219,14 +243,13 @@ class DockerHost:
         )
 
     async def _document(self, cvm: Cvm) -> dict[str, Any]:
-        private = self._folder / "cvms" / cvm.peer_id / "tmp" / "dstack-runtime" / "mesh-private"
         return {
             "peer_id": cvm.peer_id,
             "group": cvm.group,
             "kind": cvm.kind,
             "state": "running" if cvm.attached else "unplugged",
             "containers": [],
-            "sidecar": await ask(private / "status.sock"),
+            "sidecar": await ask(self._status_socket(cvm)),
         }
 
 

@@ -130,7 +130,11 @@ def relay_overlay(plan: LabPlan, place: Place) -> dict[str, Any]:
 def relay_variables(plan: LabPlan) -> dict[str, str]:
     """What the relay's `.env` holds, for this plan."""
     given = plan.rendezvous.environment[plans.RENDEZVOUS]
-    names = ("MESH_MANIFEST", OWNERS_VARIABLE, *(f"MESH_RENDEZVOUS_{name}" for name in ("PUBLIC", "PORT", "ADDRESS")))
+    names = (
+        "MESH_COORDINATORS",
+        OWNERS_VARIABLE,
+        *(f"MESH_RENDEZVOUS_{name}" for name in ("PUBLIC", "PORT", "ADDRESS")),
+    )
     return {name: given[name] for name in names}
 
 
@@ -262,10 +266,20 @@ def platform_text(place: Place, name: str) -> str:
 
 
 def request(
-    plan: LabPlan, *, name: str, cluster: str, nat: str, tee_seed: bytes, entries: Mapping[str, tuple[int, int]]
+    plan: LabPlan,
+    *,
+    name: str,
+    cluster: str,
+    nat: str,
+    tee_seed: bytes,
+    manifest: str,
+    entries: Mapping[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    """What the platform is told (`lab.docker_host`). `entries`: group → (port on this machine, port in the CVM)."""
+    """What the platform is told (`lab.docker_host`). `manifest` is the signed envelope, `entries`: group → (port on
+    this machine, port in the CVM).
+    """
     return {
+        "manifest": manifest,
         "name": name,
         "cluster": cluster,
         "nat": nat,

@@ -183,8 +183,13 @@ class Host:
             self._network.reset_cvm(name)
         await machine.boot(self._scope, self._network.netns_path(name), GuestAgentServer(self._tee, identity))
         if machine.plan.kind == "coordinator" and begins:
-            give = owners.give(machine, self._envelope, self._outside, lambda: self._network.gateway_address(name))
-            self._scope.start(f"owner of {name}", give)
+            lead = owners.Coordinator(
+                name=name,
+                status_socket=machine.status_socket,
+                runs=lambda: machine.state == "running",
+                address=lambda: self._network.gateway_address(name),
+            )
+            self._scope.start(f"owner of {name}", owners.give(lead, self._envelope, self._outside))
 
     def _outside(self) -> socket.socket:
         """A TCP socket at the platform, from where its gateway reaches the CVMs."""

@@ -11,16 +11,16 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from coordinator.protocol import ADMISSION_PORT
+from admission.protocol import ADMISSION_PORT
 from coordinator.waiting import PHASE
 from lab.control import ask
-from lab.machine import Machine
 
 log = logging.getLogger("lab.owner")
 
@@ -45,17 +45,29 @@ def keep(folder: Path, owner: Ed25519PrivateKey, envelope: str) -> None:
         path.write_text(text, encoding="ascii")
 
 
-async def give(machine: Machine, envelope: str, make_socket: MakeSocket, address: Callable[[], str]) -> None:
-    """Sets `envelope` on the coordinator of `machine` whenever it waits for one, for as long as the machine runs."""
-    while machine.state == "running":
-        document = await ask(machine.status_socket)
-        if document is not None and document.get("phase") == PHASE:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinator:
+    """A coordinator of the lab."""
+
+    name: str
+    status_socket: Path
+    runs: Callable[[], bool]
+    """Whether its machine does."""
+    address: Callable[[], str]
+    """Where its broker is reached with a socket of the owner's."""
+
+
+async def give(coordinator: Coordinator, envelope: str, make_socket: MakeSocket) -> None:
+    """Sets `envelope` on `coordinator` whenever it waits for one, for as long as its machine runs."""
+    while coordinator.runs():
+        document = await ask(coordinator.status_socket)
+        if document is not None and document.get("phase") == PHASE and coordinator.runs():
             try:
                 sock = make_socket()
-                await asyncio.to_thread(post, sock, address(), envelope)
-                log.info("manifest set coordinator=%s", machine.plan.name)
+                await asyncio.to_thread(post, sock, coordinator.address(), envelope)
+                log.info("manifest set coordinator=%s", coordinator.name)
             except (OSError, HTTPException) as error:
-                log.warning("manifest not set yet coordinator=%s reason=%r", machine.plan.name, error)
+                log.warning("manifest not set yet coordinator=%s reason=%r", coordinator.name, error)
         known = document is not None and document.get("manifest_epoch") is not None
         await asyncio.sleep(LATER_SECONDS if known else SOON_SECONDS)
 

@@ -23,8 +23,6 @@ from topology import manifest as manifests
 from topology import render
 from topology.addresses import MESH_POOL
 from topology.compose import ComposeFile, Service, interpolate
-from topology.envelope import seal
-from topology.given import MANIFEST
 from topology.model import Cluster, Group
 from topology.owners import OWNERS_VARIABLE, Owners, key_of, text_of
 
@@ -120,14 +118,13 @@ class _App:
 class _Settings:
     """What every sidecar of the lab is told."""
 
-    envelope: str
     owners: Owners
     urls: tuple[str, ...]
     insecure: dict[str, str]
 
 
 def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: Site) -> LabPlan:
-    """The plan of `cluster`, its manifest signed by `owner`."""
+    """The plan of `cluster`, whose manifest `owner` is to sign."""
     owners = Owners(keys=(key_of(owner),))
     coordinator = _app(tee, cluster, None, owners)
     apps = {group.name: _app(tee, cluster, group, owners) for group in cluster.groups}
@@ -135,7 +132,6 @@ def make_plan(cluster: Cluster, tee: DevTee, owner: Ed25519PrivateKey, site: Sit
     private, public = generate_key()
     manifest = _manifest(cluster, tee, coordinator, apps, urls, site, public, owners)
     settings = _Settings(
-        envelope=seal(manifest, owner),
         owners=owners,
         urls=urls,
         insecure={
@@ -230,7 +226,6 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
     )
     variables = settings.insecure | tell(
         slot if site.pin_peers else None,
-        manifest_envelope=settings.envelope,
         owners=settings.owners,
         coordinator_urls=settings.urls,
     )
@@ -241,10 +236,7 @@ def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: 
         group=app.name,
         kind="workload" if group else "coordinator",
         services=services,
-        # The lab's owner sets it on coordinators (`lab.owner`).
-        environment={
-            s.name: _environment(site, s, variables if group else variables | {MANIFEST: ""}) for s in services
-        },
+        environment={s.name: _environment(site, s, variables) for s in services},
         programs={s.name: _program(site, s) for s in services},
         keep=site.keep,
         app_folder=site.app_folder,
@@ -294,7 +286,6 @@ def _program(site: Site, service: Service) -> tuple[str, ...]:
 
 def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, key: Secret) -> MachinePlan:
     own = settings.insecure | {
-        "MESH_MANIFEST": settings.envelope,
         OWNERS_VARIABLE: text_of(settings.owners),
         "MESH_COORDINATORS": json.dumps(settings.urls),
         "MESH_RENDEZVOUS_ADDRESS": manifest.rendezvous[0].address,

@@ -60,7 +60,7 @@ class Trust:
 
 def ask(question: Question, trust: Trust) -> Answer:
     """Asks from this machine. UserError when the coordinator cannot be reached or is not what it must be."""
-    from sidecar.attested import CoordinatorError
+    from admission.client import CoordinatorError
 
     try:
         return asyncio.run(_ask(question, trust))
@@ -98,14 +98,12 @@ def ask_in_lab(run: Run, coordinator: str, question: Question) -> Answer:
 
 
 async def _ask(question: Question, trust: Trust) -> Answer:
-    from sidecar.attested import Attested, RefusedError
-    from sidecar.trust import coordinator_check
+    from admission.client import Attested, RefusedError
+    from admission.trust import by, coordinator_check, nothing
     from topology.envelope import open_envelope
 
-    references = open_envelope(question.references, None).manifest
-    coordinator = Attested(
-        question.url, coordinator_check(lambda: references, trust.pccs_url, trust.dev_root, time.time)
-    )
+    judge = by(open_envelope(question.references, None))
+    coordinator = Attested(question.url, coordinator_check(judge, nothing, trust.pccs_url, trust.dev_root, time.time))
     try:
         return Answer(tree=dict(await coordinator.call(question.method, question.path, question.body)))
     except RefusedError as error:

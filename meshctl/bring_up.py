@@ -87,7 +87,7 @@ def bring_up(
     """Starts the mesh of `folder` as `run`; returns its public entries. The caller waits with `wait_ready`. `pin_peers`
     tells each CVM its peer ID. `disk`: MiB of each CVM's disk; None: as large as this machine's.
     """
-    from coordinator.protocol import ADMISSION_PORT
+    from admission.protocol import ADMISSION_PORT
     from lab.host import Listener, Request
     from topology.model import COORDINATOR
 

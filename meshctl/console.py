@@ -25,6 +25,11 @@ TAIL_LINES = 60
 """Lines of output that are kept to explain a failure."""
 
 
+def fit(text: str, width: int) -> str:
+    """`text` in at most so many columns; what was cut off shows."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
 class Progress(Protocol):
     """Where a long step tells how far it is."""
 
@@ -59,10 +64,10 @@ class Console:
         """Rewrites the terminal's line, or prints a plain line when the last one is old enough."""
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r\x1b[K{text[:width]}")
+            self._stream.write(f"\r\x1b[K{fit(text, width)}")
             self._open = True
         elif self._clock() - self._last >= PLAIN_INTERVAL:
-            self._stream.write(f"{text[:PLAIN_WIDTH]}\n")
+            self._stream.write(f"{fit(text, PLAIN_WIDTH)}\n")
             self._last = self._clock()
         self._stream.flush()
 

@@ -186,9 +186,11 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
     from lab import docker_plan
     from lab.plan import make_plan
     from lab.tee import DevTee
+    from topology.envelope import seal
 
     seed = secrets.token_bytes(32)
-    plan = make_plan(cluster, DevTee(seed), Ed25519PrivateKey.generate(), docker_plan.SITE)
+    owner = Ed25519PrivateKey.generate()
+    plan = make_plan(cluster, DevTee(seed), owner, docker_plan.SITE)
     place = place_of(run, plan)
     runs.create_folder(run)
     ports = {
@@ -196,7 +198,15 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
         for group in cluster.groups
         if group.name in cluster.public and group.backends
     }
-    request = docker_plan.request(plan, name=run.name, cluster=str(folder), nat=nat, tee_seed=seed, entries=ports)
+    request = docker_plan.request(
+        plan,
+        name=run.name,
+        cluster=str(folder),
+        nat=nat,
+        tee_seed=seed,
+        manifest=seal(plan.manifest, owner),
+        entries=ports,
+    )
     _write(run.folder / "request.json", json.dumps(request))
     _write(run.folder / "platform.yaml", docker_plan.platform_text(place, f"{label_of(run)}-{PLATFORM}"))
     for cvm in plan.cvms:

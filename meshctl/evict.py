@@ -78,7 +78,6 @@ def command(
         return
     set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes)
     target = found.folder / signing.SIGNED
-    signing.keep(found, without(following, peer), target)
     target.write_text(f"{envelope}\n", encoding="ascii")
     click.echo(f"written: {target}")
     edit_draft(found.folder / DRAFT, peer)

@@ -65,7 +65,7 @@ class Image:
         return REPOSITORY + self.name
 
 
-_MESH = ("coordinator", "dns", "evidence", "peer", "runtime", "sidecar", "topology", "vip", "xds")
+_MESH = ("admission", "coordinator", "dns", "evidence", "peer", "runtime", "sidecar", "topology", "vip", "xds")
 _TOOLING = tuple(f"meshctl/{name}.py" for name in ("__init__", "console", "errors", "locks", "tools", "tools_build"))
 IMAGES: dict[str, Image] = {
     image.name: image

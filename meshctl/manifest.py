@@ -93,17 +93,13 @@ def sign(
     if envelope is None:
         return
     target = found.folder / signing.SIGNED
-    kept = signing.keep(found, manifest, target)
     target.write_text(f"{envelope}\n", encoding="ascii")
     click.echo(f"signed epoch {manifest.epoch}: {target}")
     for warning in coordinators_go(_coordinators(before.manifest), _coordinators(manifest)) if before else ():
         click.echo(f"warning: {warning}", err=True)
-    for name, epoch in kept.items():
-        click.echo(f"group {name} goes on starting with epoch {epoch}, and takes the newest from the coordinators")
-    click.echo(
-        f"next: ./mesh set -c URL --manifest {target}, for a mesh that runs; and terraform -chdir={found.folder} apply "
-        "-parallelism=1, for what starts"
-    )
+    click.echo(f"next: ./mesh set -c URL --manifest {target}, which restarts nobody")
+    if before is None or before.manifest.coordinators != manifest.coordinators:
+        click.echo(f"and: terraform -chdir={found.folder} apply -parallelism=1: CVMs are told where coordinators are")
 
 
 def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:

@@ -15,7 +15,7 @@ from topology.manifest import Manifest
 _TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "secrets", "os_images"})
 """Fields of a manifest that are shown entry by entry, or are its place in the history."""
 _EVICTED = "evicted: lease, links and endpoints end at once, its certificate with overlap_seconds"
-_ANEW = "when the group's CVMs start anew"
+_AGAIN = "at once: the group's CVMs register and check it so; its program has to listen there"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
     ("cvm", "remove"): _EVICTED,
@@ -34,8 +34,8 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("secret", "add"): "handed out with the next renewal, in 5 s",
     ("secret", "change"): "handed out, or withdrawn, with the next renewal, in 5 s",
     ("secret", "remove"): "withdrawn with the next renewal, in 5 s",
-    ("backend", "add"): _ANEW,
-    ("backend", "change"): _ANEW,
+    ("backend", "add"): _AGAIN,
+    ("backend", "change"): _AGAIN,
     ("backend", "remove"): "nobody may call it any more",
     ("variable", "add"): "applications are held against it at their next start",
     ("variable", "change"): "applications are held against it at their next start",
@@ -48,6 +48,7 @@ _SETTINGS: Mapping[str, str] = {
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
+    "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }
 _APP = "every CVM of the app is judged anew: CVMs of another app are evicted"

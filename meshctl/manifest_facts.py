@@ -20,7 +20,6 @@ from meshctl.app_compose import AppCompose
 from topology.cluster import Cluster
 from topology.envelope import Signed
 from topology.manifest import (
-    GroupEntry,
     KeyProvider,
     Manifest,
     ManifestError,
@@ -35,7 +34,6 @@ from topology.problems import ClusterError
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
-_POOLS = ("vip_pool", "mesh_pool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,24 +295,6 @@ class _Measured:
             f"app {self._name!r} has a CVM of the revision before ({self.compose_hash:.16}…), which is evicted by this "
             "manifest; --keep-hashes lets both in, for as long as an update takes"
         )
-
-
-def starts_alike(earlier: Manifest, manifest: Manifest, group: str) -> bool:
-    """Whether a CVM of `group` that starts with `earlier` is admitted under `manifest`, and gets it, without a restart.
-
-    It has to find and believe the coordinators, be who they expect, listen where others look; the rest it takes over.
-    """
-    if group not in earlier.groups:
-        return False
-    same = ("version", "cluster", "owners", "key_provider", "os_images", "tcb", "coordinators", "rendezvous", *_POOLS)
-    own, new = (_started_with(it.groups[group]) for it in (earlier, manifest))
-    return own == new and all(getattr(earlier, name) == getattr(manifest, name) for name in same)
-
-
-def _started_with(group: GroupEntry) -> GroupEntry:
-    """Without what a CVM that runs takes from a newer manifest."""
-    backends = {name: dataclasses.replace(it, callers=()) for name, it in group.backends.items()}
-    return dataclasses.replace(group, peers=(), compose_hashes=(), backends=backends)
 
 
 def script_of(report: Report, app: str) -> str:

@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from topology.owners import OwnerKey, Owners
 
 SIGNED = "manifest.signed"
-"""The envelope's file in the cluster folder: what main.tf gives to the CVMs."""
+"""The envelope's file in the cluster folder: what `./mesh set` sets, and from which main.tf knows the coordinators."""
 PARTIAL = "manifest.partial"
-"""An envelope that lacks signatures. No CVM would take it, so Terraform must not find it."""
-KEPT = "manifests"
-"""Folder of the older envelopes that groups go on starting with."""
+"""An envelope that lacks signatures. No coordinator would take it."""
 MAX_SIGNATURE = 1024
 """Bytes of a signature's file: Ed25519 has 64, P-256 in DER 72 at most."""
 
@@ -187,35 +185,3 @@ def by(signed: Signed, cluster: Cluster) -> tuple[OwnerKey, ...]:
     known = (manifest_keys.owners(cluster), signed.manifest.owners)
     found = [key for owners in known for key in signers(owners, envelopes.message_of(signed.envelope), made)]
     return tuple(dict.fromkeys(found))
-
-
-def keep(cluster: Cluster, manifest: Manifest, target: Path) -> dict[str, int]:
-    """Keeps, per group, the envelope that its CVMs have in their environment, where it is still good; group to epoch.
-
-    A changed environment restarts every CVM of the group. Call before `target` is written.
-    """
-    from meshctl.manifest_facts import starts_alike
-    from topology.envelope import open_envelope
-    from topology.manifest import ManifestError
-
-    owners = manifest_keys.owners(cluster)
-    folder = cluster.folder / KEPT
-    kept: dict[str, int] = {}
-    for group in manifest.groups:
-        own = folder / f"{group}.signed"
-        source = own if own.exists() else target
-        try:
-            envelope = source.read_text(encoding="ascii") if source.exists() else ""
-            earlier = open_envelope(envelope, owners).manifest if envelope else None
-        except (ManifestError, UnicodeDecodeError):
-            earlier = None
-        if earlier is not None and earlier != manifest and starts_alike(earlier, manifest, group):
-            folder.mkdir(exist_ok=True)
-            own.write_text(envelope, encoding="ascii")
-            kept[group] = earlier.epoch
-        else:
-            own.unlink(missing_ok=True)
-    for stale in folder.glob("*.signed"):
-        if stale.stem not in manifest.groups:
-            stale.unlink()
-    return kept

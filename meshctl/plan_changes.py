@@ -24,7 +24,7 @@ EFFECTS: Mapping[str, str] = {
     REPLACE: "the CVM is deleted, then made anew with an empty disk; keys derived by its app change",
     REDEPLOY: "a new revision: its first CVM is updated, then all others at once, without waiting for health",
     RESTART: "CVMs of the app get new values in place, one after the other, without waiting for health",
-    MANIFEST: "only the manifest: sign and ./mesh set it, nothing restarts; an apply restarts coordinators with it",
+    MANIFEST: "only the manifest: sign and ./mesh set it, nothing restarts",
     NONE: "nothing on the CVMs",
 }
 """Effect of a change to what a person should know of it."""
@@ -95,8 +95,6 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
         start = dataclasses.replace(start, composes={}, images={}, environment={}, public={}, settings=after.settings)
     fates = _app_fates(start, after)
     tables = [*(_in_app(change, start, after, fates) for change in _tables(start, after)), *_settings(start, after)]
-    if _needs_manifest([*tables, *_cvms(start, after, fates)]) and not whole:
-        fates.setdefault(COORDINATOR, (RESTART, "gets the new manifest"))
     changes = [*_cvms(start, after, fates), *tables]
     return Plan(
         cluster=after.cluster,
@@ -154,11 +152,8 @@ def _fate(before: Snapshot, after: Snapshot, app: str) -> tuple[str, str] | None
         return RESTART, "the instance type changed"
     if "attestation" in before.settings and _image(before) != _image(after):
         return RESTART, "the OS image changed, which is measured"
-    reason = _start_reason(before, after)
-    if reason and app != COORDINATOR:
-        return RESTART, reason
-    if _backends(before, app) != _backends(after, app):
-        return RESTART, "its own backends changed, with which its CVMs start"
+    if _coordinators(before) != _coordinators(after):
+        return RESTART, "the coordinators change, and CVMs are told where they are"
     return None
 
 
@@ -203,9 +198,7 @@ def _tables(before: Snapshot, after: Snapshot) -> Iterator[Change]:
         for kind, fields in _BACKEND.items():
             one, other = ({f: row[f] for f in fields} if row else None for row in (old, new))
             if one != other:
-                kept = old is not None and new is not None
-                # Its callers are the one thing of a backend that a running CVM takes from a newer manifest.
-                yield _change(kind, name, one, other, RESTART if kept and kind != "callers" else MANIFEST)
+                yield _change(kind, name, one, other, MANIFEST)
     yield from _table("secret", before.secrets, after.secrets, MANIFEST)
     yield from _table("image", before.images, after.images, REDEPLOY)
     yield from _table("environment", before.environment, after.environment, RESTART)
@@ -234,7 +227,7 @@ def _table(
 
 
 def _settings(before: Snapshot, after: Snapshot) -> Iterator[Change]:
-    effects = {"region": REPLACE, "kms": REPLACE, "size": RESTART, "rendezvous": RESTART}
+    effects = {"region": REPLACE, "kms": REPLACE, "size": RESTART, "rendezvous": MANIFEST}
     for name in _both(before.settings, after.settings):
         if name not in before.settings:
             continue
@@ -243,8 +236,7 @@ def _settings(before: Snapshot, after: Snapshot) -> Iterator[Change]:
             apps = {peer["group"] for peer in after.peers.values()} & {peer["group"] for peer in before.peers.values()}
             old, new = ({app: _size(it, app) for app in sorted(apps)} for it in (before, after))
         if old != new:
-            demanded = _image(before) != _image(after) or _start_reason(before, after)
-            effect = effects.get(name, RESTART if demanded else NONE)
+            effect = effects.get(name) or _demanded(before, after)
             yield _change("setting", name, old, new, effect)
 
 
@@ -275,6 +267,8 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"
     yield from coordinators_go(_coordinators(before), _coordinators(after))
+    if "rendezvous" in before.settings and before.settings["rendezvous"] != after.settings.get("rendezvous"):
+        yield "the rendezvous changes: CVMs that run go on with those that they know until they start anew"
     gone = {name for name in before.routes if name not in after.routes}
     if gone:
         yield f"code that dials {', '.join(sorted(gone))} will find no such name"
@@ -334,25 +328,13 @@ def _own(table: Mapping[str, str], app: str) -> dict[str, str]:
     return {name: value for name, value in table.items() if _app(name) == app}
 
 
-def _backends(snapshot: Snapshot, app: str) -> dict[str, Any]:
-    """What CVMs of `app` start with: all but the callers."""
-    own = {name: facts for name, facts in snapshot.backends.items() if _app(name) == app}
-    return {name: {key: facts[key] for key in facts if key != "callers"} for name, facts in own.items()}
-
-
-def _start_reason(before: Snapshot, after: Snapshot) -> str:
-    """Why the manifest that CVMs started with is not good to start with any more; "" where it is."""
-    old, new = ({p for p, it in snapshot.peers.items() if it["group"] == COORDINATOR} for snapshot in (before, after))
-    composes = before.composes or {}
-    if old != new or (COORDINATOR in composes and composes[COORDINATOR] != (after.composes or {}).get(COORDINATOR)):
-        return "the coordinators change, and CVMs start with knowing them"
-    if "rendezvous" in before.settings and before.settings["rendezvous"] != after.settings.get("rendezvous"):
-        return "the rendezvous changes, and CVMs start with knowing it"
+def _demanded(before: Snapshot, after: Snapshot) -> str:
+    """The effect of a change of what evidence has to show."""
+    if _image(before) != _image(after):
+        return RESTART
     tcb = ("allow_development_images", "allowed_tcb_statuses", "rejected_advisories")
     demands = [(it.settings.get("attestation") or {}) for it in (before, after)]
-    if "attestation" in before.settings and any(demands[0].get(name) != demands[1].get(name) for name in tcb):
-        return "what a coordinator must prove changes, and CVMs start with knowing it"
-    return ""
+    return MANIFEST if any(demands[0].get(name) != demands[1].get(name) for name in tcb) else NONE
 
 
 def _size(snapshot: Snapshot, app: str) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from peer.spec import LinkError, check_address, check_key
 
@@ -36,13 +35,12 @@ class KeySource(Protocol):
         """
 
 
-def decode_keys(body: bytes, pool: str) -> KeySet:
+def decode_keys(tree: Mapping[str, Any], pool: str) -> KeySet:
     """`{"version", "peers": [{"public_key", "address"}]}`; LinkError names what does not fit."""
     try:
-        tree = json.loads(body)
         version, rows = tree["version"], tree["peers"]
         peers = tuple(AdmittedKey(public_key=row["public_key"], address=row["address"]) for row in rows)
-    except (UnicodeDecodeError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise LinkError(f"the coordinator's keys are not what they should be: {error!r}") from error
     if not isinstance(version, int):
         raise LinkError(f"the keys' version is {version!r:.60}, expected an integer")

@@ -1,7 +1,8 @@
 """`python -m peer.rendezvous`: configuration from the environment, attested connections to coordinators, service.
 
 The one module of this package that knows of evidence and manifests: it believes a coordinator's keys only after it has
-verified the coordinator's RA-TLS certificate against the signed manifest. It is trusted with nothing in return.
+verified the coordinator's RA-TLS certificate against the manifest that it shows and that the owners signed. It is
+trusted with nothing in return.
 """
 
 from __future__ import annotations
@@ -9,26 +10,24 @@ from __future__ import annotations
 import asyncio
 import binascii
 import contextlib
-import hashlib
 import ipaddress
 import logging
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from random import Random
 
-import aiohttp
-
+from admission.client import BEGUN_WITH, Attested, CoordinatorError, RefusedError
+from admission.offers import Offers
+from admission.trust import coordinator_check
 from peer.keys import KeySet, decode_keys
 from peer.relay import Relay
 from peer.service import Rendezvous
-from peer.spec import LISTEN_PORT, InterfaceSpec, LinkError, check_address
-from peer.watch import read_body
+from peer.spec import LISTEN_PORT, InterfaceSpec, LinkError
 from peer.wireguard import (
     USERSPACE_ENV,
     DeviceGoneError,
@@ -40,33 +39,34 @@ from peer.wireguard import (
     userspace_argv,
 )
 from runtime import premises, values
+from runtime.backoff import Backoff
 from runtime.children import Child, ChildSpec
 from runtime.env import ConfigError, EnvReader, Problem
 from runtime.log import configure
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from topology import given
+from topology.envelope import Signed
 from topology.manifest import Manifest
+from topology.owners import Owners
 
 log = logging.getLogger(__name__)
 
 KEY_COMMAND = "key"
 _KEY_FILE = "MESH_RENDEZVOUS_KEY_FILE"
 _RELAY_PORTS = range(52000, 53000)
-_VERIFY_AGAIN_AFTER = 3600.0
-"""Seconds after which a coordinator's evidence is verified anew: what counts as an up-to-date platform changes."""
 _POLL_TIMEOUT = 40.0
 """Seconds: coordinators hold a poll for 25."""
-_TLS_TIMEOUT = 10.0
-
-Verify = Callable[[bytes], Awaitable[None]]
+_RETRY = Backoff(base=0.1, cap=2.0)
+"""Between two questions for a first manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The rendezvous' configuration."""
 
-    manifest: Manifest
+    owners: Owners | None
+    """Whose signatures a manifest needs; None: unsigned ones are taken."""
     private_key: Secret
     address: str
     """Our mesh address."""
@@ -82,68 +82,56 @@ class Config:
     wireguard_go: str
 
 
-class AttestedKeys:
-    """A coordinator's keys over HTTPS. Nothing is sent before its certificate's evidence was verified."""
+class Newest:
+    """The newest manifest by which a coordinator was verified."""
 
-    def __init__(self, url: str, pool: str, verify: Verify) -> None:
-        self._url = url.rstrip("/")
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.signed: Signed | None = None
+        """None before there is one."""
+        self.there = asyncio.Event()
+        """Set with the first."""
+        self.verify = coordinator_check(
+            Offers(config.owners, lambda: self.signed, self._misfit).judge,
+            self._take,
+            config.pccs_url,
+            config.dev_root,
+            time.time,
+        )
+
+    async def _take(self, signed: Signed) -> None:
+        if self.signed is None or self.signed.digest != signed.digest:
+            log.info("goes by the manifest of %s", signed.name)
+        self.signed = signed
+        self.there.set()
+
+    def _misfit(self, manifest: Manifest) -> str | None:
+        return misfit(manifest, self._config.address, public_key(self._config.private_key))
+
+
+class AttestedKeys:
+    """A coordinator's keys, which count only after its evidence was verified."""
+
+    def __init__(self, coordinator: Attested, pool: str) -> None:
+        self._coordinator = coordinator
         self._pool = pool
-        self._verify = verify
-        self._session: aiohttp.ClientSession | None = None
-        self._trusted: aiohttp.Fingerprint | None = None
-        self._verified_at = 0.0
 
     async def watch(self, seen: int) -> KeySet:
         """See KeySource."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_POLL_TIMEOUT))
-        if self._trusted is None or time.monotonic() - self._verified_at > _VERIFY_AGAIN_AFTER:
-            certificate = await self._certificate()
-            await self._verify(certificate)
-            # From here on only a server that holds this certificate's key gets our request (aiohttp compares before it
-            # sends), and the evidence was about that key.
-            self._trusted = aiohttp.Fingerprint(hashlib.sha256(certificate).digest())
-            self._verified_at = time.monotonic()
-        url, query = f"{self._url}/v1/rendezvous/keys", {"seen": seen}
         try:
-            async with self._session.get(url, params=query, ssl=self._trusted, allow_redirects=False) as answer:
-                return decode_keys(await read_body(answer), self._pool)
-        except aiohttp.ServerFingerprintMismatch as error:
-            self._trusted = None
-            raise LinkError(f"{self._url} has another certificate now; verifying it next") from error
-        except aiohttp.ClientError as error:
-            raise LinkError(f"{self._url}: {error}") from error
-
-    async def close(self) -> None:
-        """Closes its connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    async def _certificate(self) -> bytes:
-        parts = urlsplit(self._url)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # No public authority vouches for RA-TLS certificates; the evidence inside is what is verified.
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        async with asyncio.timeout(_TLS_TIMEOUT):
-            _, writer = await asyncio.open_connection(
-                parts.hostname, parts.port or 443, ssl=context, server_hostname=parts.hostname
-            )
-            try:
-                certificate: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            finally:
-                writer.transport.abort()
-        if certificate is None:
-            raise LinkError(f"{self._url} showed no certificate")
-        return certificate
+            tree = await self._coordinator.call("GET", f"/v1/rendezvous/keys?seen={seen}", seconds=_POLL_TIMEOUT)
+        except (CoordinatorError, RefusedError) as error:
+            raise LinkError(str(error)) from error
+        return decode_keys(tree, self._pool)
 
 
 def read_config(environ: Mapping[str, str]) -> Config:
     """The configuration in `environ`, or ConfigError with every problem. Makes the key file where there is none."""
     reader = EnvReader(environ)
     found = given.read(reader)
-    manifest = found.signed.manifest if found.signed else None
-    default_urls = tuple(peer.url for peer in manifest.coordinators.peers) if manifest else ()
-    coordinators = reader.optional("MESH_COORDINATORS", values.https_urls, default_urls)
+    none: tuple[str, ...] = ()
+    wanted = "a JSON list of the coordinators' https URLs"
+    coordinators = reader.required("MESH_COORDINATORS", values.https_urls, none, wanted)
     address = reader.required("MESH_RENDEZVOUS_ADDRESS", _ipv4, "", "our mesh address")
     public = reader.required("MESH_RENDEZVOUS_PUBLIC", _ipv4, "", "our public IPv4 address")
     port = reader.optional("MESH_RENDEZVOUS_PORT", _port, LISTEN_PORT)
@@ -151,12 +139,9 @@ def read_config(environ: Mapping[str, str]) -> Config:
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     wireguard_go = reader.optional("MESH_WIREGUARD_GO", str, "/usr/local/bin/wireguard-go")
     key = reader.required(_KEY_FILE, _key_file, Secret(""), "a file for the WireGuard private key")
-    if manifest is not None and address and key:
-        reader.problems += _disagreements(manifest, address, public_key(key))
     reader.finish()
-    assert manifest is not None
     return Config(
-        manifest=manifest,
+        owners=found.owners,
         private_key=key,
         address=address,
         public=public,
@@ -181,20 +166,50 @@ def own_public_key(environ: Mapping[str, str]) -> str:
 
 async def serve(config: Config) -> None:
     """Runs the rendezvous until cancelled."""
-    spec = InterfaceSpec(
-        private_key=config.private_key, address=config.address, pool=config.manifest.mesh_pool, listen_port=config.port
-    )
+    newest = Newest(config)
+    coordinators = [Attested(url, newest.verify, manifest=BEGUN_WITH) for url in config.coordinators]
+    try:
+        pool = (await first_manifest(newest, coordinators)).mesh_pool
+        await _serve(config, pool, [AttestedKeys(coordinator, pool) for coordinator in coordinators])
+    finally:
+        for coordinator in coordinators:
+            await coordinator.close()
+
+
+async def first_manifest(newest: Newest, coordinators: Sequence[Attested]) -> Manifest:
+    """Asks all `coordinators` until one has a manifest of ours and is verified by it."""
+    async with TaskScope() as scope:
+        asks = [scope.start(f"ask {coordinator.url}", _ask(coordinator)) for coordinator in coordinators]
+        await newest.there.wait()
+        for task in asks:
+            task.cancel()
+    assert newest.signed is not None
+    return newest.signed.manifest
+
+
+async def _ask(coordinator: Attested) -> None:
+    attempt, said, rng = 0, "", Random()
+    while True:
+        try:
+            await coordinator.call("GET", BEGUN_WITH)
+        except Exception as error:  # noqa: BLE001 -- the boundary: whatever a coordinator says, only it has failed
+            reason = str(error) if isinstance(error, CoordinatorError | RefusedError) else repr(error)
+            if reason != said:
+                log.warning("no manifest yet: %s", reason)
+                said = reason
+        await asyncio.sleep(_RETRY.delay(attempt, rng))
+        attempt += 1
+
+
+async def _serve(config: Config, pool: str, sources: Sequence[AttestedKeys]) -> None:
+    spec = InterfaceSpec(private_key=config.private_key, address=config.address, pool=pool, listen_port=config.port)
     device = await choose(spec)
-    verify = _verify(config)
-    sources = [AttestedKeys(url, config.manifest.mesh_pool, verify) for url in config.coordinators]
     try:
         async with TaskScope() as scope:
             if isinstance(device, UserspaceDevice):
                 scope.start("wireguard-go", Child(_child(config, device)).run())
             scope.start("rendezvous", Rendezvous(device, sources, Relay("0.0.0.0", _RELAY_PORTS)).run())
     finally:
-        for source in sources:
-            await source.close()
         if isinstance(device, KernelDevice):
             await device.remove()
 
@@ -250,41 +265,16 @@ def _child(config: Config, device: UserspaceDevice) -> ChildSpec:
     )
 
 
-def _verify(config: Config) -> Verify:
-    from evidence.collateral import HttpCollateral
-    from evidence.errors import EvidenceError
-    from evidence.manifest import COORDINATORS, expected, tcb_rules
-    from evidence.policy import check
-    from evidence.ratls import verify_certificate
-    from evidence.verify import Verifier
-
-    verifier = Verifier(
-        collateral=HttpCollateral(config.pccs_url), rules=tcb_rules(config.manifest), root_ca_der=config.dev_root
-    )
-    wanted = expected(config.manifest, COORDINATORS)
-
-    async def verify(certificate: bytes) -> None:
-        try:
-            check(await verify_certificate(verifier, certificate, time.time()), wanted)
-        except EvidenceError as error:
-            raise LinkError(f"the coordinator's evidence is refused: {error}") from error
-
-    return verify
-
-
-def _disagreements(manifest: Manifest, address: str, key: str) -> list[Problem]:
-    try:
-        check_address(address, manifest.mesh_pool)
-    except LinkError as error:
-        return [Problem("MESH_RENDEZVOUS_ADDRESS", str(error))]
+def misfit(manifest: Manifest, address: str, key: str) -> str | None:
+    """Why a rendezvous with that mesh address and public key is none of `manifest`; None when it is. CVMs would wait
+    for one that never answers them.
+    """
     known = {entry.address: entry.public_key for entry in manifest.rendezvous}
-    if known.get(address) == key:
-        return []
-    # CVMs would wait for a rendezvous that never answers them: better not to start.
     if address not in known:
-        return [Problem("MESH_RENDEZVOUS_ADDRESS", f"is {address!r}, expected one of the manifest's: {sorted(known)}")]
-    message = f"holds the key {key}, but the manifest names {known[address]} for {address}; use that key's file"
-    return [Problem(_KEY_FILE, message)]
+        return f"MESH_RENDEZVOUS_ADDRESS is {address!r}, and its rendezvous are {sorted(known)}"
+    if known[address] != key:
+        return f"{_KEY_FILE} holds the key {key}, and it names {known[address]} for {address}"
+    return None
 
 
 def _key_file(text: str) -> Secret:

@@ -39,6 +39,7 @@ class EnvReader:
         self._environ = environ
         self._prefix = prefix
         self._known: set[str] = set()
+        self._hints: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def optional(self, name: str, parse: Callable[[str], T], default: T) -> T:
@@ -61,6 +62,10 @@ class EnvReader:
             return default
         return self.optional(name, parse, default)
 
+    def hint(self, name: str, advice: str) -> None:
+        """`advice` for whoever sets `name`, which nobody reads but many may expect."""
+        self._hints[name] = advice
+
     def finish(self) -> None:
         """Adds a problem for each unknown variable with our prefix, then raises ConfigError if there is any problem."""
         for name in sorted(self._environ):
@@ -68,7 +73,7 @@ class EnvReader:
                 # The prefix that all share would make everything look alike.
                 bare = [known.removeprefix(self._prefix) for known in self._known]
                 close = difflib.get_close_matches(name.removeprefix(self._prefix), bare, n=1)
-                hint = (
+                hint = self._hints.get(name) or (
                     f"did you mean {self._prefix}{close[0]}?"
                     if close
                     else "see docs/configuration.md for the names that exist"

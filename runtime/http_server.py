@@ -7,6 +7,7 @@ A handler that knows its caller says so with `keep`. All other connections are s
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -75,6 +76,8 @@ class Server:
         self._accepting: asyncio.Task[None]
         self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
         """Connections in their handshake, oldest first."""
+        self._untouched: set[socket.socket] = set()
+        """Those on which no handshake has begun: their task may be cancelled before its first step."""
         self._silent: dict[web.RequestHandler, None] = {}
         """Connections that have brought no request, oldest first."""
         self._strangers: dict[web.RequestHandler, None] = {}
@@ -129,7 +132,11 @@ class Server:
                 continue
             # A connection that waits already is accepted without a turn of the loop: without this one, a crowd would
             # keep everything else waiting, and end handshakes that have not begun.
-            await asyncio.sleep(0)
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                connection.close()
+                raise
             factory = self._runner.server
             if factory is None or not self._make_room(len(factory.connections)):
                 connection.close()
@@ -137,11 +144,14 @@ class Server:
             protocol = factory()
             self._forget_ended(len(factory.connections))
             self._silent[protocol] = self._strangers[protocol] = None
-            self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
+            self._untouched.add(connection)
+            task = self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
+            task.add_done_callback(functools.partial(self._close_untouched, connection, protocol))
 
     async def _greet(self, connection: socket.socket, protocol: web.RequestHandler) -> None:
         """The handshake, if there is TLS. A connection that brings no request in time afterwards is closed."""
         loop = asyncio.get_running_loop()
+        self._untouched.discard(connection)
         try:
             await loop.connect_accepted_socket(
                 lambda: protocol,
@@ -158,6 +168,13 @@ class Server:
             raise
         finally:
             self._greeted.pop(protocol, None)
+
+    def _close_untouched(self, connection: socket.socket, protocol: web.RequestHandler, _: asyncio.Task[None]) -> None:
+        if connection in self._untouched:
+            self._untouched.discard(connection)
+            self._greeted.pop(protocol, None)
+            self._forget(protocol)
+            connection.close()
 
     def _make_room(self, connected: int) -> bool:
         """Whether there is a place for one more connection, beside those that are `connected` or in their handshake."""

@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, Protocol, TypeVar
 
-from coordinator.protocol import AttestRequest, Binding, Challenge, ChallengeRequest, Code
+from admission.binding import make
+from admission.broker import Admitted, Broker, Held, Renewed
+from admission.client import CoordinatorError, RefusedError
+from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar.attested import CoordinatorError, RefusedError
-from sidecar.broker import Admitted, Broker, Held, Renewed
 from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, parse
 from sidecar.identity import Keys
 from sidecar.slot import Wish
@@ -37,7 +37,6 @@ AGAIN = Backoff(base=0.1, cap=2.0)
 """Between rounds over all coordinators while nobody can say yes: unreachable, slot taken, not ready."""
 PERMANENT = Backoff(base=5.0, cap=60.0)
 """After a refusal that the same evidence will get again: an operator has to change something, so do not hammer."""
-BINDING_VERSION = 2
 SLOT_LEASE_SECONDS = 15.0
 """A lease, as coordinators give it (`coordinator.slots.LEASE_SECONDS`), for a sidecar that was not told one yet."""
 RELEASE_SECONDS = 2.0
@@ -62,7 +61,8 @@ class Claim:
     group: str
     wish: Wish
     """Which slot."""
-    identities: tuple[str, ...]
+    identities: Callable[[], tuple[str, ...]]
+    """What it is admitted as, by the newest manifest that it holds."""
     info: GuestInfo
     keys: Keys
 
@@ -113,22 +113,6 @@ class Listener(Protocol):
         """Not admitted yet; or no longer, for the lease has lapsed and a coordinator refused to admit this CVM again.
         Not called while coordinators are merely away: what was admitted then goes on.
         """
-
-
-def make_binding(claim: Claim, peer_id: str, now: float) -> bytes:
-    """The JSON that the quote covers."""
-    binding = Binding(
-        version=BINDING_VERSION,
-        cluster=claim.cluster,
-        peer_id=peer_id,
-        identities=claim.identities,
-        app_id=claim.info.app_id,
-        instance_id=claim.info.instance_id,
-        compose_hash=claim.info.compose_hash,
-        boot=claim.keys.public,
-        issued_at=int(now),
-    )
-    return json.dumps(asdict(binding), sort_keys=True, separators=(",", ":")).encode()
 
 
 class Admission:
@@ -210,6 +194,8 @@ class Admission:
                 except RefusedError as error:
                     self._refused(broker, error)
                     if error.code.permanent:
+                        # Its manifest may be newer than ours, which is asked for with the next connection.
+                        await broker.close()
                         await self._pause(PERMANENT.delay(refusals, self._rng))
                         refusals += 1
                         break
@@ -265,7 +251,15 @@ class Admission:
         asked, challenge = await self._challenge(broker)
         if asked is not None and challenge.peer_id != asked:
             raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {asked!r}")
-        binding = make_binding(self._claim, challenge.peer_id, self._clock())
+        claim = self._claim
+        binding = make(
+            cluster=claim.cluster,
+            peer_id=challenge.peer_id,
+            identities=claim.identities(),
+            info=claim.info,
+            boot=claim.keys.public,
+            now=self._clock(),
+        )
         quote = await self._guest.quote(report_data(binding, bytes.fromhex(challenge.nonce)))
         admitted = await broker.attest(
             AttestRequest(

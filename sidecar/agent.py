@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from admission.broker import Admitted
 from runtime.children import ChildSpec
 from runtime.consul import (
     ConsulClient,
@@ -19,7 +20,6 @@ from runtime.consul import (
     write_private,
 )
 from runtime.secret import Secret
-from sidecar.broker import Admitted
 from sidecar.identity import Keys
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.protocol import PEERS_PREFIX, MeshPeer
+from admission.protocol import PEERS_PREFIX, MeshPeer
 from runtime import leader_key
 from topology.manifest import ManifestError, from_tree
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peer.spec import parse_path_mtu
 from runtime import values
-from runtime.env import ConfigError, EnvReader, Problem
+from runtime.env import EnvReader
+from sidecar import hints
+from sidecar.hints import RouteHint
 from topology import given
-from topology.envelope import Signed
-from topology.manifest import GroupEntry, Manifest
 from topology.owners import Owners
 
 
@@ -40,12 +39,6 @@ VARIABLES = (
         "slot that this boot holds, else the one that the coordinator proposes.",
     ),
     Variable(
-        name="MESH_MANIFEST",
-        default="required",
-        meaning="Manifest envelope, `<payload>.<signature>[.<signature>…]` in base64url. Says who "
-        "the coordinators are, what they must measure, and which routes exist.",
-    ),
-    Variable(
         name="MESH_OWNERS",
         default="required",
         meaning="Whose signatures a manifest needs: `KEY`, or `2 of KEY, KEY, KEY`. A key is an Ed25519 public key, 32 "
@@ -59,14 +52,15 @@ VARIABLES = (
     ),
     Variable(
         name="MESH_COORDINATORS",
-        default="the manifest's",
-        meaning="JSON list of the coordinators' https URLs. Only where to knock: who answers is verified.",
+        default="required",
+        meaning="JSON list of the coordinators' https URLs. Only where to knock: who answers is verified, by the "
+        "manifest that it shows and that the owners signed.",
     ),
     Variable(
         name="MESH_ROUTES_JSON",
-        default="the manifest's",
-        meaning="JSON list of `{name, vip, port, role, backend, service}`. Checked against the signed manifest, which "
-        "decides; a newer manifest replaces the routes at run time.",
+        default="",
+        meaning="JSON list of `{name, vip, port, role, backend, service}`: names and VIPs for the time before the "
+        "first manifest. From then on the manifest counts; where this differs from it, status says so.",
     ),
     Variable(
         name="MESH_PCCS_URL",
@@ -127,8 +121,8 @@ class Config:
     peer_id: str | None
     coordinators: tuple[str, ...]
     """https URLs without path."""
-    signed: Signed
-    """The environment's manifest. Its signatures were checked, unless `insecure` says otherwise."""
+    routes: tuple[RouteHint, ...] | None
+    """For the time before there is a manifest; None: nothing was said."""
     owners: Owners | None
     """Of the measured compose file; None: unsigned manifests are taken."""
     pccs_url: str
@@ -149,16 +143,6 @@ class Config:
     insecure: tuple[str, ...]
     """What an operator must keep being told; empty in production."""
 
-    @property
-    def manifest(self) -> Manifest:
-        """The environment's."""
-        return self.signed.manifest
-
-    @property
-    def own(self) -> GroupEntry:
-        """This CVM's group in the first manifest."""
-        return self.manifest.groups[self.group]
-
 
 NO_URLS: tuple[str, ...] = ()
 
@@ -170,9 +154,10 @@ def parse(environ: Mapping[str, str]) -> Config:
     group = reader.required("MESH_GROUP", values.text, "", "the name of a workload group")
     peer_id = reader.optional("MESH_PEER_ID", values.text, None)
     found = given.read(reader)
-    signed = found.signed
-    urls = reader.optional("MESH_COORDINATORS", values.https_urls, NO_URLS)
-    routes = reader.optional("MESH_ROUTES_JSON", _routes, None)
+    urls = reader.required(
+        "MESH_COORDINATORS", values.https_urls, NO_URLS, "a JSON list of the coordinators' https URLs"
+    )
+    routes = reader.optional("MESH_ROUTES_JSON", hints.parse, None)
     dev_root = reader.optional("MESH_INSECURE_DEV_ROOT", values.base64_bytes, None)
     pccs_url = reader.optional("MESH_PCCS_URL", values.http_url, _default("MESH_PCCS_URL"))
     state_dir, run_dir, guest_agent, envoy, consul, wireguard_go, resolv_conf = (
@@ -191,17 +176,13 @@ def parse(environ: Mapping[str, str]) -> Config:
     path_mtu = reader.optional("MESH_PATH_MTU", parse_path_mtu, None)
     log_level = reader.optional("MESH_LOG_LEVEL", values.level, _default("MESH_LOG_LEVEL"))
     drain_seconds = reader.optional("MESH_DRAIN_SECONDS", _seconds, float(_default("MESH_DRAIN_SECONDS")))
-    if signed is not None:
-        reader.problems += _disagreements(signed.manifest, cluster, group, peer_id, routes)
     reader.finish()
-    if signed is None:
-        raise ConfigError([Problem("MESH_MANIFEST", "could not be read")])
     return Config(
         cluster=cluster,
         group=group,
         peer_id=peer_id,
-        coordinators=urls or tuple(peer.url for peer in signed.manifest.coordinators.peers),
-        signed=signed,
+        coordinators=urls,
+        routes=routes,
         owners=found.owners,
         pccs_url=pccs_url,
         dev_root=dev_root,
@@ -241,43 +222,13 @@ def reference() -> str:
 
 
 def _shown(default: str) -> str:
-    if default in ("required", "the manifest's"):
+    if default == "required":
         return default
     return f"`{default}`" if default else "not set"
 
 
 def _default(name: str) -> str:
     return next(variable.default for variable in VARIABLES if variable.name == name)
-
-
-def _disagreements(
-    manifest: Manifest, cluster: str, group: str, peer_id: str | None, routes: list[dict[str, Any]] | None
-) -> list[Problem]:
-    problems = []
-    if cluster and cluster != manifest.cluster:
-        problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
-    entry = manifest.groups.get(group)
-    if group and entry is None:
-        known = ", ".join(sorted(manifest.groups))
-        problems.append(Problem("MESH_GROUP", f"is {group!r}, expected a group of the manifest: {known}"))
-    if entry is not None and peer_id is not None and peer_id not in {peer.peer_id for peer in entry.peers}:
-        known = ", ".join(peer.peer_id for peer in entry.peers)
-        problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a slot of group {group!r}: {known}"))
-    if routes is not None:
-        problems += [Problem("MESH_ROUTES_JSON", text) for text in _route_differences(manifest, routes)]
-    return problems
-
-
-def _route_differences(manifest: Manifest, routes: list[dict[str, Any]]) -> list[str]:
-    fields = ("vip", "port", "role", "service")
-    signed = {route.name: {field: getattr(route, field) for field in fields} for route in manifest.routes}
-    given = {str(route.get("name")): {field: route.get(field) for field in fields} for route in routes}
-    found = [f"route {name!r} is not in the signed manifest" for name in sorted(set(given) - set(signed))]
-    found += [f"route {name!r} of the manifest is missing" for name in sorted(signed) if name not in given]
-    for name in sorted(set(signed) & set(given)):
-        if signed[name] != given[name]:
-            found.append(f"route {name!r} is {given[name]}, but the signed manifest says {signed[name]}")
-    return [f"{problem}; render manifest and routes together" for problem in found]
 
 
 def _gid(text: str) -> int:
@@ -295,11 +246,3 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= 3600:
         raise ValueError(f"is {text!r}, expected seconds between 0 and 3600")
     return value
-
-
-def _routes(text: str) -> list[dict[str, Any]]:
-    routes = values.json_list(text, "{name, vip, port, role, backend, service}")
-    for route in routes:
-        if not isinstance(route, dict) or not isinstance(route.get("name"), str):
-            raise ValueError(f"holds {route!r:.80}, expected objects {{name, vip, port, role, backend, service}}")
-    return routes

@@ -6,19 +6,29 @@ remembered between calls: the same world gives the same wish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from dns.zone import SrvTarget
 from peer.spec import INTERFACE
 from runtime.consul_config import SERF_PORT
 from runtime.secret import Secret
 from sidecar.catalog import Instance
 from sidecar.certificate import Certificate
+from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
 from topology.envelope import Signed
-from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, BackendEntry, GroupEntry, Manifest, RouteEntry
+from topology.manifest import (
+    EVERYBODY,
+    EXCLUSIVE_ROLES,
+    BackendEntry,
+    Coordinators,
+    GroupEntry,
+    Manifest,
+    RouteEntry,
+)
+from topology.revocation import why_revoked
 from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
@@ -33,8 +43,8 @@ class World:
     signed: Signed
     """The newest manifest."""
     own: GroupEntry
-    """This CVM's group as it started with it, of the environment's manifest: what it registers and checks. It grants
-    nobody anything."""
+    """This CVM's group as its first manifest has it: what it registers and checks where a newer one lacks the group. It
+    grants nobody anything."""
     group: str
     address: str | None = None
     """Our mesh address, once admitted."""
@@ -61,8 +71,6 @@ class World:
     """Those that they had when something was last held."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs that the manifest has, ourselves included once Consul lists us."""
-    settled: bool = False
-    """The manifest is one that a coordinator enforces; else it is still the environment's."""
 
     @property
     def manifest(self) -> Manifest:
@@ -91,10 +99,29 @@ class Desired:
     """Routes that this CVM's group may not call: they have names and VIPs, and a connection is reset."""
     refused: frozenset[Refusal]
     """Where nobody is behind the route: connections are refused there, as at a closed port."""
-    packets: Filter
-    """What may come in by the mesh: calls of our own backends, and Consul's gossip."""
+    packets: Filter | None
+    """What may come in by the mesh: calls of our own backends, and Consul's gossip. None before there is a manifest,
+    and so no tunnel."""
     spec: Spec | None
     """None until we are admitted."""
+
+
+def beforehand(routes: Iterable[RouteHint]) -> Desired:
+    """The wish before there is a manifest: the names and VIPs that the environment has, which lead nowhere yet."""
+    hints = tuple(routes)
+    return Desired(
+        vips=frozenset(hint.vip for hint in hints),
+        names={hint.name: hint.vip for hint in hints},
+        peer_addresses={},
+        services={},
+        peers=(),
+        endpoints={},
+        conflicts={},
+        barred=(),
+        refused=frozenset(),
+        packets=None,
+        spec=None,
+    )
 
 
 def watched_services(manifest: Manifest) -> tuple[str, ...]:
@@ -147,7 +174,11 @@ def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
     backend = group.backends.get(route.backend) if group is not None else None
     if group is None or backend is None:
         return {}
-    return {peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port) for peer in group.peers}
+    return {
+        peer.peer_id: Endpoint(address=peer.address, port=backend.sidecar_port)
+        for peer in group.peers
+        if not why_revoked(manifest.revoked, peer_id=peer.peer_id)
+    }
 
 
 def _open_ports(world: World) -> frozenset[int]:
@@ -278,7 +309,17 @@ def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> In
         source=backend.source,
         proxy_protocol=backend.proxy_protocol,
         allowed=callers(world.manifest, world.group, name),
+        denied=_revoked_addresses(world.manifest),
     )
+
+
+def _revoked_addresses(manifest: Manifest) -> tuple[str, ...]:
+    """Mesh addresses of revoked slots: what a CVM there has been given is good for a while yet, and no list that it may
+    have written counts.
+    """
+    entries: tuple[GroupEntry | Coordinators, ...] = (manifest.coordinators, *manifest.groups.values())
+    peers = [peer for entry in entries for peer in entry.peers]
+    return tuple(sorted(it.address for it in peers if why_revoked(manifest.revoked, peer_id=it.peer_id)))
 
 
 def _peer_addresses(world: World) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dns.server import DnsServer
@@ -19,6 +20,7 @@ from sidecar.desired import Desired
 from sidecar.files import Identity, RunFiles
 from sidecar.refusing import Refusing
 from sidecar.terms import Term, settle
+from topology.addresses import VIP_POOL
 from vip.netlink import VipError, VipTable
 from vip.nftables import RefusalTable
 from xds.spec import Spec, SpecError
@@ -44,7 +46,7 @@ class Effects:
         self._config = config
         self.dns = DnsServer(DNS_ADDRESS, DNS_PORT, resolv_conf=config.resolv_conf)
         self.files = RunFiles(config.run_dir, config.secrets_gid)
-        self._vips = VipTable(config.manifest.vip_pool)
+        self._vips = VipTable(VIP_POOL)
         self.refusing = Refusing(RefusalTable())
         self.link: Link | None = None
         self.xds: XdsServer | None = None
@@ -83,6 +85,17 @@ class Effects:
         self._names(wish, None)
         self._tell_barred(wish)
         self._held = wish
+
+    async def begin(self, wish: Desired, vip_pool: str) -> None:
+        """Carries out the first wish that a manifest makes, whose VIPs are of `vip_pool`. OSError (VipError) when its
+        addresses cannot be set: without them no route can be called.
+        """
+        if vip_pool != VIP_POOL:
+            self._vips = VipTable(vip_pool)
+        await asyncio.to_thread(self._vips.apply, wish.vips)
+        if self._held is not None:
+            self._held = replace(self._held, vips=wish.vips)
+        await self.apply(wish, None)
 
     async def apply(self, wish: Desired, identity: Identity | None) -> None:
         """Makes everything as `wish` has it."""

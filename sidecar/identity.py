@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.protocol import BootKeys
+from admission.protocol import BootKeys
 from runtime.consul import write_private
 from runtime.secret import Secret
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from peer.driver import PeerLink
 from peer.link import Contact, LinkStatus
 from peer.spec import INTERFACE, InterfaceSpec, LinkError, Peer, RendezvousPeer

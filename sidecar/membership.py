@@ -14,14 +14,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coordinator.protocol import WORKLOAD_TOKEN
+from admission.broker import Admitted, Renewed
+from admission.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
-from sidecar.broker import Admitted, Renewed
 from sidecar.certificate import Certificate, Given
 from sidecar.config import Config
 from sidecar.desired import World
@@ -30,6 +30,7 @@ from sidecar.link import Link
 from sidecar.listed import Listed
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
+from topology.manifest import BackendEntry
 from topology.succession import SuccessionError
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ registered, and every agent has noticed that its stream was of a server that is 
 class Host(Protocol):
     """What the supervisor gives."""
 
-    world: World
+    @property
+    def world(self) -> World:
+        """What is known. Not asked for before there is a manifest."""
+        ...
 
     def see(self, world: World) -> None:
         """Makes `world` what is known, and has it carried out."""
@@ -312,10 +316,7 @@ class Membership:
     async def _join(self, admitted: Admitted) -> None:
         self._host.wait("consul", "the agent has not joined")
         self._host.wait("registration", "waits for the agent")
-        # By the newest manifest: which of them a plain TCP check decides over is not for the environment to say.
-        newest = self._host.world.manifest.groups.get(self._config.group, self._config.own)
-        backends = tuple(newest.backends.values())
-        self.registrar = Registrar(self._consul, backends, admitted.peer_id, admitted.address, self.serving)
+        self.registrar = Registrar(self._consul, self._backends(), admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
         self._host.supervise(Child(self._agent.spec(), self._agent_started))
         await self._agent.joined()
@@ -330,6 +331,11 @@ class Membership:
     def _servers(self) -> tuple[str, ...]:
         return self.admission.servers if self.admission is not None else ()
 
+    def _backends(self) -> tuple[BackendEntry, ...]:
+        """What this CVM serves, by the newest manifest."""
+        world = self._host.world
+        return tuple(world.manifest.groups.get(world.group, world.own).backends.values())
+
     async def _agent_started(self) -> None:
         await self._agent.up()
         if self.registrar is not None:
@@ -342,7 +348,9 @@ class Membership:
     # ---- watches
 
     def watch(self) -> None:
-        """Makes the watches those of the world as it is now. Without effect before the agent has joined."""
+        """Makes watches and registrations those of the world as it is. Without effect before the agent has joined."""
+        if self.registrar is not None:
+            self.registrar.use(self._backends())
         if self._joined:
             wanted = sources.queries(self._host.world, check_signatures=self._config.owners is not None)
             self._watches.keep({query: self._taker(change) for query, change in wanted.items()})

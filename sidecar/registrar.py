@@ -45,6 +45,7 @@ class Registrar:
         self._address = address
         self._serial = 0
         self._restart = asyncio.Event()
+        self._other = asyncio.Event()
         self._serving = serving
         self.known: set[str] = set()
         """IDs that are registered with the agent as it runs now."""
@@ -52,12 +53,25 @@ class Registrar:
         """Called when `known` grew."""
 
     async def run(self) -> None:
-        """Registers everything, and again after each `restarted()`. Ends only by cancellation."""
-        # A pure client has nothing to register, and is not to wait for it.
-        self.on_change()
-        async with TaskScope() as scope:
-            for backend in self._backends:
-                scope.start(f"register {backend.service}", self._keep(backend))
+        """Registers everything, and again after each `restarted()` and `use`. Ends only by cancellation."""
+        while True:
+            # A pure client has nothing to register, and is not to wait for it.
+            self.on_change()
+            backends = self._backends
+            async with TaskScope() as scope:
+                keeps = [scope.start(f"register {backend.service}", self._keep(backend)) for backend in backends]
+                await self._other.wait()
+                for task in keeps:
+                    task.cancel()
+            self._other.clear()
+            self.known.clear()
+            await self._deregister(self._ids(backends) - self._ids(self._backends))
+
+    def use(self, backends: tuple[BackendEntry, ...]) -> None:
+        """Makes `backends` those that are registered and checked. Who may call them is none of Consul's business."""
+        if [_registered(each) for each in backends] != [_registered(each) for each in self._backends]:
+            self._other.set()
+        self._backends = backends
 
     def restarted(self) -> None:
         """The agent has started: register everything again."""
@@ -68,12 +82,17 @@ class Registrar:
     @property
     def complete(self) -> bool:
         """Whether the running agent knows every backend."""
-        return self.known >= {registration.service_id(backend, self._peer_id) for backend in self._backends}
+        return self.known >= self._ids(self._backends)
+
+    def _ids(self, backends: tuple[BackendEntry, ...]) -> set[str]:
+        return {registration.service_id(backend, self._peer_id) for backend in backends}
 
     async def deregister(self) -> None:
         """Takes the services away. What the agent does not do now, its leaving does."""
-        for backend in self._backends:
-            own = registration.service_id(backend, self._peer_id)
+        await self._deregister(self._ids(self._backends))
+
+    async def _deregister(self, ids: set[str]) -> None:
+        for own in sorted(ids):
             with contextlib.suppress(ConsulError):
                 await self._consul.put(f"/v1/agent/service/deregister/{own}")
 
@@ -142,6 +161,11 @@ class Registrar:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return
+
+
+def _registered(backend: BackendEntry) -> tuple[object, ...]:
+    """What of it makes a registration."""
+    return backend.service, backend.port, backend.sidecar_port, backend.owner
 
 
 async def listens(port: int) -> bool:

@@ -28,7 +28,8 @@ class Facts:
     address: str | None
     report: Report
     insecure: tuple[str, ...]
-    signed: Signed
+    signed: Signed | None
+    """None: there is no manifest yet."""
     certificate: Certificate | None
     """None: not admitted yet."""
     endpoints: Mapping[str, tuple[str, ...]]
@@ -48,7 +49,7 @@ class Facts:
 
 def document(facts: Facts) -> dict[str, Any]:
     """The document, ready for JSON."""
-    admission = facts.admission
+    admission, signed = facts.admission, facts.signed
     return {
         "peer_id": facts.peer_id,
         "group": facts.group,
@@ -88,18 +89,20 @@ def document(facts: Facts) -> dict[str, Any]:
                 "port": route.port,
                 "endpoints": list(facts.endpoints.get(route.name, ())),
                 "conflict": list(facts.conflicts.get(route.name, ())),
-                "may_call": may_call(facts.signed.manifest, facts.group, route),
+                "may_call": may_call(signed.manifest, facts.group, route),
             }
-            for route in facts.signed.manifest.routes
-        ],
+            for route in signed.manifest.routes
+        ]
+        if signed is not None
+        else [],
         "xds": {
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
         "certificate": _certificate(facts.certificate),
-        "manifest_epoch": facts.signed.manifest.epoch,
-        "manifest_digest": facts.signed.digest[:SHOWN_DIGITS],
-        "manifest_notes": list(facts.signed.notes),
+        "manifest_epoch": signed.manifest.epoch if signed is not None else None,
+        "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
+        "manifest_notes": list(signed.notes) if signed is not None else [],
     }
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
+from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
 from topology.allowed import allowed
+from topology.envelope import Signed
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
@@ -115,14 +116,21 @@ def take(world: World, envelope: str, *, check_signatures: bool) -> World:
     same world where there is nothing new. SuccessionError when it is not to be believed.
     """
     if envelope == world.signed.envelope:
-        return world if world.settled else replace(world, settled=True)
-    found = overtake(world.signed, envelope, settled=world.settled, signed=check_signatures)
-    if found is None:
         return world
+    found = overtake(world.signed, envelope, settled=True, signed=check_signatures)
+    return world if found is None else adopt(world, found)
+
+
+def adopt(world: World, found: Signed) -> World:
+    """The world with the manifest `found`, which was judged to count. SuccessionError when a CVM that runs cannot take
+    it.
+    """
     now, new = world.manifest, found.manifest
+    if found.digest == world.signed.digest:
+        return world
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
-    return _by_manifest(replace(world, signed=found, settled=True))
+    return _by_manifest(replace(world, signed=found))
 
 
 def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, check_signatures: bool) -> str | None:
@@ -149,7 +157,7 @@ def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures
         return f"rolled back: enforces epoch {epoch}, this CVM holds epoch {world.manifest.epoch}"
     if envelope:
         try:
-            overtake(world.signed, envelope, settled=world.settled, signed=check_signatures)
+            overtake(world.signed, envelope, settled=True, signed=check_signatures)
         except SuccessionError as error:
             return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
     return None

@@ -9,6 +9,7 @@ Long because start, progress and stop of all parts are in one place: their order
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from admission.broker import Broker
+from admission.client import CoordinatorError
 from runtime import premises
 from runtime.backoff import Backoff
 from runtime.children import Child
@@ -25,11 +28,11 @@ from runtime.init import Init
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
-from sidecar import backends, listeners, memory, modules, report
+from sidecar import backends, hints, listeners, memory, modules, report, sources
+from sidecar import kept as manifest_file
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Broker
 from sidecar.config import Config
-from sidecar.desired import World, desired
+from sidecar.desired import World, beforehand, desired
 from sidecar.effects import Effects
 from sidecar.envoy import Envoy
 from sidecar.files import Identity
@@ -37,6 +40,9 @@ from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.losing import Losing
 from sidecar.phases import Progress, Report
 from sidecar.slot import Wish
+from topology.envelope import Signed
+from topology.manifest import Manifest
+from topology.succession import SuccessionError
 
 if TYPE_CHECKING:
     from sidecar.link import Link
@@ -63,10 +69,13 @@ class Supervisor:
         self._progress = Progress()
         self._shown: Report | None = None
         self._was_ready = False
-        self.world = World(signed=config.signed, own=config.own, group=config.group)
+        self._world: World | None = None
+        """None before there is a manifest."""
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
         self._restart = asyncio.Event()
+        self._failure: StartError | None = None
+        """Why a restart alone would not help."""
         self._effects = Effects(config)
         self._effects.on_publish = self._published.set
         self._losing = Losing(lambda: self.world, self._effects.refusing)
@@ -113,6 +122,8 @@ class Supervisor:
             if self._member is not None:
                 await self._member.close()
             await self._status.stop()
+        if self._failure is not None:
+            raise self._failure
         return self._restart.is_set()
 
     # ---- start
@@ -135,12 +146,43 @@ class Supervisor:
 
     async def _start_names(self) -> None:
         self._progress.wait("names", "addresses, DNS and files are being set")
+        config = self._config
+        kept = manifest_file.read(config.state_dir, config.cluster, config.group)
         try:
-            await self._effects.start(desired(self.world))
+            await self._effects.start(beforehand(config.routes or ()))
         except OSError as error:
             raise StartError(str(error)) from error
-        self._keep_environment()
+        self.wait("names", "no coordinator has shown the mesh's manifest yet")
+        if kept is not None:
+            with contextlib.suppress(CoordinatorError):
+                await self._begin(kept)
+
+    async def _begin(self, signed: Signed) -> None:
+        """Carries out the first manifest: names, addresses, and what comes in by the mesh, before there is a tunnel.
+        Where this machine cannot, the process ends; CoordinatorError for whoever has brought it.
+        """
+        group = self._config.group
+        world = World(signed=signed, own=signed.manifest.groups[group], group=group)
+        try:
+            await self._effects.begin(desired(world), signed.manifest.vip_pool)
+        except OSError as error:
+            self._failure = StartError(str(error))
+            self.restart(f"{signed.name} cannot be carried out: {error}")
+            raise CoordinatorError(str(error)) from error
+        self._world = world
+        self._manifest_taken()
         self.done("names")
+        self._dirty.set()
+
+    async def take(self, signed: Signed) -> None:
+        """Takes `signed`, by which a coordinator was verified: the first manifest, or where it is newer than ours."""
+        if self._world is None:
+            await self._begin(signed)
+            return
+        try:
+            self.see(sources.adopt(self._world, signed))
+        except SuccessionError as error:
+            raise CoordinatorError(f"enforces a manifest that cannot be taken: {error}") from error
 
     async def _identify(self) -> tuple[GuestInfo, Keys]:
         attempt = 0
@@ -183,22 +225,24 @@ class Supervisor:
         await self._follow_envoy(server)
 
     def _start_admission(self, info: GuestInfo, keys: Keys, userspace: bool) -> None:
+        from admission.offers import Offers
+        from admission.trust import coordinator_check
         from sidecar.membership import Membership
-        from sidecar.trust import coordinator_check
 
         config = self._config
         self._member = Membership(config, keys, self, self._scope, userspace=userspace)
         self._member.on_link = self._has_link
         # Judged by the newest manifest that is known: coordinators are upgraded too.
-        verify = coordinator_check(lambda: self.world.manifest, config.pccs_url, config.dev_root, time.time)
+        offers = Offers(config.owners, lambda: self._world.signed if self._world else None, self._misfit)
+        verify = coordinator_check(offers.judge, self.take, config.pccs_url, config.dev_root, time.time)
         self._admission = Admission(
-            tuple(Broker(url, verify) for url in config.coordinators),
+            tuple(Broker(url, verify, self._envelope) for url in config.coordinators),
             self._guest,
             Claim(
                 cluster=config.cluster,
                 group=config.group,
                 wish=Wish(pinned=config.peer_id, held=held_slot(config.state_dir, keys)),
-                identities=config.manifest.identities(config.group),
+                identities=self._identities,
                 info=info,
                 keys=keys,
             ),
@@ -206,6 +250,23 @@ class Supervisor:
         )
         self.wait("admission", "asks the coordinators")
         self.run("admission", self._admission.run())
+
+    def _misfit(self, manifest: Manifest) -> str | None:
+        """Why a first manifest is not about this CVM."""
+        config = self._config
+        if manifest.cluster != config.cluster:
+            return f"it is of cluster {manifest.cluster!r}, and MESH_CLUSTER is {config.cluster!r}"
+        if config.group not in manifest.groups:
+            return f"MESH_GROUP is {config.group!r}, and its groups are {', '.join(sorted(manifest.groups))}"
+        return None
+
+    def _envelope(self) -> str:
+        return self._world.signed.envelope if self._world else ""
+
+    def _identities(self) -> tuple[str, ...]:
+        """What this CVM is admitted as, by the newest manifest."""
+        manifest = self.world.manifest
+        return manifest.identities(self.world.group) if self.world.group in manifest.groups else ()
 
     def run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """See `membership.Host`."""
@@ -218,24 +279,34 @@ class Supervisor:
 
     # ---- sources → desired → effects
 
+    @property
+    def world(self) -> World:
+        """See `membership.Host`."""
+        assert self._world is not None, "nobody asks before there is a manifest"
+        return self._world
+
     def see(self, world: World) -> None:
         """See `membership.Host`."""
-        if world is self.world:
+        if world is self._world:
             return
-        before, self.world = self.world, world
+        before, self._world = self.world, world
         if world.signed is not before.signed:
-            log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
-            self._keep_environment()
+            self._manifest_taken()
             if self._member is not None:
                 self._member.watch()
             if world.certificate is not None and world.certificate.digest != world.signed.digest:
                 self.hurry()
         self._dirty.set()
 
-    def _keep_environment(self) -> None:
-        """At once, not with the next wish: `ready`, for which programs wait, must never come first."""
-        newest = self.world.manifest.groups.get(self.world.group, self.world.own)
-        self._effects.keep_environment(newest.env)
+    def _manifest_taken(self) -> None:
+        world = self.world
+        log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
+        # At once, not with the next wish: `ready`, for which programs wait, must never come first.
+        self._effects.keep_environment(world.manifest.groups.get(world.group, world.own).env)
+        try:
+            manifest_file.keep(self._config.state_dir, world.signed)
+        except OSError as error:
+            log.warning("manifest not noted, a restart of this process asks for it", extra={"reason": str(error)})
 
     def keep_secrets(self, secrets: Mapping[str, Secret]) -> bool:
         """See `membership.Host`."""
@@ -256,7 +327,8 @@ class Supervisor:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            await self._effects.apply(desired(self.world), self._identity())
+            if self._world is not None:
+                await self._effects.apply(desired(self._world), self._identity())
 
     async def _follow_envoy(self, server: Any) -> None:
         """Keeps asking whether Envoy has the newest snapshot; offers again what it rejected."""
@@ -353,8 +425,8 @@ class Supervisor:
                 address=own.address if own else None,
                 report=self._progress.report(),
                 insecure=self._config.insecure,
-                signed=self.world.signed,
-                certificate=self.world.certificate,
+                signed=self._world.signed if self._world else None,
+                certificate=self._world.certificate if self._world else None,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},
@@ -366,12 +438,16 @@ class Supervisor:
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
                     *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),
+                    *(f"MESH_ROUTES_JSON: {text}" for text in self._differences()),
                     *([f"manifest: {refused}"] if (refused := self._refused_manifest()) else []),
                     *([f"workload: {reason}"] if (reason := self._workload_problem()) else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
         )
+
+    def _differences(self) -> tuple[str, ...]:
+        return hints.differences(self._world.manifest, self._config.routes) if self._world else ()
 
     def _refused_manifest(self) -> str:
         return self._member.refused_manifest if self._member is not None else ""
@@ -382,7 +458,9 @@ class Supervisor:
 
     def backends(self) -> dict[str, Any]:
         """What `/status` says of this group's servers, looked up now."""
-        return {"backends": backends.document(self.world.manifest, self._config.group, listeners.read())}
+        if self._world is None:
+            return {"backends": []}
+        return {"backends": backends.document(self._world.manifest, self._config.group, listeners.read())}
 
     # ---- stop
 

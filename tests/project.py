@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support import ROOT
 
 PACKAGES = (
-    "coordinator", "dns", "evidence", "lab", "meshctl", "peer",
+    "admission", "coordinator", "dns", "evidence", "lab", "meshctl", "peer",
     "runtime", "sidecar", "topology", "vip", "workloads", "xds",
 )  # fmt: skip
 _NOT_OURS = {".git", ".venv", ".mesh", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "dist"}

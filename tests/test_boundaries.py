@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from admission.broker import decode_admission, decode_challenge, decode_renewal
+from admission.client import CoordinatorError, decode_answer
 from coordinator.authority import load_p256
 from coordinator.leases import LeaseError, unseal
 from evidence.errors import EvidenceError
@@ -21,8 +23,6 @@ from evidence.ratls import extract
 from peer import control
 from peer.spec import LinkError
 from runtime import consul, guest, values
-from sidecar.attested import CoordinatorError, decode_answer
-from sidecar.broker import decode_admission, decode_challenge, decode_renewal
 from sidecar.certificate import CertificateError, Expected, parse
 from tests.sidecar.world import DIGEST, NOW, granted
 

@@ -22,8 +22,9 @@ ALLOWED: dict[str, set[str]] = {
     "dns": _SHARED,
     "vip": _SHARED,
     "peer": _SHARED,
-    "coordinator": {"runtime", *LEAVES},
-    "sidecar": {"runtime", "coordinator.protocol", *LEAVES},
+    "admission": {"runtime", "evidence", "topology"},
+    "coordinator": {"runtime", "admission", *LEAVES},
+    "sidecar": {"runtime", "admission", *LEAVES},
     "workloads": set(),
     "lab": set(PACKAGES) - {"meshctl"},
     "meshctl": set(PACKAGES),
@@ -32,14 +33,14 @@ ALLOWED: dict[str, set[str]] = {
 
 EXCEPTIONS: dict[str, set[str]] = {
     # A process of its own on a public host: it verifies coordinators, and no leaf or sidecar imports it.
-    "peer.rendezvous": {"runtime", "evidence", "topology"},
+    "peer.rendezvous": {"runtime", "admission", "topology"},
     # The one translation of a manifest's demands, for the coordinator, the sidecar and the rendezvous.
     "evidence.manifest": {"topology"},
     # What is verified from outside is held against a manifest, and its history.
     "evidence.bundle": {"topology"},
     "evidence.outside": {"topology"},
     "evidence.documents": {"topology"},
-    # Reads the environment of the three programs that begin with a signed manifest.
+    # Reads the environment of the three programs that need to know the owners.
     "topology.given": {"runtime"},
     # The database's supervisor is a part of the mesh in an application's container.
     **{
@@ -70,6 +71,7 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
+    "admission.client",
     "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
     "coordinator.disk",
     "coordinator.disk_probe", "coordinator.documents",
@@ -82,14 +84,14 @@ EDGES = frozenset({
     "peer.service", "peer.watch", "peer.wireguard",
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.http_server", "runtime.init", "runtime.log",
     "runtime.premises", "runtime.status", "runtime.tasks",
-    "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.attested", "sidecar.effects", "sidecar.envoy",
+    "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.listed", "sidecar.losing", "sidecar.membership",
     "sidecar.memory", "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar",
     "sidecar.supervisor", "sidecar.watches", "sidecar.workload_api", "vip.netlink", "vip.nftables",
     "xds.server",
 })  # fmt: skip
 """Modules that may import WORLD. Every other module of these packages is pure."""
-PURE_BY_DEFAULT = LEAVES | {"coordinator", "runtime", "sidecar"}
+PURE_BY_DEFAULT = LEAVES | {"admission", "coordinator", "runtime", "sidecar"}
 
 
 def _is_below(name: str, parents: set[str]) -> bool:

@@ -22,7 +22,7 @@ MAX_FUNCTION = 60
 """Lines, docstring and blank lines included."""
 
 UNMIRRORED: dict[str, str] = {
-    "coordinator.protocol": "values without behaviour",
+    "admission.protocol": "values without behaviour",
     "coordinator.refusal": "one exception type",
     "evidence.errors": "one exception type",
     "lab.control": "tests/e2e drives it through ./mesh",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from topology.manifest import Coordinators, GroupEntry, Manifest
+from topology.revocation import why_revoked
 
 
 def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
@@ -13,9 +14,11 @@ def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
 
 
 def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str) -> bool:
-    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`); an admission ends
-    otherwise.
+    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`), and revokes
+    neither peer nor compose hash; an admission ends otherwise.
     """
+    if why_revoked(manifest.revoked, peer_id=peer_id, compose_hash=compose_hash):
+        return False
     images = {
         image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
         for item in manifest.os_images

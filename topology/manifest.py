@@ -3,6 +3,8 @@
 Lives here: the frozen value and its JSON form. Pure. `topology.envelope` signs it, `topology.succession` says which one
 may follow which. The coordinator enforces a manifest, a sidecar reads its coordinator entry and its routes,
 `topology.render` writes it.
+
+Long because the form is one value: each entry is here once, with what it means, beside the checks that it must pass.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
+from topology.revocation import Revocation, RevocationError
 
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
@@ -229,6 +233,8 @@ class Manifest:
     hear of it at once."""
     leaf_hours: int = 8
     """Life of a CVM's certificate. It is renewed at half of that."""
+    revoked: tuple[Revocation, ...] = ()
+    """Who is refused whatever else is allowed. Name it in `critical` where programs run that do not know it."""
     critical: tuple[str, ...] = ()
     """Fields that a reader must know, as names with dots (`groups.backends.callers`). A program that does not know one
     refuses the manifest; other fields that it does not know it leaves out."""
@@ -289,6 +295,10 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    try:
+        revocations.check(manifest.revoked)
+    except RevocationError as error:
+        raise ManifestError(f"manifest.revoked{error}") from error
     for name, group in manifest.groups.items():
         for variable, value in group.env.items():
             # The sidecar writes both into a file that a shell reads.

@@ -36,7 +36,7 @@ from topology.problems import ClusterError
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
 """What the committed compose files have for the owners."""
 
-_COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_MANIFEST", "MESH_PEER_ID")
+_COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_PEER_ID")
 _WORKLOAD_NAMES = ("MESH_ROUTES_JSON",)
 _MAX_VALUE = 128 << 10
 """Bytes of one environment value that dstack takes (dstack.md 5)."""
@@ -137,11 +137,11 @@ def sidecar_environment(
     group: Group | str,
     peer_id: str | None,
     *,
-    manifest_envelope: str,
     owners: Owners | None,
     coordinator_urls: tuple[str, ...],
 ) -> dict[str, str]:
-    """The environment of one CVM of `group`: the MESH_ variables and the group's `compose_env`.
+    """The environment of one CVM of `group`: the MESH_ variables and the group's `compose_env`. No route is in it, so
+    that a new one, which comes with the manifest, restarts nobody.
 
     `peer_id=None` leaves the slot to the coordinator. `owners` is for where no compose file has them as a literal.
     ClusterError when `peer_id` is not of the group, or a value is greater than dstack takes.
@@ -149,15 +149,13 @@ def sidecar_environment(
     found = cluster.group(group) if isinstance(group, str) else group
     if peer_id is not None and peer_id not in found.peers():
         raise ClusterError([f"peer {peer_id!r} is not of group {found.name!r}, which has {', '.join(found.peers())}"])
-    environment = _common(cluster, found.name, peer_id, manifest_envelope, owners, coordinator_urls)
-    return _checked({**found.compose_env, **environment, "MESH_ROUTES_JSON": routes_json(cluster)})
+    return _checked({**found.compose_env, **_common(cluster, found.name, peer_id, owners, coordinator_urls)})
 
 
 def coordinator_environment(
     cluster: Cluster,
     peer_id: str | None,
     *,
-    manifest_envelope: str,
     owners: Owners | None,
     coordinator_urls: tuple[str, ...],
 ) -> dict[str, str]:
@@ -165,7 +163,7 @@ def coordinator_environment(
     if peer_id is not None and peer_id not in cluster.coordinator_peers():
         peers = ", ".join(cluster.coordinator_peers())
         raise ClusterError([f"peer {peer_id!r} is not a coordinator of this cluster, which has {peers}"])
-    return _checked(_common(cluster, COORDINATOR, peer_id, manifest_envelope, owners, coordinator_urls))
+    return _checked(_common(cluster, COORDINATOR, peer_id, owners, coordinator_urls))
 
 
 def environment_names(group: Group | None) -> tuple[str, ...]:
@@ -244,13 +242,12 @@ def keyed(compose: ComposeFile, owners: Owners) -> ComposeFile:
 
 
 def _common(
-    cluster: Cluster, group: str, peer_id: str | None, envelope: str, owners: Owners | None, urls: tuple[str, ...]
+    cluster: Cluster, group: str, peer_id: str | None, owners: Owners | None, urls: tuple[str, ...]
 ) -> dict[str, str]:
     found = {
         "MESH_CLUSTER": cluster.name,
         "MESH_GROUP": group,
         "MESH_COORDINATORS": _json(list(urls)),
-        "MESH_MANIFEST": envelope,
     }
     if peer_id is not None:
         found["MESH_PEER_ID"] = peer_id

@@ -53,6 +53,8 @@ def check_ingress(ingress: Ingress) -> None:
     _source(ingress.source, entry)
     if not all(principal.uri for principal in ingress.allowed):
         raise SpecError(f"{entry} allows an empty principal; expected a URI such as spiffe://mesh/api")
+    for address in ingress.denied:
+        _place(address, ingress.port, f"an address that {entry} denies")
 
 
 def check_leaf(leaf: Leaf) -> None:

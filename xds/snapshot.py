@@ -122,7 +122,8 @@ def _ingress(ingress: Ingress, old: _Entry | None) -> _Entry:
         return old
     check.check_ingress(ingress)
     cluster_from = (ingress.name, ingress.target, ingress.source, ingress.proxy_protocol)
-    listener_from = (ingress.name, ingress.address, ingress.port, ingress.identity, frozenset(ingress.allowed))
+    rights = (frozenset(ingress.allowed), frozenset(ingress.denied))
+    listener_from = (ingress.name, ingress.address, ingress.port, ingress.identity, rights)
     parts = (
         _part(old, 0, CLUSTER, cluster_from, lambda: resources.ingress_cluster(ingress)),
         _part(old, 1, LISTENER, listener_from, lambda: resources.ingress_listener(ingress)),

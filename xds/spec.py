@@ -90,6 +90,8 @@ class Ingress:
     allowed: tuple[Principal, ...]
     """Who may call. Empty: nobody. Adding one cuts nothing; taking one away closes every connection that it holds at
     once, and nobody else's."""
+    denied: tuple[str, ...] = ()
+    """Addresses (IPv4) that may not, whatever certificate they show. A connection that one holds is not closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from xds.protos import (
     Any,
     BackoffStrategy,
     BindConfig,
+    CidrRange,
     Cluster,
     Filter,
     FilterChain,
@@ -93,12 +94,19 @@ def ingress_cluster(ingress: Ingress, cluster: Cluster) -> None:
 
 
 def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], FilterChain]:
-    """A chain for each caller, and the chain for everybody else."""
+    """A chain for each caller and one for those that are denied, and the chain for everybody else."""
     chains = []
-    for uri in sorted({principal.uri for principal in ingress.allowed}):
+    uris = sorted({principal.uri for principal in ingress.allowed})
+    for uri in uris:
         chain = _chain(ingress, cluster, Principal(uri=uri))
         chain.filter_chain_match = FilterChainMatch(server_names=[caller_name(uri)])
         chains.append(chain)
+    if chains and ingress.denied:
+        # Envoy looks at the name before the source: without names this chain would not be looked at.
+        names = [caller_name(uri) for uri in uris]
+        ranges = [CidrRange(address_prefix=address, prefix_len=32) for address in sorted(set(ingress.denied))]
+        match = FilterChainMatch(server_names=names, source_prefix_ranges=ranges)
+        chains.append(FilterChain(name=f"{ingress.name}/denied", filter_chain_match=match))
     # A chain without filters closes what comes to it. It is never left out: Envoy demands a chain of a listener.
     return chains, FilterChain(name=f"{ingress.name}/nobody")
 

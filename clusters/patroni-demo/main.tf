@@ -8,12 +8,8 @@ module "mesh" {
   workload_groups     = local.workload_groups
   require_digests     = var.attestation.require_digests
 
-  # What `./mesh sign` writes: the newest manifest, and older ones with which a group may go on starting.
+  # What `./mesh sign` writes: where the coordinators are, and what deployment is checked against.
   manifest = fileexists("${path.module}/manifest.signed") ? trimspace(file("${path.module}/manifest.signed")) : ""
-  group_manifests = {
-    for name in fileset("${path.module}/manifests", "*.signed") :
-    trimsuffix(name, ".signed") => trimspace(file("${path.module}/manifests/${name}"))
-  }
 }
 
 # Makes it so on Phala Cloud.

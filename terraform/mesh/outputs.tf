@@ -23,30 +23,16 @@ locals {
 
   by_secret = { for s in local.secrets : s.name => s... }
 
-  # The signed manifests, once there are any: who the coordinators are, and the routes that go with it.
-  envelopes = merge(
-    { for g in keys(local.groups) : g => trimspace(lookup(var.group_manifests, g, var.manifest)) },
-    { coordinator = trimspace(var.manifest) },
-  )
-  payload_texts = { for app, envelope in local.envelopes : app => replace(replace(split(".", envelope)[0], "-", "+"), "_", "/") }
-  payloads = {
-    for app, text in local.payload_texts :
-    app => try(jsondecode(base64decode("${text}${substr("====", 0, (4 - length(text) % 4) % 4)}")), null)
-  }
+  # The signed manifest, once there is one: it says where the coordinators are.
+  payload_text = replace(replace(split(".", trimspace(var.manifest))[0], "-", "+"), "_", "/")
+  payload      = try(jsondecode(base64decode("${local.payload_text}${substr("====", 0, (4 - length(local.payload_text) % 4) % 4)}")), null)
+  # No policy is in it, and no route: the coordinators have the manifest, and a new one restarts nobody.
   common = {
-    for app, envelope in local.envelopes : app => {
+    for app in concat(keys(local.groups), ["coordinator"]) : app => {
       MESH_CLUSTER      = var.cluster_name
-      MESH_COORDINATORS = jsonencode(try([for peer in local.payloads[app].coordinators.peers : peer.url], []))
+      MESH_COORDINATORS = jsonencode(try([for peer in local.payload.coordinators.peers : peer.url], []))
       MESH_GROUP        = app
-      MESH_MANIFEST     = envelope
     }
-  }
-  # Routes go with the manifest that a CVM starts with: a sidecar holds one against the other.
-  routes_of = {
-    for app, payload in local.payloads : app => try(
-      jsonencode([for r in payload.routes : { for field in ["name", "vip", "port", "role", "backend", "service"] : field => r[field] }]),
-      local.routes_json,
-    )
   }
 }
 
@@ -76,7 +62,7 @@ output "vips" {
 }
 
 output "routes_json" {
-  description = "MESH_ROUTES_JSON of cluster.tf as it is now."
+  description = "MESH_ROUTES_JSON of cluster.tf, for names before the first manifest. Not in `environment`: a new route would restart CVMs."
   value       = local.routes_json
 }
 
@@ -84,7 +70,7 @@ output "environment" {
   description = "Per group, and for the coordinators under `coordinator`: the environment of its CVMs. The slot is not in it: a CVM's own is proposed by the coordinator, from the attested instance."
   value = merge(
     { coordinator = local.common["coordinator"] },
-    { for g, group in local.groups : g => merge(group.compose_env, local.common[g], { MESH_ROUTES_JSON = local.routes_of[g] }) },
+    { for g, group in local.groups : g => merge(group.compose_env, local.common[g]) },
   )
 }
 
@@ -125,5 +111,5 @@ output "policy" {
 
 output "signed" {
   description = "What the given manifest says, null without one. For the checks of whoever deploys."
-  value       = local.payloads["coordinator"]
+  value       = local.payload
 }

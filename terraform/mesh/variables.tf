@@ -36,24 +36,14 @@ variable "require_digests" {
   default     = false
 }
 
-variable "group_manifests" {
-  description = "Earlier signed manifests, by group, that are still good to start with: a CVM takes the newest from the coordinators, and its environment, whose change restarts it, stays as it is."
-  type        = map(string)
-  default     = {}
-}
-
 variable "manifest" {
-  description = "Signed manifest envelope, one line, as `meshctl sign` writes it. Empty until there is one. Not a secret."
+  description = "Signed manifest envelope, one line, as `meshctl sign` writes it: where the coordinators are. No CVM is given it. Empty until there is one. Not a secret."
   type        = string
   default     = ""
 
   validation {
-    # Without a signature nobody takes it; what it says is checked by each CVM.
+    # Without a signature nobody takes it.
     condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+){1,16}$", var.manifest))
     error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl sign` writes."
-  }
-  validation {
-    condition     = length(var.manifest) <= 131072
-    error_message = "manifest has more than 131072 bytes, which is what dstack takes as one environment value; use fewer groups or replicas."
   }
 }

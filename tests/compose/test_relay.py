@@ -74,5 +74,5 @@ def test_the_steps_of_its_readme(engine: Engine, as_published: list[str]) -> Non
     assert again.stdout == first.stdout
     started = relay()
     assert started.returncode == 2
-    for name in ("MESH_MANIFEST", "MESH_OWNERS", "MESH_RENDEZVOUS_PUBLIC"):
+    for name in ("MESH_COORDINATORS", "MESH_OWNERS", "MESH_RENDEZVOUS_PUBLIC"):
         assert name in started.stderr + started.stdout

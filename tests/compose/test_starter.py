@@ -67,7 +67,7 @@ def test_wrong_configuration_ends_the_container_with_the_reasons(mesh: Mesh) -> 
     """Exit code 2, and every missing variable by name."""
     done = mesh.engine.run("run", "--rm", "--network", "none", images.IMAGES["sidecar"].local, check=False)
     assert done.returncode == 2
-    assert "MESH_MANIFEST: is not set" in done.stderr
+    assert "MESH_COORDINATORS: is not set" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

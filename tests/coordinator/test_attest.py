@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Awaitable
 import pytest
 import pytest_asyncio
 
+from admission.protocol import Code
 from coordinator import attest as module
 from coordinator.attest import Attester
-from coordinator.protocol import Code
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest, Bundle, decode
 from evidence.collateral import FixedCollateral

@@ -18,7 +18,7 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from coordinator.protocol import BootKeys
+from admission.protocol import BootKeys
 from lab.tee import DevTee, runtime_event
 from tests.coordinator.world import (
     API_COMPOSE,

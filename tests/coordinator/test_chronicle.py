@@ -12,13 +12,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from admission.protocol import MANIFEST_KEY, MANIFESTS_PREFIX
 from coordinator import chronicle as module
 from coordinator import governance
 from coordinator.chronicle import Chronicle
 from coordinator.disk import MANIFESTS, Disk
 from coordinator.history import Mesh, name_of
 from coordinator.proposal import shown
-from coordinator.protocol import MANIFEST_KEY, MANIFESTS_PREFIX
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_disk import OWN
 from tests.coordinator.test_head import of_newer_program

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.protocol import PEERS_PREFIX
+from admission.protocol import PEERS_PREFIX
 from runtime.consul import ConsulError
 from tests.coordinator.test_formation import READY_SECONDS, Writer, boot, kept, nothing_lost, reasons, together, writing
 from tests.coordinator.test_records import proposed

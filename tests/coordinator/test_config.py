@@ -7,13 +7,15 @@ import json
 
 import pytest
 
-from coordinator.config import own_peer_id, parse
+from coordinator.config import begun, own_peer_id, parse
 from runtime.env import ConfigError
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest
+from tests.topology.support import opened
 from topology.envelope import seal
 
 MANIFEST = make_manifest()
-GOOD = {"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(MANIFEST, OWNER), "MESH_OWNERS": OWNER_KEY}
+GOOD = {"MESH_CLUSTER": "tests", "MESH_OWNERS": OWNER_KEY}
+SIGNED = opened(MANIFEST, OWNER)
 
 
 def problems(environ: dict[str, str]) -> str:
@@ -24,8 +26,9 @@ def problems(environ: dict[str, str]) -> str:
 
 
 def test_a_deployment_of_one() -> None:
-    """Cluster, manifest and owner key suffice; the rest has the defaults of a CVM."""
-    config = parse(GOOD)
+    """Cluster and owner key suffice, and the manifest when there is one; the rest has the defaults of a CVM."""
+    assert parse(GOOD).signed is None
+    config = begun(parse(GOOD), SIGNED)
     assert config.listen == ("0.0.0.0", 8787)
     assert str(config.state_dir) == "/run/mesh-private"
     assert config.insecure == ()
@@ -64,17 +67,16 @@ def test_all_problems_are_told_at_once() -> None:
     assert "did you mean MESH_CLUSTER?" in told
 
 
-def test_the_manifest_must_be_signed_by_the_owner() -> None:
-    """A manifest without, or with another's signature is refused."""
-    for envelope in (seal(MANIFEST), GOOD["MESH_MANIFEST"][:-8] + "AAAAAAAA", "garbage"):
-        assert "MESH_MANIFEST: " in problems(GOOD | {"MESH_MANIFEST": envelope})
+def test_no_manifest_comes_by_the_environment() -> None:
+    """Whoever sets one is told where it goes."""
+    told = problems(GOOD | {"MESH_MANIFEST": seal(MANIFEST, OWNER)})
+    assert told.startswith("MESH_MANIFEST: is not a known variable; no environment has a manifest: ./mesh set gives it")
 
 
 def test_an_unsigned_manifest_needs_to_be_asked_for_and_is_told() -> None:
     """Local use says so, and cannot be mixed with a key."""
     environ = {
         "MESH_CLUSTER": "tests",
-        "MESH_MANIFEST": seal(MANIFEST),
         "MESH_INSECURE_UNSIGNED_MANIFEST": "1",
         "MESH_INSECURE_DEV_ROOT": "AAAA",
     }
@@ -88,22 +90,19 @@ def test_the_parts_must_agree() -> None:
     """Cluster and peer ID are those of the manifest. Where coordinators are is the manifest's to say alone: they come
     and go, and the environment stays.
     """
-    told = problems(
-        GOOD | {
-            "MESH_CLUSTER": "other",
-            "MESH_PEER_ID": "coordinator-7",
-            "MESH_COORDINATORS": json.dumps(["https://a", "https://b"]),
-        }
-    )  # fmt: skip
-    assert "the manifest is of cluster 'tests'" in told
-    assert "'coordinator-7', expected a coordinator" in told
-    assert "COORDINATORS" not in told
+    urls = json.dumps(["https://a", "https://b"])
+    config = parse(GOOD | {"MESH_CLUSTER": "other", "MESH_PEER_ID": "coordinator-7", "MESH_COORDINATORS": urls})
+    with pytest.raises(ConfigError) as caught:
+        begun(config, SIGNED)
+    assert "the manifest is of cluster 'tests'" in str(caught.value)
+    assert "'coordinator-7', expected a coordinator" in str(caught.value)
+    assert "COORDINATORS" not in str(caught.value)
 
 
 def test_which_coordinator_this_is() -> None:
     """As said, else by the instance ID in its URL, else an error that lists them."""
     urls = ("https://aa11-8787s.gateway", "https://bb22-8787s.gateway", "https://cc33-8787s.gateway")
-    config = parse(GOOD | {"MESH_MANIFEST": seal(make_manifest(coordinators=3, urls=urls), OWNER)})
+    config = begun(parse(GOOD), opened(make_manifest(coordinators=3, urls=urls), OWNER))
     assert own_peer_id(config, "bb22") == "coordinator-1"
     assert own_peer_id(dataclasses.replace(config, peer_id="coordinator-2"), "bb22") == "coordinator-2"
     for instance in ("dd44", ""):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.disk import MANIFESTS, MAX_HISTORY, PEERS, Disk, DiskError
 from coordinator.marker import MARKER, MEMBER, NEW, STARTED, ForeignDataError, Owner
 from coordinator.proposal import MAX_STORED
-from coordinator.protocol import MeshPeer
 
 OWN = Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0")
 PEER = MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.9", kind="workload")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from admission.protocol import MeshPeer
 from coordinator.feed import LATELY_SECONDS, MAX_POLLS, Feed
-from coordinator.protocol import MeshPeer
 from runtime.tasks import TaskScope
 
 PEER = MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.1", kind="workload")

@@ -10,9 +10,9 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MANIFEST_KEY
 from coordinator import governance
 from coordinator.governance import StandoffError, weigh
-from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.test_records import enforce, proposed
@@ -163,7 +163,7 @@ async def policies(consul: ConsulClient) -> set[str]:
 
 
 async def restarted(mesh: Cluster, manifest: object) -> Running:
-    """Coordinator 0, lost and booted on its disk with `manifest` in its environment."""
+    """Coordinator 0, lost and booted on its disk, which has `manifest`, too."""
     await mesh.lose(0)
     return await mesh.start(0, manifest)  # type: ignore[arg-type]
 
@@ -188,7 +188,7 @@ async def eventually_leads(consul: ConsulClient) -> None:
 
 
 async def test_a_restarted_coordinator_takes_the_newest_manifest() -> None:
-    """The environment's where it is newer, which is then in the records; else the records'."""
+    """The disk's where it is newer, which is then in the records; else the records'."""
     async with cluster() as mesh:
         await mesh.start()
         first = (await mesh.ready()).coordinator.head.signed
@@ -211,7 +211,7 @@ async def test_of_two_manifests_of_one_epoch_one_rules_all_coordinators() -> Non
         assert len({document["manifest_digest"] for document in documents}) == 1
         noted = [document for document in documents if document["manifest_notes"]]
         assert noted
-        assert all("of the environment does not count" in str(document["manifest_notes"]) for document in noted)
+        assert all("with which it began, does not count" in str(document["manifest_notes"]) for document in noted)
 
 
 @pytest.mark.parametrize("changes", [{"version": 3}, {"critical": ["floor"], "floor": 1}], ids=["version", "critical"])

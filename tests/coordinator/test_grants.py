@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from admission.protocol import LeaseRequest
 from coordinator import grants, records
 from coordinator.keys import derive, workload_secret
-from coordinator.protocol import LeaseRequest
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS
 from runtime.consul import ConsulClient, ConsulError
@@ -98,7 +98,9 @@ async def database() -> AsyncIterator[tuple[Cluster, Running]]:
 def applicant(lead: Running, peer_id: str) -> Applicant:
     """An honest CVM for that slot."""
     group = peer_id.rpartition("-")[0]
-    return Applicant(url=lead.url, manifest=lead.config.manifest, group=group, who=cvm(COMPOSES[group], peer_id))
+    return Applicant(
+        url=lead.url, manifest=lead.coordinator.head.manifest, group=group, who=cvm(COMPOSES[group], peer_id)
+    )
 
 
 async def refused(call: object) -> None:

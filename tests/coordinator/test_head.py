@@ -7,14 +7,15 @@ import json
 
 import pytest
 
+from admission.protocol import MeshPeer
 from coordinator.head import Head
 from coordinator.proposal import MAX_STORED, misfit
-from coordinator.protocol import MeshPeer
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
+from topology.revocation import Revocation
 
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
@@ -91,7 +92,7 @@ def test_of_two_of_one_epoch_only_the_records_choose() -> None:
     head.adopt(twin, NOW)
     head.settle(NOW)
     assert head.manifest == twin.manifest
-    assert head.notes == (f"{FIRST.name} of the environment does not count: the coordinators enforce {twin.name}",)
+    assert head.notes == (f"{FIRST.name}, with which it began, does not count: the coordinators enforce {twin.name}",)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +178,22 @@ def test_a_manifest_that_a_newer_program_has_kept_holds_older_ones_back() -> Non
     assert head.hindrance is not None
     assert head.take(seal(after(second), OWNER), NOW)
     assert head.hindrance is None
+
+
+def test_a_coordinator_that_is_revoked_or_dropped_leaves_once_the_coordinators_agree() -> None:
+    """A manifest in its environment alone makes none leave: its records may have a newer one."""
+    for changes in (
+        {"revoked": (Revocation(peer_id="coordinator-0"),)},
+        {"revoked": (Revocation(instance_id=INFO.instance_id),)},
+        {"revoked": (Revocation(compose_hash=INFO.compose_hash),)},
+        {"coordinators": dataclasses.replace(FIRST.manifest.coordinators, peers=())},
+    ):
+        newer = opened(after(FIRST, **changes), OWNER)
+        head = settled()
+        assert head.take(newer.envelope, NOW)
+        assert head.dismissed == head.hindrance is not None
+        alone = Watched(newer)
+        assert alone.hindrance is not None
+        assert alone.dismissed is None
+        alone.agree()
+        assert alone.dismissed == alone.hindrance

@@ -9,7 +9,7 @@ import itertools
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.history import History, Mesh, arrange, begin, extend, is_name, name_of
+from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened
@@ -152,32 +152,6 @@ def test_what_only_a_newer_program_can_read_holds_an_older_one_back(changes: dic
     assert arrange({**files, **kept(THREE)}, MESH).unreadable == "", "it is not the newest"
     forged = envelope.partition(".")[0] + "." + base64.urlsafe_b64encode(bytes(64)).decode().rstrip("=")
     assert arrange({**kept(ONE, TWO), "3": forged}, MESH).unreadable == ""
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted", "words"),
-    [
-        (ONE, FOUR, "is on the disk"),
-        (FOUR, FOUR, ""),
-        (FIVE, FIVE, ""),
-        (opened(after(THREE, leaf_hours=20), SECOND), FOUR, "two were signed for one epoch"),
-        (opened(after(FOUR), OWNER), FOUR, "signed by 0 of the owner keys"),
-        (opened(after(opened(after(FIVE))), SECOND), opened(after(opened(after(FIVE))), SECOND), ""),
-    ],
-    ids=["older", "same", "next", "fork", "retired owner", "far ahead"],
-)
-def test_the_environment_counts_only_where_it_follows_the_disk(given: Signed, wanted: Signed, words: str) -> None:
-    """Whoever runs the host sets the environment; the disk is this coordinator's own memory."""
-    history = arrange(kept(ONE, TWO, THREE, FOUR), MESH)
-    found, note = begin(given, history, signed=True)
-    assert found == wanted
-    assert words in note
-    assert bool(words) == bool(note)
-
-
-def test_without_a_history_the_environment_counts() -> None:
-    """At the first start."""
-    assert begin(ONE, History(), signed=True) == (ONE, "")
 
 
 def test_a_history_of_another_mesh_does_not_count() -> None:

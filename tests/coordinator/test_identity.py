@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from coordinator import identity
-from coordinator.config import parse
+from coordinator.config import begun, parse
 from evidence.ratls import expected_report_data, extract
 from lab.agent import GuestAgentServer
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
 from tests.support import eventually
-from topology.envelope import seal
+from tests.topology.support import opened
 
-CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(make_manifest(), OWNER), "MESH_OWNERS": OWNER_KEY})
+CONFIG = begun(parse({"MESH_CLUSTER": "tests", "MESH_OWNERS": OWNER_KEY}), opened(make_manifest(), OWNER))
 
 
 @pytest.fixture

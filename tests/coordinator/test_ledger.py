@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from admission.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator import records
 from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SLOTS_PREFIX, Ledger
-from coordinator.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, NodeState, dead
@@ -262,7 +262,9 @@ async def test_such_a_check_is_what_a_cvm_can_write() -> None:
     async with cluster() as mesh:
         await mesh.start()
         lead = await mesh.ready()
-        applicant = Applicant(url=lead.url, manifest=lead.config.manifest, group="api", who=cvm(API_COMPOSE, "api-0"))
+        applicant = Applicant(
+            url=lead.url, manifest=lead.coordinator.head.manifest, group="api", who=cvm(API_COMPOSE, "api-0")
+        )
         admission = await applicant.admitted()
         await eventually(lambda: "coordinator-0" in lead.coordinator.ledger.nodes, "the node is seen")
         check = {"Node": "coordinator-0", "CheckID": "serfHealth", "Name": "x", "ServiceID": "x", "Status": "critical"}

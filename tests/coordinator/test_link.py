@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.config import parse
+from admission.protocol import MeshPeer
+from coordinator.config import begun, parse
 from coordinator.link import MeshLink, make_link
-from coordinator.protocol import MeshPeer
 from peer.spec import InterfaceSpec
 from peer.wireguard import UserspaceDevice, generate_key
 from runtime.tasks import TaskScope
 from tests.coordinator.world import OWNER, OWNER_KEY, make_manifest, wireguard_key
 from tests.support import eventually, network_namespace
+from tests.topology.support import opened
 from tests.vip.test_filter import OTHER, OWN, POOL, dial, listen, wire
 from tests.xds.test_lost_peer import within
-from topology.envelope import seal
 
-CONFIG = parse({"MESH_CLUSTER": "tests", "MESH_MANIFEST": seal(make_manifest(), OWNER), "MESH_OWNERS": OWNER_KEY})
+CONFIG = begun(parse({"MESH_CLUSTER": "tests", "MESH_OWNERS": OWNER_KEY}), opened(make_manifest(), OWNER))
 
 
 def peer(name: str, address: str, key: str | None = None) -> MeshPeer:

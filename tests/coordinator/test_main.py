@@ -20,6 +20,9 @@ from typing import Any
 import pytest
 
 from lab.agent import GuestAgentServer
+from lab.namespaces import inside_network
+from lab.owner import Coordinator, give
+from runtime.tasks import TaskScope
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
 from tests.support import ROOT, network_namespace, popen, tool
 from topology.envelope import seal
@@ -44,7 +47,6 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "MESH_CLUSTER": "tests",
-        "MESH_MANIFEST": seal(make_manifest(), OWNER),
         "MESH_OWNERS": OWNER_KEY,
         "MESH_STATE_DIR": str(folder / "private"),
         "MESH_DATA_DIR": str(folder / "data"),
@@ -103,15 +105,28 @@ async def test_a_coordinator_in_a_network_of_its_own(namespace: str) -> None:
     process = start(
         environment(
             folder,
-            MESH_MANIFEST=seal(manifest, OWNER),
             MESH_GUEST_AGENT=str(folder / "dstack.sock"),
             MESH_CONSUL=tool("consul"),
             MESH_WIREGUARD_GO=tool("wireguard-go"),
         ),
         namespace,
     )
+    lead = Coordinator(
+        name="coordinator-0",
+        status_socket=folder / "private" / "status.sock",
+        runs=lambda: process.poll() is None,
+        address=lambda: "127.0.0.1",
+    )
+
+    def make_socket() -> socket.socket:
+        with inside_network(f"/run/netns/{namespace}"):
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
     try:
-        document = await ready(folder / "private" / "status.sock")
+        async with TaskScope() as scope:
+            owner = scope.start("owner", give(lead, seal(manifest, OWNER), make_socket))
+            document = await ready(lead.status_socket)
+            owner.cancel()
         assert document["address"] == "100.96.0.1"
         assert document["children"]["consul"]["state"] == "running"
         children = [child["pid"] for child in document["children"].values()]

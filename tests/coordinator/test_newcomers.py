@@ -22,12 +22,12 @@ class NewApplicant(Applicant):
 
 def running(lead: Running, seed: str = "api-0") -> Applicant:
     """A CVM of `api` that claims a slot."""
-    return Applicant(url=lead.url, manifest=lead.config.manifest, who=cvm(API_COMPOSE, seed))
+    return Applicant(url=lead.url, manifest=lead.coordinator.head.manifest, who=cvm(API_COMPOSE, seed))
 
 
 def newcomer(lead: Running, seed: str = "api-1", **changes: Any) -> NewApplicant:
     """A CVM of `api` that has just booted."""
-    return NewApplicant(url=lead.url, manifest=lead.config.manifest, who=cvm(API_COMPOSE, seed), **changes)
+    return NewApplicant(url=lead.url, manifest=lead.coordinator.head.manifest, who=cvm(API_COMPOSE, seed), **changes)
 
 
 async def started(mesh: Cluster) -> Running:

@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from admission.protocol import Code
 from coordinator import openapi
-from coordinator.protocol import Code
 from coordinator.server import application
 from tests.coordinator.test_server import Api
 from tests.coordinator.world import Applicant, cluster

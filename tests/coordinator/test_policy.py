@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from admission.protocol import Code
 from coordinator import policy
-from coordinator.protocol import Code
 from coordinator.refusal import RefusalError
 from tests.coordinator.world import make_manifest
 

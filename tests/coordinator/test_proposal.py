@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import Code, MeshPeer
 from coordinator.proposal import MAX_STORED, judge, shown
-from coordinator.protocol import Code, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from tests.coordinator.test_head import of_newer_program

@@ -11,20 +11,21 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MANIFEST_KEY
 from coordinator import governance, proposal, tokens
 from coordinator.broker import Broker
-from coordinator.protocol import MANIFEST_KEY
 from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
 from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, OWNER, Applicant, Running, cluster, cvm
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
+from topology.revocation import Revocation
 
 
 def applicant(lead: Running, **changes: object) -> Applicant:
     """An honest CVM of `api`."""
-    return Applicant(url=lead.url, manifest=lead.config.manifest, **changes)  # type: ignore[arg-type]
+    return Applicant(url=lead.url, manifest=lead.coordinator.head.manifest, **changes)  # type: ignore[arg-type]
 
 
 def age(lead: Running, peer_id: str, seconds: float) -> None:
@@ -287,3 +288,50 @@ async def test_what_is_not_to_be_set_reaches_no_records() -> None:
             assert (await proposed(lead, envelope))[0] == wanted
         assert (await lead.coordinator.consul.get(f"/v1/kv/{MANIFEST_KEY}"))[1] == before
         assert enforce([lead], head.digest)
+
+
+@pytest.mark.parametrize("what", ["peer_id", "instance_id", "compose_hash", "device"])
+async def test_who_is_revoked_is_out_at_once_and_stays_out(what: str) -> None:
+    """Off the link and the lists without a renewal; each answer says what is revoked. Another CVM of the group takes
+    the slot, unless the slot itself is revoked.
+    """
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        bad, other = applicant(lead), applicant(lead, who=cvm(API_COMPOSE, "api-1"))
+        admission = await bad.admitted("api-0")
+        value = {
+            "peer_id": "api-0",
+            "instance_id": bad.who.instance_id,
+            "compose_hash": bad.who.compose_hash,
+            "device": lead.coordinator.ledger.slots["api-0"].device,
+        }[what]
+        entry = Revocation(**{what: value})
+        newer = opened(after(lead.coordinator.head.signed, revoked=(entry,)), OWNER)
+        assert (await proposed(lead, newer.envelope))[0] == 200
+        await eventually(lambda: lead.link.peers == (), "it is off the link")
+        await eventually(lambda: lead.coordinator.document()["admitted"] == [], "and off the list")
+        status, answer = await bad.post("renew", {"lease": admission["lease"]})
+        assert (status, answer["code"]) == (401, "LEASE_INVALID")
+        for peer_id in ("api-0", None) if what != "peer_id" else ("api-0",):
+            status, answer = await bad.attest(peer_id)
+            assert (status, answer["code"]) == (403, "REVOKED")
+            assert answer["reason"] == f"the manifest revokes {entry.text}"
+        if what == "peer_id":
+            assert (await other.admitted())["peer_id"] == "api-1"
+        if what == "instance_id":
+            await other.admitted("api-0")
+
+
+async def test_a_renewal_of_who_is_revoked_says_so() -> None:
+    """Where it comes before the sweep."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        asker = applicant(lead)
+        admission = await asker.admitted()
+        entry = Revocation(instance_id=asker.who.instance_id)
+        lead.coordinator.head.adopt(opened(after(lead.coordinator.head.signed, revoked=(entry,)), OWNER), time.time())
+        status, answer = await asker.post("renew", {"lease": admission["lease"]})
+        assert (status, answer["code"]) == (401, "LEASE_INVALID")
+        assert answer["reason"] == f"the manifest revokes {entry.text}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from coordinator.registry import Registry, decode_peer, encode_peer
 
 

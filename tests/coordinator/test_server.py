@@ -9,13 +9,14 @@ import gzip
 import io
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
+from admission.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator import server as module
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.feed import Feed
@@ -23,7 +24,6 @@ from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
 from coordinator.ledger import Ledger
 from coordinator.proposal import shown, stale
-from coordinator.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
@@ -71,7 +71,8 @@ class Api:
         self.padding = 0
         self.sibling = ""
         """The lease of another coordinator."""
-        self.proposed: list[str] = []
+        self.proposed: list[tuple[str, dict[str, str]]] = []
+        self.leaderless = False
         self.refusal: RefusalError | None = None
 
     def shown(self) -> ManifestHead:
@@ -82,9 +83,9 @@ class Api:
         """The first manifest alone."""
         return ManifestHistory(manifests=() if after else (self.shown(),), more=False)
 
-    async def propose(self, envelope: str) -> ManifestHead:
+    async def propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
         """Notes what is to be set."""
-        self.proposed.append(envelope)
+        self.proposed.append((envelope, dict(documents)))
         if self.refusal is not None:
             raise self.refusal
         return self.shown()
@@ -238,9 +239,18 @@ async def test_the_manifest_is_shown_and_set(api: Api) -> None:
     api.refusal = stale(api.broker.rules.signed, "late")
     status, answer = await api.call("POST", "/v1/manifest", body)
     assert (status, answer["code"], answer["head"]) == (409, "MANIFEST_STALE", head)
-    for bad in (b"", b"{}", b'{"envelope": 5}', b'{"envelope": "a.b", "force": true}'):
+    for bad in (
+        b"",
+        b"{}",
+        b'{"envelope": 5}',
+        b'{"envelope": "a.b", "force": true}',
+        b'{"envelope": "", "documents": []}',
+    ):
         assert (await api.call("POST", "/v1/manifest", bad))[0] == 400
-    assert api.proposed == ["a.b"] * 3
+    api.refusal = None
+    with_text = json.dumps({"envelope": "a.b", "documents": {"ab": "{}"}}).encode()
+    assert await api.call("POST", "/v1/manifest", with_text) == (200, head)
+    assert api.proposed == [*[("a.b", {})] * 3, ("a.b", {"ab": "{}"})]
 
 
 async def test_the_history_is_shown_in_parts(api: Api) -> None:

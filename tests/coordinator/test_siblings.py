@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import aiohttp
-import pytest
-from aiohttp import web
+from pathlib import Path
+from random import Random
 
-from coordinator.siblings import MAX_ANSWER, SiblingError, _post
-from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm
+import pytest
+
+from admission.protocol import MAX_BODY
+from coordinator.broker import Rules
+from coordinator.siblings import Own, Sibling
+from runtime.guest import GuestAgent
+from runtime.tasks import TaskScope
+from tests.admission.test_client import Fake, serve, trusting
+from tests.coordinator.test_head import INFO
+from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm, make_boot
 from tests.support import eventually
+from topology.manifest import CoordinatorPeer
 
 COORDINATORS = {"coordinator-0", "coordinator-1", "coordinator-2"}
 
@@ -51,26 +59,34 @@ async def test_three_coordinators_form_a_quorum_and_survive_the_loss_of_one() ->
         await eventually(lambda: {"api-0", "api-1"} <= admitted(mesh.running[0]), "the lost coordinator caught up")
 
 
-@pytest.mark.parametrize("body", [b"[" * 200_000, b"9" * 5000, b"\xff", b'"' + b"x" * MAX_ANSWER + b'"'])
-async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes) -> None:
+def no_rules() -> Rules:
+    """Nobody asks for them before there is a challenge."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"9" * 5000, b"\xff", b'"' + b"x" * MAX_BODY + b'"'])
+async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, tmp_path: Path) -> None:
     """Whatever a sibling answers, too deep, too long or no JSON: it is not joined, and this coordinator goes on."""
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=body)
-
-    app = web.Application()
-    app.router.add_post("/v1/coordinators/standing", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        async with aiohttp.ClientSession(base_url=f"http://{host}:{port}") as session:
-            with pytest.raises(SiblingError, match="standing was answered"):
-                await _post(session, "/v1/coordinators/standing", {})
-    finally:
-        await runner.cleanup()
+    fake = Fake(answer=(200, body))
+    async with serve(fake, tmp_path), TaskScope() as scope:
+        sibling = Sibling(
+            CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
+            fake.url,
+            Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
+            guest=GuestAgent(tmp_path / "none.sock"),
+            rules=no_rules,
+            admitted=lambda *_: None,
+            ask=dict,
+            hurry=lambda: False,
+            clock=lambda: 0.0,
+            rng=Random(1),
+        )
+        sibling._verify = trusting
+        task = scope.start("sibling", sibling.run())
+        await eventually(lambda: fake.url in sibling.state, f"it says what is wrong: {sibling.state}")
+        assert not task.done()
+        task.cancel()
+    assert sibling.standing is None
 
 
 def names(running: Running) -> set[str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from typing import Any
 
 import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.broker import Broker
+from admission.client import RefusedError
+from admission.protocol import ChallengeRequest, Code
+from admission.trust import by, coordinator_check, nothing
 from coordinator.config import Config
 from coordinator.identity import Machine
 from coordinator.proposal import shown
-from coordinator.protocol import Code
 from coordinator.refusal import RefusalError
 from coordinator.waiting import PHASE, Waiting
 from runtime.guest import TlsKey
@@ -22,7 +26,7 @@ from tests.coordinator.test_chronicle import kept
 from tests.coordinator.test_config import GOOD, parse
 from tests.coordinator.test_head import INFO, of_newer_program
 from tests.coordinator.test_records import enforce, proposed
-from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster, make_manifest
+from tests.coordinator.world import OWNER, TEE, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed, seal
@@ -103,6 +107,39 @@ async def test_three_are_each_given_it_and_found_the_mesh_together() -> None:
         assert enforce([late], second.digest)
 
 
+async def test_one_that_lost_its_disk_has_the_manifest_from_its_siblings() -> None:
+    """Nobody has to set it again: they give it what they enforce, which the owners signed."""
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        for n in range(3):
+            await mesh.ready(n, 40.0)
+        newest = opened(after(mesh.running[0].coordinator.head.signed, leaf_hours=9), OWNER)
+        while (await proposed(mesh.running[0], newest.envelope))[0] == 503:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await mesh.lose(2)
+        mesh.lose_disk(2)
+        await mesh.start(2, given=False)
+        late = await mesh.ready(2, 40.0)
+        assert enforce([late], newest.digest)
+
+
+async def test_one_that_lost_its_disk_is_given_the_manifest_by_a_cvm() -> None:
+    """That runs and asks for its admission: it verifies the coordinator by what it holds, and sends that first."""
+    async with cluster() as mesh:
+        lead = await waits(mesh)
+        held = opened(after(opened(mesh.manifest, OWNER)), OWNER)
+        verify = coordinator_check(by(held), nothing, mesh.pccs_url, TEE.root_der, time.time)
+        for newest in ("", held.envelope):
+            broker = Broker(lead.url, verify, lambda newest=newest: newest)  # type: ignore[misc]
+            with pytest.raises(RefusedError) as caught:
+                await broker.challenge(ChallengeRequest(group="api", instance_id="aa" * 20))
+            assert caught.value.code is Code.NO_MANIFEST
+            await broker.close()
+        await mesh.ready()
+        assert enforce([lead], held.digest)
+
+
 async def test_it_stops_when_told() -> None:
     """Without a manifest."""
     async with cluster() as mesh:
@@ -115,7 +152,7 @@ async def test_it_stops_when_told() -> None:
 
 def waiting(**changes: str) -> Waiting:
     """One that listens nowhere."""
-    config: Config = parse({name: text for name, text in GOOD.items() if name != "MESH_MANIFEST"} | changes)
+    config: Config = parse(GOOD | changes)
     assert config.signed is None
     return Waiting(config, Machine(info=INFO, seed=Secret("11"), tls=TlsKey(key_pem=Secret(""), chain_pem="")))
 

@@ -29,9 +29,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from admission.protocol import Binding, BootKeys, MeshPeer
 from coordinator.app import Coordinator
 from coordinator.config import Config, parse
-from coordinator.protocol import Binding, BootKeys, MeshPeer
+from coordinator.disk import MANIFESTS, Disk
+from coordinator.history import name_of
+from coordinator.marker import Owner
 from evidence.binding import report_data
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
@@ -43,7 +46,7 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.support import eventually, tool
 from topology import manifest as manifests
-from topology.envelope import seal
+from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import Manifest
 from topology.owners import Owners, key_of, text_of
 
@@ -260,9 +263,11 @@ class Cluster:
         given: bool = True,
         compose: str = COORDINATOR_COMPOSE,
     ) -> Running:
-        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with a manifest. `compose`: the
-        compose file of this one.
+        """Boots coordinator `n`: on fresh memory, and on its disk as it is. `given`: with that manifest, which its disk
+        has, as if it had been set a moment before. `compose`: the compose file of this one.
         """
+        if given:
+            self._keep(n, open_envelope(seal(manifest or self.manifest, OWNER), None))
         folder = Path(tempfile.mkdtemp(prefix=f"c{n}-", dir=self.root))
         # Empty at each boot, and at the same place: clients of its Consul server find that again.
         private = self.root / f"private-{n}"
@@ -275,7 +280,6 @@ class Cluster:
             {
                 "MESH_CLUSTER": "tests",
                 "MESH_PEER_ID": f"coordinator-{n}",
-                **({"MESH_MANIFEST": seal(manifest or self.manifest, OWNER)} if given else {}),
                 "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
@@ -306,6 +310,17 @@ class Cluster:
         )
         self.running[n] = running
         return running
+
+    def _keep(self, n: int, signed: Signed) -> None:
+        """Puts `signed` on the disk of coordinator `n`, which is its own from then on."""
+        folder = self.disk(n)
+        if not (folder.exists() and any(folder.iterdir())):
+            owner = Owner(cluster="tests", app_id=self.manifest.coordinators.app_id, peer_id=f"coordinator-{n}")
+            Disk(folder, owner).claim()
+        file = folder / MANIFESTS / name_of(signed)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(signed.envelope)
 
     async def ready(self, n: int = 0, seconds: float = 20.0) -> Running:
         """Waits for coordinator `n`."""

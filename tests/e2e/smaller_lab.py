@@ -1,4 +1,4 @@
-"""A lab daemon whose coordinator, once it was killed, comes back with a newer manifest: one worker fewer."""
+"""A lab daemon whose coordinator, once it was killed, finds a newer manifest on its disk: one worker fewer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.disk import MANIFESTS
+from coordinator.history import name_of
 from lab import host
 from lab import plan as plans
 from lab.tee import DevTee
 from topology.cluster import Cluster
-from topology.envelope import digest, seal
+from topology.envelope import digest, open_envelope, seal
 from topology.manifest import Manifest
 
 COORDINATOR = "coordinator-0"
@@ -29,20 +31,18 @@ def smaller(manifest: Manifest) -> Manifest:
 
 
 class Host(host.Host):
-    """The lab, with an owner who signs once more."""
+    """The lab, with an owner who signs once more, and a coordinator that was killed before it enforced that."""
 
     owner: Ed25519PrivateKey
     successor: Callable[[Manifest], Manifest]
 
     async def boot(self, name: str) -> None:
-        """As ever; the coordinator's second boot has the newer manifest."""
+        """As ever; at the coordinator's second boot its disk has the newer manifest."""
         machine = self.machines[name]
         if name == COORDINATOR and machine.state == "killed" and self._plan is not None:
-            told = {"MESH_MANIFEST": seal(type(self).successor(self._plan.manifest), self.owner)}
-            environment = machine.plan.environment
-            machine.plan = replace(
-                machine.plan, environment={**environment, "sidecar": {**environment["sidecar"], **told}}
-            )
+            signed = open_envelope(seal(type(self).successor(self._plan.manifest), self.owner), None)
+            (folder,) = machine.plan.volumes.glob(f"*/{MANIFESTS}")
+            (folder / name_of(signed)).write_text(signed.envelope, encoding="ascii")
         await super().boot(name)
 
 

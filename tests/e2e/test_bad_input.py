@@ -18,9 +18,11 @@ import pytest
 
 from lab.namespaces import inside_network
 from meshctl import runs
+from sidecar import kept
 from tests.e2e.user import Mesh, run_mesh, running, wait_for
-from tests.sidecar.world import environment
+from tests.sidecar.world import OWNER, environment, manifest
 from tests.support import ROOT, need_root_or_userns, network_namespace, popen, process_runs, tool
+from tests.topology.support import opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -231,9 +233,10 @@ def test_unwritable_cache_is_named_when_a_tool_has_to_be_built(tmp_path: Path, m
     [
         ({}, ["MESH_OWNERS: is not set"]),
         (
-            {"MESH_MANIFST": "x", "MESH_OWNERS": "abc", "MESH_COORDINATORS": "{"},
+            {"MESH_OWNRS": "x", "MESH_MANIFEST": "y", "MESH_OWNERS": "abc", "MESH_COORDINATORS": "{"},
             [
-                "MESH_MANIFST: is not a known variable; did you mean MESH_MANIFEST?",
+                "MESH_OWNRS: is not a known variable; did you mean MESH_OWNERS?",
+                "MESH_MANIFEST: is not a known variable; no environment has a manifest",
                 "'abc'",
                 "MESH_COORDINATORS: is not",
             ],
@@ -255,8 +258,9 @@ def test_bad_environment_is_all_told_at_once(module: str, environ: dict[str, str
     assert "Traceback" not in done.stderr
     for text in said:
         assert text in done.stderr
-    # A coordinator may wait until one is set.
-    assert ("MESH_MANIFEST: is not set" in done.stderr) == (module != "coordinator" and "MESH_MANIFEST" not in environ)
+    # A coordinator knows the others from the manifest, too.
+    missing = module != "coordinator" and "MESH_COORDINATORS" not in environ
+    assert ("MESH_COORDINATORS: is not set" in done.stderr) == missing
 
 
 @pytest.fixture
@@ -319,9 +323,12 @@ def test_taken_dns_address_ends_the_sidecar_with_the_remedy(
 
 
 def test_vip_on_another_interface_ends_the_sidecar(namespace: str, tmp_path: Path) -> None:
-    """An address of the pool on a foreign interface is left alone, named with the interface, and exit code 2."""
+    """An address of the pool on a foreign interface is left alone, named with the interface, and exit code 2: with the
+    first manifest, here that of an earlier process of the boot.
+    """
     from pyroute2 import IPRoute
 
+    kept.keep(tmp_path / "s", opened(manifest(), OWNER))
     with inside_network(namespace), IPRoute() as link:
         link.link("add", ifname="other0", kind="veth", peer="other1")
         link.addr("add", index=link.link_lookup(ifname="other0")[0], address="127.10.0.1", prefixlen=32)

@@ -1,26 +1,31 @@
-"""CVMs that start with an older manifest than the coordinators have: adding a route or a slot restarts nobody."""
+"""A first manifest that lacks a route and a slot: setting the next one restarts nobody, and lets the late CVM in."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meshctl import bring_up, runs
 from meshctl.console import Silent
-from meshctl.status import collect
 from tests.e2e.older_lab import LATE_PEER, LATE_ROUTE
+from tests.e2e.test_set import change, processes
 from tests.e2e.user import Mesh, wait_for
 from tests.support import ROOT, need_root_or_userns
+from topology import render
+from topology.cluster import load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def older_mesh() -> Iterator[Mesh]:
-    """A starter mesh whose workers were given the manifest from before."""
+    """A starter mesh whose first manifest lacks a route and a slot."""
     need_root_or_userns()
     run = runs.run_of(f"older-{os.getpid()}")
     with pytest.MonkeyPatch.context() as patch:
@@ -32,19 +37,35 @@ def older_mesh() -> Iterator[Mesh]:
             runs.end(run)
 
 
-def test_they_are_admitted_and_take_over_what_is_newer(older_mesh: Mesh) -> None:
-    """Both workers get a slot, also the one that their own manifest lacks, and have the route that it lacks."""
-    run = runs.run_of(older_mesh.name)
-    bring_up.wait_ready(run, Silent())
+def add(tree: dict[str, Any]) -> None:
+    """What the first manifest lacks."""
+    cluster = load(ROOT / "clusters" / "starter")
+    (route,) = (each for each in render.routes(cluster) if each.name == LATE_ROUTE)
+    tree["routes"].append(asdict(route))
+    tree["groups"]["worker"]["peers"].append({"peer_id": LATE_PEER, "address": cluster.mesh_addresses()[LATE_PEER]})
+
+
+def test_what_was_forgotten_comes_with_the_next_manifest(older_mesh: Mesh, tmp_path: Path) -> None:
+    """Until then the CVM without a slot waits, and says why; afterwards it has one, and all have the route."""
+
+    def workloads() -> list[dict[str, Any]]:
+        return [peer for peer in older_mesh.status()["peers"] if peer["kind"] == "workload"]
+
+    def waits() -> bool:
+        late = [peer for peer in workloads() if not peer["ready"]]
+        return len(workloads()) == 4 and len(late) == 1 and "slots of worker are held" in str(late[0]["reasons"])
+
+    wait_for(waits, "one CVM finds no slot", 60)
+    before = processes(older_mesh)
+    change(older_mesh, tmp_path, add)
+    bring_up.wait_ready(runs.run_of(older_mesh.name), Silent())
     everywhere = {LATE_ROUTE: ["api-0", "api-1"], "worker": ["worker-0", LATE_PEER]}
 
     def whole() -> bool:
-        peers = [peer for peer in older_mesh.status()["peers"] if peer["kind"] == "workload"]
-        return all({r["name"]: sorted(r["endpoints"]) for r in peer["routes"]} == everywhere for peer in peers)
+        return all({r["name"]: sorted(r["endpoints"]) for r in peer["routes"]} == everywhere for peer in workloads())
 
     wait_for(whole, "every CVM has both routes, each with both endpoints", 60)
-    machines = collect(run)["machines"]
-    epochs = {
-        m["peer_id"]: m["sidecar"]["manifest_epoch"] for m in machines if m["kind"] in ("coordinator", "workload")
-    }
-    assert set(epochs.values()) == {epochs["coordinator-0"]}
+    after = processes(older_mesh)
+    assert {name: after[name] for name in before if "consul" not in name} == {
+        name: found for name, found in before.items() if "consul" not in name
+    }, "the late CVM starts its agent; nobody restarts"

@@ -67,7 +67,7 @@ def test_a_booting_cvm_takes_no_running_ones_slot() -> None:
 
 @pytest.fixture
 def three_workers() -> Iterator[Mesh]:
-    """A starter mesh with three workers, whose coordinator comes back with a manifest that has two."""
+    """A starter mesh with three workers, whose coordinator finds a manifest that has two on its disk."""
     need_root_or_userns()
     run = runs.run_of(f"smaller-{os.getpid()}")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -286,6 +288,40 @@ def _proven(found: Verified) -> Verified:
     return replace(found, history=tuple(replace(each, envelope="") for each in found.history))
 
 
+def _telling(data: bytes) -> Any:
+    """What an answer says, without what says nothing: how JSON, hex, base64 and PEM spell it, `vm_config`, events of
+    other registers than RTMR3, certificates that are known to who verifies (the root), the chain of the one list that
+    is verified by the chain in the quote, and signatures beside those that count.
+    """
+    tree = json.loads(data)
+    del tree["vm_config"]
+    tree["event_log"] = [
+        [event["event"], event["event_payload"].lower(), event["event_type"]]
+        for event in json.loads(tree["event_log"]) if event["imr"] == 3
+    ]  # fmt: skip
+    quote = bytes.fromhex(tree["quote"])
+    signed, _, chain = quote.partition(b"-----BEGIN")
+    tree["quote"] = [signed.hex(), _certificates("-----BEGIN" + chain.decode("latin-1"), 2)]
+    collateral = tree["collateral"]
+    del collateral["pck_crl_issuer_chain"]
+    for name, value in collateral.items():
+        if name.endswith("_chain"):
+            collateral[name] = _certificates(value, 1)
+        elif name.endswith(("_signature", "_crl")):
+            collateral[name] = value.lower()
+    for name in ("root_ca", "mesh_ca", "mesh_ca_by_root"):
+        tree[name] = _certificates(tree[name], 1)
+    payloads = [envelope.partition(".")[0] for envelope in tree["history"]]
+    tree["history"] = [base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in payloads]
+    return tree
+
+
+def _certificates(pem: str, number: int) -> list[bytes]:
+    """The first ones in it."""
+    blocks = re.findall(r"BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE", pem, re.DOTALL)
+    return [base64.b64decode("".join(block.split())) for block in blocks[:number]]
+
+
 def _edited(data: bytes, chance: random.Random) -> bytes:
     place, length = chance.randrange(len(data)), chance.randrange(1, 40)
     kind = chance.randrange(10)
@@ -301,24 +337,23 @@ def _edited(data: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_ten_thousand_edits(seed: int) -> None:
-    """Whatever is changed of a bundle and its chain, nothing else is proven: it is refused, or the edit says nothing (a
-    space, the host's word, an event that no register of interest has).
+    """Whatever is changed of a bundle and its chain, nothing else is proven: it is refused, or what is changed is known
+    to say nothing (`_telling`).
     """
     chance, data = random.Random(seed), HONEST.answer(NONCE)[0]
     wanted = _proven(await verify(decode(data), HONEST.trusted, nonce=NONCE, seen=None, now=NOW))
-    harmless, causes = 0, set()
+    told, causes = _telling(data), set()
     for _ in range(EDITS):
         edited = _edited(data, chance)
         try:
             found = await verify(decode(edited), HONEST.trusted, nonce=NONCE, seen=None, now=NOW)
             assert _proven(found) == wanted
-            harmless += edited != data
+            assert _telling(edited) == told
         except BundleError:
             causes.add("form")
         except UnprovenError as error:
             causes.add(error.cause.value)
     assert {"form", "evidence", "owner", "authority"} <= causes
-    assert harmless < EDITS / 5, harmless
 
 
 def test_edits_of_what_is_signed() -> None:

@@ -77,3 +77,16 @@ def test_an_image_listed_both_ways_counts_as_development(tee: DevTee, cvm: CvmId
     both = (rule(cvm.os_image), replace(rule(cvm.os_image), development=True))
     with pytest.raises(EvidenceError, match="development image"):
         check(facts, expected(tee, cvm, os_images=both))
+
+
+@pytest.mark.parametrize("name", ["instance_id", "compose_hash", "device"])
+def test_what_is_revoked_is_refused_though_all_else_holds(
+    tee: DevTee, cvm: CvmIdentity, facts: Evidence, name: str
+) -> None:
+    """With a code of its own and by name; another value revokes nobody here."""
+    value = getattr(facts, name)
+    with pytest.raises(EvidenceError) as caught:
+        check(facts, expected(tee, cvm, revoked=frozenset({f"{name} {value}"})))
+    assert caught.value.code == "REVOKED"
+    assert caught.value.reason == f"the manifest revokes {name} {value}"
+    check(facts, expected(tee, cvm, revoked=frozenset({f"{name} {'9' * len(value)}", f"peer_id {value}"})))

@@ -21,7 +21,6 @@ from lab.tee import DevTee
 from meshctl import tools
 from tests.support import ROOT
 from topology.cluster import load
-from topology.given import MANIFEST
 
 SEED = b"seed" * 8
 PLACE = Place(
@@ -78,9 +77,8 @@ def test_the_relay_is_the_committed_one_with_the_labs_settings(tmp_path: Path) -
     assert "/var/run/dstack.sock" not in volumes
     given = plan().rendezvous.environment["rendezvous"]
     own = {"MESH_RENDEZVOUS_KEY_FILE": "/var/lib/mesh-relay/key"}
-    # By default they are the manifest's, and the image's.
-    left_out = {"MESH_COORDINATORS", "MESH_WIREGUARD_GO"}
-    wanted = {name: text for name, text in given.items() if name.startswith("MESH_") and name not in left_out}
+    # By default the image's.
+    wanted = {n: text for n, text in given.items() if n.startswith("MESH_") and n != "MESH_WIREGUARD_GO"}
     assert relay["environment"] == wanted | own
 
 
@@ -95,10 +93,7 @@ def test_docker_gives_a_cvm_what_the_lab_gives_it(cluster: Path, tmp_path: Path)
             found = services[service.name]
             environment = {name: text for name, text in (found.get("environment") or {}).items() if text != ""}
             wanted = cvm.machine.environment[service.name]
-            # The lab's owner sets it on coordinators; on an engine nobody does so yet.
-            own = {MANIFEST} if cvm.machine.kind == "coordinator" else set()
-            environment = {name: text for name, text in environment.items() if name not in own}
-            assert environment == {name: text for name, text in wanted.items() if name not in machines_own | own}
+            assert environment == {name: text for name, text in wanted.items() if name not in machines_own}
             # The sidecar image's entry point is `python -m`; an application's is the compose file's.
             words = [*(found.get("entrypoint") or ("/usr/local/bin/python", "-m")), *(found.get("command") or ())]
             assert tuple(words) == cvm.machine.programs[service.name]
@@ -149,8 +144,9 @@ def test_environment_files_carry_anything_or_refuse() -> None:
 def test_the_platform_knows_the_same_cvms() -> None:
     """From the request and the seed alone the platform makes the identities that the manifest demands."""
     request = docker_plan.request(
-        plan(), name="t", cluster="c", nat="random", tee_seed=SEED, entries={"api": (1, 8080)}
+        plan(), name="t", cluster="c", nat="random", tee_seed=SEED, manifest="p.s", entries={"api": (1, 8080)}
     )
+    assert request["manifest"] == "p.s"
     made = cvms_of(json.loads(json.dumps(request)), DevTee(bytes.fromhex(request["tee_seed"])))
     for cvm in plan().cvms:
         assert made[cvm.machine.name].identity.instance_id == cvm.identity.instance_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,7 +13,6 @@ from lab.plan import LabPlan, Site, Tools, make_plan
 from lab.tee import DevTee
 from tests.support import ROOT
 from topology.cluster import load
-from topology.envelope import open_envelope
 from topology.owners import parse
 
 SITE = Site(
@@ -54,18 +54,17 @@ def test_no_cvm_is_told_its_slot_unless_asked_for() -> None:
 
 
 def test_manifest_says_what_the_cvms_measure() -> None:
-    """The manifest's app IDs and compose hashes are those of the simulated CVMs. Each workload is given it; on
-    coordinators the owner sets it.
+    """The manifest's app IDs and compose hashes are those of the simulated CVMs. None is given it: the owner sets it on
+    coordinators.
     """
     manifest = plan().manifest
     for cvm in plan().cvms:
         entry = manifest.coordinators if cvm.machine.kind == "coordinator" else manifest.groups[cvm.machine.group]
         assert (entry.app_id, entry.compose_hashes) == (cvm.identity.app_id, (cvm.identity.compose_hash,))
         environment = cvm.machine.environment["sidecar"]
-        if cvm.machine.kind == "coordinator":
-            assert "MESH_MANIFEST" not in environment
-        else:
-            assert open_envelope(environment["MESH_MANIFEST"], parse(environment["MESH_OWNERS"])).manifest == manifest
+        assert parse(environment["MESH_OWNERS"]) == manifest.owners
+        assert json.loads(environment["MESH_COORDINATORS"]) == [peer.url for peer in manifest.coordinators.peers]
+        assert {name for name in environment if "MANIFEST" in name or "ROUTES" in name} == set()
 
 
 def test_replicas_take_turns_in_os_versions() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from admission.client import CoordinatorError
 from meshctl.asking import Question, Trust, _ask, main
-from sidecar.attested import CoordinatorError
 from tests.coordinator.world import OWNER, TEE, Running, cluster
 from tests.topology.support import after
 from topology.envelope import seal
@@ -19,7 +19,7 @@ from topology.envelope import seal
 def question(lead: Running, envelope: str = "", **changes: Any) -> Question:
     """Which manifest is in force?"""
     asked = Question(
-        url=lead.url, references=envelope or lead.config.signed.envelope, method="GET", path="/v1/manifest"
+        url=lead.url, references=envelope or lead.coordinator.head.signed.envelope, method="GET", path="/v1/manifest"
     )
     return dataclasses.replace(asked, **changes)
 

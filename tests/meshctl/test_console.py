@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from meshctl.console import Console, elapsed, stream
+from meshctl.console import PLAIN_WIDTH, Console, elapsed, stream
 
 
 class _Terminal(io.StringIO):
@@ -25,6 +25,19 @@ def test_plain_progress_is_rare() -> None:
         console.update(f"at {second}")
     console.line("done")
     assert out.getvalue().splitlines() == ["at 0", "at 20", "at 40", "done"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_progress_line_that_is_cut_says_so(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fits is whole; what is kept is never cut."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(PLAIN_WIDTH + 1))
+    out = _Terminal() if terminal else io.StringIO()
+    for text, wanted in (("x" * PLAIN_WIDTH, "x" * PLAIN_WIDTH), ("x" * 999, "x" * (PLAIN_WIDTH - 1) + "…")):
+        Console(out).update(text)
+        assert out.getvalue().strip("\n").endswith(wanted)
+    Console(out).line("x" * 999)
+    assert out.getvalue().endswith("x" * 999 + "\n")
 
 
 def test_terminal_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:

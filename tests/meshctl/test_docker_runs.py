@@ -24,7 +24,7 @@ case "$1 $2" in
   esac ;;
 "volume ls") echo v1 ;;
 "container inspect") cat {inspected} ;;
-logs*) echo "MESH_MANIFEST: is not set" >&2 ;;
+logs*) echo "MESH_COORDINATORS: is not set" >&2 ;;
 esac
 """
 
@@ -145,7 +145,7 @@ def test_a_sidecar_that_keeps_ending_is_quoted(place: Path, engine: Engine) -> N
     (place / "inspected").write_text(json.dumps(inspected))
     docker_runs.refuse_hopeless(engine, run)
     (place / "inspected").write_text(json.dumps([inspected[0] | {"RestartCount": 5}]))
-    with pytest.raises(UserError, match=r"ended 5 times \(exit code 2\); it said:\nMESH_MANIFEST: is not set"):
+    with pytest.raises(UserError, match=r"ended 5 times \(exit code 2\); it said:\nMESH_COORDINATORS: is not set"):
         docker_runs.refuse_hopeless(engine, run)
 
 

@@ -29,7 +29,7 @@ def app(name: str, number: int) -> dict[str, Any]:
     """An app as the cloud knows it."""
     return {
         "app_id": f"{number:040x}", "name": f"starter-{name}", "docker_compose": FILES[name], "gateway_enabled": True,
-        "env": {"MESH_CLUSTER": "starter", "MESH_MANIFEST": ""}, "public_logs": False, "public_sysinfo": False,
+        "env": {"MESH_CLUSTER": "starter", "MESH_COORDINATORS": "[]"}, "public_logs": False, "public_sysinfo": False,
         "public_tcbinfo": True, "secure_time": True, "storage_fs": "zfs",
     }  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_other_texts_are_refused(text: str) -> None:
         ({"docker_compose_file": FILES["api"] + "# more\n"}, f"(they differ from line {LINES + 1})"),
         ({"docker_compose_file": FILES["api"].replace("command", "x-command", 1)}, "differ from line 5"),
         ({"name": "other"}, "measured the name 'other', expected 'starter-api'"),
-        ({"allowed_envs": ["MESH_CLUSTER"]}, "no place for the variables MESH_MANIFEST"),
+        ({"allowed_envs": ["MESH_CLUSTER"]}, "no place for the variables MESH_COORDINATORS"),
         ({"public_logs": True}, "measured public_logs = true, expected false"),
         ({"secure_time": False}, "measured secure_time = false, expected true"),
         ({"runner": "bash"}, "measured runner"),
@@ -206,30 +206,6 @@ def test_development_images_are_marked_where_they_are_allowed() -> None:
     tree = outputs()
     tree["tcb"]["allow_development_images"] = True
     assert all(image.development for image in reviewed(tree).deployment.os_images)
-
-
-def test_which_groups_may_go_on_starting_with_an_older_manifest() -> None:
-    """New routes, slots, secrets and other groups' changes restart nobody; what a start depends on does."""
-    old = render.manifest(STARTER, reviewed(outputs()).deployment)
-    worker = old.groups["worker"]
-    replace = dataclasses.replace
-    moved = replace(worker.backends["worker"], port=1, sidecar_port=2)
-    alone = replace(worker.backends["worker"], callers=())
-    other = manifest.Rendezvous(public_key="k", endpoint="e", address="a")
-    changes: list[tuple[manifest.Manifest, bool]] = [
-        (replace(old, epoch=2, routes=()), True),
-        (replace(old, groups={**old.groups, "worker": replace(worker, peers=())}), True),
-        (replace(old, groups={**old.groups, "api": replace(old.groups["api"], backends={})}), True),
-        (replace(old, groups={**old.groups, "worker": replace(worker, backends={"worker": alone})}), True),
-        (replace(old, groups={**old.groups, "worker": replace(worker, backends={"worker": moved})}), False),
-        (replace(old, groups={**old.groups, "worker": replace(worker, env={"A": "1"})}), False),
-        (replace(old, coordinators=replace(old.coordinators, compose_hashes=("0" * 64,))), False),
-        (replace(old, tcb=manifest.TcbPolicy(allowed_statuses=("OutOfDate",))), False),
-        (replace(old, rendezvous=(other,)), False),
-        (replace(old, owners=replace(old.owners, threshold=2)), False),
-    ]
-    assert [facts.starts_alike(old, new, "worker") for new, _ in changes] == [alike for _, alike in changes]
-    assert not facts.starts_alike(old, old, "later")
 
 
 def test_earlier_revisions_stay_allowed_when_asked() -> None:

@@ -60,7 +60,6 @@ def test_more_and_fewer_replicas(before: Snapshot, tmp_path: Path) -> None:
     assert changes(plan) == {
         ("cvm", "worker-2"): ("add", plans.CREATE),
         ("cvm", "api-1"): ("remove", plans.DELETE),
-        ("cvm", "coordinator-0"): ("change", plans.RESTART),
     }
     assert plan.needs_manifest
 
@@ -77,14 +76,13 @@ def test_a_group_that_comes_and_one_that_goes(before: Snapshot, tmp_path: Path) 
     assert not any(name.startswith("api") for _, name in found)
 
 
-def test_routes_and_secrets_restart_coordinators_only(before: Snapshot, tmp_path: Path) -> None:
-    """Everybody else takes the new manifest from them."""
+def test_routes_and_secrets_restart_nobody(before: Snapshot, tmp_path: Path) -> None:
+    """They come with the manifest that is set."""
     more = 'secrets = { word = { grant = ["worker"] } }'
     api = group("api", routes='api = { backend = "api", vip = "127.10.9.9" }\nmore = { backend = "api" }', more=more)
     after = snapshot(tmp_path, api, group("worker", backends=backend("worker", port="9090")))
     plan = plans.compare(before, after, "")
     assert changes(plan) == {
-        ("cvm", "coordinator-0"): ("change", plans.RESTART),
         ("vip", "api"): ("change", plans.MANIFEST),
         ("route", "more"): ("add", plans.MANIFEST),
         ("vip", "more"): ("add", plans.MANIFEST),
@@ -93,16 +91,15 @@ def test_routes_and_secrets_restart_coordinators_only(before: Snapshot, tmp_path
     assert plan.needs_manifest
 
 
-def test_ports_and_rights_restart_their_group_too(before: Snapshot, tmp_path: Path) -> None:
-    """What a CVM of the group starts with changes, so its environment does."""
+def test_ports_and_rights_restart_nobody(before: Snapshot, tmp_path: Path) -> None:
+    """A CVM that runs registers and checks what the newest manifest has."""
     rights = 'consul_permissions = { key_prefixes = ["x"], session_write = true }'
     after = snapshot(tmp_path, group("api"), group("worker", backends=backend("worker", port="9191", more=rights)))
     plan = plans.compare(before, after, "")
-    assert plan.cvms(plans.RESTART) == ("coordinator-0", "worker-0", "worker-1")
-    assert changes(plan, "route", "port", "permission") == {
+    assert changes(plan) == {
         ("route", "worker"): ("change", plans.MANIFEST),
-        ("port", "worker/worker"): ("change", plans.RESTART),
-        ("permission", "worker/worker"): ("change", plans.RESTART),
+        ("port", "worker/worker"): ("change", plans.MANIFEST),
+        ("permission", "worker/worker"): ("change", plans.MANIFEST),
     }
     assert plan.needs_manifest
 
@@ -113,10 +110,7 @@ def test_callers_reach_running_cvms_with_the_manifest(tmp_path: Path) -> None:
     one = snapshot(tmp_path / "one", *groups)
     other = snapshot(tmp_path / "other", groups[0], groups[1].replace("calls = []", 'calls = ["db"]'))
     plan = plans.compare(one, other, "")
-    assert changes(plan) == {
-        ("callers", "db/db"): ("change", plans.MANIFEST),
-        ("cvm", "coordinator-0"): ("change", plans.RESTART),
-    }
+    assert changes(plan) == {("callers", "db/db"): ("change", plans.MANIFEST)}
     assert plan.needs_manifest
     assert plan.document()["calls"]["web"] == {"may_call": ["db"], "called_by": {"web": []}}
 
@@ -166,14 +160,14 @@ def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path)
     ],
 )
 def test_values_of_variables_restart_and_names_redeploy(tmp_path: Path, old: str, new: str, effect: str) -> None:
-    """dstack measures which variables there may be, the manifest what they hold: coordinators restart with it."""
+    """dstack measures which variables there may be, the manifest what they hold."""
     one, other = (
         snapshot(tmp_path / name, group("a", more=f"compose_env = {text}"), group("b"))
         for name, text in (("one", old), ("other", new))
     )
     plan = plans.compare(one, other, "")
     fates = {name: fate for (_, name), (_, fate) in changes(plan, "cvm").items()}
-    assert fates == {"a-0": effect, "a-1": effect, "coordinator-0": plans.RESTART}
+    assert fates == {"a-0": effect, "a-1": effect}
     assert plan.needs_manifest
     assert set(changes(plan, "environment").values()) <= {("change", effect), ("add", effect)}
 
@@ -211,19 +205,22 @@ def test_what_only_terraform_uses(
         {"attestation": {"require_digests": False, "allowed_tcb_statuses": ["OutOfDate"]}},
     ],
 )
-def test_what_cvms_start_with_knowing_restarts_all(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Who the coordinators are, what they must prove, and where the rendezvous is."""
+def test_what_evidence_has_to_show_and_the_rendezvous_come_with_the_manifest(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Nobody restarts; who runs keeps the rendezvous that it knows, which is said."""
     given = {**SETTINGS, "rendezvous": []}
     one, other = (
         snapshot(tmp_path / str(i), group("a"), settings=it) for i, it in enumerate([given, {**given, **settings}])
     )
     plan = plans.compare(one, other, "")
-    assert plan.cvms(plans.RESTART) == ("a-0", "a-1", "coordinator-0")
+    assert set(changes(plan).values()) == {("change", plans.MANIFEST)}
     assert plan.needs_manifest
+    assert any("until they start anew" in warning for warning in plan.warnings) == ("rendezvous" in settings)
 
 
 def test_another_coordinator_restarts_all(tmp_path: Path) -> None:
-    """The new one is made; every CVM gets a manifest that names it."""
+    """The new one is made; every CVM is told where it is."""
     folder = write(tmp_path, group("a"))
     snapshots = []
     for count in ("1", "3"):
@@ -246,7 +243,7 @@ def test_another_name_replaces_everything(before: Snapshot, tmp_path: Path) -> N
     plan = plans.compare(before, after, "")
     assert len(plan.cvms(plans.REPLACE)) == 5
     assert any("renamed from demo to other" in warning for warning in plan.warnings)
-    assert ("change", plans.RESTART) in changes(plan, "permission").values()
+    assert ("change", plans.MANIFEST) in changes(plan, "permission").values()
 
 
 def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:

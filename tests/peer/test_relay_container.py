@@ -13,11 +13,10 @@ import yaml
 from peer.rendezvous import read_config
 from peer.wireguard import generate_key
 from runtime.env import ConfigError
-from tests.peer.test_rendezvous import OWNER, OWNER_KEY, _manifest
+from tests.peer.test_rendezvous import OWNER_KEY
 from tests.support import ROOT
 from topology import compose
 from topology.compose import interpolate
-from topology.envelope import seal
 
 FOLDER = ROOT / "clusters" / "relay"
 WRITTEN: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]["relay"]
@@ -34,10 +33,10 @@ def example() -> dict[str, str]:
 
 
 def test_a_filled_in_example_starts_the_program(tmp_path: Path) -> None:
-    """With the owner's key and a manifest, the example is whole; the key file is where the volume is."""
-    private, public = generate_key()
+    """With the owner's key and a coordinator, the example is whole; the key file is where the volume is."""
+    private, _ = generate_key()
     given = {name: text for name, text in example().items() if text}
-    found = environment(**given, MESH_OWNERS=OWNER_KEY, MESH_MANIFEST=seal(_manifest(public), OWNER))
+    found = environment(**given, MESH_OWNERS=OWNER_KEY, MESH_COORDINATORS='["https://c0.example"]')
     path = Path(found["MESH_RENDEZVOUS_KEY_FILE"])
     assert WRITTEN["volumes"] == [f"relay-key:{path.parent}"]
     own = tmp_path / "key"
@@ -53,7 +52,7 @@ def test_an_empty_example_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config({**environment(), "MESH_RENDEZVOUS_KEY_FILE": str(tmp_path / "key")})
     named = {problem.variable for problem in caught.value.problems}
-    assert named == {"MESH_MANIFEST", "MESH_OWNERS", "MESH_RENDEZVOUS_PUBLIC"}
+    assert named == {"MESH_COORDINATORS", "MESH_OWNERS", "MESH_RENDEZVOUS_PUBLIC"}
     assert named <= set(example())
 
 

@@ -1,4 +1,4 @@
-"""The rendezvous process: configuration, and keys over attested connections."""
+"""The rendezvous process: configuration, its first manifest, and keys over attested connections."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from peer.rendezvous import AttestedKeys, read_config
+from admission.client import BEGUN_WITH, Attested, CoordinatorError, Greeting, Verify
+from peer.rendezvous import AttestedKeys, Newest, first_manifest, misfit, read_config
 from peer.spec import LinkError
 from peer.wireguard import generate_key
 from runtime.env import ConfigError
-from tests.support import ROOT
-from topology.envelope import seal
+from runtime.tasks import TaskScope
+from tests.support import ROOT, eventually
+from topology.envelope import open_envelope, seal
 from topology.manifest import (
     MANIFEST_VERSION,
     CoordinatorPeer,
@@ -65,8 +67,8 @@ def _environ(tmp_path: Path, **changes: str) -> dict[str, str]:
     key.touch(mode=0o600)
     key.write_text(KEY.reveal())
     good = {
-        "MESH_MANIFEST": seal(_manifest(), OWNER),
         "MESH_OWNERS": OWNER_KEY,
+        "MESH_COORDINATORS": '["https://c0.example:443"]',
         "MESH_RENDEZVOUS_ADDRESS": "100.96.0.1",
         "MESH_RENDEZVOUS_PUBLIC": "198.18.0.10",
         "MESH_RENDEZVOUS_KEY_FILE": str(key),
@@ -75,34 +77,30 @@ def _environ(tmp_path: Path, **changes: str) -> dict[str, str]:
 
 
 def test_a_good_configuration(tmp_path: Path) -> None:
-    """Defaults are filled in; coordinators come from the manifest where nothing else is said."""
+    """Defaults are filled in."""
     config = read_config(_environ(tmp_path))
     assert config.coordinators == ("https://c0.example:443",)
-    assert (config.port, config.dev_root) == (51820, None)
+    assert (config.port, config.dev_root, config.owners) == (51820, None, OWNERS)
     assert config.private_key == KEY
-    more = read_config(_environ(tmp_path, MESH_COORDINATORS='["https://a:1", "https://b:2"]'))
-    assert more.coordinators == ("https://a:1", "https://b:2")
 
 
-def test_an_unsigned_manifest_needs_a_word(tmp_path: Path) -> None:
-    """Only with the insecure flag, and then the owner's key is not asked for."""
-    environ = _environ(tmp_path, MESH_MANIFEST=seal(_manifest()))
-    with pytest.raises(ConfigError, match="MESH_MANIFEST"):
-        read_config(environ)
+def test_unsigned_manifests_need_a_word(tmp_path: Path) -> None:
+    """The insecure flag, and then the owner's key is not asked for."""
+    environ = _environ(tmp_path)
     del environ["MESH_OWNERS"]
-    assert read_config({**environ, "MESH_INSECURE_UNSIGNED_MANIFEST": "1"}).address == "100.96.0.1"
+    with pytest.raises(ConfigError, match="MESH_OWNERS"):
+        read_config(environ)
+    assert read_config({**environ, "MESH_INSECURE_UNSIGNED_MANIFEST": "1"}).owners is None
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("MESH_MANIFEST", "", "a manifest envelope"),
-        ("MESH_MANIFEST", "x.y", "MESH_MANIFEST"),
+        ("MESH_MANIFEST", "a.b", "no environment has a manifest"),
         ("MESH_OWNERS", "abc", "32 bytes"),
         ("MESH_COORDINATORS", '["http://plain"]', "https"),
         ("MESH_COORDINATORS", "{", "JSON"),
-        ("MESH_RENDEZVOUS_ADDRESS", "100.96.0.2", "one of the manifest's"),
-        ("MESH_RENDEZVOUS_ADDRESS", "10.0.0.1", "pool"),
+        ("MESH_COORDINATORS", "", "expected a JSON list of the coordinators' https URLs"),
         ("MESH_RENDEZVOUS_PUBLIC", "rendezvous.example", "IPv4"),
         ("MESH_RENDEZVOUS_PORT", "0", "port"),
         ("MESH_RENDEZVOUS_KEY_FILE", "/no/such/folder/key", "cannot be used"),
@@ -118,11 +116,11 @@ def test_bad_configuration(tmp_path: Path, variable: str, value: str, message: s
     assert message in str(caught.value)
 
 
-def test_the_key_must_be_the_manifests(tmp_path: Path) -> None:
-    """A rendezvous with another key would wait for CVMs that never come."""
-    envelope = seal(_manifest(generate_key()[1]), OWNER)
-    with pytest.raises(ConfigError, match="use that key's file"):
-        read_config(_environ(tmp_path, MESH_MANIFEST=envelope))
+def test_a_manifest_has_to_name_its_address_and_key() -> None:
+    """A rendezvous with others would wait for CVMs that never come."""
+    assert misfit(_manifest(), "100.96.0.1", PUBLIC) is None
+    assert "its rendezvous are ['100.96.0.1']" in (misfit(_manifest(), "100.96.0.2", PUBLIC) or "")
+    assert "and it names" in (misfit(_manifest(generate_key()[1]), "100.96.0.1", PUBLIC) or "")
 
 
 def test_key_files_are_private(tmp_path: Path) -> None:
@@ -142,13 +140,10 @@ def test_key_files_are_private(tmp_path: Path) -> None:
 def test_a_missing_key_is_made(tmp_path: Path) -> None:
     """The first start makes the file, for its owner only; the next one finds the same key."""
     path = tmp_path / "new"
-    with pytest.raises(ConfigError, match="but the manifest names"):
-        read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path)))
+    made = read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path))).private_key
     assert path.stat().st_mode & 0o777 == 0o600
-    text = path.read_text()
-    with pytest.raises(ConfigError):
-        read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path)))
-    assert path.read_text() == text
+    assert path.read_text().strip() == made.reveal()
+    assert read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path))).private_key == made
 
 
 def test_the_process_reports_all_problems_and_ends_with_2() -> None:
@@ -157,7 +152,7 @@ def test_the_process_reports_all_problems_and_ends_with_2() -> None:
         [sys.executable, "-m", "peer.rendezvous"], cwd=ROOT, env={"PATH": "/usr/bin"}, capture_output=True, text=True
     )
     assert done.returncode == 2
-    for name in ("MESH_MANIFEST", "MESH_OWNERS", "MESH_RENDEZVOUS_ADDRESS", "MESH_RENDEZVOUS_KEY_FILE"):
+    for name in ("MESH_COORDINATORS", "MESH_OWNERS", "MESH_RENDEZVOUS_ADDRESS", "MESH_RENDEZVOUS_KEY_FILE"):
         assert name in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -167,27 +162,27 @@ class Coordinator:
     """A coordinator's broker with a self-made certificate."""
 
     url: str = ""
-    certificates: list[bytes] = field(default_factory=list)
+    certificate: bytes = b""
     requests: list[str] = field(default_factory=list)
     answer: bytes = b'{"version": 4, "peers": []}'
-    contexts: list[ssl.SSLContext] = field(default_factory=list)
+    envelope: str = ""
 
 
-def _certificate(tmp_path: Path, number: int) -> tuple[Path, bytes]:
+def _certificate(tmp_path: Path) -> tuple[Path, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"c{number}")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "c0")])
     today = dt.datetime.now(dt.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(number + 1)
+        .serial_number(1)
         .not_valid_before(today)
         .not_valid_after(today + dt.timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
-    path = tmp_path / f"c{number}.pem"
+    path = tmp_path / "c0.pem"
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path.write_bytes(private + made.public_bytes(Encoding.PEM))
     return path, made.public_bytes(Encoding.DER)
@@ -195,108 +190,102 @@ def _certificate(tmp_path: Path, number: int) -> tuple[Path, bytes]:
 
 @pytest.fixture
 async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
-    """Serves keys over TLS on loopback; may change its certificate by SNI callback."""
+    """Serves manifest and keys over TLS on loopback."""
     made = Coordinator()
-    for number in range(2):
-        path, der = _certificate(tmp_path, number)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        made.certificates.append(der)
-        made.contexts.append(context)
+    path, made.certificate = _certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+
+    async def manifest(request: web.Request) -> web.Response:
+        made.requests.append("manifest")
+        if not made.envelope:
+            return web.json_response({"code": "NO_MANIFEST", "reason": "waits for an owner"}, status=503)
+        return web.json_response({"epoch": 1, "digest": "", "envelope": made.envelope})
 
     async def keys(request: web.Request) -> web.Response:
         made.requests.append(request.query["seen"])
-        return web.Response(body=made.answer, headers={"Connection": "close"})
+        return web.Response(body=made.answer)
 
     app = web.Application()
+    app.router.add_get("/v1/rendezvous/manifest", manifest)
     app.router.add_get("/v1/rendezvous/keys", keys)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=made.contexts[0])
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
-    port = runner.addresses[0][1]
-    made.url = f"https://localhost:{port}"
+    made.url = f"https://localhost:{runner.addresses[0][1]}"
     yield made
     await runner.cleanup()
 
 
+def attested(url: str, verify: Verify) -> Attested:
+    """The client of a rendezvous."""
+    return Attested(url, verify, manifest=BEGUN_WITH)
+
+
 async def test_keys_come_after_verification(coordinator: Coordinator) -> None:
-    """The certificate is verified once, before the first request; then keys flow and `seen` is said."""
+    """The certificate is verified once, before the first key is asked for; then keys flow and `seen` is said."""
     verified: list[bytes] = []
 
-    async def verify(certificate: bytes) -> None:
-        assert coordinator.requests == []
-        verified.append(certificate)
+    async def verify(greeting: Greeting) -> None:
+        assert coordinator.requests == ["manifest"]
+        verified.append(greeting.certificate)
 
-    keys = AttestedKeys(coordinator.url, "100.96.0.0/16", verify)
+    client = attested(coordinator.url, verify)
+    keys = AttestedKeys(client, "100.96.0.0/16")
     try:
         assert (await keys.watch(0)).version == 4
         assert (await keys.watch(4)).version == 4
-        assert verified == [coordinator.certificates[0]]
-        assert coordinator.requests == ["0", "4"]
-    finally:
-        await keys.close()
-
-
-async def test_nothing_is_sent_to_an_unverified_coordinator(coordinator: Coordinator) -> None:
-    """When the evidence is refused the coordinator sees no request."""
-
-    async def refuse(certificate: bytes) -> None:
-        raise LinkError("the coordinator's evidence is refused")
-
-    keys = AttestedKeys(coordinator.url, "100.96.0.0/16", refuse)
-    try:
-        with pytest.raises(LinkError, match="refused"):
-            await keys.watch(0)
-        assert coordinator.requests == []
-    finally:
-        await keys.close()
-
-
-async def test_another_certificate_is_verified_anew(coordinator: Coordinator) -> None:
-    """A server that shows another certificate gets no request before that one was verified too."""
-    verified: list[bytes] = []
-
-    async def verify(certificate: bytes) -> None:
-        verified.append(certificate)
-
-    keys = AttestedKeys(coordinator.url, "100.96.0.0/16", verify)
-    try:
-        await keys.watch(0)
-
-        def other(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-            connection.context = coordinator.contexts[1]
-
-        coordinator.contexts[0].sni_callback = other
-        with pytest.raises(LinkError, match="another certificate"):
-            await keys.watch(1)
-        assert coordinator.requests == ["0"]
-        await keys.watch(1)
-        assert verified == coordinator.certificates
-        assert coordinator.requests == ["0", "1"]
-    finally:
-        await keys.close()
-
-
-async def test_bad_answers_are_link_errors(coordinator: Coordinator) -> None:
-    """Garbage, refusals and closed ports are errors that the service knows."""
-
-    async def verify(certificate: bytes) -> None:
-        pass
-
-    keys = AttestedKeys(coordinator.url, "100.96.0.0/16", verify)
-    try:
+        assert verified == [coordinator.certificate]
+        assert coordinator.requests == ["manifest", "0", "4"]
         coordinator.answer = b"garbage"
+        with pytest.raises(LinkError, match="expected a JSON object"):
+            await keys.watch(0)
+        coordinator.answer = b"{}"
         with pytest.raises(LinkError, match="keys"):
             await keys.watch(0)
     finally:
-        await keys.close()
-    away = AttestedKeys("https://127.0.0.1:1", "100.96.0.0/16", verify)
-    try:
-        with pytest.raises(OSError, match=r"refused|failed"):
-            await away.watch(0)
-    finally:
-        await away.close()
+        await client.close()
+
+
+async def test_no_key_is_taken_from_an_unverified_coordinator(coordinator: Coordinator) -> None:
+    """When the evidence is refused it sees no other request; one that is away is no more than that."""
+
+    async def refuse(_: Greeting) -> None:
+        raise CoordinatorError("the coordinator's evidence is refused")
+
+    for url, words in ((coordinator.url, "refused"), ("https://127.0.0.1:1", "cannot be reached")):
+        client = attested(url, refuse)
+        with pytest.raises(LinkError, match=words):
+            await AttestedKeys(client, "100.96.0.0/16").watch(0)
+        await client.close()
+    assert coordinator.requests == ["manifest"]
+
+
+async def test_it_waits_for_a_manifest_of_its_own(
+    coordinator: Coordinator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of its owners, that names its key, and by which the coordinator's evidence holds; the log says what is missing.
+    Another coordinator that is away keeps nobody waiting.
+    """
+    newest = Newest(read_config(_environ(tmp_path)))
+    clients = [attested(url, newest.verify) for url in ("https://127.0.0.1:1", coordinator.url)]
+    async with TaskScope() as scope:
+        first = scope.start("first", first_manifest(newest, clients))
+        for envelope, words in (
+            ("", "waits for an owner"),
+            (seal(_manifest()), "signed by 0 of"),
+            (seal(_manifest(generate_key()[1]), OWNER), "and it names"),
+            (seal(_manifest(), OWNER), "the coordinator's evidence is refused"),
+        ):
+            coordinator.envelope = envelope
+            await eventually(lambda words=words: words in caplog.text, f"it says {words!r}")  # type: ignore[misc]
+        assert not first.done()
+        signed = open_envelope(coordinator.envelope, OWNERS)
+        await newest._take(signed)
+        assert await first == signed.manifest
+    for client in clients:
+        await client.close()
 
 
 def _run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -307,14 +296,13 @@ def _run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProces
 def test_the_public_key_is_printed_before_there_is_a_manifest(tmp_path: Path) -> None:
     """The manifest has to name it: `key` needs nothing but the file, makes it once, and prints the same key again."""
     path = tmp_path / "made"
-    first = _run({"MESH_RENDEZVOUS_KEY_FILE": str(path), "MESH_MANIFEST": ""}, "key")
+    first = _run({"MESH_RENDEZVOUS_KEY_FILE": str(path), "MESH_COORDINATORS": ""}, "key")
     assert first.returncode == 0, first.stderr
     assert len(base64.b64decode(first.stdout.strip(), validate=True)) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().strip() not in first.stdout + first.stderr
     assert _run({"MESH_RENDEZVOUS_KEY_FILE": str(path)}, "key").stdout == first.stdout
-    signed = seal(_manifest(first.stdout.strip()), OWNER)
-    config = read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path), MESH_MANIFEST=signed))
+    config = read_config(_environ(tmp_path, MESH_RENDEZVOUS_KEY_FILE=str(path)))
     assert config.private_key.reveal() == path.read_text().strip()
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from runtime.http_server import Limits, Server, keep
@@ -259,3 +262,19 @@ async def test_nothing_goes_on_for_a_caller_who_has_gone() -> None:
         await eventually(lambda: made.waiting == 1, "the request is worked on")
         writer.close()
         await eventually(lambda: made.waiting == 0, "it is not any more")
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_stop_closes_what_was_just_accepted(turns: int) -> None:
+    """Whatever the loop had come to: accepted, waiting for its turn, or with a handshake that has not begun."""
+    async with contextlib.AsyncExitStack() as stack:
+        stopping = await stack.enter_async_context(contextlib.AsyncExitStack())
+        made = await stopping.enter_async_context(serving())
+        # Without a turn of the loop: the kernel connects them, and the server has accepted none yet.
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", made.port))) for _ in range(5)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await stopping.aclose()
+        assert clients
+    # What was left open would be told of here, which ends the run.
+    gc.collect()

@@ -15,24 +15,31 @@ from typing import Any
 
 import pytest
 
-from coordinator.protocol import AttestRequest, Challenge, ChallengeRequest, Code
+from admission.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
+from admission.client import CoordinatorError, RefusedError
+from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.attested import CoordinatorError, RefusedError
-from sidecar.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
 from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
-from tests.sidecar.test_broker import ADMISSION
+from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, NOW, granted
 from tests.support import eventually
 
 NONCE = "5a" * 32
 KEYS = identity.make()
 NO_WISH = Wish()
+
+
+def node() -> tuple[str, ...]:
+    """What a CVM without backends is admitted as."""
+    return ("spiffe://demo/node",)
+
+
 TAKEN = RefusedError(Code.SLOT_TAKEN, "api-0 is held by another boot that is alive")
 LOST = RefusedError(Code.LEASE_INVALID, "unknown")
 
@@ -123,7 +130,7 @@ class Rig:
         self.pass_on = asyncio.Semaphore(0)
         self.guest = guest or FakeGuest()
         info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
-        claim = Claim(cluster="demo", group="api", wish=wish, identities=("spiffe://demo/node",), info=info, keys=KEYS)
+        claim = Claim(cluster="demo", group="api", wish=wish, identities=node, info=info, keys=KEYS)
         self.admission = Admission(
             brokers,
             self.guest,

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from admission.broker import Admitted, Broker, Renewed
+from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
@@ -26,15 +28,13 @@ from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
 from sidecar.agent import Agent
-from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.certificate import Given
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.slot import Wish
-from sidecar.trust import coordinator_check
 from sidecar.watches import Apply, Watches
+from tests.admission.test_broker import ADMISSION
 from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm, free_port
-from tests.sidecar.test_broker import ADMISSION
 from tests.sidecar.world import HoldsNothing
 from tests.support import eventually, tool
 from tests.topology.support import opened
@@ -90,9 +90,9 @@ class Listener(HoldsNothing):
 async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) -> AsyncIterator[Asked]:
     keys = identity.load_or_make(folder)
     listener = Listener()
-    verify = coordinator_check(lambda: made.manifest, made.pccs_url, TEE.root_der, time.time)
+    verify = coordinator_check(by(opened(made.manifest)), nothing, made.pccs_url, TEE.root_der, time.time)
     claim = Claim(
-        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=made.manifest.identities("api"),
+        cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=lambda: made.manifest.identities("api"),
         info=await guest.info(), keys=keys,
     )  # fmt: skip
     it = Admission((Broker(url, verify),), guest, claim, listener)
@@ -221,7 +221,7 @@ async def test_killed_agent_comes_back_and_changes_are_seen_again() -> None:
 
 async def test_files_are_private_and_the_token_is_on_no_command_line(tmp_path: Path) -> None:
     """Key and configuration have mode 0600; argv names the folder only; a new token alone is no new certificate."""
-    from sidecar.broker import decode_admission
+    from admission.broker import decode_admission
 
     async with ConsulClient() as consul:
         agent = Agent(Path("/usr/bin/consul"), tmp_path, consul)

@@ -13,6 +13,7 @@ from sidecar.desired import World, desired
 from tests.sidecar.world import DIGEST, backend, given, health, manifest, peer, route
 from tests.topology.support import opened
 from topology.manifest import GroupEntry, Manifest, PeerEntry, RouteEntry
+from topology.revocation import Revocation
 from vip.filter import Filter
 from vip.resets import Refusal
 from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole
@@ -364,3 +365,12 @@ def test_two_backends_of_a_group_have_an_ingress_each() -> None:
         ("admin", 20002, 8081, "api"),
         ("api", 20001, 8080, "api"),
     ]
+
+
+def test_a_revoked_slot_is_no_endpoint_and_is_denied() -> None:
+    """Whatever Consul lists, and whatever certificate its CVM has yet."""
+    revoked = (Revocation(peer_id="api-1"), Revocation(compose_hash="99" * 32))
+    wish = desired(world(manifest(revoked=revoked)))
+    assert wish.endpoints == {"api": ("api-0",)}
+    assert wish.spec is not None
+    assert wish.spec.ingress[0].denied == ("100.96.0.11",)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.protocol import MeshPeer
+from admission.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog
 from sidecar.certificate import heard
 from sidecar.config import parse
-from sidecar.desired import desired
+from sidecar.desired import beforehand, desired
 from sidecar.effects import Effects
 from sidecar.files import Identity
+from sidecar.hints import RouteHint
 from sidecar.refusing import Refusing
 from tests.sidecar.test_desired import CERTIFICATE, KEYS, restricted, with_group, world
 from tests.sidecar.world import DIGEST, environment, given, health, manifest, route
@@ -135,6 +136,25 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     assert "127.10.0.2 extra" in rig.hosts
     assert "100.96.0.10 api-0.peer.mesh" in rig.hosts
     assert (rig.folder / "run/identity.json").exists()
+
+
+async def test_a_first_manifest_replaces_what_the_environment_said(rig: Rig) -> None:
+    """Its VIPs are set before anything else, and what comes in by the mesh is there; refused VIPs are an error."""
+    hints = (RouteHint(name="old", vip="127.10.0.7", port=80, role=None, service="old"),)
+    await rig.effects.apply(beforehand(hints), None)
+    assert rig.vips.applied == [frozenset({"127.10.0.7"})]
+    assert "127.10.0.7 old" in rig.hosts
+    assert rig.refusals.filter is None
+    wish = desired(world(certificate=None))
+    rig.vips.refuse = True
+    with pytest.raises(VipError):
+        await rig.effects.begin(wish, "127.10.0.0/16")
+    assert "127.10.0.7 old" in rig.hosts
+    rig.vips.refuse = False
+    await rig.effects.begin(wish, "127.10.0.0/16")
+    assert rig.vips.applied[1:] == [frozenset({"127.10.0.1"})], "once"
+    assert "old" not in rig.hosts
+    assert rig.refusals.filter == wish.packets is not None
 
 
 async def test_parts_wait_for_link_and_xds_and_then_get_the_newest_wish(rig: Rig) -> None:

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
+from admission.broker import Renewed, decode_admission
 from runtime.children import Child
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
-from sidecar.broker import Renewed, decode_admission
 from sidecar.catalog import instances
 from sidecar.certificate import Given
 from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.membership import Membership
-from tests.sidecar.test_broker import ADMISSION
+from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
+from tests.topology.support import opened
 from topology.envelope import seal
 
 KEYS = identity.make()
@@ -31,8 +32,8 @@ class FakeHost:
     """Keeps what it is told; starts nothing."""
 
     def __init__(self) -> None:
-        config = parse(environment())
-        self.world = World(signed=config.signed, own=config.own, group=config.group)
+        signed = opened(manifest(), OWNER)
+        self.world = World(signed=signed, own=signed.manifest.groups["api"], group="api")
         self.phases: list[str] = []
         self.started: list[str] = []
         self.restarts: list[str] = []

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.protocol import MANIFEST_KEY
+from admission.broker import Admitted, Broker, Renewed
+from admission.protocol import MANIFEST_KEY
+from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.certificate import Given
 from sidecar.slot import Wish
-from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm
 from tests.sidecar.world import HoldsNothing
 from tests.support import eventually
@@ -72,10 +72,10 @@ class World:
         await server.start(folder / "dstack.sock")
         self._stack.push_async_callback(server.stop)
         guest = await self._stack.enter_async_context(GuestAgent(folder / "dstack.sock"))
-        verify = coordinator_check(lambda: self.made.manifest, self.made.pccs_url, TEE.root_der, time.time)
+        verify = coordinator_check(by(opened(self.made.manifest)), nothing, self.made.pccs_url, TEE.root_der, time.time)
         found = Cvm(who.instance_id)
         claim = Claim(
-            cluster="tests", group="api", wish=wish, identities=self.made.manifest.identities("api"),
+            cluster="tests", group="api", wish=wish, identities=lambda: self.made.manifest.identities("api"),
             info=await guest.info(), keys=identity.load_or_make(folder),
         )  # fmt: skip
         admission = Admission((Broker(f"https://127.0.0.1:{self.made.ports[0]}", verify),), guest, claim, found)

@@ -133,3 +133,23 @@ async def test_clean_stop_takes_the_services_away() -> None:
     assert agent.services == {}
     agent.refuse = 2
     await registrar.deregister()
+
+
+async def test_a_newer_manifest_moves_the_registration_without_a_restart() -> None:
+    """Another port is looked at, another service takes the place of the one that went; other callers change nothing."""
+    agent, serving = FakeAgent(), asyncio.Event()
+    serving.set()
+    async with server() as port, server() as other:
+        registrar = Registrar(agent, (backend("api", port=port),), "api-0", "100.96.0.10", serving)  # type: ignore[arg-type]
+        async with running(registrar):
+            await eventually(lambda: agent.status("api-api-0") == "passing", "passing")
+            registrar.use((backend("api", port=port, callers=()),))
+            registrar.use((backend("web", port=other), backend("late", port=1)))
+            assert not registrar.complete
+            await eventually(lambda: registrar.complete, "registered")
+            assert {name: agent.status(name) for name in agent.services} == {
+                "web-api-0": "passing", "late-api-0": "critical",
+            }  # fmt: skip
+            assert agent.registrations == 3
+            await registrar.deregister()
+            assert agent.services == {}

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.protocol import MANIFEST_KEY
+from admission.broker import Admitted, Broker, Renewed
+from admission.protocol import MANIFEST_KEY
+from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
-from sidecar.broker import Admitted, Broker, Renewed
 from sidecar.certificate import Given
 from sidecar.desired import World
 from sidecar.slot import Wish
-from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm
 from tests.coordinator.world import OWNER as FIRST_OWNER
 from tests.support import eventually
@@ -35,7 +35,7 @@ class Cvm:
     """What a sidecar knows and was given."""
 
     def __init__(self, signed: Signed) -> None:
-        self.world = World(signed=signed, own=signed.manifest.groups["api"], group="api", settled=True)
+        self.world = World(signed=signed, own=signed.manifest.groups["api"], group="api")
         self.taken: list[Admitted] = []
         self.told: list[str] = []
 
@@ -75,10 +75,10 @@ async def asking(made: Cluster, found: Cvm, *urls: str) -> AsyncIterator[Admissi
         server = GuestAgentServer(TEE, cvm(API_COMPOSE, "api-0"))
         await server.start(folder / "dstack.sock")
         manifest = found.world.manifest
-        verify = coordinator_check(lambda: manifest, made.pccs_url, TEE.root_der, time.time)
+        verify = coordinator_check(by(found.world.signed), nothing, made.pccs_url, TEE.root_der, time.time)
         async with GuestAgent(folder / "dstack.sock") as guest, TaskScope() as scope:
             claim = Claim(
-                cluster="tests", group="api", wish=Wish(), identities=manifest.identities("api"),
+                cluster="tests", group="api", wish=Wish(), identities=lambda: manifest.identities("api"),
                 info=await guest.info(), keys=identity.load_or_make(folder),
             )  # fmt: skip
             admission = Admission(tuple(Broker(url, verify) for url in urls), guest, claim, found)

@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 
 from runtime.init import Init
+from sidecar import kept
 from sidecar.config import parse
+from sidecar.desired import World
 from sidecar.supervisor import Supervisor
-from tests.sidecar.world import OWNER, environment, manifest
+from tests.sidecar.world import OWNER, environment, manifest, route
 from tests.support import ROOT, network_namespace, popen, process_runs, tool
 from tests.topology.support import after, opened
-from topology.envelope import seal
+from topology.envelope import Signed
 from topology.manifest import GroupEntry
 
 ENTER = (
@@ -116,8 +118,11 @@ def both_run(status: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def sidecar(**changes: str | None) -> Iterator[Sidecar]:
+def sidecar(held: Signed | None = None, **changes: str | None) -> Iterator[Sidecar]:
+    """`held`: what an earlier process of its boot has taken."""
     with network_namespace() as name, tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
+        if held is not None:
+            kept.keep(Path(folder) / "private", held)
         it = Sidecar(name, Path(folder), **changes)
         try:
             yield it
@@ -134,17 +139,38 @@ def wait_gone(*pids: int) -> None:
         time.sleep(0.01)
 
 
+ROUTES = json.dumps(
+    [{"name": "api", "vip": "127.10.0.1", "port": 8080, "role": None, "backend": "api", "service": "api"}]
+)
+
+
+@pytest.mark.netns
+def test_a_restarted_sidecar_has_its_routes_while_no_coordinator_answers() -> None:
+    """By the newest manifest that this boot has taken; where the environment differs, status says so."""
+    newest = opened(after(opened(manifest(), OWNER), routes=(route("api", "api", vip="127.10.0.9"),)), OWNER)
+    with sidecar(newest, MESH_ROUTES_JSON=ROUTES) as it:
+        now = it.wait(lambda s: both_run(s) and s["manifest_epoch"] == 4, "it goes by what it has kept")
+        assert it.addresses() == ["127.0.0.1", "127.10.0.9"]
+        assert [one["name"] for one in now["routes"]] == ["api"]
+        assert (it.folder / "run/environment").read_text() == ""
+        assert [text for text in now["problems"] if "127.10.0.1:8080" in text and "MESH_ROUTES_JSON: " in text]
+        assert not any(reason.startswith("names: ") for reason in now["reasons"])
+
+
 @pytest.mark.netns
 def test_names_work_before_anyone_admits_and_a_clean_stop_leaves_nothing() -> None:
-    """Without a guest agent, VIP, DNS, files and Envoy are up and status says what is missing; SIGTERM undoes it."""
-    with sidecar() as it:
+    """Without a guest agent, VIP, DNS, files and Envoy are up by the routes of the environment, and status says what is
+    missing; SIGTERM undoes it.
+    """
+    with sidecar(MESH_ROUTES_JSON=ROUTES) as it:
         now = it.wait(lambda s: both_run(s) and "guest agent" in str(s["reasons"]), "names up, identity waits")
         assert (now["phase"], now["ready"]) == ("identity", False)
         assert it.addresses() == ["127.0.0.1", "127.10.0.1"]
         assert it.run("-c", LOOKUP).stdout.strip() == "127.10.0.1"
         assert "127.10.0.1 api" in (it.folder / "run/hosts").read_text()
         assert not (it.folder / "run/ready").exists()
-        assert (it.folder / "run/environment").read_text() == "", "the first manifest's, which signs no variable"
+        assert not (it.folder / "run/environment").exists(), "which variables are signed is not known yet"
+        assert "names: no coordinator has shown the mesh's manifest yet" in now["reasons"]
         assert it.state.stat().st_mode & 0o777 == 0o700
         health = it.run("-m", "sidecar", "health")
         assert health.returncode == 1
@@ -161,10 +187,9 @@ async def test_programs_are_told_the_variables_of_the_newest_manifest(tmp_path: 
     run = tmp_path / "run"
     run.mkdir()
     first = manifest(groups=with_env({"MODE": "first"}))
-    it = Supervisor(
-        parse(environment(MESH_MANIFEST=seal(first, OWNER), MESH_RUN_DIR=str(run), MESH_STATE_DIR=str(tmp_path))),
-        Init(),
-    )
+    it = Supervisor(parse(environment(MESH_RUN_DIR=str(run), MESH_STATE_DIR=str(tmp_path))), Init())
+    signed = opened(first, OWNER)
+    it._world = World(signed=signed, own=first.groups["api"], group="api")
     for groups, told in (
         (with_env({"MODE": "newest", "A": "1"}), "A=1\nMODE=newest\n"),
         (with_env({}), ""),

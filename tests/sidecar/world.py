@@ -9,13 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from admission.protocol import MeshPeer
 from coordinator.authority import issue, mesh_ca
 from coordinator.keys import derive
-from coordinator.protocol import MeshPeer
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
 from topology.allowed import image_id
-from topology.envelope import seal
 from topology.manifest import (
     EVERYBODY,
     MANIFEST_VERSION,
@@ -107,8 +106,8 @@ def environment(**changes: str | None) -> dict[str, str]:
         "MESH_CLUSTER": "demo",
         "MESH_GROUP": "api",
         "MESH_PEER_ID": "api-0",
-        "MESH_MANIFEST": seal(manifest(), OWNER),
         "MESH_OWNERS": OWNER_KEY,
+        "MESH_COORDINATORS": '["https://one.test"]',
         **changes,
     }
     return {name: value for name, value in values.items() if value is not None}

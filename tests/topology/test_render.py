@@ -216,31 +216,33 @@ def test_a_deployment_that_does_not_fit_is_refused(change: dict[str, object], wo
 
 def environment(peer_id: str | None = "api-1", group: str = "api") -> dict[str, str]:
     """The environment of one CVM of the starter."""
-    return render.sidecar_environment(
-        starter(), group, peer_id, manifest_envelope="p.s", owners=None, coordinator_urls=URLS
-    )
+    return render.sidecar_environment(starter(), group, peer_id, owners=None, coordinator_urls=URLS)
 
 
 def test_the_environment_of_a_workload_cvm() -> None:
-    """Identity, coordinators, manifest and all routes of the cluster, not only the group's own."""
-    found = environment()
-    assert (found["MESH_CLUSTER"], found["MESH_GROUP"], found["MESH_PEER_ID"]) == ("starter", "api", "api-1")
-    assert json.loads(found["MESH_COORDINATORS"]) == list(URLS)
-    assert found["MESH_MANIFEST"] == "p.s"
-    api, worker = json.loads(found["MESH_ROUTES_JSON"])
+    """Identity and coordinators, and no policy: neither manifest nor routes, so that no change of them restarts it."""
+    assert environment() == {
+        "MESH_CLUSTER": "starter",
+        "MESH_GROUP": "api",
+        "MESH_PEER_ID": "api-1",
+        "MESH_COORDINATORS": json.dumps(list(URLS), separators=(",", ":")),
+    }
+
+
+def test_routes_as_a_host_may_give_them() -> None:
+    """All of the cluster, not only a group's own, for names before the first manifest."""
+    assert "MESH_ROUTES_JSON" in render.environment_names(starter().groups[0])
+    api, worker = json.loads(render.routes_json(starter()))
     assert api == {
         "name": "api", "vip": "127.10.167.253", "port": 8080, "role": None, "backend": "api", "service": "api",
     }  # fmt: skip
     assert (worker["name"], worker["vip"], worker["port"]) == ("worker", "127.10.171.184", 9090)
-    assert "MESH_OWNERS" not in found
 
 
 def test_the_slot_may_be_left_to_the_coordinator() -> None:
     """Without a peer ID the variable is absent, and the owner key is there where asked for."""
     assert "MESH_PEER_ID" not in environment(None)
-    found = render.coordinator_environment(
-        starter(), None, manifest_envelope="p.s", owners=OWNERS, coordinator_urls=URLS
-    )
+    found = render.coordinator_environment(starter(), None, owners=OWNERS, coordinator_urls=URLS)
     assert found["MESH_OWNERS"] == OWNER_KEY
     assert (found["MESH_GROUP"], "MESH_ROUTES_JSON" in found) == ("coordinator", False)
 
@@ -249,7 +251,7 @@ def test_compose_env_is_passed_through() -> None:
     """The group's own variables reach the environment, the measured names, and the manifest with their values."""
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"DERIVE": "1"})
-    found = render.sidecar_environment(whole, group, None, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
+    found = render.sidecar_environment(whole, group, None, owners=None, coordinator_urls=URLS)
     assert found["DERIVE"] == "1"
     assert "DERIVE" in render.environment_names(group)
     signed = dataclasses.replace(whole, groups=(group, *whole.groups[1:]))
@@ -264,7 +266,7 @@ def test_a_peer_of_another_group_is_refused(peer_id: str) -> None:
     with pytest.raises(ClusterError, match="is not of group 'api'"):
         environment(peer_id)
     with pytest.raises(ClusterError, match="is not a coordinator"):
-        render.coordinator_environment(starter(), peer_id, manifest_envelope="p.s", owners=None, coordinator_urls=URLS)
+        render.coordinator_environment(starter(), peer_id, owners=None, coordinator_urls=URLS)
 
 
 @pytest.mark.parametrize(("value", "words"), [("x" * (1 << 18), "dstack takes"), ("a\\b", "backslash")])
@@ -273,7 +275,7 @@ def test_values_that_dstack_would_not_carry_are_refused(value: str, words: str) 
     whole = starter()
     group = dataclasses.replace(whole.groups[0], compose_env={"BIG": value})
     with pytest.raises(ClusterError, match=f"BIG.*{words}"):
-        render.sidecar_environment(whole, group, None, manifest_envelope="p", owners=None, coordinator_urls=URLS)
+        render.sidecar_environment(whole, group, None, owners=None, coordinator_urls=URLS)
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "coordinator"])
@@ -285,8 +287,8 @@ def test_the_compose_file_takes_exactly_the_names_that_are_measured(name: str) -
 
 
 def test_the_environment_has_only_measured_names() -> None:
-    """dstack drops what is not in allowed_envs."""
-    assert set(environment()) == set(render.environment_names(starter().group("api")))
+    """dstack drops what is not in allowed_envs. Routes may be given, and are not: a new one would restart CVMs."""
+    assert set(environment()) | {"MESH_ROUTES_JSON"} == set(render.environment_names(starter().group("api")))
 
 
 def test_app_compose_is_canonical_and_hashes_as_the_sdk_does() -> None:

@@ -188,6 +188,19 @@ async def test_a_missing_list_lets_nobody_in_and_the_first_caller_is_let_in_at_o
         await both.settles_on(b"ping")
 
 
+async def test_an_address_that_is_denied_gets_nothing_with_a_good_certificate() -> None:
+    """Whoever else calls goes on."""
+    async with pair() as both:
+        open_to_all = both.ingress()
+        await both.callee.apply(open_to_all)
+        await both.settles_on(b"ping")
+        here, elsewhere = "127.0.0.1", "100.96.0.77"
+        for denied, answer in (((elsewhere,), b"ping"), ((elsewhere, here), b""), ((), b"ping")):
+            entry = replace(open_to_all.ingress[0], denied=denied)
+            await both.callee.apply(replace(open_to_all, ingress=(entry,)))
+            await both.settles_on(answer)
+
+
 async def test_allowing_a_caller_cuts_nobody_and_revoking_one_cuts_what_it_holds_and_nothing_else() -> None:
     """Each caller has a filter chain of its own; a revoked one is refused at once, with the sessions that it kept."""
     async with pair() as both, third_party(both) as other:

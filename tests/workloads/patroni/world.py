@@ -17,9 +17,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,10 +34,10 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import registration
 from sidecar.files import hosts
-from sidecar.workload_api import WorkloadApi
 from sidecar.workload_rights import Rights
 from tests.coordinator.world import free_port
 from tests.support import ROOT, need_root_or_userns, popen, tool
+from tests.workloads.patroni.port import Port
 from topology.manifest import BackendEntry, Permissions
 
 CLUSTER = "tests"
@@ -68,7 +67,7 @@ class Member:
     """Address of the route to that interface; its port is `World.rest_port`."""
     token: str = ""
     consul: ConsulClient = field(init=False)
-    api: WorkloadApi = field(init=False)
+    api: Port = field(init=False)
     agent: subprocess.Popen[bytes] | None = None
     container: subprocess.Popen[bytes] | None = None
     service_id: str = ""
@@ -328,7 +327,7 @@ async def restart_server(world: World, *, keeps: bool, until: Callable[[], bool]
 def write_secret(member: Member, name: str, text: str) -> None:
     """As the sidecar does: whole, in one step; the workload's token is known at its port."""
     if name == "consul-token":
-        member.api.use(Secret(text))
+        member.api.use(text)
     folder = member.folder / "mesh" / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f".{name}.new").write_text(text)
@@ -343,7 +342,7 @@ async def _prepare(world: World, member: Member) -> None:
         peer_id=member.peer_id, services={f"{CLUSTER}-{member.peer_id}": CLUSTER}, ports=frozenset({member.port}),
         prefixes=(f"service/{CLUSTER}",), sessions=True,
     )  # fmt: skip
-    member.api = WorkloadApi(member.folder / f"{member.peer_id}.sock", lambda: own, member.workload)
+    member.api = Port(member.folder / f"{member.peer_id}.sock", own, member.workload)
     shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")
     member.token = await new_token(world, member.peer_id)
     write_secret(member, "consul-token", member.token)
@@ -502,36 +501,13 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
                 )  # fmt: skip
                 made.members.append(member)
                 await _prepare(made, member)
-            with _workload_ports(made.members):
-                yield made
+            yield made
         finally:
             _kill(made)
             for guest in made.guests:
                 await guest.stop()
             for client in (made.consul, *(m.consul for m in made.members if hasattr(m, "consul"))):
                 await client.close()
-
-
-@contextlib.contextmanager
-def _workload_ports(members: list[Member]) -> Iterator[None]:
-    """Serves each member's port on a thread of its own: a test that waits for a command holds up its event loop."""
-
-    async def settle() -> None:
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    running = [asyncio.run_coroutine_threadsafe(member.api.run(), loop) for member in members]
-    try:
-        yield
-    finally:
-        for each in running:
-            each.cancel()
-        asyncio.run_coroutine_threadsafe(settle(), loop).result(20)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(20)
-        loop.close()
 
 
 def _vip(network: str, index: int) -> str:
@@ -545,6 +521,9 @@ async def _leads(made: World) -> bool:
 
 
 def _kill(made: World) -> None:
+    for member in made.members:
+        if hasattr(member, "api"):
+            member.api.close()
     for process in (
         *(m.container for m in made.members), *(m.agent for m in made.members), made.server,
     ):  # fmt: skip

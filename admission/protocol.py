@@ -18,7 +18,7 @@ NONCE_LIFETIME = 60.0
 
 class Code(Enum):
     """Error codes: the template family's; SLOT_TAKEN, BUSY and NOT_READY, which say 'try again' rather than 'never';
-    and those of a manifest that is not set.
+    REVOKED, of a CVM that was allowed once; and those of a manifest that is not set.
     """
 
     BAD_REQUEST = ("BAD_REQUEST", 400)
@@ -27,6 +27,7 @@ class Code(Enum):
     REPORT_DATA_MISMATCH = ("REPORT_DATA_MISMATCH", 403)
     KMS_POLICY_MISMATCH = ("KMS_POLICY_MISMATCH", 403)
     ADMISSION_REJECTED = ("ADMISSION_REJECTED", 403)
+    REVOKED = ("REVOKED", 403)
     SLOT_TAKEN = ("SLOT_TAKEN", 409)
     MANIFEST_NOT_SIGNED = ("MANIFEST_NOT_SIGNED", 403)
     MANIFEST_STALE = ("MANIFEST_STALE", 409)
@@ -57,6 +58,7 @@ _PERMANENT = frozenset(
         Code.REPORT_DATA_MISMATCH,
         Code.KMS_POLICY_MISMATCH,
         Code.ADMISSION_REJECTED,
+        Code.REVOKED,
     }
 )
 

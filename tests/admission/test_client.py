@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from coordinator.protocol import Code
-from sidecar.attested import Attested, CoordinatorError, RefusedError, decode_answer
+from admission.client import BEGUN_WITH, IN_FORCE, Attested, CoordinatorError, Greeting, RefusedError, decode_answer
+from admission.protocol import Code
 
 
 @dataclass
@@ -31,10 +31,13 @@ class Fake:
     url: str = ""
     requests: list[str] = field(default_factory=list)
     answer: tuple[int, Any] = (200, {"nonce": "00" * 32, "peer_id": "api-0", "expires_in": 60})
+    manifest: tuple[int, Any] = (200, {"epoch": 1, "digest": "", "envelope": "signed"})
+    connections: set[Any] = field(default_factory=set)
 
     async def handle(self, request: web.Request) -> web.Response:
         self.requests.append(request.path)
-        status, body = self.answer
+        self.connections.add(request.transport)
+        status, body = self.manifest if request.path in (IN_FORCE, BEGUN_WITH) else self.answer
         return web.Response(status=status, body=body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
@@ -82,14 +85,14 @@ async def ask(coordinator: Attested) -> Any:
     return await coordinator.call("POST", "/v1/admission/challenge", {"group": "api"})
 
 
-async def trusting(_: bytes) -> None:
+async def trusting(_: Greeting) -> None:
     """Believes every certificate."""
 
 
 async def test_nothing_is_sent_to_a_coordinator_that_is_not_believed(tmp_path: Path) -> None:
-    """The TLS handshake is all that an unverified server gets."""
+    """The public question for the manifest is all that an unverified server gets."""
 
-    async def refuse(_: bytes) -> None:
+    async def refuse(_: Greeting) -> None:
         raise CoordinatorError("the coordinator's evidence is refused")
 
     fake = Fake()
@@ -99,15 +102,15 @@ async def test_nothing_is_sent_to_a_coordinator_that_is_not_believed(tmp_path: P
             with pytest.raises(CoordinatorError):
                 await ask(coordinator)
         await coordinator.close()
-    assert fake.requests == []
+    assert fake.requests == [IN_FORCE, IN_FORCE]
 
 
 async def test_certificate_is_verified_once_and_then_pinned(tmp_path: Path) -> None:
     """Calls go to the verified certificate only; a server with another one gets no request until it is verified too."""
     seen: list[bytes] = []
 
-    async def verify(certificate: bytes) -> None:
-        seen.append(certificate)
+    async def verify(greeting: Greeting) -> None:
+        seen.append(greeting.certificate)
 
     fake = Fake()
     async with serve(fake, tmp_path):
@@ -127,18 +130,56 @@ async def test_certificate_is_verified_once_and_then_pinned(tmp_path: Path) -> N
     await coordinator.close()
 
 
+async def test_manifest_and_question_go_over_one_connection(tmp_path: Path) -> None:
+    """So asking for the manifest costs no further handshake; what is verified is the certificate of that connection."""
+    said: list[Greeting] = []
+
+    async def verify(greeting: Greeting) -> None:
+        said.append(greeting)
+        assert (await greeting.ask("/v1/manifest/history?after=0"))["peer_id"] == "api-0"
+
+    fake = Fake()
+    async with serve(fake, tmp_path):
+        coordinator = Attested(fake.url, verify, manifest=BEGUN_WITH)
+        await ask(coordinator)
+        await coordinator.close()
+    assert fake.requests == [BEGUN_WITH, "/v1/manifest/history", "/v1/admission/challenge"]
+    assert len(fake.connections) == 1
+    assert (said[0].url, said[0].envelope, said[0].reason) == (fake.url, "signed", "")
+
+
+async def test_a_coordinator_without_a_manifest_says_why(tmp_path: Path) -> None:
+    """It is judged by whoever holds one; nonsense in place of a manifest is an error."""
+    said: list[Greeting] = []
+
+    async def verify(greeting: Greeting) -> None:
+        said.append(greeting)
+
+    fake = Fake(manifest=(503, {"code": "NO_MANIFEST", "reason": "waits for an owner"}))
+    async with serve(fake, tmp_path):
+        coordinator = Attested(fake.url, verify)
+        await ask(coordinator)
+        assert (said[0].envelope, said[0].reason) == ("", "NO_MANIFEST: waits for an owner")
+        await coordinator.close()
+        fake.manifest = (200, b"<html>")
+        with pytest.raises(CoordinatorError, match="expected a JSON object"):
+            await ask(coordinator)
+        await coordinator.close()
+    assert len(said) == 1
+
+
 async def test_old_verification_is_not_believed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an hour the coordinator's evidence is looked at again: it may have been revoked since."""
     seen: list[bytes] = []
 
-    async def verify(certificate: bytes) -> None:
-        seen.append(certificate)
+    async def verify(greeting: Greeting) -> None:
+        seen.append(greeting.certificate)
 
     fake = Fake()
     async with serve(fake, tmp_path):
         coordinator = Attested(fake.url, verify)
         await ask(coordinator)
-        monkeypatch.setattr("sidecar.attested.VERIFY_SECONDS", -1.0)
+        monkeypatch.setattr("admission.client.VERIFY_SECONDS", -1.0)
         await ask(coordinator)
         await coordinator.close()
     assert len(seen) == 2

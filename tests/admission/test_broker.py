@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import pytest
 
+from admission.broker import decode_admission, decode_challenge, decode_renewal
+from admission.client import CoordinatorError
 from runtime.secret import Secret
-from sidecar.attested import CoordinatorError
-from sidecar.broker import decode_admission, decode_challenge, decode_renewal
 from tests.sidecar.world import peer
 
 ADMISSION = {

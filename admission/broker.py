@@ -1,23 +1,24 @@
-"""One coordinator's admission API: what a sidecar asks of it, and its answers, strictly decoded."""
+"""One coordinator's admission API: what a CVM asks of it, and its answers, strictly decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coordinator.protocol import (
+from admission.client import IN_FORCE, TIMEOUT, Attested, CoordinatorError, RefusedError, Verify
+from admission.protocol import (
     WORKLOAD_TOKEN,
     AttestRequest,
     Challenge,
     ChallengeRequest,
+    Code,
     ConsulGrant,
     LeaseRequest,
     MeshPeer,
     Renewal,
 )
 from runtime.secret import Secret
-from sidecar.attested import Attested, CoordinatorError, Verify
 from topology.manifest import ManifestError, from_tree, why_no_label
 
 LEASE_SECONDS = (1.0, 300.0)
@@ -26,7 +27,7 @@ LEASE_SECONDS = (1.0, 300.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """`coordinator.protocol.Admission`, its secrets wrapped."""
+    """`admission.protocol.Admission`, its secrets wrapped."""
 
     coordinator: str
     """URL of the coordinator that admitted us."""
@@ -56,7 +57,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewed:
-    """`coordinator.protocol.Renewal`, its secrets wrapped. None is what stays as it was."""
+    """`admission.protocol.Renewal`, its secrets wrapped. None is what stays as it was."""
 
     lease_seconds: float
     token: Secret | None
@@ -74,7 +75,7 @@ class Renewed:
 class Held:
     """What a renewal says that this CVM has already; as `LeaseRequest` has it."""
 
-    secrets_epoch: int
+    secrets_epoch: int | None = None
     leaf_digest: str = ""
     leaf_expires_at: int = 0
     trusts: str = ""
@@ -83,8 +84,15 @@ class Held:
 class Broker:
     """The admission API at `url`. `close()` it."""
 
-    def __init__(self, url: str, verify: Verify) -> None:
+    def __init__(
+        self, url: str, verify: Verify, newest: Callable[[], str] = lambda: "", seconds: float = TIMEOUT
+    ) -> None:
+        """`newest` gives the signed envelope that this CVM holds, empty for none: a coordinator without a manifest,
+        such as one that lost its disk, is given it. `seconds` is for one call.
+        """
         self.url = url
+        self._seconds = seconds
+        self._newest = newest
         self._coordinator = Attested(url, verify)
 
     async def close(self) -> None:
@@ -109,12 +117,25 @@ class Broker:
         await self._post("release", {"lease": lease.reveal()})
 
     async def _post(self, action: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self._coordinator.call("POST", f"/v1/admission/{action}", body)
+        return await self.post(f"/v1/admission/{action}", body)
+
+    async def ask(self, path: str) -> Mapping[str, Any]:
+        """The answer to a question without a body. RefusedError, CoordinatorError."""
+        return await self._coordinator.call("GET", path, seconds=self._seconds)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to `body`. RefusedError, CoordinatorError."""
+        try:
+            return await self._coordinator.call("POST", path, body, self._seconds)
+        except RefusedError as error:
+            if error.code is Code.NO_MANIFEST and (envelope := self._newest()):
+                await self._coordinator.call("POST", IN_FORCE, {"envelope": envelope})
+            raise
 
 
 def decode_challenge(tree: Mapping[str, Any]) -> Challenge:
     """The answer to a challenge request; CoordinatorError when it does not fit."""
-    challenge: Challenge = _from(Challenge, tree, "expires_in")
+    challenge: Challenge = decode(Challenge, tree, "expires_in")
     try:
         if len(bytes.fromhex(challenge.nonce)) != 32:
             raise ValueError("another length")
@@ -126,7 +147,7 @@ def decode_challenge(tree: Mapping[str, Any]) -> Challenge:
 def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
     """The answer to an attestation; CoordinatorError when it does not fit. Its text never holds a value."""
     try:
-        consul: ConsulGrant = _from(ConsulGrant, tree["consul"])
+        consul: ConsulGrant = decode(ConsulGrant, tree["consul"])
         return Admitted(
             coordinator=url,
             peer_id=_text(tree["peer_id"]),
@@ -138,7 +159,7 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             ca_pem=consul.ca_pem,
             certificate_pem=consul.certificate_pem,
             servers=consul.servers,
-            peers=tuple(_from(MeshPeer, peer) for peer in tree["peers"]),
+            peers=tuple(decode(MeshPeer, peer) for peer in tree["peers"]),
             lease=Secret(_text(tree["lease"])),
             lease_seconds=_lease_seconds(tree["lease_seconds"]),
             envelope=_text(tree["manifest"]),
@@ -155,7 +176,7 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
 
 def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
     """The answer to a renewal; CoordinatorError when it does not fit."""
-    renewal: Renewal = _from(Renewal, tree, "lease_seconds")
+    renewal: Renewal = decode(Renewal, tree, "lease_seconds")
     try:
         lease_seconds, epoch = _lease_seconds(renewal.lease_seconds), _epoch(renewal.manifest_epoch)
     except ValueError as error:
@@ -174,7 +195,7 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
     )
 
 
-def _from(kind: Any, tree: Any, *floats: str) -> Any:
+def decode(kind: Any, tree: Any, *floats: str) -> Any:
     """`from_tree`, with whole numbers taken where seconds are meant: JSON does not tell them apart."""
     try:
         if floats and isinstance(tree, dict):

@@ -4,12 +4,16 @@ import time
 
 import pytest
 
+from admission.client import CoordinatorError, Greeting
+from admission.trust import by, coordinator_check
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
 from runtime.guest import GuestAgent
-from sidecar.attested import CoordinatorError
-from sidecar.trust import coordinator_check
 from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, TEE, cvm, make_manifest
+from tests.topology.support import opened
+from topology.envelope import Signed
+
+SIGNED = opened(make_manifest())
 
 
 @pytest.fixture
@@ -39,18 +43,44 @@ async def certificate(tmp_path: object, compose: str, seed: str, *, ra_tls: bool
     return x509.load_pem_x509_certificate(key.chain_pem.encode()).public_bytes(Encoding.DER)
 
 
+async def ask(_path: str) -> dict[str, object]:
+    """Has nothing more to say."""
+    raise AssertionError
+
+
+def greeting(certificate: bytes) -> Greeting:
+    """Of a server with that certificate."""
+    return Greeting(url="https://one.test", certificate=certificate, envelope="", reason="", ask=ask)
+
+
+class Taker:
+    """Keeps what was taken."""
+
+    def __init__(self) -> None:
+        self.taken: list[Signed] = []
+
+    async def __call__(self, signed: Signed) -> None:
+        self.taken.append(signed)
+
+
 async def test_coordinator_of_the_manifest_is_believed(tmp_path: object, pccs: str) -> None:
-    """The RA-TLS certificate of the measured coordinator app passes against the simulated TEE's root."""
-    verify = coordinator_check(make_manifest, pccs, TEE.root_der, time.time)
-    await verify(await certificate(tmp_path, COORDINATOR_COMPOSE, "coordinator-0"))
+    """The RA-TLS certificate of the measured coordinator app passes against the simulated TEE's root, and then its
+    manifest is taken.
+    """
+    take = Taker()
+    verify = coordinator_check(by(SIGNED), take, pccs, TEE.root_der, time.time)
+    await verify(greeting(await certificate(tmp_path, COORDINATOR_COMPOSE, "coordinator-0")))
+    assert take.taken == [SIGNED]
 
 
 @pytest.mark.parametrize("case", ["other app", "no evidence", "Intel's root", "garbage"])
 async def test_everyone_else_is_refused(tmp_path: object, pccs: str, case: str) -> None:
     """Another measured app, a plain certificate, a simulated quote under Intel's root, and noise."""
     root = None if case == "Intel's root" else TEE.root_der
-    verify = coordinator_check(make_manifest, pccs, root, time.time)
+    take = Taker()
+    verify = coordinator_check(by(SIGNED), take, pccs, root, time.time)
     compose = API_COMPOSE if case == "other app" else COORDINATOR_COMPOSE
     der = b"noise" if case == "garbage" else await certificate(tmp_path, compose, "x", ra_tls=case != "no evidence")
     with pytest.raises(CoordinatorError, match="evidence is refused"):
-        await verify(der)
+        await verify(greeting(der))
+    assert take.taken == []

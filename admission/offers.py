@@ -1,0 +1,91 @@
+"""By which manifest a coordinator is judged: the one that it says is in force, where its owners stand behind that.
+
+What a stranger shows grants nothing by itself. A first manifest is one that the owners in the measured compose file
+signed, or to which the history leads from one that they signed. Whoever holds one takes no other than its successors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from admission.client import CoordinatorError, Greeting, RefusedError
+from admission.protocol import ManifestHistory
+from topology.envelope import Signed, UnreadableError, open_envelope
+from topology.manifest import Manifest, ManifestError, from_tree
+from topology.owners import Owners
+from topology.succession import Fault, SuccessionError, chain, follow, overtake
+
+HISTORY = "/v1/manifest/history"
+
+
+class Offers:
+    """What coordinators offer to one who has `owners` in its measured compose file; None skips signatures."""
+
+    def __init__(
+        self, owners: Owners | None, held: Callable[[], Signed | None], misfit: Callable[[Manifest], str | None]
+    ) -> None:
+        """`held` is the newest manifest that was taken, None before the first. `misfit` says why a first one is not
+        about who asks, None when it is.
+        """
+        self._owners, self._held, self._misfit = owners, held, misfit
+
+    async def judge(self, greeting: Greeting) -> Signed:
+        """The manifest by which the coordinator of `greeting` is verified: a newer one than is held, or the one that is
+        held. CoordinatorError for a coordinator that is not to be used, and where there is none.
+        """
+        held = self._held()
+        if not greeting.envelope:
+            if held is None:
+                raise CoordinatorError(f"{greeting.url}: {greeting.reason or 'it has no manifest'}")
+            return held
+        if held is not None:
+            return await self._newer(held, greeting)
+        found = await self._first(greeting)
+        if (reason := self._misfit(found.manifest)) is not None:
+            raise CoordinatorError(f"{greeting.url} has a manifest that is not for this CVM: {reason}")
+        return found
+
+    async def _newer(self, held: Signed, greeting: Greeting) -> Signed:
+        if greeting.envelope == held.envelope:
+            return held
+        try:
+            return overtake(held, greeting.envelope, settled=True, signed=self._owners is not None) or held
+        except SuccessionError as error:
+            if error.fault is Fault.UNREADABLE:
+                # Too old to read it; the coordinator judges by it.
+                return held
+            if error.fault is Fault.INVALID:
+                # Owners may have changed since the one that is held.
+                return await self._led_to(held, greeting, error)
+            raise CoordinatorError(f"{greeting.url}: enforces another manifest: {error}") from error
+
+    async def _first(self, greeting: Greeting) -> Signed:
+        try:
+            return open_envelope(greeting.envelope, self._owners)
+        except UnreadableError as error:
+            raise CoordinatorError(f"{greeting.url} has a manifest that needs a newer program: {error}") from error
+        except ManifestError as error:
+            return await self._led_to(None, greeting, error)
+
+    async def _led_to(self, held: Signed | None, greeting: Greeting, refused: ManifestError) -> Signed:
+        """The manifest of `greeting`, to which the coordinator's history leads from `held`, or from the first one.
+        `refused` is why it cannot be taken without. Each page is judged before the next one is asked for.
+        """
+        try:
+            wanted = open_envelope(greeting.envelope, None).digest
+            if self._owners is None:
+                raise refused
+            more = True
+            while more:
+                after = held.manifest.epoch if held is not None else 0
+                page: ManifestHistory = from_tree(
+                    ManifestHistory, await greeting.ask(f"{HISTORY}?after={after}"), "history"
+                )
+                for each in page.manifests:
+                    (held,) = chain(self._owners, [each.envelope]) if held is None else (follow(held, each.envelope),)
+                more = page.more and bool(page.manifests)
+        except (ManifestError, RefusedError, CoordinatorError) as error:
+            raise CoordinatorError(f"{greeting.url} has a manifest that is refused: {refused}") from error
+        if held is None or held.digest != wanted:
+            raise CoordinatorError(f"{greeting.url} has a manifest that is refused: {refused}")
+        return held
