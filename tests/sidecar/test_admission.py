@@ -132,13 +132,13 @@ class Rig:
         info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
         claim = Claim(cluster="demo", group="api", wish=wish, identities=node, info=info, keys=KEYS)
         self.admission = Admission(
-            brokers,
+            lambda: brokers,  # type: ignore[arg-type, return-value]
             self.guest,
             claim,
             self,
             clock=lambda: self.now,
             sleep=self.sleep,
-            rng=Random(1),  # type: ignore[arg-type]
+            rng=Random(1),
         )
 
     def newest_envelope(self) -> str:
