@@ -201,6 +201,16 @@ async def test_programs_are_told_the_variables_of_the_newest_manifest(tmp_path: 
         assert (run / "environment").read_text() == told
 
 
+def test_a_first_manifest_has_to_be_this_cvms(tmp_path: Path) -> None:
+    """Of its cluster and with its group; where the coordinators lead elsewhere, both are named."""
+    it = Supervisor(parse(environment(MESH_STATE_DIR=str(tmp_path))), Init())
+    assert it._misfit(manifest()) is None
+    other = it._misfit(manifest(cluster="staging")) or ""
+    assert other == "it is of cluster 'staging', and MESH_CLUSTER is 'demo'"
+    groups = {"client": manifest().groups["client"]}
+    assert it._misfit(manifest(groups=groups)) == "MESH_GROUP is 'api', and its groups are client"
+
+
 async def test_a_stop_ends_every_task(tmp_path: Path) -> None:
     """Also one that the order of the stop does not name: a process that waited for it would never start anew."""
     it = Supervisor(parse(environment(MESH_STATE_DIR=str(tmp_path), MESH_DRAIN_SECONDS="0")), Init())
