@@ -34,7 +34,7 @@ READY_SECONDS = 900.0
 SECONDS = 30.0
 """For a connection to be cut, which is a hundredth of it."""
 API, WORKER = "http://api:8080/hello", "http://worker:9090/hello"
-AIMS = {"set": Aim(of="p50", limit=2000, ratio=False), "lost": Aim(of="max", limit=0, ratio=False),
+AIMS = {"set": Aim(of="p50", limit=2000, ratio=False), "lost": Aim(of="p50", limit=0, ratio=False),
         "verify": Aim(of="p50", limit=2000, ratio=False), "evicted": Aim(of="max", limit=500, ratio=False)}  # fmt: skip
 
 

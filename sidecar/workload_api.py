@@ -59,6 +59,10 @@ KEPT = ("content-type", "x-consul-", "x-cache", "age")
 BIND = Backoff(base=0.2, cap=2.0)
 
 
+class SlowError(Exception):
+    """What is there could not be counted in time."""
+
+
 class WorkloadApi:
     """Serves on 127.0.0.1:`port`, once `run`."""
 
@@ -135,6 +139,8 @@ class WorkloadApi:
             return _refused(408, f"the body was not here after {BODY_SECONDS:g} s")
         except web.HTTPRequestEntityTooLarge:
             return _refused(413, f"the body exceeds {MAX_BODY} bytes")
+        except SlowError as slow:
+            return _refused(503, str(slow), ends=False)
         except TooMuchError as much:
             return _refused(413, str(much), ends=False)
         except TooOftenError as often:
@@ -186,7 +192,7 @@ class WorkloadApi:
             async with self._ask("GET", path, token, seconds=COUNT_SECONDS) as answer:
                 return json.loads(await answer.read()) if answer.status == 200 else None
         except TimeoutError:
-            raise TooMuchError(f"what is there could not be counted within {COUNT_SECONDS:g} s; try again") from None
+            raise SlowError(f"Consul did not say within {COUNT_SECONDS:g} s what is there; try again") from None
         except (aiohttp.ClientError, OSError, ValueError):
             return None
 

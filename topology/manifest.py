@@ -177,6 +177,14 @@ class SecretEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rotate:
+    """What is derived anew when its number changes."""
+
+    secrets: dict[str, int] = field(default_factory=dict)
+    """By name: how often the secret was rotated; not named: never. A number of before gives the text of before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What the coordinator enforces."""
 
@@ -203,6 +211,7 @@ class Manifest:
     hear of it at once."""
     leaf_hours: int = 8
     """Life of a CVM's certificate. It is renewed at half of that."""
+    rotate: Rotate = Rotate()
     revoked: tuple[Revocation, ...] = ()
     """Who is refused whatever else is allowed. Name it in `critical` where programs run that do not know it."""
     critical: tuple[str, ...] = ()
@@ -265,6 +274,7 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    _check_rotate(manifest)
     try:
         references.check(manifest.references)
     except ReferencesError as error:
@@ -297,6 +307,18 @@ def _check(manifest: Manifest) -> None:
             f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
             "digest of the manifest before in every other"
         )
+
+
+def _check_rotate(manifest: Manifest) -> None:
+    for name, number in manifest.rotate.secrets.items():
+        if name not in manifest.secrets:
+            raise ManifestError(
+                f"manifest.rotate.secrets names {name!r:.80}, expected one of {sorted(manifest.secrets)}"
+            )
+        if not 0 <= number < 1 << 31:
+            raise ManifestError(
+                f"manifest.rotate.secrets.{name} is {number}, expected a count: 1, and one more each time"
+            )
 
 
 def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:

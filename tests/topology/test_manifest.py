@@ -141,3 +141,23 @@ def test_names_that_a_shell_uses_up_are_its_own(shell: str) -> None:
 def test_what_the_loader_obeys_is_no_applications(name: str) -> None:
     """It comes before the shell itself."""
     assert manifest.SHELLS_OWN.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    ("rotate", "words"),
+    [
+        ({"nobody": 1}, "names 'nobody', expected one of"),
+        ({"database": -1}, "is -1, expected a count"),
+        ({"database": 1 << 31}, "expected a count"),
+        ({"database": True}, "must be int"),
+    ],
+)
+def test_what_is_rotated_is_there(rotate: dict[str, int], words: str) -> None:
+    """By a count."""
+    known = render.manifest(starter(), deployment())
+    tree = json.loads(manifest.encode(known)) | {"secrets": {"database": {"owner": "db", "groups": []}}}
+    with pytest.raises(manifest.ManifestError) as caught:
+        manifest.decode(json.dumps(tree | {"rotate": {"secrets": rotate}}).encode())
+    assert words in str(caught.value)
+    found = manifest.decode(json.dumps(tree | {"rotate": {"secrets": {"database": 3}}}).encode())
+    assert found.rotate.secrets == {"database": 3}
