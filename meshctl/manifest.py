@@ -90,11 +90,10 @@ def render(
     before = signing.head(found)
     files = {name: path.read_text(encoding="utf-8") for name, path in manifest_keys.compose_files(found).items()}
     try:
-        report, policy = facts.read(_deployment(found.folder, outputs))
+        report = facts.read(_deployment(found.folder, outputs))
         reviewed = facts.review(
             found,
             report,
-            policy,
             files,
             images=_images(images) if images else None,
             pre_launch=frozenset(accept_pre_launch),
@@ -203,7 +202,7 @@ def script(cluster: str, app: str, outputs: Path | None) -> None:
 
     found = load_cluster(cluster)
     try:
-        report, _ = facts.read(_deployment(found.folder, outputs))
+        report = facts.read(_deployment(found.folder, outputs))
         click.echo(facts.script_of(report, app), nl=False)
     except ClusterError as error:
         raise UserError(str(error), "terraform apply first") from error

@@ -58,7 +58,6 @@ output "deployment" {
   value = {
     format           = 1
     cluster          = var.mesh.cluster
-    policy           = var.mesh.policy
     coordinator_urls = local.coordinator_urls
     apps = {
       for a, app in phala_app.app : a => {
@@ -70,7 +69,7 @@ output "deployment" {
         instance_ids = [for cvm in local.cvms[a] : cvm.instance_id]
       }
     }
-    rendezvous = [for index, r in var.rendezvous : merge(r, { address = cidrhost(var.mesh.policy.mesh_pool, 1 + index) })]
+    rendezvous = var.rendezvous
     tcb = {
       allowed_statuses         = var.attestation.allowed_tcb_statuses
       rejected_advisories      = var.attestation.rejected_advisories
