@@ -27,10 +27,9 @@ check "manifest" {
   assert {
     condition = (
       var.mesh.signed == null ? true :
-      try(jsonencode({ for g, group in var.mesh.signed.groups : g => { for field in ["peers", "backends", "env"] : field => group[field] } }), "") == jsonencode(var.mesh.policy.groups) &&
-      try(jsonencode(var.mesh.signed.routes), "") == jsonencode(var.mesh.policy.routes)
+      try(jsonencode({ for g, group in var.mesh.signed.groups : g => [group.peers[*].peer_id, group.env] }), "") == jsonencode({ for g, group in var.mesh.groups : g => [group.peers, group.compose_env] })
     )
-    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted and may not call, and no application starts with other variables. Next: meshctl manifest render, sign, and apply again."
+    error_message = "The signed manifest has other slots or variables than cluster.tf: what it does not name is not admitted, and no application starts with other variables. Next: meshctl manifest render, sign, and apply again."
   }
   assert {
     condition     = var.mesh.signed == null ? true : alltrue([for a, id in local.app_ids : try(a == "coordinator" ? var.mesh.signed.coordinators.app_id == id : var.mesh.signed.groups[a].app_id == id, false)])
