@@ -48,7 +48,7 @@ SHELLS_OWN = re.compile(
     r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more. `terraform/mesh/shape.tf` has the same list."""
+them is not what the container was given, or it is not itself any more."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
