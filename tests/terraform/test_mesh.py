@@ -187,6 +187,7 @@ def _policy(ours: Cluster) -> dict[str, Any]:
         "os_images",
         "tcb",
         "rendezvous",
+        "revoked",
     ):
         del whole[name]
     whole["coordinators"] = [{"peer_id": p["peer_id"], "address": p["address"]} for p in whole["coordinators"]["peers"]]

@@ -246,7 +246,7 @@ def test_a_plan_against_the_state_sees_what_is_deployed(deployed: Sandbox) -> No
     finally:
         tfvars.write_text(before)
     effects = {c["name"]: c["effect"] for c in json.loads(found.output)["changes"]}
-    assert effects == {"worker-3": "create", "coordinator-0": "restart"}
+    assert effects == {"worker-3": "create"}
 
 
 def test_nothing_secret_is_in_plan_or_state(deployed: Sandbox) -> None:
