@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def needs_manifest(self) -> bool:
-        """Whether a manifest must be rendered and signed again before the change works."""
+        """Whether a manifest must be generated and signed again before the change works."""
         return _needs_manifest(self.changes)
 
     def document(self) -> dict[str, Any]:
