@@ -375,7 +375,7 @@ class Crowded:
     def hold(self, boot_key: str = "boot", *, released: bool = False) -> None:
         """That boot has api-0, or had it."""
         manifest = self.made.broker.rules.manifest
-        image = manifest.os_images[0]
+        image = manifest.references[0].os_images[0]
         self.made.ledger.slots["api-0"] = Holder(
             peer_id="api-0", group="api", instance_id="i", boot_key=boot_key, leaf_key=tls_key(),
             compose_hash=manifest.groups["api"].compose_hashes[0],
