@@ -209,11 +209,9 @@ def review(site: Site, accepted: Accepted) -> Reviewed:
                 owners=site.owners,
                 head=site.head,
             )
-        report, policy = facts.read(site.report)
         return facts.review(
             site.cluster,
-            report,
-            policy,
+            facts.read(site.report),
             site.files,
             images=accepted.images,
             pre_launch=accepted.pre_launch,

@@ -177,7 +177,7 @@ def script(cluster: str, app: str, outputs: Path | None) -> None:
 
     found = load_cluster(cluster)
     try:
-        report, _ = facts.read(terraform_output(found.folder, outputs))
+        report = facts.read(terraform_output(found.folder, outputs))
         click.echo(facts.script_of(report, app), nl=False)
     except ClusterError as error:
         raise UserError(str(error), "terraform apply first") from error

@@ -48,9 +48,14 @@ SHELLS_OWN = re.compile(
     r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more. `terraform/mesh/shape.tf` has the same list."""
+them is not what the container was given, or it is not itself any more."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_UNKNOWN = 32
+"""How many entries that this program does not know are named. More than a format gains between two programs."""
+_MAX_NAME = 80
+"""Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
+that a body holds, and each would be copied for each entry below it."""
 
 
 def why_no_label(name: str) -> str | None:
@@ -269,7 +274,7 @@ def _check(manifest: Manifest) -> None:
     known = field_names(Manifest)
     missing = sorted(set(manifest.critical) - known)
     if missing:
-        raise ManifestError(f"manifest.critical names {missing}, which this program does not know; upgrade it")
+        raise ManifestError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
     try:
         check(manifest.owners)
     except OwnerError as error:
@@ -313,11 +318,11 @@ def _check_rotate(manifest: Manifest) -> None:
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
-                f"manifest.rotate.secrets names {name!r:.80}, expected one of {sorted(manifest.secrets)}"
+                f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
             )
         if not 0 <= number < 1 << 31:
             raise ManifestError(
-                f"manifest.rotate.secrets.{name} is {number}, expected a count: 1, and one more each time"
+                f"manifest.rotate.secrets.{name:.80} is {number}, expected a count: 1, and one more each time"
             )
 
 
@@ -351,7 +356,8 @@ T = TypeVar("T")
 def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = None) -> Any:
     """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong.
 
-    An entry that `kind` does not have is refused, or added to `unknown` where that is given.
+    An entry that `kind` does not have is refused, or added to `unknown` where that is given, MAX_UNKNOWN at most. Names
+    are cut, so that what is said of a tree stays small whoever wrote it.
     """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -366,7 +372,7 @@ def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = N
     if origin is dict:
         if not isinstance(tree, dict):
             raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        return {key: from_tree(get_args(kind)[1], item, f"{where}.{key}", unknown) for key, item in tree.items()}
+        return {key: from_tree(get_args(kind)[1], item, _below(where, key), unknown) for key, item in tree.items()}
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where, unknown)
     # bool is an int in Python; a manifest that says `true` for a port is wrong.
@@ -382,14 +388,24 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     foreign = sorted(set(tree) - set(fields))
     if foreign and unknown is None:
-        raise ManifestError(f"{where} has unknown entries {foreign}; expected {sorted(fields)}")
+        raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; expected {sorted(fields)}")
     if unknown is not None:
-        unknown += [f"{where}.{name}" for name in foreign]
+        unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
     missing = [n for n, f in fields.items() if n not in tree and _required(f)]
     if missing:
         raise ManifestError(f"{where} lacks {missing}")
     known = {name: value for name, value in tree.items() if name in fields}
     return kind(**{name: from_tree(hints[name], value, f"{where}.{name}", unknown) for name, value in known.items()})
+
+
+def _below(where: str, name: str) -> str:
+    return f"{where}.{name:.{_MAX_NAME}}"
+
+
+def _shown(names: list[str]) -> str:
+    """`names` for a message: the first ones, each cut."""
+    found = [name[:_MAX_NAME] for name in names[:MAX_UNKNOWN]]
+    return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 
 def _required(it: dataclasses.Field[Any]) -> bool:

@@ -99,7 +99,7 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
 
 
 def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
-    """Every route of the cluster with its VIP and port, by group and name: Terraform knows no other order."""
+    """Every route of the cluster with its VIP and port, by group and name."""
     vips = cluster.vips()
     return tuple(
         RouteEntry(
@@ -118,12 +118,6 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
         for route in sorted(group.routes, key=lambda item: item.name)
         for it in group.names_of(route)
     )
-
-
-def routes_json(cluster: Cluster) -> str:
-    """MESH_ROUTES_JSON: a list of {name, vip, port, role, backend, service}."""
-    fields = ("name", "vip", "port", "role", "backend", "service")
-    return _json([{field: getattr(route, field) for field in fields} for route in routes(cluster)])
 
 
 def sidecar_environment(
