@@ -117,15 +117,17 @@ class Lab:
         return (self.folder / FIRST).read_text(encoding="ascii")
 
 
-def lab(name: str | None) -> Lab:
-    """The lab called `name`, or the only one that runs. UserError when none of its coordinators is ready."""
+def lab(name: str | None, but: str = "") -> Lab:
+    """The lab called `name`, or the only one that runs, by another coordinator than `but`. UserError when none of
+    them is ready.
+    """
     from meshctl import status as statuses
     from topology.envelope import open_envelope
     from topology.model import COORDINATOR
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR and m["peer_id"] != but}
     ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
     ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:
@@ -155,8 +157,8 @@ def put(
     """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
     UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one.
     """
-    _put(mesh, envelope, yes=yes, first=first)
-    _hand_over(mesh, envelope, documents)
+    if _put(mesh, envelope, yes=yes, first=first):
+        _hand_over(mesh, envelope, documents)
 
 
 def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
@@ -173,9 +175,8 @@ def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
             click.echo(f"  none for {group}, compose hash {name}")
 
 
-def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
-    from meshctl.manifest_changes import compare, warnings
-    from meshctl.plan import print_changes
+def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
+    """Whether it is in force then: an older one may only complete the history."""
     from runtime.confirm import confirm
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
@@ -194,7 +195,7 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
                 exit_code=1,
             ) from refusal
         begin(mesh, wanted, yes=yes)
-        return
+        return True
     click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
     if waits:
         click.echo(f"it waits: {waits}")
@@ -208,16 +209,12 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
             else:
                 click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
             confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
-            return
+            return True
+        if error.fault is Fault.OLDER and _completes(mesh, envelope):
+            return False
         remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
-    changes = compare(head.manifest, found.manifest)
-    if changes:
-        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
-    else:
-        click.echo(f"{found.name} says the same as {head.name}")
-    for warning in warnings(head.manifest, found.manifest):
-        click.echo(f"warning: {warning}", err=True)
+    _show(head, found)
     if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
         raise UserError("nothing was set", exit_code=1)
     now = mesh.put(envelope)
@@ -227,6 +224,31 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
     confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
+    return True
+
+
+def _show(head: Signed, found: Signed) -> None:
+    """What `found` changes, and what a person should know before it is set."""
+    from meshctl.manifest_changes import compare, warnings
+    from meshctl.plan import print_changes
+
+    changes = compare(head.manifest, found.manifest)
+    if changes:
+        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
+    else:
+        click.echo(f"{found.name} says the same as {head.name}")
+    for warning in warnings(head.manifest, found.manifest):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _completes(mesh: Mesh, envelope: str) -> bool:
+    """Whether the coordinator lacked the manifest in `envelope` in its history, and keeps it now."""
+    try:
+        head = mesh.put(envelope)
+    except RefusedError:
+        return False
+    click.echo(f"kept: the history lacked it. In force is epoch {head.manifest.epoch}, digest {head.digest}")
+    return True
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
