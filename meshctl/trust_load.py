@@ -105,8 +105,8 @@ def follow(
     seconds: float = FOLLOW_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Spread:
-    """Looks until each of `peers` shows a certificate of the manifest `digest`. UserError names those that do not within
-    `seconds`, which begin when a coordinator enforces it.
+    """Looks until each of `peers` shows a certificate of the manifest `digest`. UserError names those that do not
+    within `seconds`, which begin when a coordinator enforces it.
     """
     shown = digest[:SHOWN_DIGITS]
     before = began = clock()

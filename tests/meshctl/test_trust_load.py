@@ -55,6 +55,5 @@ def test_those_that_lack_it_in_time_are_named() -> None:
     with pytest.raises(UserError, match="has not come to api-1"):
         follow(look, NEW, ("api-0", "api-1"), seconds=3.0, clock=clock)
     look, count = looks((OLD, OLD, OLD))
-    clock = lambda: 100 * count()  # noqa: E731
     with pytest.raises(UserError, match="no coordinator enforces the manifest new"):
-        follow(look, NEW, ("api-0",), seconds=3.0, clock=clock)
+        follow(look, NEW, ("api-0",), seconds=3.0, clock=lambda: 100 * count())
