@@ -343,6 +343,8 @@ class Coordinator:
             broker.rules = self._rules(head.signed, head.adopted_at)
         if self._circle is not None:
             self._circle.changed()
+        if self._formation is not None:
+            self._formation.remember()
         self._say(self._phase)
 
     def _mesh(self, machine: Machine) -> Mesh:
