@@ -258,7 +258,7 @@ def test_a_name_is_judged_as_go_reads_it(name: bytes) -> None:
     body = b'[{"KV": {"Verb": "set", "%s": "service/db/x", "Value": "eA=="}}]' % name
     assert json.loads(ask("PUT", "/v1/txn", body).body)[0]["KV"]["key"] == "service/db/x"
     twice = body.replace(b'"Value"', b'"Key": "mesh/manifest", "Value"')
-    with pytest.raises(RefusedError, match="twice|not the workload's"):
+    with pytest.raises(RefusedError, match=r"twice|not the workload's"):
         ask("PUT", "/v1/txn", twice)
 
 
