@@ -164,15 +164,20 @@ def review(
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
-        rendezvous=tuple(
-            Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
-            for index, it in enumerate(report.rendezvous)
-        ),
+        rendezvous=_rendezvous(report),
         owners=owners,
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
     return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+
+
+def _rendezvous(report: Report) -> tuple[Rendezvous, ...]:
+    """In the order of the variables, from which the mesh addresses follow."""
+    return tuple(
+        Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
+        for index, it in enumerate(report.rendezvous)
+    )
 
 
 def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
