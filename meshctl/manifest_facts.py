@@ -20,6 +20,7 @@ from topology.addresses import rendezvous_address
 from topology.cluster import Cluster
 from topology.envelope import Signed
 from topology.manifest import (
+    SHELLS_OWN,
     KeyProvider,
     Manifest,
     ManifestError,
@@ -31,7 +32,7 @@ from topology.manifest import (
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
-from topology.render import AppFacts, Deployment, environment_names
+from topology.render import AppFacts, Deployment
 
 FORMAT = 1
 _DEMANDED: Mapping[str, tuple[object, object]] = {
@@ -199,10 +200,6 @@ def _misfits(cluster: Cluster, report: Report) -> Iterator[str]:
     for name in sorted(set(wanted) & set(report.apps)):
         if (made := len(report.apps[name].instance_ids)) != wanted[name]:
             yield f"app {name!r} has {made} CVM(s), and cluster.tf has {wanted[name]}; {again}"
-        group = next((it for it in cluster.groups if it.name == name), None)
-        given, own = set(report.apps[name].environment), set(group.compose_env if group else ())
-        if wrong := sorted((given - set(environment_names(group))) | (own - given)):
-            yield f"app {name!r} is deployed with other variables than cluster.tf has: {', '.join(wrong)}; {again}"
     for index, url in enumerate(report.coordinator_urls):
         if not url:
             # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.
@@ -299,6 +296,11 @@ class _Measured:
         missing = sorted(set(self._app.environment) - set(tree.get("allowed_envs") or ()))
         if missing:
             yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
+        if obeyed := sorted(str(name) for name in tree.get("allowed_envs") or () if SHELLS_OWN.fullmatch(str(name))):
+            yield (
+                f"{prefix} a place for {', '.join(obeyed)}, which the shell of exec.sh or its loader obeys, whoever "
+                "sets it; take it out of compose_env, and run terraform apply"
+            )
         for field, (wanted, absent) in _DEMANDED.items():
             found = tree.get(field, absent)
             if field == "kms_enabled" and tree.get("key_provider") == "kms":
