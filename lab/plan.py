@@ -24,6 +24,7 @@ from topology.addresses import rendezvous_address
 from topology.compose import ComposeFile, Service, interpolate
 from topology.model import Cluster, Group
 from topology.owners import OWNERS_VARIABLE, Owners, key_of, text_of
+from topology.references import MEASURED, Reference, TcbPolicy
 
 DOMAIN = "lab.test"
 GATEWAY_BASE = f"gateway.{DOMAIN}"
@@ -170,9 +171,14 @@ def _manifest(
     return render.manifest(
         cluster,
         render.Deployment(
-            key_provider=tee.key_provider,
-            os_images=tuple(tee.os_image(version) for version in OS_VERSIONS),
-            tcb=manifests.TcbPolicy(),
+            references=(
+                Reference(
+                    name=MEASURED,
+                    key_provider=tee.key_provider,
+                    os_images=tuple(tee.os_image(version) for version in OS_VERSIONS),
+                    tcb=TcbPolicy(),
+                ),
+            ),
             coordinator=_facts(coordinator),
             groups={name: _facts(app) for name, app in apps.items()},
             coordinator_urls=urls,

@@ -10,45 +10,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
+from meshctl.app_compose import AppCompose
 from topology.addresses import rendezvous_address
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import (
-    SHELLS_OWN,
-    KeyProvider,
-    Manifest,
-    ManifestError,
-    OsImage,
-    Rendezvous,
-    TcbPolicy,
-    from_tree,
-)
+from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
-_DEMANDED: Mapping[str, tuple[object, object]] = {
-    "runner": ("docker-compose", None),
-    "kms_enabled": (True, False),
-    "local_key_provider_enabled": (False, False),
-    "gateway_enabled": (True, False),
-    "public_logs": (False, False),
-    "public_sysinfo": (False, False),
-    "public_tcbinfo": (True, True),
-    "no_instance_id": (False, False),
-    "secure_time": (True, True),
-}
-"""Fields of app-compose.json: the value that a mesh needs, and what dstack takes where the field is absent."""
-_COMPARED = frozenset({"manifest_version", "name", "docker_compose_file", "allowed_envs", "pre_launch_script"})
-_SCRIPTS = ("init_script", "bash_script")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +43,8 @@ class AppReport:
     """The `tcb_info` of its first CVM, JSON."""
     complaint: str | None
     """Why there is none."""
+    others: tuple[str, ...] = ()
+    """The same of its other CVMs, where they are known: in a lab."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +66,8 @@ class Report:
     apps: dict[str, AppReport]
     rendezvous: tuple[RendezvousHost, ...]
     tcb: TcbPolicy
+    simulated: bool = False
+    """A lab's: its OS images are this checkout's, and nobody built or trusts others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +76,8 @@ class Reviewed:
 
     deployment: Deployment
     notes: tuple[str, ...]
+    documents: Mapping[str, str]
+    """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
 
 def read(text: str) -> Report:
@@ -133,59 +118,67 @@ def review(
     problems = list(_misfits(cluster, report))
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
+    documents: dict[str, str] = {}
     seen: dict[OsImage, str] = {}
     providers: dict[KeyProvider, str] = {}
     for name, app in sorted(report.apps.items()):
-        if name not in files:
+        measured = _measurements(name, app, problems) if name in files else []
+        if not measured:
             continue
-        try:
-            measured = _Measured(name, app)
-        except ClusterError as error:
-            problems += error.problems
-            continue
-        problems += measured.problems(files[name], pre_launch)
-        notes += measured.notes()
-        kept = _hashes(earlier, name)
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys((measured.compose_hash, *kept))))
-        seen.setdefault(measured.image, name)
-        providers.setdefault(measured.key_provider, name)
+        older = _older(measured, files[name], _hashes(after.manifest if after else None, name))
+        notes += [cvm.is_older() for cvm in older]
+        for cvm in (it for it in measured if it not in older):
+            problems += cvm.compose.problems(files[name], pre_launch)
+            notes += cvm.compose.notes()
+        for cvm in measured:
+            documents[cvm.compose_hash] = cvm.text
+            seen.setdefault(cvm.image, name)
+            providers.setdefault(cvm.key_provider, name)
+        hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
     problems += _image_problems(seen, images)
-    if len(providers) > 1:
-        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
-        problems.append(f"the apps have their keys from different providers: {told}; all must use one")
+    problems += _provider_problems(providers)
     notes += _missing(report, images)
     if problems:
-        raise ClusterError(problems)
-    development = report.tcb.allow_development_images
-    taken = images or tuple(dataclasses.replace(image, development=development) for image in seen)
+        raise ClusterError(list(dict.fromkeys(problems)))
+    taken = images or tuple(dataclasses.replace(it, development=report.tcb.allow_development_images) for it in seen)
     deployment = Deployment(
-        key_provider=next(iter(providers)),
-        os_images=taken,
-        tcb=report.tcb,
+        references=(Reference(name=MEASURED, key_provider=next(iter(providers)), os_images=taken, tcb=report.tcb),),
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
-        rendezvous=_rendezvous(report),
+        rendezvous=tuple(
+            Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
+            for index, it in enumerate(report.rendezvous)
+        ),
         owners=owners,
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
 
 
-def _rendezvous(report: Report) -> tuple[Rendezvous, ...]:
-    """In the order of the variables, from which the mesh addresses follow."""
-    return tuple(
-        Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
-        for index, it in enumerate(report.rendezvous)
-    )
+def _measurements(name: str, app: AppReport, problems: list[str]) -> list[_Measured]:
+    """What the app's CVMs measure; nothing, and a problem more, when that cannot be told."""
+    try:
+        return [_Measured(name, app, attestation) for attestation in (app.attestation, *app.others)]
+    except ClusterError as error:
+        problems += error.problems
+        return []
+
+
+def _older(measured: Sequence[_Measured], text: str, allowed: Collection[str]) -> tuple[_Measured, ...]:
+    """Those that measure a revision of before, which was signed then, where others have the file as it is here."""
+    if not any(cvm.compose.compose_text == text for cvm in measured):
+        return ()
+    return tuple(cvm for cvm in measured if cvm.compose.compose_text != text and cvm.compose_hash in allowed)
 
 
 def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
     """What is not there and may be meant so."""
     if not report.rendezvous:
         yield "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
-    if images is None:
+    if images is None and not report.simulated:
         yield "OS images are as the cloud reports them: compare them with the ones that you built or trust"
 
 
@@ -227,27 +220,33 @@ def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | N
             )
 
 
+def _provider_problems(providers: Mapping[KeyProvider, str]) -> Iterator[str]:
+    if len(providers) > 1:
+        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
+        yield f"the apps have their keys from different providers: {told}; all must use one"
+
+
 class _Measured:
-    """What one app's first CVM says it measured. ClusterError when that does not hold together.
+    """What one CVM of an app says it measured. ClusterError when that does not hold together.
 
     The answer is the platform's published `TcbInfo`: `mrtd`, `rtmr0` to `rtmr3` (96 hex each), `event_log`,
     `app_compose` and perhaps `rootfs_hash`, and no compose hash. Source: `CvmAttestationSchema` of @phala/cloud
     (Phala-Network/phala-cloud, js/). Other fields are not read.
     """
 
-    def __init__(self, name: str, app: AppReport) -> None:
+    def __init__(self, name: str, app: AppReport, attestation: str | None) -> None:
         self._name = name
         self._app = app
-        if not app.attestation:
+        if not attestation:
             reason = f" ({app.complaint})" if app.complaint else ""
             raise self._error(f"has no attestation yet{reason}; wait until its CVM runs, and run terraform apply again")
         try:
-            tree = json.loads(app.attestation)
-            self._text: str = tree["app_compose"]
+            tree = json.loads(attestation)
+            self.text: str = tree["app_compose"]
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
             self.compose_hash = self._identity.compose_hash
-            self._compose: Any = json.loads(self._text)
+            compose: Any = json.loads(self.text)
             registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._error(
@@ -256,8 +255,9 @@ class _Measured:
             ) from error
         except EvidenceError as error:
             raise self._error(f"has an attestation that cannot be used: {error.reason}") from error
-        if not isinstance(self._compose, dict):
+        if not isinstance(compose, dict):
             raise self._error("measured an app-compose.json that is no object")
+        self.compose = AppCompose(app=name, name=app.name, environment=app.environment, tree=compose)
         self._consistent(registers["rtmr3"], log.replay()[3].hex())
         self.image = OsImage(
             # The platform's answer has no field for it. The event is there where the KMS gave the keys.
@@ -277,69 +277,24 @@ class _Measured:
         pairs = (
             # RTMR3 covers the event log, so the hash in it is the one that was measured.
             ("replay of the event log", replayed, stated),
-            ("SHA-256 of app_compose", hashlib.sha256(self._text.encode()).hexdigest(), own.compose_hash),
+            ("SHA-256 of app_compose", hashlib.sha256(self.text.encode()).hexdigest(), own.compose_hash),
             ("app ID in the event log", own.app_id, self._app.app_id),
         )
         for what, found, wanted in pairs:
             if found != wanted:
                 raise self._error(f"has an attestation that contradicts itself: its {what} gives {found}, not {wanted}")
 
-    def problems(self, compose_text: str, pre_launch: frozenset[str]) -> Iterator[str]:
-        """What the app measured and this mesh does not want."""
-        prefix = f"app {self._name!r} measured"
-        tree = self._compose
-        if tree.get("docker_compose_file") != compose_text:
-            line = _first_difference(str(tree.get("docker_compose_file")), compose_text)
-            yield f"{prefix} another compose file than the one here (they differ from line {line}); run terraform apply"
-        if tree.get("name") != self._app.name:
-            yield f"{prefix} the name {tree.get('name')!r}, expected {self._app.name!r}"
-        missing = sorted(set(self._app.environment) - set(tree.get("allowed_envs") or ()))
-        if missing:
-            yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
-        if obeyed := sorted(str(name) for name in tree.get("allowed_envs") or () if SHELLS_OWN.fullmatch(str(name))):
-            yield (
-                f"{prefix} a place for {', '.join(obeyed)}, which the shell of exec.sh or its loader obeys, whoever "
-                "sets it; take it out of compose_env, and run terraform apply"
-            )
-        for field, (wanted, absent) in _DEMANDED.items():
-            found = tree.get(field, absent)
-            if field == "kms_enabled" and tree.get("key_provider") == "kms":
-                continue
-            if found != wanted:
-                yield f"{prefix} {field} = {json.dumps(found)}, expected {json.dumps(wanted)}"
-        for field in _SCRIPTS:
-            if tree.get(field):
-                yield f"{prefix} a {field}, which runs before the mesh and was not in the files here"
-        script = str(tree.get("pre_launch_script") or "")
-        digest = hashlib.sha256(script.encode()).hexdigest()
-        if script and digest not in pre_launch:
-            yield (
-                f"{prefix} a pre-launch script of {len(script.splitlines())} lines that is not of these files: read it "
-                f"(meshctl manifest script {self._name}), then accept it with --accept-pre-launch {digest}"
-            )
-
-    def notes(self) -> Iterator[str]:
-        """What the app measured and nothing here can be compared with."""
-        known = {*_DEMANDED, *_COMPARED, *_SCRIPTS, "key_provider", "storage_fs"}
-        for field in sorted(set(self._compose) - known):
-            shown = json.dumps(self._compose[field])
-            yield f"app {self._name!r} measured {field} = {shown if len(shown) < 120 else shown[:117] + '…'}"
-        more = sorted(set(self._compose.get("allowed_envs") or ()) - set(self._app.environment))
-        if more:
-            yield f"app {self._name!r} may be given the variables {', '.join(more)}, which no compose file here uses"
-        if self._compose.get("pre_launch_script"):
-            yield f"app {self._name!r} runs an accepted pre-launch script"
+    def is_older(self) -> str:
+        """What a person should know of one that measures a revision of before."""
+        return (
+            f"app {self._name!r} has a CVM of the revision before ({self.compose_hash:.16}…), which is evicted by this "
+            "manifest; --keep-hashes lets both in, for as long as an update takes"
+        )
 
 
 def script_of(report: Report, app: str) -> str:
     """The pre-launch script that `app` measured, "" without one. ClusterError when there is no such app."""
     if app not in report.apps:
         raise ClusterError([f"app {app!r} is not deployed; expected one of {', '.join(sorted(report.apps))}"])
-    measured = _Measured(app, report.apps[app])
-    return str(measured._compose.get("pre_launch_script") or "")
-
-
-def _first_difference(one: str, other: str) -> int:
-    lines = zip(one.splitlines(), other.splitlines(), strict=False)
-    same = next((index for index, (a, b) in enumerate(lines) if a != b), None)
-    return 1 + (min(len(one.splitlines()), len(other.splitlines())) if same is None else same)
+    measured = _Measured(app, report.apps[app], report.apps[app].attestation)
+    return measured.compose.script

@@ -290,9 +290,7 @@ def _print_summary(plan: Plan, console: Any) -> None:
             count = f" ({len(cvms)}: {', '.join(cvms)})" if cvms else ""
             console.print(f"{effect}: {meaning}{count}", markup=False)
     if plan.needs_manifest:
-        console.print(
-            "afterwards: ./mesh manifest render, sign, apply again; until then only what is signed is admitted"
-        )
+        console.print("afterwards: ./mesh generate, sign, apply again; until then only what is signed is admitted")
 
 
 def _cells(change: Change) -> tuple[str, str]:

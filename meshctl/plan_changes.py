@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def needs_manifest(self) -> bool:
-        """Whether a manifest must be rendered and signed again before the change works."""
+        """Whether a manifest must be generated and signed again before the change works."""
         return _needs_manifest(self.changes)
 
     def document(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     if _new_values(before, after):
         yield (
             f"signed values of variables change ({', '.join(_new_values(before, after))}): sign them before you apply "
-            "(./mesh manifest render, sign), for applications start only with what is signed"
+            "(./mesh generate, sign), for applications start only with what is signed"
         )
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"

@@ -52,10 +52,16 @@ def test_nothing_kept_is_no_history() -> None:
 
 
 def test_what_led_to_a_manifest_ends_with_it() -> None:
-    """Nothing that came later, and alone where the history does not know it."""
+    """Nothing that came later, and alone where the history does not know it; without the first ones where they are too
+    many.
+    """
     found = arrange(kept(*ALL), MESH)
-    assert found.up_to(THREE) == (ONE.envelope, TWO.envelope, THREE.envelope)
-    assert found.up_to(TWIN) == (TWIN.envelope,)
+    three = (ONE.envelope, TWO.envelope, THREE.envelope)
+    size = sum(map(len, three))
+    assert found.up_to(THREE, size) == three
+    assert found.up_to(THREE, size - 1) == three[1:]
+    assert found.up_to(THREE, 0) == three[2:]
+    assert found.up_to(TWIN, size) == (TWIN.envelope,)
 
 
 def test_a_gap_ends_the_chain_and_not_the_trust() -> None:

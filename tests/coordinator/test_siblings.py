@@ -71,11 +71,11 @@ async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, 
     async with serve(fake, tmp_path), TaskScope() as scope:
         sibling = Sibling(
             CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
-            fake.url,
             Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
             guest=GuestAgent(tmp_path / "none.sock"),
             rules=no_rules,
-            admitted=lambda *_: None,
+            admitted=lambda _: None,
+            enforces=lambda _: None,
             ask=dict,
             hurry=lambda: False,
             clock=lambda: 0.0,

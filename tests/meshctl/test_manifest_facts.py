@@ -13,9 +13,10 @@ from tests.support import ROOT
 from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE, attest
 from tests.topology.support import opened
 from tests.topology.test_render import OWNERS
-from topology import manifest, render
+from topology import render
 from topology.cluster import Cluster, load
 from topology.problems import ClusterError
+from topology.references import MEASURED, TcbPolicy
 
 STARTER = load(ROOT / "clusters" / "starter")
 FILES = {
@@ -47,7 +48,7 @@ def outputs(**changes: Any) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "format": 1, "cluster": "starter", "apps": apps, "coordinator_urls": ["https://c-8787s.gw"],
-        "rendezvous": [], "tcb": dataclasses.asdict(manifest.TcbPolicy()),
+        "rendezvous": [], "tcb": dataclasses.asdict(TcbPolicy()),
     }  # fmt: skip
 
 
@@ -77,8 +78,9 @@ def test_what_fits_becomes_a_deployment() -> None:
     found = reviewed(outputs())
     made = render.manifest(STARTER, found.deployment)
     assert made.groups["worker"].app_id == f"{3:040x}"
-    assert made.key_provider == TEE.key_provider
-    assert made.os_images == (TEE.os_image("0.6.0", False),)
+    [reference] = made.references
+    assert (reference.name, reference.key_provider, reference.devices) == (MEASURED, TEE.key_provider, ())
+    assert reference.os_images == (TEE.os_image("0.6.0", False),)
     notes = "\n".join(found.notes)
     assert "app 'api' measured features" in notes
     assert "no rendezvous" in notes
@@ -162,7 +164,9 @@ def test_the_platforms_published_answer_is_enough() -> None:
     assert set(told) == {"mrtd", "rootfs_hash", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "event_log", "app_compose"}
     made = reviewed(tree).deployment
     assert made.groups["worker"].compose_hashes == (render.compose_hash(told["app_compose"]),)
-    assert [image.os_image_hash for image in made.os_images] == [TEE.os_image("0.6.0", False).os_image_hash]
+    assert [image.os_image_hash for image in made.references[0].os_images] == [
+        TEE.os_image("0.6.0", False).os_image_hash
+    ]
 
 
 def test_an_attestation_of_another_app_is_refused() -> None:
@@ -202,7 +206,7 @@ def test_only_approved_images_are_taken() -> None:
     other = dataclasses.replace(mine, mrtd="00" * 48)
     assert "none of the approved ones" in refused(outputs(), images=(other,))
     found = reviewed(outputs(), images=(other, mine))
-    assert found.deployment.os_images == (other, mine)
+    assert found.deployment.references[0].os_images == (other, mine)
     assert not any("as the cloud reports" in note for note in found.notes)
 
 
@@ -210,7 +214,7 @@ def test_development_images_are_marked_where_they_are_allowed() -> None:
     """A reported image of a trial deployment may be one: the manifest says so."""
     tree = outputs()
     tree["tcb"]["allow_development_images"] = True
-    assert all(image.development for image in reviewed(tree).deployment.os_images)
+    assert all(image.development for image in reviewed(tree).deployment.references[0].os_images)
 
 
 def test_earlier_revisions_stay_allowed_when_asked() -> None:

@@ -51,11 +51,11 @@ def _signed(deployed: Sandbox) -> manifest.Manifest:
     """Renders and signs the manifest of what is deployed."""
     folder = str(deployed.folder)
     rendered = deployed.mesh(
-        "manifest", "render", folder, "--outputs", str(deployed.outputs()),
+        "generate", folder, "--outputs", str(deployed.outputs()),
         "--take-reported-images", "--accept-pre-launch", PRE_LAUNCH_HASH,
     )  # fmt: skip
     assert rendered.exit_code == 0, rendered
-    signed = deployed.mesh("manifest", "sign", folder, "--key", str(deployed.key))
+    signed = deployed.mesh("sign", folder, "--key", str(deployed.key))
     assert signed.exit_code == 0, signed
     shown = deployed.mesh("manifest", "show", folder, "--json")
     return manifest.decode(shown.output.encode())
@@ -79,9 +79,7 @@ def test_the_first_apply_ends_before_instance_ids_exist(deployed: Sandbox) -> No
     assert deployed.first["apps"]["worker"]["instance_ids"] == ["", "", ""]
     early = deployed.top / "early.json"
     early.write_text(json.dumps(deployed.first))
-    refused = deployed.mesh(
-        "manifest", "render", str(deployed.folder), "--outputs", str(early), "--take-reported-images"
-    )
+    refused = deployed.mesh("generate", str(deployed.folder), "--outputs", str(early), "--take-reported-images")
     assert "coordinator slot 0 has no instance ID or no gateway yet" in str(refused.exception)
     assert "app 'api' has no attestation yet (CVM is not online)" in str(refused.exception)
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support import ROOT
-from tests.topology.support import group, write
+from tests.topology.support import REFERENCE, group, write
 from topology import addresses, cluster, compose, envelope, manifest, render
 from topology.owners import Owners, key_of, text_of
 from topology.owners import parse as parse_owners
@@ -39,9 +39,7 @@ def facts(digit: str) -> render.AppFacts:
 def deployment() -> render.Deployment:
     """A deployment of the starter."""
     return render.Deployment(
-        key_provider=manifest.KeyProvider(name="kms", id="00ff"),
-        os_images=(manifest.OsImage(os_image_hash="1", mrtd="2", rtmr0="3", rtmr1="4", rtmr2="5"),),
-        tcb=manifest.TcbPolicy(),
+        references=(REFERENCE,),
         coordinator=facts("c"),
         groups={"api": facts("a"), "worker": facts("b")},
         coordinator_urls=URLS,
