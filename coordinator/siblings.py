@@ -21,6 +21,7 @@ from coordinator import policy
 from coordinator.broker import Rules
 from coordinator.forming import Standing
 from evidence.binding import report_data
+from evidence.verify import EvidenceVerifier
 from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.secret import Secret
@@ -71,6 +72,7 @@ class Sibling:
         *,
         guest: GuestAgent,
         rules: Callable[[], Rules],
+        verifier: EvidenceVerifier,
         admitted: Callable[[MeshPeer], None],
         enforces: Callable[[str], None],
         ask: Callable[[], dict[str, object]],
@@ -90,8 +92,8 @@ class Sibling:
         self._guest, self._rules, self._admitted, self._enforces = guest, rules, admitted, enforces
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
-        # By our own manifest and rules, whatever it says: it may have to learn of ours.
-        self._verify = check_with(lambda _: rules().verifier, self._judge, nothing, clock)
+        # By our own manifest, whatever it says: it may have to learn of ours.
+        self._verify = check_with(verifier, self._judge, nothing, clock)
 
     async def run(self) -> None:
         """Joins and renews until cancelled; every failure is tried again."""

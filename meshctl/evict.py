@@ -70,12 +70,12 @@ def command(
         here = set_command.lab(name, but=peer)
         set_command.put(here.mesh, here.sign(without(here.draft(), peer)), yes=yes)
         return
-    from meshctl.manifest import load_cluster
+    from meshctl.manifest import DRAFT, load_cluster
 
     found = load_cluster(cluster)
     before = signing.head(found)
     if before is None:
-        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh manifest render {cluster}")
+        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh generate {cluster}")
     following = replace(before.manifest, epoch=before.manifest.epoch + 1, previous=before.digest)
     envelope = _signed(without(following, peer), found, before, key)
     if envelope is None:
@@ -83,7 +83,23 @@ def command(
     set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes)
     target = found.folder / signing.SIGNED
     target.write_text(f"{envelope}\n", encoding="ascii")
-    click.echo(f"written: {target}; cluster.tf still has the slot, and the next render would bring it back")
+    click.echo(f"written: {target}")
+    edit_draft(found.folder / DRAFT, peer)
+
+
+def edit_draft(draft: Path, peer: str) -> None:
+    """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out."""
+    from meshctl.generate import pretty, tree_of
+    from topology.manifest import ManifestError, decode
+
+    again = "the next ./mesh generate would bring the slot back, for cluster.tf still has it"
+    try:
+        edited = without(decode(draft.read_bytes()), peer)
+    except (OSError, ManifestError, UserError) as error:
+        click.echo(f"{draft} was not edited, and {again}: {error}", err=True)
+        return
+    draft.write_text(pretty(tree_of(edited)), encoding="utf-8")
+    click.echo(f"written: {draft}, without the slot; cluster.tf still has it")
 
 
 def _signed(manifest: Manifest, cluster: Cluster, before: Signed, key: Path | None) -> str | None:

@@ -45,7 +45,7 @@ class RefusedError(UserError):
     """A coordinator whose evidence holds said no."""
 
     def __init__(self, url: str, answer: Answer) -> None:
-        again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
+        again = "./mesh generate and sign again, after the one in force" if "head" in answer.tree else ""
         super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
         self.code, self.reason, self.tree = answer.code, answer.reason, answer.tree
 
@@ -97,9 +97,13 @@ class Lab:
     mesh: Mesh
     folder: Path
 
+    def head(self) -> Signed:
+        """What the next manifest has to follow: the one in force, where there is one. UserError."""
+        return self.mesh.known(self._first())[0]
+
     def draft(self) -> Manifest:
         """What follows the manifest in force, and is otherwise the same."""
-        head, _ = self.mesh.known(self._first())
+        head = self.head()
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
     def sign(self, manifest: Manifest) -> str:
@@ -208,7 +212,7 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
             return True
         if error.fault is Fault.OLDER and _completes(mesh, envelope):
             return False
-        remedy = "./mesh manifest render and sign again, after the one in force"
+        remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
     _show(head, found)
     if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
@@ -371,7 +375,7 @@ def command(
         )
     if url is not None:
         if file is None:
-            raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
+            raise UserError("--edit and --draft are for labs", "./mesh generate and sign, then --manifest FILE")
         envelope = _envelope(_read(file), file, None)
         texts = _documents(documents, file, envelope)
         put(deployed(url, pccs, insecure_root), envelope, yes=yes, first=first, documents=texts)
@@ -409,7 +413,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "./mesh manifest sign writes manifest.signed") from error
+        raise UserError(f"{file} cannot be read: {error}", "./mesh sign writes manifest.signed") from error
 
 
 def _envelope(text: str, source: object, here: Lab | None) -> str:
@@ -425,7 +429,7 @@ def _envelope(text: str, source: object, here: Lab | None) -> str:
             return here.sign(decode(text.encode()))
     except ManifestError as error:
         raise UserError(f"{source}: {error}", "mend it, or take --draft FILE again") from error
-    raise UserError(f"{source} is a draft that nobody has signed", "./mesh manifest sign CLUSTER")
+    raise UserError(f"{source} is a draft that nobody has signed", "./mesh sign CLUSTER")
 
 
 def _pretty(manifest: Manifest) -> str:

@@ -120,7 +120,7 @@ class Admission:
 
     def __init__(
         self,
-        brokers: tuple[Broker, ...],
+        brokers: Callable[[], tuple[Broker, ...]],
         guest: Guest,
         claim: Claim,
         listener: Listener,
@@ -181,7 +181,7 @@ class Admission:
 
     async def close(self) -> None:
         """Closes the brokers and keeps the slot: for a process that is started again at once."""
-        for broker in self._brokers:
+        for broker in self._brokers():
             await broker.close()
 
     async def _admit(self) -> tuple[Admitted, Given]:
@@ -400,8 +400,9 @@ class Admission:
 
     def _in_turn(self) -> tuple[Broker, ...]:
         """All brokers, beginning with the one that answered last."""
-        start = self._first % len(self._brokers)
-        return self._brokers[start:] + self._brokers[:start]
+        brokers = self._brokers()
+        start = self._first % len(brokers)
+        return brokers[start:] + brokers[:start]
 
     def _note(self, state: State, reason: str) -> None:
         self.status = AdmissionStatus(

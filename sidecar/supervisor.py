@@ -31,6 +31,7 @@ from runtime.tasks import TaskScope
 from sidecar import backends, hints, listeners, memory, modules, report, sources
 from sidecar import kept as manifest_file
 from sidecar.admission import Admission, Claim
+from sidecar.brokers import Brokers
 from sidecar.config import Config
 from sidecar.desired import World, beforehand, desired
 from sidecar.effects import Effects
@@ -236,7 +237,7 @@ class Supervisor:
         offers = Offers(config.owners, lambda: self._world.signed if self._world else None, self._misfit)
         verify = coordinator_check(offers.judge, self.take, config.pccs_url, config.dev_root, time.time)
         self._admission = Admission(
-            tuple(Broker(url, verify, self._envelope) for url in config.coordinators),
+            Brokers(config.coordinators, self._named, lambda url: Broker(url, verify, self._envelope)),
             self._guest,
             Claim(
                 cluster=config.cluster,
@@ -259,6 +260,10 @@ class Supervisor:
         if config.group not in manifest.groups:
             return f"MESH_GROUP is {config.group!r}, and its groups are {', '.join(sorted(manifest.groups))}"
         return None
+
+    def _named(self) -> tuple[str, ...]:
+        """Where coordinators are, by the newest manifest."""
+        return tuple(peer.url for peer in self._world.manifest.coordinators.peers) if self._world else ()
 
     def _envelope(self) -> str:
         return self._world.signed.envelope if self._world else ""
@@ -480,7 +485,7 @@ class Supervisor:
 
     async def _stop_in_order(self) -> None:
         log.info("stopping")
-        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate")
+        await self._cancel("registrar", "admission", "mesh", "rejoin", "certificate", "listed")
         if self._member is not None:
             await self._member.leave()
         # Who is another peer now has lost its address: nothing reaches it there, so there is nothing to wait for.
@@ -495,6 +500,8 @@ class Supervisor:
         await self._cancel("reconcile", "xds", "envoy")
         await self._cancel("lost", "link")
         await self._cancel("wireguard")
+        # Whoever is not named above must not keep the process.
+        await self._cancel(*self._running)
 
     async def _cancel(self, *names: str) -> None:
         tasks = [self._running[name] for name in names if name in self._running]

@@ -146,6 +146,20 @@ def test_retired_owners_cannot_go_on() -> None:
     assert len(found.ignored) == 2
 
 
+def test_retired_owners_cannot_go_on_beside_the_history() -> None:
+    """What they sign later follows a manifest that is kept, or an epoch 1 of their own: it counts by itself, and the
+    chain in which they were replaced overrules it.
+    """
+    second = Owners(keys=(key_of(SECOND),))
+    late = opened(after(TWO, epoch=9), OWNER)
+    assert chain(ONE, TWO, THREE, FOUR, late) == (ONE, TWO, THREE, FOUR)
+    first = opened(dataclasses.replace(ONE.manifest, owners=second), OWNER)
+    newest = opened(after(first), SECOND)
+    other = opened(dataclasses.replace(ONE.manifest, leaf_hours=9), OWNER)
+    assert chain(first, newest, opened(after(first, epoch=9, owners=OWNERS), OWNER)) == (first, newest)
+    assert chain(first, newest, other, opened(after(other, epoch=9), OWNER))[-1] == newest
+
+
 def test_of_two_of_one_epoch_the_one_that_others_follow_counts() -> None:
     """The other is named."""
     for other in (TWIN, TWO):

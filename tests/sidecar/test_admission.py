@@ -132,13 +132,13 @@ class Rig:
         info = GuestInfo(app_id="11" * 20, instance_id="aa" * 20, compose_hash="22" * 32)
         claim = Claim(cluster="demo", group="api", wish=wish, identities=node, info=info, keys=KEYS)
         self.admission = Admission(
-            brokers,
+            lambda: brokers,  # type: ignore[arg-type, return-value]
             self.guest,
             claim,
             self,
             clock=lambda: self.now,
             sleep=self.sleep,
-            rng=Random(1),  # type: ignore[arg-type]
+            rng=Random(1),
         )
 
     def newest_envelope(self) -> str:
@@ -295,12 +295,16 @@ async def test_a_coordinator_that_fails_in_a_way_nobody_foresaw_is_passed_over()
     ],
 )
 async def test_failures_are_told_and_retried_at_their_pace(failure: Exception, state: str, seconds: float) -> None:
-    """What may pass is tried again soon; what the same evidence will get again, slowly. Status says why."""
-    rig = Rig(FakeBroker("one", attest=[failure]))
+    """What may pass is tried again soon; what the same evidence will get again, slowly. Status says why. A coordinator
+    that refuses for good is asked for its manifest once more: by a newer one it may not.
+    """
+    broker = FakeBroker("one", attest=[failure])
+    rig = Rig(broker)
     async with rig.running():
         await rig.slept(1)
         assert seconds * 0.8 <= rig.sleeps[0] <= seconds
         assert rig.admission.status.state == state
+        assert broker.closed == (state == "refused")
         assert str(failure) in rig.admission.status.reason
         rig.pass_on.release()
         await rig.slept(2)

@@ -95,7 +95,8 @@ async def admission(made: Cluster, url: str, folder: Path, guest: GuestAgent) ->
         cluster="tests", group="api", wish=Wish(pinned="api-0"), identities=lambda: made.manifest.identities("api"),
         info=await guest.info(), keys=keys,
     )  # fmt: skip
-    it = Admission((Broker(url, verify),), guest, claim, listener)
+    brokers = (Broker(url, verify),)
+    it = Admission(lambda: brokers, guest, claim, listener)
     async with TaskScope() as scope:
         task = scope.start("admission", it.run())
         try:

@@ -78,7 +78,8 @@ class World:
             cluster="tests", group="api", wish=wish, identities=lambda: self.made.manifest.identities("api"),
             info=await guest.info(), keys=identity.load_or_make(folder),
         )  # fmt: skip
-        admission = Admission((Broker(f"https://127.0.0.1:{self.made.ports[0]}", verify),), guest, claim, found)
+        brokers = (Broker(f"https://127.0.0.1:{self.made.ports[0]}", verify),)
+        admission = Admission(lambda: brokers, guest, claim, found)
         self._stack.push_async_callback(admission.close)
         found.task = self._scope.start(seed, admission.run())
         self._stack.callback(found.task.cancel)

@@ -81,7 +81,8 @@ async def asking(made: Cluster, found: Cvm, *urls: str) -> AsyncIterator[Admissi
                 cluster="tests", group="api", wish=Wish(), identities=lambda: manifest.identities("api"),
                 info=await guest.info(), keys=identity.load_or_make(folder),
             )  # fmt: skip
-            admission = Admission(tuple(Broker(url, verify) for url in urls), guest, claim, found)
+            brokers = tuple(Broker(url, verify) for url in urls)
+            admission = Admission(lambda: brokers, guest, claim, found)
             task = scope.start("admission", admission.run())
             try:
                 yield admission

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from runtime.init import Init
+from runtime.tasks import TaskScope
 from sidecar import kept
 from sidecar.config import parse
 from sidecar.desired import World
@@ -197,6 +199,24 @@ async def test_programs_are_told_the_variables_of_the_newest_manifest(tmp_path: 
     ):
         it.see(dataclasses.replace(it.world, signed=opened(after(it.world.signed, groups=groups), OWNER)))
         assert (run / "environment").read_text() == told
+
+
+def test_a_first_manifest_has_to_be_this_cvms(tmp_path: Path) -> None:
+    """Of its cluster and with its group; where the coordinators lead elsewhere, both are named."""
+    it = Supervisor(parse(environment(MESH_STATE_DIR=str(tmp_path))), Init())
+    assert it._misfit(manifest()) is None
+    other = it._misfit(manifest(cluster="staging")) or ""
+    assert other == "it is of cluster 'staging', and MESH_CLUSTER is 'demo'"
+    groups = {"client": manifest().groups["client"]}
+    assert it._misfit(manifest(groups=groups)) == "MESH_GROUP is 'api', and its groups are client"
+
+
+async def test_a_stop_ends_every_task(tmp_path: Path) -> None:
+    """Also one that the order of the stop does not name: a process that waited for it would never start anew."""
+    it = Supervisor(parse(environment(MESH_STATE_DIR=str(tmp_path), MESH_DRAIN_SECONDS="0")), Init())
+    async with asyncio.timeout(20), TaskScope() as it._scope:
+        it.run("nobody's", asyncio.sleep(3600))
+        await it._stop_in_order()
 
 
 def with_env(env: dict[str, str]) -> dict[str, GroupEntry]:

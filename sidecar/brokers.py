@@ -1,0 +1,29 @@
+"""Whom a CVM asks: the coordinators of its environment, and those that the newest manifest names. Pure.
+
+Coordinators come and go while the environment stays. Wherever a URL comes from, who answers there is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from admission.broker import Broker
+
+
+class Brokers:
+    """Called, it gives the brokers of this moment; a URL keeps its own."""
+
+    def __init__(
+        self, given: tuple[str, ...], named: Callable[[], tuple[str, ...]], make: Callable[[str], Broker]
+    ) -> None:
+        """`given` are the URLs of the environment, `named` those of the newest manifest."""
+        self._given, self._named, self._make = given, named, make
+        self._made: dict[str, Broker] = {}
+
+    def __call__(self) -> tuple[Broker, ...]:
+        """One for each URL."""
+        urls = tuple(dict.fromkeys((*self._given, *self._named())))
+        for url in urls:
+            if url not in self._made:
+                self._made[url] = self._make(url)
+        return tuple(self._made[url] for url in urls)
