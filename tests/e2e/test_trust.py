@@ -10,14 +10,14 @@ import pytest
 
 from tests.e2e.user import Mesh, run_mesh, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 LOST = re.compile(r"calls of (\S+) that were lost, of (\d+) +(\d+)")
 
 
 def test_nothing_is_lost_on_the_walk_and_the_mesh_goes_on() -> None:
     """Each step is shown; no call of an unchanged CVM is lost, and no process of it restarts."""
-    with running("trust", "demo", "trust", timeout=600) as mesh:
+    with running("trust", "demo", "trust", timeout=1000) as mesh:
         out = mesh.up_output
         for step in ("route is added", "caller is revoked", "file changes", "is evicted", "Verified from", "rollback"):
             assert step in out
