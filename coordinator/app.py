@@ -344,6 +344,8 @@ class Coordinator:
             broker.rules = Rules(signed=head.signed, adopted_at=head.adopted_at)
         if self._circle is not None:
             self._circle.changed()
+        if self._formation is not None:
+            self._formation.remember()
         self._say(self._phase)
 
     def _mesh(self, machine: Machine) -> Mesh:

@@ -191,7 +191,7 @@ async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(
             other = dataclasses.replace(reference.os_images[0], mrtd="00" * 48)
             newer = after(broker.rules.signed, references=(dataclasses.replace(reference, os_images=(other,)),))
         elif change == "machine":
-            newer = after(broker.rules.signed, references=(dataclasses.replace(reference, devices=("00" * 16,)),))
+            newer = after(broker.rules.signed, references=(dataclasses.replace(reference, devices=("ab" * 16,)),))
         else:
             group = dataclasses.replace(manifest.groups["api"], compose_hashes=("00" * 32,))
             newer = after(broker.rules.signed, groups={**manifest.groups, "api": group})

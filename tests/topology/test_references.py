@@ -1,4 +1,4 @@
-"""The list of reference values: what it must be. What holds by one: tests/evidence/test_policy.py."""
+"""What a manifest's references must be."""
 
 from __future__ import annotations
 
@@ -7,29 +7,51 @@ from dataclasses import replace
 import pytest
 
 from tests.topology.support import REFERENCE
-from topology.references import Reference, ReferencesError, check
+from topology.references import OsImage, Reference, ReferencesError, TcbPolicy, check
+
+[IMAGE] = REFERENCE.os_images
+NAMED = replace(IMAGE, mrtd="aa")
 
 
-def test_references_have_names_of_their_own() -> None:
-    """One is enough; two may say the same under two names."""
-    check((REFERENCE,))
-    check((REFERENCE, replace(REFERENCE, name="next", devices=("ab" * 16,))))
+def complaint(*references: Reference) -> str:
+    """With what the list is refused."""
+    with pytest.raises(ReferencesError) as caught:
+        check(references)
+    return str(caught.value)
+
+
+def test_each_has_a_name_of_its_own() -> None:
+    """And there is one: without any nobody could be admitted."""
+    check((REFERENCE, replace(REFERENCE, name="next")))
+    assert complaint() == " is empty, so no CVM could be admitted; expected at least one"
+    assert "[1].name is 'measured', as that of another one" in complaint(REFERENCE, REFERENCE)
+    for name in ("", "Two Words", "a" * 64, "1st"):
+        assert complaint(replace(REFERENCE, name=name)).startswith(f"[0].name is {name!r}"[:80])
 
 
 @pytest.mark.parametrize(
-    ("references", "said"),
-    [
-        ((), "is empty, so no CVM could be admitted"),
-        ((REFERENCE, REFERENCE), "as that of another one"),
-        ((replace(REFERENCE, name="Next"),), r"\[0\].name is 'Next'"),
-        ((replace(REFERENCE, devices=("AB" * 16,)),), r"\[0\].devices has 'ABAB"),
-        ((replace(REFERENCE, os_images=()),), r"\[0\].os_images is empty"),
-        ((REFERENCE, replace(REFERENCE, name="b", os_images=REFERENCE.os_images * 2)), r"\[1\].os_images has .* twice"),
-        ((replace(REFERENCE, tcb=replace(REFERENCE.tcb, grace_until=-1)),), "grace_until is -1"),
-        ((replace(REFERENCE, tcb=replace(REFERENCE.tcb, grace_until=10**12)),), "grace_until is 1000000000000"),
-    ],
+    "again",
+    [NAMED, replace(NAMED, mrtd="AA"), replace(NAMED, development=True)],
+    ids=["the same", "in capitals", "as a development image"],
 )
-def test_what_could_never_hold_is_refused(references: tuple[Reference, ...], said: str) -> None:
-    """The message names the entry."""
-    with pytest.raises(ReferencesError, match=said):
-        check(references)
+def test_an_image_is_listed_once(again: OsImage) -> None:
+    """Two entries of one image could contradict each other; in another reference it is another matter."""
+    first = replace(REFERENCE, os_images=(NAMED,))
+    assert "05 twice" in complaint(replace(first, os_images=(NAMED, again)))
+    assert "os_images is empty" in complaint(replace(first, os_images=()))
+    check((first, replace(first, name="next", os_images=(again,))))
+    check((replace(first, os_images=(NAMED, replace(NAMED, rtmr0="ff"))),))
+
+
+@pytest.mark.parametrize("device", ["AB" * 16, "ab" * 15, "ab" * 20, ""])
+def test_a_machine_is_named_as_evidence_names_it(device: str) -> None:
+    """32 hex digits in lower case, or no CVM would ever be on it."""
+    check((replace(REFERENCE, devices=("ab" * 16,)),))
+    assert f"[0].devices has {device!r}" in complaint(replace(REFERENCE, devices=("ab" * 16, device)))
+
+
+@pytest.mark.parametrize("moment", [-1, 1_900_000_000_000])
+def test_grace_is_a_moment(moment: int) -> None:
+    """In seconds: milliseconds would be a grace for ever."""
+    check((replace(REFERENCE, tcb=TcbPolicy(grace_until=1_900_000_000)),))
+    assert f"grace_until is {moment}" in complaint(replace(REFERENCE, tcb=TcbPolicy(grace_until=moment)))
