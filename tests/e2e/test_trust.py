@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def test_nothing_is_lost_on_the_walk_and_the_mesh_goes_on() -> None:
         assert "kept, as edited by hand: " in out, "the revoked caller, when the hash changes"
         found = re.search(r"its files are in (\S+)", out)
         assert found
-        generates_signs_and_sets(mesh, Path(found[1]))
+        try:
+            generates_signs_and_sets(mesh, Path(found[1]))
+        finally:
+            shutil.rmtree(Path(found[1]).parent)
 
 
 def generates_signs_and_sets(mesh: Mesh, folder: Path) -> None:
