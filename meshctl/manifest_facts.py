@@ -25,7 +25,7 @@ from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
 from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
-from topology.render import AppFacts, Deployment, environment_names
+from topology.render import AppFacts, Deployment
 
 FORMAT = 1
 
@@ -193,10 +193,6 @@ def _misfits(cluster: Cluster, report: Report) -> Iterator[str]:
     for name in sorted(set(wanted) & set(report.apps)):
         if (made := len(report.apps[name].instance_ids)) != wanted[name]:
             yield f"app {name!r} has {made} CVM(s), and cluster.tf has {wanted[name]}; {again}"
-        group = next((it for it in cluster.groups if it.name == name), None)
-        given, own = set(report.apps[name].environment), set(group.compose_env if group else ())
-        if wrong := sorted((given - set(environment_names(group))) | (own - given)):
-            yield f"app {name!r} is deployed with other variables than cluster.tf has: {', '.join(wrong)}; {again}"
     for index, url in enumerate(report.coordinator_urls):
         if not url:
             # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.

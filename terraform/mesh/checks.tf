@@ -1,5 +1,5 @@
-# The template's seven checks, and what an apply would find out after minutes. Where a CVM would have to be made anew, a mistake is
-# refused here too; what costs no apply to mend is refused by `./mesh plan`, which names file and line.
+# The template's seven checks, and what an apply would find out after minutes, or deploy wrongly. Every other mistake in cluster.tf
+# costs no apply to mend: `./mesh plan` refuses it, and names file and line.
 locals {
   fields = ["backends", "calls", "compose", "compose_env", "mesh_addresses", "replicas", "routes", "secrets"]
 
@@ -101,7 +101,7 @@ locals {
     "${join(" and ", distinct(entries))}: have the VIP ${vip}; VIPs are unique, change or remove one" if length(distinct(entries)) > 1
   ]
   port_problems = [
-    for b in values({ for b in local.backends : "${b.group} ${b.port}" => b... }) :
+    for b in values({ for b in local.backends : "${b.group} ${b.port}" => b... if b.port != "null" }) :
     "${join(" and ", b[*].entry)}: have port ${b[0].port} in one CVM, and with it one sidecar port; change one" if length(b) > 1
   ]
 }

@@ -7,10 +7,19 @@ from typing import Any
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.documents import Documents
 from evidence.bundle import decode
 from evidence.documents import digest
 from tests.coordinator.test_records import enforce
-from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, COORDINATOR_COMPOSE, OWNER, Running, cluster
+from tests.coordinator.world import (
+    API_COMPOSE,
+    CLIENT_COMPOSE,
+    COORDINATOR_COMPOSE,
+    OWNER,
+    Running,
+    cluster,
+    make_manifest,
+)
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
@@ -31,6 +40,27 @@ async def texts(lead: Running) -> Any:
     """The texts in the bundle that the coordinator gives."""
     status, data = await post(lead, "/v1/attest", {"nonce": "ab" * 32})
     return decode(data).documents if status == 200 else status
+
+
+class Written:
+    """Consul's KV, as far as texts are written."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def put(self, path: str, body: bytes, params: dict[str, str]) -> bool:
+        """Takes it."""
+        assert (body != b"", params) == (True, {"cas": "0"})
+        self.names.append(path.rpartition("/")[2])
+        return True
+
+
+async def test_only_what_the_manifest_in_force_names_is_kept() -> None:
+    """They came with one that may not be in force any more, or that fills the history."""
+    client = Written()
+    found = Documents(client)  # type: ignore[arg-type]
+    await found.keep({digest(text): text for text in (API_COMPOSE, "{}")}, make_manifest())
+    assert client.names == [digest(API_COMPOSE)]
 
 
 async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:

@@ -286,6 +286,7 @@ def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> 
     [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
     told = tell(with_admission(WORLD, (zero, one), "100.96.0.10"), kv_peers(zero, one), 7)
     assert told.peers == (zero,)
+    assert tell(told, kv_peers(dataclasses.replace(zero, address="100.96.0.77"), one), 8).peers == (), "not there"
     leads = manifest().coordinators
     added = dataclasses.replace(leads.peers[0], peer_id=one.peer_id, address=one.address)
     both = dataclasses.replace(leads, peers=(*leads.peers, added))
