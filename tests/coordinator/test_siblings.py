@@ -10,6 +10,7 @@ import pytest
 from admission.protocol import MAX_BODY
 from coordinator.broker import Rules
 from coordinator.siblings import Own, Sibling
+from evidence.verify import Evidence
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from tests.admission.test_client import Fake, serve, trusting
@@ -64,6 +65,14 @@ def no_rules() -> Rules:
     raise AssertionError
 
 
+class Unasked:
+    """A verifier that nobody asks: the fake coordinator is trusted for its certificate."""
+
+    async def verify(self, **_: object) -> Evidence:
+        """Never."""
+        raise AssertionError
+
+
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"9" * 5000, b"\xff", b'"' + b"x" * MAX_BODY + b'"'])
 async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, tmp_path: Path) -> None:
     """Whatever a sibling answers, too deep, too long or no JSON: it is not joined, and this coordinator goes on."""
@@ -74,6 +83,7 @@ async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, 
             Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
             guest=GuestAgent(tmp_path / "none.sock"),
             rules=no_rules,
+            verifier=Unasked(),
             admitted=lambda _: None,
             enforces=lambda _: None,
             ask=dict,
