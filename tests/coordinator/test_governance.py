@@ -124,7 +124,7 @@ async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:
         late = await mesh.start(2, after(change, epoch=9))
         await mesh.ready(2, 60)
         assert late.coordinator.head.signed.digest == last.digest
-        assert "of the environment does not count" in str(late.coordinator.document()["manifest_notes"])
+        assert "with which it began, does not count" in str(late.coordinator.document()["manifest_notes"])
         assert await stored(leads[0].coordinator.consul) == last.envelope
         assert enforce(list(mesh.running.values()), last.digest)
 
