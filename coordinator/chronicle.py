@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 
 from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
@@ -16,7 +17,8 @@ from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from coordinator.proposal import shown
 from runtime.consul import ConsulClient
-from topology.envelope import Signed
+from topology.envelope import Signed, digest_of, open_envelope
+from topology.manifest import ManifestError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,13 @@ class Chronicle:
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know of it."""
-        return tuple(f"kept manifest {reason}" for reason in self.history.ignored)
+        notes = [f"kept manifest {reason}" for reason in self.history.ignored]
+        if self.history.missing:
+            notes.append(
+                f"the history begins with {self.history.chain[0].name}, and cannot be verified from outside until the "
+                "one before is set on a coordinator (./mesh set)"
+            )
+        return tuple(notes)
 
     def load(self) -> None:
         """Reads the disk."""
@@ -54,7 +62,25 @@ class Chronicle:
                 _, entries = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}{name}")
                 if entries:
                     found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
-        self._say(arrange(found, self._mesh))
+        self._take(found)
+
+    def lacked(self, envelope: str) -> Signed | None:
+        """The manifest in `envelope` where it is the one that the history lacks at its beginning. The one after it
+        names its digest, so it does not matter who brings it; any other is not read here, for nobody has signed it yet.
+        """
+        with contextlib.suppress(ManifestError):
+            if digest_of(envelope) == self.history.missing:
+                return open_envelope(envelope, None)
+        return None
+
+    async def fill(self, found: Signed) -> bool:
+        """Keeps `found`, which was `lacked`; whether the history has it now."""
+        self._take(await asyncio.to_thread(self._disk.manifests) | {name_of(found): found.envelope})
+        return found in self.history.chain
+
+    def _take(self, found: dict[str, str]) -> None:
+        """Puts what was found in order, with what came while it was looked for."""
+        self._say(arrange(found | {name_of(each): each.envelope for each in self.history.chain}, self._mesh))
 
     async def spread(self) -> None:
         """Puts the whole history where it is missing, into the KV and on the disk. ConsulError."""

@@ -16,6 +16,10 @@ from evidence.bundle import VERSION, Bundle
 from evidence.statement import HeadName, Member, Statement, members_digest
 from topology.envelope import Signed
 
+RECENT = 256 << 10
+"""Characters of envelopes in a bundle, the last ones: 80 manifests of the starter. Anyone may ask, and up to 64 at a
+time hold a copy (`coordinator.attest`). Whoever lacks those before asks for them (`GET /v1/manifest/history`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
@@ -35,6 +39,7 @@ class Contents:
     mesh_ca: str
     mesh_ca_by_root: str
     history: tuple[str, ...]
+    """The last envelopes, as many as there is room for."""
     documents: dict[str, str]
     members: tuple[Member, ...]
 

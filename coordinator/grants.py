@@ -111,8 +111,10 @@ def trusted(keys: ClusterKeys, signed: Signed, adopted_at: float, now: float) ->
 
 def secrets(keys: ClusterKeys, manifest: Manifest, group: str) -> dict[str, str]:
     """The workload secrets that `manifest` grants to `group`, by name."""
+    turns = manifest.rotate.secrets
     return {
-        name: workload_secret(keys, manifest.secrets[name].owner, name).reveal() for name in manifest.secrets_of(group)
+        name: workload_secret(keys, manifest.secrets[name].owner, name, turns.get(name, 0)).reveal()
+        for name in manifest.secrets_of(group)
     }
 
 

@@ -49,12 +49,27 @@ class History:
         """None where nothing is kept."""
         return self.chain[-1] if self.chain else None
 
-    def up_to(self, signed: Signed) -> tuple[str, ...]:
-        """The envelopes that led to `signed`, its own last; that one alone where it is not in the chain."""
+    @property
+    def missing(self) -> str:
+        """Digest of the manifest that the first of the chain follows, which is not kept; empty where nothing is
+        missing.
+        """
+        return (self.chain[0].manifest.previous or "") if self.chain else ""
+
+    def up_to(self, signed: Signed, room: int) -> tuple[str, ...]:
+        """The last of the envelopes that led to `signed`, as many as have at most `room` characters; its own last, and
+        that one in any case.
+        """
         digests = [each.digest for each in self.chain]
-        if signed.digest not in digests:
-            return (signed.envelope,)
-        return tuple(each.envelope for each in self.chain[: digests.index(signed.digest) + 1])
+        led = self.chain[: digests.index(signed.digest)] if signed.digest in digests else ()
+        found = [signed.envelope]
+        room -= len(signed.envelope)
+        for each in reversed(led):
+            room -= len(each.envelope)
+            if room < 0:
+                break
+            found.append(each.envelope)
+        return tuple(reversed(found))
 
 
 def name_of(signed: Signed) -> str:
@@ -123,7 +138,8 @@ def _counted(
         newest = max(counted.values(), key=lambda it: it.manifest.epoch, default=None)
         before = counted.get(signed.manifest.previous or "", newest)
         try:
-            if before is None:
+            if before is None or signed.manifest.previous is None:
+                # Of two first ones both: which comes first by its digest says nothing.
                 open_envelope(signed.envelope, owners)
             else:
                 overtake(before, signed.envelope, settled=True, signed=owners is not None)
@@ -149,7 +165,9 @@ def _rightful(counted: Iterable[Signed], found: Mapping[str, Signed], mesh: Mesh
     followed = {it.manifest.previous for it in counted}
     chains = [_back(it, found) for it in counted if it.digest not in followed]
     if mesh.owners is not None:
-        chains = [it for it in chains if not any(overruled(other, it) for other in chains if other is not it)]
+        chains = [
+            it for it in chains if not any(overruled(other, it, mesh.owners) for other in chains if other is not it)
+        ]
     return max(chains, key=lambda it: (it[-1].manifest.epoch, it[-1].digest), default=())
 
 

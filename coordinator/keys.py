@@ -92,12 +92,13 @@ def wireguard_key(keys: ClusterKeys, peer_id: str) -> Secret:
     )
 
 
-def workload_secret(keys: ClusterKeys, owner: str, name: str) -> Secret:
+def workload_secret(keys: ClusterKeys, owner: str, name: str, rotation: int) -> Secret:
     """The secret `name` that group `owner` declares: 32 bytes as 64 hex digits, text that any program takes.
 
-    It follows from the coordinators' GetKey alone: the same at every coordinator and start, for every manifest.
+    It follows from the coordinators' GetKey and the manifest's `rotation` of it: the same at every coordinator and
+    start.
     """
-    info = f"cvm-mesh workload secret {owner}/{name}".encode()
+    info = f"cvm-mesh workload secret {owner}/{name}/{rotation}".encode()
     root = bytes.fromhex(keys.workload_root.reveal())
     return Secret(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root).hex())
 

@@ -148,10 +148,12 @@ class ServerProcess:
         """True when this server is in a cluster whose leader takes our token."""
         try:
             await self.client.get("/v1/acl/token/self")
+            # One that comes back knows the configuration that it was taken out of, and no leader until it is in again.
+            _, leader = await self._local.get("/v1/status/leader")
             voters = await self._voters()
         except ConsulError:
             return False
-        return self._settings.address in voters
+        return bool(leader) and self._settings.address in voters
 
     async def standing(self) -> Standing:
         """What the server says of its records."""

@@ -5,10 +5,11 @@ Pure.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from evidence.merkle import Step
 from evidence.statement import NONCE_BYTES, Member, Statement
+from topology.envelope import claims
 from topology.manifest import ManifestError, from_tree
 
 VERSION = 1
@@ -56,7 +57,9 @@ class Bundle:
     mesh_ca_by_root: str
     """PEM: the same name and key, certified by the root."""
     history: tuple[str, ...] = field(repr=False)
-    """Signed envelopes, from the cluster's first to the one that is enforced."""
+    """Signed envelopes, the last one that which is enforced. Complete, from the cluster's first on, once `whole` has
+    put those before them that a coordinator left out.
+    """
     documents: dict[str, str] = field(repr=False)
     """App-compose texts of the enforced manifest's compose hashes, by hash: those that its owner handed over."""
     members: tuple[Member, ...]
@@ -65,6 +68,17 @@ class Bundle:
 def encode(bundle: Bundle) -> bytes:
     """JSON."""
     return json.dumps(asdict(bundle), separators=(",", ":")).encode()
+
+
+def lacks(bundle: Bundle) -> int:
+    """The epoch up to which manifests are missing at the beginning of the history; 0 where it begins with the first."""
+    first = claims(bundle.history[0]) if bundle.history else None
+    return first.epoch - 1 if first is not None else 0
+
+
+def whole(bundle: Bundle, before: tuple[str, ...]) -> Bundle:
+    """`bundle` with the envelopes `before` in front of those that it has. Whether all fit together, verifying shows."""
+    return replace(bundle, history=(*before, *bundle.history))
 
 
 def with_path(common: bytes, nonce: bytes, path: tuple[Step, ...]) -> bytes:

@@ -1,10 +1,11 @@
 """The lab's control API: HTTP on a unix socket that only its owner can open.
 
 `GET /status`, with `?holders=yes` also which process has each backend's port; `GET /names`: machine → what it is called
-(`lab.names`); `POST /machines/<peer_id>/{start,stop,kill,heal}`, `…/{wipe,fill,free}` (of its disk),
-`…/cut?direction={in,out,both}`, `…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do
-for `<peer_id>`, too. What is done to a CVM is answered with `state` and `before`, its state now and before that, and
-`at`: the moment (of CLOCK_MONOTONIC, one clock for all namespaces) just before it was done.
+(`lab.names`); `GET /deployment`: what CVMs measure (`lab.deployment`); `POST /machines/<peer_id>/{start,stop,kill,
+heal,redeploy}`, `…/{wipe,fill,free}` (of its disk), `…/cut?direction={in,out,both}`,
+`…/signal?process=<name>&number=<signal>`; `POST /end`. A machine's own name will do for `<peer_id>`, too. What is done
+to a CVM is answered with `state` and `before`, its state now and before that, and `at`: the moment (of CLOCK_MONOTONIC,
+one clock for all namespaces) just before it was done.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from topology.model import COORDINATOR
 if TYPE_CHECKING:
     from lab.host import Host
 
-ACTIONS = "start|stop|kill|cut|heal|signal|wipe|fill|free"
+ACTIONS = "start|stop|kill|cut|heal|signal|wipe|fill|free|redeploy"
 """What can be done to a CVM, as the router's pattern."""
 _STATUS_SECONDS = 2.0
 """A sidecar that does not answer within this is shown as not answering."""
@@ -43,6 +44,7 @@ class ControlServer:
         application = web.Application()
         application.router.add_get("/status", self._status)
         application.router.add_get("/names", self._names)
+        application.router.add_get("/deployment", self._deployment)
         application.router.add_post(f"/machines/{{peer_id}}/{{action:{ACTIONS}}}", self._act)
         application.router.add_post("/end", self._end)
         self._runner = web.AppRunner(application, access_log=None)
@@ -77,6 +79,12 @@ class ControlServer:
 
     async def _names(self, _request: web.Request) -> web.Response:
         return web.json_response(self._host.called())
+
+    async def _deployment(self, _request: web.Request) -> web.Response:
+        try:
+            return web.json_response(self._host.deployment())
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=503)
 
     async def _document(self, machine: Machine, peer_id: str) -> dict[str, Any]:
         return {
@@ -130,6 +138,8 @@ class ControlServer:
             changes: dict[str, Literal["wipe", "fill", "free"]] = {"wipe": "wipe", "fill": "fill", "free": "free"}
             await self._host.change_disk(name, changes[action])
             return {}
+        if action == "redeploy":
+            return {"compose_hash": await self._host.redeploy(name)}
         act = {"start": self._host.boot, "stop": self._host.stop, "kill": self._host.kill}[action]
         await act(name)
         return {}

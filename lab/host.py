@@ -18,7 +18,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -27,12 +27,14 @@ from lab import owner as owners
 from lab import plan as plans
 from lab.agent import GuestAgentServer
 from lab.control import ControlServer
+from lab.deployment import report
 from lab.machine import Machine
 from lab.names import called
 from lab.namespaces import inside_network
 from lab.nat import Direction, Nat
 from lab.network import HostNet, LabNetwork
 from lab.platform import start_platform
+from lab.revisions import revised
 from lab.tee import DevTee
 from runtime.tasks import TaskScope
 from topology.cluster import load as load_cluster
@@ -40,6 +42,7 @@ from topology.envelope import seal
 from topology.manifest import Manifest
 from topology.model import COORDINATOR
 from topology.owners import Owners, key_of, text_of
+from topology.render import owners_of
 
 log = logging.getLogger("lab.host")
 
@@ -197,6 +200,33 @@ class Host:
     async def stop(self, name: str) -> None:
         """Shuts a CVM down cleanly."""
         await self.machines[name].stop()
+
+    async def redeploy(self, name: str) -> str:
+        """Shuts a CVM down and boots it with its compose file as that is now; the compose hash that it measures.
+        ValueError where that cannot be.
+        """
+        assert self._plan is not None
+        before = next((cvm for cvm in self._plan.cvms if cvm.machine.name == name), None)
+        if before is None:
+            raise ValueError(f"{name} is a public host, no CVM: it measures nothing")
+        try:
+            text = await asyncio.to_thread(before.compose.path.read_text, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{before.compose.path} cannot be read: {error}") from error
+        owners = owners_of(before.compose.text)
+        assert owners is not None, "the plan has put them into it"
+        after = revised(before, text, owners, self._plan.cluster, self._tee)
+        await self.stop(name)
+        cvms = tuple(after if cvm is before else cvm for cvm in self._plan.cvms)
+        self._plan = dataclasses.replace(self._plan, cvms=cvms)
+        await self.boot(name)
+        return after.identity.compose_hash
+
+    def deployment(self) -> dict[str, Any]:
+        """What the CVMs measure (`lab.deployment`). ValueError before they are planned."""
+        if self._plan is None:
+            raise ValueError("the lab is still starting")
+        return report(self._plan)
 
     async def kill(self, name: str) -> None:
         """Takes a CVM away from one moment to the next."""

@@ -7,11 +7,17 @@ come through any proxy.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import aiohttp
 
 SECONDS = 60.0
 """For the whole call: a coordinator answers within 20 s, or says that it cannot."""
 CONNECT_SECONDS = 10.0
+MAX_PAGES = 256
+"""Of a history: more than MAX_BUNDLE has, with a coordinator's pages of 768 KiB."""
 _SAID = 500
 """Characters of a refusal that are shown."""
 
@@ -37,23 +43,75 @@ async def fetch(url: str, nonce: bytes) -> bytes:
     """What the coordinator at `url` answers to `nonce`. UnreachableError."""
     import aiohttp
 
+    async with _session() as session:
+        try:
+            return await _answer(session, "POST", f"{url}/v1/attest", {"nonce": nonce.hex()})
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise UnreachableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+
+
+async def fetch_whole(url: str, nonce: bytes) -> bytes:
+    """The same with the whole history, so that it can be verified without a network later. UnreachableError."""
+    from evidence.bundle import BundleError, decode, encode, lacks, whole
+
+    data = await fetch(url, nonce)
+    try:
+        bundle = decode(data)
+    except BundleError:
+        # Said where it is verified.
+        return data
+    missing = lacks(bundle)
+    return encode(whole(bundle, await fetch_history(url, missing))) if missing else data
+
+
+async def fetch_history(url: str, until: int) -> tuple[str, ...]:
+    """The envelopes of the manifests of the coordinator at `url` from the first to epoch `until`, as it says: they are
+    believed for their signatures and digests alone. UnreachableError.
+    """
+    import aiohttp
+
     from evidence.bundle import MAX_BUNDLE
 
+    found: list[str] = []
+    after, room = 0, MAX_BUNDLE
+    async with _session() as session:
+        for _ in range(MAX_PAGES):
+            if after >= until:
+                break
+            try:
+                data = await _answer(session, "GET", f"{url}/v1/manifest/history?after={after}")
+                page = [(int(each["epoch"]), str(each["envelope"])) for each in json.loads(data)["manifests"]]
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise UnreachableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise UnreachableError(f"{url} answers with no history: {error!r:.200}") from error
+            room -= len(data)
+            if not page or page[0][0] <= after or room < 0:
+                # Nothing more, or no end: what is missing is said where it is verified.
+                break
+            found += [envelope for epoch, envelope in page if epoch <= until]
+            after = page[-1][0]
+    return tuple(found)
+
+
+def _session() -> aiohttp.ClientSession:
+    import aiohttp
+
     timeout = aiohttp.ClientTimeout(total=SECONDS, connect=CONNECT_SECONDS)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=False)) as session,
-            session.post(f"{url}/v1/attest", json={"nonce": nonce.hex()}, allow_redirects=False) as answer,
-        ):
-            data = bytearray()
-            async for chunk in answer.content.iter_chunked(1 << 16):
-                data += chunk
-                if len(data) > MAX_BUNDLE:
-                    raise UnreachableError(f"{url} answers more than {MAX_BUNDLE} bytes")
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        raise UnreachableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=False))
+
+
+async def _answer(session: aiohttp.ClientSession, method: str, url: str, body: object = None) -> bytes:
+    from evidence.bundle import MAX_BUNDLE
+
+    async with session.request(method, url, json=body, allow_redirects=False) as answer:
+        data = bytearray()
+        async for chunk in answer.content.iter_chunked(1 << 16):
+            data += chunk
+            if len(data) > MAX_BUNDLE:
+                raise UnreachableError(f"{url} answers more than {MAX_BUNDLE} bytes")
     if answer.status != 200:
-        raise UnreachableError(f"{url} gives no attestation: HTTP {answer.status}, {_reason(bytes(data))}")
+        raise UnreachableError(f"{url} gives no answer: HTTP {answer.status}, {_reason(bytes(data))}")
     return bytes(data)
 
 

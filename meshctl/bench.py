@@ -35,6 +35,7 @@ GROUPS: dict[str, str] = {
     "start": "start to ready",
     "dns": "route-name DNS beside dnsmasq",
     "admissions": "admissions per second and core",
+    "trust": "a manifest set under load, eviction, verification from outside",
     "xds": "snapshot rebuild",
 }
 _ON_A_MESH = ("change", "path", "failures", "footprint", "start")
@@ -76,7 +77,7 @@ def measure(groups: tuple[str, ...], *, quick: bool, with_anchor: bool, progress
         raise UserError("this is no checkout: benchmarks/ is missing", "run ./mesh bench in a clone of the repository")
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    from benchmarks import failover, parts
+    from benchmarks import failover, parts, trust
 
     rows: list[Row] = []
 
@@ -85,6 +86,7 @@ def measure(groups: tuple[str, ...], *, quick: bool, with_anchor: bool, progress
         "admissions": lambda: parts.admissions(50 if quick else 300),
         "xds": parts.xds,
         "failover": lambda: failover.measure(progress, quick=quick),
+        "trust": lambda: trust.measure(progress, quick=quick),
     }
     for group, take in alone.items():
         if group in groups:

@@ -30,7 +30,7 @@ def _fault(attribute: str, text: str) -> Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": _lab("demo", "Bring up a mesh (starter, or patroni), call through it and show how to go on."),
+    "demo": _lab("demo", "Bring up a mesh (starter, patroni, or trust: the owner's walk) and show what it does."),
     "up": _lab("up", "Bring up a cluster on this machine."),
     "down": _lab("down", "End the mesh and remove everything that it made."),
     "status": _lab("status", "Show every peer: address, admission, link, children, routes."),
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "start": _fault("start", "Start a killed or stopped peer again."),
     "cut": _fault("cut", "Cut a peer off from the network, one way or both."),
     "heal": _fault("heal", "End the cuts of a peer."),
+    "redeploy": _fault("redeploy", "Deploy a peer anew with its compose file as that is now."),
     "database": Entry(
         module="meshctl.database", attribute="command", help="Show what a database's members have; say who leads."
     ),
@@ -63,8 +64,14 @@ COMMANDS: dict[str, Entry] = {
     "keygen": Entry(
         module="meshctl.manifest_keys", attribute="keygen", help="Make the owner key and put its public half in place."
     ),
+    "generate": Entry(
+        module="meshctl.generate",
+        attribute="command",
+        help="Make the manifest of a cluster as it runs, to read and sign.",
+    ),
+    "sign": Entry(module="meshctl.manifest", attribute="sign", help="Sign the manifest, as one of its owners."),
     "manifest": Entry(
-        module="meshctl.manifest", attribute="command", help="Render, sign and show what may join a deployed mesh."
+        module="meshctl.manifest", attribute="command", help="Show what is signed, and what an app measured."
     ),
     "set": Entry(module="meshctl.set_command", attribute="command", help="Set the next manifest on a mesh that runs."),
     "evict": Entry(module="meshctl.evict", attribute="command", help="Take a slot away, from a mesh that runs."),

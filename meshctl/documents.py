@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FOLDER = "app-compose"
 """Beside a manifest: the texts that it names, one file each."""
+SUFFIX = ".json"
 ROOM = 900 << 10
 """Bytes of one request: a coordinator reads 1 MiB, and the envelope goes along each time."""
 
@@ -47,6 +48,25 @@ def read(folder: Path, manifest: Manifest) -> tuple[dict[str, str], list[str]]:
             f"{folder}, the app-compose texts, cannot be read: {error.strerror}", "--documents FOLDER"
         ) from error
     return found, others
+
+
+def keep(folder: Path, documents: Mapping[str, str], manifest: Manifest) -> None:
+    """Writes those of `documents` that `manifest` names into `folder`, and takes out those that it no longer names.
+    What is not called by its own hash is a person's, and stays. UserError.
+    """
+    from evidence.documents import digest, named
+
+    wanted = named(manifest)
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, text in documents.items():
+            if name in wanted:
+                (folder / f"{name}{SUFFIX}").write_bytes(text.encode())
+        for path in folder.glob(f"*{SUFFIX}"):
+            if path.stem not in wanted and path.stem == digest(path.read_text(encoding="utf-8", errors="replace")):
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}, the app-compose texts, cannot be written: {error.strerror}", "make room") from error
 
 
 def parts(documents: Mapping[str, str], room: int) -> list[dict[str, str]]:

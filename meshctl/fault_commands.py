@@ -1,4 +1,4 @@
-"""The commands that break a CVM and mend it: kill, stop, start, cut, heal."""
+"""The commands that break a CVM and mend it, or deploy it anew: kill, stop, start, cut, heal, redeploy."""
 
 from __future__ import annotations
 
@@ -92,3 +92,18 @@ def heal(peers: tuple[str, ...], name: str | None) -> None:
     for peer in peers:
         run.call("POST", f"/machines/{peer}/heal")
         click.echo(f"{peer} is connected")
+
+
+@click.command()
+@_peers_argument
+@_name_option
+def redeploy(peers: tuple[str, ...], name: str | None) -> None:
+    """Deploys a CVM anew with its compose file as that is now, as a cloud's update does it.
+
+    It is the same instance of the same app, and measures another compose hash: it is admitted by a manifest that allows
+    this hash.
+    """
+    run = chosen(name, peers)
+    for peer in peers:
+        answer = run.call("POST", f"/machines/{peer}/redeploy", seconds=60.0)
+        click.echo(f"{peer} is {answer['state']} and measures the compose hash {answer['compose_hash']}")

@@ -23,6 +23,8 @@ from meshctl.exec_arguments import ExecCommand
 if TYPE_CHECKING:
     from lab.nat import Nat
 
+TRUST = "trust"
+"""In the place of a cluster: the walk through the owner's manifest."""
 _name_option = click.option("--name", help="Which mesh, when several run. Default: the cluster's name.")
 
 
@@ -167,9 +169,20 @@ def demo(
     name: str | None,
     pin_peers: bool,
 ) -> None:
-    """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`."""
+    """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`.
+
+    `trust` walks through the owner's manifest instead, on a starter mesh under load: generate, set, revoke, evict,
+    verify, and a rollback that is refused.
+    """
     from meshctl.tour import failover, tour
 
+    if cluster == TRUST:
+        if replicas or coordinators or variables or pin_peers:
+            raise UserError(f"demo {TRUST} takes --nat and --name only", f"./mesh demo {TRUST}")
+        from meshctl import trust_demo
+
+        trust_demo.demo(nat, name, Console())
+        return
     chosen = overrides_of(replicas, coordinators, variables)
     run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)
     progress = Console()

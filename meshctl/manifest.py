@@ -1,13 +1,11 @@
-"""`./mesh manifest`: from a deployment to the signed manifest. Reads files, asks `manifest_facts`, writes files."""
+"""`./mesh sign` and `./mesh manifest`: from the manifest that `./mesh generate` wrote to the signed one. Files."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +15,12 @@ from meshctl.errors import UserError
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
-    from topology.manifest import Manifest, OsImage
+    from topology.manifest import Manifest
+    from topology.references import Reference
 
 DRAFT = "manifest.json"
+LAB_SIGNED = "manifest.lab.signed"
+"""What a lab's owner signed: Terraform must not find it."""
 
 
 def load_cluster(text: str) -> Cluster:
@@ -37,83 +38,10 @@ def load_cluster(text: str) -> Cluster:
 
 @click.group()
 def command() -> None:
-    """Render, sign and show the manifest: what may join the mesh, as whom, with which rights."""
+    """Show the signed manifest: what may join the mesh, as whom, with which rights."""
 
 
-_outputs = click.option(
-    "--outputs",
-    type=click.Path(path_type=Path),
-    help="What `terraform output -json deployment` printed. Default: ask Terraform.",
-)
-
-
-@command.command()
-@click.argument("cluster")
-@_outputs
-@click.option(
-    "--os-images",
-    "images",
-    type=click.Path(path_type=Path),
-    help="JSON list of the OS images that you approve (docs/deploying.md).",
-)
-@click.option("--take-reported-images", is_flag=True, help="Approve the OS images that the cloud reports.")
-@click.option("--accept-pre-launch", multiple=True, metavar="SHA256", help="A pre-launch script that you have read.")
-@click.option(
-    "--keep-hashes", is_flag=True, help="Also let revisions in that the signed manifest allows, for an update."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write it. Default: manifest.json in the folder.")
-def render(
-    cluster: str,
-    outputs: Path | None,
-    images: Path | None,
-    take_reported_images: bool,
-    accept_pre_launch: tuple[str, ...],
-    keep_hashes: bool,
-    out: Path | None,
-) -> None:
-    """Make the manifest of CLUSTER as deployed, for you to read and sign.
-
-    Every app's measured app-compose.json is compared with the files here; what differs is refused, what cannot be
-    compared is listed.
-    """
-    from meshctl import manifest_facts as facts
-    from topology import render as renders
-    from topology.manifest import encode
-    from topology.problems import ClusterError
-
-    if (images is None) == (not take_reported_images):
-        raise UserError(
-            "say which OS images may run: exactly one of --os-images FILE and --take-reported-images",
-            "--os-images FILE (docs/deploying.md has its form)\n--take-reported-images (trusts the cloud's word)",
-        )
-    found = load_cluster(cluster)
-    before = signing.head(found)
-    files = {name: path.read_text(encoding="utf-8") for name, path in manifest_keys.compose_files(found).items()}
-    try:
-        report, policy = facts.read(_deployment(found.folder, outputs))
-        reviewed = facts.review(
-            found,
-            report,
-            policy,
-            files,
-            images=_images(images) if images else None,
-            pre_launch=frozenset(accept_pre_launch),
-            earlier=before.manifest if keep_hashes and before else None,
-            owners=signing.next_owners(found, before),
-            after=before,
-        )
-        made = renders.manifest(found, reviewed.deployment)
-    except ClusterError as error:
-        raise UserError(f"the deployment is not what these files say:\n{error}", "mend what is named above") from error
-    target = out or found.folder / DRAFT
-    target.write_text(json.dumps(json.loads(encode(made)), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    summary(made)
-    for note in reviewed.notes:
-        click.echo(f"look at: {note}")
-    click.echo(f"\nwritten: {target}\nread it, then: ./mesh manifest sign {cluster}")
-
-
-@command.command()
+@click.command()
 @click.argument("cluster")
 @click.option(
     "--key", type=click.Path(path_type=Path), help="File of an owner's private key. Default: as ./mesh keygen."
@@ -123,25 +51,33 @@ def render(
 )
 @click.option("--prepare", type=click.Path(path_type=Path), help="Write the bytes to sign to this file; sign nothing.")
 @click.option("--signature", type=click.Path(path_type=Path), help="Take the signature in this file, made elsewhere.")
-def sign(cluster: str, key: Path | None, draft: Path | None, prepare: Path | None, signature: Path | None) -> None:
+@click.option("--name", help="Which lab, when several run.")
+def sign(
+    cluster: str,
+    key: Path | None,
+    draft: Path | None,
+    prepare: Path | None,
+    signature: Path | None,
+    name: str | None,
+) -> None:
     """Sign the manifest of CLUSTER as one of its owners; writes manifest.signed, which is no secret.
 
-    Where several owners have to sign, each runs this in turn with a key of their own.
+    Where several owners have to sign, each runs this in turn with a key of their own. A manifest that was generated
+    from a lab is signed by the lab's owner, and written as manifest.lab.signed.
     """
+    from meshctl.bring_up import cluster_folder
+    from meshctl.generate_sources import LAB, source_of
     from meshctl.plan_changes import coordinators_go
-    from topology.manifest import ManifestError, decode
 
     if sum(it is not None for it in (key, prepare, signature)) > 1:
         raise UserError("--key, --prepare and --signature exclude each other", "give one of them")
+    source = draft or cluster_folder(cluster) / DRAFT
+    if key is prepare is signature is None and source_of(source) == LAB:
+        _sign_for_lab(source, cluster, name)
+        return
     found = load_cluster(cluster)
-    source = draft or found.folder / DRAFT
     private = manifest_keys.load(key or manifest_keys.default_path(found.name)) if not (prepare or signature) else None
-    try:
-        manifest = decode(source.read_bytes())
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}", f"./mesh manifest render {cluster}") from error
-    except ManifestError as error:
-        raise UserError(f"{source} is no manifest: {error}", f"./mesh manifest render {cluster}") from error
+    manifest = _draft(source, cluster)
     before = signing.head(found)
     if before is not None and before.manifest == manifest:
         click.echo(f"signed already: {before.name}")
@@ -168,6 +104,39 @@ def sign(cluster: str, key: Path | None, draft: Path | None, prepare: Path | Non
         click.echo(f"and: terraform -chdir={found.folder} apply -parallelism=1: CVMs are told where coordinators are")
 
 
+def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:
+    """Signs `source` with the key of the lab that it was generated from. UserError."""
+    from meshctl import set_command
+    from meshctl.bring_up import cluster_folder
+    from meshctl.generate_sources import lab_of
+
+    run = lab_of(cluster_folder(cluster), name)
+    if run is None:
+        raise UserError(f"{source} is of a lab, and no lab of {cluster} runs", f"./mesh up {cluster}")
+    here = set_command.lab(run.name)
+    manifest = _draft(source, cluster)
+    head = here.head()
+    if manifest == head.manifest:
+        click.echo(f"in force already: {head.name}")
+        return
+    signing.check_follows(manifest, head, source, cluster)
+    target = source.with_name(LAB_SIGNED)
+    target.write_text(f"{here.sign(manifest)}\n", encoding="ascii")
+    click.echo(f"signed epoch {manifest.epoch}: {target}\nnext: ./mesh set --manifest {target}")
+
+
+def _draft(source: Path, cluster: str) -> Manifest:
+    """The manifest in `source`, which nobody has signed. UserError."""
+    from topology.manifest import ManifestError, decode
+
+    try:
+        return decode(source.read_bytes())
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}", f"./mesh generate {cluster}") from error
+    except ManifestError as error:
+        raise UserError(f"{source} is no manifest: {error}", f"mend it, or ./mesh generate {cluster}") from error
+
+
 @command.command()
 @click.argument("cluster")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
@@ -179,7 +148,7 @@ def show(cluster: str, as_json: bool) -> None:
     loaded = load_cluster(cluster)
     found = signing.head(loaded)
     if found is None:
-        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh manifest render {cluster}")
+        raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh generate {cluster}")
     if as_json:
         click.echo(json.dumps(json.loads(encode(found.manifest)), indent=2, sort_keys=True))
         return
@@ -195,57 +164,42 @@ def show(cluster: str, as_json: bool) -> None:
 @command.command()
 @click.argument("cluster")
 @click.argument("app")
-@_outputs
+@click.option(
+    "--outputs",
+    type=click.Path(path_type=Path),
+    help="What `terraform output -json deployment` printed. Default: ask Terraform.",
+)
 def script(cluster: str, app: str, outputs: Path | None) -> None:
     """Print the pre-launch script that APP of CLUSTER measured (the platform puts one in), for you to read."""
     from meshctl import manifest_facts as facts
+    from meshctl.generate_sources import terraform_output
     from topology.problems import ClusterError
 
     found = load_cluster(cluster)
     try:
-        report, _ = facts.read(_deployment(found.folder, outputs))
+        report = facts.read(terraform_output(found.folder, outputs))
         click.echo(facts.script_of(report, app), nl=False)
     except ClusterError as error:
         raise UserError(str(error), "terraform apply first") from error
-
-
-def _deployment(folder: Path, outputs: Path | None) -> str:
-    if outputs is not None:
-        try:
-            return sys.stdin.read() if str(outputs) == "-" else outputs.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{outputs} cannot be read: {error}", "terraform output -json deployment > outputs.json"
-            ) from error
-    terraform = shutil.which("terraform")
-    if terraform is None:
-        raise UserError(
-            "terraform is not on PATH, so it cannot be asked", "--outputs FILE, or install Terraform 1.5 or newer"
-        )
-    argv = [terraform, f"-chdir={folder}", "output", "-json", "-no-color", "deployment"]
-    result = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise UserError(
-            f"terraform has no output `deployment` in {folder}:\n{result.stderr.strip()}", "terraform apply first"
-        )
-    return result.stdout
 
 
 def _coordinators(manifest: Manifest) -> list[str]:
     return [peer.peer_id for peer in manifest.coordinators.peers]
 
 
-def _images(path: Path) -> tuple[OsImage, ...]:
-    from topology.manifest import ManifestError, OsImage, from_tree
-
-    try:
-        found: Any = from_tree(tuple[OsImage, ...], json.loads(path.read_text(encoding="utf-8")), path.name)
-    except (OSError, ValueError, ManifestError) as error:
-        form = '[{"os_image_hash": "…", "mrtd": "…", "rtmr0": "…", "rtmr1": "…", "rtmr2": "…"}]'
-        raise UserError(f"{path} is no list of OS images: {error}", form) from error
-    if not found:
-        raise UserError(f"{path} approves no OS image", "list at least one")
-    return tuple(found)
+def _summary_of(reference: Reference) -> None:
+    click.echo(f"  reference {reference.name}: what a CVM has to be, all of it")
+    click.echo(f"    keys from {reference.key_provider.name} {reference.key_provider.id:.24}…")
+    for image in reference.os_images:
+        kind = " (development: root login)" if image.development else ""
+        told = f"MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…{kind}"
+        click.echo(f"    OS image {image.os_image_hash or '(no hash)'} {told}")
+    tcb, grace = reference.tcb, ""
+    if tcb.grace_until:
+        grace = f"; out of date counts, too, until {datetime.fromtimestamp(tcb.grace_until, UTC):%Y-%m-%d %H:%M} UTC"
+    click.echo(f"    TCB {', '.join(tcb.allowed_statuses)}{grace}")
+    for device in reference.devices:
+        click.echo(f"    only on the machine {device}")
 
 
 def summary(manifest: Manifest) -> None:
@@ -257,10 +211,8 @@ def summary(manifest: Manifest) -> None:
     click.echo(f"  follows {manifest.previous or 'none: it is the first'}")
     owners = manifest.owners
     click.echo(f"  what follows needs {owners.threshold} of: {', '.join(name_of(key) for key in owners.keys)}")
-    click.echo(f"  keys from {manifest.key_provider.name} {manifest.key_provider.id:.24}…")
-    for image in manifest.os_images:
-        click.echo(f"  OS image {image.os_image_hash or '(no hash)'} MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…")
-    click.echo(f"  TCB {', '.join(manifest.tcb.allowed_statuses)}")
+    for reference in manifest.references:
+        _summary_of(reference)
     own = manifest.coordinators
     click.echo(
         f"  coordinators: app {own.app_id}, {len(own.peers)} CVM(s), "

@@ -10,43 +10,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
+from meshctl.app_compose import AppCompose
+from topology.addresses import rendezvous_address
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import (
-    KeyProvider,
-    Manifest,
-    ManifestError,
-    OsImage,
-    Rendezvous,
-    TcbPolicy,
-    from_tree,
-)
+from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
-from topology.render import AppFacts, Deployment
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
+from topology.render import AppFacts, Deployment, environment_names
 
 FORMAT = 1
-_DEMANDED: Mapping[str, tuple[object, object]] = {
-    "runner": ("docker-compose", None),
-    "kms_enabled": (True, False),
-    "local_key_provider_enabled": (False, False),
-    "gateway_enabled": (True, False),
-    "public_logs": (False, False),
-    "public_sysinfo": (False, False),
-    "public_tcbinfo": (True, True),
-    "no_instance_id": (False, False),
-    "secure_time": (True, True),
-}
-"""Fields of app-compose.json: the value that a mesh needs, and what dstack takes where the field is absent."""
-_COMPARED = frozenset({"manifest_version", "name", "docker_compose_file", "allowed_envs", "pre_launch_script"})
-_SCRIPTS = ("init_script", "bash_script")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +43,16 @@ class AppReport:
     """The `tcb_info` of its first CVM, JSON."""
     complaint: str | None
     """Why there is none."""
+    others: tuple[str, ...] = ()
+    """The same of its other CVMs, where they are known: in a lab."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RendezvousHost:
+    """A host that runs clusters/relay, as the cluster's variables name it."""
+
+    public_key: str
+    endpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +64,10 @@ class Report:
     coordinator_urls: tuple[str, ...]
     """By slot; "" for a coordinator that the platform does not know an instance ID or a gateway of yet."""
     apps: dict[str, AppReport]
-    rendezvous: tuple[Rendezvous, ...]
+    rendezvous: tuple[RendezvousHost, ...]
     tcb: TcbPolicy
+    simulated: bool = False
+    """A lab's: its OS images are this checkout's, and nobody built or trusts others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +76,12 @@ class Reviewed:
 
     deployment: Deployment
     notes: tuple[str, ...]
+    documents: Mapping[str, str]
+    """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
 
-def read(text: str) -> tuple[Report, Any]:
-    """The report in `text`, and the policy that Terraform rendered. ClusterError names what is wrong.
+def read(text: str) -> Report:
+    """The report in `text`. ClusterError names what is wrong.
 
     `text` is what `terraform output -json deployment` prints, or all of `terraform output -json`.
     """
@@ -96,18 +91,16 @@ def read(text: str) -> tuple[Report, Any]:
             tree = tree["deployment"]["value"]
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ManifestError(f"expected the output `deployment` of terraform/phala, format {FORMAT}")
-        policy = tree.pop("policy", None)
         report: Report = from_tree(Report, tree, "deployment")
     except (ValueError, RecursionError, KeyError) as error:
         message = f"Terraform's outputs cannot be used: {error}; give what `terraform output -json deployment` prints"
         raise ClusterError([message]) from error
-    return report, policy
+    return report
 
 
 def review(
     cluster: Cluster,
     report: Report,
-    policy: Any,
     files: Mapping[str, str],
     *,
     images: tuple[OsImage, ...] | None,
@@ -122,71 +115,88 @@ def review(
     `pre_launch` has the SHA-256 of each accepted pre-launch script. The compose hashes of `earlier` stay allowed.
     `owners` will sign what follows; `after` is the manifest before, None for the first.
     """
-    problems = list(_misfits(cluster, report, policy))
+    problems = list(_misfits(cluster, report))
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
+    documents: dict[str, str] = {}
     seen: dict[OsImage, str] = {}
     providers: dict[KeyProvider, str] = {}
     for name, app in sorted(report.apps.items()):
-        if name not in files:
+        measured = _measurements(name, app, problems) if name in files else []
+        if not measured:
             continue
-        try:
-            measured = _Measured(name, app)
-        except ClusterError as error:
-            problems += error.problems
-            continue
-        problems += measured.problems(files[name], pre_launch)
-        notes += measured.notes()
-        kept = _hashes(earlier, name)
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys((measured.compose_hash, *kept))))
-        seen.setdefault(measured.image, name)
-        providers.setdefault(measured.key_provider, name)
+        older = _older(measured, files[name], _hashes(after.manifest if after else None, name))
+        notes += [cvm.is_older() for cvm in older]
+        for cvm in (it for it in measured if it not in older):
+            problems += cvm.compose.problems(files[name], pre_launch)
+            notes += cvm.compose.notes()
+        for cvm in measured:
+            documents[cvm.compose_hash] = cvm.text
+            seen.setdefault(cvm.image, name)
+            providers.setdefault(cvm.key_provider, name)
+        hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
     problems += _image_problems(seen, images)
-    if len(providers) > 1:
-        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
-        problems.append(f"the apps have their keys from different providers: {told}; all must use one")
+    problems += _provider_problems(providers)
     notes += _missing(report, images)
     if problems:
-        raise ClusterError(problems)
-    development = report.tcb.allow_development_images
-    taken = images or tuple(dataclasses.replace(image, development=development) for image in seen)
+        raise ClusterError(list(dict.fromkeys(problems)))
+    taken = images or tuple(dataclasses.replace(it, development=report.tcb.allow_development_images) for it in seen)
     deployment = Deployment(
-        key_provider=next(iter(providers)),
-        os_images=taken,
-        tcb=report.tcb,
+        references=(Reference(name=MEASURED, key_provider=next(iter(providers)), os_images=taken, tcb=report.tcb),),
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
-        rendezvous=report.rendezvous,
+        rendezvous=tuple(
+            Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
+            for index, it in enumerate(report.rendezvous)
+        ),
         owners=owners,
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)))
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
+
+
+def _measurements(name: str, app: AppReport, problems: list[str]) -> list[_Measured]:
+    """What the app's CVMs measure; nothing, and a problem more, when that cannot be told."""
+    try:
+        return [_Measured(name, app, attestation) for attestation in (app.attestation, *app.others)]
+    except ClusterError as error:
+        problems += error.problems
+        return []
+
+
+def _older(measured: Sequence[_Measured], text: str, allowed: Collection[str]) -> tuple[_Measured, ...]:
+    """Those that measure a revision of before, which was signed then, where others have the file as it is here."""
+    if not any(cvm.compose.compose_text == text for cvm in measured):
+        return ()
+    return tuple(cvm for cvm in measured if cvm.compose.compose_text != text and cvm.compose_hash in allowed)
 
 
 def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str]:
     """What is not there and may be meant so."""
     if not report.rendezvous:
         yield "there is no rendezvous: CVMs behind NAT will not find each other; deploy clusters/relay and set it"
-    if images is None:
+    if images is None and not report.simulated:
         yield "OS images are as the cloud reports them: compare them with the ones that you built or trust"
 
 
-def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
+def _misfits(cluster: Cluster, report: Report) -> Iterator[str]:
     again = "run terraform apply, then this again"
     if report.cluster != cluster.name:
         yield f"the deployment is of cluster {report.cluster!r}, the files are of {cluster.name!r}; {again}"
         return
-    wanted = {COORDINATOR, *(group.name for group in cluster.groups)}
-    for name in sorted(wanted ^ set(report.apps)):
+    wanted = {COORDINATOR: cluster.coordinators, **{group.name: group.replicas for group in cluster.groups}}
+    for name in sorted(set(wanted) ^ set(report.apps)):
         yield f"app {name!r} is {'not deployed' if name in wanted else 'deployed, but not in cluster.tf'}; {again}"
-    try:
-        deployed = {p["peer_id"] for group in policy["groups"].values() for p in group["peers"]}
-        deployed |= {peer["peer_id"] for peer in policy["coordinators"]}
-    except (KeyError, TypeError):
-        yield f"Terraform's outputs have no usable policy; {again}"
-        return
+    for name in sorted(set(wanted) & set(report.apps)):
+        if (made := len(report.apps[name].instance_ids)) != wanted[name]:
+            yield f"app {name!r} has {made} CVM(s), and cluster.tf has {wanted[name]}; {again}"
+        group = next((it for it in cluster.groups if it.name == name), None)
+        given, own = set(report.apps[name].environment), set(group.compose_env if group else ())
+        if wrong := sorted((given - set(environment_names(group))) | (own - given)):
+            yield f"app {name!r} is deployed with other variables than cluster.tf has: {', '.join(wrong)}; {again}"
     for index, url in enumerate(report.coordinator_urls):
         if not url:
             # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.
@@ -194,9 +204,6 @@ def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
                 f"coordinator slot {index} has no instance ID or no gateway yet, so nobody could reach it; wait until "
                 f"its CVM runs, then {again}"
             )
-    for peer in sorted(deployed ^ set(cluster.mesh_addresses())):
-        where = "deployed, but not" if peer in deployed else "not deployed, but"
-        yield f"peer {peer!r} is {where} in cluster.tf; {again}"
 
 
 def _hashes(earlier: Manifest | None, app: str) -> tuple[str, ...]:
@@ -217,27 +224,33 @@ def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | N
             )
 
 
+def _provider_problems(providers: Mapping[KeyProvider, str]) -> Iterator[str]:
+    if len(providers) > 1:
+        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
+        yield f"the apps have their keys from different providers: {told}; all must use one"
+
+
 class _Measured:
-    """What one app's first CVM says it measured. ClusterError when that does not hold together.
+    """What one CVM of an app says it measured. ClusterError when that does not hold together.
 
     The answer is the platform's published `TcbInfo`: `mrtd`, `rtmr0` to `rtmr3` (96 hex each), `event_log`,
     `app_compose` and perhaps `rootfs_hash`, and no compose hash. Source: `CvmAttestationSchema` of @phala/cloud
     (Phala-Network/phala-cloud, js/). Other fields are not read.
     """
 
-    def __init__(self, name: str, app: AppReport) -> None:
+    def __init__(self, name: str, app: AppReport, attestation: str | None) -> None:
         self._name = name
         self._app = app
-        if not app.attestation:
+        if not attestation:
             reason = f" ({app.complaint})" if app.complaint else ""
             raise self._error(f"has no attestation yet{reason}; wait until its CVM runs, and run terraform apply again")
         try:
-            tree = json.loads(app.attestation)
-            self._text: str = tree["app_compose"]
+            tree = json.loads(attestation)
+            self.text: str = tree["app_compose"]
             log = parse(json.dumps(tree["event_log"]))
             self._identity = log.identity(allow_application_events=True)
             self.compose_hash = self._identity.compose_hash
-            self._compose: Any = json.loads(self._text)
+            compose: Any = json.loads(self.text)
             registers = {key: str(tree[key]).lower() for key in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._error(
@@ -246,8 +259,9 @@ class _Measured:
             ) from error
         except EvidenceError as error:
             raise self._error(f"has an attestation that cannot be used: {error.reason}") from error
-        if not isinstance(self._compose, dict):
+        if not isinstance(compose, dict):
             raise self._error("measured an app-compose.json that is no object")
+        self.compose = AppCompose(app=name, name=app.name, environment=app.environment, tree=compose)
         self._consistent(registers["rtmr3"], log.replay()[3].hex())
         self.image = OsImage(
             # The platform's answer has no field for it. The event is there where the KMS gave the keys.
@@ -267,64 +281,24 @@ class _Measured:
         pairs = (
             # RTMR3 covers the event log, so the hash in it is the one that was measured.
             ("replay of the event log", replayed, stated),
-            ("SHA-256 of app_compose", hashlib.sha256(self._text.encode()).hexdigest(), own.compose_hash),
+            ("SHA-256 of app_compose", hashlib.sha256(self.text.encode()).hexdigest(), own.compose_hash),
             ("app ID in the event log", own.app_id, self._app.app_id),
         )
         for what, found, wanted in pairs:
             if found != wanted:
                 raise self._error(f"has an attestation that contradicts itself: its {what} gives {found}, not {wanted}")
 
-    def problems(self, compose_text: str, pre_launch: frozenset[str]) -> Iterator[str]:
-        """What the app measured and this mesh does not want."""
-        prefix = f"app {self._name!r} measured"
-        tree = self._compose
-        if tree.get("docker_compose_file") != compose_text:
-            line = _first_difference(str(tree.get("docker_compose_file")), compose_text)
-            yield f"{prefix} another compose file than the one here (they differ from line {line}); run terraform apply"
-        if tree.get("name") != self._app.name:
-            yield f"{prefix} the name {tree.get('name')!r}, expected {self._app.name!r}"
-        missing = sorted(set(self._app.environment) - set(tree.get("allowed_envs") or ()))
-        if missing:
-            yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
-        for field, (wanted, absent) in _DEMANDED.items():
-            found = tree.get(field, absent)
-            if field == "kms_enabled" and tree.get("key_provider") == "kms":
-                continue
-            if found != wanted:
-                yield f"{prefix} {field} = {json.dumps(found)}, expected {json.dumps(wanted)}"
-        for field in _SCRIPTS:
-            if tree.get(field):
-                yield f"{prefix} a {field}, which runs before the mesh and was not in the files here"
-        script = str(tree.get("pre_launch_script") or "")
-        digest = hashlib.sha256(script.encode()).hexdigest()
-        if script and digest not in pre_launch:
-            yield (
-                f"{prefix} a pre-launch script of {len(script.splitlines())} lines that is not of these files: read it "
-                f"(meshctl manifest script {self._name}), then accept it with --accept-pre-launch {digest}"
-            )
-
-    def notes(self) -> Iterator[str]:
-        """What the app measured and nothing here can be compared with."""
-        known = {*_DEMANDED, *_COMPARED, *_SCRIPTS, "key_provider", "storage_fs"}
-        for field in sorted(set(self._compose) - known):
-            shown = json.dumps(self._compose[field])
-            yield f"app {self._name!r} measured {field} = {shown if len(shown) < 120 else shown[:117] + '…'}"
-        more = sorted(set(self._compose.get("allowed_envs") or ()) - set(self._app.environment))
-        if more:
-            yield f"app {self._name!r} may be given the variables {', '.join(more)}, which no compose file here uses"
-        if self._compose.get("pre_launch_script"):
-            yield f"app {self._name!r} runs an accepted pre-launch script"
+    def is_older(self) -> str:
+        """What a person should know of one that measures a revision of before."""
+        return (
+            f"app {self._name!r} has a CVM of the revision before ({self.compose_hash:.16}…), which is evicted by this "
+            "manifest; --keep-hashes lets both in, for as long as an update takes"
+        )
 
 
 def script_of(report: Report, app: str) -> str:
     """The pre-launch script that `app` measured, "" without one. ClusterError when there is no such app."""
     if app not in report.apps:
         raise ClusterError([f"app {app!r} is not deployed; expected one of {', '.join(sorted(report.apps))}"])
-    measured = _Measured(app, report.apps[app])
-    return str(measured._compose.get("pre_launch_script") or "")
-
-
-def _first_difference(one: str, other: str) -> int:
-    lines = zip(one.splitlines(), other.splitlines(), strict=False)
-    same = next((index for index, (a, b) in enumerate(lines) if a != b), None)
-    return 1 + (min(len(one.splitlines()), len(other.splitlines())) if same is None else same)
+    measured = _Measured(app, report.apps[app], report.apps[app].attestation)
+    return measured.compose.script

@@ -1,4 +1,4 @@
-"""`./mesh manifest sign`: one signature after the other until as many owners as have to have signed. Reads and writes
+"""`./mesh sign`: one signature after the other until as many owners as have to have signed. Reads and writes
 files.
 """
 
@@ -91,20 +91,26 @@ def wanted(cluster: Cluster, before: Signed | None) -> tuple[Wanted, ...]:
 
 def check(manifest: Manifest, cluster: Cluster, before: Signed | None, source: Path) -> None:
     """UserError when `manifest` from `source` may not follow `before`, whoever signs it."""
+    if manifest.cluster != cluster.name:
+        raise UserError(f"{source} is of cluster {manifest.cluster!r}, not {cluster.name!r}", "give the right file")
+    if before is not None:
+        check_follows(manifest, before, source, str(cluster.folder))
+    elif manifest.epoch != 1:
+        raise UserError(
+            f"{source} has epoch {manifest.epoch}, and nothing is signed yet: expected epoch 1",
+            f"./mesh generate {cluster.folder}",
+        )
+
+
+def check_follows(manifest: Manifest, before: Signed, source: Path, cluster: str) -> None:
+    """UserError when `manifest` from `source` may not follow `before`, whoever signs it."""
     from topology.envelope import seal
     from topology.succession import SuccessionError, follow
 
-    again = f"./mesh manifest render {cluster.folder}"
-    if manifest.cluster != cluster.name:
-        raise UserError(f"{source} is of cluster {manifest.cluster!r}, not {cluster.name!r}", "give the right file")
-    if before is None:
-        if manifest.epoch != 1:
-            raise UserError(f"{source} has epoch {manifest.epoch}, and nothing is signed yet: expected epoch 1", again)
-        return
     try:
         follow(before, seal(manifest), signed=False)
     except SuccessionError as error:
-        raise UserError(f"{source} does not follow {SIGNED}: {error}", again) from error
+        raise UserError(f"{source} does not follow what is signed: {error}", f"./mesh generate {cluster}") from error
 
 
 def prepare(manifest: Manifest, target: Path, cluster: str) -> None:
@@ -116,7 +122,7 @@ def prepare(manifest: Manifest, target: Path, cluster: str) -> None:
     click.echo(f"  openssl pkeyutl -sign -rawin -inkey owner.pem -in {target} -out {target}.sig")
     click.echo("with a P-256 key (also: ECDSA with SHA-256 of a hardware module or a key service, in DER):")
     click.echo(f"  openssl dgst -sha256 -sign owner.pem -out {target}.sig {target}")
-    click.echo(f"then: ./mesh manifest sign {cluster} --signature {target}.sig")
+    click.echo(f"then: ./mesh sign {cluster} --signature {target}.sig")
 
 
 def read_signature(path: Path) -> bytes:

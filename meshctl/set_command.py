@@ -45,7 +45,7 @@ class RefusedError(UserError):
     """A coordinator whose evidence holds said no."""
 
     def __init__(self, url: str, answer: Answer) -> None:
-        again = "./mesh manifest render and sign again, after the one in force" if "head" in answer.tree else ""
+        again = "./mesh generate and sign again, after the one in force" if "head" in answer.tree else ""
         super().__init__(f"{url} refuses: {answer.code}: {answer.reason}", again, exit_code=1)
         self.code, self.reason, self.tree = answer.code, answer.reason, answer.tree
 
@@ -97,9 +97,13 @@ class Lab:
     mesh: Mesh
     folder: Path
 
+    def head(self) -> Signed:
+        """What the next manifest has to follow: the one in force, where there is one. UserError."""
+        return self.mesh.known(self._first())[0]
+
     def draft(self) -> Manifest:
         """What follows the manifest in force, and is otherwise the same."""
-        head, _ = self.mesh.known(self._first())
+        head = self.head()
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
     def sign(self, manifest: Manifest) -> str:
@@ -113,15 +117,17 @@ class Lab:
         return (self.folder / FIRST).read_text(encoding="ascii")
 
 
-def lab(name: str | None) -> Lab:
-    """The lab called `name`, or the only one that runs. UserError when none of its coordinators is ready."""
+def lab(name: str | None, but: str = "") -> Lab:
+    """The lab called `name`, or the only one that runs, by another coordinator than `but`. UserError when none of
+    them is ready.
+    """
     from meshctl import status as statuses
     from topology.envelope import open_envelope
     from topology.model import COORDINATOR
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR and m["peer_id"] != but}
     ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
     ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:
@@ -151,8 +157,8 @@ def put(
     """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
     UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one.
     """
-    _put(mesh, envelope, yes=yes, first=first)
-    _hand_over(mesh, envelope, documents)
+    if _put(mesh, envelope, yes=yes, first=first):
+        _hand_over(mesh, envelope, documents)
 
 
 def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
@@ -169,9 +175,8 @@ def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
             click.echo(f"  none for {group}, compose hash {name}")
 
 
-def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
-    from meshctl.manifest_changes import compare, warnings
-    from meshctl.plan import print_changes
+def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
+    """Whether it is in force then: an older one may only complete the history."""
     from runtime.confirm import confirm
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
@@ -190,7 +195,7 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
                 exit_code=1,
             ) from refusal
         begin(mesh, wanted, yes=yes)
-        return
+        return True
     click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
     if waits:
         click.echo(f"it waits: {waits}")
@@ -204,16 +209,12 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
             else:
                 click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
             confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
-            return
-        remedy = "./mesh manifest render and sign again, after the one in force"
+            return True
+        if error.fault is Fault.OLDER and _completes(mesh, envelope):
+            return False
+        remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
-    changes = compare(head.manifest, found.manifest)
-    if changes:
-        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
-    else:
-        click.echo(f"{found.name} says the same as {head.name}")
-    for warning in warnings(head.manifest, found.manifest):
-        click.echo(f"warning: {warning}", err=True)
+    _show(head, found)
     if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
         raise UserError("nothing was set", exit_code=1)
     now = mesh.put(envelope)
@@ -223,6 +224,31 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> None:
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
     confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
+    return True
+
+
+def _show(head: Signed, found: Signed) -> None:
+    """What `found` changes, and what a person should know before it is set."""
+    from meshctl.manifest_changes import compare, warnings
+    from meshctl.plan import print_changes
+
+    changes = compare(head.manifest, found.manifest)
+    if changes:
+        print_changes(changes, f"{head.name} to {found.name}", "what becomes of it")
+    else:
+        click.echo(f"{found.name} says the same as {head.name}")
+    for warning in warnings(head.manifest, found.manifest):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _completes(mesh: Mesh, envelope: str) -> bool:
+    """Whether the coordinator lacked the manifest in `envelope` in its history, and keeps it now."""
+    try:
+        head = mesh.put(envelope)
+    except RefusedError:
+        return False
+    click.echo(f"kept: the history lacked it. In force is epoch {head.manifest.epoch}, digest {head.digest}")
+    return True
 
 
 def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECONDS) -> None:
@@ -349,7 +375,7 @@ def command(
         )
     if url is not None:
         if file is None:
-            raise UserError("--edit and --draft are for labs", "./mesh manifest render and sign, then --manifest FILE")
+            raise UserError("--edit and --draft are for labs", "./mesh generate and sign, then --manifest FILE")
         envelope = _envelope(_read(file), file, None)
         texts = _documents(documents, file, envelope)
         put(deployed(url, pccs, insecure_root), envelope, yes=yes, first=first, documents=texts)
@@ -387,7 +413,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "./mesh manifest sign writes manifest.signed") from error
+        raise UserError(f"{file} cannot be read: {error}", "./mesh sign writes manifest.signed") from error
 
 
 def _envelope(text: str, source: object, here: Lab | None) -> str:
@@ -403,7 +429,7 @@ def _envelope(text: str, source: object, here: Lab | None) -> str:
             return here.sign(decode(text.encode()))
     except ManifestError as error:
         raise UserError(f"{source}: {error}", "mend it, or take --draft FILE again") from error
-    raise UserError(f"{source} is a draft that nobody has signed", "./mesh manifest sign CLUSTER")
+    raise UserError(f"{source} is a draft that nobody has signed", "./mesh sign CLUSTER")
 
 
 def _pretty(manifest: Manifest) -> str:

@@ -81,7 +81,7 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
     click.secho(f"$ ./mesh exec {leader} -- patronictl -c {_PATRONI_CONFIG} list", fg="cyan")
     # Before there is a standby that has everything, nobody may take over.
     click.echo(
-        "  " + _until(ready, f"{leader} has a standby that may take over", progress).strip().replace("\n", "\n  ")
+        "  " + until(ready, f"{leader} has a standby that may take over", progress).strip().replace("\n", "\n  ")
     )
     click.secho(f"$ ./mesh kill {leader}   # it leads: {route['name']} leads to it", fg="cyan")
     began = time.monotonic()
@@ -93,7 +93,7 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
                  for e in r["endpoints"][:1] or [""]}  # fmt: skip
         return found.pop() if len(found) == 1 and not found & {leader, ""} else None
 
-    successor = _until(elsewhere, f"{route['name']} leads elsewhere", progress)
+    successor = until(elsewhere, f"{route['name']} leads elsewhere", progress)
     click.echo(f"  {route['name']} leads to {successor} in every CVM, {time.monotonic() - began:.1f} s later")
     for entry in entries:
         _wait_for_database(entry, progress)
@@ -106,7 +106,7 @@ def failover(run: runs.Run, document: dict[str, Any], entries: tuple[Entry, ...]
         now = status.contract(status.collect(run))
         return any(leader in r["endpoints"] for p in now["peers"] for r in p["routes"] if r["role"] == "replica")
 
-    _until(back, f"{leader} follows {successor}", progress)
+    until(back, f"{leader} follows {successor}", progress)
     click.echo(f"  {leader} is back, as a replica of {successor}")
 
 
@@ -119,7 +119,7 @@ def _wait_for_database(entry: Entry, progress: Progress) -> None:
         except UserError:
             return False
 
-    _until(answers, f"{entry.group} can log in to the database", progress)
+    until(answers, f"{entry.group} can log in to the database", progress)
 
 
 def has_standby(listed: str, *, synchronous: bool) -> bool:
@@ -142,7 +142,7 @@ def _patronictl(run: runs.Run, peer: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 240.0) -> T:
+def until(condition: Callable[[], T], what: str, progress: Progress, seconds: float = 240.0) -> T:
     """What `condition` gives once it is true; a person who had to wait reads for how long."""
     began = time.monotonic()
     said = False

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from runtime.consul import ConsulClient, ConsulError
-from sidecar.agent import Agent
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +37,16 @@ class Listed:
     def __init__(
         self,
         consul: ConsulClient,
-        agent: Agent,
         peer_id: str,
-        servers: Callable[[], tuple[str, ...]],
+        rejoin: Callable[[], Awaitable[object]],
         on_back: Callable[[], None],
     ) -> None:
-        """`servers`: mesh addresses. `on_back`: called when the node is listed again; its services are not yet."""
+        """`rejoin` has the agent join the servers. `on_back`: called when the node is listed again; its services are
+        not yet.
+        """
         self._consul = consul
-        self._agent = agent
         self._path = f"/v1/catalog/node/{peer_id}"
-        self._servers = servers
+        self._rejoin = rejoin
         self._on_back = on_back
 
     async def run(self) -> None:
@@ -71,7 +70,7 @@ class Listed:
                 if not missing:
                     log.warning("the servers do not list this CVM: gossip says that it has left; joining them again")
                 missing = True
-                await self._agent.rejoin(self._servers())
+                await self._rejoin()
             elif missing:
                 missing = False
                 log.info("the servers list this CVM again")

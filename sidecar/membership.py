@@ -259,9 +259,7 @@ class Membership:
         return rights(self.admission.peer_id, entry) if self.admission is not None and entry is not None else None
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
-        """After a lease was lost: the servers may have come back knowing nobody and nothing. What they have of their
-        records says whether they have (`sources.hold`).
-        """
+        """After a lease was lost: the servers may have come back knowing nobody and nothing (`sources.hold`)."""
         self._host.see(sources.hold(self._host.world))
         if self._hold is not None:
             self._hold.cancel()
@@ -325,11 +323,12 @@ class Membership:
         self.watch()
         self._host.run("rejoin", self._rejoin())
         self._host.run("registrar", self.registrar.run())
-        listed = Listed(self._consul, self._agent, admitted.peer_id, self._servers, self.registrar.restarted)
+        listed = Listed(self._consul, admitted.peer_id, self._join_servers, self.registrar.restarted)
         self._host.run("listed", listed.run())
 
-    def _servers(self) -> tuple[str, ...]:
-        return self.admission.servers if self.admission is not None else ()
+    async def _join_servers(self) -> None:
+        if self.admission is not None:
+            await self._agent.rejoin(self.admission.servers)
 
     def _backends(self) -> tuple[BackendEntry, ...]:
         """What this CVM serves, by the newest manifest."""
@@ -385,7 +384,7 @@ class Membership:
         while True:
             await self._lost.wait()
             self._lost.clear()
-            await self._agent.rejoin(self._servers())
+            await self._join_servers()
             await asyncio.sleep(REJOIN_SECONDS)
 
     # ---- stop

@@ -43,6 +43,7 @@ LIMITS = Limits(
     answer_seconds=15.0,
     # All are one caller's: whoever has the token.
     kept_each=256,
+    kept=256,
     cancels=True,
 )
 BODY_SECONDS = 15.0
@@ -57,6 +58,10 @@ WAIT_SECONDS = 660.0
 KEPT = ("content-type", "x-consul-", "x-cache", "age")
 """Beginnings of the names of headers that go back to the caller."""
 BIND = Backoff(base=0.2, cap=2.0)
+
+
+class SlowError(Exception):
+    """What is there could not be counted in time."""
 
 
 class WorkloadApi:
@@ -112,29 +117,32 @@ class WorkloadApi:
                 self.problem = None
                 return
 
-    def _is_ours(self, request: web.Request) -> bool:
-        given = _token(request).encode()
+    def _is_ours(self, text: str) -> bool:
+        given = text.encode()
         return any(hmac.compare_digest(given, token.reveal().encode()) for token in self._tokens)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         rights = self._rights()
-        if rights is None or not self._is_ours(request):
+        given = _token(request)
+        if rights is None or not self._is_ours(given):
             return _refused(
                 403, "expected the workload's own token, which is in /run/mesh/secrets/consul-token and is renewed "
                 "there, as X-Consul-Token",
             )  # fmt: skip
-        keep(request, "workload")
+        keep(request, "workload", lambda: self._is_ours(given))
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
             call = judge(rights, request.method, request.rel_url.raw_path, request.query, body)
             self._pace.take(call, asyncio.get_running_loop().time())
-            async with self._room(rights, call, _token(request)):
+            async with self._room(rights, call, given):
                 return await self._pass_on(request, call)
         except TimeoutError:
             return _refused(408, f"the body was not here after {BODY_SECONDS:g} s")
         except web.HTTPRequestEntityTooLarge:
             return _refused(413, f"the body exceeds {MAX_BODY} bytes")
+        except SlowError as slow:
+            return _refused(503, str(slow), ends=False)
         except TooMuchError as much:
             return _refused(413, str(much), ends=False)
         except TooOftenError as often:
@@ -186,7 +194,7 @@ class WorkloadApi:
             async with self._ask("GET", path, token, seconds=COUNT_SECONDS) as answer:
                 return json.loads(await answer.read()) if answer.status == 200 else None
         except TimeoutError:
-            raise TooMuchError(f"what is there could not be counted within {COUNT_SECONDS:g} s; try again") from None
+            raise SlowError(f"Consul did not say within {COUNT_SECONDS:g} s what is there; try again") from None
         except (aiohttp.ClientError, OSError, ValueError):
             return None
 

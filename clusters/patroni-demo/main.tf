@@ -8,7 +8,7 @@ module "mesh" {
   workload_groups     = local.workload_groups
   require_digests     = var.attestation.require_digests
 
-  # What `./mesh manifest sign` writes: where the coordinators are, and what deployment is checked against.
+  # What `./mesh sign` writes: where the coordinators are, and what deployment is checked against.
   manifest = fileexists("${path.module}/manifest.signed") ? trimspace(file("${path.module}/manifest.signed")) : ""
 }
 

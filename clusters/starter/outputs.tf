@@ -10,6 +10,6 @@ output "members" {
 }
 
 output "deployment" {
-  description = "For `meshctl manifest render`."
+  description = "For `meshctl generate`."
   value       = module.phala.deployment
 }

@@ -24,7 +24,7 @@ variable "coordinator_compose" {
   type        = string
 }
 
-# Not typed further: Terraform drops a field that an object type does not name, and a misspelt one must be an error.
+# Not typed further: Terraform drops a field that an object type does not name, and a misspelt `compose_env` must be an error.
 variable "workload_groups" {
   description = "The groups, as cluster.tf has them: replicas, compose, compose_env, backends, routes, calls, secrets, mesh_addresses."
   type        = any
@@ -37,13 +37,13 @@ variable "require_digests" {
 }
 
 variable "manifest" {
-  description = "Signed manifest envelope, one line, as `meshctl manifest sign` writes it: where the coordinators are. No CVM is given it. Empty until there is one. Not a secret."
+  description = "Signed manifest envelope, one line, as `meshctl sign` writes it: where the coordinators are. No CVM is given it. Empty until there is one. Not a secret."
   type        = string
   default     = ""
 
   validation {
     # Without a signature nobody takes it.
     condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+){1,16}$", var.manifest))
-    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl manifest sign` writes."
+    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl sign` writes."
   }
 }

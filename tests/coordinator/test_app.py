@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import aiohttp
@@ -10,8 +11,10 @@ import pytest
 from evidence.bundle import decode
 from evidence.outside import Cause, Trusted, UnprovenError, verify
 from evidence.statement import evidence_digest
+from meshctl.attestation import fetch_whole
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
+from tests.coordinator.test_records import proposed
 from tests.coordinator.world import OWNER, OWNERS, TEE, Applicant, Running, cluster, encode
 from tests.topology.support import after, opened
 
@@ -95,3 +98,30 @@ async def test_a_history_that_grew_is_verified_whole() -> None:
         with pytest.raises(UnprovenError) as caught:
             await verify(bundle, before, nonce=nonce, seen=None, now=time.time())
         assert caught.value.cause is Cause.DIGEST
+
+
+async def test_a_bundle_has_the_last_manifests_and_the_rest_is_asked_for() -> None:
+    """However long the history is, a bundle is not; what `./mesh verify` keeps is whole."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        chain = [opened(mesh.manifest, OWNER)]
+        for n in range(3):
+            # Two of them are more than a bundle takes.
+            api = dataclasses.replace(mesh.manifest.groups["api"], env={"NOTE": str(n) * 150_000})
+            chain.append(opened(after(chain[-1], groups={**mesh.manifest.groups, "api": api}), OWNER))
+            status, answer = await proposed(lead, chain[-1].envelope)
+            assert status == 200, answer
+        reader = Trusted(
+            manifest=chain[-1].manifest, digest=chain[-1].digest, owners=OWNERS, development_root=TEE.root_der
+        )
+        nonce = b"n" * 32
+        found = decode(await attested(lead, nonce))
+        assert found.history == (chain[-1].envelope,)
+        with pytest.raises(UnprovenError) as caught:
+            await verify(found, reader, nonce=nonce, seen=None, now=time.time())
+        assert caught.value.cause is Cause.CHAIN
+        kept = decode(await fetch_whole(lead.url, nonce))
+        assert [
+            each.digest for each in (await verify(kept, reader, nonce=nonce, seen=None, now=time.time())).history
+        ] == [each.digest for each in chain]

@@ -97,6 +97,51 @@ async def test_every_coordinator_keeps_and_shows_the_whole_history() -> None:
             assert await history(lead, 2) == wanted[2:]
 
 
+async def test_a_gap_is_said_and_closed_by_whoever_has_what_is_missing() -> None:
+    """A coordinator begins with a manifest whose predecessor it never saw. It goes by it, and says that its history
+    begins late; the predecessor alone closes the gap, whoever brings it, for the next one names its digest.
+    """
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        first = lead.coordinator.head.signed
+        await kept(mesh, first, 0)
+        second = opened(after(first, leaf_hours=9), OWNER)
+        third = opened(after(second), OWNER)
+        await mesh.lose(0)
+        again = await mesh.start(0, third.manifest)
+        await mesh.ready()
+        said = "the history begins with epoch 3"
+        assert said in str(again.coordinator.document()["manifest_notes"])
+        assert [each["epoch"] for each in await history(again)] == [3]
+        for other in (first, opened(after(first, leaf_hours=10), OWNER)):
+            assert (await proposed(again, other.envelope))[0] == 422
+        assert await proposed(again, second.envelope) == (200, dataclasses.asdict(shown(third)))
+        wanted = [dataclasses.asdict(shown(signed)) for signed in (first, second, third)]
+        assert await history(again) == wanted
+        assert said not in str(again.coordinator.document()["manifest_notes"])
+        await kept(mesh, third, 0)
+        await mesh.lose(0)
+        await mesh.start(0, third.manifest)
+        assert await history(await mesh.ready()) == wanted
+
+
+async def test_a_gap_is_closed_by_what_another_coordinator_has_put_into_the_records() -> None:
+    """Without a restart."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        first = lead.coordinator.head.signed
+        await kept(mesh, first, 0)
+        second = opened(after(first, leaf_hours=9), OWNER)
+        await mesh.lose(0)
+        again = await mesh.start(0, after(second))
+        await mesh.ready()
+        await again.coordinator.consul.put(f"/v1/kv/{MANIFESTS_PREFIX}{name_of(second)}", second.envelope.encode())
+        await eventually(lambda: again.coordinator.document()["manifest_notes"] == [], "the gap is closed", 60)
+        assert [each["epoch"] for each in await history(again)] == [1, 2, 3]
+
+
 STATES = {
     "killed before anything was kept": (True, False, False),
     "killed before the KV's history": (True, False, True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evidence.bundle import decode
 from evidence.documents import digest
@@ -12,6 +13,9 @@ from tests.coordinator.test_records import enforce
 from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, COORDINATOR_COMPOSE, OWNER, Running, cluster
 from tests.support import eventually
 from tests.topology.support import after, opened
+from topology.envelope import seal
+
+SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 async def post(lead: Running, path: str, body: object) -> tuple[int, bytes]:
@@ -40,6 +44,10 @@ async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:
         for wrong in ({digest(API_COMPOSE): API_COMPOSE + " "}, {digest("{}"): "{}"}):
             status, said = await post(leads[0], "/v1/manifest", {"envelope": head.envelope, "documents": wrong})
             assert (status, b"MANIFEST_REFUSED" in said) == (422, True), said
+        # Who brings a manifest that nobody signed is told so before anything in it is read.
+        for envelope in (seal(after(head), SECOND), seal(after(head))):
+            status, said = await post(leads[0], "/v1/manifest", {"envelope": envelope, "documents": {"ab": "x"}})
+            assert (status, b"MANIFEST_NOT_SIGNED" in said) == (403, True), said
         assert await texts(leads[0]) == {}
         status, said = await post(leads[0], "/v1/manifest", {"envelope": head.envelope, "documents": api})
         assert status == 200, said

@@ -37,6 +37,7 @@ from tests.coordinator.world import (
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
+from topology.manifest import Rotate, SecretEntry
 
 MANIFEST = make_database_manifest()
 KEYS = derive(Secret("11" * 32), "tests")
@@ -55,9 +56,18 @@ def holder(group: str, **changes: object) -> Holder:
 
 def test_secrets_are_for_the_owner_and_the_granted() -> None:
     """Nobody else gets them, and everybody who does gets the same."""
-    assert grants.secrets(KEYS, MANIFEST, "db") == {"database": workload_secret(KEYS, "db", "database").reveal()}
+    assert grants.secrets(KEYS, MANIFEST, "db") == {"database": workload_secret(KEYS, "db", "database", 0).reveal()}
     assert grants.secrets(KEYS, MANIFEST, "client") == grants.secrets(KEYS, MANIFEST, "db")
     assert grants.secrets(KEYS, MANIFEST, "api") == {}
+
+
+def test_a_secret_that_is_rotated_is_another_and_the_rest_stays() -> None:
+    """For all that it is granted to alike."""
+    more = dataclasses.replace(MANIFEST, secrets={**MANIFEST.secrets, "other": SecretEntry(owner="db", groups=())})
+    turned = dataclasses.replace(more, rotate=Rotate(secrets={"database": 1}))
+    before, after_it = grants.secrets(KEYS, more, "db"), grants.secrets(KEYS, turned, "db")
+    assert before["database"] != after_it["database"] == grants.secrets(KEYS, turned, "client")["database"]
+    assert before["other"] == after_it["other"]
 
 
 def test_tokens_are_fresh_and_hide_themselves() -> None:
@@ -255,10 +265,15 @@ async def test_secrets_are_granted_at_the_admission_and_change_with_the_manifest
         await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 2, "the manifest is adopted")
         renewed = (await api.post("renew", asked))[1]
         assert (renewed["secrets"], renewed["manifest_epoch"]) == ({"database": word}, 2)
+        turned = after(lead.coordinator.head.signed, rotate=Rotate(secrets={"database": 1}))
+        await lead.coordinator.consul.put("/v1/kv/mesh/manifest", seal(turned, OWNER).encode())
+        await eventually(lambda: lead.coordinator.document()["manifest_epoch"] == 3, "the manifest is adopted")
+        rotated = (await api.post("renew", asked | {"secrets_epoch": 2}))[1]["secrets"]
+        assert rotated["database"] not in ("", word)
         withdrawn = await client.post("renew", {"lease": second["lease"], "secrets_epoch": second["manifest_epoch"]})
         assert withdrawn[1]["secrets"] == {}
         shown = json.dumps(lead.coordinator.document()) + caplog.text
-        for text in (word, first["workload_token"], first["consul"]["token"]):
+        for text in (word, rotated["database"], first["workload_token"], first["consul"]["token"]):
             assert text not in shown
     async with cluster() as again:
         again.manifest = make_database_manifest(again.manifest)

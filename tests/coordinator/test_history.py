@@ -52,10 +52,16 @@ def test_nothing_kept_is_no_history() -> None:
 
 
 def test_what_led_to_a_manifest_ends_with_it() -> None:
-    """Nothing that came later, and alone where the history does not know it."""
+    """Nothing that came later, and alone where the history does not know it; without the first ones where they are too
+    many.
+    """
     found = arrange(kept(*ALL), MESH)
-    assert found.up_to(THREE) == (ONE.envelope, TWO.envelope, THREE.envelope)
-    assert found.up_to(TWIN) == (TWIN.envelope,)
+    three = (ONE.envelope, TWO.envelope, THREE.envelope)
+    size = sum(map(len, three))
+    assert found.up_to(THREE, size) == three
+    assert found.up_to(THREE, size - 1) == three[1:]
+    assert found.up_to(THREE, 0) == three[2:]
+    assert found.up_to(TWIN, size) == (TWIN.envelope,)
 
 
 def test_a_gap_ends_the_chain_and_not_the_trust() -> None:
@@ -128,6 +134,20 @@ def test_retired_owners_cannot_go_on() -> None:
     found = arrange(kept(ONE, TWO, THREE, FOUR, fork, far), MESH)
     assert found.newest == FOUR
     assert len(found.ignored) == 2
+
+
+def test_retired_owners_cannot_go_on_beside_the_history() -> None:
+    """What they sign later follows a manifest that is kept, or an epoch 1 of their own: it counts by itself, and the
+    chain in which they were replaced overrules it.
+    """
+    second = Owners(keys=(key_of(SECOND),))
+    late = opened(after(TWO, epoch=9), OWNER)
+    assert chain(ONE, TWO, THREE, FOUR, late) == (ONE, TWO, THREE, FOUR)
+    first = opened(dataclasses.replace(ONE.manifest, owners=second), OWNER)
+    newest = opened(after(first), SECOND)
+    other = opened(dataclasses.replace(ONE.manifest, leaf_hours=9), OWNER)
+    assert chain(first, newest, opened(after(first, epoch=9, owners=OWNERS), OWNER)) == (first, newest)
+    assert chain(first, newest, other, opened(after(other, epoch=9), OWNER))[-1] == newest
 
 
 def test_of_two_of_one_epoch_the_one_that_others_follow_counts() -> None:

@@ -23,7 +23,7 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
         keys.gossip_key.reveal(),
         keys.broker_key.hex(),
         keys.workload_root.reveal(),
-        workload_secret(keys, "db", "database").reveal(),
+        workload_secret(keys, "db", "database", 0).reveal(),
         wireguard_key(keys, "coordinator-0").reveal(),
         wireguard_key(keys, "coordinator-1").reveal(),
         keys.rpc_ca_pem,
@@ -50,13 +50,14 @@ def test_seed_and_cluster_change_everything() -> None:
         assert not set(found) & set(everything(other))
 
 
-def test_workload_secrets_differ_by_name_and_owner() -> None:
+def test_workload_secrets_differ_by_name_owner_and_rotation() -> None:
     """Each is 64 hex digits, the same at every derivation; no two of them, nor owner and name shifted, meet."""
     keys = derive(SEED, "tests")
-    found = [workload_secret(keys, *entry).reveal() for entry in (("db", "a"), ("db", "b"), ("api", "a"), ("d", "ba"))]
-    assert len(set(found)) == 4
+    entries = (("db", "a", 0), ("db", "b", 0), ("api", "a", 0), ("d", "ba", 0), ("db", "a", 1), ("db", "a", 11))
+    found = [workload_secret(keys, *entry).reveal() for entry in entries]
+    assert len(set(found)) == len(entries)
     assert all(len(bytes.fromhex(text)) == 32 for text in found)
-    assert workload_secret(derive(SEED, "tests"), "db", "a").reveal() == found[0]
+    assert workload_secret(derive(SEED, "tests"), "db", "a", 0).reveal() == found[0]
 
 
 def test_the_management_token_is_a_uuid() -> None:

@@ -16,17 +16,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from evidence import bundle
-from meshctl.attestation import UnreachableError, fetch, url_of
+from meshctl.attestation import UnreachableError, fetch, fetch_history, url_of
 
 NONCE = bytes(range(32))
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A server whose `/v1/attest` is `handler`; its URL."""
+async def serving(
+    handler: Handler, context: ssl.SSLContext | None = None, path: str = "/v1/attest"
+) -> AsyncIterator[str]:
+    """A server whose `path` is `handler`; its URL."""
     app = web.Application()
-    app.router.add_post("/v1/attest", handler)
+    app.router.add_route("*", path, handler)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
@@ -133,3 +135,33 @@ def test_what_is_no_url_is_refused(text: str) -> None:
     """With the form that is expected."""
     with pytest.raises(ValueError, match="expected https://host:port"):
         url_of(text)
+
+
+async def test_a_history_comes_in_pages_and_has_an_end() -> None:
+    """Each page begins after the one before. A server that repeats itself, or has no end, is not followed; who answers
+    with something else is named.
+    """
+    pages: dict[str, object] = {
+        "0": {"manifests": [{"epoch": 1, "envelope": "a"}, {"epoch": 2, "envelope": "b"}]},
+        "2": {"manifests": [{"epoch": 3, "envelope": "c"}, {"epoch": 4, "envelope": "d"}]},
+    }
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.query["after"])
+        return web.json_response(pages[request.query["after"]])
+
+    async with serving(answer, path="/v1/manifest/history") as url:
+        assert await fetch_history(url, 3) == ("a", "b", "c")
+        assert await fetch_history(url, 0) == ()
+        assert asked == ["0", "2"]
+        pages["4"] = {"manifests": []}
+        assert await fetch_history(url, 9) == ("a", "b", "c", "d")
+        pages["4"] = pages["0"]
+        assert await fetch_history(url, 9) == ("a", "b", "c", "d")
+        for wrong in ([], {"manifests": 1}, {"manifests": [{}]}, {"manifests": [{"epoch": "x", "envelope": ""}]}):
+            pages["0"] = wrong
+            with pytest.raises(UnreachableError, match="answers with no history"):
+                await fetch_history(url, 9)
+    with pytest.raises(UnreachableError, match="does not answer"):
+        await fetch_history("http://127.0.0.1:1", 9)

@@ -127,3 +127,15 @@ def test_a_quick_run_measures_a_real_mesh_and_leaves_nothing(tmp_path: Path) -> 
     assert rows
     assert all(row["ours"] is not None and row["anchor"] is None for row in rows), rows
     assert all(row["group"] == "change" and row["n"] > 0 for row in rows)
+
+
+def test_the_owners_manifest_has_its_aims_as_rows() -> None:
+    """Fewer sidecars than were aimed at are said; a lost call misses its aim."""
+    from benchmarks import trust
+
+    assert [trust.sidecars(gib << 30) for gib in (1, 2, 3, 64)] == [4, 8, 12, trust.SIDECARS]
+    samples = trust.Samples(sets=[900.0, 1100.0], evictions=[80.0], verifications=[1500.0], calls=5000, lost=1)
+    rows = trust.rows(samples, 8)
+    assert [row.met for row in rows] == [True, False, True, True]
+    assert "this machine's memory holds 8" in rows[0].note
+    assert "aimed at" not in trust.rows(samples, trust.SIDECARS)[0].note

@@ -13,11 +13,12 @@ from meshctl.cli import cli
 from meshctl.errors import UserError
 from meshctl.evict import without
 from meshctl.manifest_sign import SIGNED, head
-from tests.coordinator.world import make_database_manifest
+from tests.coordinator.world import make_database_manifest, make_manifest
 from tests.meshctl.test_manifest import Owner, owner
 from tests.meshctl.test_set_command import URL, Coordinator, lab
 from topology.cluster import load
 from topology.envelope import open_envelope
+from topology.manifest import decode
 
 __all__ = ["lab", "owner"]
 MANIFEST = make_database_manifest()
@@ -49,8 +50,16 @@ def test_what_is_no_slot_is_named() -> None:
     """With those that are."""
     with pytest.raises(UserError, match=r"there is no slot 'api-7'\n.*api-0, api-1, client-0"):
         without(MANIFEST, "api-7")
-    with pytest.raises(UserError, match="coordinator-0 is a coordinator"):
+    with pytest.raises(UserError, match="coordinator-0 is the only coordinator"):
         without(MANIFEST, "coordinator-0")
+
+
+def test_a_coordinator_goes_where_another_stays() -> None:
+    """And nothing else."""
+    three = make_manifest(coordinators=3)
+    found = without(three, "coordinator-1")
+    assert [peer.peer_id for peer in found.coordinators.peers] == ["coordinator-0", "coordinator-2"]
+    assert replace(found, coordinators=three.coordinators) == three
 
 
 def test_a_labs_slot_is_taken_away(lab: Coordinator) -> None:
@@ -69,7 +78,7 @@ def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(set_command, "deployed", lambda *_: asked.mesh)
     target = [str(owner.cluster), "-c", URL, "--key", str(owner.key)]
     refused(run("worker-1", *target), "has no manifest.signed yet")
-    assert owner.render().exit_code == 0
+    assert owner.generate().exit_code == 0
     assert owner.sign().exit_code == 0
     first = head(load(owner.cluster))
     assert first is not None
@@ -81,13 +90,17 @@ def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyP
     assert now is not None
     assert (now.digest, now.manifest.previous) == (asked.head.digest, first.digest)
     assert [peer.peer_id for peer in now.manifest.groups["worker"].peers] == ["worker-0"]
+    assert owner.generate().exit_code == 0
+    made = decode(owner.draft.read_bytes())
+    assert [peer.peer_id for peer in made.groups["worker"].peers] == ["worker-0"], "it would have brought the slot back"
+    assert made == now.manifest
 
 
 def test_what_was_not_set_is_not_written(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mesh has another manifest by now: the owner's file stays as it was."""
     asked = Coordinator()
     monkeypatch.setattr(set_command, "deployed", lambda *_: asked.mesh)
-    assert owner.render().exit_code == 0
+    assert owner.generate().exit_code == 0
     assert owner.sign().exit_code == 0
     before = (owner.cluster / SIGNED).read_text()
     refused(run("worker-1", str(owner.cluster), "-c", URL, "--key", str(owner.key), "--yes"), "not to be set")

@@ -1,10 +1,11 @@
-"""`./mesh manifest`: the files it reads and writes, what it refuses. The whole way: tests/terraform/test_phala.py."""
+"""`./mesh sign` and `manifest`: the files they read and write, what they refuse. The whole way: test_phala.py."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,7 +15,7 @@ from meshctl.cli import cli
 from meshctl.errors import UserError
 from tests.meshctl.test_manifest_facts import FILES, outputs
 from tests.support import ROOT
-from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
+from tests.terraform.deployed import PRE_LAUNCH_HASH
 from topology import manifest
 from topology.owners import text_of
 from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
@@ -30,24 +31,42 @@ class Owner:
         self.run("keygen", str(self.cluster), "--key", str(self.key))
         public = owners_of((self.cluster / "compose" / "api.yaml").read_text())
         assert public is not None
-        changes = {
+        self.measured: dict[str, dict[str, Any]] = {
             name: {"docker_compose_file": text.replace(OWNER_KEY_PLACEHOLDER, text_of(public))}
             for name, text in FILES.items()
         }
-        self.printed.write_text(json.dumps(outputs(**changes)))
+        self.printed.write_text(json.dumps(outputs(**self.measured)))
 
     def run(self, *arguments: str) -> Result:
         """A command of ./mesh."""
         return CliRunner().invoke(cli, arguments)
 
-    def render(self, *more: str) -> Result:
-        """`manifest render` with the answers that it asks for."""
+    @property
+    def draft(self) -> Path:
+        """What `generate` writes, and people edit."""
+        return self.cluster / "manifest.json"
+
+    def generate(self, *more: str) -> Result:
+        """`generate` with the answers that it asks for."""
         fixed = ("--outputs", str(self.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
-        return self.run("manifest", "render", str(self.cluster), *fixed, *(more or ("--take-reported-images",)))
+        images = () if "--os-images" in more else ("--take-reported-images",)
+        return self.run("generate", str(self.cluster), *fixed, *images, *more)
+
+    def gives(self, app: str, *names: str) -> None:
+        """Terraform has deployed `app` with the variables `names`, too, and prints so."""
+        given = sorted({*json.loads(self.printed.read_text())["apps"][app]["environment"], *names})
+        changed = {**self.measured[app], "allowed_envs": given}
+        tree = outputs(**{**self.measured, app: changed})
+        tree["apps"][app]["environment"] = given
+        self.printed.write_text(json.dumps(tree))
+
+    def edit(self, **changes: Any) -> None:
+        """Somebody edits the draft."""
+        self.draft.write_text(json.dumps(json.loads(self.draft.read_text()) | changes, indent=2, sort_keys=True) + "\n")
 
     def sign(self, *more: str) -> Result:
-        """`manifest sign`."""
-        return self.run("manifest", "sign", str(self.cluster), *(more or ("--key", str(self.key))))
+        """`sign`."""
+        return self.run("sign", str(self.cluster), *(more or ("--key", str(self.key))))
 
 
 @pytest.fixture
@@ -62,11 +81,11 @@ def refused(result: Result, *words: str) -> None:
     assert all(word in str(result.exception) for word in words), str(result.exception)
 
 
-def test_render_sign_show(owner: Owner) -> None:
+def test_generate_sign_show(owner: Owner) -> None:
     """The draft is readable JSON; the signed file is one line that the compose files' key verifies; epochs grow."""
-    rendered = owner.render()
-    assert rendered.exit_code == 0, rendered.exception
-    assert "look at: " in rendered.output
+    generated = owner.generate()
+    assert generated.exit_code == 0, generated.exception
+    assert "look at: " in generated.output
     draft = (owner.cluster / "manifest.json").read_text()
     assert manifest.decode(draft.encode()).epoch == 1
     assert owner.sign().exit_code == 0
@@ -76,7 +95,8 @@ def test_render_sign_show(owner: Owner) -> None:
     assert "manifest of starter, epoch 1" in shown.output
     assert "route worker:9090 → worker/worker" in shown.output
     assert "    worker may be called by api, worker\n" in shown.output
-    assert owner.render().exit_code == 0
+    owner.edit(leaf_hours=9)
+    assert owner.generate().exit_code == 0
     assert owner.sign().exit_code == 0
     assert "epoch 2" in owner.run("manifest", "show", str(owner.cluster)).output
 
@@ -85,42 +105,26 @@ def test_variables_are_shown_to_whoever_signs_them(owner: Owner) -> None:
     """With their values: the manifest is public, and a password among them would be as well."""
     file = owner.cluster / "cluster.tf"
     file.write_text(file.read_text().replace("compose_env = {}", 'compose_env = { MODE = "fast" }', 1))
-    assert "    variable MODE is 'fast', for everybody to read\n" in owner.render().output
+    refused(owner.generate(), "app 'api' is deployed with other variables than cluster.tf has: MODE")
+    owner.gives("api", "MODE")
+    assert "    variable MODE is 'fast', for everybody to read\n" in owner.generate().output
     assert owner.sign().exit_code == 0
     assert "variable MODE is 'fast'" in owner.run("manifest", "show", str(owner.cluster)).output
-
-
-def test_the_images_that_may_run_must_be_said(owner: Owner) -> None:
-    """Neither the cloud's word nor a list is taken unasked."""
-    fixed = ("manifest", "render", str(owner.cluster), "--outputs", str(owner.printed))
-    refused(owner.run(*fixed), "--os-images", "--take-reported-images")
-    approved = owner.cluster / "images.json"
-    image = TEE.os_image("0.6.0", False)
-    approved.write_text(
-        json.dumps([{name: getattr(image, name) for name in ("os_image_hash", "mrtd", "rtmr0", "rtmr1", "rtmr2")}])
-    )
-    assert owner.render("--os-images", str(approved)).exit_code == 0
-    approved.write_text('[{"mrtd": "x"}]')
-    refused(owner.render("--os-images", str(approved)), "is no list of OS images", "os_image_hash")
-    approved.write_text("[]")
-    refused(owner.render("--os-images", str(approved)), "approves no OS image")
 
 
 def test_what_cannot_be_read_is_named(owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing outputs, no Terraform, no draft, nothing signed yet."""
     missing = str(tmp_path / "none.json")
-    refused(
-        owner.run("manifest", "render", str(owner.cluster), "--outputs", missing, "--take-reported-images"), missing
-    )
+    refused(owner.run("generate", str(owner.cluster), "--outputs", missing, "--take-reported-images"), missing)
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused(owner.run("manifest", "render", str(owner.cluster), "--take-reported-images"), "terraform is not on PATH")
-    refused(owner.sign(), "manifest.json", "manifest render")
+    refused(owner.run("generate", str(owner.cluster), "--take-reported-images"), "terraform is not on PATH")
+    refused(owner.sign(), "manifest.json", "./mesh generate")
     refused(owner.run("manifest", "show", str(owner.cluster)), "has no manifest.signed yet")
 
 
 def test_only_the_key_of_the_compose_files_signs(owner: Owner, tmp_path: Path) -> None:
     """A manifest that no CVM would believe is not signed."""
-    owner.render()
+    owner.generate()
     other = tmp_path / "other.pem"
     manifest_keys.create(other)
     refused(owner.sign("--key", str(other)), "a signature of none of the owners in the compose files")
@@ -128,10 +132,11 @@ def test_only_the_key_of_the_compose_files_signs(owner: Owner, tmp_path: Path) -
 
 def test_an_older_or_foreign_draft_is_not_signed(owner: Owner) -> None:
     """Coordinators never take a smaller epoch, so it is refused here, where someone can act."""
-    owner.render()
+    owner.generate()
     first = (owner.cluster / "manifest.json").read_text()
     owner.sign()
-    owner.render()
+    owner.edit(leaf_hours=9)
+    owner.generate()
     owner.sign()
     (owner.cluster / "manifest.json").write_text(first)
     refused(owner.sign(), "epoch 1 (", "is older than epoch 2 (")
@@ -143,7 +148,7 @@ def test_an_older_or_foreign_draft_is_not_signed(owner: Owner) -> None:
 
 def test_a_signed_file_that_was_changed_is_refused(owner: Owner) -> None:
     """Whoever can write the folder cannot make a manifest."""
-    owner.render()
+    owner.generate()
     owner.sign()
     path = owner.cluster / "manifest.signed"
     path.write_text("A" + path.read_text()[1:])

@@ -1,4 +1,4 @@
-"""`./mesh manifest sign`: who has to sign, one after the other, also with keys that are elsewhere."""
+"""`./mesh sign`: who has to sign, one after the other, also with keys that are elsewhere."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def several(tmp_path: Path) -> Several:
 
 def test_each_owner_signs_in_turn(several: Several) -> None:
     """Until there are enough, nothing is there for Terraform to find; the same key twice is one."""
-    assert several.render().exit_code == 0
+    assert several.generate().exit_code == 0
     for _ in range(2):
         first = several.sign("--key", str(several.keys[1]))
         assert "1 of 2 signatures" in first.output
@@ -79,7 +79,7 @@ def test_each_owner_signs_in_turn(several: Several) -> None:
 
 def test_a_draft_that_was_changed_needs_all_signatures_anew(several: Several) -> None:
     """One of another draft does not count."""
-    several.render()
+    several.generate()
     several.sign("--key", str(several.keys[0]))
     draft = several.cluster / "manifest.json"
     draft.write_text(draft.read_text().replace('"vip_pool": "127.10.0.0/16"', '"vip_pool": "127.11.0.0/16"'))
@@ -88,7 +88,7 @@ def test_a_draft_that_was_changed_needs_all_signatures_anew(several: Several) ->
 
 def test_signatures_are_made_with_openssl(several: Several, tmp_path: Path) -> None:
     """As `--prepare` prints it, for both kinds of key; one of other bytes, or of another key, is refused."""
-    several.render()
+    several.generate()
     bytes_, made = tmp_path / "to-sign", tmp_path / "to-sign.sig"
     told = several.sign("--prepare", str(bytes_)).output
     lines = [line.split()[1:] for line in told.splitlines() if line.startswith("  openssl ")]
@@ -98,7 +98,8 @@ def test_signatures_are_made_with_openssl(several: Several, tmp_path: Path) -> N
         openssl(*(str(key) if word == "owner.pem" else word for word in command))
         assert several.sign("--signature", str(made)).exit_code == 0
     assert open_envelope(several.signed.read_text(), several.owners).manifest.epoch == 1
-    several.render()
+    several.edit(leaf_hours=9)
+    several.generate()
     refused(several.sign("--signature", str(made)), "a signature of none of")
     made.write_bytes(b"")
     refused(several.sign("--signature", str(made)), "is no signature")
@@ -107,19 +108,20 @@ def test_signatures_are_made_with_openssl(several: Several, tmp_path: Path) -> N
 
 def test_owners_are_replaced_by_the_old_and_the_new_ones(owner: Owner, tmp_path: Path) -> None:
     """CVMs that run go by the manifest before, those that start by their compose file: both have to believe it."""
-    owner.render()
+    owner.generate()
     owner.sign()
     new = tmp_path / "new.pem"
     manifest_keys.create(new, "p256")
     owners = Owners(keys=(key_of(manifest_keys.load(new)),))
     Several.name(owner, owners)  # type: ignore[arg-type]
-    rendered = owner.render()
+    rendered = owner.generate()
     assert rendered.exit_code == 0, rendered.exception
     first = owner.sign("--key", str(new))
     assert "0 of 1 signatures by the owners that epoch 1" in first.output
     assert "1 of 1 signatures by the owners in the compose files" in first.output
     assert "signed epoch 2" in owner.sign().output
-    assert owner.render().exit_code == 0
+    owner.edit(leaf_hours=9)
+    assert owner.generate().exit_code == 0
     assert "signed epoch 3" in owner.sign("--key", str(new)).output
     shown = owner.run("manifest", "show", str(owner.cluster)).output
     assert f"signed by {name_of(owners.keys[0])}\n" in shown
@@ -127,9 +129,10 @@ def test_owners_are_replaced_by_the_old_and_the_new_ones(owner: Owner, tmp_path:
 
 def test_a_manifest_of_another_history_is_not_signed(owner: Owner) -> None:
     """The reason is that of the coordinators."""
-    owner.render()
+    owner.generate()
     owner.sign()
-    owner.render()
+    owner.edit(leaf_hours=9)
+    owner.generate()
     draft = owner.cluster / "manifest.json"
     tree = json.loads(draft.read_text())
     draft.write_text(json.dumps(tree | {"previous": "00" * 32}))

@@ -53,7 +53,7 @@ def test_a_change_is_shown_against_the_last_commit(cluster: Path) -> None:
     assert "worker-2" in shown
     assert "create: a CVM is made" in shown
     assert "(1: worker-2)" in shown
-    assert "./mesh manifest render" in shown
+    assert "./mesh generate" in shown
 
 
 def test_who_may_call_what_fits_into_80_columns(cluster: Path) -> None:

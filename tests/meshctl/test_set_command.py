@@ -86,6 +86,27 @@ def test_texts_are_handed_over_once_the_manifest_is_in_force(capsys: pytest.Capt
         assert f"none for coordinator, compose hash {digest(COORDINATOR_COMPOSE)}" in out
 
 
+class Lacking(Coordinator):
+    """One that enforces NEXT, and keeps what it lacks in its history."""
+
+    def ask(self, question: Question) -> Answer:
+        self.asked.append(question)
+        if question.body is not None and self.refusal is not None:
+            return self.refusal
+        return Answer(tree={"epoch": 2, "digest": "", "envelope": NEXT.envelope})
+
+
+def test_an_older_manifest_is_set_only_where_the_history_lacks_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing else changes, and no text goes with it."""
+    one = Lacking()
+    put(one.mesh, FIRST.envelope, yes=True, documents={"ab" * 32: "text"})
+    assert [q.method for q in one.asked] == ["GET", "POST"]
+    assert "kept: the history lacked it. In force is epoch 2" in capsys.readouterr().out
+    full = Lacking(refusal=Answer(tree={}, code="MANIFEST_REFUSED", reason="older"))
+    with pytest.raises(UserError, match="is older than epoch 2"):
+        put(full.mesh, FIRST.envelope, yes=True)
+
+
 class Beginning:
     """Three coordinators, of which some wait for a manifest, some have one, and some are away."""
 
@@ -231,7 +252,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     (tmp_path / "owner.pem").touch(mode=0o600)
     (tmp_path / "owner.pem").write_bytes(pem)
     (tmp_path / "manifest.signed").write_text(FIRST.envelope)
-    monkeypatch.setattr(set_command, "lab", lambda _: Lab(mesh=one.mesh, folder=tmp_path))
+    monkeypatch.setattr(set_command, "lab", lambda _, **__: Lab(mesh=one.mesh, folder=tmp_path))
     return one
 
 

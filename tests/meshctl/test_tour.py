@@ -65,10 +65,10 @@ def test_a_wait_ends_with_how_long_it_took() -> None:
             said.append(text)
 
     answers = iter([False, True])
-    assert tour._until(lambda: next(answers), "it leads", Listening())
+    assert tour.until(lambda: next(answers), "it leads", Listening())
     assert len(said) == 1
     assert said[0].startswith("it leads, after ")
-    assert tour._until(lambda: True, "it leads", Listening())
+    assert tour.until(lambda: True, "it leads", Listening())
     assert len(said) == 1
 
 

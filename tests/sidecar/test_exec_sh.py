@@ -171,7 +171,7 @@ def test_the_host_cannot_give_up_acknowledged_writes(ready: Container) -> None:
     assert done.stderr.startswith(
         "exec.sh: not as the manifest has it for this group: POSTGRES_SYNCHRONOUS; the command is not started. "
     )
-    assert (done.stderr.count("\n"), "./mesh manifest render" in done.stderr) == (1, True)
+    assert (done.stderr.count("\n"), "./mesh generate" in done.stderr) == (1, True)
     assert ready.hosts.read_text() == OLD_HOSTS, "nor was anything written"
 
 

@@ -35,7 +35,7 @@ async def test_a_leave_that_another_forged_is_undone() -> None:
             back.append(1)
             it.registrar.restarted()
 
-        own = Listed(it.consul, it.agent, "api-0", lambda: it.admitted.servers, on_back)
+        own = Listed(it.consul, "api-0", lambda: it.agent.rejoin(it.admitted.servers), on_back)
         running = [scope.start("registrar", it.registrar.run()), scope.start("listed", own.run())]
         server = await listen(it.world.own.backends["api"].port)
         it.serving.set()

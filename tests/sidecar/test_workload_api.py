@@ -32,6 +32,8 @@ class Agent:
         self.waiting = 0
         self.changed = asyncio.Event()
         self.broken = False
+        self.hangs = ""
+        """A path that is not answered."""
         app = web.Application(client_max_size=MAX_BODY * 2)
         app.router.add_route("*", "/{path:.*}", self.answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -47,7 +49,7 @@ class Agent:
         token = request.headers.get("X-Consul-Token", "")
         self.asked.append((request.method, str(request.rel_url), token, await request.read()))
         response = web.StreamResponse(headers={"X-Consul-Index": "7", "Server": "agent"})
-        if "index" in request.query:
+        if "index" in request.query or request.path == self.hangs:
             self.waiting += 1
             try:
                 await self.changed.wait()
@@ -195,6 +197,17 @@ async def test_an_agent_that_is_away_is_said(tmp_path: Path) -> None:
         with pytest.raises(ConsulError) as error:
             await client.get(f"/v1/kv/{LEADER}")
         assert error.value.status == 0
+
+
+async def test_what_cannot_be_counted_in_time_is_refused_for_now(tmp_path: Path) -> None:
+    """503, which a client tries again; nothing is opened that nobody has counted."""
+    async with world(tmp_path) as it:
+        it.agent.hangs = "/v1/session/node/db-0"
+        status, reason = await it.call("PUT", "/v1/session/create")
+        assert (status, "did not say within" in reason) == (503, True)
+        assert [path for _, path, _, _ in it.agent.asked] == ["/v1/session/node/db-0"]
+        it.agent.hangs = ""
+        assert (await it.call("PUT", "/v1/session/create"))[0] == 200
 
 
 async def test_a_port_that_is_taken_is_said_and_waited_for(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from lab.agent_tls import event_items
-from lab.tee import CvmIdentity, DevTee, make_cvm
+from lab.deployment import tcb_info
+from lab.tee import DevTee, make_cvm
 from meshctl.cli import cli
 from tests.support import ROOT
 from tests.terraform import world
@@ -35,24 +35,6 @@ def app_compose(app: Mapping[str, Any], **changes: object) -> str:
         "storage_fs": app["storage_fs"], "pre_launch_script": PRE_LAUNCH, "features": ["kms", "tproxy-net"],
     }  # fmt: skip
     return json.dumps({**tree, **changes})
-
-
-def tcb_info(cvm: CvmIdentity) -> str:
-    """The platform's `TcbInfo` of `cvm`, JSON: exactly the fields of the published schema.
-
-    Source: `TcbInfoSchema` of @phala/cloud (Phala-Network/phala-cloud, js/), the action for /cvms/{id}/attestation. It
-    has no compose hash and no OS image hash, unlike the guest agent's answer to Info.
-    """
-    measured = cvm.measurements
-    registers = {name: getattr(measured, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
-    return json.dumps(
-        {
-            **registers,
-            "rootfs_hash": None,
-            "event_log": event_items(cvm.boot_events, stripped=False),
-            "app_compose": cvm.app_compose,
-        }
-    )
 
 
 def attest(app: Mapping[str, Any], **changes: object) -> str:

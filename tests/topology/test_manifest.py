@@ -47,7 +47,9 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("groups",), []),
         (("routes", 0, "port"), None),
         (("routes", 0, "role"), 5),
-        (("os_images",), {}),
+        (("references",), {}),
+        (("references",), []),
+        (("references", 0, "tcb", "grace_until"), "tomorrow"),
         (("coordinators", "compose_hashes"), "abc"),
         (("version",), 1),
         (("epoch",), 0),
@@ -98,6 +100,21 @@ def test_a_signed_manifest_may_be_newer_than_the_reader() -> None:
         manifest.decode_signed(json.dumps(tree).encode())
 
 
+def test_what_is_said_of_a_strangers_manifest_stays_small() -> None:
+    """Whoever reads it: a long name is not copied for each entry below it, and not all entries are named."""
+    tree = json.loads(manifest.encode(MADE))
+    long, many = "A" * 50_000, {f"a{n}": 0 for n in range(5_000)}
+    entry = tree["groups"].pop("api")
+    _, unknown = manifest.decode_signed(json.dumps({**tree, "groups": {long: entry | many}}).encode())
+    assert len(unknown) == manifest.MAX_UNKNOWN
+    assert sum(map(len, unknown)) < 10_000
+    for wrong in ({**tree, "groups": {long: many}}, {**tree, "critical": list(many)}):
+        for read in (manifest.decode, manifest.decode_signed):
+            with pytest.raises(manifest.ManifestError) as refused:
+                read(json.dumps(wrong).encode())
+            assert len(str(refused.value)) < 10_000
+
+
 def test_the_sidecars_part_imports_neither_hcl_nor_yaml() -> None:
     """A process inside a CVM reads the manifest without the command line's libraries."""
     code = (
@@ -131,3 +148,23 @@ def test_names_that_a_shell_uses_up_are_its_own(shell: str) -> None:
 def test_what_the_loader_obeys_is_no_applications(name: str) -> None:
     """It comes before the shell itself."""
     assert manifest.SHELLS_OWN.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    ("rotate", "words"),
+    [
+        ({"nobody": 1}, "names 'nobody', expected one of"),
+        ({"database": -1}, "is -1, expected a count"),
+        ({"database": 1 << 31}, "expected a count"),
+        ({"database": True}, "must be int"),
+    ],
+)
+def test_what_is_rotated_is_there(rotate: dict[str, int], words: str) -> None:
+    """By a count."""
+    known = render.manifest(starter(), deployment())
+    tree = json.loads(manifest.encode(known)) | {"secrets": {"database": {"owner": "db", "groups": []}}}
+    with pytest.raises(manifest.ManifestError) as caught:
+        manifest.decode(json.dumps(tree | {"rotate": {"secrets": rotate}}).encode())
+    assert words in str(caught.value)
+    found = manifest.decode(json.dumps(tree | {"rotate": {"secrets": {"database": 3}}}).encode())
+    assert found.rotate.secrets == {"database": 3}

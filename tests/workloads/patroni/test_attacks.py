@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any
 
 import pytest
 
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
-from tests.workloads.patroni.world import CLUSTER, Member, World, world
+from runtime.tasks import TaskScope
+from sidecar.listed import Listed
+from tests.sidecar.gossip import say_left
+from tests.workloads.patroni.world import CLUSTER, GOSSIP_KEY, Member, World, world
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
@@ -69,3 +73,37 @@ async def test_leader_keeps_its_key_and_its_route_under_attack() -> None:
         _, after = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
         assert after[0]["Session"] == key[0]["Session"]
         assert "checks were replaced or are missing" in leader.log()
+
+
+async def test_a_leave_that_another_forged_moves_no_leader() -> None:
+    """Whoever has the gossip key takes the leader's node out of the catalog, and its session and key with it. It takes
+    the key again: nobody is promoted, no process ends, and it is published again.
+    """
+    async with world(2) as made, TaskScope() as scope:
+        leader = await made.settled(1)
+        await made.until(lambda: made.sql(made.master_port, "SELECT 7"), "the application logs in")
+        pids = leader.patroni(), leader.postmaster()
+        _, key = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
+        # As the sidecar of each CVM does.
+        running = [
+            scope.start("listed", Listed(each.consul, each.peer_id, partial(_join, made, each), lambda: None).run())
+            for each in made.members
+        ]
+        say_left(Secret(GOSSIP_KEY), leader.peer_id, f"{made.network}.1")
+
+        async def has_another_session() -> bool:
+            _, now = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
+            return bool(now) and now[0].get("Session") not in (None, key[0]["Session"])
+
+        await made.until(has_another_session, "the key is of another session")
+        assert await made.settled(1) is leader
+        assert await made.until(lambda: made.sql(made.master_port, "SELECT 8"), "the route leads to it") == 8
+        assert (leader.patroni(), leader.postmaster()) == pids
+        timeline = "SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()"
+        assert await made.sql(leader.port, timeline) == 1
+        for task in running:
+            task.cancel()
+
+
+async def _join(made: World, member: Member) -> None:
+    await member.consul.put(f"/v1/agent/join/{made.network}.1")

@@ -188,6 +188,36 @@ async def test_primary_goes_on_when_consul_comes_back_empty() -> None:
         assert await _rows(made, standby) == [1, 2]
 
 
+async def test_paused_primary_asks_before_it_leads_an_emptied_consul() -> None:
+    """Patroni keeps it without a leader key while nobody answers: it takes none, and no route leads to it. Once the
+    other member has said what it has, it leads again.
+    """
+    async with world(2) as made:
+        leader = await _begin(made, 1)
+        await _write(made, 1)
+        config = await made.dcs("config")
+        await made.consul.put(f"/v1/kv/service/{CLUSTER}/config", {**config, "pause": True})
+        await made.until(lambda: _said(leader, "PAUSE: "), "the cluster is paused")
+        postmaster, other = leader.postmaster(), next(m for m in made.members if m is not leader)
+        _stop(other)
+        await restart_server(made, keeps=False)
+        await made.until(lambda: _waits(leader, other), "the primary waits for the other member")
+        assert await made.dcs("leader") is None
+        assert leader.postmaster() == postmaster
+        made.start_member(other)
+        await made.until(lambda: _leads(made, leader), "it leads again")
+        assert leader.postmaster() == postmaster
+        assert await _rows(made, leader) == [1]
+
+
+async def _said(member: Member, words: str) -> bool:
+    return words in member.log()
+
+
+async def _leads(made: World, member: Member) -> bool:
+    return await made.tagged("master") == [member.peer_id]
+
+
 async def _published(made: World) -> bool:
     _, found = await made.consul.get(f"/v1/health/service/{CLUSTER}", params={"passing": ""})
     checks = {check["CheckID"] for entry in found or () for check in entry["Checks"]}

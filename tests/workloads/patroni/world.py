@@ -42,6 +42,7 @@ from topology.manifest import BackendEntry, Permissions
 
 CLUSTER = "tests"
 MANAGEMENT = str(uuid.UUID(int=7))
+GOSSIP_KEY = base64.b64encode(bytes(range(32))).decode()
 APP_PASSWORD = "application-password-in-tests"
 TEE = DevTee(b"patroni tests")
 SECONDS = 180.0
@@ -265,6 +266,7 @@ def _config(folder: Path, name: str, address: str, http: int, server: str) -> di
         "gossip_lan": {
             "probe_interval": "500ms", "probe_timeout": "300ms", "suspicion_mult": 3, "gossip_interval": "100ms",
         },
+        "encrypt": GOSSIP_KEY,
         "retry_join": [server],
         "retry_interval": "1s",
         "leave_on_terminate": name != "server",
