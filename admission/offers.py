@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from admission.client import CoordinatorError, Greeting, RefusedError
 from admission.protocol import ManifestHistory
-from topology.envelope import Signed, UnreadableError, open_envelope
+from topology.envelope import Signed, UnreadableError, digest_of, open_envelope
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.owners import Owners
 from topology.succession import Fault, SuccessionError, chain, follow, overtake
@@ -72,7 +72,7 @@ class Offers:
         `refused` is why it cannot be taken without. Each page is judged before the next one is asked for.
         """
         try:
-            wanted = open_envelope(greeting.envelope, None).digest
+            wanted = digest_of(greeting.envelope)
             if self._owners is None:
                 raise refused
             more = True

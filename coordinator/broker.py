@@ -67,7 +67,6 @@ class Rules:
     """What is enforced now. Replaced as a whole when a newer manifest arrives."""
 
     signed: Signed
-    verifier: EvidenceVerifier
     adopted_at: float
     """Unix seconds: when the coordinators adopted the manifest. For so long as it says from then on, who was admitted
     under the one before is still trusted."""
@@ -93,6 +92,7 @@ class Broker:
         self,
         *,
         rules: Rules,
+        verifier: EvidenceVerifier,
         keys: ClusterKeys,
         ledger: Ledger,
         registry: Registry,
@@ -107,6 +107,7 @@ class Broker:
         self.rules = rules
         self.not_ready: str | None = "starting"
         """Why workloads are not admitted now; None when they are."""
+        self._verifier = verifier
         self._keys = keys
         self._ledger = ledger
         self._registry = registry
@@ -149,7 +150,7 @@ class Broker:
         rules = self.rules
         now = self._clocks.unix()
         try:
-            evidence = await rules.verifier.verify(
+            evidence = await self._verifier.verify(
                 quote=quote,
                 event_log=request.event_log,
                 vm_config=request.vm_config,
@@ -157,7 +158,7 @@ class Broker:
                 now=now,
             )
             slot = policy.find_slot(rules.manifest, binding.peer_id)
-            check(evidence, expected(rules.manifest, slot.group))
+            check(evidence, expected(rules.manifest, slot.group), now)
         except EvidenceError as error:
             raise RefusalError(Code[error.code], error.reason) from error
         policy.check_revoked(rules.manifest, slot.peer_id)
@@ -445,8 +446,8 @@ def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
         compose_hash=holder.compose_hash,
         device=holder.device,
     )
-    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
-        reason = f"the manifest no longer allows {holder.peer_id} with its app and OS image"
+    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image, holder.device):
+        reason = f"the manifest no longer allows {holder.peer_id} with its app, OS image and machine"
     return reason
 
 

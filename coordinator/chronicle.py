@@ -17,7 +17,7 @@ from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
 from coordinator.proposal import shown
 from runtime.consul import ConsulClient
-from topology.envelope import Signed, open_envelope
+from topology.envelope import Signed, digest_of, open_envelope
 from topology.manifest import ManifestError
 
 log = logging.getLogger(__name__)
@@ -64,16 +64,19 @@ class Chronicle:
                     found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
         self._take(found)
 
-    async def fill(self, envelope: str) -> bool:
-        """Whether the manifest in `envelope` is the one that the history lacks at its beginning: it is kept then. The
-        one after it names its digest, so it does not matter who brings it.
+    def lacked(self, envelope: str) -> Signed | None:
+        """The manifest in `envelope` where it is the one that the history lacks at its beginning. The one after it
+        names its digest, so it does not matter who brings it; any other is not read here, for nobody has signed it yet.
         """
         with contextlib.suppress(ManifestError):
-            found = open_envelope(envelope, None)
-            if found.digest == self.history.missing:
-                self._take(await asyncio.to_thread(self._disk.manifests) | {name_of(found): envelope})
-                return found in self.history.chain
-        return False
+            if digest_of(envelope) == self.history.missing:
+                return open_envelope(envelope, None)
+        return None
+
+    async def fill(self, found: Signed) -> bool:
+        """Keeps `found`, which was `lacked`; whether the history has it now."""
+        self._take(await asyncio.to_thread(self._disk.manifests) | {name_of(found): found.envelope})
+        return found in self.history.chain
 
     def _take(self, found: dict[str, str]) -> None:
         """Puts what was found in order, with what came while it was looked for."""

@@ -3,10 +3,11 @@
 A coordinator that was dropped, or whose compose hash or OS image is no longer allowed, goes off link, registry and
 lists, and its server out of Raft's configuration. Its server first, where that can be: a removal needs a majority, to
 which it may belong (`coordinator.voters`). One that means ill would stay for as long; so after `GRACE_SECONDS` the link
-to it ends whatever Raft says. Without a link nothing of it is heard, and Consul cannot take it in again by gossip.
+to it ends whatever Raft says, and it is asked no more. Without a link nothing of it is heard, and Consul cannot take it
+in again by gossip.
 
-While its server still counts for Raft, a dropped coordinator is asked as the others are: it may lead, and have what was
-acknowledged while this one was away.
+Until then, while its server still counts for Raft, a dropped coordinator is asked as the others are: it may lead, and
+have what was acknowledged while this one was away.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ LOOK_SECONDS = 1.0
 STEP_SECONDS = 0.05
 """Between two steps that Raft's configuration takes."""
 GRACE_SECONDS = 10.0
-"""How long a dropped coordinator keeps its link because Raft counts it. Removing takes well below a second, and an
-election about 2."""
+"""How long a dropped coordinator keeps its link because Raft counts it, and a step of its removal may take: since the
+manifest dropped it, without the time in which nobody led. Removing takes well below a second, and an election about 2.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ class Circle:
         self._made: dict[CoordinatorPeer, Sibling] = {}
         self._tasks: dict[CoordinatorPeer, asyncio.Task[None]] = {}
         self._voters: tuple[str, ...] = ()
-        self._gone_since: dict[str, float] = {}
+        self._grace = voters.Grace()
         self._listed_still: set[str] = set()
         """Peer IDs of those that were put out, and that Consul's KV may have yet."""
         self._news = asyncio.Event()
@@ -95,7 +97,8 @@ class Circle:
             while True:
                 self._news.clear()
                 self._keep(scope)
-                stepped = self._parts.dismissed() is None and await self._look()
+                now = asyncio.get_running_loop().time()
+                stepped = self._parts.dismissed() is None and await self.look(now)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STEP_SECONDS if stepped else LOOK_SECONDS):
                         await self._news.wait()
@@ -122,6 +125,10 @@ class Circle:
         return tuple(it for it in peers if it.peer_id != own and not why_revoked(revoked, peer_id=it.peer_id))
 
     def _dropped(self) -> tuple[CoordinatorPeer, ...]:
+        """Those whose server may leave yet."""
+        return tuple(peer for peer in self._former() if not self._grace.over(peer.peer_id, GRACE_SECONDS))
+
+    def _former(self) -> tuple[CoordinatorPeer, ...]:
         """Those of former manifests that Raft's configuration has, and the manifest has not."""
         listed = {self._parts.own.address, *self.addresses}
         former: dict[str, CoordinatorPeer] = {}
@@ -133,16 +140,20 @@ class Circle:
 
     # ---- who leaves
 
-    async def _look(self) -> bool:
-        """One step of what has to be done; whether Raft's configuration takes more."""
+    async def look(self, now: float) -> bool:
+        """One step of what has to be done at `now` (of the loop's clock); whether Raft's configuration takes more."""
         standing = await self._parts.server.standing()
         self._voters = standing.voters
-        now = asyncio.get_running_loop().time()
+        # First, and by itself: the other steps need the leader, which may be the one that has to go.
+        self._put_out(standing.led, now)
+        if not standing.led:
+            return False
         try:
-            stepped = standing.led and await self._step()
-            await self._put_out(standing.led, now)
-        except (ConsulError, KeyError, TypeError, ValueError) as error:
-            log.warning("a dropped coordinator is not out yet", extra={"reason": str(error)})
+            async with asyncio.timeout(GRACE_SECONDS):
+                stepped = await self._step()
+                await self._tidy()
+        except (ConsulError, TimeoutError, KeyError, TypeError, ValueError) as error:
+            log.warning("a dropped coordinator is not out yet", extra={"reason": str(error) or "no answer in time"})
             return False
         return stepped
 
@@ -159,23 +170,26 @@ class Circle:
             await server.remove(step.server.server_id)
         return step is not None
 
-    async def _put_out(self, led: bool, now: float) -> None:
+    def _put_out(self, led: bool, now: float) -> None:
+        """Ends links and leases of those whose server has left, or has had the time to."""
         staying, parts = self._staying(), self._parts
         gone = {
             peer.peer_id: peer
             for peer in parts.registry.peers()
             if peer.kind == "coordinator" and staying.get(peer.address) != peer.peer_id != parts.own.peer_id
         }
-        self._gone_since = {name: self._gone_since.get(name, now) if led else now for name in gone}
+        self._grace.look({*gone, *(peer.peer_id for peer in self._former())}, led, now)
         for name, peer in gone.items():
-            if peer.address in self._voters and now - self._gone_since[name] < GRACE_SECONDS:
+            if peer.address in self._voters and not self._grace.over(name, GRACE_SECONDS):
                 continue
             log.warning("a coordinator is put out: the manifest no longer allows it", extra={"peer_id": name})
             parts.registry.remove(name)
             parts.broker.put_out(name)
             self._listed_still.add(name)
-        if not led:
-            return
+
+    async def _tidy(self) -> None:
+        """Takes those that were put out from Consul's lists. ConsulError."""
+        staying, parts = self._staying(), self._parts
         for name in tuple(self._listed_still - set(staying.values())):
             await parts.server.client.delete(f"/v1/kv/{PEERS_PREFIX}{name}")
         self._listed_still.clear()

@@ -29,6 +29,7 @@ from coordinator.siblings import Sibling
 from runtime.consul import ConsulError
 from runtime.consul_config import SERVER_PORT
 from runtime.tasks import TaskScope
+from topology.allowed import allowed
 from topology.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ SETTLE_SECONDS = 3.0
 """How long it goes on waiting for the others once one is there: through that one, gossip learns of all."""
 RECOVER_SECONDS = 10.0
 """How long a lack of quorum must be seen before the records go on alone: an election takes about 2 s."""
+ALONE_SECONDS = 60.0
+"""How long a server has no leader until the owners' word is taken though others say that there is one: many elections,
+and longer than a server takes to start, or to be asked by whoever leads."""
 FAILED_STARTS = 2
 """Ends of the server in a row after which status gives a reason."""
 
@@ -89,6 +93,8 @@ class Formation:
         self._disk, self._probe, self._server, self._link = disk, probe, server, link
         self._own, self._manifest, self._registry = own, manifest, registry
         self._settled = False
+        self._before: tuple[MeshPeer, ...] = ()
+        """Who was admitted last, by the disk."""
 
     async def run(self) -> None:
         """Keeps the server until cancelled."""
@@ -155,7 +161,7 @@ class Formation:
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             break
-        self._remember()
+        self.recall()
         self.empty = marker.stage == NEW
         found = False
         if marker.stage == NEW:
@@ -179,11 +185,24 @@ class Formation:
             self._note(decision.reason)
             await asyncio.sleep(TICK_SECONDS)
 
-    def _remember(self) -> None:
-        """Takes the peers that were admitted last as such, as far as the manifest still has them."""
+    def recall(self) -> None:
+        """Reads who was admitted last from the disk, and takes them as `remember` does."""
+        self._before = self._disk.remembered()
+        self.remember()
+
+    def remember(self) -> None:
+        """Takes the peers that were admitted last as such, as far as the manifest in force still allows them: until the
+        records are heard, which may take until the owners say who is lost. Again with each manifest.
+        """
         manifest = self._manifest()
         known = {p.peer_id: p.address for entry in manifest.groups.values() for p in entry.peers}
-        self._registry.remember({p.peer_id: p for p in self._disk.remembered() if known.get(p.peer_id) == p.address})
+        self._registry.remember(
+            {
+                p.peer_id: p
+                for p in self._before
+                if known.get(p.peer_id) == p.address and allowed(manifest, p.peer_id, p.compose_hash, p.image)
+            }
+        )
 
     async def _meet(self) -> tuple[str, ...]:
         """Mesh addresses of the workloads' agents whose tunnels are up again."""
@@ -235,7 +254,7 @@ class Formation:
             member = self._is_member(own)
             if own.records is False and member:
                 return Action.WAIT
-            decision = self._decide(own)
+            decision = self._decide(own, long=loop.time() - led_at > ALONE_SECONDS)
             self._settled, self.leaderless = own.led, decision.leaderless
             if own.records is not None:
                 answered = self._server.child.status().restarts
@@ -287,7 +306,7 @@ class Formation:
             self._word = None
         return dataclasses.replace(start, found=action is Action.FOUND)
 
-    def _decide(self, own: Standing) -> Decision:
+    def _decide(self, own: Standing, *, long: bool = False) -> Decision:
         leaving = self.circle.leaving if self.circle is not None else ()
         return decide(
             own,
@@ -296,6 +315,7 @@ class Formation:
             _seen(self._siblings),
             _seen(leaving),
             word=self._word is self._manifest(),
+            long=long,
         )
 
     @property

@@ -14,13 +14,15 @@ When records are left on too few servers for a quorum, this coordinator waits: w
 wrong, for a host that boots further CVMs of the app with empty disks has them say that theirs are lost. It goes on
 alone (`RECOVER`) by the owners' word, which is a manifest that drops those that are lost, set on it while it waits. Of
 the voters that the manifest keeps a majority must have records; the most recent ones go on, and the others join.
-Whoever is kept and silent may hold records, and is waited for.
+Whoever is kept and silent may hold records, and is waited for. Those that the manifest drops
+are listened to for a while, as they may lead; once this server has had no leader for long, nothing that they or others
+say keeps the owners' word from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -102,19 +104,27 @@ def decide(
     leaving: tuple[Sibling, ...] = (),
     *,
     word: bool = False,
+    long: bool = False,
 ) -> Decision:
     """What our server does, from what we and the siblings say. `peer_id` and mesh `address` are our own.
 
     `leaving`: coordinators that the manifest dropped and that Raft counts still. Who of them answers is counted, and
-    nobody waits for one that does not. `word`: the owners set the manifest while this server had no leader.
+    nobody waits for one that does not. `word`: the owners set the manifest while this server had no leader. `long`: it
+    has had none for long, whoever says that there is one; with the owners' word, what those say that the manifest drops
+    counts no more then.
     """
     if own.records is None:
         return Decision(action=Action.RUN)
     if not own.records:
         return _empty(siblings)
-    if own.led or any(each.standing is not None and each.standing.led for each in (*siblings, *leaving)):
+    if own.led:
         return Decision(action=Action.RUN)
-    return _leaderless(own, peer_id, address, siblings, leaving, word)
+    if word and long:
+        leaving = ()
+    if led := [each for each in (*siblings, *leaving) if each.standing is not None and each.standing.led]:
+        return _led_elsewhere(led, peer_id) if long else Decision(action=Action.RUN)
+    found = _leaderless(own, peer_id, address, siblings, leaving, word)
+    return replace(found, leaderless=found.leaderless or long)
 
 
 def _empty(siblings: tuple[Sibling, ...]) -> Decision:
@@ -163,7 +173,7 @@ def _leaderless(
         return _waits(f"waits for {best}, which has the most recent records", best)
     listed = {address, *(each.address for each in siblings)}
     kept = [voter for voter in own.voters if voter in listed]
-    if len(kept) == len(own.voters) or 2 * sum(voter in holders for voter in kept) <= len(kept):
+    if 2 * sum(voter in holders for voter in kept) <= len(kept):
         lost = [each for each in siblings if each.address not in holders]
         return _waits(
             f"{quorum} of {len(own.voters)} servers with records are needed; {_names(lost)} "
@@ -183,6 +193,12 @@ def _leaderless(
         reason="the manifest drops the coordinators that are missing; the records here go on alone",
         leaderless=True,
     )
+
+
+def _led_elsewhere(led: list[Sibling], peer_id: str) -> Decision:
+    """That others follow a leader, as they say, and this server has none: who means ill may say so for ever."""
+    says = "says" if len(led) == 1 else "say"
+    return _waits(f"{_names(led)} {says} that there is one, which does not reach this coordinator", peer_id)
 
 
 def _waits(reason: str, peer_id: str) -> Decision:

@@ -54,7 +54,7 @@ class Stored:
 
     def adopted(self, signed: Signed, now: float) -> float:
         """When `signed`, which is written `now`, was adopted: other signatures under the same manifest are no news."""
-        same = self.envelope is not None and self.envelope.partition(".")[0] == signed.envelope.partition(".")[0]
+        same = self.envelope is not None and _same(self.envelope, signed)
         return self.adopted_at if same else now
 
 
@@ -85,13 +85,14 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequ
     """Which counts: `signed` itself, or the manifest in the envelope `stored` of the KV, which is in force.
 
     A newer one counts, and of two of one epoch the one in force. `owners` are those of the measured compose file; None
-    skips signatures. `chain` is the history that they began, as far as it is known: what it overrules counts nothing,
-    on either side, and its newest stands for that. StandoffError when `signed` does not follow what is in force, and
-    when what is in force may be newer and cannot be judged: neither may be passed over, so the KV stays as it is.
+    skips signatures. `chain` is the history that they began, as far as it is known: its newest stands for a `signed`
+    that is no part of it and does not follow it, and what it overrules counts nothing in the KV either. StandoffError
+    when `signed` does not follow what is in force, and when what is in force may be newer, or is the word of owners
+    whom the history does not know: neither may be passed over, so the KV stays as it is.
     """
-    if owners is not None and overruled(chain, (signed,)):
+    if owners is not None and chain and not _belongs(signed, chain):
         signed = chain[-1]
-    if owners is not None and stored is not None and _is_overruled(stored, chain):
+    if owners is not None and stored is not None and _is_overruled(stored, chain, owners):
         return signed
     found = claims(stored) if stored is not None and stored != signed.envelope else None
     if stored is None or found is None or found.cluster != signed.manifest.cluster or found.version < MANIFEST_VERSION:
@@ -108,6 +109,11 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequ
     if newer is not None:
         return newer
     before = _opened(stored, signed, owners)
+    if before is None and chain and not any(_same(stored, each) for each in chain):
+        raise StandoffError(
+            f"the records hold a manifest of epoch {found.epoch} by owners whom the history of this coordinator, which "
+            f"has {signed.name}, does not know"
+        )
     if before is not None and before.digest != signed.digest:
         try:
             overtake(before, signed.envelope, settled=True, signed=owners is not None)
@@ -116,9 +122,24 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequ
     return signed
 
 
-def _is_overruled(stored: str, chain: Sequence[Signed]) -> bool:
+def _belongs(signed: Signed, chain: Sequence[Signed]) -> bool:
+    """Whether `signed` is part of `chain`, or may come after it."""
+    if any(each.digest == signed.digest for each in chain):
+        return True
     try:
-        return overruled(chain, (open_envelope(stored, None),))
+        return overtake(chain[-1], signed.envelope, settled=True) is not None
+    except SuccessionError:
+        return False
+
+
+def _same(stored: str, signed: Signed) -> bool:
+    """Whether `stored` is that manifest, under whatever signatures."""
+    return stored.partition(".")[0] == signed.envelope.partition(".")[0]
+
+
+def _is_overruled(stored: str, chain: Sequence[Signed], owners: Owners) -> bool:
+    try:
+        return overruled(chain, (open_envelope(stored, None),), owners)
     except ManifestError:
         return False
 

@@ -138,7 +138,8 @@ def _counted(
         newest = max(counted.values(), key=lambda it: it.manifest.epoch, default=None)
         before = counted.get(signed.manifest.previous or "", newest)
         try:
-            if before is None:
+            if before is None or signed.manifest.previous is None:
+                # Of two first ones both: which comes first by its digest says nothing.
                 open_envelope(signed.envelope, owners)
             else:
                 overtake(before, signed.envelope, settled=True, signed=owners is not None)
@@ -164,7 +165,9 @@ def _rightful(counted: Iterable[Signed], found: Mapping[str, Signed], mesh: Mesh
     followed = {it.manifest.previous for it in counted}
     chains = [_back(it, found) for it in counted if it.digest not in followed]
     if mesh.owners is not None:
-        chains = [it for it in chains if not any(overruled(other, it) for other in chains if other is not it)]
+        chains = [
+            it for it in chains if not any(overruled(other, it, mesh.owners) for other in chains if other is not it)
+        ]
     return max(chains, key=lambda it: (it[-1].manifest.epoch, it[-1].digest), default=())
 
 

@@ -112,12 +112,12 @@ def shown(head: Signed) -> ManifestHead:
 
 
 def _check_form(envelope: str) -> None:
-    if claims(envelope) is None:
-        raise RefusalError(Code.BAD_REQUEST, "envelope is no signed manifest; expected what ./mesh sign wrote")
     if len(envelope) > MAX_STORED:
         raise RefusalError(
             Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"
         )
+    if claims(envelope) is None:
+        raise RefusalError(Code.BAD_REQUEST, "envelope is no signed manifest; expected what ./mesh sign wrote")
 
 
 def _places(manifest: Manifest) -> dict[str, str]:

@@ -35,8 +35,7 @@ from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
-from topology.envelope import Signed, open_envelope
-from topology.manifest import ManifestError
+from topology.envelope import Signed
 from topology.owners import Owners
 from topology.succession import SuccessionError
 
@@ -211,11 +210,7 @@ class Records:
         """
         if documents and self.leaderless:
             raise RefusalError(Code.NOT_READY, "nobody leads the records; documents are taken later")
-        if documents:
-            # Before anything is set. What is no manifest is refused for that below.
-            with contextlib.suppress(ManifestError):
-                judge(documents, open_envelope(envelope, None).manifest)
-        shown = await self._propose(envelope)
+        shown = await self._propose(envelope, documents)
         try:
             await self._documents.keep(documents, self._head.manifest)
         except ConsulError as error:
@@ -223,15 +218,20 @@ class Records:
             raise RefusalError(Code.NOT_READY, reason) from error
         return shown
 
-    async def _propose(self, envelope: str) -> ManifestHead:
+    async def _propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
+        """`documents` are judged after the signatures, for a stranger's manifest is not read, and before it is set."""
         head = self._head
         if self.leaderless:
             return self._propose_alone(envelope)
-        if await self._chronicle.fill(envelope):
-            self._adopted.set()
-            return self.shown()
+        if (lacked := self._chronicle.lacked(envelope)) is not None:
+            judge(documents, lacked.manifest)
+            if await self._chronicle.fill(lacked):
+                self._adopted.set()
+                return self.shown()
         try:
-            if head.proposed(envelope) is None:
+            found = head.proposed(envelope)
+            judge(documents, (found or head.signed).manifest)
+            if found is None:
                 return self.shown()
         except RefusalError as refusal:
             # Another coordinator may have taken what comes before it a moment ago. Anything else costs Consul nothing.
@@ -242,6 +242,7 @@ class Records:
             stored = await governance.stored_manifest(self._client)
             self._follow(stored.envelope, now)
             found = head.proposed(envelope)
+            judge(documents, (found or head.signed).manifest)
             if head.hindrance is not None:
                 raise RefusalError(Code.NOT_READY, head.hindrance)
             if found is None:

@@ -38,6 +38,27 @@ class Lead:
     server: Server
 
 
+class Grace:
+    """How long each coordinator that was dropped has been so while there was a leader, by peer ID. Time without one
+    does not count, for then nobody can remove its server; nor does the count begin anew after it, or a server that
+    calls elections would never be out.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._seen: float | None = None
+
+    def look(self, dropped: Collection[str], led: bool, now: float) -> None:
+        """`dropped` are so at `now` (any clock, seconds), and there is a leader or not."""
+        passed = now - self._seen if led and self._seen is not None else 0.0
+        self._seen = now
+        self._seconds = {name: self._seconds[name] + passed if name in self._seconds else 0.0 for name in dropped}
+
+    def over(self, name: str, seconds: float) -> bool:
+        """Whether `name` has had that many."""
+        return self._seconds.get(name, 0.0) >= seconds
+
+
 def next_step(servers: Collection[Server], staying: Collection[str], own: str) -> Remove | Lead | None:
     """What the coordinator with mesh address `own` does next; None when there is nothing to do, or another one does it.
 

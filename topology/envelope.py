@@ -88,6 +88,13 @@ def signatures(envelope: str) -> tuple[bytes, ...]:
     return tuple(_unb64(part, "signature") for part in text.split(".", MAX_OWNERS)[:MAX_OWNERS] if part)
 
 
+def digest_of(envelope: str) -> str:
+    """The identity of the manifest in `envelope`, hex, which is not read for it: anyone may bring one. ManifestError
+    where it is not base64url.
+    """
+    return hashlib.sha256(message_of(envelope)).hexdigest()
+
+
 def message_of(envelope: str) -> bytes:
     """The bytes that the owners of `envelope` signed. ManifestError."""
     return _CONTEXT + _unb64(envelope.strip().partition(".")[0], "payload")

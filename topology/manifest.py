@@ -18,9 +18,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from topology import references
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
+from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
 MANIFEST_VERSION = 2
@@ -46,9 +48,14 @@ SHELLS_OWN = re.compile(
     r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more. `terraform/mesh/shape.tf` has the same list."""
+them is not what the container was given, or it is not itself any more."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_UNKNOWN = 32
+"""How many entries that this program does not know are named. More than a format gains between two programs."""
+_MAX_NAME = 80
+"""Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
+that a body holds, and each would be copied for each entry below it."""
 
 
 def why_no_label(name: str) -> str | None:
@@ -60,37 +67,6 @@ def why_no_label(name: str) -> str | None:
 
 class ManifestError(ValueError):
     """The manifest, or its envelope, is not what it must be. The message names the entry."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyProvider:
-    """Where a CVM's keys must come from: the payload of the `key-provider` event (dstack.md 2.2)."""
-
-    name: str
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OsImage:
-    """One allowed OS image: its hash and its measurements (hex). RTMR0 varies with the CVM's shape: list each."""
-
-    os_image_hash: str
-    mrtd: str
-    rtmr0: str
-    rtmr1: str
-    rtmr2: str
-    development: bool = False
-    """A development image (root login). Refused unless the manifest says `allow_development_images`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbPolicy:
-    """Which TCB states are good enough."""
-
-    allowed_statuses: tuple[str, ...] = ("UpToDate",)
-    rejected_advisories: tuple[str, ...] = ()
-    min_evaluation_data_number: int = 0
-    allow_development_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,9 +199,8 @@ class Manifest:
     cluster: str
     owners: Owners
     """Who signs the manifest that follows this one."""
-    key_provider: KeyProvider
-    os_images: tuple[OsImage, ...]
-    tcb: TcbPolicy
+    references: tuple[Reference, ...]
+    """What a CVM may be: one of them has to hold completely. At least one."""
     coordinators: Coordinators
     rendezvous: tuple[Rendezvous, ...]
     groups: dict[str, GroupEntry]
@@ -299,12 +274,16 @@ def _check(manifest: Manifest) -> None:
     known = field_names(Manifest)
     missing = sorted(set(manifest.critical) - known)
     if missing:
-        raise ManifestError(f"manifest.critical names {missing}, which this program does not know; upgrade it")
+        raise ManifestError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
     try:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
     _check_rotate(manifest)
+    try:
+        references.check(manifest.references)
+    except ReferencesError as error:
+        raise ManifestError(f"manifest.references{error}") from error
     try:
         revocations.check(manifest.revoked)
     except RevocationError as error:
@@ -339,11 +318,11 @@ def _check_rotate(manifest: Manifest) -> None:
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
-                f"manifest.rotate.secrets names {name!r:.80}, expected one of {sorted(manifest.secrets)}"
+                f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
             )
         if not 0 <= number < 1 << 31:
             raise ManifestError(
-                f"manifest.rotate.secrets.{name} is {number}, expected a count: 1, and one more each time"
+                f"manifest.rotate.secrets.{name:.80} is {number}, expected a count: 1, and one more each time"
             )
 
 
@@ -377,7 +356,8 @@ T = TypeVar("T")
 def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = None) -> Any:
     """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong.
 
-    An entry that `kind` does not have is refused, or added to `unknown` where that is given.
+    An entry that `kind` does not have is refused, or added to `unknown` where that is given, MAX_UNKNOWN at most. Names
+    are cut, so that what is said of a tree stays small whoever wrote it.
     """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -392,7 +372,7 @@ def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = N
     if origin is dict:
         if not isinstance(tree, dict):
             raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        return {key: from_tree(get_args(kind)[1], item, f"{where}.{key}", unknown) for key, item in tree.items()}
+        return {key: from_tree(get_args(kind)[1], item, _below(where, key), unknown) for key, item in tree.items()}
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where, unknown)
     # bool is an int in Python; a manifest that says `true` for a port is wrong.
@@ -408,14 +388,24 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     foreign = sorted(set(tree) - set(fields))
     if foreign and unknown is None:
-        raise ManifestError(f"{where} has unknown entries {foreign}; expected {sorted(fields)}")
+        raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; expected {sorted(fields)}")
     if unknown is not None:
-        unknown += [f"{where}.{name}" for name in foreign]
+        unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
     missing = [n for n, f in fields.items() if n not in tree and _required(f)]
     if missing:
         raise ManifestError(f"{where} lacks {missing}")
     known = {name: value for name, value in tree.items() if name in fields}
     return kind(**{name: from_tree(hints[name], value, f"{where}.{name}", unknown) for name, value in known.items()})
+
+
+def _below(where: str, name: str) -> str:
+    return f"{where}.{name:.{_MAX_NAME}}"
+
+
+def _shown(names: list[str]) -> str:
+    """`names` for a message: the first ones, each cut."""
+    found = [name[:_MAX_NAME] for name in names[:MAX_UNKNOWN]]
+    return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 
 def _required(it: dataclasses.Field[Any]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from itertools import pairwise
 
 from topology.envelope import Signed, UnreadableError, open_envelope
 from topology.manifest import Manifest, ManifestError
@@ -87,19 +86,23 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
     return tuple(found)
 
 
-def overruled(chain: Sequence[Signed], others: Iterable[Signed]) -> bool:
+def overruled(chain: Sequence[Signed], others: Iterable[Signed], first: Owners | None = None) -> bool:
     """Whether one of `others` is the word of owners whom `chain`, which comes oldest first, had replaced before: signed
     by those, later than they were replaced, and by none that came after them. Then all that follows it is, too, however
     great its epoch: a key that was replaced rules nothing.
+
+    `first` are those of the measured compose file. Where they signed the first of the chain, and it names others, it
+    has replaced them.
     """
     known = {each.digest for each in chain}
     strangers = [each for each in others if each.digest not in known]
-    for n, (before, after) in enumerate(pairwise(chain), 1):
-        if before.manifest.owners == after.manifest.owners:
+    began = first if first is not None and chain and _signed_by(chain[0], first) else None
+    for n, (before, after) in enumerate(zip((began, *(each.manifest.owners for each in chain)), chain, strict=False)):
+        if before is None or before == after.manifest.owners:
             continue
         later = [each.manifest.owners for each in chain[n:]]
         for each in strangers:
-            late = each.manifest.epoch > after.manifest.epoch and _signed_by(each, before.manifest.owners)
+            late = each.manifest.epoch > after.manifest.epoch and _signed_by(each, before)
             if late and not any(_signed_by(each, owners) for owners in later):
                 return True
     return False

@@ -138,9 +138,11 @@ async def test_who_is_not_in_the_manifest(lab: Lab) -> None:
 async def test_a_key_provider_that_is_not_the_manifests(lab: Lab) -> None:
     """Keys from another KMS are KMS_POLICY_MISMATCH."""
     manifest = lab.lead.coordinator.broker.rules.manifest
-    provider = dataclasses.replace(manifest.key_provider, id=manifest.key_provider.id[:-2] + "00")
+    [reference] = manifest.references
+    provider = dataclasses.replace(reference.key_provider, id=reference.key_provider.id[:-2] + "00")
+    references = (dataclasses.replace(reference, key_provider=provider),)
     head = lab.lead.coordinator.head
-    head.adopt(opened(after(head.signed, key_provider=provider)), time.time())
+    head.adopt(opened(after(head.signed, references=references)), time.time())
     await refused(lab, lab.applicant(), "KMS_POLICY_MISMATCH", "key provider")
 
 

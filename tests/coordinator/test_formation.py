@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -20,12 +21,18 @@ from typing import Any
 import aiohttp
 import pytest
 
+from admission.protocol import MeshPeer
+from coordinator.disk import PEERS, Disk
+from coordinator.formation import Formation
+from coordinator.marker import Owner
 from coordinator.proposal import shown
+from coordinator.registry import Registry
 from runtime.consul import ConsulClient, ConsulError
 from runtime.tasks import TaskScope
-from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster
+from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster, make_manifest, wireguard_key
 from tests.support import eventually, need_root_or_userns
 from tests.topology.support import after, opened
+from topology.allowed import image_id
 from topology.envelope import Signed
 
 pytestmark = pytest.mark.timeout(240)
@@ -122,6 +129,46 @@ def began_empty(running: Running) -> bool:
     found = running.coordinator.document()["disk"]
     assert isinstance(found, dict)
     return bool(found["began_empty"])
+
+
+def test_who_was_there_before_is_judged_by_the_manifest_in_force(tmp_path: Path) -> None:
+    """By all that it allows, and again when it changes: while nobody leads the records nothing else takes them out."""
+    manifest = make_manifest()
+    group, image = manifest.groups["api"], manifest.os_images[0]
+    slot = group.peers[0]
+    measured = image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2)
+    held = MeshPeer(
+        peer_id=slot.peer_id,
+        public_key=wireguard_key(),
+        address=slot.address,
+        kind="workload",
+        compose_hash=group.compose_hashes[0],
+        image=measured,
+    )
+    disk = Disk(tmp_path / "d", Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0"))
+    disk.claim()
+    other = replace(group, compose_hashes=("ff" * 32,))
+    enforced = [manifest]
+    registry = Registry(lambda: None)
+    formation = Formation(
+        disk,
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        own=replace(held, peer_id="coordinator-0", kind="coordinator"),
+        manifest=lambda: enforced[-1],
+        dismissed=lambda: None,
+        registry=registry,
+    )
+    for kept, found in ((held, (held,)), (replace(held, compose_hash="ff" * 32), ()), (replace(held, image="old"), ())):
+        (tmp_path / "d" / PEERS).write_text(json.dumps([dataclasses.asdict(kept)]))
+        formation.recall()
+        assert registry.peers() == found
+    (tmp_path / "d" / PEERS).write_text(json.dumps([dataclasses.asdict(held)]))
+    formation.recall()
+    enforced.append(replace(manifest, groups={**manifest.groups, "api": other}))
+    formation.remember()
+    assert registry.peers() == ()
 
 
 async def test_restarts_lose_nothing() -> None:

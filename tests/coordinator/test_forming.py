@@ -148,3 +148,23 @@ def test_the_most_recent_records_go_on(other: Standing, expected: Action) -> Non
     second = Standing(records=True, term=other.term, index=other.index, voters=five)
     found = decide(second, "coordinator-1", B, (mirrored,), word=True).action
     assert {expected, found} == {Action.RUN, Action.RECOVER}
+
+
+def test_who_says_that_there_is_a_leader_does_not_keep_the_owners_word_away() -> None:
+    """For longer than a while; and then, once they have spoken, one that the manifest dropped does not count."""
+    gone = others(LED, HOLDS)
+    for word, long in ((False, False), (False, True), (True, False), (True, True)):
+        for leaving in (gone, others(HOLDS, HOLDS)):
+            found = decide(HOLDS, "coordinator-0", A, (), leaving, word=word, long=long)
+            assert found.leaderless is long
+            assert found.action is (Action.RECOVER if word and long else Action.RUN)
+    found = decide(HOLDS, "coordinator-0", A, others(LED, None), long=True)
+    assert (found.action, found.leaderless) == (Action.RUN, True)
+    assert "coordinator-1 says that there is one" in found.reason
+    assert "sign a manifest that drops" in found.reason
+    # Of those that are kept, each counts.
+    stays = others(LED, None)[:1]
+    assert decide(HOLDS, "coordinator-0", A, stays, others(None, HOLDS)[1:], word=True, long=True).action is Action.RUN
+    assert not decide(HOLDS, "coordinator-0", A, others(HOLDS, None)[:1]).leaderless
+    assert decide(HOLDS, "coordinator-0", A, others(HOLDS, None)[:1], long=True).leaderless
+    assert not decide(LED, "coordinator-0", A, gone, long=True, word=True).leaderless

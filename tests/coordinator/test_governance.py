@@ -23,6 +23,7 @@ from topology.envelope import seal
 from topology.owners import Owners, key_of
 
 SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
+THIRD = Ed25519PrivateKey.from_private_bytes(b"\3" * 32)
 FIRST = opened(make_manifest(), OWNER)
 NEXT = opened(after(FIRST), OWNER)
 TWIN = opened(dataclasses.replace(FIRST.manifest, leaf_hours=9), OWNER)
@@ -103,6 +104,36 @@ def test_owners_that_were_replaced_overwrite_nothing() -> None:
     for owners in (OWNERS, new):
         assert weigh(last.envelope, later, owners, chain) is later
         assert weigh(later.envelope, last, owners, chain) == later
+
+
+def test_owners_that_the_first_manifest_replaced_overwrite_nothing() -> None:
+    """Those of the measured compose file signed it, and it names others."""
+    first = opened(dataclasses.replace(FIRST.manifest, owners=Owners(keys=(key_of(SECOND),))), OWNER)
+    last = opened(after(first), SECOND)
+    chain = (first, last)
+    late = opened(after(first, epoch=9, owners=OWNERS), OWNER)
+    assert weigh(last.envelope, late, OWNERS, chain) is last
+    assert weigh(late.envelope, last, OWNERS, chain) is last
+    later = opened(after(last), SECOND)
+    assert weigh(late.envelope, later, OWNERS, chain) is later
+
+
+def test_what_follows_another_change_of_owners_overwrites_nothing() -> None:
+    """The replaced key signs a second change of owners, of the very epoch; what follows has a greater epoch than what
+    is in force. With the history that is in force, and with one of its own.
+    """
+    new, evil = (Owners(keys=(key_of(key),)) for key in (SECOND, THIRD))
+    change = opened(after(FIRST, owners=new), OWNER)
+    last = opened(after(change), SECOND)
+    twin = opened(after(FIRST, owners=evil), OWNER)
+    late = opened(after(opened(after(twin), THIRD)), THIRD)
+    assert weigh(last.envelope, late, OWNERS, (FIRST, change, last)) is last
+    with pytest.raises(StandoffError, match="by owners whom the history of this coordinator"):
+        weigh(last.envelope, late, OWNERS, (FIRST, twin, late))
+    # The disk may be ahead of the records by more than one change of owners.
+    again = opened(after(last, owners=evil), SECOND)
+    newest = opened(after(again), THIRD)
+    assert weigh(last.envelope, newest, OWNERS, (FIRST, change, last, again, newest)) is newest
 
 
 async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:

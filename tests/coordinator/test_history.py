@@ -72,6 +72,16 @@ def test_a_gap_ends_the_chain_and_not_the_trust() -> None:
     assert chain(FOUR, FIVE) == ()
 
 
+def test_a_longer_history_by_owners_that_were_replaced_does_not_count() -> None:
+    """It forks before the change, and goes on by the former ones after it. At the change itself none can be told."""
+    forked = [TWIN]
+    for _ in range(4):
+        forked.append(opened(after(forked[-1]), OWNER))
+    assert forked[-1].manifest.epoch > FOUR.manifest.epoch
+    assert chain(ONE, TWO, THREE, FOUR, *forked) == (ONE, TWO, THREE, FOUR)
+    assert chain(ONE, *forked) == (ONE, *forked), "nobody was replaced"
+
+
 def test_what_an_older_one_follows_is_vouched_for_by_its_digest() -> None:
     """Owners of the compose file that came later did not sign it."""
     later = Owners(keys=(key_of(SECOND),))
@@ -134,6 +144,20 @@ def test_retired_owners_cannot_go_on() -> None:
     found = arrange(kept(ONE, TWO, THREE, FOUR, fork, far), MESH)
     assert found.newest == FOUR
     assert len(found.ignored) == 2
+
+
+def test_retired_owners_cannot_go_on_beside_the_history() -> None:
+    """What they sign later follows a manifest that is kept, or an epoch 1 of their own: it counts by itself, and the
+    chain in which they were replaced overrules it.
+    """
+    second = Owners(keys=(key_of(SECOND),))
+    late = opened(after(TWO, epoch=9), OWNER)
+    assert chain(ONE, TWO, THREE, FOUR, late) == (ONE, TWO, THREE, FOUR)
+    first = opened(dataclasses.replace(ONE.manifest, owners=second), OWNER)
+    newest = opened(after(first), SECOND)
+    other = opened(dataclasses.replace(ONE.manifest, leaf_hours=9), OWNER)
+    assert chain(first, newest, opened(after(first, epoch=9, owners=OWNERS), OWNER)) == (first, newest)
+    assert chain(first, newest, other, opened(after(other, epoch=9), OWNER))[-1] == newest
 
 
 def test_of_two_of_one_epoch_the_one_that_others_follow_counts() -> None:

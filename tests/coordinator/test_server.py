@@ -58,7 +58,8 @@ class Api:
         keys = derive(Secret("11" * 32), "tests")
         self.lease_key = keys.broker_key
         self.broker = Broker(
-            rules=Rules(signed=opened(make_manifest()), verifier=NoVerifier(), adopted_at=0.0),
+            rules=Rules(signed=opened(make_manifest()), adopted_at=0.0),
+            verifier=NoVerifier(),
             keys=keys,
             ledger=self.ledger,
             registry=registry,
@@ -374,7 +375,7 @@ class Crowded:
     def hold(self, boot_key: str = "boot", *, released: bool = False) -> None:
         """That boot has api-0, or had it."""
         manifest = self.made.broker.rules.manifest
-        image = manifest.os_images[0]
+        image = manifest.references[0].os_images[0]
         self.made.ledger.slots["api-0"] = Holder(
             peer_id="api-0", group="api", instance_id="i", boot_key=boot_key, leaf_key=tls_key(),
             compose_hash=manifest.groups["api"].compose_hashes[0],

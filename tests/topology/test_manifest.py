@@ -47,7 +47,9 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("groups",), []),
         (("routes", 0, "port"), None),
         (("routes", 0, "role"), 5),
-        (("os_images",), {}),
+        (("references",), {}),
+        (("references",), []),
+        (("references", 0, "tcb", "grace_until"), "tomorrow"),
         (("coordinators", "compose_hashes"), "abc"),
         (("version",), 1),
         (("epoch",), 0),
@@ -96,6 +98,21 @@ def test_a_signed_manifest_may_be_newer_than_the_reader() -> None:
     tree["critical"] = ["routes.vip", "groups.backends.colour"]
     with pytest.raises(manifest.ManifestError, match=r"critical names \['groups.backends.colour'\].*upgrade it"):
         manifest.decode_signed(json.dumps(tree).encode())
+
+
+def test_what_is_said_of_a_strangers_manifest_stays_small() -> None:
+    """Whoever reads it: a long name is not copied for each entry below it, and not all entries are named."""
+    tree = json.loads(manifest.encode(MADE))
+    long, many = "A" * 50_000, {f"a{n}": 0 for n in range(5_000)}
+    entry = tree["groups"].pop("api")
+    _, unknown = manifest.decode_signed(json.dumps({**tree, "groups": {long: entry | many}}).encode())
+    assert len(unknown) == manifest.MAX_UNKNOWN
+    assert sum(map(len, unknown)) < 10_000
+    for wrong in ({**tree, "groups": {long: many}}, {**tree, "critical": list(many)}):
+        for read in (manifest.decode, manifest.decode_signed):
+            with pytest.raises(manifest.ManifestError) as refused:
+                read(json.dumps(wrong).encode())
+            assert len(str(refused.value)) < 10_000
 
 
 def test_the_sidecars_part_imports_neither_hcl_nor_yaml() -> None:

@@ -129,6 +129,20 @@ def test_owners_that_were_replaced_rule_nothing() -> None:
     assert overruled((*history, back), (signed(after(last, epoch=9, previous="ee" * 32), BOB),))
 
 
+def test_the_first_manifest_may_replace_owners() -> None:
+    """Those of the measured compose file, where they signed it; a new compose file's were not replaced by old ones."""
+    alice, bob = HEAD.manifest.owners, Owners(keys=(key_of(BOB),))
+    first = signed(dataclasses.replace(FIRST, owners=bob))
+    history = (first, signed(after(first), BOB))
+    late = signed(after(HEAD, epoch=9, previous="ee" * 32))
+    assert overruled(history, (late,), alice)
+    assert overruled(history, (signed(FIRST), signed(after(signed(FIRST), epoch=9))), alice)
+    assert not overruled(history, (late,)), "nothing says who was before"
+    assert not overruled((HEAD, NEXT), (signed(after(HEAD, epoch=9, previous="ee" * 32), BOB),), bob)
+    for fair in (history, (signed(after(history[1]), BOB),), (signed(FIRST),)):
+        assert not overruled(history, fair, alice)
+
+
 def test_a_reader_takes_what_is_newer() -> None:
     """It may have missed some in between. Of two of one epoch the coordinators' counts, once."""
     later = signed(after(NEXT))

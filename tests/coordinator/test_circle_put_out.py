@@ -1,0 +1,122 @@
+"""A coordinator that was dropped and means ill: its link ends whatever it makes of Raft. Without Consul, and by a clock
+of the test's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from admission.protocol import MeshPeer
+from coordinator.circle import GRACE_SECONDS, LOOK_SECONDS, Circle, Parts
+from coordinator.forming import Standing
+from coordinator.registry import Registry
+from coordinator.voters import Server
+from runtime.consul import ConsulError
+from tests.coordinator.world import OWNER, make_manifest, wireguard_key
+from tests.topology.support import after, opened
+
+HEAD = opened(make_manifest(coordinators=2), OWNER)
+STAYS, GOES = HEAD.manifest.coordinators.peers
+FEWER = opened(
+    after(HEAD, coordinators=type(HEAD.manifest.coordinators)(
+        app_id=HEAD.manifest.coordinators.app_id,
+        compose_hashes=HEAD.manifest.coordinators.compose_hashes,
+        peers=(STAYS,),
+    )),
+    OWNER,
+)  # fmt: skip
+
+
+class IllMeant:
+    """A Consul server beside one that means ill: it leads and refuses to go, or its answers fail, or it calls elections
+    again and again, so that no removal is committed.
+    """
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.looks = 0
+        self.client = self
+
+    async def standing(self) -> Standing:
+        self.looks += 1
+        led = self.how != "elections" or self.looks % 4 != 0
+        return Standing(records=True, led=led, voters=(STAYS.address, GOES.address))
+
+    async def raft(self) -> tuple[Server, ...]:
+        if self.how == "fails":
+            raise ConsulError(500, "rpc error")
+        leads = self.how == "leads"
+        return (
+            Server(server_id="a", address=STAYS.address, leads=not leads, votes=True, alive=True),
+            Server(server_id="b", address=GOES.address, leads=leads, votes=True, alive=True),
+        )
+
+    async def take_lead(self, server_id: str) -> None:
+        raise ConsulError(500, f"{server_id} does not get the lead")
+
+    async def remove(self, server_id: str) -> None:
+        """Taken, and never committed."""
+
+    async def delete(self, path: str) -> None:
+        """Takes an entry of the KV away."""
+
+    async def force_out(self, staying: object) -> None:
+        """Of gossip."""
+
+
+def entry(peer_id: str, address: str) -> MeshPeer:
+    """A coordinator on the link."""
+    return MeshPeer(peer_id=peer_id, public_key=wireguard_key(), address=address, kind="coordinator")
+
+
+class Broker:
+    """What the circle asks of `coordinator.broker`."""
+
+    def __init__(self) -> None:
+        self.rules = SimpleNamespace(manifest=FEWER.manifest)
+        self.ended: list[str] = []
+
+    def allows_sibling(self, peer_id: str) -> bool:
+        return any(peer.peer_id == peer_id for peer in self.rules.manifest.coordinators.peers)
+
+    def put_out(self, peer_id: str) -> None:
+        self.ended.append(peer_id)
+
+
+@pytest.mark.parametrize("how", ["leads", "fails", "elections"])
+async def test_a_dropped_coordinator_that_means_ill_is_put_out(how: str) -> None:
+    """After the grace, and not before; time without a leader does not count. Back on the link by whatever way, it is
+    put out again at once.
+    """
+    own, gone = entry(STAYS.peer_id, STAYS.address), entry(GOES.peer_id, GOES.address)
+    registry, broker = Registry(lambda: None), Broker()
+    registry.put(own)
+    registry.put(gone)
+    circle = Circle(
+        Parts(
+            own=own,
+            broker=broker,  # type: ignore[arg-type]
+            registry=registry,
+            server=IllMeant(how),  # type: ignore[arg-type]
+            chain=lambda: (HEAD, FEWER),
+            make=lambda _: SimpleNamespace(run=asyncio.Event().wait),  # type: ignore[arg-type, return-value]
+            dismissed=lambda: None,
+        )
+    )
+    now = 0.0
+    while now < GRACE_SECONDS:
+        await circle.look(now)
+        assert registry.peers() == (own, gone)
+        now += LOOK_SECONDS
+    longest = 2 * GRACE_SECONDS
+    while len(registry.peers()) > 1 and now < longest:
+        await circle.look(now)
+        now += LOOK_SECONDS
+    assert registry.peers() == (own,)
+    assert broker.ended == [GOES.peer_id]
+    registry.put(gone)
+    await circle.look(now)
+    assert registry.peers() == (own,)
