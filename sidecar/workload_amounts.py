@@ -68,11 +68,12 @@ class Bucket:
         return max(0.0, amount - self._left) / self._rate
 
     def take(self, amount: float) -> None:
-        """Takes what may pass."""
+        """Takes what may pass, or has passed: more than was left is a debt, and nothing passes before it is paid."""
         self._left -= amount
 
 
-LOOK, RENEW, BEAT, WRITE, WRITTEN = "reads", "session renewals", "check updates", "writes", "bytes in writes"
+LOOK, RENEW, BEAT, WRITE = "reads", "session renewals", "check updates", "writes"
+WRITTEN, ANSWERED = "bytes in writes", "bytes in answers to reads"
 _PACES: Mapping[str, tuple[float, float]] = {
     # A member of Patroni reads some five times a second; a program that starts reads a few hundred things at once.
     LOOK: (200.0, 1000.0),
@@ -85,6 +86,9 @@ _PACES: Mapping[str, tuple[float, float]] = {
     WRITE: (50.0, 500.0),
     # Patroni: less than 1 KiB a second. The burst lets everything that may be there be written at once.
     WRITTEN: (float(256 << 10), float(MAX_WEIGHT)),
+    # Patroni: some 10 KiB a second; everything that may be there once a second, if it has to read so much. 16 CVMs are
+    # 64 MiB a second together, half of a core of the leader's.
+    ANSWERED: (float(MAX_WEIGHT), float(8 * MAX_WEIGHT)),
 }
 """A second, and at once after a rest; by kind of call."""
 
@@ -109,6 +113,9 @@ class Pace:
         """Lets `call` through, or raises TooOftenError and counts nothing."""
         own = kind(call)
         wanted = {own: 1.0} | ({WRITTEN: float(len(call.body))} if own == WRITE else {})
+        if own == LOOK:
+            # How long an answer is shows when it comes (`answered`).
+            wanted[ANSWERED] = 0.0
         for name, amount in wanted.items():
             seconds = self._buckets[name].wait(amount, now)
             if seconds > 0:
@@ -120,6 +127,11 @@ class Pace:
                 )
         for name, amount in wanted.items():
             self._buckets[name].take(amount)
+
+    def answered(self, call: Call, size: int) -> None:
+        """So many bytes of the answer to `call` have come."""
+        if kind(call) == LOOK:
+            self._buckets[ANSWERED].take(float(size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,7 @@ class WorkloadApi:
                 response.content_length = answer.content_length
                 await response.prepare(request)
                 async for part in answer.content.iter_any():
+                    self._pace.answered(call, len(part))
                     await response.write(part)
                 await response.write_eof()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

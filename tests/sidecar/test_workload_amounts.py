@@ -97,14 +97,31 @@ def test_bytes_have_a_pace_too() -> None:
     pace.take(call("PUT", KEY), 0.0)
 
 
+def test_answers_have_a_pace_too() -> None:
+    """Few reads of everything are many: the next one waits until what was answered is paid for. Writes go on, and
+    what they are answered counts for nothing.
+    """
+    pace, everything = Pace(), call("GET", "/v1/kv/service/db/")
+    for _ in range(9):
+        pace.take(everything, 0.0)
+        pace.answered(everything, MAX_WEIGHT)
+    with pytest.raises(TooOftenError, match="bytes in answers to reads") as often:
+        pace.take(call("GET", KEY), 0.0)
+    assert often.value.seconds == pytest.approx(1.0)
+    pace.take(call("PUT", KEY), 0.0)
+    pace.answered(call("PUT", KEY), MAX_WEIGHT)
+    pace.take(call("GET", KEY), 1.0)
+
+
 def test_a_member_of_patroni_is_never_refused() -> None:
-    """A day of rounds of 1 s, half of what they are: cluster, session, two keys, member key, three beats, ten more
-    reads; a failover of 60 writes at once each minute.
+    """An hour of rounds of 1 s, half of what they are: cluster, session, two keys, member key, three beats, ten more
+    reads; a failover of 60 writes at once each minute. Each second round finds as much as may be there.
     """
     pace = Pace()
-    for second in range(86_400):
+    for second in range(3600):
         for _ in range(15):
             pace.take(call("GET", "/v1/kv/service/db/"), float(second))
+        pace.answered(call("GET", "/v1/kv/service/db/"), (300 << 10) + (MAX_WEIGHT if second % 2 else 0))
         pace.take(call("PUT", "/v1/session/renew/x"), float(second))
         for _ in range(3):
             pace.take(call("PUT", "/v1/agent/check/update/x"), float(second))
