@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from admission.client import CoordinatorError, Greeting, Verify
+from admission.client import CoordinatorError, Greeting, NotAllowedError, Verify
 from topology.envelope import Signed
 from topology.manifest import Manifest
 
@@ -20,6 +20,8 @@ Judge = Callable[[Greeting], Awaitable[Signed]]
 """By which manifest a coordinator is verified that shows this; CoordinatorError where there is none."""
 Take = Callable[[Signed], Awaitable[None]]
 """Takes that manifest, once the coordinator's evidence holds by it."""
+_NOT_ALLOWED = frozenset({"ADMISSION_REJECTED", "KMS_POLICY_MISMATCH", "REVOKED"})
+"""How genuine evidence is refused (`evidence.errors`)."""
 
 
 async def nothing(_: Signed) -> None:
@@ -70,7 +72,8 @@ def check_with(
             evidence = await verify_certificate(verifier(manifest), greeting.certificate, clock())
             check(evidence, expected(manifest, COORDINATORS))
         except EvidenceError as error:
-            raise CoordinatorError(f"the coordinator's evidence is refused: {error}") from error
+            kind = NotAllowedError if error.code in _NOT_ALLOWED else CoordinatorError
+            raise kind(f"the coordinator's evidence is refused: {error}") from error
         await take(signed)
 
     return verify
