@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from admission.client import CoordinatorError, Greeting, NotAllowedError, Verify
 from topology.envelope import Signed
-from topology.manifest import Manifest
 
 if TYPE_CHECKING:
     from evidence.verify import EvidenceVerifier
@@ -45,21 +44,13 @@ def coordinator_check(
     Collateral is kept between calls.
     """
     from evidence.collateral import HttpCollateral
-    from evidence.manifest import tcb_rules
     from evidence.verify import Verifier
 
-    collateral = HttpCollateral(pccs_url)
-
-    def verifier(manifest: Manifest) -> Verifier:
-        return Verifier(collateral=collateral, rules=tcb_rules(manifest), root_ca_der=dev_root)
-
-    return check_with(verifier, judge, take, clock)
+    return check_with(Verifier(collateral=HttpCollateral(pccs_url), root_ca_der=dev_root), judge, take, clock)
 
 
-def check_with(
-    verifier: Callable[[Manifest], EvidenceVerifier], judge: Judge, take: Take, clock: Callable[[], float]
-) -> Verify:
-    """As `coordinator_check`, with the verifier that there is for a manifest."""
+def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Callable[[], float]) -> Verify:
+    """As `coordinator_check`, with the verifier that there is."""
     from evidence.errors import EvidenceError
     from evidence.manifest import COORDINATORS, expected
     from evidence.policy import check
@@ -67,10 +58,10 @@ def check_with(
 
     async def verify(greeting: Greeting) -> None:
         signed = await judge(greeting)
-        manifest = signed.manifest
+        now = clock()
         try:
-            evidence = await verify_certificate(verifier(manifest), greeting.certificate, clock())
-            check(evidence, expected(manifest, COORDINATORS))
+            evidence = await verify_certificate(verifier, greeting.certificate, now)
+            check(evidence, expected(signed.manifest, COORDINATORS), now)
         except EvidenceError as error:
             kind = NotAllowedError if error.code in _NOT_ALLOWED else CoordinatorError
             raise kind(f"the coordinator's evidence is refused: {error}") from error

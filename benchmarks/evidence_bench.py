@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from evidence.collateral import FixedCollateral
 from evidence.eventlog import parse
-from evidence.verify import TcbRules, Verifier
+from evidence.verify import Verifier
 from lab.agent_tls import event_log_json
 from lab.tee import DevTee, make_cvm
 
@@ -34,7 +34,7 @@ async def main() -> None:
     quote = tee.quote(cvm.measurements, b"x")
     log = event_log_json(cvm.boot_events, stripped=True)
     source = FixedCollateral(tee.collateral_json(NOW))
-    verifier = Verifier(collateral=source, rules=TcbRules(), root_ca_der=tee.root_der)
+    verifier = Verifier(collateral=source, root_ca_der=tee.root_der)
 
     async def sign() -> object:
         return tee.quote(cvm.measurements, b"x")

@@ -42,7 +42,6 @@ from coordinator.server_process import ServerProcess, ServerSettings
 from coordinator.sessions import SessionEnder
 from coordinator.siblings import Own, Sibling
 from evidence.collateral import CollateralSource, HttpCollateral
-from evidence.manifest import tcb_rules
 from evidence.verify import Verifier
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
@@ -99,6 +98,7 @@ class Coordinator:
         self._config = config
         self._link_factory = link_factory
         self._collateral: CollateralSource = HttpCollateral(config.pccs_url)
+        self._verifier = Verifier(collateral=self._collateral, root_ca_der=config.dev_root)
         self._phase = "identity"
         self._identity: Identity | None = None
         self._waiting: waiting.Waiting | None = None
@@ -199,7 +199,8 @@ class Coordinator:
             consul, ledger, own=own, owners=config.owners, head=head, chronicle=chronicle, documents=documents
         )
         broker = self._broker = Broker(
-            rules=self._rules(head.signed, 0.0),
+            rules=Rules(signed=head.signed, adopted_at=0.0),
+            verifier=self._verifier,
             keys=keys,
             ledger=ledger,
             registry=registry,
@@ -340,7 +341,7 @@ class Coordinator:
         head, broker = self._head, self.broker
         assert head is not None
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
-            broker.rules = self._rules(head.signed, head.adopted_at)
+            broker.rules = Rules(signed=head.signed, adopted_at=head.adopted_at)
         if self._circle is not None:
             self._circle.changed()
         if self._formation is not None:
@@ -379,11 +380,6 @@ class Coordinator:
             data_dir=disk.records,
         )
 
-    def _rules(self, signed: Signed, adopted_at: float) -> Rules:
-        rules = tcb_rules(signed.manifest)
-        verifier = Verifier(collateral=self._collateral, rules=rules, root_ca_der=self._config.dev_root)
-        return Rules(signed=signed, verifier=verifier, adopted_at=adopted_at)
-
     def _sibling_maker(
         self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry
     ) -> Callable[[CoordinatorPeer], Sibling]:
@@ -405,6 +401,7 @@ class Coordinator:
             own,
             guest=guest,
             rules=lambda: broker.rules,
+            verifier=self._verifier,
             admitted=admitted,
             refused=broker.refuse_sibling,
             enforces=enforces,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -70,7 +70,6 @@ class Rules:
     """What is enforced now. Replaced as a whole when a newer manifest arrives."""
 
     signed: Signed
-    verifier: EvidenceVerifier
     adopted_at: float
     """Unix seconds: when the coordinators adopted the manifest. For so long as it says from then on, who was admitted
     under the one before is still trusted."""
@@ -96,6 +95,7 @@ class Broker:
         self,
         *,
         rules: Rules,
+        verifier: EvidenceVerifier,
         keys: ClusterKeys,
         ledger: Ledger,
         registry: Registry,
@@ -110,6 +110,7 @@ class Broker:
         self.rules = rules
         self.not_ready: str | None = "starting"
         """Why workloads are not admitted now; None when they are."""
+        self._verifier = verifier
         self._keys = keys
         self._ledger = ledger
         self._registry = registry
@@ -154,7 +155,7 @@ class Broker:
         rules = self.rules
         now = self._clocks.unix()
         try:
-            evidence = await rules.verifier.verify(
+            evidence = await self._verifier.verify(
                 quote=quote,
                 event_log=request.event_log,
                 vm_config=request.vm_config,
@@ -162,7 +163,7 @@ class Broker:
                 now=now,
             )
             slot = policy.find_slot(rules.manifest, binding.peer_id)
-            check(evidence, expected(rules.manifest, slot.group))
+            check(evidence, expected(rules.manifest, slot.group), now)
         except EvidenceError as error:
             raise RefusalError(Code[error.code], error.reason) from error
         policy.check_revoked(rules.manifest, slot.peer_id)
@@ -200,7 +201,7 @@ class Broker:
         """Prolongs a lease; with fresh tokens when the old ones are past half their life, and with the secrets when the
         sidecar has those of another manifest.
         """
-        lease = self._lease(request.lease)
+        lease = self.lease(request.lease)
         rules = self.rules
         if lease.group == COORDINATORS:
             holder = self._held(self._siblings, lease)
@@ -266,6 +267,21 @@ class Broker:
         """What answers there is what the manifest allows."""
         self._refused.pop(peer_id, None)
 
+    def lease(self, text: str) -> Lease:
+        """The lease in `text`, whether it counts or not; RefusalError where it is none."""
+        try:
+            return unseal(text, self._keys.broker_key)
+        except LeaseError as error:
+            raise RefusalError(Code.LEASE_INVALID, str(error)) from error
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the boot that `lease` names has its slot now, by the records: who is put out has none."""
+        try:
+            self._held(self._slots(lease), lease)
+        except RefusalError:
+            return False
+        return True
+
     def put_out(self, peer_id: str) -> None:
         """Ends the lease of the coordinator `peer_id`. What it was admitted with is known still."""
         if (held := self._siblings.get(peer_id)) is not None:
@@ -273,17 +289,16 @@ class Broker:
 
     def sibling(self, text: str) -> str:
         """The peer ID of the coordinator that holds the lease `text`; RefusalError for anyone else."""
-        lease = self._lease(text)
+        lease = self.lease(text)
         if lease.group != COORDINATORS:
             raise RefusalError(Code.LEASE_INVALID, f"{lease.peer_id} is no coordinator")
         return self._held(self._siblings, lease).peer_id
 
     async def release(self, text: str) -> None:
         """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""
-        lease = self._lease(text)
-        slots = self._siblings if lease.group == COORDINATORS else self._ledger.slots
+        lease = self.lease(text)
         try:
-            holder = self._held(slots, lease)
+            holder = self._held(self._slots(lease), lease)
         except RefusalError:
             return
         if lease.group == COORDINATORS:
@@ -424,11 +439,8 @@ class Broker:
                 Code.ADMISSION_REJECTED, f"the WireGuard key is that of {taken[0] if taken else 'a rendezvous'}"
             )
 
-    def _lease(self, text: str) -> Lease:
-        try:
-            return unseal(text, self._keys.broker_key)
-        except LeaseError as error:
-            raise RefusalError(Code.LEASE_INVALID, str(error)) from error
+    def _slots(self, lease: Lease) -> Mapping[str, Holder]:
+        return self._siblings if lease.group == COORDINATORS else self._ledger.slots
 
     def _held(self, slots: Any, lease: Lease) -> Holder:
         holder: Holder | None = slots.get(lease.peer_id)
@@ -453,8 +465,8 @@ def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
         compose_hash=holder.compose_hash,
         device=holder.device,
     )
-    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image):
-        reason = f"the manifest no longer allows {holder.peer_id} with its app and OS image"
+    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image, holder.device):
+        reason = f"the manifest no longer allows {holder.peer_id} with its app, OS image and machine"
     return reason
 
 

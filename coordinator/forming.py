@@ -173,7 +173,7 @@ def _leaderless(
         return _waits(f"waits for {best}, which has the most recent records", best)
     listed = {address, *(each.address for each in siblings)}
     kept = [voter for voter in own.voters if voter in listed]
-    if len(kept) == len(own.voters) or 2 * sum(voter in holders for voter in kept) <= len(kept):
+    if 2 * sum(voter in holders for voter in kept) <= len(kept):
         lost = [each for each in siblings if each.address not in holders]
         return _waits(
             f"{quorum} of {len(own.voters)} servers with records are needed; {_names(lost)} "

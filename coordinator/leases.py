@@ -1,6 +1,7 @@
 """Leases: bearer texts that name a slot and its holder, good at every coordinator of the cluster. Pure.
 
-`<payload>.<mac>` in base64url; the HMAC key is derived from GetKey. A lease says who asks; whether that one still
+`<payload>.<mac>` in base64url; the HMAC key is derived from GetKey. A lease has one text: base64 has several for the
+same bytes, and whoever counts by texts would be counted out. A lease says who asks; whether that one still
 holds the slot is for `coordinator.slots`.
 """
 
@@ -52,6 +53,8 @@ def unseal(text: str, key: bytes) -> Lease:
         lease: Lease = from_tree(Lease, json.loads(payload), "lease")
     except (ManifestError, ValueError, RecursionError):
         raise LeaseError("the lease is of another version of this program; attest again") from None
+    if text != seal(lease, key).reveal():
+        raise LeaseError("the lease is not as the coordinator that gave it out wrote it")
     return lease
 
 

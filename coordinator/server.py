@@ -47,6 +47,9 @@ LIMITS = Limits(
     answer_seconds=15.0,
     # One, and the one before while it ends.
     kept_each=2,
+    # Twice as many as may be in their handshake are left to who comes new. A mesh of more than 1,792 CVMs has no place
+    # kept for each; whoever has none comes in as a newcomer does.
+    kept=3584,
 )
 BODY = web.RequestKey("body", bytes)
 """What was read of a request, for the log of a refusal."""
@@ -113,21 +116,26 @@ def application(
 def _add_admission(
     app: web.Application, broker: Broker, standing: Callable[[StandingRequest], Awaitable[Standing]]
 ) -> None:
-    """The routes of CVMs and of other coordinators: whoever proves a lease keeps its connection (`keep`)."""
+    """The routes of CVMs and of other coordinators: whoever proves a lease keeps its connection for as long as it has
+    its slot.
+    """
+
+    def known(request: web.Request, text: str) -> None:
+        lease = broker.lease(text)
+        keep(request, lease.peer_id, lambda: broker.holds(lease))
 
     async def challenge(request: web.Request) -> web.StreamResponse:
         return _answer(broker.challenge(decode(ChallengeRequest, await _body(request))))
 
     async def attest(request: web.Request) -> web.StreamResponse:
         admission = await broker.attest(decode(AttestRequest, await _body(request)))
-        # A holder's lease has one text: whoever shows it, or is handed it, is that CVM.
-        keep(request, admission.lease)
+        known(request, admission.lease)
         return _answer(admission)
 
     async def renew(request: web.Request) -> web.StreamResponse:
         asked = decode(LeaseRequest, await _body(request))
         renewal = await broker.renew(asked)
-        keep(request, asked.lease)
+        known(request, asked.lease)
         return _answer(renewal)
 
     async def release(request: web.Request) -> web.StreamResponse:
@@ -137,7 +145,7 @@ def _add_admission(
     async def coordinators(request: web.Request) -> web.StreamResponse:
         asked = decode(StandingRequest, await _body(request))
         answer = await standing(asked)
-        keep(request, asked.lease)
+        known(request, asked.lease)
         return _answer(answer)
 
     app.router.add_post("/v1/admission/challenge", challenge)

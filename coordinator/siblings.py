@@ -21,6 +21,7 @@ from coordinator import policy
 from coordinator.broker import Rules
 from coordinator.forming import Standing
 from evidence.binding import report_data
+from evidence.verify import EvidenceVerifier
 from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.secret import Secret
@@ -29,6 +30,8 @@ from topology.manifest import CoordinatorPeer
 
 log = logging.getLogger(__name__)
 
+_OUT = frozenset({Code.ADMISSION_REJECTED, Code.REVOKED})
+"""How a coordinator answers one that its manifest does not have, or has no more."""
 RETRY = Backoff(base=0.2, cap=5.0)
 RENEW_SECONDS = 5.0
 HURRY_SECONDS = 0.5
@@ -69,6 +72,7 @@ class Sibling:
         *,
         guest: GuestAgent,
         rules: Callable[[], Rules],
+        verifier: EvidenceVerifier,
         admitted: Callable[[MeshPeer], None],
         refused: Callable[[str], None],
         enforces: Callable[[str], None],
@@ -91,8 +95,8 @@ class Sibling:
         self._refused = refused
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
-        # By our own manifest and rules, whatever it says: it may have to learn of ours.
-        self._verify = check_with(lambda _: rules().verifier, self._judge, nothing, clock)
+        # By our own manifest, whatever it says: it may have to learn of ours.
+        self._verify = check_with(verifier, self._judge, nothing, clock)
 
     async def run(self) -> None:
         """Joins and renews until cancelled; every failure is tried again."""
@@ -100,7 +104,7 @@ class Sibling:
         while True:
             broker = Broker(self._url, self._verify, self._envelope, TIMEOUT)
             try:
-                lease = await self._attest(broker)
+                lease = await self._join(broker)
                 attempt, self.state = 0, "joined"
                 while True:
                     asked = {"lease": lease.reveal(), **self._ask()}
@@ -127,6 +131,16 @@ class Sibling:
     async def _judge(self, _: Greeting) -> Signed:
         return self._rules().signed
 
+    async def _join(self, broker: Broker) -> Secret:
+        try:
+            return await self._attest(broker)
+        except RefusedError as error:
+            if error.code in _OUT:
+                # It may go by a manifest that does not have us any more.
+                head: ManifestHead = decode(ManifestHead, await broker.ask(IN_FORCE))
+                self._enforces(head.envelope)
+            raise
+
     async def _attest(self, broker: Broker) -> Secret:
         own = self._own
         request = ChallengeRequest(group=policy.COORDINATORS, instance_id=own.info.instance_id, peer_id=own.peer_id)
@@ -136,10 +150,6 @@ class Sibling:
             if error.code is Code.NO_MANIFEST:
                 # It is new, or was away when it was listed. What it begins with is signed: anybody may bring it.
                 raise SiblingError(f"{self.peer_id} was given the manifest, and begins with it") from error
-            if error.code is Code.ADMISSION_REJECTED:
-                # It may go by a manifest that does not list us any more.
-                head: ManifestHead = decode(ManifestHead, await broker.ask(IN_FORCE))
-                self._enforces(head.envelope)
             raise
         signed = self._rules().signed
         manifest = signed.manifest

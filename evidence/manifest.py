@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from evidence.policy import Expected, ImageRule
-from evidence.verify import TcbRules
+from evidence.policy import Expected, ImageRule, ReferenceRule, TcbRules
 from topology.manifest import Manifest
+from topology.references import Reference
 
 COORDINATORS = "coordinator"
 """The group name that means the coordinators' app."""
@@ -16,8 +16,16 @@ def expected(manifest: Manifest, group: str) -> Expected:
     return Expected(
         app_id=app.app_id,
         compose_hashes=app.compose_hashes,
-        key_provider_name=manifest.key_provider.name,
-        key_provider_id=manifest.key_provider.id,
+        references=tuple(map(_rule, manifest.references)),
+        revoked=frozenset(each.text for each in manifest.revoked),
+    )
+
+
+def _rule(reference: Reference) -> ReferenceRule:
+    return ReferenceRule(
+        name=reference.name,
+        key_provider_name=reference.key_provider.name,
+        key_provider_id=reference.key_provider.id,
         os_images=tuple(
             ImageRule(
                 os_image_hash=image.os_image_hash,
@@ -27,17 +35,14 @@ def expected(manifest: Manifest, group: str) -> Expected:
                 rtmr2=image.rtmr2,
                 development=image.development,
             )
-            for image in manifest.os_images
+            for image in reference.os_images
         ),
-        allow_development_images=manifest.tcb.allow_development_images,
-        revoked=frozenset(each.text for each in manifest.revoked),
-    )
-
-
-def tcb_rules(manifest: Manifest) -> TcbRules:
-    """Which platform states are good enough."""
-    return TcbRules(
-        allowed_statuses=manifest.tcb.allowed_statuses,
-        rejected_advisories=manifest.tcb.rejected_advisories,
-        min_evaluation_data_number=manifest.tcb.min_evaluation_data_number,
+        allow_development_images=reference.tcb.allow_development_images,
+        tcb=TcbRules(
+            allowed_statuses=reference.tcb.allowed_statuses,
+            rejected_advisories=reference.tcb.rejected_advisories,
+            min_evaluation_data_number=reference.tcb.min_evaluation_data_number,
+            grace_until=reference.tcb.grace_until,
+        ),
+        devices=reference.devices,
     )

@@ -21,7 +21,7 @@ from evidence import documents
 from evidence.bundle import Bundle, parse_nonce
 from evidence.collateral import FixedCollateral
 from evidence.errors import EvidenceError
-from evidence.manifest import COORDINATORS, expected, tcb_rules
+from evidence.manifest import COORDINATORS, expected
 from evidence.merkle import climb
 from evidence.policy import check
 from evidence.statement import Member, Statement, members_digest, report_data
@@ -43,9 +43,9 @@ class Cause(Enum):
     NONCE = "nonce"
     """The answer is not about the reader's nonce, or the quote does not cover what the bundle states."""
     EVIDENCE = "evidence"
-    """The quote is not genuine, does not hold together with its event log, or its platform is not good enough."""
+    """The quote is not genuine, or does not hold together with its event log."""
     FOREIGN = "foreign"
-    """Genuine evidence, and not of a coordinator that the manifest allows."""
+    """Genuine evidence, and not of a coordinator, or not on a platform, that the manifest allows."""
     CLOCK = "clock"
     """Stated or signed at another time than the reader's clock allows."""
     DIGEST = "digest"
@@ -128,7 +128,7 @@ async def verify(bundle: Bundle, trusted: Trusted, *, nonce: bytes | None, seen:
     """
     evidence = await _verified_quote(bundle, trusted, nonce, now)
     stated = bundle.statement
-    _check_subject(stated, evidence, trusted)
+    _check_subject(stated, evidence, trusted, now)
     _check_time(stated, now, fresh=nonce is not None)
     head = stated.head
     if (head.epoch, head.digest) != (trusted.manifest.epoch, trusted.digest):
@@ -169,9 +169,7 @@ async def _verified_quote(bundle: Bundle, trusted: Trusted, nonce: bytes | None,
         said = report_data(bundle.statement, climb(own, bundle.merkle_path))
     except ValueError as error:
         raise UnprovenError(Cause.NONCE, str(error)) from error
-    verifier = Verifier(
-        collateral=_collateral(bundle), rules=tcb_rules(trusted.manifest), root_ca_der=trusted.development_root
-    )
+    verifier = Verifier(collateral=_collateral(bundle), root_ca_der=trusted.development_root)
     try:
         return await verifier.verify(
             quote=_quote(bundle), event_log=bundle.event_log, vm_config=bundle.vm_config, report_data=said, now=now
@@ -197,13 +195,13 @@ def _quote(bundle: Bundle) -> bytes:
         raise UnprovenError(Cause.EVIDENCE, "the quote is not hexadecimal") from error
 
 
-def _check_subject(stated: Statement, evidence: Evidence, trusted: Trusted) -> None:
+def _check_subject(stated: Statement, evidence: Evidence, trusted: Trusted, now: float) -> None:
     try:
-        check(evidence, expected(trusted.manifest, COORDINATORS))
+        check(evidence, expected(trusted.manifest, COORDINATORS), now)
     except EvidenceError as error:
         head = stated.head
         raise UnprovenError(
-            Cause.FOREIGN,
+            Cause.CLOCK if error.code == "VERIFIER_FAILED" else Cause.FOREIGN,
             f"{error.reason}; by your manifest (it says that it enforces epoch {head.epoch}, {_brief(head.digest)})",
         ) from error
     own = trusted.manifest

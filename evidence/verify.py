@@ -2,7 +2,7 @@
 where not.
 
 The cryptography is `dcap_qvl`'s; the rules around it are ours and stricter than the platform's verifier
-(docs/attestation.md).
+(docs/attestation.md). What a manifest says does not count here: `evidence.policy` holds the facts against it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .collateral import CollateralSource
 from .errors import EvidenceCode, EvidenceError
 from .keccak import keccak256
 
-__all__ = ["Evidence", "EvidenceCode", "EvidenceError", "TcbRules", "Verifier"]
+__all__ = ["Evidence", "EvidenceCode", "EvidenceError", "Verifier"]
 
 _PROVIDER_KINDS = {"none": 0, "local": 1, "local-sgx": 1, "kms": 2, "tpm": 3}
 """Key provider kinds in `mr_config_id` form 2 (dstack-types, mr_config.rs)."""
@@ -32,18 +32,6 @@ _STALE = (
 )
 """dcap_qvl's words for collateral out of its time: our side's fault, not the peer's."""
 _MAX_VM_CONFIG = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbRules:
-    """Which states of the platform's trusted computing base are good enough."""
-
-    allowed_statuses: tuple[str, ...] = ("UpToDate",)
-    """Intel's names, for example `UpToDate`, `SWHardeningNeeded`."""
-    rejected_advisories: tuple[str, ...] = ()
-    """For example `INTEL-SA-00615`."""
-    min_evaluation_data_number: int = 0
-    """Oldest issue of Intel's TCB data to judge by; 0 takes any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +53,10 @@ class Evidence:
     report_data: bytes
     """64 bytes."""
     tcb_status: str
+    """Of the platform, in Intel's words. Not judged here, as the next two: `evidence.policy` does."""
     advisory_ids: tuple[str, ...]
     evaluation_data_number: int
+    """Which issue of Intel's TCB data said so."""
     device: str
     """The platform ID (PPID) in Intel's certificate of the machine, 32 hex digits."""
     development_root: bool
@@ -88,7 +78,6 @@ class Verifier:
         self,
         *,
         collateral: CollateralSource,
-        rules: TcbRules,
         root_ca_der: bytes | None = None,
         allow_application_events: bool = False,
     ) -> None:
@@ -98,7 +87,6 @@ class Verifier:
         evidence that is looked at, not for admission.
         """
         self._collateral = collateral
-        self._rules = rules
         self._root = root_ca_der
         self._allow_application_events = allow_application_events
 
@@ -126,7 +114,6 @@ class Verifier:
         identity = log.identity(allow_application_events=self._allow_application_events)
         _check_config_id(parsed.mr_config_id, identity)
         _check_claimed_image(vm_config, identity.os_image_hash)
-        self._check_tcb(tcb)
         return self._evidence(parsed, identity, tcb)
 
     def _verify_quote(
@@ -164,22 +151,6 @@ class Verifier:
         if any(words in text for words in _STALE):
             return EvidenceError("VERIFIER_FAILED", f"the collateral cannot judge this quote now: {text}")
         return _invalid(f"the quote does not verify: {text}")
-
-    def _check_tcb(self, tcb: _Tcb) -> None:
-        if tcb.status not in self._rules.allowed_statuses:
-            allowed = ", ".join(self._rules.allowed_statuses)
-            raise _refused(
-                f"the platform's TCB status is {tcb.status!r} {list(tcb.advisory_ids)}, allowed are: {allowed}"
-            )
-        rejected = sorted(set(tcb.advisory_ids) & set(self._rules.rejected_advisories))
-        if rejected:
-            raise _refused(f"advisories {rejected} apply to the platform, and policy rejects them")
-        wanted = self._rules.min_evaluation_data_number
-        if tcb.evaluation_data_number < wanted:
-            raise EvidenceError(
-                "VERIFIER_FAILED",
-                f"TCB data number {tcb.evaluation_data_number} is too old, policy wants {wanted} or newer",
-            )
 
     def _evidence(self, quote: quotes.Quote, identity: event_logs.Identity, tcb: _Tcb) -> Evidence:
         return Evidence(
@@ -298,7 +269,3 @@ def _check_claimed_image(vm_config: str, measured: str | None) -> None:
 
 def _invalid(reason: str) -> EvidenceError:
     return EvidenceError("QUOTE_INVALID", reason)
-
-
-def _refused(reason: str) -> EvidenceError:
-    return EvidenceError("ADMISSION_REJECTED", reason)

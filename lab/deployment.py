@@ -22,22 +22,14 @@ def report(plan: LabPlan) -> dict[str, Any]:
     apps = {
         name: _app(group, (cvm for cvm in plan.cvms if cvm.machine.group == name)) for name, group in groups.items()
     }
-    mesh = plan.cluster.mesh_addresses()
     return {
         "format": 1,
         "cluster": plan.cluster.name,
-        "policy": {
-            "coordinators": [{"peer_id": peer, "address": mesh[peer]} for peer in plan.cluster.coordinator_peers()],
-            "groups": {
-                group.name: {"peers": [{"peer_id": peer, "address": mesh[peer]} for peer in group.peers()]}
-                for group in plan.cluster.groups
-            },
-        },
         "coordinator_urls": [peer.url for peer in plan.manifest.coordinators.peers],
         "apps": apps,
-        "rendezvous": [dataclasses.asdict(it) for it in plan.manifest.rendezvous],
+        "rendezvous": [{"public_key": it.public_key, "endpoint": it.endpoint} for it in plan.manifest.rendezvous],
         "simulated": True,
-        "tcb": dataclasses.asdict(plan.manifest.tcb),
+        "tcb": dataclasses.asdict(plan.manifest.references[0].tcb),
     }
 
 

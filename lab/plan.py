@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from runtime.secret import Secret
 from topology import compose as composes
 from topology import manifest as manifests
 from topology import render
-from topology.addresses import MESH_POOL
+from topology.addresses import rendezvous_address
 from topology.compose import ComposeFile, Service, interpolate
 from topology.model import Cluster, Group
 from topology.owners import OWNERS_VARIABLE, Owners, key_of, text_of
+from topology.references import MEASURED, Reference, TcbPolicy
 
 DOMAIN = "lab.test"
 GATEWAY_BASE = f"gateway.{DOMAIN}"
@@ -166,14 +166,19 @@ def _manifest(
     rendezvous = manifests.Rendezvous(
         public_key=rendezvous_key,
         endpoint=f"{site.rendezvous_address}:{RENDEZVOUS_PORT}",
-        address=_first_address(MESH_POOL),
+        address=rendezvous_address(0),
     )
     return render.manifest(
         cluster,
         render.Deployment(
-            key_provider=tee.key_provider,
-            os_images=tuple(tee.os_image(version) for version in OS_VERSIONS),
-            tcb=manifests.TcbPolicy(),
+            references=(
+                Reference(
+                    name=MEASURED,
+                    key_provider=tee.key_provider,
+                    os_images=tuple(tee.os_image(version) for version in OS_VERSIONS),
+                    tcb=TcbPolicy(),
+                ),
+            ),
             coordinator=_facts(coordinator),
             groups={name: _facts(app) for name, app in apps.items()},
             coordinator_urls=urls,
@@ -310,7 +315,3 @@ def _rendezvous(site: Site, manifest: manifests.Manifest, settings: _Settings, k
         volumes=site.volumes / RENDEZVOUS,
         resolver=site.resolver,
     )
-
-
-def _first_address(pool: str) -> str:
-    return str(ipaddress.ip_network(pool)[1])

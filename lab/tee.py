@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from evidence.eventlog import RUNTIME_EVENT, Event, EventLog, runtime_digest
 from runtime.secret import Secret
-from topology.manifest import KeyProvider, OsImage
+from topology.references import KeyProvider, OsImage
 
 from . import tee_pki
 from .tee_keys import hkdf, k256_public, k256_sign

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from topology.manifest import SHELLS_OWN
+
 _DEMANDED: Mapping[str, tuple[object, object]] = {
     "runner": ("docker-compose", None),
     "kms_enabled": (True, False),
@@ -65,6 +67,11 @@ class AppCompose:
         missing = sorted(set(self.environment) - self._allowed)
         if missing:
             yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
+        if obeyed := sorted(name for name in self._allowed if SHELLS_OWN.fullmatch(name)):
+            yield (
+                f"{prefix} a place for {', '.join(obeyed)}, which the shell of exec.sh or its loader obeys, whoever "
+                "sets it; take it out of compose_env, and run terraform apply"
+            )
         for field, (wanted, absent) in _DEMANDED.items():
             found = tree.get(field, absent)
             if field == "kms_enabled" and tree.get("key_provider") == "kms":

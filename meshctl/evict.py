@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
 
 def without(manifest: Manifest, peer_id: str) -> Manifest:
-    """`manifest` without the slot `peer_id`, and without the routes that lead to it alone. UserError for what is no
-    slot of a workload.
+    """`manifest` without the slot `peer_id`, and without the routes that lead to it alone; or without that coordinator.
+    UserError for what is neither, and for the only coordinator.
     """
+    leads = tuple(peer for peer in manifest.coordinators.peers if peer.peer_id != peer_id)
+    if not leads:
+        raise UserError(f"{peer_id} is the only coordinator", "./mesh set a manifest with another one beside it first")
+    if leads != manifest.coordinators.peers:
+        return replace(manifest, coordinators=replace(manifest.coordinators, peers=leads))
     groups = {
         name: replace(group, peers=tuple(peer for peer in group.peers if peer.peer_id != peer_id))
         for name, group in manifest.groups.items()
     }
     if groups == manifest.groups:
-        if any(peer.peer_id == peer_id for peer in manifest.coordinators.peers):
-            raise UserError(f"{peer_id} is a coordinator", "docs/operations.md says how coordinators are taken away")
         known = ", ".join(peer.peer_id for group in manifest.groups.values() for peer in group.peers)
         raise UserError(f"there is no slot {peer_id!r}", f"the manifest in force has {known}")
     return replace(manifest, groups=groups, routes=tuple(it for it in manifest.routes if it.peer != peer_id))
@@ -58,12 +61,13 @@ def command(
     """Take the slot PEER away from whoever has it: of a lab that runs, or of CLUSTER as deployed (-c URL).
 
     Its CVM loses lease, links, certificate and tokens at once. It may ask for another slot of its group, and gets one
-    that is free; to keep out what it runs, take its compose hash out of the manifest (./mesh set).
+    that is free; to keep out what it runs, take its compose hash out of the manifest (./mesh set). A coordinator leaves
+    Raft, links and lists; -c has to be one that stays.
     """
     if (cluster is None) != (url is None):
         raise UserError("CLUSTER and -c URL belong together", "./mesh evict PEER CLUSTER -c URL; for a lab, neither")
     if cluster is None or url is None:
-        here = set_command.lab(name)
+        here = set_command.lab(name, but=peer)
         set_command.put(here.mesh, here.sign(without(here.draft(), peer)), yes=yes)
         return
     from meshctl.manifest import DRAFT, load_cluster

@@ -34,8 +34,9 @@ from meshctl.generate_sources import (
 if TYPE_CHECKING:
     from meshctl.manifest_facts import Reviewed
     from topology.envelope import Signed
-    from topology.manifest import Manifest, OsImage
+    from topology.manifest import Manifest
     from topology.merge import Difference
+    from topology.references import OsImage
 
 PLACE = ("epoch", "previous")
 """Fields of a manifest that say after which one it comes: never merged, always as the manifest in force wants it."""
@@ -135,6 +136,9 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     reviewed = review(site, accepted)
     computed = tree_of(rendered(site, reviewed))
     edited, generated = read(target, site.mesh)
+    if site.kind == PREFLIGHT and generated is not ABSENT:
+        # It says nothing of them, and those in force have what a person added.
+        computed["references"] = generated["references"]
     merged = merge(_placeless(generated), _placeless(edited), _placeless(computed))
     if merged.conflicts:
         raise UserError(
@@ -205,11 +209,9 @@ def review(site: Site, accepted: Accepted) -> Reviewed:
                 owners=site.owners,
                 head=site.head,
             )
-        report, policy = facts.read(site.report)
         return facts.review(
             site.cluster,
-            report,
-            policy,
+            facts.read(site.report),
             site.files,
             images=accepted.images,
             pre_launch=accepted.pre_launch,

@@ -18,8 +18,8 @@ from meshctl.errors import UserError
 if TYPE_CHECKING:
     from topology.cluster import Cluster
     from topology.envelope import Signed
-    from topology.manifest import OsImage
     from topology.owners import Owners
+    from topology.references import OsImage
 
 LAB, PREFLIGHT, OUTPUTS = "lab", "preflight", "outputs"
 GENERATED = "generated.json"
@@ -146,7 +146,8 @@ def terraform_output(folder: Path, outputs: Path | None) -> str:
 
 def os_images(path: Path) -> tuple[OsImage, ...]:
     """The approved images that `path` lists. UserError."""
-    from topology.manifest import ManifestError, OsImage, from_tree
+    from topology.manifest import ManifestError, from_tree
+    from topology.references import OsImage
 
     try:
         found: Any = from_tree(tuple[OsImage, ...], json.loads(path.read_text(encoding="utf-8")), path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from meshctl.errors import UserError
 if TYPE_CHECKING:
     from topology.cluster import Cluster
     from topology.manifest import Manifest
+    from topology.references import Reference
 
 DRAFT = "manifest.json"
 LAB_SIGNED = "manifest.lab.signed"
@@ -175,7 +177,7 @@ def script(cluster: str, app: str, outputs: Path | None) -> None:
 
     found = load_cluster(cluster)
     try:
-        report, _ = facts.read(terraform_output(found.folder, outputs))
+        report = facts.read(terraform_output(found.folder, outputs))
         click.echo(facts.script_of(report, app), nl=False)
     except ClusterError as error:
         raise UserError(str(error), "terraform apply first") from error
@@ -183,6 +185,21 @@ def script(cluster: str, app: str, outputs: Path | None) -> None:
 
 def _coordinators(manifest: Manifest) -> list[str]:
     return [peer.peer_id for peer in manifest.coordinators.peers]
+
+
+def _summary_of(reference: Reference) -> None:
+    click.echo(f"  reference {reference.name}: what a CVM has to be, all of it")
+    click.echo(f"    keys from {reference.key_provider.name} {reference.key_provider.id:.24}…")
+    for image in reference.os_images:
+        kind = " (development: root login)" if image.development else ""
+        told = f"MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…{kind}"
+        click.echo(f"    OS image {image.os_image_hash or '(no hash)'} {told}")
+    tcb, grace = reference.tcb, ""
+    if tcb.grace_until:
+        grace = f"; out of date counts, too, until {datetime.fromtimestamp(tcb.grace_until, UTC):%Y-%m-%d %H:%M} UTC"
+    click.echo(f"    TCB {', '.join(tcb.allowed_statuses)}{grace}")
+    for device in reference.devices:
+        click.echo(f"    only on the machine {device}")
 
 
 def summary(manifest: Manifest) -> None:
@@ -194,10 +211,8 @@ def summary(manifest: Manifest) -> None:
     click.echo(f"  follows {manifest.previous or 'none: it is the first'}")
     owners = manifest.owners
     click.echo(f"  what follows needs {owners.threshold} of: {', '.join(name_of(key) for key in owners.keys)}")
-    click.echo(f"  keys from {manifest.key_provider.name} {manifest.key_provider.id:.24}…")
-    for image in manifest.os_images:
-        click.echo(f"  OS image {image.os_image_hash or '(no hash)'} MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…")
-    click.echo(f"  TCB {', '.join(manifest.tcb.allowed_statuses)}")
+    for reference in manifest.references:
+        _summary_of(reference)
     own = manifest.coordinators
     click.echo(
         f"  coordinators: app {own.app_id}, {len(own.peers)} CVM(s), "

@@ -6,15 +6,16 @@ Every field is in it: an owner must not set what was not shown. `plan_changes` i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from meshctl.plan_changes import Change, coordinators_go
 from topology.manifest import Manifest
 
-_TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "secrets", "os_images"})
+_TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "secrets", "references"})
 """Fields of a manifest that are shown entry by entry, or are its place in the history."""
 _EVICTED = "evicted: lease, links and endpoints end at once, its certificate with overlap_seconds"
+_ELSEWHERE = "every CVM on a machine for which no reference has its image any more is " + _EVICTED
 _AGAIN = "at once: the group's CVMs register and check it so; its program has to listen there"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
@@ -24,7 +25,14 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("compose hash", "add"): "CVMs that measure it may join",
     ("compose hash", "remove"): "every CVM that measures it is " + _EVICTED,
     ("image", "add"): "CVMs that boot it may join",
+    ("image", "change"): "who boots it stays while a reference has it for that machine; all else at the next admission",
     ("image", "remove"): "every CVM that boots it is " + _EVICTED,
+    ("reference", "add"): "CVMs that are all that it says may join",
+    ("reference", "change"): "at the next admission of each CVM; at once for development images that it takes back",
+    ("reference", "remove"): "at the next admission of each CVM: it has to be all that another one says",
+    ("machines", "add"): "CVMs on them may join",
+    ("machines", "change"): _ELSEWHERE,
+    ("machines", "remove"): _ELSEWHERE,
     ("callers", "add"): "at once, in every CVM that runs",
     ("callers", "change"): "at once, in every CVM that runs; who may call no more loses what it holds",
     ("callers", "remove"): "at once: nobody may call",
@@ -43,8 +51,6 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
 }
 _SETTINGS: Mapping[str, str] = {
     "owners": "they sign the manifest after this one",
-    "tcb": "at the next admission of each CVM",
-    "key_provider": "at the next admission of each CVM",
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
@@ -100,9 +106,22 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
         yield ("route", route["name"]), _plain(route)
     for name, secret in sorted(tree["secrets"].items()):
         yield ("secret", name), _plain(secret)
-    for image in tree["os_images"]:
-        name = " ".join(f"{image[part]:.16}…" for part in ("mrtd", "rtmr0", "rtmr1", "rtmr2"))
-        yield ("image", f"{name} {'development' if image['development'] else ''}".strip()), _plain(image)
+    yield from _references(tree["references"])
+
+
+def _references(references: Iterable[Mapping[str, Any]]) -> Iterator[tuple[_Key, Any]]:
+    """Each reference, then each image with the references that have it: who boots an image stays while one of them
+    does.
+    """
+    images: dict[str, dict[str, list[Any]]] = {}
+    for each in references:
+        yield ("reference", each["name"]), {"key_provider": each["key_provider"], "tcb": _plain(each["tcb"])}
+        yield ("machines", each["name"]), _plain(each["devices"]) or "any"
+        for image in each["os_images"]:
+            name = " ".join(f"{image[part]:.16}…" for part in ("mrtd", "rtmr0", "rtmr1", "rtmr2"))
+            shown = f"{name} {'development' if image['development'] else ''}".strip()
+            images.setdefault(shown, {}).setdefault(each["name"], []).append(image)
+    yield from ((("image", name), found) for name, found in images.items())
 
 
 def _app(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[_Key, Any]]:

@@ -17,20 +17,14 @@ from typing import Any
 from evidence.errors import EvidenceError
 from evidence.eventlog import Identity, parse
 from meshctl.app_compose import AppCompose
+from topology.addresses import rendezvous_address
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import (
-    KeyProvider,
-    Manifest,
-    ManifestError,
-    OsImage,
-    Rendezvous,
-    TcbPolicy,
-    from_tree,
-)
+from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
@@ -54,6 +48,14 @@ class AppReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RendezvousHost:
+    """A host that runs clusters/relay, as the cluster's variables name it."""
+
+    public_key: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The output `deployment` of terraform/phala."""
 
@@ -62,7 +64,7 @@ class Report:
     coordinator_urls: tuple[str, ...]
     """By slot; "" for a coordinator that the platform does not know an instance ID or a gateway of yet."""
     apps: dict[str, AppReport]
-    rendezvous: tuple[Rendezvous, ...]
+    rendezvous: tuple[RendezvousHost, ...]
     tcb: TcbPolicy
     simulated: bool = False
     """A lab's: its OS images are this checkout's, and nobody built or trusts others."""
@@ -78,8 +80,8 @@ class Reviewed:
     """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
 
-def read(text: str) -> tuple[Report, Any]:
-    """The report in `text`, and the policy that Terraform rendered. ClusterError names what is wrong.
+def read(text: str) -> Report:
+    """The report in `text`. ClusterError names what is wrong.
 
     `text` is what `terraform output -json deployment` prints, or all of `terraform output -json`.
     """
@@ -89,18 +91,16 @@ def read(text: str) -> tuple[Report, Any]:
             tree = tree["deployment"]["value"]
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ManifestError(f"expected the output `deployment` of terraform/phala, format {FORMAT}")
-        policy = tree.pop("policy", None)
         report: Report = from_tree(Report, tree, "deployment")
     except (ValueError, RecursionError, KeyError) as error:
         message = f"Terraform's outputs cannot be used: {error}; give what `terraform output -json deployment` prints"
         raise ClusterError([message]) from error
-    return report, policy
+    return report
 
 
 def review(
     cluster: Cluster,
     report: Report,
-    policy: Any,
     files: Mapping[str, str],
     *,
     images: tuple[OsImage, ...] | None,
@@ -115,7 +115,7 @@ def review(
     `pre_launch` has the SHA-256 of each accepted pre-launch script. The compose hashes of `earlier` stay allowed.
     `owners` will sign what follows; `after` is the manifest before, None for the first.
     """
-    problems = list(_misfits(cluster, report, policy))
+    problems = list(_misfits(cluster, report))
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
     documents: dict[str, str] = {}
@@ -143,13 +143,14 @@ def review(
         raise ClusterError(list(dict.fromkeys(problems)))
     taken = images or tuple(dataclasses.replace(it, development=report.tcb.allow_development_images) for it in seen)
     deployment = Deployment(
-        key_provider=next(iter(providers)),
-        os_images=taken,
-        tcb=report.tcb,
+        references=(Reference(name=MEASURED, key_provider=next(iter(providers)), os_images=taken, tcb=report.tcb),),
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=report.coordinator_urls,
-        rendezvous=report.rendezvous,
+        rendezvous=tuple(
+            Rendezvous(public_key=it.public_key, endpoint=it.endpoint, address=rendezvous_address(index))
+            for index, it in enumerate(report.rendezvous)
+        ),
         owners=owners,
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
@@ -181,20 +182,17 @@ def _missing(report: Report, images: tuple[OsImage, ...] | None) -> Iterator[str
         yield "OS images are as the cloud reports them: compare them with the ones that you built or trust"
 
 
-def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
+def _misfits(cluster: Cluster, report: Report) -> Iterator[str]:
     again = "run terraform apply, then this again"
     if report.cluster != cluster.name:
         yield f"the deployment is of cluster {report.cluster!r}, the files are of {cluster.name!r}; {again}"
         return
-    wanted = {COORDINATOR, *(group.name for group in cluster.groups)}
-    for name in sorted(wanted ^ set(report.apps)):
+    wanted = {COORDINATOR: cluster.coordinators, **{group.name: group.replicas for group in cluster.groups}}
+    for name in sorted(set(wanted) ^ set(report.apps)):
         yield f"app {name!r} is {'not deployed' if name in wanted else 'deployed, but not in cluster.tf'}; {again}"
-    try:
-        deployed = {p["peer_id"] for group in policy["groups"].values() for p in group["peers"]}
-        deployed |= {peer["peer_id"] for peer in policy["coordinators"]}
-    except (KeyError, TypeError):
-        yield f"Terraform's outputs have no usable policy; {again}"
-        return
+    for name in sorted(set(wanted) & set(report.apps)):
+        if (made := len(report.apps[name].instance_ids)) != wanted[name]:
+            yield f"app {name!r} has {made} CVM(s), and cluster.tf has {wanted[name]}; {again}"
     for index, url in enumerate(report.coordinator_urls):
         if not url:
             # Terraform reports "" until the platform knows the instance, which is after the CVM's first boot.
@@ -202,9 +200,6 @@ def _misfits(cluster: Cluster, report: Report, policy: Any) -> Iterator[str]:
                 f"coordinator slot {index} has no instance ID or no gateway yet, so nobody could reach it; wait until "
                 f"its CVM runs, then {again}"
             )
-    for peer in sorted(deployed ^ set(cluster.mesh_addresses())):
-        where = "deployed, but not" if peer in deployed else "not deployed, but"
-        yield f"peer {peer!r} is {where} in cluster.tf; {again}"
 
 
 def _hashes(earlier: Manifest | None, app: str) -> tuple[str, ...]:

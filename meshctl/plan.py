@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from meshctl.plan_changes import Change, Plan
     from meshctl.plan_snapshot import Snapshot
+    from topology.manifest import Manifest
 
 _SETTINGS = ("region", "kms", "size", "attestation", "rendezvous")
 _SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
@@ -129,7 +130,7 @@ def _before(folder: Path, against: str | None) -> tuple[str, Snapshot | None]:
         return str(path), _snapshot(path, str(path))
     if path.is_file():
         try:
-            return str(path), of_state(path.read_text(encoding="utf-8"))
+            return str(path), of_state(path.read_text(encoding="utf-8"), _signed(folder))
         except (ClusterError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: {error}", "--against terraform.tfstate") from error
     if path.suffix in (".json", ".tfstate"):
@@ -154,6 +155,15 @@ def _default(folder: Path) -> tuple[str, Snapshot | None]:
 
 def _is_ref(folder: Path, text: str) -> bool:
     return _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}") is not None
+
+
+def _signed(folder: Path) -> Manifest | None:
+    """The signed manifest of the folder, which is what routes and rights there are; None before the first."""
+    from meshctl import manifest_sign as signing
+    from topology.cluster import load
+
+    found = signing.head(load(folder))
+    return found.manifest if found else None
 
 
 def _at_revision(folder: Path, revision: str) -> Snapshot | None:

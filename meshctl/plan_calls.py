@@ -31,7 +31,9 @@ class Calls:
 
 
 def who_calls(snapshot: Snapshot) -> tuple[Calls, ...]:
-    """One entry a workload group, in the order of the groups."""
+    """One entry a workload group, in the order of the groups. Of a snapshot that knows no routes: nothing."""
+    if snapshot.backends is None or snapshot.routes is None:
+        return ()
     names = dict.fromkeys(peer["group"] for peer in snapshot.peers.values() if peer["group"] != COORDINATOR)
     callers = {name: tuple(facts["callers"]) for name, facts in snapshot.backends.items()}
     return tuple(

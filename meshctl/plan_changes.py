@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def needs_manifest(self) -> bool:
-        """Whether a manifest must be rendered and signed again before the change works."""
+        """Whether a manifest must be generated and signed again before the change works."""
         return _needs_manifest(self.changes)
 
     def document(self) -> dict[str, Any]:
@@ -175,7 +175,8 @@ def _cvms(before: Snapshot, after: Snapshot, fates: Mapping[str, tuple[str, str]
             yield Change(kind="cvm", name=peer, action="remove", before=old, after=None, effect=DELETE, note=note)
         else:
             effect, note = fates.get(group, (MANIFEST, ""))
-            if old != new or group in fates:
+            if group in fates or (old != new and (old["address"] or before.routes is not None)):
+                # Without a signed manifest the addresses are not known; with one, a slot without address is not signed.
                 yield Change(kind="cvm", name=peer, action="change", before=old, after=new, effect=effect, note=note)
 
 
@@ -269,12 +270,17 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
     yield from coordinators_go(_coordinators(before), _coordinators(after))
     if "rendezvous" in before.settings and before.settings["rendezvous"] != after.settings.get("rendezvous"):
         yield "the rendezvous changes: CVMs that run go on with those that they know until they start anew"
-    gone = {name for name in before.routes if name not in after.routes}
+    gone = set(before.routes or ()) - set(after.routes or ())
     if gone:
         yield f"code that dials {', '.join(sorted(gone))} will find no such name"
     missing = [name for name in ("composes", "public") if getattr(before, name) is None]
     if missing:
         yield f"not compared, because the state given does not have it: {', '.join(missing)}"
+    if before.routes is None:
+        yield (
+            "not compared, because nothing is signed yet (manifest.signed): routes, VIPs, ports, permissions, callers, "
+            "secrets, mesh addresses"
+        )
 
 
 def _new_values(before: Snapshot, after: Snapshot) -> list[str]:
@@ -309,7 +315,9 @@ def _coordinators(snapshot: Snapshot) -> list[str]:
     return [peer for peer, facts in snapshot.peers.items() if facts["group"] == COORDINATOR]
 
 
-def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _rows(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[tuple[str, Any, Any]]:
+    if before is None or after is None:
+        return
     for name in _both(before, after):
         old, new = before.get(name), after.get(name)
         yield name, dict(old) if old is not None else None, dict(new) if new is not None else None

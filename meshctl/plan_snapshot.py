@@ -1,4 +1,6 @@
-"""What a cluster is, reduced to what a plan compares: from the files of a folder, or from Terraform's state. Pure."""
+"""What a cluster is, reduced to what a plan compares: from the files of a folder, or from Terraform's state with the
+manifest that was signed for it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from topology import addresses, compose, render
 from topology.cluster import Cluster
-from topology.manifest import EVERYBODY
+from topology.manifest import Manifest
 from topology.model import COORDINATOR
 from topology.problems import ClusterError
 
@@ -24,11 +26,11 @@ class Snapshot:
 
     cluster: str
     peers: dict[str, Facts]
-    """Peer ID → group and mesh address."""
-    backends: dict[str, Facts]
+    """Peer ID → group and mesh address, None where that is not known."""
+    backends: dict[str, Facts] | None
     """`group/backend` → ports, service, identity, owner, permissions."""
-    routes: dict[str, Facts]
-    secrets: dict[str, Facts]
+    routes: dict[str, Facts] | None
+    secrets: dict[str, Facts] | None
     composes: dict[str, str] | None = None
     """App → text of its compose file."""
     images: dict[str, str] | None = None
@@ -89,17 +91,17 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
     )
 
 
-def of_state(text: str) -> Snapshot:
+def of_state(text: str, manifest: Manifest | None) -> Snapshot:
     """The snapshot of what Terraform made: terraform.tfstate, `terraform show -json` or `terraform output -json`.
+    Routes, rights and addresses are those of `manifest`, the signed one; without it they are not known.
 
     ClusterError when the text is none of them, or has no deployment yet.
     """
     try:
-        tree = json.loads(text)
-        outputs, resources = _parts(tree)
+        outputs, resources = _parts(json.loads(text))
         deployment = outputs["deployment"]["value"]
-        policy = deployment["policy"]
-        return _of_policy(policy, _apps(resources))
+        counts = {str(name): len(app["instance_ids"]) for name, app in deployment["apps"].items()}
+        return _of_state(str(deployment["cluster"]), counts, _apps(resources), manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = (
             f"the state cannot be used ({type(error).__name__}: {error}); expected terraform.tfstate, or what "
@@ -124,19 +126,15 @@ def _apps(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {str(resource["index"]): resource for resource in resources}
 
 
-def _of_policy(policy: Any, apps: Mapping[str, dict[str, Any]]) -> Snapshot:
-    peers = {p["peer_id"]: {"group": COORDINATOR, "address": p["address"]} for p in policy["coordinators"]}
-    backends: dict[str, Facts] = {}
-    for name, group in policy["groups"].items():
-        peers |= {p["peer_id"]: {"group": name, "address": p["address"]} for p in group["peers"]}
-        for own, backend in group["backends"].items():
-            permissions = backend["permissions"]
-            flat = {key: backend[key] for key in ("port", "sidecar_port", "service", "identity", "owner")}
-            flat |= {key: permissions[key] for key in ("key_prefixes", "session_write")}
-            # A state of before these fields has none of them, and its CVMs what they mean when they are left out.
-            absent = {"source": addresses.INGRESS_SOURCE, "proxy_protocol": False}
-            flat |= {"callers": [EVERYBODY] if backend.get("callers") is None else list(backend["callers"])}
-            backends[f"{name}/{own}"] = flat | {key: backend.get(key, value) for key, value in absent.items()}
+def _of_state(
+    cluster: str, counts: Mapping[str, int], apps: Mapping[str, dict[str, Any]], manifest: Manifest | None
+) -> Snapshot:
+    known = _addresses(manifest) if manifest else {}
+    peers = {
+        peer: {"group": app, "address": known.get(peer)}
+        for app, count in counts.items()
+        for peer in (f"{app}-{index}" for index in range(count))
+    }
     texts = {name: str(app["docker_compose"]) for name, app in apps.items()}
     environment = {
         f"{name}/{key}": value
@@ -150,17 +148,45 @@ def _of_policy(policy: Any, apps: Mapping[str, dict[str, Any]]) -> Snapshot:
         settings = {name: first[name] for name in ("region", "kms") if first.get(name)}
         settings["size"] = {name: app["size"] for name, app in sorted(apps.items())}
     return Snapshot(
-        cluster=policy["cluster"],
+        cluster=cluster,
         peers=peers,
-        backends=backends,
-        routes={route["name"]: {key: route.get(key) for key in _ROUTE} for route in policy["routes"]},
-        secrets={name: {"owner": it["owner"], "groups": list(it["groups"])} for name, it in policy["secrets"].items()},
+        backends=_backends(manifest) if manifest else None,
+        routes={route.name: _route(route) for route in manifest.routes} if manifest else None,
+        secrets=(
+            {name: {"owner": it.owner, "groups": list(it.groups)} for name, it in manifest.secrets.items()}
+            if manifest
+            else None
+        ),
         composes=texts or None,
         images=_images(texts) if texts else None,
         environment=environment if apps else None,
         public=None,
         settings=settings,
     )
+
+
+def _addresses(manifest: Manifest) -> dict[str, str]:
+    found = {peer.peer_id: peer.address for peer in manifest.coordinators.peers}
+    return found | {peer.peer_id: peer.address for group in manifest.groups.values() for peer in group.peers}
+
+
+def _backends(manifest: Manifest) -> dict[str, Facts]:
+    return {
+        f"{name}/{own}": {
+            "port": backend.port,
+            "sidecar_port": backend.sidecar_port,
+            "service": backend.service,
+            "identity": backend.identity,
+            "owner": backend.owner,
+            "key_prefixes": list(backend.permissions.key_prefixes),
+            "session_write": backend.permissions.session_write,
+            "callers": list(backend.callers),
+            "source": backend.source,
+            "proxy_protocol": backend.proxy_protocol,
+        }
+        for name, group in manifest.groups.items()
+        for own, backend in group.backends.items()
+    }
 
 
 _ROUTE = ("group", "backend", "service", "role", "fallback", "vip", "port", "leader_key", "peer")

@@ -97,9 +97,7 @@ def review(
         for name in files
     }
     deployment = Deployment(
-        key_provider=head.manifest.key_provider,
-        os_images=head.manifest.os_images,
-        tcb=head.manifest.tcb,
+        references=head.manifest.references,
         coordinator=facts[COORDINATOR],
         groups={name: found for name, found in facts.items() if name != COORDINATOR},
         coordinator_urls=tuple(peer.url for peer in head.manifest.coordinators.peers),

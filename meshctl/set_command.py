@@ -117,15 +117,17 @@ class Lab:
         return (self.folder / FIRST).read_text(encoding="ascii")
 
 
-def lab(name: str | None) -> Lab:
-    """The lab called `name`, or the only one that runs. UserError when none of its coordinators is ready."""
+def lab(name: str | None, but: str = "") -> Lab:
+    """The lab called `name`, or the only one that runs, by another coordinator than `but`. UserError when none of
+    them is ready.
+    """
     from meshctl import status as statuses
     from topology.envelope import open_envelope
     from topology.model import COORDINATOR
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR and m["peer_id"] != but}
     ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
     ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:

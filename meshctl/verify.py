@@ -55,8 +55,9 @@ REMEDIES: dict[Exit, str] = {
     Exit.UNREACHABLE: "is it a coordinator's URL, and is it ready? A moment later it may have room",
     Exit.FORM: "ask a coordinator, port 8787; or use a newer ./mesh",
     Exit.NONCE: "somebody relays an answer to another question; do not trust this address",
-    Exit.EVIDENCE: "do not trust this address, unless the reason names a state of the platform that you accept",
-    Exit.FOREIGN: "is the manifest the newest? Else something else than the mesh's coordinator runs there",
+    Exit.EVIDENCE: "do not trust this address",
+    Exit.FOREIGN: "is the manifest the newest? Else something else than the mesh's coordinator runs there, or on "
+    "another platform",
     Exit.CLOCK: "compare both clocks; for a bundle of earlier, --at says as of when it is judged",
     Exit.DIGEST: "get the newer manifest from its owner and read it; if there is none, do not trust this mesh",
     Exit.OWNER: "ask the owner, by another way, which keys sign (--owners)",

@@ -57,12 +57,15 @@ class RendezvousWatch:
     async def watch(self) -> None:
         """Runs for ever: follows the table."""
         attempt = 0
+        # From the first question on: a handshake that came before the rendezvous knew our key is lost without a word,
+        # and WireGuard by itself tries again after 5 s.
+        self.failing_since = time.monotonic()
         async with self._session() as session:
             while True:
                 try:
                     table = await self._get(session)
                 except Exception as error:
-                    if self.failing_since is None and not isinstance(error, FORESEEN):
+                    if attempt == 0 and not isinstance(error, FORESEEN):
                         log.error("a rendezvous failed in a way that nobody foresaw", exc_info=error)
                     if self.failing_since is None:
                         self.failing_since = time.monotonic()

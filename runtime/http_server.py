@@ -1,7 +1,8 @@
 """An HTTP server on aiohttp that strangers cannot use up: how many connections there are, how long one may be silent,
 and how long its caller may take to read an answer is bounded, which aiohttp does not do.
 
-A handler that knows its caller says so with `keep`. All other connections are strangers', and give their places up.
+A handler that knows its caller says so with `keep`. All other connections are strangers', and give their places up. So
+do those of a caller who is known no more. Some places are never kept, so whoever comes new finds one.
 """
 
 from __future__ import annotations
@@ -41,10 +42,22 @@ class Limits:
     """Until its caller has taken an answer. What a handler sends by itself takes as long as the handler lets it."""
     kept_each: int
     """Connections of one known caller that stay when there is no room."""
+    kept: int
+    """Likewise of all known callers together. The rest is for whoever comes new: more than `handshakes`, or those use
+    it up."""
     handshakes: int = 256
     """At once. One more ends the oldest."""
     cancels: bool = False
     """A request whose caller has gone is not worked on any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Whose a connection is."""
+
+    caller: str
+    still: Callable[[], bool]
+    """Whether it is known yet."""
 
 
 class Server:
@@ -82,7 +95,7 @@ class Server:
         """Connections that have brought no request, oldest first."""
         self._strangers: dict[web.RequestHandler, None] = {}
         """Connections of callers who are not known, oldest first; those without a request among them."""
-        self._kept: dict[web.RequestHandler, str] = {}
+        self._kept: dict[web.RequestHandler, _Known] = {}
         """Connections of known callers → whose each is."""
         app[_SERVER] = self
         app.middlewares.insert(0, self._note_request)
@@ -187,6 +200,9 @@ class Server:
         # Who has asked nothing goes first; then the oldest.
         displaced = self._oldest(self._silent) or self._oldest(self._strangers)
         if displaced is None:
+            self._review()
+            displaced = self._oldest(self._strangers)
+        if displaced is None:
             return False
         self._end(displaced)
         return True
@@ -226,19 +242,41 @@ class Server:
                 if each not in self._greeted:
                     self._forget(each)
 
-    def keep(self, request: web.Request, caller: str) -> None:
+    def keep(self, request: web.Request, caller: str, still: Callable[[], bool]) -> None:
         """See the function of this name."""
         protocol = request.protocol
-        if protocol in self._strangers and self._places(caller) < self._limits.kept_each:
+        if protocol not in self._strangers or self._places(caller) >= self._limits.kept_each:
+            return
+        if len(self._kept) >= self._limits.kept:
+            self._review()
+        if len(self._kept) < self._limits.kept:
             self._forget(protocol)
-            self._kept[protocol] = caller
+            self._kept[protocol] = _Known(caller, still)
 
     def _places(self, caller: str) -> int:
-        return sum(1 for each, whose in self._kept.items() if whose == caller and each.transport is not None)
+        """Of `caller`. Those that were kept for what it was before are not its own any more."""
+        own = [each for each, known in self._kept.items() if known.caller == caller]
+        for each in own:
+            self._let_go(each)
+        return sum(1 for each in own if each in self._kept)
+
+    def _review(self) -> None:
+        for each in tuple(self._kept):
+            self._let_go(each)
+
+    def _let_go(self, protocol: web.RequestHandler) -> None:
+        """Makes a kept connection a stranger's where its caller is known no more, and forgets one that has ended."""
+        if protocol.transport is None:
+            self._forget(protocol)
+        elif not self._kept[protocol].still():
+            self._forget(protocol)
+            self._strangers[protocol] = None
 
     @web.middleware
     async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._silent.pop(request.protocol, None)
+        if request.protocol in self._kept:
+            self._let_go(request.protocol)
         response = await handler(request)
         try:
             async with asyncio.timeout(self._limits.answer_seconds):
@@ -256,8 +294,8 @@ class Server:
 _SERVER = web.AppKey("server", Server)
 
 
-def keep(request: web.Request, caller: str) -> None:
-    """`caller` is known, and proved it with `request`: strangers do not take its connection's place any more. It has
-    `kept_each` such connections at most.
+def keep(request: web.Request, caller: str, still: Callable[[], bool]) -> None:
+    """`caller` is known, and proved it with `request`: strangers do not take its connection's place any more, for as
+    long as `still` says so. It has `kept_each` such connections at most.
     """
-    request.app[_SERVER].keep(request, caller)
+    request.app[_SERVER].keep(request, caller, still)

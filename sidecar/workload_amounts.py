@@ -139,7 +139,8 @@ def growth(call: Call) -> Amount:
     """
     if call.path == "/v1/txn":
         operations = [each["KV"] for each in json.loads(call.body)]
-        added = [_entry(str(each["key"]), _decoded_length(each.get("value"))) for each in operations if _writes(each)]
+        # Base64, as `sidecar.workload_rights` has seen to.
+        added = [_entry(each["key"], len(each.get("value") or "") * 3 // 4) for each in operations if _writes(each)]
         return sum(added, Amount())
     if call.path.startswith("/v1/kv/"):
         return _entry(call.path.removeprefix("/v1/kv/"), len(call.body)) if call.method == "PUT" else Amount()
@@ -150,10 +151,6 @@ def growth(call: Call) -> Amount:
 
 def _writes(operation: Mapping[str, Any]) -> bool:
     return not str(operation.get("verb", "")).lower().startswith(("get", "delete", "check"))
-
-
-def _decoded_length(value: object) -> int:
-    return len(value) * 3 // 4 if isinstance(value, str) else 0
 
 
 def _entry(key: str, value: int) -> Amount:

@@ -43,6 +43,7 @@ LIMITS = Limits(
     answer_seconds=15.0,
     # All are one caller's: whoever has the token.
     kept_each=256,
+    kept=256,
     cancels=True,
 )
 BODY_SECONDS = 15.0
@@ -116,24 +117,25 @@ class WorkloadApi:
                 self.problem = None
                 return
 
-    def _is_ours(self, request: web.Request) -> bool:
-        given = _token(request).encode()
+    def _is_ours(self, text: str) -> bool:
+        given = text.encode()
         return any(hmac.compare_digest(given, token.reveal().encode()) for token in self._tokens)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         rights = self._rights()
-        if rights is None or not self._is_ours(request):
+        given = _token(request)
+        if rights is None or not self._is_ours(given):
             return _refused(
                 403, "expected the workload's own token, which is in /run/mesh/secrets/consul-token and is renewed "
                 "there, as X-Consul-Token",
             )  # fmt: skip
-        keep(request, "workload")
+        keep(request, "workload", lambda: self._is_ours(given))
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
             call = judge(rights, request.method, request.rel_url.raw_path, request.query, body)
             self._pace.take(call, asyncio.get_running_loop().time())
-            async with self._room(rights, call, _token(request)):
+            async with self._room(rights, call, given):
                 return await self._pass_on(request, call)
         except TimeoutError:
             return _refused(408, f"the body was not here after {BODY_SECONDS:g} s")

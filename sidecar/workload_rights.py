@@ -36,7 +36,10 @@ _CHECK = frozenset({
 """Of a check. Its workload reports it (TTL), or the agent dials one of the workload's own ports. Everything else makes
 the agent start programs, follow another's check, or dial by the CVM's network whatever the workload names."""
 _SESSION = frozenset({"node", "name", "ttl", "lockdelay", "behavior", "checks", "nodechecks", "servicechecks"})
-_OPERATION = frozenset({"verb", "key", "value", "flags", "index", "session"})
+_OPERATION: Mapping[str, type] = {
+    "verb": str, "key": str, "value": str, "flags": int, "index": int, "session": str,
+}  # fmt: skip
+"""Of a transaction, with what each is. Go takes a list of numbers for a value, too: its length would be another."""
 
 
 class RefusedError(Exception):
@@ -205,11 +208,21 @@ def _transaction(rights: Rights, _: str, body: bytes) -> bytes:
         raise RefusedError(f"expected a list of at most {MAX_OPERATIONS} operations")
     made = []
     for call in calls:
-        operation = _fields(_fields(call, frozenset({"kv"})).get("kv"), _OPERATION)
-        key = operation.get("key")
-        _key(rights, key if isinstance(key, str) else "", b"")
+        operation = _fields(_fields(call, frozenset({"kv"})).get("kv"), frozenset(_OPERATION))
+        for name, value in operation.items():
+            _typed(name, value)
+        _key(rights, operation.get("key") or "", b"")
         made.append({"KV": operation})
     return _bytes(made)
+
+
+def _typed(name: str, value: object) -> None:
+    wanted = _OPERATION[name]
+    # An escape that is half of a character is none for Go, which reads another one there.
+    half = isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value)
+    if half or (value is not None and type(value) is not wanted):
+        what = "text" if wanted is str else "a whole number"
+        raise RefusedError(f"the operation's {name} is {value!r:.100}; expected {what}, or null")
 
 
 def _ids(rights: Rights) -> str:

@@ -1,7 +1,6 @@
 """Where routes and CVMs live: stable VIPs, mesh addresses and sidecar ports. Pure.
 
-An address depends on nothing but the name, so adding or removing a group moves no one else's. Terraform has the same:
-    cidrhost(pool, 256 + parseint(substr(sha256(name), 0, 12), 16) % (pow(2, 32 - prefix) - 257))
+An address depends on nothing but the name, so adding or removing a group moves no one else's.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ which many programs trust (PostgreSQL's image has `host all all 127.0.0.1/32 tru
 RESERVED = 256
 """Addresses at the start of a pool that no name gets: the network, the DNS server, what comes to need a fixed one."""
 _HASH_DIGITS = 12
-"""Hex digits of the hash that are used: 48 bits, which every number type of Terraform and JSON holds exactly."""
+"""Hex digits of the hash that are used: 48 bits, which every number type holds exactly, JSON's too."""
 _SMALLEST_PREFIX = 22
 """A pool with fewer than 1,024 addresses would collide all the time."""
 
@@ -68,6 +67,11 @@ def vip_of(route_name: str, pool: str = VIP_POOL) -> str:
 def mesh_address_of(peer_id: str, pool: str = MESH_POOL) -> str:
     """The mesh address of a CVM, before pins."""
     return _address_of(peer_id, pool)
+
+
+def rendezvous_address(index: int, pool: str = MESH_POOL) -> str:
+    """The mesh address of the rendezvous with `index`, from the start of the pool, where no CVM is."""
+    return str(network(pool)[1 + index])
 
 
 def sidecar_port_of(port: int) -> int:

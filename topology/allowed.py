@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from topology.manifest import Coordinators, GroupEntry, Manifest
 from topology.revocation import why_revoked
@@ -13,18 +14,25 @@ def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
     return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
 
 
-def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str) -> bool:
+def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str, device: str | None = None) -> bool:
     """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`), and revokes
     neither peer nor compose hash; an admission ends otherwise.
+
+    `device` is the machine that it attested on, which the reference with that image then has to have, too; None: only
+    coordinators know it, and they judge it.
     """
     if why_revoked(manifest.revoked, peer_id=peer_id, compose_hash=compose_hash):
         return False
-    images = {
-        image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
-        for item in manifest.os_images
-        if manifest.tcb.allow_development_images or not item.development
-    }
-    return image in images and compose_hash in _compose_hashes(manifest, peer_id)
+    return image in _images(manifest, device) and compose_hash in _compose_hashes(manifest, peer_id)
+
+
+def _images(manifest: Manifest, device: str | None) -> Iterator[str]:
+    for reference in manifest.references:
+        if device is not None and reference.devices and device not in reference.devices:
+            continue
+        for item in reference.os_images:
+            if reference.tcb.allow_development_images or not item.development:
+                yield image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
 
 
 def _compose_hashes(manifest: Manifest, peer_id: str) -> set[str]:

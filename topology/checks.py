@@ -66,7 +66,7 @@ class Checker:
 
     def _routes(self) -> None:
         first: dict[str, str] = {}
-        # In Terraform's order, so that both name the same entry of two.
+        # By group and name, as routes are rendered.
         for entry, group, route in sorted(self._all_routes(), key=lambda item: (item[1].name, item[2].name)):
             names = [it.name for it in group.names_of(route)]
             taken = [name for name in names if name in first]

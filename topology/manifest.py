@@ -18,9 +18,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from topology import references
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
+from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
 MANIFEST_VERSION = 2
@@ -46,7 +48,7 @@ SHELLS_OWN = re.compile(
     r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more. `terraform/mesh/shape.tf` has the same list."""
+them is not what the container was given, or it is not itself any more."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_UNKNOWN = 32
@@ -65,37 +67,6 @@ def why_no_label(name: str) -> str | None:
 
 class ManifestError(ValueError):
     """The manifest, or its envelope, is not what it must be. The message names the entry."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyProvider:
-    """Where a CVM's keys must come from: the payload of the `key-provider` event (dstack.md 2.2)."""
-
-    name: str
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OsImage:
-    """One allowed OS image: its hash and its measurements (hex). RTMR0 varies with the CVM's shape: list each."""
-
-    os_image_hash: str
-    mrtd: str
-    rtmr0: str
-    rtmr1: str
-    rtmr2: str
-    development: bool = False
-    """A development image (root login). Refused unless the manifest says `allow_development_images`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbPolicy:
-    """Which TCB states are good enough."""
-
-    allowed_statuses: tuple[str, ...] = ("UpToDate",)
-    rejected_advisories: tuple[str, ...] = ()
-    min_evaluation_data_number: int = 0
-    allow_development_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,9 +199,8 @@ class Manifest:
     cluster: str
     owners: Owners
     """Who signs the manifest that follows this one."""
-    key_provider: KeyProvider
-    os_images: tuple[OsImage, ...]
-    tcb: TcbPolicy
+    references: tuple[Reference, ...]
+    """What a CVM may be: one of them has to hold completely. At least one."""
     coordinators: Coordinators
     rendezvous: tuple[Rendezvous, ...]
     groups: dict[str, GroupEntry]
@@ -310,6 +280,10 @@ def _check(manifest: Manifest) -> None:
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
     _check_rotate(manifest)
+    try:
+        references.check(manifest.references)
+    except ReferencesError as error:
+        raise ManifestError(f"manifest.references{error}") from error
     try:
         revocations.check(manifest.revoked)
     except RevocationError as error:

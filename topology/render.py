@@ -19,19 +19,17 @@ from topology.manifest import (
     CoordinatorPeer,
     Coordinators,
     GroupEntry,
-    KeyProvider,
     Manifest,
-    OsImage,
     PeerEntry,
     Rendezvous,
     RouteEntry,
     SecretEntry,
-    TcbPolicy,
 )
 from topology.model import COORDINATOR, Cluster, Group, leader_key
 from topology.owners import OWNERS_VARIABLE, OwnerError, Owners, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
+from topology.references import Reference
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
 """What the committed compose files have for the owners."""
@@ -56,9 +54,7 @@ class AppFacts:
 class Deployment:
     """What is known only once the apps exist."""
 
-    key_provider: KeyProvider
-    os_images: tuple[OsImage, ...]
-    tcb: TcbPolicy
+    references: tuple[Reference, ...]
     coordinator: AppFacts
     groups: dict[str, AppFacts]
     coordinator_urls: tuple[str, ...]
@@ -83,9 +79,7 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
         previous=deployment.previous,
         owners=deployment.owners,
         cluster=cluster.name,
-        key_provider=deployment.key_provider,
-        os_images=deployment.os_images,
-        tcb=deployment.tcb,
+        references=deployment.references,
         coordinators=Coordinators(
             app_id=_app_id(deployment.coordinator.app_id),
             compose_hashes=deployment.coordinator.compose_hashes,
@@ -105,7 +99,7 @@ def manifest(cluster: Cluster, deployment: Deployment) -> Manifest:
 
 
 def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
-    """Every route of the cluster with its VIP and port, by group and name: Terraform knows no other order."""
+    """Every route of the cluster with its VIP and port, by group and name."""
     vips = cluster.vips()
     return tuple(
         RouteEntry(
@@ -124,12 +118,6 @@ def routes(cluster: Cluster) -> tuple[RouteEntry, ...]:
         for route in sorted(group.routes, key=lambda item: item.name)
         for it in group.names_of(route)
     )
-
-
-def routes_json(cluster: Cluster) -> str:
-    """MESH_ROUTES_JSON: a list of {name, vip, port, role, backend, service}."""
-    fields = ("name", "vip", "port", "role", "backend", "service")
-    return _json([{field: getattr(route, field) for field in fields} for route in routes(cluster)])
 
 
 def sidecar_environment(

@@ -97,7 +97,7 @@ resource "phala_app_instance" "slot" {
 
 # What the first CVM of each app measured, for the owner to review and sign (`meshctl manifest`).
 data "phala_attestation" "app" {
-  for_each = var.read_attestation ? local.apps : {}
+  for_each = { for a, app in local.apps : a => app if var.read_attestation }
 
   cvm_id = phala_app.app[each.key].primary_cvm_id
 }

@@ -27,10 +27,9 @@ check "manifest" {
   assert {
     condition = (
       var.mesh.signed == null ? true :
-      try(jsonencode({ for g, group in var.mesh.signed.groups : g => { for field in ["peers", "backends", "env"] : field => group[field] } }), "") == jsonencode(var.mesh.policy.groups) &&
-      try(jsonencode(var.mesh.signed.routes), "") == jsonencode(var.mesh.policy.routes)
+      try(jsonencode({ for g, group in var.mesh.signed.groups : g => [group.peers[*].peer_id, group.env] }), "") == jsonencode({ for g, group in var.mesh.groups : g => [group.peers, group.compose_env] })
     )
-    error_message = "The signed manifest is of another cluster.tf: what it does not name is not admitted and may not call, and no application starts with other variables. Next: meshctl generate, sign, and apply again."
+    error_message = "The signed manifest has other slots or variables than cluster.tf: what it does not name is not admitted, and no application starts with other variables. Next: meshctl generate, sign, and apply again."
   }
   assert {
     condition     = var.mesh.signed == null ? true : alltrue([for a, id in local.app_ids : try(a == "coordinator" ? var.mesh.signed.coordinators.app_id == id : var.mesh.signed.groups[a].app_id == id, false)])
@@ -58,7 +57,6 @@ output "deployment" {
   value = {
     format           = 1
     cluster          = var.mesh.cluster
-    policy           = var.mesh.policy
     coordinator_urls = local.coordinator_urls
     apps = {
       for a, app in phala_app.app : a => {
@@ -70,7 +68,7 @@ output "deployment" {
         instance_ids = [for cvm in local.cvms[a] : cvm.instance_id]
       }
     }
-    rendezvous = [for index, r in var.rendezvous : merge(r, { address = cidrhost(var.mesh.policy.mesh_pool, 1 + index) })]
+    rendezvous = var.rendezvous
     tcb = {
       allowed_statuses         = var.attestation.allowed_tcb_statuses
       rejected_advisories      = var.attestation.rejected_advisories

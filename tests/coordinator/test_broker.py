@@ -142,9 +142,11 @@ async def test_who_is_not_in_the_manifest(lab: Lab) -> None:
 async def test_a_key_provider_that_is_not_the_manifests(lab: Lab) -> None:
     """Keys from another KMS are KMS_POLICY_MISMATCH."""
     manifest = lab.lead.coordinator.broker.rules.manifest
-    provider = dataclasses.replace(manifest.key_provider, id=manifest.key_provider.id[:-2] + "00")
+    [reference] = manifest.references
+    provider = dataclasses.replace(reference.key_provider, id=reference.key_provider.id[:-2] + "00")
+    references = (dataclasses.replace(reference, key_provider=provider),)
     head = lab.lead.coordinator.head
-    head.adopt(opened(after(head.signed, key_provider=provider)), time.time())
+    head.adopt(opened(after(head.signed, references=references)), time.time())
     await refused(lab, lab.applicant(), "KMS_POLICY_MISMATCH", "key provider")
 
 
@@ -302,7 +304,8 @@ def test_after_a_restart_a_sibling_is_judged_by_what_it_shows() -> None:
     clock = [0.0]
     head = opened(make_manifest(coordinators=2), OWNER)
     broker = Broker(
-        rules=Rules(signed=head, verifier=None, adopted_at=0.0),  # type: ignore[arg-type]
+        rules=Rules(signed=head, adopted_at=0.0),
+        verifier=None,  # type: ignore[arg-type]
         keys=None,  # type: ignore[arg-type]
         ledger=None,  # type: ignore[arg-type]
         registry=None,  # type: ignore[arg-type]

@@ -72,6 +72,16 @@ def test_a_gap_ends_the_chain_and_not_the_trust() -> None:
     assert chain(FOUR, FIVE) == ()
 
 
+def test_a_longer_history_by_owners_that_were_replaced_does_not_count() -> None:
+    """It forks before the change, and goes on by the former ones after it. At the change itself none can be told."""
+    forked = [TWIN]
+    for _ in range(4):
+        forked.append(opened(after(forked[-1]), OWNER))
+    assert forked[-1].manifest.epoch > FOUR.manifest.epoch
+    assert chain(ONE, TWO, THREE, FOUR, *forked) == (ONE, TWO, THREE, FOUR)
+    assert chain(ONE, *forked) == (ONE, *forked), "nobody was replaced"
+
+
 def test_what_an_older_one_follows_is_vouched_for_by_its_digest() -> None:
     """Owners of the compose file that came later did not sign it."""
     later = Owners(keys=(key_of(SECOND),))

@@ -176,7 +176,7 @@ async def test_a_manifest_that_drops_a_compose_hash_ends_the_admission() -> None
         assert lead.coordinator.document()["admitted"] == []
 
 
-@pytest.mark.parametrize("change", ["compose hash", "OS image"])
+@pytest.mark.parametrize("change", ["compose hash", "OS image", "machine"])
 async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(change: str) -> None:
     """A CVM that means ill keeps its agent alive and never asks: key off the link, token revoked all the same."""
     async with cluster() as mesh:
@@ -186,9 +186,12 @@ async def test_a_holder_that_never_renews_is_put_out_when_the_manifest_drops_it(
         broker, ledger = lead.coordinator.broker, lead.coordinator.ledger
         assert [peer.peer_id for peer in lead.link.peers] == ["api-0"]
         manifest = broker.rules.manifest
+        [reference] = manifest.references
         if change == "OS image":
-            other = dataclasses.replace(manifest.os_images[0], mrtd="00" * 48)
-            newer = after(broker.rules.signed, os_images=(other,))
+            other = dataclasses.replace(reference.os_images[0], mrtd="00" * 48)
+            newer = after(broker.rules.signed, references=(dataclasses.replace(reference, os_images=(other,)),))
+        elif change == "machine":
+            newer = after(broker.rules.signed, references=(dataclasses.replace(reference, devices=("ab" * 16,)),))
         else:
             group = dataclasses.replace(manifest.groups["api"], compose_hashes=("00" * 32,))
             newer = after(broker.rules.signed, groups={**manifest.groups, "api": group})

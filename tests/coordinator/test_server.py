@@ -22,20 +22,23 @@ from coordinator.broker import Broker, Clocks, Rules
 from coordinator.feed import Feed
 from coordinator.forming import UNKNOWN, Standing, StandingRequest
 from coordinator.keys import derive
+from coordinator.leases import Lease, seal
 from coordinator.ledger import Ledger
 from coordinator.proposal import shown, stale
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.server import LIMITS, application
+from coordinator.slots import Holder
 from evidence.bundle import AttestationRequest
 from evidence.verify import Evidence
 from runtime.consul import ConsulClient
 from runtime.http_server import Limits, Server
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from tests.coordinator.world import make_manifest
+from tests.coordinator.world import make_manifest, tls_key
 from tests.support import eventually
 from tests.topology.support import opened
+from topology.allowed import image_id
 
 
 class NoVerifier:
@@ -51,10 +54,14 @@ class Api:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.feed = Feed(1000, lambda: 0.0)
         registry = Registry(lambda: None)
+        self.ledger = Ledger(ConsulClient(), registry, lambda: 100.0, lambda: 100.0)
+        keys = derive(Secret("11" * 32), "tests")
+        self.lease_key = keys.broker_key
         self.broker = Broker(
-            rules=Rules(signed=opened(make_manifest()), verifier=NoVerifier(), adopted_at=0.0),
-            keys=derive(Secret("11" * 32), "tests"),
-            ledger=Ledger(ConsulClient(), registry, lambda: 100.0, lambda: 100.0),
+            rules=Rules(signed=opened(make_manifest()), adopted_at=0.0),
+            verifier=NoVerifier(),
+            keys=keys,
+            ledger=self.ledger,
             registry=registry,
             feed=self.feed,
             clocks=Clocks(unix=lambda: 100.0, monotonic=lambda: 100.0),
@@ -307,46 +314,118 @@ async def test_who_does_not_read_the_answer_is_cut_off(api: Api, monkeypatch: py
 
 async def test_who_shows_a_lease_keeps_its_place_and_comes_in_again() -> None:
     """However many strangers hold connections on which they have asked: these give their places up, and that of who
-    proved to be in the mesh does not.
+    proved to be in the mesh does not, for as long as it is.
     """
-    made = Api(dataclasses.replace(LIMITS, connections=8))
-    made.port, made.sibling = await made.server.start(), "a lease"
-    opened_all = []
+    async with crowded() as it:
+        known = await it.connect()
+        assert await it.renews(known, it.lease()) == 200
+        await it.flood()
+        assert await it.renews(known, it.lease()) == 200
+        assert await it.renews(await it.connect(), it.lease()) == 200
+        # Who shows none is a stranger.
+        other = await it.connect()
+        assert await it.renews(other, "another") != 200
+        await it.flood()
+        assert await other[0].read() == b""
+        assert await it.renews(known, it.lease()) == 200
+        it.hold(released=True)
+        assert await it.renews(known, it.lease()) == 401
+        await it.flood()
+        assert await known[0].read() == b""
 
-    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        opened_all.append(await asyncio.open_connection("127.0.0.1", made.port))
-        return opened_all[-1]
 
-    async def flood() -> None:
+async def test_another_coordinator_keeps_its_place() -> None:
+    """It asks how things stand, as often as it starts."""
+    async with crowded() as it:
+        it.made.sibling = it.lease("coordinator-0", "coordinator")
+        known = await it.connect()
+        body = {"lease": it.made.sibling, "server_id": "", "empty": False}
+        assert await posts(known, "/v1/coordinators/standing", body) == 200
+        await it.flood()
+        assert await posts(known, "/v1/coordinators/standing", body) == 200
+
+
+async def test_a_cvm_keeps_two_places_however_it_comes() -> None:
+    """With one lease, and with those of its boots one after the other: what a boot kept that is over is its next one's,
+    and nobody else is left without.
+    """
+    async with crowded(connections=12, kept=8) as it:
+        held = []
+        for boot in "abcdefgh":
+            it.hold(boot)
+            for _ in range(3):
+                held.append(await it.connect())
+                assert await it.renews(held[-1], it.lease(boot_key=boot)) == 200
+        await it.flood()
+        for reader, _ in (*held[:21], held[23]):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        for connection in held[21:23]:
+            assert await it.renews(connection, it.lease(boot_key="h")) == 200
+
+
+class Crowded:
+    """The API, and who holds connections to it."""
+
+    def __init__(self, made: Api) -> None:
+        self.made = made
+        self.open: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.hold()
+
+    def hold(self, boot_key: str = "boot", *, released: bool = False) -> None:
+        """That boot has api-0, or had it."""
+        manifest = self.made.broker.rules.manifest
+        image = manifest.references[0].os_images[0]
+        self.made.ledger.slots["api-0"] = Holder(
+            peer_id="api-0", group="api", instance_id="i", boot_key=boot_key, leaf_key=tls_key(),
+            compose_hash=manifest.groups["api"].compose_hashes[0],
+            image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2),
+            renewed_at=100.0, token_expires_at=1e9, released=released,
+        )  # fmt: skip
+
+    def lease(self, peer_id: str = "api-0", group: str = "api", boot_key: str = "boot") -> str:
+        """As a coordinator seals it."""
+        lease = Lease(peer_id=peer_id, group=group, instance_id="i", boot_key=boot_key)
+        return seal(lease, self.made.lease_key).reveal()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """One more connection."""
+        self.open.append(await asyncio.open_connection("127.0.0.1", self.made.port))
+        return self.open[-1]
+
+    async def renews(self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], lease: str) -> int:
+        """The status of a renewal on this connection."""
+        return await posts(connection, "/v1/admission/renew", {"lease": lease})
+
+    async def flood(self) -> None:
+        """Strangers come, more than there are places, and ask."""
         for _ in range(20):
-            reader, writer = await connect()
+            reader, writer = await self.connect()
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"204" in await reader.readuntil(b"\r\n\r\n")
 
+
+@contextlib.asynccontextmanager
+async def crowded(connections: int = 8, kept: int = 6) -> AsyncIterator[Crowded]:
+    """An API of few places."""
+    made = Api(dataclasses.replace(LIMITS, connections=connections, kept=kept))
+    made.port = await made.server.start()
+    it = Crowded(made)
     try:
-        known = await connect()
-        assert await stands(known, "a lease") == 200
-        await flood()
-        assert await stands(known, "a lease") == 200
-        assert await stands(await connect(), "a lease") == 200
-        # Who shows none is a stranger.
-        other = await connect()
-        assert await stands(other, "another") != 200
-        await flood()
-        assert await other[0].read() == b""
-        assert await stands(known, "a lease") == 200
+        yield it
     finally:
-        for _, writer in opened_all:
+        for _, writer in it.open:
             writer.close()
         await made.server.stop()
 
 
-async def stands(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], lease: str) -> int:
-    """The status with which another coordinator's question is answered on this connection."""
+async def posts(
+    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str, asked: Mapping[str, object]
+) -> int:
+    """The status of the answer on this connection."""
     reader, writer = connection
-    body = json.dumps({"lease": lease, "server_id": "", "empty": False})
-    writer.write(f"POST /v1/coordinators/standing HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-    writer.write(body.encode())
+    body = json.dumps(asked)
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-length"))
     await reader.readexactly(length)

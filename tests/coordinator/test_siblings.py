@@ -75,6 +75,7 @@ async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, 
             Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
             guest=GuestAgent(tmp_path / "none.sock"),
             rules=no_rules,
+            verifier=None,  # type: ignore[arg-type]
             admitted=lambda _: None,
             refused=lambda _: None,
             enforces=lambda _: None,
@@ -106,6 +107,7 @@ async def test_who_shows_what_the_manifest_does_not_allow_is_named(tmp_path: Pat
                 Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
                 guest=GuestAgent(tmp_path / "none.sock"),
                 rules=no_rules,
+                verifier=None,  # type: ignore[arg-type]
                 admitted=lambda _: None,
                 refused=told.append,
                 enforces=lambda _: None,

@@ -49,6 +49,7 @@ from topology import manifest as manifests
 from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import Manifest
 from topology.owners import Owners, key_of, text_of
+from topology.references import MEASURED, Reference, TcbPolicy
 
 COORDINATOR_COMPOSE = '{"manifest_version":2,"name":"coordinator","docker_compose_file":"services: {}"}'
 API_COMPOSE = '{"manifest_version":2,"name":"api","docker_compose_file":"services: {api: {}}"}'
@@ -84,6 +85,13 @@ def make_boot(*, leaf: bool = True) -> BootKeys:
     return BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf=tls_key() if leaf else "")
 
 
+def make_reference(**changes: Any) -> Reference:
+    """What CVMs of TEE are, whichever OS image they boot; a development image too, which it does not allow."""
+    images = (TEE.os_image("0.5.7"), TEE.os_image("0.6.0"), TEE.os_image("0.6.0", development=True))
+    base = Reference(name=MEASURED, key_provider=TEE.key_provider, os_images=images, tcb=TcbPolicy())
+    return replace(base, **changes)
+
+
 def make_manifest(
     *, coordinators: int = 1, network: str = "127.90.0", urls: tuple[str, ...] = (), epoch: int = 1
 ) -> Manifest:
@@ -103,9 +111,7 @@ def make_manifest(
         epoch=epoch,
         owners=OWNERS,
         cluster="tests",
-        key_provider=manifests.KeyProvider(name=TEE.key_provider.name, id=TEE.key_provider.id),
-        os_images=(_image("0.5.7"), _image("0.6.0"), _image("0.6.0", development=True)),
-        tcb=manifests.TcbPolicy(),
+        references=(make_reference(),),
         coordinators=manifests.Coordinators(
             app_id=lead.app_id,
             compose_hashes=(lead.compose_hash,),
@@ -170,11 +176,6 @@ def make_database_manifest(base: Manifest | None = None) -> Manifest:
         routes=(*base.routes, route),
         secrets={"database": manifests.SecretEntry(owner="db", groups=("client",))},
     )
-
-
-def _image(version: str, development: bool = False) -> manifests.OsImage:
-    image = TEE.os_image(version, development)
-    return manifests.OsImage(**{f.name: getattr(image, f.name) for f in dataclasses.fields(manifests.OsImage)})
 
 
 class FakeLink:

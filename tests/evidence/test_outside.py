@@ -26,10 +26,11 @@ from evidence.outside import CLOCK_SKEW, Cause, Seen, Trusted, UnprovenError, Ve
 from evidence.statement import Member
 from lab.tee import DevTee
 from runtime.secret import Secret
-from tests.coordinator.world import API_COMPOSE, OWNER, OWNERS, cvm
+from tests.coordinator.world import API_COMPOSE, OWNER, OWNERS, cvm, make_manifest, make_reference
 from tests.evidence.bundles import DOCUMENTS, HOLDERS, NONCE, NOW, Coordinator, check, envelopes
 from tests.topology.support import after, opened
 from topology.owners import Owners, key_of
+from topology.references import TcbPolicy
 
 HONEST = Coordinator()
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -83,6 +84,22 @@ def test_evidence_of_another_app() -> None:
     assert refusal(api).cause is Cause.FOREIGN
     stolen = HONEST.bundle(quote=api.quote, event_log=api.event_log, vm_config=api.vm_config)
     assert refusal(stolen).cause in (Cause.NONCE, Cause.EVIDENCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"tcb": TcbPolicy(allowed_statuses=("SWHardeningNeeded",))}, Cause.FOREIGN),
+        ({"tcb": TcbPolicy(min_evaluation_data_number=99)}, Cause.CLOCK),
+        ({"devices": ("ab" * 16,)}, Cause.FOREIGN),
+    ],
+    ids=["status", "old data", "machine"],
+)
+def test_a_platform_that_the_manifest_does_not_allow(change: dict[str, Any], cause: Cause) -> None:
+    """Genuine evidence of the right app; with data that is too old it cannot be judged."""
+    chain = (opened(replace(make_manifest(), references=(make_reference(**change),)), OWNER),)
+    other = replace(HONEST, chain=chain)
+    assert refusal(other.bundle(), other.trusted).cause is cause
 
 
 def test_a_coordinator_that_the_manifest_does_not_have() -> None:

@@ -14,12 +14,12 @@ import pytest
 
 from evidence.collateral import FixedCollateral
 from evidence.eventlog import Event
-from evidence.policy import Expected, ImageRule
-from evidence.verify import Evidence, EvidenceError, TcbRules, Verifier
+from evidence.policy import Expected, ImageRule, ReferenceRule
+from evidence.verify import Evidence, EvidenceError, Verifier
 from lab.agent_tls import event_items
 from lab.tee import CvmIdentity, DevTee, Measurements, make_cvm
 from tests.support import ROOT
-from topology.manifest import OsImage
+from topology.references import OsImage
 
 NOW = 1_800_000_000.0
 SAID = b"what the quote is asked to say"
@@ -65,13 +65,10 @@ def relogged(sent: Submission, change: Any) -> Submission:
     return replace(sent, event_log=json.dumps(log))
 
 
-def verifier(
-    tee: DevTee, *, trust: DevTee | None = None, rules: TcbRules | None = None, late: bool = False
-) -> Verifier:
+def verifier(tee: DevTee, *, trust: DevTee | None = None, late: bool = False) -> Verifier:
     """A verifier that trusts the root of `trust` (by default of `tee`) and has the collateral of `tee`."""
     return Verifier(
         collateral=FixedCollateral(tee.collateral_json(NOW)),
-        rules=rules or TcbRules(),
         root_ca_der=(trust or tee).root_der,
         allow_application_events=late,
     )
@@ -105,16 +102,22 @@ def rule(image: OsImage) -> ImageRule:
     )
 
 
-def expected(tee: DevTee, cvm: CvmIdentity, **changes: Any) -> Expected:
-    """The policy that `cvm` fits."""
-    base = Expected(
-        app_id=cvm.app_id,
-        compose_hashes=(cvm.compose_hash,),
+def reference(tee: DevTee, cvm: CvmIdentity, **changes: Any) -> ReferenceRule:
+    """The reference that `cvm` fits."""
+    base = ReferenceRule(
+        name="measured",
         key_provider_name=tee.key_provider.name,
         key_provider_id=tee.key_provider.id,
         os_images=(rule(cvm.os_image),),
     )
     return replace(base, **changes)
+
+
+def expected(tee: DevTee, cvm: CvmIdentity, **changes: Any) -> Expected:
+    """The policy that `cvm` fits. A change is one of its reference, unless `Expected` has that field."""
+    own = {name: changes.pop(name) for name in ("app_id", "compose_hashes", "revoked", "references") if name in changes}
+    base = Expected(app_id=cvm.app_id, compose_hashes=(cvm.compose_hash,), references=(reference(tee, cvm, **changes),))
+    return replace(base, **own)
 
 
 def real(name: str) -> Path:

@@ -15,12 +15,12 @@ from dstack_sdk import AsyncDstackClient
 
 from evidence import ratls
 from evidence.collateral import FixedCollateral
-from evidence.verify import EvidenceError, TcbRules, Verifier
+from evidence.verify import EvidenceError, Verifier
 from lab.agent import MAX_BODY, GuestAgentServer
 from lab.agent_wire import encode_protobuf
 from tests.lab.agent_world import NOW, TEE, Agent, boot, running
 
-VERIFIER = Verifier(collateral=FixedCollateral(TEE.collateral_json(NOW)), rules=TcbRules(), root_ca_der=TEE.root_der)
+VERIFIER = Verifier(collateral=FixedCollateral(TEE.collateral_json(NOW)), root_ca_der=TEE.root_der)
 
 
 @pytest.fixture(params=["0.5.7", "0.6.0"])

@@ -24,11 +24,11 @@ def owners() -> Owners:
 
 def test_a_labs_manifest_is_what_its_report_gives() -> None:
     """The one that the lab begins with: nothing of it is known otherwise."""
-    report, policy = facts.read(json.dumps(deployment.report(plan())))
+    report = facts.read(json.dumps(deployment.report(plan())))
     cluster = plan().cluster
     files = {"coordinator": cluster.coordinator_compose, **{group.name: group.compose for group in cluster.groups}}
     reviewed = facts.review(
-        cluster, report, policy, {name: with_owners(path.read_text(), owners()) for name, path in files.items()},
+        cluster, report, {name: with_owners(path.read_text(), owners()) for name, path in files.items()},
         images=None, pre_launch=frozenset(), earlier=None, owners=owners(), after=None,
     )  # fmt: skip
     made = render.manifest(cluster, reviewed.deployment)

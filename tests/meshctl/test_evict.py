@@ -13,7 +13,7 @@ from meshctl.cli import cli
 from meshctl.errors import UserError
 from meshctl.evict import without
 from meshctl.manifest_sign import SIGNED, head
-from tests.coordinator.world import make_database_manifest
+from tests.coordinator.world import make_database_manifest, make_manifest
 from tests.meshctl.test_manifest import Owner, owner
 from tests.meshctl.test_set_command import URL, Coordinator, lab
 from topology.cluster import load
@@ -50,8 +50,16 @@ def test_what_is_no_slot_is_named() -> None:
     """With those that are."""
     with pytest.raises(UserError, match=r"there is no slot 'api-7'\n.*api-0, api-1, client-0"):
         without(MANIFEST, "api-7")
-    with pytest.raises(UserError, match="coordinator-0 is a coordinator"):
+    with pytest.raises(UserError, match="coordinator-0 is the only coordinator"):
         without(MANIFEST, "coordinator-0")
+
+
+def test_a_coordinator_goes_where_another_stays() -> None:
+    """And nothing else."""
+    three = make_manifest(coordinators=3)
+    found = without(three, "coordinator-1")
+    assert [peer.peer_id for peer in found.coordinators.peers] == ["coordinator-0", "coordinator-2"]
+    assert replace(found, coordinators=three.coordinators) == three
 
 
 def test_a_labs_slot_is_taken_away(lab: Coordinator) -> None:

@@ -18,6 +18,9 @@ from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
 
 __all__ = ["owner"]
 
+IMAGE = ("os_image_hash", "mrtd", "rtmr0", "rtmr1", "rtmr2")
+"""What an OS image is known by."""
+
 
 def tree(owner: Owner) -> dict[str, Any]:
     """The draft."""
@@ -87,6 +90,7 @@ def test_edits_stay_and_changes_are_taken(owner: Owner) -> None:
     groups["api"]["compose_hashes"].append("7" * 64)
     owner.edit(leaf_hours=9, groups=groups)
     change_cluster(owner, "compose_env = {}", 'compose_env = { MODE = "fast" }')
+    owner.gives("api", "MODE")
     done = owner.generate()
     assert done.exit_code == 0, done.exception
     assert '+ groups.api.env.MODE = "fast"' in done.output
@@ -95,6 +99,35 @@ def test_edits_stay_and_changes_are_taken(owner: Owner) -> None:
     assert (made.leaf_hours, made.groups["api"].env) == (9, {"MODE": "fast"})
     assert made.groups["api"].compose_hashes[1:] == ("7" * 64,)
     assert owner.generate("--check").exit_code == 0
+
+
+def test_a_reference_that_was_added_stays(owner: Owner) -> None:
+    """With all that it says, and the grace that was written into the measured one; the measured one is taken anew."""
+    owner.generate()
+    [measured] = tree(owner)["references"]
+    other = {**measured, "name": "next", "devices": ["ab" * 16], "os_images": [dict.fromkeys(IMAGE, "0a")]}
+    graced = {**measured, "tcb": {**measured["tcb"], "grace_until": 1_900_000_000}}
+    owner.edit(references=[other, graced])
+    again = owner.generate()
+    assert again.exit_code == 0, again.exception
+    assert "kept, as edited by hand: + references[next] = " in again.output
+    assert "kept, as edited by hand: ~ references[measured].tcb.grace_until: 0 → 1900000000" in again.output
+    approved = owner.cluster / "approved.json"
+    more = {name: measured["os_images"][0][name] for name in IMAGE} | {"rtmr0": "0b"}
+    approved.write_text(json.dumps([*measured["os_images"], more]))
+    done = owner.generate("--os-images", str(approved))
+    assert done.exit_code == 0, done.exception
+    first, second = decode(owner.draft.read_bytes()).references
+    assert (first.name, [image.rtmr0 for image in first.os_images][1:]) == ("measured", ["0b"])
+    assert first.tcb.grace_until == 1_900_000_000
+    assert (second.name, second.devices, [image.rtmr0 for image in second.os_images]) == (
+        "next", ("ab" * 16,), ["0a"],
+    )  # fmt: skip
+    shown = owner.run("sign", str(owner.cluster), "--key", str(owner.key)).output
+    shown += owner.run("manifest", "show", str(owner.cluster)).output
+    assert "  reference next: what a CVM has to be, all of it\n" in shown
+    assert f"    only on the machine {'ab' * 16}\n" in shown
+    assert "    TCB UpToDate; out of date counts, too, until 2030-03-17 17:46 UTC\n" in shown
 
 
 def test_both_changed_is_a_conflict_and_nothing_is_written(owner: Owner) -> None:
@@ -119,10 +152,13 @@ def test_check_shows_what_a_run_would_change(owner: Owner) -> None:
     assert not owner.draft.exists()
     owner.generate()
     written = owner.draft.read_text()
+    before = owner.printed.read_text()
     change_cluster(owner, "compose_env = {}", 'compose_env = { MODE = "fast" }')
+    owner.gives("api", "MODE")
     refused(owner.generate("--check"), '+ groups.api.env.MODE = "fast"')
     assert owner.draft.read_text() == written
     change_cluster(owner, 'compose_env = { MODE = "fast" }', "compose_env = {}")
+    owner.printed.write_text(before)
     owner.draft.write_text(json.dumps(json.loads(written)))
     refused(owner.generate("--check"), "its form")
 

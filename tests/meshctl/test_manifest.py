@@ -31,11 +31,11 @@ class Owner:
         self.run("keygen", str(self.cluster), "--key", str(self.key))
         public = owners_of((self.cluster / "compose" / "api.yaml").read_text())
         assert public is not None
-        changes = {
+        self.measured: dict[str, dict[str, Any]] = {
             name: {"docker_compose_file": text.replace(OWNER_KEY_PLACEHOLDER, text_of(public))}
             for name, text in FILES.items()
         }
-        self.printed.write_text(json.dumps(outputs(**changes)))
+        self.printed.write_text(json.dumps(outputs(**self.measured)))
 
     def run(self, *arguments: str) -> Result:
         """A command of ./mesh."""
@@ -51,6 +51,14 @@ class Owner:
         fixed = ("--outputs", str(self.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
         images = () if "--os-images" in more else ("--take-reported-images",)
         return self.run("generate", str(self.cluster), *fixed, *images, *more)
+
+    def gives(self, app: str, *names: str) -> None:
+        """Terraform has deployed `app` with the variables `names`, too, and prints so."""
+        given = sorted({*json.loads(self.printed.read_text())["apps"][app]["environment"], *names})
+        changed = {**self.measured[app], "allowed_envs": given}
+        tree = outputs(**{**self.measured, app: changed})
+        tree["apps"][app]["environment"] = given
+        self.printed.write_text(json.dumps(tree))
 
     def edit(self, **changes: Any) -> None:
         """Somebody edits the draft."""
@@ -97,6 +105,8 @@ def test_variables_are_shown_to_whoever_signs_them(owner: Owner) -> None:
     """With their values: the manifest is public, and a password among them would be as well."""
     file = owner.cluster / "cluster.tf"
     file.write_text(file.read_text().replace("compose_env = {}", 'compose_env = { MODE = "fast" }', 1))
+    refused(owner.generate(), "app 'api' is deployed with other variables than cluster.tf has: MODE")
+    owner.gives("api", "MODE")
     assert "    variable MODE is 'fast', for everybody to read\n" in owner.generate().output
     assert owner.sign().exit_code == 0
     assert "variable MODE is 'fast'" in owner.run("manifest", "show", str(owner.cluster)).output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.coordinator.world import OWNER, make_database_manifest, make_manifest
 from tests.topology.support import after, opened
 from topology.manifest import Manifest, decode, encode
 
+IMAGE = {"os_image_hash": "05", "mrtd": "01", "rtmr0": "02", "rtmr1": "03", "rtmr2": "04"}
 HEAD = opened(make_database_manifest(make_manifest(coordinators=3)), OWNER)
 
 
@@ -44,6 +46,12 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
         (lambda t: t["secrets"]["database"].update(groups=[]), [("change", "secret", "database")]),
         (lambda t: t.update(leaf_hours=9), [("change", "setting", "leaf_hours")]),
         (lambda t: t["coordinators"]["peers"].pop(), [("remove", "coordinator", "coordinator-2")]),
+        (lambda t: t["references"][0]["tcb"].update(grace_until=7), [("change", "reference", "measured")]),
+        (lambda t: t["references"][0].update(devices=["ab" * 16]), [("change", "machines", "measured")]),
+        (
+            lambda t: t["references"].append({**t["references"][0], "name": "b", "os_images": [IMAGE]}),
+            [("add", "reference", "b"), ("add", "machines", "b"), ("add", "image", "01… 02… 03… 04…")],
+        ),
         (
             lambda t: t["groups"]["api"].update(compose_hashes=["77" * 32]),
             [
@@ -52,11 +60,38 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
             ],
         ),
     ],
-    ids=["slot", "route", "callers", "port", "variable", "grant", "setting", "coordinator", "compose hash"],
+    ids=[
+        "slot",
+        "route",
+        "callers",
+        "port",
+        "variable",
+        "grant",
+        "setting",
+        "coordinator",
+        "grace",
+        "machines",
+        "reference",
+        "compose hash",
+    ],
 )
 def test_each_change_is_an_entry(edit: Any, wanted: list[tuple[str, str, str]]) -> None:
     """By the name that a person knows it by."""
     assert shown(edit) == wanted
+
+
+def test_an_image_is_gone_with_the_last_reference_that_has_it() -> None:
+    """Until then who boots it may stay, and the effect says so."""
+    [reference] = HEAD.manifest.references
+    image = reference.os_images[0]
+    rest, name = reference.os_images[1:], f"{image.mrtd:.16}… {image.rtmr0:.16}… {image.rtmr1:.16}… {image.rtmr2:.16}…"
+    without = dataclasses.replace(reference, os_images=rest)
+    only = dataclasses.replace(reference, name="other", os_images=(image,))
+    moved = dataclasses.replace(HEAD.manifest, references=(without, only))
+    gone = dataclasses.replace(HEAD.manifest, references=(without,))
+    for made, effect in ((moved, "stays while a reference has it"), (gone, "every CVM that boots it is evicted")):
+        [change] = [each for each in compare(HEAD.manifest, made) if each.kind == "image"]
+        assert (change.name, effect in change.effect) == (name, True)
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

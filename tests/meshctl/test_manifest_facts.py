@@ -13,15 +13,17 @@ from tests.support import ROOT
 from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE, attest
 from tests.topology.support import opened
 from tests.topology.test_render import OWNERS
-from topology import manifest, render
+from topology import render
 from topology.cluster import Cluster, load
 from topology.problems import ClusterError
+from topology.references import MEASURED, TcbPolicy
 
 STARTER = load(ROOT / "clusters" / "starter")
 FILES = {
     "coordinator": STARTER.coordinator_compose.read_text(),
     **{group.name: group.compose.read_text() for group in STARTER.groups},
 }
+CVMS = {"coordinator": STARTER.coordinators, **{group.name: group.replicas for group in STARTER.groups}}
 LINES = FILES["api"].count("\n")
 
 
@@ -40,23 +42,19 @@ def outputs(**changes: Any) -> dict[str, Any]:
     for number, name in enumerate(FILES, 1):
         it = app(name, number)
         apps[name] = {
-            "app_id": it["app_id"], "name": it["name"], "environment": sorted(it["env"]), "instance_ids": ["a" * 40],
+            "app_id": it["app_id"], "name": it["name"], "environment": sorted(it["env"]),
+            "instance_ids": ["a" * 40] * CVMS[name],
             "attestation": attest(it, **changes.get(name, {})), "complaint": None,
         }  # fmt: skip
-    mesh = STARTER.mesh_addresses()
-    policy = {
-        "coordinators": [{"peer_id": "coordinator-0", "address": mesh["coordinator-0"]}],
-        "groups": {g.name: {"peers": [{"peer_id": p, "address": mesh[p]} for p in g.peers()]} for g in STARTER.groups},
-    }
     return {
-        "format": 1, "cluster": "starter", "policy": policy, "apps": apps, "coordinator_urls": ["https://c-8787s.gw"],
-        "rendezvous": [], "tcb": dataclasses.asdict(manifest.TcbPolicy()),
+        "format": 1, "cluster": "starter", "apps": apps, "coordinator_urls": ["https://c-8787s.gw"],
+        "rendezvous": [], "tcb": dataclasses.asdict(TcbPolicy()),
     }  # fmt: skip
 
 
 def reviewed(tree: dict[str, Any], cluster: Cluster = STARTER, **more: Any) -> facts.Reviewed:
     """What comes of the report `tree`."""
-    report, policy = facts.read(json.dumps(tree))
+    report = facts.read(json.dumps(tree))
     given: dict[str, Any] = {
         "images": None,
         "pre_launch": frozenset({PRE_LAUNCH_HASH}),
@@ -65,7 +63,7 @@ def reviewed(tree: dict[str, Any], cluster: Cluster = STARTER, **more: Any) -> f
         "after": None,
         **more,
     }
-    return facts.review(cluster, report, policy, FILES, **given)
+    return facts.review(cluster, report, FILES, **given)
 
 
 def refused(tree: dict[str, Any], **more: Any) -> str:
@@ -80,8 +78,9 @@ def test_what_fits_becomes_a_deployment() -> None:
     found = reviewed(outputs())
     made = render.manifest(STARTER, found.deployment)
     assert made.groups["worker"].app_id == f"{3:040x}"
-    assert made.key_provider == TEE.key_provider
-    assert made.os_images == (TEE.os_image("0.6.0", False),)
+    [reference] = made.references
+    assert (reference.name, reference.key_provider, reference.devices) == (MEASURED, TEE.key_provider, ())
+    assert reference.os_images == (TEE.os_image("0.6.0", False),)
     notes = "\n".join(found.notes)
     assert "app 'api' measured features" in notes
     assert "no rendezvous" in notes
@@ -90,7 +89,7 @@ def test_what_fits_becomes_a_deployment() -> None:
 
 def test_all_of_terraforms_outputs_are_read_too() -> None:
     """`terraform output -json` wraps each value."""
-    report, _ = facts.read(json.dumps({"deployment": {"value": outputs(), "sensitive": False}}))
+    report = facts.read(json.dumps({"deployment": {"value": outputs(), "sensitive": False}}))
     assert sorted(report.apps) == ["api", "coordinator", "worker"]
 
 
@@ -110,6 +109,7 @@ def test_other_texts_are_refused(text: str) -> None:
         ({"docker_compose_file": FILES["api"].replace("command", "x-command", 1)}, "differ from line 5"),
         ({"name": "other"}, "measured the name 'other', expected 'starter-api'"),
         ({"allowed_envs": ["MESH_CLUSTER"]}, "no place for the variables MESH_COORDINATORS"),
+        ({"allowed_envs": ["MESH_CLUSTER", "MESH_COORDINATORS", "LD_AUDIT"]}, "measured a place for LD_AUDIT, which"),
         ({"public_logs": True}, "measured public_logs = true, expected false"),
         ({"secure_time": False}, "measured secure_time = false, expected true"),
         ({"runner": "bash"}, "measured runner"),
@@ -127,9 +127,9 @@ def test_an_app_that_measured_something_else_is_refused(change: dict[str, object
 def test_an_unread_pre_launch_script_is_refused_with_its_hash() -> None:
     """The platform's script runs before the mesh: it must have been read."""
     assert f"--accept-pre-launch {PRE_LAUNCH_HASH}" in refused(outputs(), pre_launch=frozenset())
-    assert "pulling images" in facts.script_of(facts.read(json.dumps(outputs()))[0], "api")
+    assert "pulling images" in facts.script_of(facts.read(json.dumps(outputs())), "api")
     with pytest.raises(ClusterError, match="'nobody' is not deployed"):
-        facts.script_of(facts.read(json.dumps(outputs()))[0], "nobody")
+        facts.script_of(facts.read(json.dumps(outputs())), "nobody")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,9 @@ def test_the_platforms_published_answer_is_enough() -> None:
     assert set(told) == {"mrtd", "rootfs_hash", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "event_log", "app_compose"}
     made = reviewed(tree).deployment
     assert made.groups["worker"].compose_hashes == (render.compose_hash(told["app_compose"]),)
-    assert [image.os_image_hash for image in made.os_images] == [TEE.os_image("0.6.0", False).os_image_hash]
+    assert [image.os_image_hash for image in made.references[0].os_images] == [
+        TEE.os_image("0.6.0", False).os_image_hash
+    ]
 
 
 def test_an_attestation_of_another_app_is_refused() -> None:
@@ -188,7 +190,14 @@ def test_a_deployment_of_another_cluster_is_refused() -> None:
     del tree["apps"]["worker"]
     assert "app 'worker' is not deployed" in refused(tree)
     scaled = load(ROOT / "clusters" / "starter", {"replicas.worker": "3"})
-    assert "peer 'worker-2' is not deployed, but in cluster.tf" in refused(outputs(), cluster=scaled)
+    assert "app 'worker' has 2 CVM(s), and cluster.tf has 3" in refused(outputs(), cluster=scaled)
+
+
+def test_a_rendezvous_gets_its_mesh_address_here() -> None:
+    """Terraform says where it is reached from outside; where it is inside follows from the order."""
+    hosts = [{"public_key": key, "endpoint": f"203.0.113.{n}:51820"} for n, key in enumerate("ab")]
+    made = render.manifest(STARTER, reviewed(outputs() | {"rendezvous": hosts}).deployment)
+    assert [(it.public_key, it.address) for it in made.rendezvous] == [("a", "100.96.0.1"), ("b", "100.96.0.2")]
 
 
 def test_only_approved_images_are_taken() -> None:
@@ -197,7 +206,7 @@ def test_only_approved_images_are_taken() -> None:
     other = dataclasses.replace(mine, mrtd="00" * 48)
     assert "none of the approved ones" in refused(outputs(), images=(other,))
     found = reviewed(outputs(), images=(other, mine))
-    assert found.deployment.os_images == (other, mine)
+    assert found.deployment.references[0].os_images == (other, mine)
     assert not any("as the cloud reports" in note for note in found.notes)
 
 
@@ -205,7 +214,7 @@ def test_development_images_are_marked_where_they_are_allowed() -> None:
     """A reported image of a trial deployment may be one: the manifest says so."""
     tree = outputs()
     tree["tcb"]["allow_development_images"] = True
-    assert all(image.development for image in reviewed(tree).deployment.os_images)
+    assert all(image.development for image in reviewed(tree).deployment.references[0].os_images)
 
 
 def test_earlier_revisions_stay_allowed_when_asked() -> None:

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
+from meshctl.plan_calls import who_calls
+from meshctl.plan_changes import MANIFEST as MANIFEST_ONLY
+from meshctl.plan_changes import compare
 from meshctl.plan_snapshot import Snapshot, of_cluster, of_state
 from tests.meshctl.test_manifest_facts import FILES, STARTER
+from tests.topology.test_render import deployment
 from topology import manifest, render
+from topology.cluster import load
 from topology.problems import ClusterError
 
-POLICY: dict[str, Any] = {
+MANIFEST = render.manifest(STARTER, deployment())
+DEPLOYMENT = {
     "cluster": "starter",
-    "coordinators": [{"peer_id": "coordinator-0", "address": "100.96.34.161"}],
-    "groups": {
-        "api": {
-            "peers": [{"peer_id": "api-0", "address": "100.96.33.1"}],
-            "backends": {
-                "api": {
-                    "port": 8080, "sidecar_port": 28080, "service": "api", "identity": "spiffe://starter/api",
-                    "owner": "platform", "permissions": {"key_prefixes": [], "session_write": False},
-                }
-            },
-        }
+    "apps": {
+        "coordinator": {"instance_ids": ["i"]}, "api": {"instance_ids": ["i", "i"]},
+        "worker": {"instance_ids": ["i", "", ""]},
     },
-    "routes": [
-        {
-            "name": "api", "group": "api", "backend": "api", "service": "api", "role": None, "vip": "127.10.167.253",
-            "port": 8080, "fallback": None, "leader_key": None,
-        }
-    ],
-    "secrets": {"word": {"owner": "api", "groups": ["web"]}},
 }  # fmt: skip
+OUTPUTS = {"deployment": {"value": DEPLOYMENT}}
 
 
 def from_files() -> Snapshot:
@@ -44,6 +35,8 @@ def from_files() -> Snapshot:
 def test_files_give_everything() -> None:
     """Peers with addresses, routes with VIPs, backends with rights, images of every service."""
     found = from_files()
+    assert found.routes is not None
+    assert found.backends is not None
     assert found.peers["worker-1"] == {"group": "worker", "address": "100.96.201.77"}
     assert found.routes["worker"]["vip"] == "127.10.171.184"
     assert found.backends["api/api"]["identity"] == "spiffe://starter/api"
@@ -52,31 +45,48 @@ def test_files_give_everything() -> None:
     assert found.public == {"api": {}}
 
 
-def test_outputs_alone_give_what_the_policy_says() -> None:
-    """Without resources there are no compose files to compare."""
-    found = of_state(json.dumps({"deployment": {"value": {"policy": POLICY}}}))
-    assert found.routes["api"] == from_files().routes["api"]
-    assert found.backends["api/api"] == from_files().backends["api/api"] | {"callers": ["*"]}, "of before callers"
-    assert found.peers["api-0"] == from_files().peers["api-0"]
-    assert found.secrets == {"word": {"owner": "api", "groups": ["web"]}}
+def test_outputs_and_the_signed_manifest_give_what_is_in_force() -> None:
+    """CVMs are those that Terraform made; addresses, routes and rights are signed. There are no compose files."""
+    found, files = of_state(json.dumps(OUTPUTS), MANIFEST), from_files()
+    assert (found.routes, found.backends, found.secrets) == (files.routes, files.backends, files.secrets)
+    assert found.peers == files.peers | {"worker-2": {"group": "worker", "address": None}}
     assert (found.composes, found.images, found.environment, found.settings) == (None, None, None, {})
+
+
+def test_without_a_manifest_a_state_knows_its_cvms_only() -> None:
+    """They are compared; of routes and rights nothing is made up."""
+    found = of_state(json.dumps(OUTPUTS), None)
+    assert (found.routes, found.backends, found.secrets) == (None, None, None)
+    plan = compare(found, from_files(), "state")
+    assert [(change.kind, change.name, change.action) for change in plan.changes] == [("cvm", "worker-2", "remove")]
+    assert any("nothing is signed yet" in text for text in plan.warnings)
+    assert who_calls(found) == ()
+
+
+def test_a_slot_that_is_not_signed_needs_a_manifest() -> None:
+    """Its CVM exists already, and is not admitted."""
+    scaled = load(STARTER.folder, {"replicas.worker": "3"})
+    plan = compare(of_state(json.dumps(OUTPUTS), MANIFEST), of_cluster(scaled, FILES, {}), "state")
+    assert [(change.name, change.action, change.effect) for change in plan.changes] == [
+        ("worker-2", "change", MANIFEST_ONLY)
+    ]
+    assert plan.needs_manifest
 
 
 def test_a_state_gives_compose_files_and_variables_too() -> None:
     """terraform.tfstate and `terraform show -json` hold the same, differently packed."""
     attributes = {"docker_compose": FILES["api"], "env": {"MESH_CLUSTER": "starter", "A": "1"}, "size": "s"}
     attributes |= {"region": None, "kms": "phala"}
-    outputs = {"deployment": {"value": {"policy": POLICY}}}
     other = {"type": "terraform_data", "instances": [{}]}
     app = {"type": "phala_app", "instances": [{"index_key": "api", "attributes": attributes}]}
-    state = {"outputs": outputs, "resources": [other, app]}
+    state = {"outputs": OUTPUTS, "resources": [other, app]}
     resources = [
         {"type": "phala_app", "index": "api", "values": attributes},
         {"type": "phala_app_instance", "values": {}},
     ]
-    shown = {"values": {"outputs": outputs, "root_module": {"child_modules": [{"resources": resources}, {}]}}}
+    shown = {"values": {"outputs": OUTPUTS, "root_module": {"child_modules": [{"resources": resources}, {}]}}}
     for text in (json.dumps(state), json.dumps(shown)):
-        found = of_state(text)
+        found = of_state(text, None)
         assert found.composes == {"api": FILES["api"]}
         assert found.environment == {"api/A": "1"}
         assert found.settings == {"kms": "phala", "size": {"api": "s"}}
@@ -90,11 +100,11 @@ def test_a_state_gives_compose_files_and_variables_too() -> None:
 def test_other_texts_are_refused(text: str) -> None:
     """One message that names the three forms."""
     with pytest.raises(ClusterError, match=r"terraform\.tfstate, or what"):
-        of_state(text)
+        of_state(text, None)
 
 
 def test_every_field_of_a_route_is_compared() -> None:
     """A field that the manifest gets later must not be missed here."""
     fields = set(manifest.RouteEntry.__dataclass_fields__) - {"name"}
-    assert set(from_files().routes["api"]) == fields
+    assert set((from_files().routes or {})["api"]) == fields
     assert render.routes(STARTER)

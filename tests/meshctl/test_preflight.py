@@ -66,6 +66,25 @@ def test_both_revisions_are_let_in(update: Update) -> None:
     assert update.owner.sign().exit_code == 0
 
 
+def test_a_preflight_makes_no_edit_its_own(update: Update) -> None:
+    """It says nothing of references. What a person added to those in force is still that person's: what is generated
+    from the deployment afterwards leaves it.
+    """
+    owner = update.owner
+    [measured] = json.loads(owner.draft.read_text())["references"]
+    added = [{**measured, "tcb": {**measured["tcb"], "grace_until": 7}}, {**measured, "name": "next"}]
+    update.compose.write_text(update.compose.read_text().removesuffix("# next\n"))
+    owner.edit(references=added)
+    assert owner.generate().exit_code == 0
+    assert owner.sign().exit_code == 0
+    update.compose.write_text(update.compose.read_text() + "# next\n")
+    assert update.run().exit_code == 0
+    assert json.loads(owner.draft.read_text())["references"] == added
+    update.compose.write_text(update.compose.read_text().removesuffix("# next\n"))
+    assert owner.generate().exit_code == 0
+    assert json.loads(owner.draft.read_text())["references"] == added
+
+
 def test_without_its_text_a_hash_is_the_clouds_word(update: Update) -> None:
     """And a person is told so."""
     done = update.run(app_compose=None)

@@ -252,7 +252,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     (tmp_path / "owner.pem").touch(mode=0o600)
     (tmp_path / "owner.pem").write_bytes(pem)
     (tmp_path / "manifest.signed").write_text(FIRST.envelope)
-    monkeypatch.setattr(set_command, "lab", lambda _: Lab(mesh=one.mesh, folder=tmp_path))
+    monkeypatch.setattr(set_command, "lab", lambda _, **__: Lab(mesh=one.mesh, folder=tmp_path))
     return one
 
 

@@ -27,15 +27,14 @@ from peer.wireguard import generate_key
 from runtime.env import ConfigError
 from runtime.tasks import TaskScope
 from tests.support import ROOT, eventually
+from tests.topology.support import REFERENCE
 from topology.envelope import open_envelope, seal
 from topology.manifest import (
     MANIFEST_VERSION,
     CoordinatorPeer,
     Coordinators,
-    KeyProvider,
     Manifest,
     Rendezvous,
-    TcbPolicy,
 )
 from topology.owners import Owners, key_of, text_of
 
@@ -52,9 +51,7 @@ def _manifest(public: str = PUBLIC) -> Manifest:
         epoch=1,
         owners=OWNERS,
         cluster="starter",
-        key_provider=KeyProvider(name="kms", id="00"),
-        os_images=(),
-        tcb=TcbPolicy(),
+        references=(REFERENCE,),
         coordinators=Coordinators(app_id="aa" * 20, compose_hashes=("bb" * 32,), peers=(coordinator,)),
         rendezvous=(Rendezvous(public_key=public, endpoint="198.18.0.10:51820", address="100.96.0.1"),),
         groups={},

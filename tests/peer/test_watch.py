@@ -95,6 +95,16 @@ async def test_tables_are_followed_from_our_own_address(setting: Setting) -> Non
         setting.server.answers.put_nowait(control.encode_table(second))
 
 
+async def test_a_rendezvous_counts_as_silent_from_the_first_question(setting: Setting) -> None:
+    """Not only once a question has failed: the first handshake may have been lost, and nobody says so."""
+    async with setting.server.running():
+        await eventually(lambda: bool(setting.server.asked), "it is asked")
+        assert setting.watch.failing_since is not None
+        setting.server.answers.put_nowait(control.encode_table(Table(index=5)))
+        await eventually(lambda: setting.watch.failing_since is None, "it answers")
+        setting.server.answers.put_nowait(control.encode_table(Table(index=5)))
+
+
 async def test_a_lost_rendezvous_is_noticed_and_its_last_word_kept(setting: Setting) -> None:
     """It is asked again until it answers."""
     table = Table(index=5)

@@ -20,7 +20,7 @@ from tests.support import eventually
 from tests.xds.pki import Authority
 
 LIMITS = Limits(
-    connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1, answer_seconds=60.0, kept_each=5
+    connections=100, head_seconds=60.0, idle_seconds=60.0, stop_seconds=0.1, answer_seconds=60.0, kept_each=5, kept=100
 )
 LONG = 32 << 20
 """Bytes of an answer that no socket takes at once."""
@@ -28,11 +28,12 @@ HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Served:
-    """A server whose `/waits` answers never; who sends the header `Known` is known by it."""
+    """A server whose `/waits` answers never; who sends the header `Known` is known by it, until its text is `gone`."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.waiting = 0
+        self.gone: set[str] = set()
         self.connections: Callable[[], int] = int
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -51,7 +52,8 @@ class Served:
 async def serving(limits: Limits = LIMITS, tls: ssl.SSLContext | None = None) -> AsyncIterator[Served]:
     async def hello(request: web.Request) -> web.Response:
         if "Known" in request.headers:
-            keep(request, request.headers["Known"])
+            text = request.headers["Known"]
+            keep(request, text.partition(" ")[0], lambda: text not in made.gone)
         return web.Response(text="hello")
 
     async def long(_: web.Request) -> web.Response:
@@ -145,6 +147,68 @@ async def test_a_known_caller_keeps_some_places_and_not_all() -> None:
             writer.write(HELLO)
             await reader.readuntil(b"hello")
         await close([*greedy, *others])
+
+
+async def test_places_for_who_comes_new_are_never_kept() -> None:
+    """However many are known, each in its own right."""
+    async with serving(dataclasses.replace(LIMITS, connections=6, kept=4)) as made:
+        held = [await known_as(made, str(n)) for n in range(6)]
+        for _ in range(10):
+            reader, writer = await made.open()
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+            held.append((reader, writer))
+        for reader, writer in held[:4]:
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        assert [await closed(reader) for reader, _ in held[4:6]] == [True] * 2
+        await close(held)
+
+
+async def test_who_is_known_no_more_keeps_nothing() -> None:
+    """Its connections are strangers' as soon as they are needed, or ask again; and a caller that is another than before
+    has as many as anybody.
+    """
+    async with serving(dataclasses.replace(LIMITS, connections=4, kept_each=2, kept=3)) as made:
+        before = [await known_as(made, "a old") for _ in range(2)]
+        other = await known_as(made, "b")
+        made.gone.add("a old")
+        after = await known_as(made, "a new")
+        crowd = []
+        for _ in range(4):
+            crowd.append(await made.open())
+            crowd[-1][1].write(HELLO)
+            await crowd[-1][0].readuntil(b"hello")
+        assert [await closed(reader) for reader, _ in before] == [True] * 2
+        made.gone |= {"b"}
+        other[1].write(HELLO)
+        await other[0].readuntil(b"hello")
+        third = await known_as(made, "c")
+        fourth = await known_as(made, "a new")
+        for reader, writer in (after, third, fourth):
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        await close([*before, other, after, *crowd, third, fourth])
+
+
+async def test_all_places_of_who_is_known_no_more_go_to_who_comes() -> None:
+    """Where every place may be kept, too."""
+    async with serving(dataclasses.replace(LIMITS, connections=2, kept_each=2, kept=2)) as made:
+        before = [await known_as(made, "a") for _ in range(2)]
+        reader, writer = await made.open()
+        assert await closed(reader)
+        made.gone.add("a")
+        new = await known_as(made, "b")
+        assert await closed(before[0][0])
+        await close([*before, (reader, writer), new])
+
+
+async def known_as(made: Served, text: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has asked as that one."""
+    reader, writer = await made.open()
+    writer.write(f"GET / HTTP/1.1\r\nHost: x\r\nKnown: {text}\r\n\r\n".encode())
+    await reader.readuntil(b"hello")
+    return reader, writer
 
 
 async def test_connections_that_ended_hold_no_place() -> None:

@@ -24,8 +24,8 @@ from sidecar.sources import (
     with_time,
 )
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, given, health, kv, kv_peers, manifest, peer, route
+from tests.topology.support import REFERENCE, opened, sealed
 from tests.topology.support import after as following
-from tests.topology.support import opened, sealed
 from topology.envelope import seal
 from topology.manifest import encode
 from topology.succession import SuccessionError
@@ -164,11 +164,11 @@ def test_who_the_manifest_dropped_is_not_held() -> None:
     api = manifest().groups["api"]
     without_slot = dataclasses.replace(api, peers=api.peers[:1])
     with_hash = dataclasses.replace(api, compose_hashes=("55" * 32,))
-    images = tuple(dataclasses.replace(image, rtmr2="09") for image in manifest().os_images)
+    images = tuple(dataclasses.replace(image, rtmr2="09") for image in REFERENCE.os_images)
     for changes, stays in (
         ({"groups": {**manifest().groups, "api": without_slot}}, {"api-0"}),
         ({"groups": {**manifest().groups, "api": with_hash}}, set()),
-        ({"os_images": images}, set()),
+        ({"references": (dataclasses.replace(REFERENCE, os_images=images),)}, set()),
     ):
         envelope = seal(following(HEAD, **changes), OWNER)
         for after in (hold(taken(before, envelope)), tell(taken(tell(hold(before), None, 3), envelope), None, 4)):

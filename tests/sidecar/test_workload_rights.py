@@ -229,3 +229,41 @@ def test_a_transaction_touches_own_keys_only() -> None:
     ):
         with pytest.raises(RefusedError, match=reason):
             ask("PUT", "/v1/txn", body)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("Value", value) for value in ([0] * 9, [], 5, {}, True, "\ud800")),
+        *(("Key", value) for value in (None, [LEADER], 5, LEADER + "\udfff")),
+        *(("Verb", value) for value in (["get"], 5)),
+        *(("Flags", value) for value in ("5", [5], 1.5, True)),
+        ("Index", "5"),
+        ("Session", ["s"]),
+    ],
+    ids=repr,
+)
+def test_what_a_transaction_carries_has_one_meaning(name: str, value: object) -> None:
+    """Go takes a list of numbers for a value: what was weighed would be another thing than what Consul stores."""
+    lock = {"Verb": "lock", "Key": LEADER, "Value": "eA==", "Session": "s", "Flags": 0, "Index": 5}
+    ask("PUT", "/v1/txn", [{"KV": lock}])
+    ask("PUT", "/v1/txn", [{"KV": lock | {"Value": None, "Session": None}}])
+    with pytest.raises(RefusedError, match=f"{name.lower()} is|not the workload's"):
+        ask("PUT", "/v1/txn", [{"KV": lock | {name: value}}])
+
+
+@pytest.mark.parametrize("name", [rb"K\u0065y", b"kEY", b"K_ey", rb"\u212aey"])
+def test_a_name_is_judged_as_go_reads_it(name: bytes) -> None:
+    """Escapes and cases make no further field, and what goes on has one spelling."""
+    body = b'[{"KV": {"Verb": "set", "%s": "service/db/x", "Value": "eA=="}}]' % name
+    assert json.loads(ask("PUT", "/v1/txn", body).body)[0]["KV"]["key"] == "service/db/x"
+    twice = body.replace(b'"Value"', b'"Key": "mesh/manifest", "Value"')
+    with pytest.raises(RefusedError, match=r"twice|not the workload's"):
+        ask("PUT", "/v1/txn", twice)
+
+
+def test_of_two_equal_names_the_one_that_was_judged_goes_on() -> None:
+    """Readers of JSON differ in which one wins."""
+    body = b'[{"KV": {"Verb": "set", "Key": "mesh/manifest", "Key": "service/db/x", "Value": [1], "Value": "eA=="}}]'
+    kept = {"verb": "set", "key": "service/db/x", "value": "eA=="}
+    assert json.loads(ask("PUT", "/v1/txn", body).body) == [{"KV": kept}]

@@ -14,6 +14,7 @@ from coordinator.authority import issue, mesh_ca
 from coordinator.keys import derive
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
+from tests.topology.support import REFERENCE
 from topology.allowed import image_id
 from topology.manifest import (
     EVERYBODY,
@@ -22,12 +23,9 @@ from topology.manifest import (
     CoordinatorPeer,
     Coordinators,
     GroupEntry,
-    KeyProvider,
     Manifest,
-    OsImage,
     PeerEntry,
     RouteEntry,
-    TcbPolicy,
 )
 from topology.owners import Owners, key_of, text_of
 
@@ -69,9 +67,7 @@ def manifest(**changes: Any) -> Manifest:
         previous="ee" * 32,
         owners=OWNERS,
         cluster="demo",
-        key_provider=KeyProvider(name="kms", id="30aa"),
-        os_images=(OsImage(os_image_hash="05", mrtd="01", rtmr0="02", rtmr1="03", rtmr2="04"),),
-        tcb=TcbPolicy(),
+        references=(REFERENCE,),
         coordinators=Coordinators(
             app_id="ab" * 20,
             compose_hashes=("cd" * 32,),

@@ -14,6 +14,15 @@ from topology import cluster
 from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import Manifest
 from topology.owners import PrivateKey
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
+
+REFERENCE = Reference(
+    name=MEASURED,
+    key_provider=KeyProvider(name="kms", id="30aa"),
+    os_images=(OsImage(os_image_hash="05", mrtd="01", rtmr0="02", rtmr1="03", rtmr2="04"),),
+    tcb=TcbPolicy(),
+)
+"""What no real CVM is."""
 
 
 def opened(manifest: Manifest, *keys: PrivateKey) -> Signed:

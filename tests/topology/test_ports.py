@@ -7,7 +7,7 @@ import ast
 from tests.project import sources, tree
 from topology import addresses
 
-INSIDE = frozenset({"coordinator", "dns", "peer", "runtime", "sidecar", "vip", "xds"})
+INSIDE = frozenset({"admission", "coordinator", "dns", "peer", "runtime", "sidecar", "vip", "xds"})
 """Packages that run inside a CVM."""
 OWN_ADDRESS = {"DNS_PORT": addresses.DNS_ADDRESS}
 """Ports on an address that no backend and no route gets: nothing of a cluster can meet them."""

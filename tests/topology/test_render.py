@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support import ROOT
-from tests.topology.support import group, write
+from tests.topology.support import REFERENCE, group, write
 from topology import addresses, cluster, compose, envelope, manifest, render
 from topology.owners import Owners, key_of, text_of
 from topology.owners import parse as parse_owners
@@ -39,9 +39,7 @@ def facts(digit: str) -> render.AppFacts:
 def deployment() -> render.Deployment:
     """A deployment of the starter."""
     return render.Deployment(
-        key_provider=manifest.KeyProvider(name="kms", id="00ff"),
-        os_images=(manifest.OsImage(os_image_hash="1", mrtd="2", rtmr0="3", rtmr1="4", rtmr2="5"),),
-        tcb=manifest.TcbPolicy(),
+        references=(REFERENCE,),
         coordinator=facts("c"),
         groups={"api": facts("a"), "worker": facts("b")},
         coordinator_urls=URLS,
@@ -129,7 +127,7 @@ MEMBERS = """
 
 
 def test_a_member_route_becomes_one_route_a_slot(tmp_path: Path) -> None:
-    """Each has the name, the VIP and the peer of its slot, in the manifest and in MESH_ROUTES_JSON."""
+    """Each has the name, the VIP and the peer of its slot, in the manifest."""
     groups = f'db = {{\n replicas = 11\n compose = "${{path.module}}/compose/app.yaml"\n{MEMBERS}}}\n'
     write(tmp_path, groups, group("web"))
     loaded = cluster.load(tmp_path)
@@ -139,8 +137,6 @@ def test_a_member_route_becomes_one_route_a_slot(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(it.vip == addresses.vip_of(it.name) for it in found)
     assert {(it.service, it.backend, it.port, it.role) for it in found[1:12]} == {("rest", "rest", 8008, None)}
-    listed = json.loads(render.routes_json(loaded))
-    assert [(it["name"], it["vip"], it["port"]) for it in listed] == [(it.name, it.vip, it.port) for it in found]
 
 
 def test_callers_and_source_get_into_the_manifest(tmp_path: Path) -> None:
@@ -227,16 +223,6 @@ def test_the_environment_of_a_workload_cvm() -> None:
         "MESH_PEER_ID": "api-1",
         "MESH_COORDINATORS": json.dumps(list(URLS), separators=(",", ":")),
     }
-
-
-def test_routes_as_a_host_may_give_them() -> None:
-    """All of the cluster, not only a group's own, for names before the first manifest."""
-    assert "MESH_ROUTES_JSON" in render.environment_names(starter().groups[0])
-    api, worker = json.loads(render.routes_json(starter()))
-    assert api == {
-        "name": "api", "vip": "127.10.167.253", "port": 8080, "role": None, "backend": "api", "service": "api",
-    }  # fmt: skip
-    assert (worker["name"], worker["vip"], worker["port"]) == ("worker", "127.10.171.184", 9090)
 
 
 def test_the_slot_may_be_left_to_the_coordinator() -> None:

@@ -72,7 +72,7 @@ def test_each_fact_is_held_against_each_entry() -> None:
 
 def test_what_is_revoked_is_not_allowed() -> None:
     """The slot and the compose file, though the manifest lists them."""
-    image = MANIFEST.os_images[0]
+    image = MANIFEST.references[0].os_images[0]
     name = image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2)
     group = MANIFEST.groups["api"]
     peer, found = group.peers[0].peer_id, group.compose_hashes[0]

@@ -1,4 +1,4 @@
-"""Clusters, good and broken, that Terraform and `topology` must judge and render alike.
+"""Clusters, good and broken: what `topology` takes and refuses, and whether Terraform takes what it takes.
 
 Long because it is a list: each mistake is a case of its own.
 """
