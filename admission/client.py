@@ -56,6 +56,10 @@ class CoordinatorError(Exception):
     """The coordinator cannot be used now: unreachable, not what it must be, or talking nonsense. Another may do."""
 
 
+class NotAllowedError(CoordinatorError):
+    """Its evidence is genuine, and not what the manifest allows."""
+
+
 class _LostError(CoordinatorError):
     """The connections to it are of no use any more."""
 

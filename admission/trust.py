@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from admission.client import CoordinatorError, Greeting, Verify
+from admission.client import CoordinatorError, Greeting, NotAllowedError, Verify
 from topology.envelope import Signed
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ Judge = Callable[[Greeting], Awaitable[Signed]]
 """By which manifest a coordinator is verified that shows this; CoordinatorError where there is none."""
 Take = Callable[[Signed], Awaitable[None]]
 """Takes that manifest, once the coordinator's evidence holds by it."""
+_NOT_ALLOWED = frozenset({"ADMISSION_REJECTED", "KMS_POLICY_MISMATCH", "REVOKED"})
+"""How genuine evidence is refused (`evidence.errors`)."""
 
 
 async def nothing(_: Signed) -> None:
@@ -61,7 +63,8 @@ def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Call
             evidence = await verify_certificate(verifier, greeting.certificate, now)
             check(evidence, expected(signed.manifest, COORDINATORS), now)
         except EvidenceError as error:
-            raise CoordinatorError(f"the coordinator's evidence is refused: {error}") from error
+            kind = NotAllowedError if error.code in _NOT_ALLOWED else CoordinatorError
+            raise kind(f"the coordinator's evidence is refused: {error}") from error
         await take(signed)
 
     return verify

@@ -388,6 +388,10 @@ class Coordinator:
             if self.head.signed.envelope == envelope:
                 self.head.agree()
 
+        def admitted(peer: MeshPeer) -> None:
+            broker.verified_sibling(peer.peer_id)
+            registry.put(peer)
+
         formation = self._formation
         assert formation is not None
         # Jitter protects nothing.
@@ -398,7 +402,8 @@ class Coordinator:
             guest=guest,
             rules=lambda: broker.rules,
             verifier=self._verifier,
-            admitted=registry.put,
+            admitted=admitted,
+            refused=broker.refuse_sibling,
             enforces=enforces,
             ask=formation.ask,
             hurry=formation.hurry,

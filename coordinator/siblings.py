@@ -14,7 +14,7 @@ from random import Random
 
 from admission import binding
 from admission.broker import Broker, Held, decode
-from admission.client import IN_FORCE, CoordinatorError, Greeting, RefusedError
+from admission.client import IN_FORCE, CoordinatorError, Greeting, NotAllowedError, RefusedError
 from admission.protocol import AttestRequest, BootKeys, ChallengeRequest, Code, ManifestHead, MeshPeer
 from admission.trust import check_with, nothing
 from coordinator import policy
@@ -74,14 +74,16 @@ class Sibling:
         rules: Callable[[], Rules],
         verifier: EvidenceVerifier,
         admitted: Callable[[MeshPeer], None],
+        refused: Callable[[str], None],
         enforces: Callable[[str], None],
         ask: Callable[[], dict[str, object]],
         hurry: Callable[[], bool],
         clock: Callable[[], float],
         rng: Random,
     ) -> None:
-        """`enforces` is called with the envelope of the manifest that it enforces. `ask` gives what a `StandingRequest`
-        has beside the lease; `hurry` is true while its answer is waited for.
+        """`refused` is called with its peer ID when it shows what the manifest does not allow, `enforces` with the
+        envelope of the manifest that it enforces. `ask` gives what a `StandingRequest` has beside the lease; `hurry` is
+        true while its answer is waited for.
         """
         self.peer_id = peer.peer_id
         self.address = peer.address
@@ -90,6 +92,7 @@ class Sibling:
         """What it said last of its Consul server; None while it is not reached."""
         self._peer, self._url, self._own = peer, peer.url, own
         self._guest, self._rules, self._admitted, self._enforces = guest, rules, admitted, enforces
+        self._refused = refused
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
         # By our own manifest, whatever it says: it may have to learn of ours.
@@ -110,6 +113,8 @@ class Sibling:
                     await broker.renew(lease, Held())
             except Exception as error:  # noqa: BLE001 -- the boundary: whatever a sibling says, only it has failed
                 self.standing = None
+                if isinstance(error, NotAllowedError):
+                    self._refused(self.peer_id)
                 reason = str(error) if isinstance(error, FORESEEN) else repr(error)
                 if self.state != (state := f"not joined: {reason}"):
                     log.warning("sibling not joined", extra={"peer_id": self.peer_id, "reason": reason})

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from admission.client import CoordinatorError, Greeting
+from admission.client import CoordinatorError, Greeting, NotAllowedError
 from admission.trust import by, coordinator_check
 from lab.agent import GuestAgentServer
 from lab.pccs import PccsServer
@@ -81,6 +81,7 @@ async def test_everyone_else_is_refused(tmp_path: object, pccs: str, case: str) 
     verify = coordinator_check(by(SIGNED), take, pccs, root, time.time)
     compose = API_COMPOSE if case == "other app" else COORDINATOR_COMPOSE
     der = b"noise" if case == "garbage" else await certificate(tmp_path, compose, "x", ra_tls=case != "no evidence")
-    with pytest.raises(CoordinatorError, match="evidence is refused"):
+    with pytest.raises(CoordinatorError, match="evidence is refused") as caught:
         await verify(greeting(der))
+    assert isinstance(caught.value, NotAllowedError) == (case == "other app"), "genuine, and not allowed"
     assert take.taken == []

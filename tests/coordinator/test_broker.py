@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,10 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from admission.protocol import BootKeys
+from coordinator.broker import UNPROVEN_SECONDS, Broker, Clocks, Rules
 from lab.tee import DevTee, runtime_event
 from tests.coordinator.world import (
     API_COMPOSE,
     CLIENT_COMPOSE,
+    OWNER,
     TEE,
     Applicant,
     Cluster,
@@ -30,6 +33,7 @@ from tests.coordinator.world import (
     cluster,
     cvm,
     encode,
+    make_manifest,
     tls_key,
     wireguard_key,
 )
@@ -291,3 +295,33 @@ async def test_both_os_versions_are_admitted(lab: Lab, os_version: str) -> None:
     """Evidence of OS 0.5.7 and of 0.6.0 is good."""
     assert TEE is not None
     await lab.applicant(who=cvm(API_COMPOSE, "api-0", os_version=os_version)).admitted()
+
+
+def test_after_a_restart_a_sibling_is_judged_by_what_it_shows() -> None:
+    """One whose compose hash the owners withdrew attests to nobody; its peer ID is listed still. One that is away is
+    waited for, and one that is right again is taken.
+    """
+    clock = [0.0]
+    head = opened(make_manifest(coordinators=2), OWNER)
+    broker = Broker(
+        rules=Rules(signed=head, adopted_at=0.0),
+        verifier=None,  # type: ignore[arg-type]
+        keys=None,  # type: ignore[arg-type]
+        ledger=None,  # type: ignore[arg-type]
+        registry=None,  # type: ignore[arg-type]
+        feed=None,  # type: ignore[arg-type]
+        clocks=Clocks(unix=time.time, monotonic=lambda: clock[0]),
+        random=os.urandom,
+        offered=None,  # type: ignore[arg-type]
+    )
+    clock[0] = 10 * UNPROVEN_SECONDS
+    assert broker.allows_sibling("coordinator-1"), "it is away"
+    assert not broker.allows_sibling("coordinator-2")
+    broker.refuse_sibling("coordinator-1")
+    clock[0] += UNPROVEN_SECONDS
+    assert broker.allows_sibling("coordinator-1"), "it may attest here yet"
+    broker.refuse_sibling("coordinator-1")
+    clock[0] += 1.0
+    assert not broker.allows_sibling("coordinator-1")
+    broker.verified_sibling("coordinator-1")
+    assert broker.allows_sibling("coordinator-1")

@@ -134,7 +134,7 @@ def began_empty(running: Running) -> bool:
 def test_who_was_there_before_is_judged_by_the_manifest_in_force(tmp_path: Path) -> None:
     """By all that it allows, and again when it changes: while nobody leads the records nothing else takes them out."""
     manifest = make_manifest()
-    group, image = manifest.groups["api"], manifest.os_images[0]
+    group, image = manifest.groups["api"], manifest.references[0].os_images[0]
     slot = group.peers[0]
     measured = image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2)
     held = MeshPeer(

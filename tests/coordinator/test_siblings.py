@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from admission.client import CoordinatorError, Greeting, NotAllowedError
 from admission.protocol import MAX_BODY
 from coordinator.broker import Rules
 from coordinator.siblings import Own, Sibling
@@ -85,6 +86,7 @@ async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, 
             rules=no_rules,
             verifier=Unasked(),
             admitted=lambda _: None,
+            refused=lambda _: None,
             enforces=lambda _: None,
             ask=dict,
             hurry=lambda: False,
@@ -97,6 +99,37 @@ async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, 
         assert not task.done()
         task.cancel()
     assert sibling.standing is None
+
+
+async def test_who_shows_what_the_manifest_does_not_allow_is_named(tmp_path: Path) -> None:
+    """And not whoever is away, or cannot be judged now."""
+    for kind, named in ((CoordinatorError, []), (NotAllowedError, ["coordinator-1"])):
+        told: list[str] = []
+
+        async def refusing(_: Greeting, kind: type[CoordinatorError] = kind) -> None:
+            raise kind("the evidence is refused")
+
+        fake = Fake()
+        async with serve(fake, tmp_path), TaskScope() as scope:
+            sibling = Sibling(
+                CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
+                Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
+                guest=GuestAgent(tmp_path / "none.sock"),
+                rules=no_rules,
+                verifier=None,  # type: ignore[arg-type]
+                admitted=lambda _: None,
+                refused=told.append,
+                enforces=lambda _: None,
+                ask=dict,
+                hurry=lambda: False,
+                clock=lambda: 0.0,
+                rng=Random(1),
+            )
+            sibling._verify = refusing
+            task = scope.start("sibling", sibling.run())
+            await eventually(lambda: sibling.state != "not joined", "it was asked")  # noqa: B023 - awaited here
+            task.cancel()
+        assert told[:1] == named
 
 
 def names(running: Running) -> set[str]:
