@@ -26,18 +26,24 @@ RETRY_SECONDS = 0.5
 """After a query that failed: the agent restarts, or has no server to ask."""
 
 
-def lists(tree: Any) -> bool:
-    """Whether there is a node, by the answer of `/v1/catalog/node/<name>`. Pure."""
-    return isinstance(tree, dict) and isinstance(tree.get("Node"), dict)
+def lists(tree: Any, address: str) -> bool:
+    """Whether there is a node at `address`, by the answer of `/v1/catalog/node/<name>`. Pure.
+
+    Once this CVM is said to have left, whoever has the gossip key may join under its name, from an address of its own.
+    One that claims this CVM's address is contradicted by this CVM's agent, which is asked there.
+    """
+    node = tree.get("Node") if isinstance(tree, dict) else None
+    return isinstance(node, dict) and node.get("Address") == address
 
 
 class Listed:
-    """The node `peer_id`, whose agent is asked through `consul`."""
+    """The node `peer_id` at the mesh address `address`, whose agent is asked through `consul`."""
 
     def __init__(
         self,
         consul: ConsulClient,
         peer_id: str,
+        address: str,
         rejoin: Callable[[], Awaitable[object]],
         on_back: Callable[[], None],
     ) -> None:
@@ -45,7 +51,7 @@ class Listed:
         not yet.
         """
         self._consul = consul
-        self._path = f"/v1/catalog/node/{peer_id}"
+        self._path, self._address = f"/v1/catalog/node/{peer_id}", address
         self._rejoin = rejoin
         self._on_back = on_back
 
@@ -66,7 +72,7 @@ class Listed:
                 index = None
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            if not lists(tree):
+            if not lists(tree, self._address):
                 if not missing:
                     log.warning("the servers do not list this CVM: gossip says that it has left; joining them again")
                 missing = True

@@ -323,7 +323,7 @@ class Membership:
         self.watch()
         self._host.run("rejoin", self._rejoin())
         self._host.run("registrar", self.registrar.run())
-        listed = Listed(self._consul, admitted.peer_id, self._join_servers, self.registrar.restarted)
+        listed = Listed(self._consul, admitted.peer_id, admitted.address, self._join_servers, self.registrar.restarted)
         self._host.run("listed", listed.run())
 
     async def _join_servers(self) -> None:

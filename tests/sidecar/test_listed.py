@@ -15,11 +15,18 @@ from tests.support import eventually
 
 @pytest.mark.parametrize(
     ("tree", "wanted"),
-    [({"Node": {"Node": "api-0"}, "Services": {}}, True), (None, False), ({"Node": None}, False), ([], False)],
+    [
+        ({"Node": {"Node": "api-0", "Address": "100.96.1.2"}, "Services": {}}, True),
+        ({"Node": {"Node": "api-0", "Address": "100.96.1.3"}, "Services": {}}, False),
+        ({"Node": {"Node": "api-0"}}, False),
+        (None, False),
+        ({"Node": None}, False),
+        ([], False),
+    ],
 )
 def test_a_node_is_listed_by_consuls_answer(tree: Any, wanted: bool) -> None:
-    """Nothing else is one."""
-    assert lists(tree) is wanted
+    """Nothing else is one, and no node that another CVM has made under this one's name."""
+    assert lists(tree, "100.96.1.2") is wanted
 
 
 async def test_a_leave_that_another_forged_is_undone() -> None:
@@ -35,7 +42,7 @@ async def test_a_leave_that_another_forged_is_undone() -> None:
             back.append(1)
             it.registrar.restarted()
 
-        own = Listed(it.consul, "api-0", lambda: it.agent.rejoin(it.admitted.servers), on_back)
+        own = Listed(it.consul, "api-0", it.admitted.address, lambda: it.agent.rejoin(it.admitted.servers), on_back)
         running = [scope.start("registrar", it.registrar.run()), scope.start("listed", own.run())]
         server = await listen(it.world.own.backends["api"].port)
         it.serving.set()
