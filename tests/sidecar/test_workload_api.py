@@ -34,6 +34,8 @@ class Agent:
         self.broken = False
         self.hangs = ""
         """A path that is not answered."""
+        self.bytes = b"[]"
+        """What it answers."""
         app = web.Application(client_max_size=MAX_BODY * 2)
         app.router.add_route("*", "/{path:.*}", self.answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -56,7 +58,7 @@ class Agent:
             finally:
                 self.waiting -= 1
         await response.prepare(request)
-        await response.write(b"[]")
+        await response.write(self.bytes)
         if self.broken:
             assert request.transport is not None
             request.transport.abort()
@@ -197,6 +199,17 @@ async def test_an_agent_that_is_away_is_said(tmp_path: Path) -> None:
         with pytest.raises(ConsulError) as error:
             await client.get(f"/v1/kv/{LEADER}")
         assert error.value.status == 0
+
+
+async def test_long_answers_are_paid_for(tmp_path: Path) -> None:
+    """Whoever has read a lot waits before the next read; a session is renewed meanwhile."""
+    async with world(tmp_path) as made:
+        made.agent.bytes = b"x" * (8 << 20)
+        found = [(await made.call("GET", f"/v1/kv/{LEADER}"))[0] for _ in range(12)]
+        assert found[:4] == [200] * 4
+        assert 429 in found
+        made.agent.bytes = b"[]"
+        assert (await made.call("PUT", "/v1/session/renew/5e55"))[0] == 200
 
 
 async def test_what_cannot_be_counted_in_time_is_refused_for_now(tmp_path: Path) -> None:
