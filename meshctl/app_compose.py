@@ -85,7 +85,7 @@ class AppCompose:
         if script and digest not in pre_launch:
             yield (
                 f"{prefix} a pre-launch script of {len(script.splitlines())} lines that is not of these files: read it "
-                f"(./mesh manifest script {self.app}), then accept it with --accept-pre-launch {digest}"
+                f"(./mesh manifest script CLUSTER {self.app}), then accept it with --accept-pre-launch {digest}"
             )
 
     def notes(self) -> Iterator[str]:

@@ -60,9 +60,9 @@ def command(
 ) -> None:
     """Take the slot PEER away from whoever has it: of a lab that runs, or of CLUSTER as deployed (-c URL).
 
-    Its CVM loses lease, links, certificate and tokens at once. It may ask for another slot of its group, and gets one
-    that is free; to keep out what it runs, take its compose hash out of the manifest (./mesh set). A coordinator leaves
-    Raft, links and lists; -c has to be one that stays.
+    Its CVM loses lease, links and tokens at once; its certificate ends with overlap_seconds. It may ask for another
+    slot of its group, and gets one that is free; to keep out what it runs, take its compose hash out of the manifest
+    (./mesh set). A coordinator leaves Raft, links and lists; -c has to be one that stays.
     """
     if (cluster is None) != (url is None):
         raise UserError("CLUSTER and -c URL belong together", "./mesh evict PEER CLUSTER -c URL; for a lab, neither")

@@ -290,7 +290,9 @@ def _print_summary(plan: Plan, console: Any) -> None:
             count = f" ({len(cvms)}: {', '.join(cvms)})" if cvms else ""
             console.print(f"{effect}: {meaning}{count}", markup=False)
     if plan.needs_manifest:
-        console.print("afterwards: ./mesh generate, sign, apply again; until then only what is signed is admitted")
+        console.print(
+            "afterwards: ./mesh generate, sign, set; until then only what the manifest in force has is admitted"
+        )
 
 
 def _cells(change: Change) -> tuple[str, str]:

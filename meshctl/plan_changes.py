@@ -262,8 +262,8 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
         return
     if _new_values(before, after):
         yield (
-            f"signed values of variables change ({', '.join(_new_values(before, after))}): sign them before you apply "
-            "(./mesh generate, sign), for applications start only with what is signed"
+            f"signed values of variables change ({', '.join(_new_values(before, after))}): set them before you apply "
+            "(./mesh generate, sign, set), for applications start only with what the manifest in force says"
         )
     if before.cluster != after.cluster:
         yield f"the cluster is renamed from {before.cluster} to {after.cluster}: every app and every key is new"

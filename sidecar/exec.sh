@@ -107,7 +107,7 @@ mesh_check_environment() {
     done <"$mesh_run/environment"
     mesh_compare
     [ -n "$mesh_differing" ] || return 0
-    mesh_say "not as the manifest has it for this group: $mesh_differing; the command is not started. Give this CVM the value that was signed (compose_env in cluster.tf), or sign the new one: ./mesh generate, then sign"
+    mesh_say "not as the manifest has it for this group: $mesh_differing; the command is not started. Give this CVM the value that was signed (compose_env in cluster.tf), or set the new one: ./mesh generate, sign, set"
     exit 78
 }
 

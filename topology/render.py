@@ -235,7 +235,7 @@ def _common(
     found = {
         "MESH_CLUSTER": cluster.name,
         "MESH_GROUP": group,
-        "MESH_COORDINATORS": _json(list(urls)),
+        "MESH_COORDINATORS": _json(list(urls)) if urls else "",
     }
     if peer_id is not None:
         found["MESH_PEER_ID"] = peer_id

@@ -1,4 +1,4 @@
-# Checks and renders what cluster.tf says; needs no provider, so every mistake is found before anything is made.
+# Checks and renders what cluster.tf says; needs no provider, `./mesh plan` finds the other mistakes.
 module "mesh" {
   source = "../../terraform/mesh"
 

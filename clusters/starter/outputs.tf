@@ -10,6 +10,6 @@ output "members" {
 }
 
 output "deployment" {
-  description = "For `meshctl generate`."
+  description = "For `./mesh generate`."
   value       = module.phala.deployment
 }

@@ -18,7 +18,7 @@ output "environment" {
   value = {
     for app in setunion(keys(local.groups), ["coordinator"]) : app => merge(try(local.groups[app].compose_env, {}), {
       MESH_CLUSTER      = var.cluster_name
-      MESH_COORDINATORS = jsonencode(try([for peer in local.payload.coordinators.peers : peer.url], []))
+      MESH_COORDINATORS = try(jsonencode([for peer in local.payload.coordinators.peers : peer.url]), "")
       MESH_GROUP        = app
     })
   }

@@ -37,13 +37,13 @@ variable "require_digests" {
 }
 
 variable "manifest" {
-  description = "Signed manifest envelope, one line, as `meshctl sign` writes it: where the coordinators are. No CVM is given it. Empty until there is one. Not a secret."
+  description = "Signed manifest envelope, one line, as `./mesh sign` writes it: where the coordinators are. No CVM is given it. Empty until there is one. Not a secret."
   type        = string
   default     = ""
 
   validation {
     # Without a signature nobody takes it.
     condition     = var.manifest == "" || can(regex("^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+){1,16}$", var.manifest))
-    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `meshctl sign` writes."
+    error_message = "manifest must be one line, <payload>.<signature> in base64url: the content of manifest.signed, which `./mesh sign` writes."
   }
 }

@@ -63,7 +63,7 @@ resource "phala_app" "app" {
         && local.owner_sets[each.value.compose].threshold >= 1
         && local.owner_sets[each.value.compose].threshold <= length(local.owner_sets[each.value.compose].keys)
       )
-      error_message = "${each.value.compose}: MESH_OWNERS is not the public half of an owner key, nor `2 of KEY, KEY, KEY` with as many different keys as have to sign; run `meshctl keygen` on this cluster, which makes a key and writes it into the compose files."
+      error_message = "${each.value.compose}: MESH_OWNERS is not the public half of an owner key, nor `2 of KEY, KEY, KEY` with as many different keys as have to sign; run `./mesh keygen` on this cluster, which makes a key and writes it into the compose files."
     }
     precondition {
       condition     = length(distinct(flatten(values(local.owners)))) <= 1
@@ -95,7 +95,7 @@ resource "phala_app_instance" "slot" {
   }
 }
 
-# What the first CVM of each app measured, for the owner to review and sign (`meshctl manifest`).
+# What the first CVM of each app measured, for the owner to review and sign (`./mesh generate`).
 data "phala_attestation" "app" {
   for_each = { for a, app in local.apps : a => app if var.read_attestation }
 

@@ -29,11 +29,11 @@ check "manifest" {
       var.mesh.signed == null ? true :
       try(jsonencode({ for g, group in var.mesh.signed.groups : g => [group.peers[*].peer_id, group.env] }), "") == jsonencode({ for g, group in var.mesh.groups : g => [group.peers, group.compose_env] })
     )
-    error_message = "The signed manifest has other slots or variables than cluster.tf: what it does not name is not admitted, and no application starts with other variables. Next: meshctl generate, sign, and apply again."
+    error_message = "The signed manifest has other slots or variables than cluster.tf: what it does not name is not admitted, and no application starts with other variables. Next: ./mesh generate, ./mesh sign, ./mesh set."
   }
   assert {
     condition     = var.mesh.signed == null ? true : alltrue([for a, id in local.app_ids : try(a == "coordinator" ? var.mesh.signed.coordinators.app_id == id : var.mesh.signed.groups[a].app_id == id, false)])
-    error_message = "The signed manifest is of other apps than these: none of their CVMs is admitted. Next: meshctl generate, sign, and apply again."
+    error_message = "The signed manifest is of other apps than these: none of their CVMs is admitted. Next: ./mesh generate, ./mesh sign, ./mesh set."
   }
 }
 
@@ -53,7 +53,7 @@ output "members" {
 }
 
 output "deployment" {
-  description = "What `meshctl generate` needs: apps, instances, measurements, demands. Nothing in it is secret."
+  description = "What `./mesh generate` needs: apps, instances, measurements, demands. Nothing in it is secret."
   value = {
     format           = 1
     cluster          = var.mesh.cluster

@@ -94,7 +94,7 @@ variable "rendezvous" {
 }
 
 variable "read_attestation" {
-  description = "Read what each app's first CVM measured, for `meshctl manifest`. false where a CVM is stopped, and would fail the plan."
+  description = "Read what each app's first CVM measured, for `./mesh generate`. false where a CVM is stopped, and would fail the plan."
   type        = bool
   default     = true
 }

@@ -130,7 +130,7 @@ def test_signed_values_are_to_be_signed_first(tmp_path: Path) -> None:
         for name, text in (("one", '{ A = "1" }'), ("other", '{ A = "2" }'), ("named", '{ A = "2", B = "1" }'))
     )
     plan = plans.compare(one, other, "")
-    assert [text for text in plan.warnings if "a/A" in text and "sign them before you apply" in text] != []
+    assert [text for text in plan.warnings if "a/A" in text and "set them before you apply" in text] != []
     assert plan.needs_manifest
     assert not any("before you apply" in text for text in plans.compare(one, named, "").warnings)
 

@@ -202,7 +202,7 @@ def test_an_environment_has_no_more_than_it_needs(planned: tuple[Path, dict[str,
     found = planned[1]["template-starter"]
     assert sorted(found) == ["cluster", "coordinators", "environment", "groups", "signed"]
     assert found["environment"]["worker"] == {
-        "MESH_CLUSTER": "demo", "MESH_COORDINATORS": "[]", "MESH_GROUP": "worker",
+        "MESH_CLUSTER": "demo", "MESH_COORDINATORS": "", "MESH_GROUP": "worker",
     }  # fmt: skip
 
 

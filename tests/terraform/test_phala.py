@@ -320,7 +320,7 @@ def test_a_deployment_without_owners_is_refused(deployed: Sandbox) -> None:
         f"p256:{key}",
     ):
         assert render.owners_of(f"MESH_OWNERS: {wrong}") is None
-        _refused(deployed, compose, key, wrong, ["compose/api.yaml", "meshctl keygen"])
+        _refused(deployed, compose, key, wrong, ["compose/api.yaml", "./mesh keygen"])
     _refused(deployed, compose, key, other, ["different MESH_OWNERS", other, key])
 
 
