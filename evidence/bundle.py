@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from evidence.merkle import Step
 from evidence.statement import NONCE_BYTES, Member, Statement
 from topology.envelope import claims
-from topology.manifest import ManifestError, from_tree
+from topology.manifest import ManifestError, from_tree, once
 
 VERSION = 1
 MAX_BUNDLE = 64 << 20
@@ -101,7 +101,7 @@ def decode(data: bytes) -> Bundle:
     if len(data) > MAX_BUNDLE:
         raise BundleError(f"the bundle has {len(data)} bytes, expected {MAX_BUNDLE} at most")
     try:
-        tree = json.loads(data, object_pairs_hook=_once)
+        tree = json.loads(data, object_pairs_hook=once)
         found = tree.get("version") if isinstance(tree, dict) else None
         if type(found) is int and found != VERSION:
             raise BundleError(f"the bundle is of version {found}, expected {VERSION}; use a newer program")
@@ -128,11 +128,3 @@ def parse_nonce(text: str) -> bytes:
     if len(found) != NONCE_BYTES or found.hex() != text:
         raise BundleError(f"the nonce is {text[:80]!r}, expected {NONCE_BYTES} bytes in lower-case hex")
     return found
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON readers differ in which of two equal names wins."""
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise BundleError("the bundle has a name twice in one object")
-    return tree

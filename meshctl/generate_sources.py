@@ -161,10 +161,11 @@ def os_images(path: Path) -> tuple[OsImage, ...]:
 
 def read_json(path: Path) -> Any:
     """What is in `path`; ABSENT when it is not there. UserError."""
+    from topology.manifest import once
     from topology.merge import ABSENT
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except FileNotFoundError:
         return ABSENT
     except (OSError, ValueError, RecursionError) as error:

@@ -18,10 +18,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import references
+from topology import places, references
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
+from topology.places import Dialled, Place, PlacesError
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
@@ -259,7 +260,7 @@ def decode_signed(data: bytes) -> tuple[Manifest, tuple[str, ...]]:
 
 def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     try:
-        tree = json.loads(data)
+        tree = json.loads(data, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"the manifest is not JSON: {error}") from error
     found = tree.get("version") if isinstance(tree, dict) else None
@@ -268,6 +269,15 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a name that is there twice: readers differ in which of the two counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.80} is there twice in one object")
+    return found
 
 
 def _check(manifest: Manifest) -> None:
@@ -281,6 +291,10 @@ def _check(manifest: Manifest) -> None:
         raise ManifestError(f"manifest.owners {error}") from error
     _check_rotate(manifest)
     try:
+        _check_places(manifest)
+    except PlacesError as error:
+        raise ManifestError(f"manifest{error}") from error
+    try:
         references.check(manifest.references)
     except ReferencesError as error:
         raise ManifestError(f"manifest.references{error}") from error
@@ -288,6 +302,21 @@ def _check(manifest: Manifest) -> None:
         revocations.check(manifest.revoked)
     except RevocationError as error:
         raise ManifestError(f"manifest.revoked{error}") from error
+    _check_env(manifest)
+    if manifest.epoch < 1:
+        raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
+    _in_range(manifest.overlap_seconds, OVERLAP_SECONDS, "overlap_seconds")
+    _in_range(manifest.leaf_hours, LEAF_HOURS, "leaf_hours")
+    if manifest.previous is not None and not _DIGEST.fullmatch(manifest.previous):
+        raise ManifestError(f"manifest.previous is {manifest.previous!r:.80}, expected 64 hex digits")
+    if (manifest.previous is None) != (manifest.epoch == 1):
+        raise ManifestError(
+            f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
+            "digest of the manifest before in every other"
+        )
+
+
+def _check_env(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         for variable, value in group.env.items():
             # The sidecar writes both into a file that a shell reads.
@@ -301,17 +330,38 @@ def _check(manifest: Manifest) -> None:
                     f"manifest.groups.{name}.env.{variable:.80} is set or obeyed by the shell that compares it with "
                     "the container's; expected another name"
                 )
-    if manifest.epoch < 1:
-        raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
-    _in_range(manifest.overlap_seconds, OVERLAP_SECONDS, "overlap_seconds")
-    _in_range(manifest.leaf_hours, LEAF_HOURS, "leaf_hours")
-    if manifest.previous is not None and not _DIGEST.fullmatch(manifest.previous):
-        raise ManifestError(f"manifest.previous is {manifest.previous!r:.80}, expected 64 hex digits")
-    if (manifest.previous is None) != (manifest.epoch == 1):
-        raise ManifestError(
-            f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
-            "digest of the manifest before in every other"
-        )
+
+
+def _check_places(manifest: Manifest) -> None:
+    places.check_pools({"vip_pool": manifest.vip_pool, "mesh_pool": manifest.mesh_pool})
+    found: list[Place] = []
+    for n, lead in enumerate(manifest.coordinators.peers):
+        entry = f".coordinators.peers[{n}]"
+        places.check_url(f"{entry}.url", lead.url)
+        found.append(Place(entry=entry, name=lead.peer_id, address=lead.address))
+    for name, group in manifest.groups.items():
+        entry = f".groups.{name:.80}"
+        found += [
+            Place(entry=f"{entry}.peers[{n}]", name=peer.peer_id, address=peer.address)
+            for n, peer in enumerate(group.peers)
+        ]
+        for backend, it in group.backends.items():
+            inside = f"{entry}.backends.{backend:.80}"
+            places.check_port(f"{inside}.port", it.port)
+            places.check_port(f"{inside}.sidecar_port", it.sidecar_port)
+            places.check_source(f"{inside}.source", it.source, manifest.vip_pool)
+    for n, host in enumerate(manifest.rendezvous):
+        entry = f".rendezvous[{n}]"
+        places.check_rendezvous(entry, host.public_key, host.endpoint)
+        found.append(Place(entry=entry, name=host.public_key, address=host.address))
+    places.check_cvms(found, manifest.mesh_pool)
+    places.check_routes(
+        (
+            Dialled(entry=f".routes[{n}]", name=it.name, vip=it.vip, port=it.port)
+            for n, it in enumerate(manifest.routes)
+        ),
+        manifest.vip_pool,
+    )
 
 
 def _check_rotate(manifest: Manifest) -> None:

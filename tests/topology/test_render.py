@@ -19,6 +19,7 @@ from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
 
 STARTER = ROOT / "clusters" / "starter"
+LINK_KEY = "A" * 43 + "="
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 P256 = ec.derive_private_key(7, ec.SECP256R1())
 OWNERS = Owners(keys=(key_of(KEY),))
@@ -43,7 +44,7 @@ def deployment() -> render.Deployment:
         coordinator=facts("c"),
         groups={"api": facts("a"), "worker": facts("b")},
         coordinator_urls=URLS,
-        rendezvous=(manifest.Rendezvous(public_key="k", endpoint="1.2.3.4:51820", address="100.96.0.1"),),
+        rendezvous=(manifest.Rendezvous(public_key=LINK_KEY, endpoint="1.2.3.4:51820", address="100.96.0.1"),),
         owners=OWNERS,
         epoch=7,
         previous="07" * 32,
@@ -197,7 +198,11 @@ def test_phalas_prefix_of_an_app_id_is_dropped() -> None:
         ({"coordinator": render.AppFacts(app_id="c" * 40, compose_hashes=())}, ("compose hashes", "at least one")),
         ({"coordinator": render.AppFacts(app_id="c" * 40, compose_hashes=("0x",))}, ("compose hashes", "'0x'")),
         (
-            {"rendezvous": (manifest.Rendezvous(public_key="k", endpoint="e", address="100.96.34.161"),)},
+            {
+                "rendezvous": (
+                    manifest.Rendezvous(public_key=LINK_KEY, endpoint="1.2.3.4:51820", address="100.96.34.161"),
+                )
+            },
             ("rendezvous 0", "coordinator-0"),
         ),
     ],
