@@ -100,6 +100,9 @@ class Newest:
         )
 
     async def _take(self, signed: Signed) -> None:
+        # A newer one may have come while this one's coordinator was verified.
+        if self.signed is not None and signed.manifest.epoch < self.signed.manifest.epoch:
+            return
         if self.signed is None or self.signed.digest != signed.digest:
             log.info("goes by the manifest of %s", signed.name)
         self.signed = signed

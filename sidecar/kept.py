@@ -27,3 +27,8 @@ def read(state_dir: Path, cluster: str, group: str) -> Signed | None:
 def keep(state_dir: Path, signed: Signed) -> None:
     """Notes `signed`. OSError when the file cannot be written."""
     write_private(state_dir / FILE, signed.envelope)
+
+
+def forget(state_dir: Path) -> None:
+    """Removes what `keep` wrote: this machine cannot carry it out, and would try again at each start. OSError."""
+    (state_dir / FILE).unlink(missing_ok=True)

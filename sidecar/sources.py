@@ -122,12 +122,14 @@ def take(world: World, envelope: str, *, check_signatures: bool) -> World:
 
 
 def adopt(world: World, found: Signed) -> World:
-    """The world with the manifest `found`, which was judged to count. SuccessionError when a CVM that runs cannot take
-    it.
+    """The world with the manifest `found`, which was judged to count, and may have been overtaken since: whoever judged
+    it waited for the coordinator's evidence. SuccessionError when a CVM that runs cannot take it.
     """
     now, new = world.manifest, found.manifest
-    if found.digest == world.signed.digest:
+    if found.digest == world.signed.digest or new.epoch < now.epoch:
         return world
+    if new.epoch == now.epoch:
+        raise SuccessionError(Fault.FORKED, f"it is another manifest of epoch {new.epoch} than {world.signed.name}")
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
     return _by_manifest(replace(world, signed=found))

@@ -155,6 +155,9 @@ class Supervisor:
             raise StartError(str(error)) from error
         self.wait("names", "no coordinator has shown the mesh's manifest yet")
         if kept is not None:
+            # What ends this process in the middle of it is not there for the next one, which asks a coordinator.
+            with contextlib.suppress(OSError):
+                manifest_file.forget(config.state_dir)
             with contextlib.suppress(CoordinatorError):
                 await self._begin(kept)
 

@@ -229,7 +229,7 @@ def test_a_manifest_that_was_judged_already_is_taken_as_it_is() -> None:
     assert adopt(WORLD, newest).signed == newest
     assert adopt(WORLD, HEAD) is WORLD
     with pytest.raises(SuccessionError, match="other address pools"):
-        adopt(WORLD, opened(following(HEAD, mesh_pool="100.97.0.0/16"), OWNER))
+        adopt(WORLD, opened(following(HEAD, mesh_pool="100.96.0.0/15"), OWNER))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_certificate_is_known_with_its_key_and_ages() -> None:
 
 def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> None:
     """It writes the list itself. One that the manifest adds is a peer once it was told, though it was told before."""
-    zero, one = (peer(f"coordinator-{n}", f"100.96.0.{9 + n}", "coordinator") for n in (0, 1))
+    zero, one = (peer(f"coordinator-{n}", f"100.96.0.{(9, 200)[n]}", "coordinator") for n in (0, 1))
     [tell] = [change for query, change in queries(WORLD, check_signatures=False).items() if "peers" in query.path]
     told = tell(with_admission(WORLD, (zero, one), "100.96.0.10"), kv_peers(zero, one), 7)
     assert told.peers == (zero,)
@@ -296,3 +296,13 @@ def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> 
     fewer = taken(more, seal(following(grown, coordinators=leads), OWNER))
     assert fewer.peers == (zero,)
     assert tell(fewer, kv_peers(zero, one), 8).peers == (zero,)
+
+
+def test_a_manifest_that_was_overtaken_while_its_coordinator_was_verified_is_not_taken() -> None:
+    """It was the newest when it was judged. Another one of the same epoch is a fork."""
+    newer = opened(following(HEAD), OWNER)
+    newest = taken(WORLD, newer.envelope)
+    assert adopt(newest, HEAD) is newest
+    fork = opened(following(HEAD, leaf_hours=9), OWNER)
+    with pytest.raises(SuccessionError, match="another manifest of epoch"):
+        adopt(newest, fork)
