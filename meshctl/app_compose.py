@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meshctl.errors import printable
 from topology.manifest import SHELLS_OWN
 
 _DEMANDED: Mapping[str, tuple[object, object]] = {
@@ -93,7 +94,8 @@ class AppCompose:
         known = {*_DEMANDED, *_COMPARED, *_SCRIPTS, "key_provider", "storage_fs"}
         for field in sorted(set(self.tree) - known):
             shown = json.dumps(self.tree[field])
-            yield f"app {self.app!r} {self.verb} {field} = {shown if len(shown) < 120 else shown[:117] + '…'}"
+            told = shown if len(shown) < 120 else f"{shown[:117]}…"
+            yield f"app {self.app!r} {self.verb} {printable(field):.80} = {told}"
         more = sorted(self._allowed - set(self.environment))
         if more:
             yield f"app {self.app!r} may be given the variables {', '.join(more)}, which no compose file here uses"

@@ -29,12 +29,14 @@ def render(error: UserError) -> str:
     Messages quote what others said. It is shown, and never carried out by the terminal: what cannot be printed is
     escaped.
     """
-    first, *rest = [_printable(line) for line in error.message.splitlines()] or [""]
+    first, *rest = [printable(line) for line in error.message.splitlines()] or [""]
     remedy = [
         f"  try: {line}" if number == 0 else f"       {line}" for number, line in enumerate(error.remedy.splitlines())
     ]
     return "\n".join([f"mesh: {first}", *(f"  {line}" for line in rest), *remedy])
 
 
-def _printable(line: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+def printable(line: str) -> str:
+    """`line` with what a terminal would obey escaped."""
+    kept = (each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode() for each in line)
+    return "".join(kept)

@@ -80,11 +80,15 @@ def command(
     envelope = _signed(without(following, peer), found, before, key)
     if envelope is None:
         return
-    set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes)
-    target = found.folder / signing.SIGNED
-    target.write_text(f"{envelope}\n", encoding="ascii")
-    click.echo(f"written: {target}")
-    edit_draft(found.folder / DRAFT, peer)
+
+    def in_force() -> None:
+        """Before the others are asked: one that is away must not leave the files behind what is in force."""
+        target = found.folder / signing.SIGNED
+        target.write_text(f"{envelope}\n", encoding="ascii")
+        click.echo(f"written: {target}")
+        edit_draft(found.folder / DRAFT, peer)
+
+    set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes, in_force=in_force)
 
 
 def edit_draft(draft: Path, peer: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import click
 
 from meshctl import manifest_keys
 from meshctl import manifest_sign as signing
-from meshctl.errors import UserError
+from meshctl.errors import UserError, printable
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
@@ -178,7 +179,10 @@ def script(cluster: str, app: str, outputs: Path | None) -> None:
     found = load_cluster(cluster)
     try:
         report = facts.read(terraform_output(found.folder, outputs))
-        click.echo(facts.script_of(report, app), nl=False)
+        text = facts.script_of(report, app)
+        # What is read has to be what runs: on a terminal a control character could hide a line.
+        shown = "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
+        click.echo(shown, nl=False)
     except ClusterError as error:
         raise UserError(str(error), "terraform apply first") from error
 
@@ -189,7 +193,8 @@ def _coordinators(manifest: Manifest) -> list[str]:
 
 def _summary_of(reference: Reference) -> None:
     click.echo(f"  reference {reference.name}: what a CVM has to be, all of it")
-    click.echo(f"    keys from {reference.key_provider.name} {reference.key_provider.id:.24}…")
+    # The end: the beginning of a public key is the same for every key of its kind.
+    click.echo(f"    keys from {reference.key_provider.name} …{reference.key_provider.id[-24:]}")
     for image in reference.os_images:
         kind = " (development: root login)" if image.development else ""
         told = f"MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…{kind}"

@@ -222,7 +222,7 @@ def _image_problems(seen: Mapping[OsImage, str], images: tuple[OsImage, ...] | N
 
 def _provider_problems(providers: Mapping[KeyProvider, str]) -> Iterator[str]:
     if len(providers) > 1:
-        told = ", ".join(f"{name} from {provider.name} {provider.id:.16}…" for provider, name in providers.items())
+        told = ", ".join(f"{name} from {provider.name} …{provider.id[-16:]}" for provider, name in providers.items())
         yield f"the apps have their keys from different providers: {told}; all must use one"
 
 

@@ -152,13 +152,23 @@ def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
 
 
 def put(
-    mesh: Mesh, envelope: str, *, yes: bool, first: bool = False, documents: Mapping[str, str] = NO_DOCUMENTS
+    mesh: Mesh,
+    envelope: str,
+    *,
+    yes: bool,
+    first: bool = False,
+    documents: Mapping[str, str] = NO_DOCUMENTS,
+    in_force: Callable[[], None] = lambda: None,
 ) -> None:
     """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
-    UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one.
+    UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one. `in_force`
+    is called once it is in force at one coordinator: another one that is away fails this call, and changes nothing.
     """
-    if _put(mesh, envelope, yes=yes, first=first):
+
+    def hand_over() -> None:
         _hand_over(mesh, envelope, documents)
+
+    _put(mesh, envelope, in_force, hand_over, yes=yes, first=first)
 
 
 def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
@@ -175,8 +185,12 @@ def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
             click.echo(f"  none for {group}, compose hash {name}")
 
 
-def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
-    """Whether it is in force then: an older one may only complete the history."""
+def _put(
+    mesh: Mesh, envelope: str, in_force: Callable[[], None], hand_over: Callable[[], None], *, yes: bool, first: bool
+) -> None:
+    """Calls `in_force` once it is so, and `hand_over` once the records take texts. An older manifest may only complete
+    the history: then neither.
+    """
     from runtime.confirm import confirm
     from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
@@ -195,7 +209,9 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
                 exit_code=1,
             ) from refusal
         begin(mesh, wanted, yes=yes)
-        return True
+        in_force()
+        hand_over()
+        return
     click.echo(f"{mesh.url} is attested, and {'has' if waits else 'enforces'} {head.name}")
     if waits:
         click.echo(f"it waits: {waits}")
@@ -208,10 +224,11 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
                 click.echo(f"{mesh.url} goes on without those that {head.name} drops")
             else:
                 click.echo(f"in force already: epoch {head.manifest.epoch}, digest {head.digest}")
-            confirm_everywhere(mesh, head, BEGIN_SECONDS if waits else FOLLOW_SECONDS)
-            return True
+            in_force()
+            _confirm(mesh, head, hand_over, waits=bool(waits), joins=False)
+            return
         if error.fault is Fault.OLDER and _completes(mesh, envelope):
-            return False
+            return
         remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
     _show(head, found)
@@ -223,8 +240,17 @@ def _put(mesh: Mesh, envelope: str, *, yes: bool, first: bool) -> bool:
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
+    in_force()
+    _confirm(mesh, found, hand_over, waits=bool(waits), joins=joins)
+
+
+def _confirm(mesh: Mesh, found: Signed, hand_over: Callable[[], None], *, waits: bool, joins: bool) -> None:
+    """Hands the texts over and asks every coordinator. One that waited for the owners' word takes texts afterwards."""
+    if not waits:
+        hand_over()
     confirm_everywhere(mesh, found, BEGIN_SECONDS if joins or waits else FOLLOW_SECONDS)
-    return True
+    if waits:
+        hand_over()
 
 
 def _show(head: Signed, found: Signed) -> None:

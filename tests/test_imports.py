@@ -71,7 +71,7 @@ PURE_NAMES = frozenset({"random.Random"})
 """The type of an argument, not a source of chance."""
 
 EDGES = frozenset({
-    "admission.client",
+    "admission.client", "admission.offers",
     "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
     "coordinator.disk",
     "coordinator.disk_probe", "coordinator.documents",

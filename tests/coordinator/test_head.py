@@ -75,7 +75,7 @@ def test_who_brings_a_manifest_brings_none_that_cannot_be_set() -> None:
     """Owners sign one, see that it is refused, and sign another: who kept the first cannot set it either."""
     head = settled()
     wrong = dataclasses.replace(FIRST.manifest.coordinators, compose_hashes=("ab" * 32,))
-    for mistaken in (after(FIRST, coordinators=wrong), after(FIRST, mesh_pool="100.97.0.0/16")):
+    for mistaken in (after(FIRST, coordinators=wrong), after(FIRST, mesh_pool="127.0.0.0/9")):
         assert head.brought(seal(mistaken, OWNER)) is None
         assert head.signed == FIRST
         assert any("is refused" in note for note in head.notes)

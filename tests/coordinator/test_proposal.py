@@ -86,7 +86,7 @@ def leads(**changes: object) -> Coordinators:
             "mesh address 127.90.0.99",
         ),
         (after(HEAD, vip_pool="127.20.0.0/16"), "other address pools"),
-        (after(HEAD, mesh_pool="100.97.0.0/16"), "other address pools"),
+        (after(HEAD, mesh_pool="127.0.0.0/9"), "other address pools"),
     ],
     ids=["older", "cluster", "app", "compose hash", "nobody", "dropped", "address", "VIPs", "mesh addresses"],
 )

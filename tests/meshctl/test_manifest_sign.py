@@ -82,7 +82,7 @@ def test_a_draft_that_was_changed_needs_all_signatures_anew(several: Several) ->
     several.generate()
     several.sign("--key", str(several.keys[0]))
     draft = several.cluster / "manifest.json"
-    draft.write_text(draft.read_text().replace('"vip_pool": "127.10.0.0/16"', '"vip_pool": "127.11.0.0/16"'))
+    draft.write_text(draft.read_text().replace('"leaf_hours": 8', '"leaf_hours": 9'))
     assert "1 of 2 signatures" in several.sign("--key", str(several.keys[1])).output
 
 
