@@ -129,21 +129,26 @@ class Held(_Background):
     def _connected(url: str, peer: str) -> Connection:
         for _ in range(TRIES):
             connection = Connection(url).open()
-            if connection.ask().endswith(peer):
+            try:
+                leads = connection.ask().endswith(peer)
+            except CallError:
+                connection.close()
+                raise
+            if leads:
                 return connection
             connection.close()
         raise CallError(f"no connection to {url} leads to {peer or 'anybody'}")
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            try:
+        try:
+            while not self._over.is_set():
                 self._connection.ask()
                 self.last = time.monotonic()
-            except CallError:
-                self.cut = time.monotonic()
-                return
-            self._over.wait(PAUSE)
-        self._connection.close()
+                self._over.wait(PAUSE)
+        except CallError:
+            self.cut = time.monotonic()
+        finally:
+            self._connection.close()
 
 
 class Reached(_Background):

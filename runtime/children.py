@@ -137,8 +137,10 @@ class Child:
                 raise
             finally:
                 _signal_group(process, signal.SIGKILL)
+                # Not wait_for: Python 3.11's loses a cancellation that comes in the turn in which its awaitable ends.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(exited.wait(), KILL_SECONDS)
+                    async with asyncio.timeout(KILL_SECONDS):
+                        await exited.wait()
                 self._pid = None
                 self._last_exit = self._why(process)
 
@@ -218,7 +220,8 @@ async def _stop(process: subprocess.Popen[bytes], exited: _Exit, seconds: float)
     _signal_group(process, signal.SIGTERM)
     _signal_group(process, signal.SIGCONT)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(exited.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await exited.wait()
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

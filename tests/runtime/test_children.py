@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,20 @@ def test_child_dies_with_its_supervisor(tmp_path: Path) -> None:
     while alive(pid):
         assert time.monotonic() < end, "the child outlived its supervisor"
         time.sleep(0.01)
+
+
+async def test_a_stop_at_any_moment_of_an_exit_is_obeyed() -> None:
+    """In each turn of the loop in which the program's end is dealt with: nothing starts it again afterwards."""
+    for turns in range(12):
+        child = Child(replace(spec(""), argv=("/bin/false",)), backoff=QUICK)
+        async with asyncio.timeout(60), running(child) as task:
+            while child.status().pid is None:  # noqa: ASYNC110 - turns of the loop are what this is about
+                await asyncio.sleep(0)
+            while child.status().pid is not None and alive(child.status().pid or 0):
+                # Blocks the loop: the end is seen in its next turn.
+                pass
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+        assert task.cancelled()
+        assert child.status().pid is None
