@@ -32,7 +32,9 @@ def older_mesh() -> Iterator[Mesh]:
         patch.setattr(runs, "launch", functools.partial(runs.launch, module="tests.e2e.older_lab"))
         try:
             bring_up.bring_up(run, ROOT / "clusters" / "starter", {}, "preserving", Silent())
-            yield Mesh(name=run.name, up_output="")
+            made = Mesh(name=run.name, up_output="")
+            wait_for(lambda: made.run("status", "--json").returncode == 0, "the lab answers", 60)
+            yield made
         finally:
             runs.end(run)
 

@@ -21,7 +21,6 @@ from sidecar.hints import RouteHint
 from sidecar.refusing import Refusing
 from tests.sidecar.test_desired import CERTIFICATE, KEYS, restricted, with_group, world
 from tests.sidecar.world import DIGEST, environment, given, health, manifest, route
-from tests.topology.support import opened
 from vip.filter import Filter
 from vip.netlink import VipError
 from vip.nftables import RefusalError
@@ -257,9 +256,11 @@ async def test_refused_part_keeps_its_last_state_and_is_named(rig: Rig) -> None:
     await rig.effects.apply(desired(good), OWN)
     before = rig.effects.snapshot
     bad = manifest(epoch=4, routes=(route("api", "api"), route("bad name", "api", vip="127.10.0.1")))
+    # No manifest gets so far any more; what it would do is bounded all the same.
+    signed = dataclasses.replace(good.signed, manifest=bad)
     rig.vips.refuse = True
     await rig.effects.apply(
-        dataclasses.replace(desired(dataclasses.replace(good, signed=opened(bad))), vips=frozenset()), OWN
+        dataclasses.replace(desired(dataclasses.replace(good, signed=signed)), vips=frozenset()), OWN
     )
     assert sorted(rig.effects.problems) == ["envoy", "names", "vips"]
     assert rig.effects.snapshot is before

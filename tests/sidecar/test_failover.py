@@ -9,6 +9,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +249,11 @@ def placed(manifest: Manifest) -> Manifest:
     group = manifest.groups["db"]
     backends = {"db": dataclasses.replace(group.backends["db"], sidecar_port=INGRESS_PORT)}
     peers = tuple(dataclasses.replace(peer, address=loopback()) for peer in group.peers)
+    routes = tuple(dataclasses.replace(route, vip=loopback()) for route in manifest.routes)
     return dataclasses.replace(
         manifest,
-        routes=tuple(dataclasses.replace(route, vip=loopback()) for route in manifest.routes),
+        vip_pool=str(ip_network(f"{routes[0].vip}/16", strict=False)),
+        routes=routes,
         groups={**manifest.groups, "db": dataclasses.replace(group, peers=peers, backends=backends)},
     )
 
