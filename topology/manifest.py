@@ -273,10 +273,11 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. ValueError for a name that is there twice: readers differ in which of the two counts."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.80} is there twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r:.80} is there twice in one object")
+        found[name] = value
     return found
 
 

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -56,20 +56,20 @@ def check_pools(pools: Mapping[str, str]) -> None:
 
 def check_cvms(places: Iterable[Place], pool: str) -> None:
     """PlacesError unless each of `places` (CVMs, then rendezvous) has a name and an address of `pool` of its own."""
-    listed = tuple(places)
+    listed, net = tuple(places), network(pool)
     _check_once(listed, lambda it: it.name, "the name")
     _check_once(listed, lambda it: it.address, "the address")
     for each in listed:
-        _check_address(f"{each.entry}.address", each.address, pool)
+        _check_address(f"{each.entry}.address", each.address, net)
 
 
 def check_routes(routes: Iterable[Dialled], pool: str) -> None:
     """PlacesError unless each of `routes` has a name of its own, and a VIP of `pool` and a port that are its own."""
-    listed = tuple(routes)
+    listed, net = tuple(routes), network(pool)
     _check_once(listed, lambda it: it.name, "the name")
     _check_once(listed, lambda it: f"{it.vip}:{it.port}", "VIP and port")
     for each in listed:
-        _check_address(f"{each.entry}.vip", each.vip, pool)
+        _check_address(f"{each.entry}.vip", each.vip, net)
         if each.vip == DNS_ADDRESS:
             raise PlacesError(f"{each.entry}.vip is {DNS_ADDRESS}, where names are asked for; expected another one")
         check_port(f"{each.entry}.port", each.port)
@@ -115,9 +115,10 @@ def check_url(entry: str, url: str) -> None:
         raise PlacesError(f"{entry} is {url!r:.200}, expected https://host:port")
 
 
-def _check_address(entry: str, address: str, pool: str) -> None:
+def _check_address(entry: str, address: str, pool: IPv4Network) -> None:
     try:
-        right = str(IPv4Address(address)) == address and IPv4Address(address) in network(pool)
+        found = IPv4Address(address)
+        right = str(found) == address and found in pool
     except ValueError:
         right = False
     if not right:

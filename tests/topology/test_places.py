@@ -78,6 +78,13 @@ def test_a_name_that_is_there_twice_is_refused() -> None:
         decode(text.replace("{", '{"revoked": [], ', 1).encode())
 
 
+def test_looking_for_names_that_are_there_twice_takes_as_long_as_reading_them() -> None:
+    """Whoever writes 200,000 names and the last one twice would else keep a reader busy for minutes."""
+    many = ", ".join(f'"{n}": 0' for n in range(200_000))
+    with pytest.raises(ManifestError, match="'199999' is there twice"):
+        decode(f'{{{many}, "199999": 0}}'.encode())
+
+
 @pytest.mark.parametrize("url", ["https://", "https://h:0", "https://h:x", "h:1", "ftp://h"])
 def test_a_url_has_a_host(url: str) -> None:
     """And https."""
