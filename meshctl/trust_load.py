@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +13,7 @@ from lab.init import start_time
 from meshctl import runs
 from meshctl import status as statuses
 from meshctl.errors import UserError
+from meshctl.probes import Probe, ProbeError
 from topology.envelope import SHOWN_DIGITS
 from topology.model import COORDINATOR
 
@@ -38,48 +34,19 @@ class Caller:
     """A `meshctl.trust_client` in the application container of a CVM."""
 
     def __init__(self, run: runs.Run, peer: str) -> None:
-        from meshctl.lab_commands import exec_argv
-
         self.peer = peer
-        argv = exec_argv(run, peer, None, (sys.executable, "-S", "-m", "meshctl.trust_client"))
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            cwd=runs.CHECKOUT,
-            env={**os.environ, "PYTHONPATH": str(runs.CHECKOUT)},
-        )
+        self._probe = Probe(run, peer, "meshctl.trust_client")
 
     def do(self, command: str, **fields: Any) -> Any:
         """One command; its answer. UserError when it failed, or took longer than ANSWER_SECONDS."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError):
-            process.stdin.write(json.dumps({"do": command, **fields}) + "\n")
-        ready = select.select([process.stdout], [], [], ANSWER_SECONDS)[0]
-        line = process.stdout.readline() if ready else ""
-        if not line:
-            how = "took too long" if not ready else "ended"
-            raise UserError(f"the caller in {self.peer} {how} at {command!r}", f"./mesh logs {self.peer}", exit_code=1)
-        answer = json.loads(line)
-        if "error" in answer:
-            raise UserError(f"the caller in {self.peer}: {answer['error']}", "./mesh status", exit_code=1)
-        return answer["ok"]
+        try:
+            return self._probe.do(command, ANSWER_SECONDS, **fields)
+        except ProbeError as error:
+            raise UserError(str(error), f"./mesh logs {self.peer}", exit_code=1) from error
 
     def close(self) -> None:
         """Ends it."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._probe.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
