@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.stage import BenchError
-from meshctl import bring_up, evict, runs, set_command
+from meshctl import bring_up, evict, owner_access, runs, set_command
 from meshctl.bench_report import Aim, Row, figure, single
 from meshctl.console import Progress
 from meshctl.errors import UserError
@@ -133,7 +133,7 @@ def _peers(count: int, gone: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def _set(run: runs.Run, change: Callable[[Manifest], Manifest], peers: Sequence[str]) -> Spread:
-    here = set_command.lab(run.name)
+    here = owner_access.lab(run.name)
     envelope = here.sign(change(here.draft()))
     # What `./mesh set` tells a person is of no use here.
     with (

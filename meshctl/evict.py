@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshctl import manifest_keys, set_command
+from meshctl import manifest_keys, owner_access, set_command
 from meshctl import manifest_sign as signing
 from meshctl.errors import UserError
 
@@ -67,7 +67,7 @@ def command(
     if (cluster is None) != (url is None):
         raise UserError("CLUSTER and -c URL belong together", "./mesh evict PEER CLUSTER -c URL; for a lab, neither")
     if cluster is None or url is None:
-        here = set_command.lab(name, but=peer)
+        here = owner_access.lab(name, but=peer)
         set_command.put(here.mesh, here.sign(without(here.draft(), peer)), yes=yes)
         return
     from meshctl.manifest import DRAFT, load_cluster
@@ -88,7 +88,7 @@ def command(
         click.echo(f"written: {target}")
         edit_draft(found.folder / DRAFT, peer)
 
-    set_command.put(set_command.deployed(url, pccs, insecure_root), envelope, yes=yes, in_force=in_force)
+    set_command.put(owner_access.deployed(url, pccs, insecure_root), envelope, yes=yes, in_force=in_force)
 
 
 def edit_draft(draft: Path, peer: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meshctl import manifest_keys, runs, set_command
+from meshctl import manifest_keys, owner_access, runs
 from meshctl import manifest_sign as signing
 from meshctl.errors import UserError
 
@@ -79,8 +79,8 @@ def in_lab(run: runs.Run, folder: Path) -> Site:
     from topology.owners import Owners, key_of
     from topology.render import with_owners
 
-    here = set_command.lab(run.name)
-    owners = Owners(keys=(key_of(manifest_keys.load(here.folder / set_command.OWNER_KEY)),))
+    here = owner_access.lab(run.name)
+    owners = Owners(keys=(key_of(manifest_keys.load(here.folder / owner_access.OWNER_KEY)),))
     cluster = checked(folder, _request(run).get("overrides", {}))
     return Site(
         kind=LAB,

@@ -107,14 +107,14 @@ def sign(
 
 def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:
     """Signs `source` with the key of the lab that it was generated from. UserError."""
-    from meshctl import set_command
+    from meshctl import owner_access
     from meshctl.bring_up import cluster_folder
     from meshctl.generate_sources import lab_of
 
     run = lab_of(cluster_folder(cluster), name)
     if run is None:
         raise UserError(f"{source} is of a lab, and no lab of {cluster} runs", f"./mesh up {cluster}")
-    here = set_command.lab(run.name)
+    here = owner_access.lab(run.name)
     manifest = _draft(source, cluster)
     head = here.head()
     if manifest == head.manifest:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from meshctl import documents, evict, generate, runs, set_command, verify
+from meshctl import documents, evict, generate, owner_access, runs, set_command, verify
 from meshctl import manifest as manifests
 from meshctl import status as statuses
 from meshctl.console import Progress
@@ -209,8 +209,8 @@ class Walk:
 
     # -- what the steps are made of
 
-    def _lab(self) -> set_command.Lab:
-        return set_command.lab(self.run.name)
+    def _lab(self) -> owner_access.Lab:
+        return owner_access.lab(self.run.name)
 
     def _generate(self) -> Manifest:
         accepted = generate.Accepted(images=None, pre_launch=frozenset(), keep_hashes=False)
@@ -252,7 +252,7 @@ class Walk:
         click.secho("$ POST /v1/manifest with the first manifest, past ./mesh set", fg="cyan")
         try:
             self._lab().mesh.put(self.envelopes[0])
-        except set_command.RefusedError as refusal:
+        except owner_access.RefusedError as refusal:
             click.echo(f"  {refusal.message}")
             self._fact("an older manifest, set past the checks of ./mesh set", "refused", met=True, aim="refused")
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from meshctl import set_command
+from meshctl import owner_access
 from meshctl.cli import cli
 from meshctl.errors import UserError
 from meshctl.evict import without
@@ -75,7 +75,7 @@ def test_a_labs_slot_is_taken_away(lab: Coordinator) -> None:
 def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner's key signs what follows the cluster's manifest, which is written once it is set."""
     asked = Coordinator()
-    monkeypatch.setattr(set_command, "deployed", lambda *_: asked.mesh)
+    monkeypatch.setattr(owner_access, "deployed", lambda *_: asked.mesh)
     target = [str(owner.cluster), "-c", URL, "--key", str(owner.key)]
     refused(run("worker-1", *target), "has no manifest.signed yet")
     assert owner.generate().exit_code == 0
@@ -99,7 +99,7 @@ def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyP
 def test_what_was_not_set_is_not_written(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mesh has another manifest by now: the owner's file stays as it was."""
     asked = Coordinator()
-    monkeypatch.setattr(set_command, "deployed", lambda *_: asked.mesh)
+    monkeypatch.setattr(owner_access, "deployed", lambda *_: asked.mesh)
     assert owner.generate().exit_code == 0
     assert owner.sign().exit_code == 0
     before = (owner.cluster / SIGNED).read_text()

@@ -13,11 +13,12 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from evidence.documents import digest
-from meshctl import set_command
+from meshctl import owner_access, set_command
 from meshctl.asking import Answer, Question
 from meshctl.cli import cli
 from meshctl.errors import UserError
-from meshctl.set_command import Lab, Mesh, put
+from meshctl.owner_access import Lab, Mesh
+from meshctl.set_command import put
 from tests.coordinator.test_records import enforce
 from tests.coordinator.test_waiting import waits
 from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, OWNER, OWNERS, TEE, cluster, make_manifest
@@ -220,21 +221,6 @@ def test_what_does_not_follow_is_not_sent() -> None:
     assert [q.method for q in one.asked] == ["GET"]
 
 
-def test_a_coordinators_refusal_has_its_reason() -> None:
-    """Another owner was faster."""
-    late = Answer(tree={"head": {}}, code="MANIFEST_STALE", reason="epoch 2 (x) was set before")
-    with pytest.raises(UserError, match="MANIFEST_STALE: epoch 2 \\(x\\) was set before") as caught:
-        put(Coordinator(refusal=late).mesh, NEXT.envelope, yes=True)
-    assert caught.value.exit_code == 1
-
-
-def test_an_answer_that_is_no_manifest_is_refused() -> None:
-    """An attested coordinator may be out of order."""
-    odd = Mesh(name="m", url=URL, ask=lambda _: Answer(tree={"envelope": 5}))
-    with pytest.raises(UserError, match="cannot be read"):
-        put(odd, NEXT.envelope, yes=True)
-
-
 def run(*arguments: str) -> Result:
     """`./mesh set ARGUMENTS`."""
     return CliRunner().invoke(cli, ["set", *arguments])
@@ -274,7 +260,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     (tmp_path / "owner.pem").touch(mode=0o600)
     (tmp_path / "owner.pem").write_bytes(pem)
     (tmp_path / "manifest.signed").write_text(FIRST.envelope)
-    monkeypatch.setattr(set_command, "lab", lambda _, **__: Lab(mesh=one.mesh, folder=tmp_path))
+    monkeypatch.setattr(owner_access, "lab", lambda _, **__: Lab(mesh=one.mesh, folder=tmp_path))
     return one
 
 
