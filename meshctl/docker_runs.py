@@ -2,6 +2,8 @@
 
 The run's folder holds what was rendered (overlays, environment files, the platform's request); `down` needs none of it:
 the label is enough to find containers, volumes and networks.
+
+Long because a run is started and removed in steps that undo each other: what one makes, the other has to find.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Started by the first admission; a later one (the lease was lost) renews tokens and keys in place and tears nothing down.
 Tasks and progress are the supervisor's, through `Host`.
+
+Long because all of it follows from one thing, the newest admission, and is begun, renewed and repaired in one order.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import aiohttp
@@ -84,8 +85,9 @@ async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:
 
         async def seen(wanted: dict[str, str]) -> None:
             found: list[Any] = []
-            while found != [wanted, wanted]:
-                found = [await texts(lead) for lead in leads]
+            async with asyncio.timeout(60):
+                while found != [wanted, wanted]:
+                    found = [await texts(lead) for lead in leads]
 
         await seen(api)
         groups = dict(head.manifest.groups)
@@ -100,5 +102,6 @@ async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:
         await eventually(lambda: enforce(leads, without.digest), "it is enforced")
         await seen(others)
         _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})
-        while len(keys) > 2:
-            _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})
+        async with asyncio.timeout(60):
+            while len(keys) > 2:
+                _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})

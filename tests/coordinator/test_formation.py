@@ -3,6 +3,8 @@
 A writer puts keys, one after the other, through whichever coordinator takes them, and notes those that were
 acknowledged. Coordinators are lost by SIGKILL, in the middle of that. Most of the time goes by in elections and in the
 coordinators' own waits, so cases of one kind run side by side, each in a cluster of its own.
+
+Long because it is a list: each way to lose coordinators and disks is a case of its own, under one writer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The HTTP side: limits and forms, against the application without Consul or TLS."""
+"""The HTTP side: limits and forms, against the application without Consul or TLS.
+
+Long because it is a list: each call and each limit is a case of its own, against one application.
+"""
 
 from __future__ import annotations
 

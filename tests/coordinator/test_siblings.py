@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -74,26 +76,32 @@ class Unasked:
         raise AssertionError
 
 
+def asked(fake: Fake, folder: Path, verify: Any, refused: Callable[[str], None] = lambda _: None) -> Sibling:
+    """The sibling that `fake` plays, by whatever `verify` says of its certificate."""
+    sibling = Sibling(
+        CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
+        Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
+        guest=GuestAgent(folder / "none.sock"),
+        rules=no_rules,
+        verifier=Unasked(),
+        admitted=lambda _: None,
+        refused=refused,
+        enforces=lambda _: None,
+        ask=dict,
+        hurry=lambda: False,
+        clock=lambda: 0.0,
+        rng=Random(1),
+    )
+    sibling._verify = verify
+    return sibling
+
+
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"9" * 5000, b"\xff", b'"' + b"x" * MAX_BODY + b'"'])
 async def test_answer_that_cannot_be_read_is_that_siblings_failure(body: bytes, tmp_path: Path) -> None:
     """Whatever a sibling answers, too deep, too long or no JSON: it is not joined, and this coordinator goes on."""
     fake = Fake(answer=(200, body))
     async with serve(fake, tmp_path), TaskScope() as scope:
-        sibling = Sibling(
-            CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
-            Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
-            guest=GuestAgent(tmp_path / "none.sock"),
-            rules=no_rules,
-            verifier=Unasked(),
-            admitted=lambda _: None,
-            refused=lambda _: None,
-            enforces=lambda _: None,
-            ask=dict,
-            hurry=lambda: False,
-            clock=lambda: 0.0,
-            rng=Random(1),
-        )
-        sibling._verify = trusting
+        sibling = asked(fake, tmp_path, trusting)
         task = scope.start("sibling", sibling.run())
         await eventually(lambda: fake.url in sibling.state, f"it says what is wrong: {sibling.state}")
         assert not task.done()
@@ -111,21 +119,7 @@ async def test_who_shows_what_the_manifest_does_not_allow_is_named(tmp_path: Pat
 
         fake = Fake()
         async with serve(fake, tmp_path), TaskScope() as scope:
-            sibling = Sibling(
-                CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
-                Own(peer_id="coordinator-0", info=INFO, boot=make_boot(leaf=False)),
-                guest=GuestAgent(tmp_path / "none.sock"),
-                rules=no_rules,
-                verifier=None,  # type: ignore[arg-type]
-                admitted=lambda _: None,
-                refused=told.append,
-                enforces=lambda _: None,
-                ask=dict,
-                hurry=lambda: False,
-                clock=lambda: 0.0,
-                rng=Random(1),
-            )
-            sibling._verify = refusing
+            sibling = asked(fake, tmp_path, refusing, told.append)
             task = scope.start("sibling", sibling.run())
             await eventually(lambda: sibling.state != "not joined", "it was asked")  # noqa: B023 - awaited here
             task.cancel()

@@ -1,4 +1,7 @@
-"""Verifying from outside: what is proven, and each way in which it is not."""
+"""Verifying from outside: what is proven, and each way in which it is not.
+
+Long because it is a list: each lie in a bundle is a case of its own, on one honest coordinator.
+"""
 
 from __future__ import annotations
 

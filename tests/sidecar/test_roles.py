@@ -1,4 +1,7 @@
-"""Who is behind a route with a role: by hand, under every interleaving of events, and under any events at all."""
+"""Who is behind a route with a role: by hand, under every interleaving of events, and under any events at all.
+
+Long because it is a list: each history of a leader key is a case of its own, and all three ways share one model.
+"""
 
 from __future__ import annotations
 
