@@ -11,6 +11,7 @@ import click
 from meshctl import manifest_keys, owner_access, set_command
 from meshctl import manifest_sign as signing
 from meshctl.errors import UserError
+from meshctl.writing import write
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
@@ -84,7 +85,7 @@ def command(
     def in_force() -> None:
         """Before the others are asked: one that is away must not leave the files behind what is in force."""
         target = found.folder / signing.SIGNED
-        target.write_text(f"{envelope}\n", encoding="ascii")
+        write(target, f"{envelope}\n")
         click.echo(f"written: {target}")
         edit_draft(found.folder / DRAFT, peer)
 
@@ -102,7 +103,7 @@ def edit_draft(draft: Path, peer: str) -> None:
     except (OSError, ManifestError, UserError) as error:
         click.echo(f"{draft} was not edited, and {again}: {error}", err=True)
         return
-    draft.write_text(pretty(tree_of(edited)), encoding="utf-8")
+    write(draft, pretty(tree_of(edited)))
     click.echo(f"written: {draft}, without the slot; cluster.tf still has it")
 
 

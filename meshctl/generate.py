@@ -30,6 +30,7 @@ from meshctl.generate_sources import (
     os_images,
     read_json,
 )
+from meshctl.writing import write
 
 if TYPE_CHECKING:
     from meshctl.manifest_facts import Reviewed
@@ -158,11 +159,14 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
         manifests.summary(made)
     else:
         _show(changes, "nothing changes")
-    _show_edits(differences(_placeless(computed), merged.tree))
+    edits = differences(_placeless(computed), merged.tree)
+    _show_edits(edits)
+    if edited is not ABSENT:
+        _show_undone(site.head, made, (*changes, *edits))
     for note in reviewed.notes:
         click.echo(f"look at: {note}")
-    target.write_text(text, encoding="utf-8")
-    beside(target).write_text(kept, encoding="utf-8")
+    write(target, text)
+    write(beside(target), kept)
     documents.keep(target.parent / documents.FOLDER, reviewed.documents, made)
     if site.head is not None and made == site.head.manifest:
         click.echo(f"\n{target} is in force: {site.head.name}")
@@ -287,6 +291,26 @@ def _short(value: Any) -> str:
 def _show(changes: Iterable[Difference], otherwise: str) -> None:
     for line in lines(changes) or [otherwise]:
         click.echo(line)
+
+
+def _show_undone(head: Signed | None, made: Manifest, shown: Iterable[Difference]) -> None:
+    """What differs from the manifest in force and not from the draft: another owner set it since, and the draft has not
+    got it.
+    """
+    from topology.merge import differences
+
+    if head is None:
+        return
+    known = set(lines(shown))
+    undone = [
+        line
+        for line in lines(differences(_placeless(tree_of(head.manifest)), _placeless(tree_of(made))))
+        if line not in known
+    ]
+    if undone:
+        click.echo(f"{head.name} is in force and has it otherwise; write into the draft what is to stay:")
+        for line in undone:
+            click.echo(f"  {line}")
 
 
 def _show_edits(edits: Iterable[Difference]) -> None:

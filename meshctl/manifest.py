@@ -13,6 +13,7 @@ import click
 from meshctl import manifest_keys
 from meshctl import manifest_sign as signing
 from meshctl.errors import UserError, printable
+from meshctl.writing import write
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
@@ -96,7 +97,7 @@ def sign(
     if envelope is None:
         return
     target = found.folder / signing.SIGNED
-    target.write_text(f"{envelope}\n", encoding="ascii")
+    write(target, f"{envelope}\n")
     click.echo(f"signed epoch {manifest.epoch}: {target}")
     for warning in coordinators_go(_coordinators(before.manifest), _coordinators(manifest)) if before else ():
         click.echo(f"warning: {warning}", err=True)
@@ -122,7 +123,7 @@ def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:
         return
     signing.check_follows(manifest, head, source, cluster)
     target = source.with_name(LAB_SIGNED)
-    target.write_text(f"{here.sign(manifest)}\n", encoding="ascii")
+    write(target, f"{here.sign(manifest)}\n")
     click.echo(f"signed epoch {manifest.epoch}: {target}\nnext: ./mesh set --manifest {target}")
 
 

@@ -13,6 +13,7 @@ import click
 
 from meshctl import manifest_keys
 from meshctl.errors import UserError
+from meshctl.writing import write
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
@@ -171,7 +172,7 @@ def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: 
     if complete:
         partial.unlink(missing_ok=True)
         return envelope
-    partial.write_text(f"{envelope}\n", encoding="ascii")
+    write(partial, f"{envelope}\n")
     click.echo(f"the envelope is not complete yet: {partial}\nnext: another owner signs it, with the same draft")
     return None
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshctl import writing
 from meshctl.documents import FOLDER
 from meshctl.errors import UserError
 
@@ -45,19 +46,25 @@ def write(folder: Path, found: Verified, bundle: bytes) -> None:
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_bytes(data)
         made.chmod(0o755)
-        if folder.exists():
-            folder.rename(before)
-        try:
-            made.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
+        put_in_place(made, folder, before)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}", "--out another-folder") from error
     finally:
         for left in (made, before):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def put_in_place(made: Path, folder: Path, before: Path, rename: Callable[[Path, Path], object] = Path.rename) -> None:
+    """Makes `made` the `folder`, and `before` what that was. Whatever ends it in between, Ctrl-C as well, `folder` is
+    there afterwards if it was there before. OSError.
+    """
+    try:
+        if folder.exists():
+            rename(folder, before)
+        rename(made, folder)
+    finally:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
 
 
 def contents(found: Verified, bundle: bytes) -> dict[str, bytes]:
@@ -112,17 +119,9 @@ def write_seen(path: Path, seen: Seen) -> None:
     """Remembers `seen`. UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(number, "wb") as file:
-                file.write(_pretty(asdict(seen)))
-            Path(name).replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error
+    writing.write(path, _pretty(asdict(seen)))
 
 
 def _readable(envelope: str) -> bytes:

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 from meshctl import documents, generate_sources
+from meshctl.manifest_keys import load
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
 from tests.terraform.deployed import TEE
+from tests.topology.support import after
+from topology.envelope import open_envelope, seal
 from topology.manifest import decode
 from topology.owners import text_of
 from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
+from topology.revocation import Revocation
 
 __all__ = ["owner"]
 
@@ -99,6 +103,24 @@ def test_edits_stay_and_changes_are_taken(owner: Owner) -> None:
     assert (made.leaf_hours, made.groups["api"].env) == (9, {"MODE": "fast"})
     assert made.groups["api"].compose_hashes[1:] == ("7" * 64,)
     assert owner.generate("--check").exit_code == 0
+
+
+def test_what_another_owner_has_set_since_is_shown_where_it_would_be_undone(owner: Owner) -> None:
+    """The manifest in force has a revocation that the draft lacks; what a person edited is no such thing."""
+    owner.generate()
+    assert owner.sign().exit_code == 0
+    owner.edit(leaf_hours=9)
+    quiet = owner.generate().output
+    assert "leaf_hours: 8 → 9" in quiet
+    assert "is in force and has it otherwise" not in quiet
+    signed = owner.cluster / "manifest.signed"
+    head = open_envelope(signed.read_text().strip(), None)
+    key = load(owner.key)
+    signed.write_text(seal(after(head, revoked=(Revocation(peer_id="worker-1"),)), key) + "\n")
+    told = owner.generate().output
+    assert "is in force and has it otherwise" in told
+    assert "revoked" in told.split("has it otherwise")[1]
+    assert "leaf_hours" not in told.split("has it otherwise")[1]
 
 
 def test_a_reference_that_was_added_stays(owner: Owner) -> None:

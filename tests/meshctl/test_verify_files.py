@@ -99,3 +99,21 @@ def test_each_mesh_has_a_memory_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     found = {verify_files.seen_path(*who) for who in known}
     assert len(found) == len(known)
     assert {path.parent for path in found} == {tmp_path / "cvm-mesh" / "seen"}
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, OSError])
+def test_what_ends_it_between_the_renames_takes_no_folder_away(tmp_path: Path, ends: type[BaseException]) -> None:
+    """The pinned certificates of before are still there."""
+    made, folder, before = (tmp_path / name for name in ("made", "verify", "before"))
+    for each in (made, folder):
+        each.mkdir()
+    (folder / "root-ca.pem").touch()
+
+    def rename(one: Path, other: Path) -> None:
+        if one == made:
+            raise ends
+        one.rename(other)
+
+    with pytest.raises(ends):
+        verify_files.put_in_place(made, folder, before, rename)
+    assert (folder / "root-ca.pem").exists()
