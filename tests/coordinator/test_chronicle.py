@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -23,7 +22,7 @@ from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_disk import OWN
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.test_history import MESH, ONE, THREE, TWO
-from tests.coordinator.test_records import enforce, proposed
+from tests.coordinator.test_records import all_enforce, enforce, proposed, put
 from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -54,13 +53,6 @@ async def kept(mesh: Cluster, signed: Signed, *numbers: int) -> None:
             found = await everywhere()
 
 
-async def put(lead: Running, signed: Signed) -> None:
-    """Sets it, as soon as Consul takes writes: on a busy machine its leader may change."""
-    while (found := await proposed(lead, signed.envelope))[0] == 503:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
-    assert found[0] == 200, found
-
-
 async def history(lead: Running, after_epoch: int = 0) -> list[dict[str, object]]:
     """What the coordinator shows."""
     async with (
@@ -82,9 +74,9 @@ async def test_every_coordinator_keeps_and_shows_the_whole_history() -> None:
         chain = [leads[0].coordinator.head.signed]
         for lead in leads[:2]:
             chain.append(opened(after(chain[-1], leaf_hours=20), OWNER))
-            await put(lead, chain[-1])
+            await put(lead, chain[-1].envelope)
         wanted = [dataclasses.asdict(shown(signed)) for signed in chain]
-        await eventually(lambda: enforce(leads, chain[-1].digest), "all enforce the last")
+        await all_enforce(leads, chain[-1].digest)
         await kept(mesh, chain[-1], 0, 1, 2)
         await mesh.lose(2)
         mesh.lose_disk(2)
@@ -161,7 +153,7 @@ async def test_whatever_a_kill_leaves_the_newest_counts_and_is_everywhere_again(
         lead = await mesh.ready()
         first = lead.coordinator.head.signed
         second = opened(after(first, leaf_hours=9), OWNER)
-        await put(lead, second)
+        await put(lead, second.envelope)
         await kept(mesh, second, 0)
         consul = lead.coordinator.consul
         if not is_head:
@@ -194,7 +186,7 @@ async def test_a_damaged_or_forged_file_is_named_and_not_obeyed() -> None:
         notes = "\n".join(lead.coordinator.document()["manifest_notes"])  # type: ignore[arg-type]
         assert f"kept manifest {name_of(second)} " in notes
         assert f"kept manifest 7-{'0' * 64} holds {name_of(second)}" in notes
-        await put(lead, second)
+        await put(lead, second.envelope)
         await kept(mesh, second, 0)
 
 
@@ -209,7 +201,7 @@ async def test_all_coordinators_on_an_old_disk_take_the_newest_from_a_cvm() -> N
         old = mesh.root / "old"
         shutil.copytree(mesh.disk(0), old)
         await mesh.start()
-        await put(await mesh.ready(), second)
+        await put(await mesh.ready(), second.envelope)
         await kept(mesh, second, 0)
         await mesh.lose(0)
         mesh.lose_disk(0)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.documents import Documents
 from evidence.bundle import decode
 from evidence.documents import digest
-from tests.coordinator.test_records import enforce
+from tests.coordinator.test_records import all_enforce
 from tests.coordinator.world import (
     API_COMPOSE,
     CLIENT_COMPOSE,
@@ -21,7 +21,6 @@ from tests.coordinator.world import (
     cluster,
     make_manifest,
 )
-from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
 
@@ -99,7 +98,7 @@ async def test_texts_come_with_a_manifest_and_go_with_their_hash() -> None:
         assert status == 422, said
         status, said = await post(leads[1], "/v1/manifest", {"envelope": without.envelope, "documents": others})
         assert status == 200, said
-        await eventually(lambda: enforce(leads, without.digest), "it is enforced")
+        await all_enforce(leads, without.digest)
         await seen(others)
         _, keys = await leads[0].coordinator.consul.get("/v1/kv/mesh/documents/", params={"keys": ""})
         async with asyncio.timeout(60):

@@ -15,7 +15,7 @@ from coordinator import governance
 from coordinator.governance import StandoffError, weigh
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_head import of_newer_program
-from tests.coordinator.test_records import enforce, proposed
+from tests.coordinator.test_records import all_enforce, enforce, put
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -147,9 +147,8 @@ async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:
         change = opened(after(opened(mesh.manifest, OWNER), owners=Owners(keys=(key_of(SECOND),))), OWNER)
         last = opened(after(change, leaf_hours=9), SECOND)
         for signed in (change, last):
-            while (await proposed(leads[0], signed.envelope))[0] == 503:  # noqa: ASYNC110 - a leader may change
-                await asyncio.sleep(0.1)
-        await eventually(lambda: enforce(leads, last.digest), "all enforce it")
+            await put(leads[0], signed.envelope)
+        await all_enforce(leads, last.digest)
         await mesh.lose(2)
         mesh.lose_disk(2)
         late = await mesh.start(2, after(change, epoch=9))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from typing import Any
@@ -25,7 +24,7 @@ from runtime.secret import Secret
 from tests.coordinator.test_chronicle import kept
 from tests.coordinator.test_config import GOOD, parse
 from tests.coordinator.test_head import INFO, of_newer_program
-from tests.coordinator.test_records import enforce, proposed
+from tests.coordinator.test_records import enforce, proposed, put
 from tests.coordinator.world import OWNER, TEE, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -97,8 +96,7 @@ async def test_three_are_each_given_it_and_found_the_mesh_together() -> None:
         for n in range(3):
             await mesh.ready(n, 40.0)
         second = opened(after(first, leaf_hours=9), OWNER)
-        while (await proposed(leads[0], second.envelope))[0] == 503:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await put(leads[0], second.envelope)
         await mesh.lose(2)
         mesh.lose_disk(2)
         late = await waits(mesh, 2)
@@ -115,8 +113,7 @@ async def test_one_that_lost_its_disk_has_the_manifest_from_its_siblings() -> No
         for n in range(3):
             await mesh.ready(n, 40.0)
         newest = opened(after(mesh.running[0].coordinator.head.signed, leaf_hours=9), OWNER)
-        while (await proposed(mesh.running[0], newest.envelope))[0] == 503:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await put(mesh.running[0], newest.envelope)
         await mesh.lose(2)
         mesh.lose_disk(2)
         await mesh.start(2, given=False)

@@ -471,8 +471,11 @@ def test_taken_vip_port_is_told_and_mended_by_itself(mesh: Mesh) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
+        # The sidecar is held until the port is taken: it would start the next Envoy first, on a busy machine.
+        mesh.signal("api-1", signal.SIGSTOP)
         os.kill(peer["children"]["envoy"]["pid"], signal.SIGKILL)
         assert other.stdout.readline() == "taken\n"
+        mesh.signal("api-1", signal.SIGCONT)
         told = f"cannot bind '{vip}:9090'"
 
         def refused_and_unready() -> bool:

@@ -26,10 +26,6 @@ for _ in range(20):
 """
 
 
-def _signal(mesh: Mesh, peer: str, number: int) -> None:
-    runs.run_of(mesh.name).call("POST", f"/machines/{peer}/signal?process=sidecar&number={number}")
-
-
 def _workloads(mesh: Mesh) -> dict[str, dict[str, Any]]:
     return {peer["peer_id"]: peer for peer in mesh.status()["peers"] if peer["kind"] == "workload"}
 
@@ -46,7 +42,7 @@ def test_a_booting_cvm_takes_no_running_ones_slot() -> None:
         booting = [f"{group}-1" for group in GROUPS]
         assert mesh.run("kill", COORDINATOR, *booting).returncode == 0
         for group in GROUPS:
-            _signal(mesh, f"{group}-0", signal.SIGSTOP)
+            mesh.signal(f"{group}-0", signal.SIGSTOP)
         # Records that are there would say who runs.
         runs.run_of(mesh.name).call("POST", f"/machines/{COORDINATOR}/wipe")
         assert mesh.run("start", COORDINATOR, *booting).returncode == 0
@@ -57,7 +53,7 @@ def test_a_booting_cvm_takes_no_running_ones_slot() -> None:
 
         wait_for(wait, "those that boot wait, and say for what", 60)
         for group in GROUPS:
-            _signal(mesh, f"{group}-0", signal.SIGCONT)
+            mesh.signal(f"{group}-0", signal.SIGCONT)
         mesh.wait_whole(120)
         after = _workloads(mesh)
         assert {name: peer["address"] for name, peer in after.items()} == before

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from meshctl import runs
 from tests.support import ROOT, need_root_or_userns
 
 FETCH = "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=5).read().decode())"
@@ -68,6 +69,10 @@ class Mesh:
         done = self.run("exec", peer_id, "--", "python3", "-c", FETCH, url)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def signal(self, peer_id: str, number: int) -> None:
+        """Sends the sidecar of that peer a signal, by the lab."""
+        runs.run_of(self.name).call("POST", f"/machines/{peer_id}/signal?process=sidecar&number={number}")
 
     def public(self, path: str) -> str:
         """The body of `path` at the public entry."""

@@ -86,7 +86,10 @@ async def test_a_leave_that_another_forged_moves_no_leader() -> None:
         _, key = await made.consul.get(f"/v1/kv/service/{CLUSTER}/leader")
         # As the sidecar of each CVM does.
         running = [
-            scope.start("listed", Listed(each.consul, each.peer_id, partial(_join, made, each), lambda: None).run())
+            scope.start(
+                "listed",
+                Listed(each.consul, each.peer_id, each.address, partial(_join, made, each), lambda: None).run(),
+            )
             for each in made.members
         ]
         say_left(Secret(GOSSIP_KEY), leader.peer_id, f"{made.network}.1")
