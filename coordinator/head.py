@@ -127,9 +127,13 @@ class Head:
         return found is not None
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
-        """Stops enforcing when `error` says that only a newer program can read a manifest that is not older."""
-        found = claims(envelope)
-        if error.fault is not Fault.UNREADABLE or found is None or found.epoch < self.manifest.epoch:
+        """Stops enforcing when `error` says that only a newer program can read a manifest that is not older, and it is
+        of this mesh: owners may sign for several.
+        """
+        found, head = claims(envelope), self.manifest
+        if error.fault is not Fault.UNREADABLE or found is None or found.epoch < head.epoch:
+            return False
+        if (found.cluster, found.app_id.lower()) != (head.cluster, head.coordinators.app_id.lower()):
             return False
         self.stand_off(f"there is a manifest of epoch {found.epoch} that this coordinator cannot read: {error}")
         return True

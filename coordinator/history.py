@@ -178,7 +178,9 @@ def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tup
     trusted = mesh.owners if newest is None or mesh.owners is None else newest.manifest.owners
     for envelope in closed:
         said = claims(envelope)
-        if said is None or said.cluster != mesh.cluster or (newest and said.epoch <= newest.manifest.epoch):
+        if said is None or (said.cluster, said.app_id.lower()) != (mesh.cluster, mesh.app_id.lower()):
+            continue
+        if newest and said.epoch <= newest.manifest.epoch:
             continue
         with contextlib.suppress(ManifestError):
             try:

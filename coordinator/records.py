@@ -36,6 +36,7 @@ from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
 from topology.envelope import Signed
+from topology.manifest import Manifest
 from topology.owners import Owners
 from topology.succession import SuccessionError
 
@@ -174,15 +175,21 @@ class Records:
         # By our own clock, for we saw it come: what the records say is for who was away.
         self._follow(governance.held(entries).envelope, time.time())
 
-    async def offered(self, envelope: str) -> None:
+    async def offered(self, envelope: str, allows: Callable[[Manifest], bool]) -> None:
         """Takes the manifest that a CVM brings, when it is newer, into the records and then as what is enforced.
         RefusalError when that is not possible now.
+
+        `allows` says whether a manifest allows that CVM: one that neither the manifest in force does nor the one that
+        it brings is no CVM of this mesh. What cannot be read stops nothing unless the manifest in force allows who
+        brings it: owners sign by mistake, too, and what `set` refused is in the hands of whoever has seen it.
         """
         head = self._head
         if not head.settled and head.dismissed is None:
             return
         try:
             found = head.brought(envelope)
+            if found is not None and not (allows(found.manifest) or allows(head.manifest)):
+                return
             now = time.time()
             if found is not None and head.dismissed is None:
                 # One that had to leave has no records to write into: it goes by what the owners signed.
@@ -191,7 +198,8 @@ class Records:
                 )
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
-            head.cannot_read(envelope, error)
+            if allows(head.manifest):
+                head.cannot_read(envelope, error)
         except StandoffError as error:
             log.warning("manifest of a CVM not taken", extra={"reason": str(error)})
         except ConsulError as error:

@@ -53,6 +53,8 @@ class Claims:
     version: int
     epoch: int
     cluster: str
+    app_id: str = ""
+    """The coordinators'; empty where it names none at the place that this program knows."""
 
 
 class UnreadableError(ManifestError):
@@ -137,7 +139,11 @@ def claims(envelope: str) -> Claims | None:
         return None
     try:
         tree = json.loads(_unb64(payload, "payload"))
-        found: Claims = from_tree(Claims, {name: tree[name] for name in ("version", "epoch", "cluster")}, "manifest")
+        said = {name: tree[name] for name in ("version", "epoch", "cluster")}
+        coordinators = tree.get("coordinators")
+        if isinstance(coordinators, dict) and isinstance(coordinators.get("app_id"), str):
+            said["app_id"] = coordinators["app_id"]
+        found: Claims = from_tree(Claims, said, "manifest")
     except (ManifestError, ValueError, RecursionError, TypeError, KeyError):
         return None
     return found

@@ -139,6 +139,20 @@ def test_what_only_a_newer_program_can_read_stops_this_one(changes: dict[str, ob
     assert head.hindrance is None, "it is older by now"
 
 
+@pytest.mark.parametrize("other", ["cluster", "app"])
+def test_what_cannot_be_read_and_is_of_another_mesh_stops_nothing(other: str) -> None:
+    """Owners may sign for several meshes, and whoever has seen a manifest of the other one can bring it."""
+    head = settled()
+    foreign = (
+        after(FIRST, cluster="staging")
+        if other == "cluster"
+        else after(FIRST, coordinators=dataclasses.replace(FIRST.manifest.coordinators, app_id="11" * 20))
+    )
+    assert not head.take(of_newer_program(dataclasses.replace(foreign, epoch=50), version=3), NOW)
+    assert head.hindrance is None
+    assert head.take(seal(after(FIRST), OWNER), NOW)
+
+
 def test_fields_that_are_not_critical_are_left_out_and_noted() -> None:
     """The digest stays that of the owners' bytes."""
     head = settled()

@@ -100,7 +100,7 @@ class Api:
             raise self.refusal
         return self.shown()
 
-    async def offered(self, envelope: str) -> None:
+    async def offered(self, envelope: str, _allows: object) -> None:
         """No test here offers a manifest."""
         raise AssertionError(envelope)
 

@@ -102,6 +102,10 @@ def test_what_an_envelope_says_of_itself_needs_no_signature() -> None:
     """Version, epoch and cluster, also of a form that is not known; nothing from what is no envelope."""
     tree = json.loads(encode(MADE)) | {"version": 9, "groups": 5}
     found = envelopes.claims(resealed(json.dumps(tree).encode()))
-    assert found == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter")
+    app_id = MADE.coordinators.app_id
+    assert found == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter", app_id=app_id)
+    for coordinators in ({}, 5, {"app_id": 5}):
+        elsewhere = envelopes.claims(resealed(json.dumps(tree | {"coordinators": coordinators}).encode()))
+        assert elsewhere == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter")
     for text in ("", "garbage", ".", "e30.", f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.AA", "A" * (1 << 21)):
         assert envelopes.claims(text) is None
