@@ -1,9 +1,9 @@
 """The admission broker: challenge, attest, renew, release, in the words of `admission.protocol`. No HTTP here.
 
 The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
-then every field of the binding, then the slot; nothing is written before all of it held. A manifest that the CVM brings
-is looked at once its quote held, and taken from nobody but a CVM of this mesh: one that the manifest in force allows, or
-the one that it brings.
+then every field of the binding, then the slot; nothing is written before all of it held. A manifest that the CVM
+brings is looked at once its quote held, and taken from nobody but a CVM of this mesh: one that the manifest in force
+allows, or the one that it brings.
 
 Long because the four calls share one order of checks: what one of them leaves out would be a way round the others.
 """

@@ -48,7 +48,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
 
     `info` and `own` are of the coordinator that judges. `signed=False` skips signatures.
     """
-    _check_form(envelope)
+    check_form(envelope)
     try:
         found = follow(head, envelope, signed=signed)
     except SuccessionError as error:
@@ -68,7 +68,7 @@ def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -
 
     `owners` are those of the measured compose file: a CVM that starts believes these only. None skips signatures.
     """
-    _check_form(envelope)
+    check_form(envelope)
     try:
         found = open_envelope(envelope, owners)
     except UnreadableError as error:
@@ -111,7 +111,8 @@ def shown(head: Signed) -> ManifestHead:
     return ManifestHead(epoch=head.manifest.epoch, digest=head.digest, envelope=head.envelope)
 
 
-def _check_form(envelope: str) -> None:
+def check_form(envelope: str) -> None:
+    """RefusalError for what is no envelope that the records take, whoever signed it."""
     if len(envelope) > MAX_STORED:
         raise RefusalError(
             Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"

@@ -88,6 +88,7 @@ class Records:
         self._rng = Random()
         self._adopted = asyncio.Event()
         self._swept = asyncio.Event()
+        self._behind = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Calls `ready` when workloads can be admitted; then watches until cancelled."""
@@ -105,6 +106,7 @@ class Records:
             )
             scope.start("carry out manifests", self._carry_out())
             scope.start("sweep", self._sweep())
+            scope.start("catch up", self._catch_up())
             ready()
 
     async def _begin(self) -> None:
@@ -231,6 +233,7 @@ class Records:
         head = self._head
         if self.leaderless:
             return self._propose_alone(envelope)
+        proposal.check_form(envelope)
         if (lacked := self._chronicle.lacked(envelope)) is not None:
             judge(documents, lacked.manifest)
             if await self._chronicle.fill(lacked):
@@ -301,6 +304,29 @@ class Records:
         if envelope is not None and self._head.take(envelope, now):
             self._adopted.set()
             self._swept.set()
+        elif self._head.behind:
+            self._behind.set()
+
+    async def _catch_up(self) -> None:
+        """Takes the manifests in between when the records show one that does not follow directly: two were set in a
+        moment. Who set the later one has the former in its history, and puts that into the records right after.
+        """
+        attempt = 0
+        while True:
+            await self._behind.wait()
+            self._behind.clear()
+            try:
+                await self._chronicle.gather()
+                for kept in self._chronicle.history.chain:
+                    if kept.manifest.epoch > self._head.manifest.epoch:
+                        self._follow(kept.envelope, time.time())
+                self._follow((await governance.stored_manifest(self._client)).envelope, time.time())
+            except ConsulError as error:
+                log.warning("the manifests in between are not read yet", extra={"reason": str(error)})
+                self._behind.set()
+            attempt = attempt + 1 if self._behind.is_set() else 0
+            if attempt:
+                await asyncio.sleep(RETRY.delay(attempt - 1, self._rng))
 
     async def _carry_out(self) -> None:
         attempt = 0
@@ -351,7 +377,7 @@ class Records:
 
     async def _complete(self) -> None:
         """Looks for what the history lacks: another coordinator may have put it into the KV."""
-        if self._chronicle.history.missing:
+        if self._chronicle.history.missing or self._chronicle.history.unproven:
             try:
                 await self._chronicle.gather()
             except ConsulError as error:

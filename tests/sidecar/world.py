@@ -159,6 +159,13 @@ class HoldsNothing:
         """None."""
         return ""
 
+    async def lead_on(self, _epoch: int, _ask: object) -> None:
+        """Nothing is missing."""
+
+    def successors_of(self, _epoch: int) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
         """Never."""
         assert epoch
