@@ -209,11 +209,10 @@ class Membership:
         """See `admission.Listener`."""
         return self._host.world.signed.envelope
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """See `admission.Listener`."""
-        return sources.why_rolled_back(
-            self._host.world, epoch, envelope, check_signatures=self._config.owners is not None
-        )
+        check_signatures = self._config.owners is not None
+        return sources.why_not_enforced(self._host.world, epoch, digest, envelope, check_signatures=check_signatures)
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
         """See `admission.Listener`."""

@@ -14,7 +14,7 @@ from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
 from topology.allowed import allowed
-from topology.envelope import Signed
+from topology.envelope import SHOWN_DIGITS, Signed, digest_of
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
@@ -150,18 +150,28 @@ def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, ch
     return f"gives {peer_id} the mesh address {address!r:.60}, the manifest has {slots.get(peer_id, 'no such slot')}"
 
 
-def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures: bool) -> str | None:
-    """Why a coordinator that enforces the manifest of `epoch` in `envelope` (empty when it did not say which) is not to
-    be used; None when it may be. A sidecar that is too old to read a newer manifest may use
-    it: the coordinator judges by it.
+def why_not_enforced(world: World, epoch: int, digest: str, envelope: str, *, check_signatures: bool) -> str | None:
+    """Why a coordinator that enforces the manifest of `epoch` with `digest` (hex), in `envelope` (empty when it did not
+    send it), is not to be used; None when it may be. A sidecar that is too old to read a newer manifest may use it: the
+    coordinator judges by it.
     """
+    held = world.signed
     if epoch < world.manifest.epoch:
         return f"rolled back: enforces epoch {epoch}, this CVM holds epoch {world.manifest.epoch}"
-    if envelope:
-        try:
-            overtake(world.signed, envelope, settled=True, signed=check_signatures)
-        except SuccessionError as error:
-            return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
+    if epoch == world.manifest.epoch and digest != held.digest:
+        return (
+            f"enforces another manifest: epoch {epoch} ({digest:.{SHOWN_DIGITS}}), and this CVM holds {held.name}; two "
+            "were signed for one epoch"
+        )
+    if not envelope:
+        return None
+    try:
+        overtake(held, envelope, settled=True, signed=check_signatures)
+    except SuccessionError as error:
+        return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
+    shown = digest_of(envelope)
+    if shown != digest:
+        return f"shows the manifest {shown:.{SHOWN_DIGITS}} and certifies by {digest:.{SHOWN_DIGITS}}"
     return None
 
 

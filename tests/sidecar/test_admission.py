@@ -125,6 +125,7 @@ class Rig:
         self.trusts = ""
         self.heard: list[object] = []
         self.holds = 0
+        self.known = {DIGEST, NEXT}
         self.place = str(ADMISSION["address"])
         self.sleeps: list[float] = []
         self.pass_on = asyncio.Semaphore(0)
@@ -144,8 +145,10 @@ class Rig:
     def newest_envelope(self) -> str:
         return "held"
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         assert envelope in ("", "envelope")
+        if digest not in self.known:
+            return "another manifest"
         return "rolled back" if epoch < self.holds else None
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
@@ -500,6 +503,27 @@ async def test_nothing_is_taken_from_a_coordinator_that_gives_another_address() 
         await eventually(lambda: rig.heard != [], "admitted by the other one")
         assert rig.heard[0].address == rig.place  # type: ignore[attr-defined]
         assert rig.told[0] == "astray gives another address"
+
+
+async def test_a_renewal_under_another_manifest_of_the_epoch_is_not_taken() -> None:
+    """Its digest counts, not its epoch: nothing of the answer is taken, the next one is asked, and the status says why
+    while there is none.
+    """
+    forked, good = FakeBroker("forked"), FakeBroker("good")
+    forked.renewal = renewal("f0" * 32, leaf=True, token=Secret("new"), token_expires_at=9)
+    good.failures["renew"] = [CoordinatorError("busy")]
+    rig = Rig(forked, good)
+    async with rig.running():
+        await rig.slept(1)
+        rig.pass_on.release()
+        await rig.slept(2)
+        assert rig.admission.status.state == "renewing"
+        assert "forked: another manifest" in rig.admission.status.reason
+        rig.pass_on.release()
+        await rig.slept(3)
+        assert rig.admission.status.coordinator == "good"
+    assert [type(one) for one in rig.heard] == [Admitted, Renewed]
+    assert rig.heard[-1] == good.renewal
 
 
 async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> None:

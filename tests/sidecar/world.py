@@ -159,9 +159,10 @@ class HoldsNothing:
         """None."""
         return ""
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """Never."""
         assert epoch
+        assert digest
         assert envelope is not None
         return None
 
