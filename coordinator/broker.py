@@ -45,7 +45,7 @@ from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
 from evidence.verify import EvidenceVerifier
-from topology.allowed import allowed, image_id
+from topology.allowed import allowed, coordinators, image_id
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.revocation import why_revoked
@@ -385,7 +385,7 @@ class Broker:
             gossip_key=self._keys.gossip_key.reveal() if tokens else "",
             ca_pem=self._keys.rpc_ca_pem,
             certificate_pem=certificate,
-            servers=tuple(peer.address for peer in manifest.coordinators.peers),
+            servers=tuple(peer.address for peer in coordinators(manifest)),
         )
 
     def _take_sibling(self, wanted: Holder, peer: MeshPeer) -> None:

@@ -26,9 +26,9 @@ from coordinator.server_process import ServerProcess
 from coordinator.siblings import Sibling
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
+from topology.allowed import coordinators
 from topology.envelope import Signed
 from topology.manifest import CoordinatorPeer, Manifest
-from topology.revocation import why_revoked
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,7 @@ class Circle:
         return self._made[peer]
 
     def _others(self) -> tuple[CoordinatorPeer, ...]:
-        own, revoked = self._parts.own.peer_id, self._manifest.revoked
-        peers = self._manifest.coordinators.peers
-        return tuple(it for it in peers if it.peer_id != own and not why_revoked(revoked, peer_id=it.peer_id))
+        return tuple(it for it in coordinators(self._manifest) if it.peer_id != self._parts.own.peer_id)
 
     def _dropped(self) -> tuple[CoordinatorPeer, ...]:
         """Those whose server may leave yet."""

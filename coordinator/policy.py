@@ -17,6 +17,7 @@ from coordinator.authority import load_p256
 from coordinator.refusal import RefusalError
 from evidence import manifest as demands
 from evidence.verify import Evidence
+from topology.allowed import coordinators
 from topology.manifest import Manifest
 from topology.revocation import why_revoked
 
@@ -62,7 +63,9 @@ def peer_ids(manifest: Manifest, group: str) -> tuple[str, ...]:
     """The peer IDs of `group`, without revoked ones; RefusalError ADMISSION_REJECTED when there is no such group."""
     if group != COORDINATORS and group not in manifest.groups:
         raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no group {group!r:.80}")
-    peers = manifest.coordinators.peers if group == COORDINATORS else manifest.groups[group].peers
+    if group == COORDINATORS:
+        return tuple(peer.peer_id for peer in coordinators(manifest))
+    peers = manifest.groups[group].peers
     return tuple(peer.peer_id for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id))
 
 

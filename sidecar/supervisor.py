@@ -41,6 +41,7 @@ from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.losing import Losing
 from sidecar.phases import Progress, Report
 from sidecar.slot import Wish
+from topology.allowed import coordinators
 from topology.envelope import Signed
 from topology.manifest import Manifest
 from topology.succession import SuccessionError
@@ -276,7 +277,7 @@ class Supervisor:
     def _named(self) -> tuple[str, ...]:
         """Where coordinators are, by the newest manifest."""
         newest = self._newest
-        return tuple(peer.url for peer in newest.manifest.coordinators.peers) if newest else ()
+        return tuple(peer.url for peer in coordinators(newest.manifest)) if newest else ()
 
     def _envelope(self) -> str:
         return self._newest.envelope if self._newest else ""

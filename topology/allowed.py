@@ -1,17 +1,26 @@
-"""Whether a manifest still allows what was admitted under an older one. Pure: for coordinators and sidecars."""
+"""Whom a manifest allows: its coordinators, and whether what was admitted under an older one still is. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 
-from topology.manifest import Coordinators, GroupEntry, Manifest
+from topology.manifest import CoordinatorPeer, Coordinators, GroupEntry, Manifest
 from topology.revocation import why_revoked
 
 
 def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
     """A short name for what an OS image measures (hex each): what a record keeps of it."""
     return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
+
+
+def coordinators(manifest: Manifest) -> tuple[CoordinatorPeer, ...]:
+    """The coordinators of the manifest, without those that it revokes by peer ID: whoever asks coordinators, has links
+    to them or counts them takes these.
+    """
+    return tuple(
+        peer for peer in manifest.coordinators.peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)
+    )
 
 
 def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str, device: str | None = None) -> bool:
