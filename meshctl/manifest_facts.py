@@ -76,6 +76,9 @@ class Reviewed:
 
     deployment: Deployment
     notes: tuple[str, ...]
+    inherited: Mapping[str, tuple[str, ...]]
+    """By app: the compose hashes that are there for the manifest in force alone: nothing that runs, or will, was seen
+    to measure them."""
     documents: Mapping[str, str]
     """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
@@ -119,6 +122,7 @@ def review(
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
     documents: dict[str, str] = {}
+    inherited: dict[str, tuple[str, ...]] = {}
     seen: dict[OsImage, str] = {}
     providers: dict[KeyProvider, str] = {}
     for name, app in sorted(report.apps.items()):
@@ -134,8 +138,9 @@ def review(
             documents[cvm.compose_hash] = cvm.text
             seen.setdefault(cvm.image, name)
             providers.setdefault(cvm.key_provider, name)
-        hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
+        hashes = tuple(dict.fromkeys(cvm.compose_hash for cvm in measured if cvm not in older))
+        inherited[name] = tuple(each for each in _hashes(earlier, name) if each not in hashes)
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=(*hashes, *inherited[name]))
     problems += _image_problems(seen, images)
     problems += _provider_problems(providers)
     notes += _missing(report, images)
@@ -155,7 +160,7 @@ def review(
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), inherited=inherited, documents=documents)
 
 
 def _measurements(name: str, app: AppReport, problems: list[str]) -> list[_Measured]:

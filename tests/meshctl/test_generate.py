@@ -193,6 +193,65 @@ def test_a_manifest_that_nobody_generated_is_not_overwritten(owner: Owner) -> No
     refused(owner.generate(), "leaf_hours: by hand 9, computed now 8")
 
 
+def test_what_a_person_removed_does_not_come_back_with_a_lost_file(owner: Owner) -> None:
+    """Without `manifest.generated.json` nobody knows whether it was removed or is new: both are named, and a person
+    says which. After that a run is as quiet as before.
+    """
+    owner.generate()
+    routes = [it for it in tree(owner)["routes"] if it["name"] != "worker"]
+    groups = tree(owner)["groups"]
+    [measured] = groups["api"]["compose_hashes"]
+    groups["api"]["compose_hashes"] = ["7" * 64]
+    owner.edit(routes=routes, groups=groups)
+    before = owner.draft.read_bytes()
+    generate_sources.beside(owner.draft).unlink()
+    done = owner.generate()
+    refused(done, "whether you removed", "+ routes[worker] = ", f'~ groups.api.compose_hashes: [] → ["{measured}"]')
+    assert getattr(done.exception, "exit_code", None) == 1
+    assert owner.draft.read_bytes() == before
+    left = owner.generate("--lacking", "leave")
+    assert left.exit_code == 0, left.exception
+    assert owner.draft.read_bytes() == before
+    assert "nothing changes" in owner.generate().output
+    generate_sources.beside(owner.draft).unlink()
+    assert "+ routes[worker] = " in owner.generate("--lacking", "add").output
+    assert "worker" in {it["name"] for it in tree(owner)["routes"]}
+
+
+def test_a_hash_that_was_added_by_hand_survives_an_update(owner: Owner) -> None:
+    """Set, and kept with `--keep-hashes`, it is still the person's, and no later run takes it away."""
+    owner.generate()
+    groups = tree(owner)["groups"]
+    groups["api"]["compose_hashes"].append("7" * 64)
+    owner.edit(groups=groups)
+    assert owner.sign().exit_code == 0
+    for more in (("--keep-hashes",), ()):
+        done = owner.generate(*more)
+        assert done.exit_code == 0, done.exception
+        assert tree(owner)["groups"]["api"]["compose_hashes"][1:] == ["7" * 64]
+
+
+def test_check_looks_at_what_was_generated_too(owner: Owner) -> None:
+    """A person wrote what is computed by now: the draft stays, and what the next run compares with is older."""
+    owner.generate()
+    beside = generate_sources.beside(owner.draft)
+    beside.write_text(beside.read_text().replace('"leaf_hours": 8', '"leaf_hours": 7'))
+    refused(owner.generate("--check"), "a run would change", "manifest.generated.json")
+    before = owner.draft.read_bytes()
+    assert owner.generate().exit_code == 0
+    assert owner.draft.read_bytes() == before
+    assert owner.generate("--check").exit_code == 0
+
+
+def test_a_draft_that_was_removed_is_made_anew(owner: Owner) -> None:
+    """What was generated for it says nothing then."""
+    owner.generate()
+    written = owner.draft.read_bytes()
+    owner.draft.unlink()
+    assert owner.generate().exit_code == 0
+    assert owner.draft.read_bytes() == written
+
+
 def test_a_labs_manifest_and_a_deployments_are_not_mixed(owner: Owner) -> None:
     """Each has other owners, apps and coordinators."""
     owner.generate()
