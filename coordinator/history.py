@@ -40,7 +40,7 @@ class History:
     ignored: tuple[str, ...] = ()
     """What does not count, each with the reason."""
     unreadable: str = ""
-    """Why none may be enforced: a newer one is well signed, and only a newer program can read it."""
+    """Why none may be enforced: a newer one is well signed, and this program cannot read it."""
     unreadable_epoch: int = 0
     """Of that one; 0 for none."""
 
@@ -172,7 +172,7 @@ def _rightful(counted: Iterable[Signed], found: Mapping[str, Signed], mesh: Mesh
 
 
 def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tuple[int, str]:
-    """Of those in `closed` the epoch of one that is newer, well signed, and for a newer program, and what is said of
+    """Of those in `closed` the epoch of one that is newer, well signed, and cannot be read, and what is said of
     it; else nothing.
     """
     trusted = mesh.owners if newest is None or mesh.owners is None else newest.manifest.owners
@@ -185,7 +185,6 @@ def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tup
                 open_envelope(envelope, trusted)
             except UnreadableError as error:
                 return said.epoch, (
-                    f"the disk has a manifest of epoch {said.epoch} that this coordinator cannot read: "
-                    f"it needs a newer program: {error}"
+                    f"the disk has a manifest of epoch {said.epoch} that this coordinator cannot read: it {error}"
                 )
     return 0, ""

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from admission.protocol import Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
+from topology.allowed import coordinators
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
@@ -28,6 +29,7 @@ _CODES: Mapping[Fault, Code] = {
     Fault.OLDER: Code.MANIFEST_REFUSED,
     Fault.FOREIGN: Code.MANIFEST_REFUSED,
     Fault.UNREADABLE: Code.MANIFEST_REFUSED,
+    Fault.WRONG: Code.MANIFEST_REFUSED,
 }
 """What each fault is answered with. An identical manifest is none."""
 
@@ -72,7 +74,7 @@ def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -
     try:
         found = open_envelope(envelope, owners)
     except UnreadableError as error:
-        raise RefusalError(Code.MANIFEST_REFUSED, f"needs a newer program: {error}") from error
+        raise RefusalError(Code.MANIFEST_REFUSED, f"the manifest {error}") from error
     except ManifestError as error:
         raise RefusalError(Code.MANIFEST_NOT_SIGNED, str(error)) from error
     reason = misfit(found.manifest, info)
@@ -122,8 +124,7 @@ def _check_form(envelope: str) -> None:
 
 def _places(manifest: Manifest) -> dict[str, str]:
     """Mesh addresses of the coordinators by peer ID, without those that are revoked by it."""
-    peers = manifest.coordinators.peers
-    return {peer.peer_id: peer.address for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)}
+    return {peer.peer_id: peer.address for peer in coordinators(manifest)}
 
 
 def _drops(head: Manifest, found: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:

@@ -13,7 +13,7 @@ from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
-from topology.allowed import allowed
+from topology.allowed import allowed, coordinators
 from topology.envelope import SHOWN_DIGITS, Signed, digest_of
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
@@ -82,7 +82,7 @@ def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
     """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators, which
     are those of the manifest, are judged by each other.
     """
-    if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in manifest.coordinators.peers):
+    if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in coordinators(manifest)):
         return True
     slots = [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
     known = (peer.peer_id, peer.address) in slots
@@ -168,7 +168,7 @@ def why_not_enforced(world: World, epoch: int, digest: str, envelope: str, *, ch
     try:
         overtake(held, envelope, settled=True, signed=check_signatures)
     except SuccessionError as error:
-        return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
+        return None if error.fault.unread else f"enforces another manifest: {error}"
     shown = digest_of(envelope)
     if shown != digest:
         return f"shows the manifest {shown:.{SHOWN_DIGITS}} and certifies by {digest:.{SHOWN_DIGITS}}"

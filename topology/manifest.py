@@ -70,6 +70,10 @@ class ManifestError(ValueError):
     """The manifest, or its envelope, is not what it must be. The message names the entry."""
 
 
+class NewerError(ManifestError):
+    """The manifest says itself that it is for a newer program: by its version, or by what `critical` names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerEntry:
     """One CVM that may exist: its peer ID and its mesh address."""
@@ -265,7 +269,9 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
         raise ManifestError(f"the manifest is not JSON: {error}") from error
     found = tree.get("version") if isinstance(tree, dict) else None
     if found is not None and found != MANIFEST_VERSION:
-        raise ManifestError(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}; upgrade this program")
+        newer = isinstance(found, int) and found > MANIFEST_VERSION
+        kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
+        raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
@@ -285,7 +291,7 @@ def _check(manifest: Manifest) -> None:
     known = field_names(Manifest)
     missing = sorted(set(manifest.critical) - known)
     if missing:
-        raise ManifestError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+        raise NewerError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
     try:
         check(manifest.owners)
     except OwnerError as error:
@@ -304,6 +310,7 @@ def _check(manifest: Manifest) -> None:
     except RevocationError as error:
         raise ManifestError(f"manifest.revoked{error}") from error
     _check_env(manifest)
+    _check_callers(manifest)
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
     _in_range(manifest.overlap_seconds, OVERLAP_SECONDS, "overlap_seconds")
@@ -330,6 +337,16 @@ def _check_env(manifest: Manifest) -> None:
                 raise ManifestError(
                     f"manifest.groups.{name}.env.{variable:.80} is set or obeyed by the shell that compares it with "
                     "the container's; expected another name"
+                )
+
+
+def _check_callers(manifest: Manifest) -> None:
+    for name, group in manifest.groups.items():
+        for backend, it in group.backends.items():
+            if EVERYBODY in it.callers and len(it.callers) > 1:
+                raise ManifestError(
+                    f"manifest.groups.{name:.80}.backends.{backend:.80}.callers has {EVERYBODY!r} beside "
+                    f"{len(it.callers) - 1} more; expected {EVERYBODY!r} alone, or names of groups"
                 )
 
 

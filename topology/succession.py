@@ -27,9 +27,18 @@ class Fault(Enum):
     FOREIGN = "foreign"
     """Of another cluster or another coordinators' app."""
     INVALID = "invalid"
-    """Not signed by those that have to sign, or no manifest."""
+    """Not signed by those that have to sign."""
     UNREADABLE = "unreadable"
-    """Well signed, and in a form that this program does not know."""
+    """Well signed, and by its version or `critical` for a newer program."""
+    WRONG = "wrong"
+    """Well signed, and no manifest."""
+
+    @property
+    def unread(self) -> bool:
+        """The owners signed it, and what they say in it is not known here: it is not overwritten, and nothing older is
+        enforced in its place.
+        """
+        return self in (Fault.UNREADABLE, Fault.WRONG)
 
 
 class SuccessionError(ManifestError):
@@ -120,7 +129,7 @@ def _open(envelope: str, owners: Owners | None) -> Signed:
     try:
         return open_envelope(envelope, owners)
     except UnreadableError as error:
-        raise SuccessionError(Fault.UNREADABLE, f"needs a newer program: {error}") from error
+        raise SuccessionError(Fault.UNREADABLE if error.newer else Fault.WRONG, f"the manifest {error}") from error
     except ManifestError as error:
         raise SuccessionError(Fault.INVALID, str(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -173,3 +174,29 @@ def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
                 overtake(HEAD, sealed(payload, key), settled=True)
             assert caught.value.fault is fault
             assert ("needs a newer program" in str(caught.value)) == (fault is Fault.UNREADABLE)
+            assert caught.value.fault.unread == (fault is Fault.UNREADABLE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"leaf_hours": 0}, "manifest.leaf_hours is 0, expected 1 to 72"),
+        ({"version": 1}, "manifest.version is 1, expected 2"),
+        ({"version": "3"}, "manifest.version is '3', expected 2"),
+        ({"routes": 1}, "manifest.routes must be a list"),
+    ],
+)
+def test_what_is_well_signed_and_wrong_is_called_so(change: dict[str, Any], words: str) -> None:
+    """By what is wrong with it, not by the program that it is said to need; it is no more overwritten than that of a
+    newer program. Signed by somebody else, that is what is wrong.
+    """
+    tree = json.loads(encode(after(HEAD))) | change
+    payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    for key, fault in ((ALICE, Fault.WRONG), (BOB, Fault.INVALID)):
+        with pytest.raises(SuccessionError) as caught:
+            overtake(HEAD, sealed(payload, key), settled=True)
+        assert caught.value.fault is fault
+        assert "newer program" not in str(caught.value)
+        assert "upgrade" not in str(caught.value)
+        assert caught.value.fault.unread == (fault is Fault.WRONG)
+        assert (f"the manifest is well signed, and wrong: {words}" in str(caught.value)) == (fault is Fault.WRONG)
