@@ -85,12 +85,20 @@ class Broker:
     """The admission API at `url`. `close()` it."""
 
     def __init__(
-        self, url: str, verify: Verify, newest: Callable[[], str] = lambda: "", seconds: float = TIMEOUT
+        self,
+        url: str,
+        verify: Verify,
+        newest: Callable[[], str] = lambda: "",
+        seconds: float = TIMEOUT,
+        *,
+        handovers: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         """`newest` gives the signed envelope that this CVM holds, empty for none: a coordinator without a manifest,
-        such as one that lost its disk, is given it. `seconds` is for one call.
+        such as one that lost its disk, is given it. `handovers` gives those before it in which owners were replaced,
+        oldest first. `seconds` is for one call.
         """
         self.url = url
+        self._handovers = handovers
         self._seconds = seconds
         self._newest = newest
         self._coordinator = Attested(url, verify)
@@ -129,8 +137,19 @@ class Broker:
             return await self._coordinator.call("POST", path, body, self._seconds)
         except RefusedError as error:
             if error.code is Code.NO_MANIFEST and (envelope := self._newest()):
-                await self._coordinator.call("POST", IN_FORCE, {"envelope": envelope})
+                await self._give(envelope)
             raise
+
+    async def _give(self, envelope: str) -> None:
+        body: dict[str, object] = {"envelope": envelope}
+        try:
+            await self._coordinator.call("POST", IN_FORCE, body)
+        except RefusedError as error:
+            handovers = self._handovers()
+            if error.code is not Code.MANIFEST_NOT_SIGNED or not handovers:
+                raise
+            # Its compose file may have owners that were replaced since; these manifests lead from them to the others.
+            await self._coordinator.call("POST", IN_FORCE, {**body, "handovers": handovers})
 
 
 def decode_challenge(tree: Mapping[str, Any]) -> Challenge:

@@ -262,6 +262,13 @@ class ManifestRequest:
     documents: dict[str, str] = field(default_factory=dict)
     """The app-compose texts of compose hashes that it names, by hash, as far as they fit. With the manifest in force
     once more, further ones."""
+    handovers: tuple[str, ...] = ()
+    """For a coordinator that has no manifest yet: signed ones that lead to this one from the owners in its compose
+    file, who were replaced in one of them. Oldest first, MAX_HANDOVERS at most."""
+
+
+MAX_HANDOVERS = 32
+"""Changes of owners that a coordinator is told of which begins: each envelope of a stranger costs signatures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from admission.protocol import MAX_HANDOVERS
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
@@ -55,6 +56,21 @@ class History:
         missing.
         """
         return (self.chain[0].manifest.previous or "") if self.chain else ""
+
+    def handovers(self, room: int) -> tuple[str, ...]:
+        """The envelopes before the newest in which owners were replaced, or that come first, oldest first; the last of
+        them, as many as have at most `room` characters.
+        """
+        found: list[str] = []
+        pairs = zip((None, *self.chain), self.chain[:-1], strict=False)
+        for before, each in reversed(tuple(pairs)):
+            if before is not None and before.manifest.owners == each.manifest.owners:
+                continue
+            room -= len(each.envelope)
+            if room < 0 or len(found) == MAX_HANDOVERS:
+                break
+            found.append(each.envelope)
+        return tuple(reversed(found))
 
     def up_to(self, signed: Signed, room: int) -> tuple[str, ...]:
         """The last of the envelopes that led to `signed`, as many as have at most `room` characters; its own last, and

@@ -7,6 +7,7 @@ of two that were signed at the same time, does not pass for the newest.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
@@ -93,6 +94,29 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
             raise SuccessionError(Fault.GAP, f"the history begins with {first.name}, expected epoch 1")
         found.append(first)
     return tuple(found)
+
+
+def led(owners: Owners, envelopes: Sequence[str]) -> Signed:
+    """The last of `envelopes`, which come oldest first, where it leads back to `owners`: the first that counts is
+    signed by them, each after that by the owners whom the one before names. Those in which no owner was replaced may be
+    missing, and what does not count is left out. SuccessionError for the last one.
+    """
+    found: Signed | None = None
+    for envelope in envelopes[:-1]:
+        # A mesh may have begun before these owners had it.
+        with contextlib.suppress(SuccessionError):
+            found = _after(found, envelope, owners)
+    return _after(found, envelopes[-1], owners)
+
+
+def _after(found: Signed | None, envelope: str, owners: Owners) -> Signed:
+    """The manifest in `envelope`, signed by the owners that `found` names, before which some may be missing."""
+    if found is None:
+        return _open(envelope, owners)
+    each = _open(envelope, found.manifest.owners)
+    _check_same_mesh(found.manifest, each.manifest)
+    _check_newer(found, each)
+    return each
 
 
 def overruled(chain: Sequence[Signed], others: Iterable[Signed], first: Owners | None = None) -> bool:

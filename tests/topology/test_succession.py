@@ -16,7 +16,7 @@ from topology import render
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
-from topology.succession import Fault, SuccessionError, chain, follow, overruled, overtake
+from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake
 
 ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
@@ -161,6 +161,29 @@ def test_a_reader_takes_what_is_newer() -> None:
         overtake(HEAD, follows_twin.envelope, settled=True)
     with pytest.raises(SuccessionError, match="signed by 0"):
         overtake(HEAD, signed(after(HEAD), BOB).envelope, settled=True)
+
+
+def test_owners_that_were_replaced_lead_to_those_that_count() -> None:
+    """Only the manifests in which they were replaced are needed; who is not led to by them is not believed, nor a
+    manifest of another mesh in between, nor one that is older than what leads to it.
+    """
+    bobs, carols = (Owners(keys=(key_of(key),)) for key in (BOB, CAROL))
+    to_bob = signed(after(signed(after(HEAD)), owners=bobs), ALICE)
+    to_carol = signed(after(signed(after(to_bob), BOB), owners=carols), BOB)
+    last = signed(after(signed(after(to_carol), CAROL)), CAROL)
+    chain_of = [each.envelope for each in (HEAD, to_bob, to_carol, last)]
+    assert led(HEAD.manifest.owners, chain_of) == last
+    assert led(bobs, chain_of) == last, "of a compose file that is older than the newest owners"
+    assert led(carols, chain_of[-1:]) == last
+    alices = HEAD.manifest.owners
+    for owners, shown in ((alices, chain_of[-1:]), (alices, [*chain_of[:2], chain_of[3]]), (carols, chain_of[1:2])):
+        with pytest.raises(SuccessionError, match="signed by 0"):
+            led(owners, shown)
+    foreign = signed(dataclasses.replace(to_bob.manifest, cluster="other"), ALICE)
+    with pytest.raises(SuccessionError):
+        led(alices, [chain_of[0], foreign.envelope, *chain_of[2:]])
+    with pytest.raises(SuccessionError, match="older"):
+        led(alices, [to_bob.envelope, signed(dataclasses.replace(FIRST, leaf_hours=9), BOB).envelope])
 
 
 def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
