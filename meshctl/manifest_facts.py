@@ -24,7 +24,7 @@ from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
-from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, ReferencesError, TcbPolicy, check_tcb
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
@@ -95,6 +95,12 @@ def read(text: str) -> Report:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ManifestError(f"expected the output `deployment` of terraform/phala, format {FORMAT}")
         report: Report = from_tree(Report, tree, "deployment")
+        check_tcb(report.tcb)
+    except ReferencesError as error:
+        message = (
+            f"Terraform's output deployment.tcb{error}; mend the variable `attestation` in terraform.tfvars, apply"
+        )
+        raise ClusterError([message]) from error
     except (ValueError, RecursionError, KeyError) as error:
         message = f"Terraform's outputs cannot be used: {error}; give what `terraform output -json deployment` prints"
         raise ClusterError([message]) from error

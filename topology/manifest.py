@@ -50,13 +50,28 @@ SHELLS_OWN = re.compile(
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
 them is not what the container was given, or it is not itself any more."""
+COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
+"""Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
+given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
 _MAX_NAME = 80
 """Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
 that a body holds, and each would be copied for each entry below it."""
+
+
+def why_obeyed(name: str) -> str | None:
+    """Who acts by the variable `name` before an application could be kept from it, as the end of a sentence; None for
+    a name that only applications read.
+    """
+    if SHELLS_OWN.fullmatch(name):
+        return "is set or obeyed by the shell of exec.sh or its loader"
+    if COMPOSES_OWN.fullmatch(name):
+        return "is obeyed by Docker Compose itself, which starts what it says"
+    return None
 
 
 def why_no_label(name: str) -> str | None:
@@ -309,6 +324,9 @@ def _check(manifest: Manifest) -> None:
         revocations.check(manifest.revoked)
     except RevocationError as error:
         raise ManifestError(f"manifest.revoked{error}") from error
+    _check_app("coordinators", manifest.coordinators)
+    for name, group in manifest.groups.items():
+        _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
     _check_callers(manifest)
     if manifest.epoch < 1:
@@ -324,6 +342,17 @@ def _check(manifest: Manifest) -> None:
         )
 
 
+def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
+    """What evidence is compared with as text: in another form no CVM would ever have it."""
+    if not _APP_ID.fullmatch(app.app_id):
+        raise ManifestError(f"manifest.{entry}.app_id is {app.app_id!r:.80}, expected 40 hex digits in lower case")
+    for n, compose_hash in enumerate(app.compose_hashes):
+        if not _DIGEST.fullmatch(compose_hash):
+            raise ManifestError(
+                f"manifest.{entry}.compose_hashes[{n}] is {compose_hash!r:.80}, expected 64 hex digits in lower case"
+            )
+
+
 def _check_env(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         for variable, value in group.env.items():
@@ -333,11 +362,8 @@ def _check_env(manifest: Manifest) -> None:
                     f"manifest.groups.{name}.env.{variable:.80} is no variable of an environment; expected a name of "
                     "letters, digits and '_', and a value without NUL"
                 )
-            if SHELLS_OWN.fullmatch(variable):
-                raise ManifestError(
-                    f"manifest.groups.{name}.env.{variable:.80} is set or obeyed by the shell that compares it with "
-                    "the container's; expected another name"
-                )
+            if (obeyed := why_obeyed(variable)) is not None:
+                raise ManifestError(f"manifest.groups.{name}.env.{variable:.80} {obeyed}; expected another name")
 
 
 def _check_callers(manifest: Manifest) -> None:

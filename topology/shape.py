@@ -10,7 +10,7 @@ from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE
 from topology.expressions import Node, Unknown
-from topology.manifest import SHELLS_OWN, VARIABLE, Permissions, why_no_label
+from topology.manifest import VARIABLE, Permissions, why_no_label, why_obeyed
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.problems import Problems, Where, did_you_mean
 
@@ -216,11 +216,8 @@ class Reader:
             elif name.startswith(("MESH_", "mesh_")):
                 message = "belongs to the mesh, which sets all MESH_ variables (exec.sh: mesh_); choose another name"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
-            elif SHELLS_OWN.fullmatch(name):
-                message = (
-                    "is set or obeyed by the shell of exec.sh, which could not hold it against the manifest; choose "
-                    "another name"
-                )
+            elif (obeyed := why_obeyed(name)) is not None:
+                message = f"{obeyed}, so it could not be held against the manifest; choose another name"
                 self._problems.add(where, f"{entry}.compose_env.{name}", message)
             if "\\" in found[name]:
                 message = "has a backslash, which dstack would corrupt; encode the value, for example base64url"

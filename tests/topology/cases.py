@@ -315,8 +315,8 @@ BROKEN: dict[str, Write] = {
     "wrong-env": _groups(
         group(
             "a",
-            more=r'compose_env = {"a-b" = "", MESH_X = "", mesh_x = "", IFS = "", LD_AUDIT = "", N = 5, B = true, '
-            r'L = [1], Z = null, S = "\\" }',
+            more=r'compose_env = {"a-b" = "", MESH_X = "", mesh_x = "", IFS = "", LD_AUDIT = "", COMPOSE_FILE = "", '
+            r'DOCKER_HOST = "", N = 5, B = true, L = [1], Z = null, S = "\\" }',
         )
     ),
     "wrong-permissions": _groups(
