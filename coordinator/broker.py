@@ -122,6 +122,7 @@ class Broker:
         self._reserved: dict[str, tuple[str, float]] = {}
         self._siblings: dict[str, Holder] = {}
         self._refused: dict[str, float] = {}
+        self._verified: set[str] = set()
         """By peer ID of a coordinator: since when (monotonic) what answers as it is not what the manifest allows."""
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
@@ -266,6 +267,11 @@ class Broker:
     def verified_sibling(self, peer_id: str) -> None:
         """What answers there is what the manifest allows."""
         self._refused.pop(peer_id, None)
+        self._verified.add(peer_id)
+
+    def proven_sibling(self, peer_id: str) -> bool:
+        """Whether this process has seen evidence of the coordinator `peer_id` that the manifest allows, or allowed."""
+        return peer_id in self._siblings or peer_id in self._verified
 
     def lease(self, text: str) -> Lease:
         """The lease in `text`, whether it counts or not; RefusalError where it is none."""

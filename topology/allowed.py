@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from topology.manifest import CoordinatorPeer, Coordinators, GroupEntry, Manifest
 from topology.revocation import why_revoked
@@ -20,6 +20,20 @@ def coordinators(manifest: Manifest) -> tuple[CoordinatorPeer, ...]:
     """
     return tuple(
         peer for peer in manifest.coordinators.peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)
+    )
+
+
+def withdrawn(manifest: Manifest, earlier: Iterable[Manifest]) -> bool:
+    """Whether `manifest` refuses some coordinator that one of `earlier` allowed and that it lists: by compose hash, by
+    OS image, or because it revokes an instance or a machine. So one of which nothing is known may be meant.
+    """
+    before = tuple(earlier)
+    hashes = {item for each in before for item in each.coordinators.compose_hashes}
+    images = {image for each in before for image in _images(each, None)}
+    return bool(
+        hashes - set(manifest.coordinators.compose_hashes)
+        or images - set(_images(manifest, None))
+        or any(each.instance_id or each.compose_hash or each.device for each in manifest.revoked)
     )
 
 
