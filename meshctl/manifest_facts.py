@@ -45,6 +45,8 @@ class AppReport:
     """Why there is none."""
     others: tuple[str, ...] = ()
     """The same of its other CVMs, where they are known: in a lab."""
+    gateways: tuple[str, ...] = ()
+    """Domains of the platform's gateways in front of its CVMs; empty until the platform knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,7 @@ def review(
             seen.setdefault(cvm.image, name)
             providers.setdefault(cvm.key_provider, name)
         hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)), gateways=app.gateways)
     problems += _image_problems(seen, images)
     problems += _provider_problems(providers)
     notes += _missing(report, images)

@@ -20,6 +20,7 @@ from topology.manifest import Coordinators, GroupEntry, ManifestError, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.public import gateway_bases
 from topology.render import AppFacts, Deployment, environment_names
 
 FORMAT = 1
@@ -93,6 +94,7 @@ def review(
         name: AppFacts(
             app_id=forecast.apps[name].app_id if name in forecast.apps else known[name].app_id,
             compose_hashes=_hashes(forecast.apps.get(name), known.get(name)),
+            gateways=_gateways(known.get(name)),
         )
         for name in files
     }
@@ -145,3 +147,11 @@ def _hashes(app: AppForecast | None, known: Coordinators | GroupEntry | None) ->
     """The new one first, and those that are allowed already: what runs stays in until it is updated."""
     own = (app.compose_hash,) if app is not None else ()
     return tuple(dict.fromkeys((*own, *(known.compose_hashes if known is not None else ()))))
+
+
+def _gateways(known: Coordinators | GroupEntry | None) -> tuple[str, ...]:
+    """The gateways' domains as the manifest in force has them in public names; empty where it has none."""
+    if not isinstance(known, GroupEntry):
+        return ()
+    found = (base for it in known.backends.values() if it.public for base in gateway_bases(known.app_id, it.public))
+    return tuple(dict.fromkeys(found))
