@@ -23,6 +23,7 @@ from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
+from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
@@ -156,6 +157,10 @@ class BackendEntry:
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
     """The ingress begins each connection to the server with a PROXY protocol v2 header."""
+    ingress: str = MTLS
+    """How it is reached (`topology.public.INGRESSES`)."""
+    public: Public | None = None
+    """The listener for clients from outside; exactly where `ingress` is `tls`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,6 +399,7 @@ def _check_places(manifest: Manifest) -> None:
             places.check_port(f"{inside}.port", it.port)
             places.check_port(f"{inside}.sidecar_port", it.sidecar_port)
             places.check_source(f"{inside}.source", it.source, manifest.vip_pool)
+        check_group(entry, group.backends, (it.sidecar_port for it in group.backends.values()))
     for n, host in enumerate(manifest.rendezvous):
         entry = f".rendezvous[{n}]"
         places.check_rendezvous(entry, host.public_key, host.endpoint)
@@ -406,6 +412,25 @@ def _check_places(manifest: Manifest) -> None:
         ),
         manifest.vip_pool,
     )
+    _check_off(manifest)
+
+
+def _check_off(manifest: Manifest) -> None:
+    """What is served to its own CVM alone has no callers. A program that does not know `ingress` goes by these."""
+    off = {
+        (name, backend): entry.callers
+        for name, group in manifest.groups.items()
+        for backend, entry in group.backends.items()
+        if entry.ingress == OFF
+    }
+    for (name, backend), callers in off.items():
+        if callers:
+            raise PlacesError(
+                f'.groups.{name:.80}.backends.{backend:.80} has callers, but ingress is "{OFF}"; remove one'
+            )
+    for n, route in enumerate(manifest.routes):
+        if (route.group, route.backend) in off:
+            raise PlacesError(f'.routes[{n}] leads to {route.backend!r:.80}, whose ingress is "{OFF}"; remove one')
 
 
 def _check_rotate(manifest: Manifest) -> None:
