@@ -2,6 +2,8 @@
 
 Reads the cluster's files, asks the lab or Terraform what was measured, writes two files: the manifest, for people to
 read and edit, and what was generated, which the next run needs to tell an edit from what it wrote itself.
+
+Long because it is one command: each option stands beside what it lets in, and each refusal beside what it names.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import click
 from meshctl import documents
 from meshctl import manifest as manifests
 from meshctl.errors import UserError
+from meshctl.generate_platform import NOTHING_SAID, Word
 from meshctl.generate_sources import (
     LAB,
     OUTPUTS,
@@ -54,6 +57,8 @@ class Accepted:
     """None: those that are reported."""
     pre_launch: frozenset[str]
     keep_hashes: bool
+    platform: Word = NOTHING_SAID
+    """Of what only the cloud says."""
     lacking: str | None = None
     """ADD or LEAVE: what becomes of entries that the draft lacks, where nothing says what was generated last."""
 
@@ -83,6 +88,15 @@ class Accepted:
     help="JSON list of the OS images that you approve (docs/deploying.md).",
 )
 @click.option("--take-reported-images", is_flag=True, help="Approve the OS images that are reported. A lab's always.")
+@click.option(
+    "--key-provider", "key_provider", metavar="ID", help="Key of your KMS, hex, from which the apps' keys are."
+)
+@click.option("--take-reported-provider", is_flag=True, help="Take the key provider that is reported, the first time.")
+@click.option(
+    "--accept-platform-change",
+    is_flag=True,
+    help="Take another key provider, or other reported OS images, than the manifest before has.",
+)
 @click.option("--accept-pre-launch", multiple=True, metavar="SHA256", help="A pre-launch script that you have read.")
 @click.option(
     "--keep-hashes", is_flag=True, help="Also let revisions in that the manifest in force allows, for an update."
@@ -102,6 +116,9 @@ def command(
     outputs: Path | None,
     images: Path | None,
     take_reported_images: bool,
+    key_provider: str | None,
+    take_reported_provider: bool,
+    accept_platform_change: bool,
     accept_pre_launch: tuple[str, ...],
     keep_hashes: bool,
     lacking: str | None,
@@ -132,6 +149,12 @@ def command(
         images=os_images(images) if images else None,
         pre_launch=frozenset(accept_pre_launch),
         keep_hashes=keep_hashes,
+        platform=Word(
+            key_provider=key_provider,
+            take_provider=take_reported_provider,
+            images_pinned=images is not None,
+            change=accept_platform_change,
+        ),
         lacking=lacking,
     )
     if run is not None:
@@ -150,6 +173,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     reviewed = review(site, accepted)
     computed = tree_of(rendered(site, reviewed))
     edited, generated = read(target, site.mesh)
+    notes = (*reviewed.notes, *_platform(site, reviewed, edited, accepted))
     if site.kind == PREFLIGHT and generated is not ABSENT:
         # It says nothing of them, and those in force have what a person added.
         computed["references"] = generated["references"]
@@ -179,7 +203,7 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     _show_edits(edits)
     if edited is not ABSENT:
         _show_undone(site.head, made, (*changes, *edits))
-    for note in reviewed.notes:
+    for note in notes:
         click.echo(f"look at: {note}")
     write(target, text)
     write(beside(target), kept)
@@ -189,6 +213,21 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     else:
         click.echo(f"\nwritten: {target}, epoch {made.epoch}\nread it, then: ./mesh sign {cluster}")
     return made
+
+
+def _platform(site: Site, reviewed: Reviewed, edited: Any, accepted: Accepted) -> tuple[str, ...]:
+    """What is to be looked at of what only the cloud says. UserError where nobody has let it in."""
+    from meshctl import generate_platform
+
+    if site.kind != OUTPUTS:
+        # A lab is this machine's; a preflight says nothing of platforms.
+        return ()
+    [reported] = reviewed.deployment.references
+    before = edited if isinstance(edited, dict) else tree_of(site.head.manifest) if site.head is not None else None
+    found = generate_platform.judge(reported, before, accepted.platform)
+    if found.problems:
+        raise UserError("\n".join(found.problems), "docs/deploying.md, step 6", exit_code=1)
+    return found.notes
 
 
 def read(target: Path, kind: str) -> tuple[Any, Any]:

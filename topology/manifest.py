@@ -292,6 +292,9 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
         newer = isinstance(found, int) and found > MANIFEST_VERSION
         kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
         raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
+    if isinstance(tree, dict):
+        # First: of what it names, and this program does not know, the form may be another one, too.
+        _check_critical(tree.get("critical"))
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
@@ -307,11 +310,14 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(manifest: Manifest) -> None:
-    known = field_names(Manifest)
-    missing = sorted(set(manifest.critical) - known)
+def _check_critical(named: object) -> None:
+    texts = {each for each in named if isinstance(each, str)} if isinstance(named, list) else set()
+    missing = sorted(texts - field_names(Manifest))
     if missing:
         raise NewerError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+
+
+def _check(manifest: Manifest) -> None:
     try:
         check(manifest.owners)
     except OwnerError as error:

@@ -12,7 +12,7 @@ from meshctl import documents, generate_sources
 from meshctl.manifest_keys import load
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
-from tests.terraform.deployed import TEE
+from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
 from tests.topology.support import after
 from topology.envelope import open_envelope, seal
 from topology.manifest import decode
@@ -53,6 +53,49 @@ def test_the_images_that_may_run_must_be_said(owner: Owner) -> None:
     refused(owner.generate("--os-images", str(approved)), "is no list of OS images", "os_image_hash")
     approved.write_text("[]")
     refused(owner.generate("--os-images", str(approved)), "approves no OS image")
+
+
+def test_the_key_provider_must_be_said_too(owner: Owner) -> None:
+    """It is the cloud's word: pinned, or taken once in so many words. A change of it is shown as one, and is taken only
+    where a person says so.
+    """
+    fixed = ("generate", str(owner.cluster), "--outputs", str(owner.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
+    reported = (*fixed, "--take-reported-images")
+    refused(owner.run(*reported), "is the cloud's word", "--key-provider ID", "--take-reported-provider")
+    refused(owner.generate("--key-provider", "ab"), "--key-provider says …ab")
+    assert owner.generate("--key-provider", TEE.key_provider.id).exit_code == 0
+    again = owner.run(*reported)
+    assert again.exit_code == 0, again.exception
+    assert "nothing changes" in again.output
+    before = owner.draft.read_bytes()
+    owner.edit(references=[{**tree(owner)["references"][0], "key_provider": {"name": "kms", "id": "aa" * 91}}])
+    generate_sources.beside(owner.draft).write_text(
+        generate_sources.beside(owner.draft).read_text().replace(TEE.key_provider.id, "aa" * 91)
+    )
+    changed = owner.run(*reported)
+    refused(changed, f"key provider: kms …{'aa' * 12} → kms …{TEE.key_provider.id[-24:]}", "--accept-platform-change")
+    done = owner.run(*reported, "--accept-platform-change")
+    assert done.exit_code == 0, done.exception
+    assert "look at: taken on the cloud's word: key provider" in done.output
+    assert owner.draft.read_bytes() == before
+
+
+def test_another_image_than_before_is_a_decision(owner: Owner) -> None:
+    """What `--take-reported-images` took the first time is no leave for whatever is reported later."""
+    owner.generate()
+    draft = owner.draft.read_text()
+    for path in (owner.draft, generate_sources.beside(owner.draft)):
+        path.write_text(draft_with(path.read_text(), "ab" * 48))
+    refused(owner.generate(), "is not in the manifest before", "--accept-platform-change")
+    done = owner.generate("--accept-platform-change")
+    assert done.exit_code == 0, done.exception
+    assert "taken on the cloud's word: OS image" in done.output
+    assert owner.draft.read_text() == draft
+
+
+def draft_with(text: str, mrtd: str) -> str:
+    """The file as if another OS image had run."""
+    return text.replace(TEE.os_image("0.6.0", False).mrtd, mrtd)
 
 
 def test_equal_input_gives_equal_bytes(owner: Owner) -> None:

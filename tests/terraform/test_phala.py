@@ -52,7 +52,7 @@ def _signed(deployed: Sandbox) -> manifest.Manifest:
     folder = str(deployed.folder)
     rendered = deployed.mesh(
         "generate", folder, "--outputs", str(deployed.outputs()),
-        "--take-reported-images", "--accept-pre-launch", PRE_LAUNCH_HASH,
+        "--take-reported-images", "--take-reported-provider", "--accept-pre-launch", PRE_LAUNCH_HASH,
     )  # fmt: skip
     assert rendered.exit_code == 0, rendered
     signed = deployed.mesh("sign", folder, "--key", str(deployed.key))
