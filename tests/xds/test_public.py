@@ -179,7 +179,7 @@ async def test_plain_http_gets_one_clear_answer() -> None:
         form = ("-o", str(here.folder / "answer"), "-w", "%{http_code}")
         file = here.folder / "body"
         file.write_bytes(BODY)
-        for arguments in ((), ("-T", str(file))):
+        for arguments in ((), ("-0",), ("-T", str(file))):
             assert await here.curl(*form, *arguments, url("/", scheme="http")) == (0, b"400")
             assert (here.folder / "answer").read_text() == ANSWER
         reader, writer = await asyncio.open_connection(here.address, PUBLIC_PORT)
@@ -208,7 +208,7 @@ async def test_a_listener_offers_by_alpn_what_the_application_is_said_to_speak()
 async def test_websockets_uploads_and_grpc_pass_a_public_listener() -> None:
     """Messages come back in order, a chunked upload is whole, a gRPC stream ends with its status."""
     async with site(behind=http_1_1) as here, aiohttp.ClientSession() as session:
-        async with session.ws_connect(url("/talk", here.address), ssl=here.tls(), server_hostname=NAME) as talk:
+        async with session.ws_connect(url("/talk", here.address), ssl=here.tls()) as talk:
             for number in range(MESSAGES):
                 data = BODY[number : 2 * number]
                 await talk.send_bytes(data)
