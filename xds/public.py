@@ -17,6 +17,7 @@ from xds.protos import (
     Filter,
     FilterChain,
     FilterChainMatch,
+    Http1ProtocolOptions,
     HttpConnectionManager,
     HttpConnectionManagerCodecType,
     HttpFilter,
@@ -84,6 +85,7 @@ def _answer() -> Filter:
         route_config=RouteConfiguration(
             name="plain", virtual_hosts=[VirtualHost(name="all", domains=["*"], routes=[refuse])]
         ),
+        http_protocol_options=Http1ProtocolOptions(accept_http_10=True, default_host_for_http_10="none"),
         # Envoy demands a filter that ends the chain. No request comes to it.
         http_filters=[HttpFilter(name="envoy.filters.http.router", typed_config=Any(type_url=_ROUTER))],
         common_http_protocol_options=HttpProtocolOptions(

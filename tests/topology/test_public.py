@@ -186,3 +186,9 @@ def test_what_is_off_has_no_callers_in_the_manifest(tmp_path: Path) -> None:
     """A program that does not know the field goes by these: it lets nobody in."""
     made = render.manifest(loaded(tmp_path, 'ingress = "off"'), deployment())
     assert (made.groups["api"].backends["api"].ingress, made.groups["api"].backends["api"].callers) == ("off", ())
+
+
+def test_an_owner_may_demand_that_readers_know_the_fields() -> None:
+    """By `critical`: a program of before refuses such a manifest instead of leaving the fields out."""
+    tree = {**TREE, "critical": ["groups.backends.ingress", "groups.backends.public.sans"]}
+    assert decode(json.dumps(tree).encode()).critical == tuple(tree["critical"])

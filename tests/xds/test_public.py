@@ -172,14 +172,14 @@ async def test_plain_http_gets_one_clear_answer() -> None:
     heard: list[bytes] = []
 
     async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.read(1))
-        writer.close()
+        with closing(writer):
+            heard.append(await reader.read(1))
 
     async with site(serve=note) as here:
         form = ("-o", str(here.folder / "answer"), "-w", "%{http_code}")
         file = here.folder / "body"
         file.write_bytes(BODY)
-        for arguments in ((), ("-T", str(file))):
+        for arguments in ((), ("-0",), ("-T", str(file))):
             assert await here.curl(*form, *arguments, url("/", scheme="http")) == (0, b"400")
             assert (here.folder / "answer").read_text() == ANSWER
         reader, writer = await asyncio.open_connection(here.address, PUBLIC_PORT)
@@ -197,18 +197,18 @@ async def test_a_listener_offers_by_alpn_what_the_application_is_said_to_speak()
     first: list[bytes] = []
 
     async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first.append(await reader.readexactly(14))
-        writer.close()
+        with closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            first.append(await reader.readexactly(14))
 
     async with site("h2", "http/1.1", serve=note) as here:
         await here.curl("--http2", url("/"))
-        assert first == [b"PRI * HTTP/2.0"]
+        assert first[0] == b"PRI * HTTP/2.0"
 
 
 async def test_websockets_uploads_and_grpc_pass_a_public_listener() -> None:
     """Messages come back in order, a chunked upload is whole, a gRPC stream ends with its status."""
     async with site(behind=http_1_1) as here, aiohttp.ClientSession() as session:
-        async with session.ws_connect(url("/talk", here.address), ssl=here.tls(), server_hostname=NAME) as talk:
+        async with session.ws_connect(url("/talk", here.address), ssl=here.tls()) as talk:
             for number in range(MESSAGES):
                 data = BODY[number : 2 * number]
                 await talk.send_bytes(data)
@@ -244,7 +244,7 @@ async def test_a_certificate_is_rotated_in_the_middle_of_a_long_download() -> No
 
     async def download(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sources.add(writer.get_extra_info("peername")[0])
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        try:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {BIG}\r\nConnection: close\r\n\r\n".encode())
             for at in range(0, BIG, len(BLOCK)):
@@ -253,6 +253,10 @@ async def test_a_certificate_is_rotated_in_the_middle_of_a_long_download() -> No
                     await rotated.wait()
                 writer.write(BLOCK)
                 await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            # Those who only look at the certificate ask for nothing.
+            pass
+        finally:
             writer.close()
 
     async with site(serve=download) as here:
