@@ -283,7 +283,6 @@ def callers_of(found: World) -> list[str]:
         (("stranger",), []),
         ((), []),
         (("*",), ["api", "client"]),
-        (("*", "client"), ["api", "client"]),
     ],
 )
 def test_a_backend_admits_the_groups_that_the_manifest_lists(callers: tuple[str, ...], admitted: list[str]) -> None:
