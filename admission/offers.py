@@ -60,7 +60,7 @@ class Offers:
         try:
             return overtake(held, greeting.envelope, settled=True, signed=self._owners is not None) or held
         except SuccessionError as error:
-            if error.fault is Fault.UNREADABLE:
+            if error.fault.unread:
                 # Too old to read it; the coordinator judges by it.
                 return held
             if error.fault in (Fault.INVALID, Fault.GAP):
@@ -73,7 +73,7 @@ class Offers:
         try:
             return open_envelope(greeting.envelope, self._owners)
         except UnreadableError as error:
-            raise CoordinatorError(f"{greeting.url} has a manifest that needs a newer program: {error}") from error
+            raise CoordinatorError(f"{greeting.url} has a manifest that {error}") from error
         except ManifestError as error:
             return await self._led_to(None, greeting, error)
 
@@ -113,7 +113,7 @@ async def successors(ask: Ask, held: Signed | None, owners: Owners | None) -> As
                 try:
                     held = follow(held, each.envelope, signed=owners is not None)
                 except SuccessionError as error:
-                    if error.fault is not Fault.UNREADABLE:
+                    if not error.fault.unread:
                         raise
                     # A later one may do without what this program does not know.
                     held = pass_over(held, each.envelope)

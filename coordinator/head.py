@@ -146,11 +146,11 @@ class Head:
         return found is not None
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
-        """Stops enforcing when `error` says that only a newer program can read a manifest that is not older, and it is
-        of this mesh: owners may sign for several.
+        """Stops enforcing when `error` says that a manifest that is not older is well signed and cannot be read, and it
+        is of this mesh: owners may sign for several.
         """
         found, head = claims(envelope), self.manifest
-        if error.fault is not Fault.UNREADABLE or found is None or found.epoch < head.epoch:
+        if not error.fault.unread or found is None or found.epoch < head.epoch:
             return False
         if (found.cluster, found.app_id.lower()) != (head.cluster, head.coordinators.app_id.lower()):
             return False

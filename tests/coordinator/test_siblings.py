@@ -97,6 +97,7 @@ def asked(
         admitted=lambda _: None,
         refused=refused,
         enforces=enforces,
+        handovers=tuple,
         ask=dict,
         hurry=lambda: False,
         clock=lambda: 0.0,

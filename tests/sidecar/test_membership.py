@@ -24,7 +24,7 @@ from sidecar.membership import Membership
 from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
 from tests.topology.support import after, opened
-from topology.envelope import Signed, seal
+from topology.envelope import Signed, digest, seal
 from topology.owners import Owners, key_of
 
 KEYS = identity.make()
@@ -206,11 +206,11 @@ async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
         assert host.world.manifest.epoch == 3
         assert "manifest refused" in caplog.text
         assert "signed by 0 of the owner keys" in it.refused_manifest
-        assert it.why_rolled_back(4, seal(newer, STRANGER)) is not None
+        assert it.why_not_enforced(4, digest(newer), seal(newer, STRANGER)) is not None
         await it.admitted(*admission(envelope=seal(newer, OWNER)))
         assert (host.world.manifest.epoch, it.newest_envelope()) == (4, seal(newer, OWNER))
         assert it.refused_manifest == ""
-        assert it.why_rolled_back(3, "") == "rolled back: enforces epoch 3, this CVM holds epoch 4"
+        assert it.why_not_enforced(3, "00" * 32, "") == "rolled back: enforces epoch 3, this CVM holds epoch 4"
 
 
 async def test_who_missed_several_manifests_is_led_on_by_a_coordinators_history(tmp_path: Path) -> None:
