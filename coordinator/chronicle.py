@@ -14,7 +14,7 @@ import logging
 from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of, wanted
-from coordinator.proposal import shown
+from coordinator.proposal import MAX_STORED, shown
 from runtime.consul import ConsulClient
 from topology.envelope import Signed
 
@@ -73,6 +73,8 @@ class Chronicle:
 
     def lacked(self, envelope: str) -> Signed | None:
         """The manifest in `envelope` where the history lacks it (`history.wanted`), whoever brings it."""
+        if len(envelope) > MAX_STORED:
+            return None
         return wanted(self.history, envelope, self._mesh)
 
     async def fill(self, found: Signed) -> bool:

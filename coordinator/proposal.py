@@ -52,7 +52,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
 
     `info` and `own` are of the coordinator that judges. `signed=False` skips signatures.
     """
-    check_form(envelope)
+    _check_form(envelope)
     try:
         found = follow(head, envelope, signed=signed)
     except SuccessionError as error:
@@ -75,7 +75,7 @@ def first(
     `owners` are those of the measured compose file: a CVM that starts believes these only, and those to whom
     `handovers` lead from them. None skips signatures.
     """
-    check_form(envelope)
+    _check_form(envelope)
     if len(handovers) > MAX_HANDOVERS:
         raise RefusalError(
             Code.BAD_REQUEST, f"handovers has {len(handovers)} entries, expected {MAX_HANDOVERS} at most"
@@ -123,8 +123,7 @@ def shown(head: Signed) -> ManifestHead:
     return ManifestHead(epoch=head.manifest.epoch, digest=head.digest, envelope=head.envelope)
 
 
-def check_form(envelope: str) -> None:
-    """RefusalError for what is no envelope that the records take, whoever signed it."""
+def _check_form(envelope: str) -> None:
     if len(envelope) > MAX_STORED:
         raise RefusalError(
             Code.MANIFEST_REFUSED, f"the envelope has {len(envelope)} characters, the records take {MAX_STORED}"

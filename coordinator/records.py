@@ -89,6 +89,7 @@ class Records:
         self._adopted = asyncio.Event()
         self._swept = asyncio.Event()
         self._behind = asyncio.Event()
+        self._strained = asyncio.Lock()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Calls `ready` when workloads can be admitted; then watches until cancelled."""
@@ -220,7 +221,14 @@ class Records:
         """
         if documents and self.leaderless:
             raise RefusalError(Code.NOT_READY, "nobody leads the records; documents are taken later")
-        shown = await self._propose(envelope, documents)
+        async with self._strained:
+            began = time.perf_counter()
+        try:
+            shown = await self._propose(envelope, documents)
+        except RefusalError as refusal:
+            if refusal.code is Code.MANIFEST_NOT_SIGNED:
+                await self._rest(time.perf_counter() - began)
+            raise
         try:
             await self._documents.keep(documents, self._head.manifest)
         except ConsulError as error:
@@ -228,12 +236,18 @@ class Records:
             raise RefusalError(Code.NOT_READY, reason) from error
         return shown
 
+    async def _rest(self, seconds: float) -> None:
+        """Has whoever brings a manifest wait for as long as it took to see that nobody signed one: what strangers bring
+        takes half of this coordinator's time at most, and admissions have the rest.
+        """
+        async with self._strained:
+            await asyncio.sleep(seconds)
+
     async def _propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
         """`documents` are judged after the signatures, for a stranger's manifest is not read, and before it is set."""
         head = self._head
         if self.leaderless:
             return self._propose_alone(envelope)
-        proposal.check_form(envelope)
         if (lacked := self._chronicle.lacked(envelope)) is not None:
             judge(documents, lacked.manifest)
             if await self._chronicle.fill(lacked):

@@ -137,10 +137,10 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     signed = message_of(text)
     payload = signed[len(_CONTEXT) :]
     if owners is not None:
-        signers = keys.signers(owners, signed, made)
-        if len(signers) < owners.threshold:
+        found = keys.count(owners, signed, made)
+        if found < owners.threshold:
             raise ManifestError(
-                f"the manifest is signed by {len(signers)} of the owner keys that count, expected {owners.threshold} "
+                f"the manifest is signed by {found} of the owner keys that count, expected {owners.threshold} "
                 f"(the first manifest is signed by those in the measured compose file, each other by those that the "
                 f"manifest before it names)"
             )

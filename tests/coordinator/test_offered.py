@@ -9,8 +9,10 @@ import pytest
 
 from coordinator.head import Head
 from coordinator.records import Records
+from coordinator.refusal import RefusalError
 from tests.coordinator.alone import FIRST, Alone, head
 from tests.coordinator.test_head import of_newer_program
+from tests.coordinator.test_history import SECOND
 from tests.coordinator.world import CLIENT_COMPOSE, OWNER, OWNERS, Applicant, cvm
 from tests.topology.support import after
 from topology.envelope import seal
@@ -41,7 +43,7 @@ def records(found: Head) -> Records:
         own=None,  # type: ignore[arg-type]
         owners=OWNERS,
         head=found,
-        chronicle=SimpleNamespace(history=SimpleNamespace(chain=())),  # type: ignore[arg-type]
+        chronicle=SimpleNamespace(history=SimpleNamespace(chain=()), lacked=lambda _: None),  # type: ignore[arg-type]
         documents=None,  # type: ignore[arg-type]
     )
 
@@ -85,3 +87,23 @@ async def test_a_newer_manifest_is_taken_from_a_cvm_that_it_allows_and_from_no_s
     assert (found.signed, written) == (FIRST, [])
     await Alone(records(found).offered).refused(envelope)
     assert (found.signed.envelope, written) == (envelope, [envelope])
+
+
+async def test_what_strangers_bring_leaves_time_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who brings the next one waits for as long as the one before took in vain; what its owners signed costs nobody."""
+    found = records(head())
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("coordinator.records.asyncio.sleep", sleep)
+    for envelope, code, waits in (
+        (seal(after(FIRST), SECOND), "MANIFEST_NOT_SIGNED", 1),
+        (seal(after(FIRST, cluster="staging"), OWNER), "MANIFEST_REFUSED", 0),
+    ):
+        slept.clear()
+        with pytest.raises(RefusalError, match=code):
+            await found.propose(envelope, {})
+        assert len(slept) == waits
+        assert all(seconds > 0.0 for seconds in slept)
