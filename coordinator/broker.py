@@ -173,6 +173,8 @@ class Broker:
         image = image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
+            rules = self.rules
+            slot = _judged(rules.manifest, binding, evidence, now)
         return await self._admit(rules, slot, binding, image, evidence.device, _digest(request))
 
     async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
@@ -345,8 +347,12 @@ class Broker:
         else:
             self._check_ready()
             tokens = self._new_tokens(rules, slot.group)
-            await self._ledger.take(tokens.noted(wanted), peer)
+            wanted = tokens.noted(wanted)
+            await self._ledger.take(wanted, peer)
+            # From here on whoever puts a newer manifest in force finds the slot among those that it looks at.
+            await self._check_still(wanted)
             await self._ledger.issue(tokens.bodies(rules.manifest, slot.peer_id, slot.group))
+            await self._ledger.confirm(wanted)
         self._reserved.pop(slot.peer_id, None)
         if rules.manifest.rendezvous:
             await self._feed.applied(self._feed.version)
@@ -372,6 +378,14 @@ class Broker:
             peer_id=holder.peer_id, group=holder.group, instance_id=holder.instance_id, boot_key=holder.boot_key
         )
         return seal(lease, self._keys.broker_key).reveal()
+
+    async def _check_still(self, holder: Holder) -> None:
+        """RefusalError, and the slot is free again, when a manifest that came meanwhile does not allow `holder`, which
+        has just got it.
+        """
+        if (reason := why_not_allowed(self.rules.manifest, holder)) is not None:
+            await self._ledger.free(holder, reason)
+            raise RefusalError(Code.ADMISSION_REJECTED, reason)
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""

@@ -93,6 +93,9 @@ class Book:
     async def issue(self, bodies: Iterable[Mapping[str, object]]) -> None:
         self.issued += [str(body["AccessorID"]) for body in bodies]
 
+    async def confirm(self, holder: Holder) -> None:
+        assert self.slots[holder.peer_id].boot_key == holder.boot_key
+
     async def free(self, holder: Holder, reason: str) -> bool:
         self.slots.pop(holder.peer_id)
         self._registry.remove(holder.peer_id)

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from coordinator.broker import Rules
 from coordinator.head import Head
 from coordinator.records import Records
 from coordinator.refusal import RefusalError
+from runtime.tasks import TaskScope
 from tests.coordinator.alone import FIRST, Alone, head
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.test_history import SECOND
 from tests.coordinator.world import CLIENT_COMPOSE, OWNER, OWNERS, Applicant, cvm
-from tests.topology.support import after
+from tests.topology.support import after, opened
 from topology.envelope import seal
 from topology.manifest import Manifest
 from topology.revocation import Revocation
@@ -107,3 +109,28 @@ async def test_what_strangers_bring_leaves_time_for_others(monkeypatch: pytest.M
             await found.propose(envelope, {})
         assert len(slept) == waits
         assert all(seconds > 0.0 for seconds in slept)
+
+
+@pytest.mark.parametrize("when", ["before its evidence is judged", "while it gets the slot"])
+async def test_who_is_revoked_while_it_attests_is_not_admitted(when: str) -> None:
+    """Collateral and newcomers are waited for; the manifest in force at the end counts, and nothing is left."""
+    it = Alone(Heard().offered)
+    instance = it.applicant.who.instance_id
+    newer = Rules(signed=opened(after(FIRST, revoked=(Revocation(instance_id=instance),)), OWNER), adopted_at=0.0)
+
+    def revoke() -> None:
+        it.broker.rules = newer
+
+    if when == "while it gets the slot":
+        it.book.taken = revoke
+        assert await it.refused() == "ADMISSION_REJECTED"
+        assert len(it.book.freed) == 1
+    else:
+        it.tee.gate.clear()
+        async with TaskScope() as scope:
+            attesting = scope.start("attest", it.refused())
+            await it.tee.asked.wait()
+            revoke()
+            it.tee.gate.set()
+            assert await attesting == "REVOKED"
+    assert (it.book.slots, it.book.issued, it.registry.peers()) == ({}, [], ())
