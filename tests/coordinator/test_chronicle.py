@@ -116,6 +116,7 @@ async def test_a_gap_is_said_and_closed_by_whoever_has_what_is_missing() -> None
         assert await history(again) == wanted
         assert said not in str(again.coordinator.document()["manifest_notes"])
         await kept(mesh, third, 0)
+        await eventually((mesh.disk(0) / MANIFESTS / name_of(second)).exists, "what closed the gap is kept, too")
         await mesh.lose(0)
         await mesh.start(0, third.manifest)
         assert await history(await mesh.ready()) == wanted
