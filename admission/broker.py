@@ -19,7 +19,8 @@ from admission.protocol import (
     Renewal,
 )
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree, why_no_label
+from topology.manifest import ManifestError, from_tree
+from topology.names import why_no_label
 
 LEASE_SECONDS = (1.0, 300.0)
 """Least and greatest lease that is taken from a coordinator; they give 15 s (`coordinator.slots.LEASE_SECONDS`)."""

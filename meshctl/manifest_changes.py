@@ -45,6 +45,9 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("route", "add"): "at once, in every CVM that runs: name, VIP, listener",
     ("route", "remove"): "at once, in every CVM that runs: code that dials it finds no such name",
     ("route", "change"): "at once, in every CVM that runs",
+    ("egress", "add"): "at once, in every CVM of the group that runs: its listener",
+    ("egress", "change"): "at once, in every CVM of the group that runs; connections to what it led to are cut",
+    ("egress", "remove"): "at once, in every CVM of the group that runs: connections are cut",
     ("secret", "add"): "handed out with the next renewal, in 5 s",
     ("secret", "change"): "handed out, or withdrawn, with the next renewal, in 5 s",
     ("secret", "remove"): "withdrawn with the next renewal, in 5 s",
@@ -108,6 +111,8 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
             yield ("backend", f"{group}/{name}"), _plain(own)
             yield ("ingress", f"{group}/{name}"), _plain({k: backend[k] for k in _REACHED})
             yield ("callers", f"{group}/{name}"), _plain(backend["callers"])
+        for egress in entry["egress"]:
+            yield ("egress", f"{group}/{egress['name']}"), _plain(egress)
         for name, value in sorted(entry["env"].items()):
             yield ("variable", f"{group}/{name}"), repr(value)
     for route in tree["routes"]:

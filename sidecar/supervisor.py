@@ -35,7 +35,7 @@ from sidecar.brokers import Brokers
 from sidecar.config import Config
 from sidecar.desired import World, beforehand, desired
 from sidecar.effects import Effects
-from sidecar.envoy import Envoy
+from sidecar.envoy import Envoy, machines_roots
 from sidecar.files import Identity
 from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.losing import Losing
@@ -172,7 +172,8 @@ class Supervisor:
         Where this machine cannot, the process ends; CoordinatorError for whoever has brought it.
         """
         group = self._config.group
-        world = World(signed=signed, own=signed.manifest.groups[group], group=group)
+        own = signed.manifest.groups[group]
+        world = World(signed=signed, own=own, group=group, roots_file=machines_roots())
         try:
             await self._effects.begin(desired(world), signed.manifest.vip_pool)
         except OSError as error:

@@ -18,9 +18,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import places, references
+from topology import egress, places, references
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
+from topology.egress import EgressEntry, Surroundings, Target
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
 from topology.public import MTLS, OFF, Public, check_group
@@ -54,7 +55,6 @@ them is not what the container was given, or it is not itself any more."""
 COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
 """Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
 given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
-_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
@@ -73,13 +73,6 @@ def why_obeyed(name: str) -> str | None:
     if COMPOSES_OWN.fullmatch(name):
         return "is obeyed by Docker Compose itself, which starts what it says"
     return None
-
-
-def why_no_label(name: str) -> str | None:
-    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
-    if _LABEL.fullmatch(name):
-        return None
-    return f"is {name!r}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
 class ManifestError(ValueError):
@@ -174,6 +167,8 @@ class GroupEntry:
     env: dict[str, str] = field(default_factory=dict)
     """Variables of the group's applications: a container that has one of these names with another value is not started
     (`sidecar/exec.sh`): whoever runs the host sets the environment and not the manifest. Public, as all of it is."""
+    egress: tuple[EgressEntry, ...] = ()
+    """Further loopback addresses of the group's CVMs, and where each leads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +334,7 @@ def _check(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
+    _check_egress(manifest)
     _check_callers(manifest)
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
@@ -385,6 +381,29 @@ def _check_callers(manifest: Manifest) -> None:
                     f"manifest.groups.{name:.80}.backends.{backend:.80}.callers has {EVERYBODY!r} beside "
                     f"{len(it.callers) - 1} more; expected {EVERYBODY!r} alone, or names of groups"
                 )
+
+
+def _check_egress(manifest: Manifest) -> None:
+    for name, group in manifest.groups.items():
+        if not group.egress:
+            continue
+        around = Surroundings(
+            group=name,
+            targets={route.name: _target(manifest, name, route) for route in manifest.routes},
+            own_ports=frozenset(backend.port for backend in group.backends.values()),
+            vip_pool=manifest.vip_pool,
+            mesh_pool=manifest.mesh_pool,
+        )
+        for fault in egress.faults(group.egress, around):
+            field = f".{fault.field}" if fault.field else ""
+            raise ManifestError(f"manifest.groups.{name:.80}.egress[{fault.index}]{field} {fault.message}")
+
+
+def _target(manifest: Manifest, caller: str, route: RouteEntry) -> Target:
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    callers = backend.callers if backend is not None else ()
+    return Target(port=route.port, callers=callers, open=bool({caller, EVERYBODY} & set(callers)))
 
 
 def _check_places(manifest: Manifest) -> None:
