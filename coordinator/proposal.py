@@ -27,6 +27,7 @@ _CODES: Mapping[Fault, Code] = {
     Fault.INVALID: Code.MANIFEST_NOT_SIGNED,
     Fault.OLDER: Code.MANIFEST_REFUSED,
     Fault.FOREIGN: Code.MANIFEST_REFUSED,
+    Fault.TURNED_BACK: Code.MANIFEST_REFUSED,
     Fault.UNREADABLE: Code.MANIFEST_REFUSED,
 }
 """What each fault is answered with. An identical manifest is none."""

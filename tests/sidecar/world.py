@@ -155,6 +155,10 @@ class HoldsNothing:
         """None."""
         return None, ""
 
+    def gossip_ring(self) -> str:
+        """None."""
+        return ""
+
     def newest_envelope(self) -> str:
         """None."""
         return ""
