@@ -182,11 +182,12 @@ class Rotator:
         has = wanted.name, self._server.child.status().pid
         if has == self._server_has:
             return
-        began = [self._server.began_with] if self._server.began_with is not None else []
+        began = [self._server.begins_with] if self._server.begins_with is not None else []
         former = tuple(key for key in (*self._given, *began) if key not in wanted.keys)
         self._given = (*wanted.keys, *former)
         await self._member.carry_out(wanted, former, self._server.query_clock)
         self._server_has, self._given = has, wanted.keys
+        self._server.rewrite()
 
     @property
     def _wanted(self) -> int:

@@ -108,7 +108,11 @@ class Scene:
         self.members |= {name: FakeMember(first.keys) for name in ("coordinator-0", "api-0", "api-1")}
         self.child = SimpleNamespace(status=lambda: SimpleNamespace(pid=self.pid))
         self.pid = 7
-        server = SimpleNamespace(client=self.consul, child=self.child, query_clock=None, began_with=first.keys[0])
+        self.written: list[Secret] = []
+        server = SimpleNamespace(
+            client=self.consul, child=self.child, query_clock=None, begins_with=first.keys[0],
+            rewrite=lambda: self.written.append(self.broker.ring.keys[0]),
+        )  # fmt: skip
         slots = {name: self.holder(name, FIRST.digest) for name in ("api-0", "api-1")}
         nodes = {"coordinator-0": Node(state=NodeState.ALIVE, since=0.0)}
         self.ledger = SimpleNamespace(slots=slots, nodes=nodes, complete=True)
@@ -202,6 +206,7 @@ async def test_each_stage_waits_for_all() -> None:
     await scene.pass_on(1.0)
     assert (scene.broker.ring.name, scene.consul.record) == ("1", settled(1))
     assert scene.members["coordinator-0"].keys == (gossip_key(KEYS, 1),)
+    assert scene.written[-1] == gossip_key(KEYS, 1), "with which it would start again"
     assert scene.rotator.problem == ""
 
 
