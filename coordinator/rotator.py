@@ -69,6 +69,8 @@ class Rotator:
         self._given: tuple[Secret, ...] = ()
         """Keys that our server may have."""
         self._swept: Record | None = None
+        self._sweep_at = 0.0
+        """Monotonic seconds before which it is not tried again."""
         self.problem = ""
         """Why the gossip key is not replaced yet, where it should be; empty otherwise."""
 
@@ -129,7 +131,9 @@ class Rotator:
         if leader != self._own_rpc or self._hindered():
             return
         if fact is None:
-            if passed >= RENEWED_SECONDS and self._swept != record:
+            if passed >= RENEWED_SECONDS and self._swept != record and self._monotonic() >= self._sweep_at:
+                # All members are asked, and Consul calls it a failure when one of them does not answer.
+                self._sweep_at = self._monotonic() + PATIENCE_SECONDS
                 await self._sweep(record)
             return
         late = await self._late(fact, record, passed)

@@ -45,11 +45,17 @@ class FakeConsul:
         """It has no leader: only what this server has itself is read."""
         self.listed: list[str] = []
         self.deleted: list[str] = []
+        self.lists = 0
+        self.silent = False
+        """A member does not answer."""
 
     async def get(self, path: str, params: dict[str, str] | None = None) -> tuple[int, Any]:
         if path == "/v1/status/leader":
             return 0, self.leader
         if path == "/v1/operator/keyring":
+            self.lists += 1
+            if self.silent:
+                raise ConsulError(500, "2/3 nodes reported success")
             return 0, [{"Keys": dict.fromkeys(self.listed, 3)}]
         assert path == f"/v1/kv/{KEY}"
         if self.away and "stale" not in (params or {}):
@@ -321,6 +327,22 @@ async def test_foreign_keys_are_taken_out_once_all_have_settled() -> None:
     scene.consul.deleted.clear()
     await scene.pass_on()
     assert scene.consul.deleted == []
+
+
+async def test_a_member_that_does_not_answer_has_not_all_asked_again_and_again() -> None:
+    """To list the keys of all is a question to all."""
+    scene = Scene()
+    await scene.rotator.begin()
+    scene.consul.silent = True
+    await scene.rotator.look()
+    with pytest.raises(ConsulError):
+        await scene.pass_on()
+    for _ in range(9):
+        await scene.pass_on(1.0)
+    assert scene.consul.lists == 1
+    scene.consul.silent, scene.consul.listed = False, [FOREIGN]
+    await scene.pass_on(PATIENCE_SECONDS)
+    assert scene.consul.deleted == [FOREIGN]
 
 
 async def test_a_record_of_a_newer_program_ends_nothing() -> None:
