@@ -140,8 +140,6 @@ async def test_a_key_changes_and_no_member_is_lost() -> None:
                 await look()
                 await asyncio.sleep(0.05)
         assert states[staying[1].name] == 1, "the old key was believed"
-        for each in made:
-            print(each.name, each.log.read_text())
 
 
 async def test_a_ring_is_carried_out_again_and_from_the_middle() -> None:
