@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from admission.client import IN_FORCE, TIMEOUT, Attested, CoordinatorError, RefusedError, Verify
@@ -61,6 +61,7 @@ class Admitted:
     manifest_digest: str
     leaf_pem: str
     authorities_pem: str
+    public_pems: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class Renewed:
     manifest_digest: str = ""
     leaf_pem: str | None = None
     authorities_pem: str = ""
+    public_pems: Mapping[str, str] = field(default_factory=dict)
     all_trust: bool = False
     gossip: Ring | None = None
 
@@ -95,12 +97,20 @@ class Broker:
     """The admission API at `url`. `close()` it."""
 
     def __init__(
-        self, url: str, verify: Verify, newest: Callable[[], str] = lambda: "", seconds: float = TIMEOUT
+        self,
+        url: str,
+        verify: Verify,
+        newest: Callable[[], str] = lambda: "",
+        seconds: float = TIMEOUT,
+        *,
+        handovers: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         """`newest` gives the signed envelope that this CVM holds, empty for none: a coordinator without a manifest,
-        such as one that lost its disk, is given it. `seconds` is for one call.
+        such as one that lost its disk, is given it. `handovers` gives those before it in which owners were replaced,
+        oldest first. `seconds` is for one call.
         """
         self.url = url
+        self._handovers = handovers
         self._seconds = seconds
         self._newest = newest
         self._coordinator = Attested(url, verify)
@@ -139,8 +149,19 @@ class Broker:
             return await self._coordinator.call("POST", path, body, self._seconds)
         except RefusedError as error:
             if error.code is Code.NO_MANIFEST and (envelope := self._newest()):
-                await self._coordinator.call("POST", IN_FORCE, {"envelope": envelope})
+                await self._give(envelope)
             raise
+
+    async def _give(self, envelope: str) -> None:
+        body: dict[str, object] = {"envelope": envelope}
+        try:
+            await self._coordinator.call("POST", IN_FORCE, body)
+        except RefusedError as error:
+            handovers = self._handovers()
+            if error.code is not Code.MANIFEST_NOT_SIGNED or not handovers:
+                raise
+            # Its compose file may have owners that were replaced since; these manifests lead from them to the others.
+            await self._coordinator.call("POST", IN_FORCE, {**body, "handovers": handovers})
 
 
 def decode_challenge(tree: Mapping[str, Any]) -> Challenge:
@@ -179,8 +200,10 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             manifest_digest=_text(tree["manifest_digest"]),
             leaf_pem=_text(tree["leaf_pem"]),
             authorities_pem=_text(tree["authorities_pem"]),
+            # A coordinator of before, or that has none to give, leaves it out.
+            public_pems={_text(name): _text(pem) for name, pem in tree.get("public_pems", {}).items()},
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None
 
 
@@ -203,6 +226,7 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         manifest_digest=renewal.manifest_digest,
         leaf_pem=renewal.leaf_pem,
         authorities_pem=renewal.authorities_pem,
+        public_pems=renewal.public_pems,
         all_trust=renewal.all_trust,
         gossip=ring,
     )

@@ -55,7 +55,7 @@ class Offers:
         try:
             return overtake(held, greeting.envelope, settled=True, signed=self._owners is not None) or held
         except SuccessionError as error:
-            if error.fault is Fault.UNREADABLE:
+            if error.fault.unread:
                 # Too old to read it; the coordinator judges by it.
                 return held
             if error.fault is Fault.INVALID:
@@ -67,7 +67,7 @@ class Offers:
         try:
             return open_envelope(greeting.envelope, self._owners)
         except UnreadableError as error:
-            raise CoordinatorError(f"{greeting.url} has a manifest that needs a newer program: {error}") from error
+            raise CoordinatorError(f"{greeting.url} has a manifest that {error}") from error
         except ManifestError as error:
             return await self._led_to(None, greeting, error)
 

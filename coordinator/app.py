@@ -35,6 +35,7 @@ from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
 from coordinator.ledger import Ledger
 from coordinator.marker import Owner
+from coordinator.proposal import ROOM_BESIDE
 from coordinator.records import Records
 from coordinator.registry import Registry
 from coordinator.rotator import Rotator
@@ -411,14 +412,16 @@ class Coordinator:
             broker.verified_sibling(peer.peer_id)
             registry.put(peer)
 
-        formation = self._formation
+        formation, chronicle = self._formation, self._chronicle
         assert formation is not None
+        assert chronicle is not None
         # Jitter protects nothing.
         rng = Random()
         return lambda peer: Sibling(
             peer,
             own,
             guest=guest,
+            handovers=lambda: chronicle.history.handovers(ROOM_BESIDE),
             rules=lambda: broker.rules,
             verifier=self._verifier,
             admitted=admitted,

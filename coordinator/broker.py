@@ -45,7 +45,7 @@ from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
 from evidence.verify import EvidenceVerifier
-from topology.allowed import allowed, image_id
+from topology.allowed import allowed, coordinators, image_id
 from topology.envelope import Signed
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.revocation import why_revoked
@@ -128,6 +128,7 @@ class Broker:
         self._reserved: dict[str, tuple[str, float]] = {}
         self._siblings: dict[str, Holder] = {}
         self._refused: dict[str, float] = {}
+        self._verified: set[str] = set()
         """By peer ID of a coordinator: since when (monotonic) what answers as it is not what the manifest allows."""
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
@@ -222,6 +223,7 @@ class Broker:
             raise RefusalError(Code.LEASE_INVALID, reason)
         await self._ledger.renew(holder)
         now, digest = self._clocks.unix(), rules.signed.digest
+        certifies = grants.leaf_due(request, rules.signed, holder.peer_id, now)
         if request.trusts == digest != holder.trusts:
             # Said again with each renewal: the lease does not depend on it.
             with contextlib.suppress(RefusalError):
@@ -245,9 +247,8 @@ class Broker:
             if ring is not None and ring.name != request.gossip_ring
             else None,
             manifest_digest=digest,
-            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now)
-            if grants.leaf_due(request, rules.signed, holder.peer_id, now)
-            else None,
+            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
+            public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
@@ -277,6 +278,11 @@ class Broker:
     def verified_sibling(self, peer_id: str) -> None:
         """What answers there is what the manifest allows."""
         self._refused.pop(peer_id, None)
+        self._verified.add(peer_id)
+
+    def proven_sibling(self, peer_id: str) -> bool:
+        """Whether this process has seen evidence of the coordinator `peer_id` that the manifest allows, or allowed."""
+        return peer_id in self._siblings or peer_id in self._verified
 
     def lease(self, text: str) -> Lease:
         """The lease in `text`, whether it counts or not; RefusalError where it is none."""
@@ -336,6 +342,7 @@ class Broker:
             instance_id=binding.instance_id,
             boot_key=binding.boot.wireguard,
             leaf_key=binding.boot.leaf,
+            public_key=binding.boot.public,
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             image=image,
@@ -359,15 +366,7 @@ class Broker:
             address=slot.address,
             consul=self._grant(rules.manifest, slot, binding, tokens),
             peers=tuple(peer for peer in self._registry.peers() if peer.kind == "coordinator"),
-            lease=seal(
-                Lease(
-                    peer_id=slot.peer_id,
-                    group=slot.group,
-                    instance_id=binding.instance_id,
-                    boot_key=binding.boot.wireguard,
-                ),
-                self._keys.broker_key,
-            ).reveal(),
+            lease=self._lease(wanted),
             lease_seconds=LEASE_SECONDS,
             manifest=rules.signed.envelope,
             manifest_epoch=rules.manifest.epoch,
@@ -376,7 +375,14 @@ class Broker:
             manifest_digest=rules.signed.digest if tokens else "",
             leaf_pem=grants.leaf(self._keys, rules.signed, wanted, now) if tokens else "",
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now) if tokens else "",
+            public_pems=grants.public(self._keys, rules.signed, wanted, now) if tokens else {},
         )
+
+    def _lease(self, holder: Holder) -> str:
+        lease = Lease(
+            peer_id=holder.peer_id, group=holder.group, instance_id=holder.instance_id, boot_key=holder.boot_key
+        )
+        return seal(lease, self._keys.broker_key).reveal()
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""
@@ -397,7 +403,7 @@ class Broker:
             gossip_keys=tuple(key.reveal() for key in self.ring.keys) if tokens else (),
             ca_pem=self._keys.rpc_ca_pem,
             certificate_pem=certificate,
-            servers=tuple(peer.address for peer in manifest.coordinators.peers),
+            servers=tuple(peer.address for peer in coordinators(manifest)),
         )
 
     def _take_sibling(self, wanted: Holder, peer: MeshPeer) -> None:

@@ -6,6 +6,10 @@ which it may belong (`coordinator.voters`). One that means ill would stay for as
 to it ends whatever Raft says, and it is asked no more. Without a link nothing of it is heard, and Consul cannot take it
 in again by gossip.
 
+After a restart nobody here has seen the evidence of a coordinator that the records list. Where manifests have withdrawn
+anything from coordinators since, one that does not show evidence for `UNPROVEN_SECONDS` has no link: it may be the one
+that is meant. It is not dropped for that: its server counts, and it has its link again once it attests.
+
 Until then, while its server still counts for Raft, a dropped coordinator is asked as the others are: it may lead, and
 have what was acknowledged while this one was away.
 """
@@ -26,9 +30,9 @@ from coordinator.server_process import ServerProcess
 from coordinator.siblings import Sibling
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
+from topology.allowed import coordinators, withdrawn
 from topology.envelope import Signed
 from topology.manifest import CoordinatorPeer, Manifest
-from topology.revocation import why_revoked
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,9 @@ GRACE_SECONDS = 10.0
 """How long a dropped coordinator keeps its link because Raft counts it, and a step of its removal may take: since the
 manifest dropped it, without the time in which nobody led. Removing takes well below a second, and an election about 2.
 """
+UNPROVEN_SECONDS = 60.0
+"""How long a coordinator of the records may show no evidence, of which some may be withdrawn, before its link ends. One
+that runs attests to those that it finds within 5 s (`coordinator.siblings.RETRY`); this is four leases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +74,8 @@ class Circle:
         self._tasks: dict[CoordinatorPeer, asyncio.Task[None]] = {}
         self._voters: tuple[str, ...] = ()
         self._grace = voters.Grace()
+        self._unproven: dict[str, float] = {}
+        """Since when, by the loop's clock, coordinators of the records are without evidence here."""
         self._listed_still: set[str] = set()
         """Peer IDs of those that were put out, and that Consul's KV may have yet."""
         self._news = asyncio.Event()
@@ -120,9 +129,7 @@ class Circle:
         return self._made[peer]
 
     def _others(self) -> tuple[CoordinatorPeer, ...]:
-        own, revoked = self._parts.own.peer_id, self._manifest.revoked
-        peers = self._manifest.coordinators.peers
-        return tuple(it for it in peers if it.peer_id != own and not why_revoked(revoked, peer_id=it.peer_id))
+        return tuple(it for it in coordinators(self._manifest) if it.peer_id != self._parts.own.peer_id)
 
     def _dropped(self) -> tuple[CoordinatorPeer, ...]:
         """Those whose server may leave yet."""
@@ -146,6 +153,7 @@ class Circle:
         self._voters = standing.voters
         # First, and by itself: the other steps need the leader, which may be the one that has to go.
         self._put_out(standing.led, now)
+        self._unlink_unproven(now)
         if not standing.led:
             return False
         try:
@@ -186,6 +194,18 @@ class Circle:
             parts.registry.remove(name)
             parts.broker.put_out(name)
             self._listed_still.add(name)
+
+    def _unlink_unproven(self, now: float) -> None:
+        """Ends links to those that may be withdrawn and show nothing. What is in Consul's lists stays."""
+        parts = self._parts
+        others = [it.peer_id for it in parts.registry.peers() if it.kind == "coordinator" and it != parts.own]
+        unproven = [name for name in others if not parts.broker.proven_sibling(name)]
+        self._unproven = {name: self._unproven.get(name, now) for name in unproven}
+        late = [name for name in unproven if now - self._unproven[name] >= UNPROVEN_SECONDS]
+        if late and withdrawn(self._manifest, (each.manifest for each in parts.chain())):
+            for name in late:
+                log.warning("a coordinator that shows no evidence has no link until it does", extra={"peer_id": name})
+                parts.registry.remove(name)
 
     async def _tidy(self) -> None:
         """Takes those that were put out from Consul's lists. ConsulError."""

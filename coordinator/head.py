@@ -14,7 +14,7 @@ from coordinator import proposal
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest
-from topology.succession import Fault, SuccessionError, overtake
+from topology.succession import SuccessionError, overtake
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,9 @@ class Head:
         return found is not None
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
-        """Stops enforcing when `error` says that only a newer program can read a manifest that is not older."""
+        """Stops enforcing when `error` says that a manifest that is not older is well signed and cannot be read."""
         found = claims(envelope)
-        if error.fault is not Fault.UNREADABLE or found is None or found.epoch < self.manifest.epoch:
+        if not error.fault.unread or found is None or found.epoch < self.manifest.epoch:
             return False
         self.stand_off(f"there is a manifest of epoch {found.epoch} that this coordinator cannot read: {error}")
         return True

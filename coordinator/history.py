@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from admission.protocol import MAX_HANDOVERS
 from topology.envelope import Signed, UnreadableError, claims, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
@@ -40,7 +41,7 @@ class History:
     ignored: tuple[str, ...] = ()
     """What does not count, each with the reason."""
     unreadable: str = ""
-    """Why none may be enforced: a newer one is well signed, and only a newer program can read it."""
+    """Why none may be enforced: a newer one is well signed, and this program cannot read it."""
     unreadable_epoch: int = 0
     """Of that one; 0 for none."""
 
@@ -55,6 +56,21 @@ class History:
         missing.
         """
         return (self.chain[0].manifest.previous or "") if self.chain else ""
+
+    def handovers(self, room: int) -> tuple[str, ...]:
+        """The envelopes before the newest in which owners were replaced, or that come first, oldest first; the last of
+        them, as many as have at most `room` characters.
+        """
+        found: list[str] = []
+        pairs = zip((None, *self.chain), self.chain[:-1], strict=False)
+        for before, each in reversed(tuple(pairs)):
+            if before is not None and before.manifest.owners == each.manifest.owners:
+                continue
+            room -= len(each.envelope)
+            if room < 0 or len(found) == MAX_HANDOVERS:
+                break
+            found.append(each.envelope)
+        return tuple(reversed(found))
 
     def up_to(self, signed: Signed, room: int) -> tuple[str, ...]:
         """The last of the envelopes that led to `signed`, as many as have at most `room` characters; its own last, and
@@ -172,7 +188,7 @@ def _rightful(counted: Iterable[Signed], found: Mapping[str, Signed], mesh: Mesh
 
 
 def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tuple[int, str]:
-    """Of those in `closed` the epoch of one that is newer, well signed, and for a newer program, and what is said of
+    """Of those in `closed` the epoch of one that is newer, well signed, and cannot be read, and what is said of
     it; else nothing.
     """
     trusted = mesh.owners if newest is None or mesh.owners is None else newest.manifest.owners
@@ -185,7 +201,6 @@ def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tup
                 open_envelope(envelope, trusted)
             except UnreadableError as error:
                 return said.epoch, (
-                    f"the disk has a manifest of epoch {said.epoch} that this coordinator cannot read: "
-                    f"it needs a newer program: {error}"
+                    f"the disk has a manifest of epoch {said.epoch} that this coordinator cannot read: it {error}"
                 )
     return 0, ""

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from admission.protocol import Code, ManifestHead, MeshPeer
+from admission.protocol import MAX_BODY, MAX_HANDOVERS, Code, ManifestHead, MeshPeer
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
-from topology.envelope import Signed, UnreadableError, claims, open_envelope
+from topology.allowed import coordinators
+from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
 from topology.revocation import why_revoked
-from topology.succession import Fault, SuccessionError, follow
+from topology.succession import Fault, SuccessionError, follow, led
 
 MAX_STORED = 512 << 10
 """Bytes of an envelope: what Consul's KV takes in one value (`kv_max_value_size`, by default)."""
+ROOM_BESIDE = MAX_BODY - MAX_STORED - (4 << 10)
+"""Characters of further envelopes that a request holds beside the greatest one."""
 _CODES: Mapping[Fault, Code] = {
     Fault.FORKED: Code.MANIFEST_STALE,
     Fault.GAP: Code.MANIFEST_STALE,
@@ -29,6 +32,7 @@ _CODES: Mapping[Fault, Code] = {
     Fault.FOREIGN: Code.MANIFEST_REFUSED,
     Fault.TURNED_BACK: Code.MANIFEST_REFUSED,
     Fault.UNREADABLE: Code.MANIFEST_REFUSED,
+    Fault.WRONG: Code.MANIFEST_REFUSED,
 }
 """What each fault is answered with. An identical manifest is none."""
 
@@ -64,18 +68,26 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
     return found
 
 
-def first(envelope: str, cluster: str, owners: Owners | None, info: GuestInfo) -> Signed:
+def first(
+    envelope: str, cluster: str, owners: Owners | None, info: GuestInfo, handovers: tuple[str, ...] = ()
+) -> Signed:
     """The manifest in `envelope`, with which a coordinator begins that has none. RefusalError says why not.
 
-    `owners` are those of the measured compose file: a CVM that starts believes these only. None skips signatures.
+    `owners` are those of the measured compose file: a CVM that starts believes these only, and those to whom
+    `handovers` lead from them. None skips signatures.
     """
     _check_form(envelope)
+    if len(handovers) > MAX_HANDOVERS:
+        raise RefusalError(
+            Code.BAD_REQUEST, f"handovers has {len(handovers)} entries, expected {MAX_HANDOVERS} at most"
+        )
     try:
-        found = open_envelope(envelope, owners)
-    except UnreadableError as error:
-        raise RefusalError(Code.MANIFEST_REFUSED, f"needs a newer program: {error}") from error
+        found = open_envelope(envelope, None) if owners is None else led(owners, (*handovers, envelope))
+    except SuccessionError as error:
+        code = Code.MANIFEST_NOT_SIGNED if error.fault is Fault.INVALID else Code.MANIFEST_REFUSED
+        raise RefusalError(code, str(error)) from error
     except ManifestError as error:
-        raise RefusalError(Code.MANIFEST_NOT_SIGNED, str(error)) from error
+        raise RefusalError(Code.MANIFEST_REFUSED, f"the manifest {error}") from error
     reason = misfit(found.manifest, info)
     if found.manifest.cluster != cluster:
         reason = f"the manifest is of cluster {found.manifest.cluster!r}, and this coordinator of {cluster!r}"
@@ -123,8 +135,7 @@ def _check_form(envelope: str) -> None:
 
 def _places(manifest: Manifest) -> dict[str, str]:
     """Mesh addresses of the coordinators by peer ID, without those that are revoked by it."""
-    peers = manifest.coordinators.peers
-    return {peer.peer_id: peer.address for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)}
+    return {peer.peer_id: peer.address for peer in coordinators(manifest)}
 
 
 def _drops(head: Manifest, found: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:

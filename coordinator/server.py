@@ -180,7 +180,7 @@ def _add_attestation(
     app.router.add_post("/v1/attest", attestation)
 
 
-def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web.Application:
+def waiting_application(reason: str, take: Callable[[str, tuple[str, ...]], ManifestHead]) -> web.Application:
     """The API of a coordinator that has no manifest: `take` takes the first one, everything else is refused for
     `reason`.
     """
@@ -189,7 +189,7 @@ def waiting_application(reason: str, take: Callable[[str], ManifestHead]) -> web
         asked = decode(ManifestRequest, await _body(request))
         if asked.documents:
             raise RefusalError(Code.NO_MANIFEST, "documents are taken once the first manifest is in force")
-        return _answer(take(asked.envelope))
+        return _answer(take(asked.envelope, asked.handovers))
 
     async def anything(_: web.Request) -> web.StreamResponse:
         return _error(Code.NO_MANIFEST, reason)
@@ -290,7 +290,11 @@ def _claims(request: web.Request) -> str:
 
 
 def _answer(value: object) -> web.Response:
-    return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
+    tree = dataclasses.asdict(value)  # type: ignore[call-overload]
+    # Sidecars and coordinators of before read a renewal strictly and do not know it; nothing public is of them.
+    if not tree.get("public_pems", True):
+        del tree["public_pems"]
+    return web.json_response(tree)
 
 
 def _error(code: Code, reason: str, **more: object) -> web.Response:

@@ -76,14 +76,15 @@ class Sibling:
         admitted: Callable[[MeshPeer], None],
         refused: Callable[[str], None],
         enforces: Callable[[str], None],
+        handovers: Callable[[], tuple[str, ...]],
         ask: Callable[[], dict[str, object]],
         hurry: Callable[[], bool],
         clock: Callable[[], float],
         rng: Random,
     ) -> None:
         """`refused` is called with its peer ID when it shows what the manifest does not allow, `enforces` with the
-        envelope of the manifest that it enforces. `ask` gives what a `StandingRequest` has beside the lease; `hurry` is
-        true while its answer is waited for.
+        envelope of the manifest that it enforces. `handovers` is as `Broker` has it. `ask` gives what a
+        `StandingRequest` has beside the lease; `hurry` is true while its answer is waited for.
         """
         self.peer_id = peer.peer_id
         self.address = peer.address
@@ -92,7 +93,7 @@ class Sibling:
         """What it said last of its Consul server; None while it is not reached."""
         self._peer, self._url, self._own = peer, peer.url, own
         self._guest, self._rules, self._admitted, self._enforces = guest, rules, admitted, enforces
-        self._refused = refused
+        self._refused, self._handovers = refused, handovers
         self._ask, self._hurry = ask, hurry
         self._clock, self._rng = clock, rng
         # By our own manifest, whatever it says: it may have to learn of ours.
@@ -102,7 +103,7 @@ class Sibling:
         """Joins and renews until cancelled; every failure is tried again."""
         attempt = 0
         while True:
-            broker = Broker(self._url, self._verify, self._envelope, TIMEOUT)
+            broker = Broker(self._url, self._verify, self._envelope, TIMEOUT, handovers=self._handovers)
             try:
                 lease = await self._join(broker)
                 attempt, self.state = 0, "joined"

@@ -54,10 +54,10 @@ class Waiting:
             await server.stop()
         return None if stop.is_set() else self._taken
 
-    def take(self, envelope: str) -> ManifestHead:
-        """Begins with the manifest in `envelope`; RefusalError."""
+    def take(self, envelope: str, handovers: tuple[str, ...] = ()) -> ManifestHead:
+        """Begins with the manifest in `envelope`, to which `handovers` may lead; RefusalError."""
         config, info = self._config, self._machine.info
-        found = proposal.first(envelope, config.cluster, config.owners, info)
+        found = proposal.first(envelope, config.cluster, config.owners, info, handovers)
         if self._taken is not None and self._taken.digest != found.digest:
             raise proposal.stale(self._taken, f"{self._taken.name} was set before {found.name}")
         try:

@@ -29,6 +29,7 @@ from evidence.verify import Evidence, Verifier
 from topology.envelope import SHOWN_DIGITS, Signed, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
+from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, chain
 
 CLOCK_SKEW = 300.0
@@ -213,6 +214,9 @@ def _check_subject(stated: Statement, evidence: Evidence, trusted: Trusted, now:
         )
     if stated.peer_id not in {peer.peer_id for peer in own.coordinators.peers}:
         raise UnprovenError(Cause.FOREIGN, f"your manifest has no coordinator {stated.peer_id!r:.80}")
+    # What its evidence shows was judged above; which slot it holds is its own word, which the quote covers.
+    if (reason := why_revoked(own.revoked, peer_id=stated.peer_id)) is not None:
+        raise UnprovenError(Cause.FOREIGN, f"{reason}, which is the coordinator that answers")
 
 
 def _check_time(stated: Statement, now: float, *, fresh: bool) -> None:
@@ -244,7 +248,7 @@ def signed_history(owners: Owners, envelopes: tuple[str, ...]) -> tuple[Signed, 
     try:
         return chain(owners, envelopes)
     except SuccessionError as error:
-        cause = Cause.OWNER if error.fault in (Fault.INVALID, Fault.UNREADABLE) else Cause.CHAIN
+        cause = Cause.OWNER if error.fault is Fault.INVALID else Cause.CHAIN
         raise UnprovenError(cause, str(error)) from error
 
 

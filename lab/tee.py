@@ -44,6 +44,8 @@ class Measurements:
     mr_signer_seam: bytes = bytes(48)
     mr_owner: bytes = bytes(48)
     mr_owner_config: bytes = bytes(48)
+    ppid: bytes = bytes(16)
+    """Not in the report: the platform ID in the certificate of the machine that it is made on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,7 @@ class DevTee:
         public = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
         signed = _header() + _td_report(measurements, report_data)
         qe_report = _qe_report(public)
-        chain = self._pki.pck_chain
+        chain = self._pki.pck_chain(measurements.ppid)
         certified = b"".join(
             (
                 qe_report,
@@ -205,6 +207,7 @@ def make_cvm(
         rtmr2=bytes.fromhex(image.rtmr2),
         rtmr3=EventLog(events=events).replay()[3],
         mr_config_id=b"\1" + bytes.fromhex(compose_hash) + bytes(15),
+        ppid=machine(instance_seed),
     )
     return CvmIdentity(
         app_id=app.hex(),
@@ -221,6 +224,13 @@ def make_cvm(
         boot_events=events,
         measurements=measured,
     )
+
+
+def machine(instance_seed: bytes) -> bytes:
+    """The platform ID (PPID, 16 bytes) of the machine that the CVM with this seed runs on: each has one of its own, and
+    stays on it.
+    """
+    return hashlib.sha256(b"cvm-mesh DEVELOPMENT machine\0" + instance_seed).digest()[:16]
 
 
 def runtime_event(name: str, payload: bytes) -> Event:

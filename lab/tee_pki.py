@@ -74,13 +74,8 @@ class DevPki:
         self._root = _certificate(root_name, root_name, self._root_key, self._root_key, ca=True)
         self._ca = _certificate(ca_name, root_name, self._ca_key, self._root_key, ca=True)
         self._tcb = _certificate(_name("cvm-mesh DEVELOPMENT TCB Signing"), root_name, self._tcb_key, self._root_key)
-        self._pck = _certificate(
-            _name("cvm-mesh DEVELOPMENT PCK Certificate"),
-            ca_name,
-            self.pck_key,
-            self._ca_key,
-            extension=_sgx_extension(),
-        )
+        self._ca_name = ca_name
+        self._pcks: dict[bytes, x509.Certificate] = {}
         self._days: dict[datetime, dict[str, str]] = {}
 
     @property
@@ -88,10 +83,17 @@ class DevPki:
         """The root certificate."""
         return self._root.public_bytes(Encoding.DER)
 
-    @property
-    def pck_chain(self) -> bytes:
-        """PEM, leaf first: what a quote carries."""
-        return _pem(self._pck, self._ca, self._root).encode()
+    def pck_chain(self, ppid: bytes) -> bytes:
+        """PEM, leaf first: what a quote carries that was made on the machine `ppid` (16 bytes)."""
+        return _pem(self._pck(ppid), self._ca, self._root).encode()
+
+    def _pck(self, ppid: bytes) -> x509.Certificate:
+        """All machines have one key and serial number: this Intel revokes all of them, or none."""
+        if ppid not in self._pcks:
+            name = _name("cvm-mesh DEVELOPMENT PCK Certificate")
+            extension = _sgx_extension(ppid)
+            self._pcks[ppid] = _certificate(name, self._ca_name, self.pck_key, self._ca_key, extension=extension)
+        return self._pcks[ppid]
 
     def collateral(self, now: float) -> dict[str, str]:
         """Collateral in date at Unix time `now`, with dcap_qvl's JSON keys (revocation lists and signatures in hex)."""
@@ -103,7 +105,7 @@ class DevPki:
     def _make(self, issued: datetime) -> dict[str, str]:
         until = issued + self._state.lifetime
         issued = min(issued, until - timedelta(days=1))
-        revoked = [self._pck.serial_number] if self._state.pck_revoked else []
+        revoked = [self._pck(bytes(16)).serial_number] if self._state.pck_revoked else []
         tcb_info = _text(self._tcb_info(issued, until))
         qe_identity = _text(_qe_identity(issued, until, self._state))
         return {
@@ -222,14 +224,14 @@ def _crl(
     return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
 
 
-def _sgx_extension() -> bytes:
+def _sgx_extension(ppid: bytes) -> bytes:
     """Intel's SGX extension of a PCK certificate: a SEQUENCE of {OID, value} pairs, some of them SEQUENCEs of pairs."""
     components = [(f"2.{number}", asn1.encode_der(0)) for number in range(1, 17)]
     tcb = [*components, ("2.17", asn1.encode_der(PCE_SVN)), ("2.18", asn1.encode_der(CPU_SVN))]
     configuration = [(f"7.{number}", asn1.encode_der(True)) for number in range(1, 4)]
     return _pairs(
         [
-            ("1", asn1.encode_der(bytes(16))),
+            ("1", asn1.encode_der(ppid)),
             ("2", _pairs(tcb)),
             ("3", asn1.encode_der(PCE_ID)),
             ("4", asn1.encode_der(FMSPC)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.errors import printable
-from topology.manifest import SHELLS_OWN
+from topology.manifest import why_obeyed
 
 _DEMANDED: Mapping[str, tuple[object, object]] = {
     "runner": ("docker-compose", None),
@@ -68,11 +68,12 @@ class AppCompose:
         missing = sorted(set(self.environment) - self._allowed)
         if missing:
             yield f"{prefix} no place for the variables {', '.join(missing)}; run terraform apply"
-        if obeyed := sorted(name for name in self._allowed if SHELLS_OWN.fullmatch(name)):
-            yield (
-                f"{prefix} a place for {', '.join(obeyed)}, which the shell of exec.sh or its loader obeys, whoever "
-                "sets it; take it out of compose_env, and run terraform apply"
-            )
+        for name in sorted(self._allowed):
+            if (obeyed := why_obeyed(name)) is not None:
+                yield (
+                    f"{prefix} a place for {printable(name):.80}, which {obeyed}, whoever sets it; take it out of "
+                    "compose_env, and run terraform apply"
+                )
         for field, (wanted, absent) in _DEMANDED.items():
             found = tree.get(field, absent)
             if field == "kms_enabled" and tree.get("key_provider") == "kms":

@@ -6,6 +6,7 @@ come through any proxy.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 """For the whole call: a coordinator answers within 20 s, or says that it cannot."""
+WHOLE_SECONDS = 180.0
+"""For a bundle with the whole history, however many pages that has: each page may be late, and all of them together
+would keep whoever waits for hours. A history of MAX_BUNDLE comes within it at 100 KiB a second."""
 CONNECT_SECONDS = 10.0
 MAX_PAGES = 256
 """Of a history: more than MAX_BUNDLE has, with a coordinator's pages of 768 KiB."""
@@ -50,8 +54,18 @@ async def fetch(url: str, nonce: bytes) -> bytes:
             raise UnreachableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error
 
 
-async def fetch_whole(url: str, nonce: bytes) -> bytes:
-    """The same with the whole history, so that it can be verified without a network later. UnreachableError."""
+async def fetch_whole(url: str, nonce: bytes, seconds: float = WHOLE_SECONDS) -> bytes:
+    """The same with the whole history, so that it can be verified without a network later, within `seconds`.
+    UnreachableError.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _whole(url, nonce)
+    except TimeoutError as error:
+        raise UnreachableError(f"{url} has not sent the bundle and its history within {seconds:g} s") from error
+
+
+async def _whole(url: str, nonce: bytes) -> bytes:
     from evidence.bundle import BundleError, decode, encode, lacks, whole
 
     data = await fetch(url, nonce)

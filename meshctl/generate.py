@@ -2,6 +2,8 @@
 
 Reads the cluster's files, asks the lab or Terraform what was measured, writes two files: the manifest, for people to
 read and edit, and what was generated, which the next run needs to tell an edit from what it wrote itself.
+
+Long because it is one command: each option stands beside what it lets in, and each refusal beside what it names.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import click
 from meshctl import documents
 from meshctl import manifest as manifests
 from meshctl.errors import UserError
+from meshctl.generate_platform import NOTHING_SAID, Word
 from meshctl.generate_sources import (
     LAB,
     OUTPUTS,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 PLACE = ("epoch", "previous")
 """Fields of a manifest that say after which one it comes: never merged, always as the manifest in force wants it."""
+ADD, LEAVE = "add", "leave"
 SHOWN = 100
 """Characters of a value in a difference."""
 
@@ -53,6 +57,10 @@ class Accepted:
     """None: those that are reported."""
     pre_launch: frozenset[str]
     keep_hashes: bool
+    platform: Word = NOTHING_SAID
+    """Of what only the cloud says."""
+    lacking: str | None = None
+    """ADD or LEAVE: what becomes of entries that the draft lacks, where nothing says what was generated last."""
 
 
 @click.command()
@@ -80,9 +88,23 @@ class Accepted:
     help="JSON list of the OS images that you approve (docs/deploying.md).",
 )
 @click.option("--take-reported-images", is_flag=True, help="Approve the OS images that are reported. A lab's always.")
+@click.option(
+    "--key-provider", "key_provider", metavar="ID", help="Key of your KMS, hex, from which the apps' keys are."
+)
+@click.option("--take-reported-provider", is_flag=True, help="Take the key provider that is reported, the first time.")
+@click.option(
+    "--accept-platform-change",
+    is_flag=True,
+    help="Take another key provider, or other reported OS images, than the manifest before has.",
+)
 @click.option("--accept-pre-launch", multiple=True, metavar="SHA256", help="A pre-launch script that you have read.")
 @click.option(
     "--keep-hashes", is_flag=True, help="Also let revisions in that the manifest in force allows, for an update."
+)
+@click.option(
+    "--lacking",
+    type=click.Choice([ADD, LEAVE]),
+    help="Where manifest.generated.json is lost: add what the draft lacks, or leave it out, as you had removed it.",
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 and the difference where a run would write.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it. Default: manifest.json in the folder.")
@@ -94,8 +116,12 @@ def command(
     outputs: Path | None,
     images: Path | None,
     take_reported_images: bool,
+    key_provider: str | None,
+    take_reported_provider: bool,
+    accept_platform_change: bool,
     accept_pre_launch: tuple[str, ...],
     keep_hashes: bool,
+    lacking: str | None,
     check: bool,
     out: Path | None,
     name: str | None,
@@ -120,7 +146,16 @@ def command(
             "--os-images FILE (docs/deploying.md has its form)\n--take-reported-images (trusts the cloud's word)",
         )
     accepted = Accepted(
-        images=os_images(images) if images else None, pre_launch=frozenset(accept_pre_launch), keep_hashes=keep_hashes
+        images=os_images(images) if images else None,
+        pre_launch=frozenset(accept_pre_launch),
+        keep_hashes=keep_hashes,
+        platform=Word(
+            key_provider=key_provider,
+            take_provider=take_reported_provider,
+            images_pinned=images is not None,
+            change=accept_platform_change,
+        ),
+        lacking=lacking,
     )
     if run is not None:
         site = in_lab(run, folder)
@@ -132,14 +167,19 @@ def command(
 
 def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, cluster: str) -> Manifest:
     """Makes, or with `check` only compares, the manifest in `target`; what it is now. UserError."""
+    from meshctl import generate_base
     from topology.merge import ABSENT, differences, merge
 
     reviewed = review(site, accepted)
     computed = tree_of(rendered(site, reviewed))
     edited, generated = read(target, site.mesh)
+    notes = (*reviewed.notes, *_platform(site, reviewed, edited, accepted))
     if site.kind == PREFLIGHT and generated is not ABSENT:
         # It says nothing of them, and those in force have what a person added.
         computed["references"] = generated["references"]
+    base = generate_base.base(computed, reviewed.inherited, edited, generated)
+    if edited is not ABSENT and generated is ABSENT:
+        computed = _without_base(computed, edited, accepted.lacking, target)
     merged = merge(_placeless(generated), _placeless(edited), _placeless(computed))
     if merged.conflicts:
         raise UserError(
@@ -150,20 +190,20 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
         )
     made = placed(merged.tree, site.head, target)
     text = pretty(tree_of(made))
-    kept = pretty({"from": site.mesh, "manifest": _placeless(computed)})
+    kept = pretty({"from": site.mesh, "manifest": _placeless(base)})
     changes = differences({} if edited is ABSENT else _placeless(edited), merged.tree)
     if check:
-        _check(changes, target, text, cluster)
+        _check(changes, target, {target: text, beside(target): kept}, cluster)
         return made
     if edited is ABSENT:
         manifests.summary(made)
     else:
         _show(changes, "nothing changes")
-    edits = differences(_placeless(computed), merged.tree)
+    edits = differences(_placeless(base), merged.tree)
     _show_edits(edits)
     if edited is not ABSENT:
         _show_undone(site.head, made, (*changes, *edits))
-    for note in reviewed.notes:
+    for note in notes:
         click.echo(f"look at: {note}")
     write(target, text)
     write(beside(target), kept)
@@ -175,6 +215,21 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     return made
 
 
+def _platform(site: Site, reviewed: Reviewed, edited: Any, accepted: Accepted) -> tuple[str, ...]:
+    """What is to be looked at of what only the cloud says. UserError where nobody has let it in."""
+    from meshctl import generate_platform
+
+    if site.kind != OUTPUTS:
+        # A lab is this machine's; a preflight says nothing of platforms.
+        return ()
+    [reported] = reviewed.deployment.references
+    before = edited if isinstance(edited, dict) else tree_of(site.head.manifest) if site.head is not None else None
+    found = generate_platform.judge(reported, before, accepted.platform)
+    if found.problems:
+        raise UserError("\n".join(found.problems), "docs/deploying.md, step 6", exit_code=1)
+    return found.notes
+
+
 def read(target: Path, kind: str) -> tuple[Any, Any]:
     """The manifest in `target` and what was generated for it, ABSENT for what is not there. UserError, also where it
     was generated from something else than `kind`.
@@ -184,11 +239,14 @@ def read(target: Path, kind: str) -> tuple[Any, Any]:
     edited, kept = read_json(target), read_json(beside(target))
     if kept is ABSENT:
         return edited, ABSENT
+    if edited is ABSENT:
+        # Nothing was edited, so nothing has to be told apart.
+        return ABSENT, ABSENT
     if not isinstance(kept, dict) or not isinstance(kept.get("manifest"), dict):
         raise UserError(
             f"{beside(target)} is not what was generated last", "put it back; or remove it and the manifest"
         )
-    if edited is not ABSENT and kept.get("from") != kind:
+    if kept.get("from") != kind:
         raise UserError(
             f"{target} was generated from {kept.get('from')!r:.20}, and this is from {kind!r}: another mesh",
             "--out another-file.json",
@@ -288,6 +346,27 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
+def _without_base(computed: dict[str, Any], edited: Any, lacking: str | None, target: Path) -> dict[str, Any]:
+    """What of `computed` is to be merged into the draft `edited` where nothing says what was generated last. UserError
+    where nobody has said what becomes of the entries that the draft lacks.
+    """
+    from topology.merge import differences, shared
+
+    found: dict[str, Any] = shared(computed, edited)
+    new = lines(differences(_placeless(found), _placeless(computed)))
+    if not new or lacking == ADD:
+        return computed
+    if lacking == LEAVE:
+        return found
+    kept = beside(target).name
+    raise UserError(
+        f"{beside(target)} is not there, so nothing says whether you removed from {target.name} what it lacks, or "
+        "whether that is new; nothing was written:\n" + "\n".join(new),
+        f"put {kept} back; or --lacking {ADD} adds all of it; or --lacking {LEAVE} leaves it out from now on",
+        exit_code=1,
+    )
+
+
 def _show(changes: Iterable[Difference], otherwise: str) -> None:
     for line in lines(changes) or [otherwise]:
         click.echo(line)
@@ -318,13 +397,16 @@ def _show_edits(edits: Iterable[Difference]) -> None:
         click.echo(f"kept, as edited by hand: {line}")
 
 
-def _check(changes: Iterable[Difference], target: Path, text: str, cluster: str) -> None:
-    written = target.read_text(encoding="utf-8") if target.exists() else ""
-    if written == text:
+def _check(changes: Iterable[Difference], target: Path, texts: Mapping[Path, str], cluster: str) -> None:
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if not stale:
         click.echo(f"{target} is what a run would write")
         return
     shown = "\n".join(lines(changes)) or "its place in the history (epoch, previous), or its form"
-    raise UserError(f"a run would change {target}:\n{shown}", f"./mesh generate {cluster}", exit_code=1)
+    if target not in stale:
+        # The next run would take an entry that it wrote itself for an edit, or an edit for its own.
+        shown = "what was generated, from which the next run tells what you edited"
+    raise UserError(f"a run would change {stale[0]}:\n{shown}", f"./mesh generate {cluster}", exit_code=1)
 
 
 def _placeless(tree: Any) -> Any:

@@ -24,7 +24,7 @@ from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
-from topology.references import MEASURED, KeyProvider, OsImage, Reference, TcbPolicy
+from topology.references import MEASURED, KeyProvider, OsImage, Reference, ReferencesError, TcbPolicy, check_tcb
 from topology.render import AppFacts, Deployment
 
 FORMAT = 1
@@ -45,6 +45,8 @@ class AppReport:
     """Why there is none."""
     others: tuple[str, ...] = ()
     """The same of its other CVMs, where they are known: in a lab."""
+    gateways: tuple[str, ...] = ()
+    """Domains of the platform's gateways in front of its CVMs; empty until the platform knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,9 @@ class Reviewed:
 
     deployment: Deployment
     notes: tuple[str, ...]
+    inherited: Mapping[str, tuple[str, ...]]
+    """By app: the compose hashes that are there for the manifest in force alone: nothing that runs, or will, was seen
+    to measure them."""
     documents: Mapping[str, str]
     """The app-compose texts by compose hash, as far as they are known: for whoever verifies."""
 
@@ -92,6 +97,12 @@ def read(text: str) -> Report:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ManifestError(f"expected the output `deployment` of terraform/phala, format {FORMAT}")
         report: Report = from_tree(Report, tree, "deployment")
+        check_tcb(report.tcb)
+    except ReferencesError as error:
+        message = (
+            f"Terraform's output deployment.tcb{error}; mend the variable `attestation` in terraform.tfvars, apply"
+        )
+        raise ClusterError([message]) from error
     except (ValueError, RecursionError, KeyError) as error:
         message = f"Terraform's outputs cannot be used: {error}; give what `terraform output -json deployment` prints"
         raise ClusterError([message]) from error
@@ -119,6 +130,7 @@ def review(
     notes: list[str] = []
     facts: dict[str, AppFacts] = {}
     documents: dict[str, str] = {}
+    inherited: dict[str, tuple[str, ...]] = {}
     seen: dict[OsImage, str] = {}
     providers: dict[KeyProvider, str] = {}
     for name, app in sorted(report.apps.items()):
@@ -134,8 +146,9 @@ def review(
             documents[cvm.compose_hash] = cvm.text
             seen.setdefault(cvm.image, name)
             providers.setdefault(cvm.key_provider, name)
-        hashes = (*(cvm.compose_hash for cvm in measured if cvm not in older), *_hashes(earlier, name))
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=tuple(dict.fromkeys(hashes)))
+        hashes = tuple(dict.fromkeys(cvm.compose_hash for cvm in measured if cvm not in older))
+        inherited[name] = tuple(each for each in _hashes(earlier, name) if each not in hashes)
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=(*hashes, *inherited[name]), gateways=app.gateways)
     problems += _image_problems(seen, images)
     problems += _provider_problems(providers)
     notes += _missing(report, images)
@@ -155,7 +168,7 @@ def review(
         epoch=after.manifest.epoch + 1 if after else 1,
         previous=after.digest if after else None,
     )
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), inherited=inherited, documents=documents)
 
 
 def _measurements(name: str, app: AppReport, problems: list[str]) -> list[_Measured]:

@@ -20,6 +20,7 @@ from topology.manifest import Coordinators, GroupEntry, ManifestError, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.public import gateway_bases
 from topology.render import AppFacts, Deployment, environment_names
 
 FORMAT = 1
@@ -89,10 +90,19 @@ def review(
         notes += compose.notes()
     if problems:
         raise ClusterError(problems)
+    # The new one first, and those that are allowed already: what runs stays in until it is updated.
+    new = {name: (app.compose_hash,) for name, app in forecast.apps.items()}
+    inherited = {
+        name: tuple(
+            each for each in (known[name].compose_hashes if name in known else ()) if each not in new.get(name, ())
+        )
+        for name in files
+    }
     facts = {
         name: AppFacts(
             app_id=forecast.apps[name].app_id if name in forecast.apps else known[name].app_id,
-            compose_hashes=_hashes(forecast.apps.get(name), known.get(name)),
+            compose_hashes=(*new.get(name, ()), *inherited[name]),
+            gateways=_gateways(known.get(name)),
         )
         for name in files
     }
@@ -107,7 +117,7 @@ def review(
         previous=head.digest,
     )
     documents = {app.compose_hash: app.app_compose for app in forecast.apps.values() if app.app_compose is not None}
-    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), documents=documents)
+    return Reviewed(deployment=deployment, notes=tuple(dict.fromkeys(notes)), inherited=inherited, documents=documents)
 
 
 def _misfits(
@@ -141,7 +151,9 @@ def _compose(cluster: Cluster, name: str, app: AppForecast) -> AppCompose:
     )
 
 
-def _hashes(app: AppForecast | None, known: Coordinators | GroupEntry | None) -> tuple[str, ...]:
-    """The new one first, and those that are allowed already: what runs stays in until it is updated."""
-    own = (app.compose_hash,) if app is not None else ()
-    return tuple(dict.fromkeys((*own, *(known.compose_hashes if known is not None else ()))))
+def _gateways(known: Coordinators | GroupEntry | None) -> tuple[str, ...]:
+    """The gateways' domains as the manifest in force has them in public names; empty where it has none."""
+    if not isinstance(known, GroupEntry):
+        return ()
+    found = (base for it in known.backends.values() if it.public for base in gateway_bases(known.app_id, it.public))
+    return tuple(dict.fromkeys(found))

@@ -166,9 +166,11 @@ def confirm_everywhere(mesh: Mesh, found: Signed, seconds: float = FOLLOW_SECOND
 
     One coordinator's word is not enough: a host can let a second mesh of the same app answer at its URL.
     """
+    from topology.allowed import coordinators
+
     deadline = time.monotonic() + seconds
     missing = []
-    for peer in found.manifest.coordinators.peers:
+    for peer in coordinators(found.manifest):
         while (reason := _why_not_enforced(replace(mesh, url=peer.url), found)) and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
         if reason:
@@ -196,12 +198,13 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     """
     from meshctl.manifest import summary
     from runtime.confirm import confirm
+    from topology.allowed import coordinators
 
     click.echo(f"{mesh.url} is attested, and waits for its first manifest")
     summary(found.manifest)
     if not yes and not confirm(f"Begin with {found.name}?"):
         raise UserError("nothing was set", exit_code=1)
-    urls = (mesh.url, *(peer.url for peer in found.manifest.coordinators.peers))
+    urls = (mesh.url, *(peer.url for peer in coordinators(found.manifest)))
     reasons = {url: _why_not_begun(replace(mesh, url=url), found) for url in dict.fromkeys(urls)}
     deadline = time.monotonic() + FOLLOW_SECONDS
     while any(reasons.values()) and time.monotonic() < deadline:

@@ -103,9 +103,9 @@ class Listener(Protocol):
         """The signed envelope of the newest manifest that this CVM holds."""
         ...
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
-        """Why a coordinator that enforces that epoch, in that envelope where it was said, is not to be used, None when
-        it may be.
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
+        """Why a coordinator that enforces the manifest of that epoch and digest (hex), in that envelope where it was
+        sent, is not to be used; None when it may be.
         """
         ...
 
@@ -280,7 +280,7 @@ class Admission:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
         if not admitted.gossip.keys:
             raise CoordinatorError(f"{broker.url} gives no gossip key, expected one or two")
-        self._check_head(broker, admitted.manifest_epoch, admitted.envelope)
+        self._check_head(broker, admitted, admitted.envelope)
         misplaced = self._listener.why_misplaced(admitted.peer_id, admitted.address, admitted.envelope)
         if misplaced is not None:
             raise CoordinatorError(f"{broker.url} {misplaced}")
@@ -294,12 +294,14 @@ class Admission:
             group=claim.group,
             peer_id=peer_id,
             leaf_key=base64.b64decode(claim.keys.public.leaf),
+            public_key=base64.b64decode(claim.keys.public.public),
         )
         try:
             return parse(
                 digest=answer.manifest_digest,
                 leaf_pem=answer.leaf_pem,
                 authorities_pem=answer.authorities_pem,
+                public_pems=answer.public_pems,
                 all_trust=isinstance(answer, Renewed) and answer.all_trust,
                 expected=expected,
                 now=self._clock(),
@@ -307,9 +309,9 @@ class Admission:
         except CertificateError as error:
             raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
 
-    def _check_head(self, broker: Broker, epoch: int, envelope: str = "") -> None:
-        """CoordinatorError for a coordinator that enforces less than this CVM knows."""
-        reason = self._listener.why_rolled_back(epoch, envelope)
+    def _check_head(self, broker: Broker, answer: Admitted | Renewed, envelope: str = "") -> None:
+        """CoordinatorError for a coordinator that enforces less than this CVM knows, or something else."""
+        reason = self._listener.why_not_enforced(answer.manifest_epoch, answer.manifest_digest, envelope)
         if reason is not None:
             raise CoordinatorError(f"{broker.url}: {reason}")
 
@@ -382,7 +384,7 @@ class Admission:
             gossip_ring=self._listener.gossip_ring(),
         )
         renewed = await broker.renew(lease, held)
-        self._check_head(broker, renewed.manifest_epoch)
+        self._check_head(broker, renewed)
         return renewed, self._given(broker, renewed, self._wish.held or "")
 
     async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:

@@ -198,7 +198,10 @@ class Membership:
     def _take_certificate(self, given: Given) -> None:
         before = self._host.world.certificate
         now, last = asyncio.get_running_loop().time(), self._answered_at
-        self._host.see(sources.with_certificate(self._host.world, given, self._keys.leaf_private_pem, now, last))
+        keys = self._keys
+        self._host.see(
+            sources.with_certificate(self._host.world, given, keys.leaf_private_pem, keys.public_private_pem, now, last)
+        )
         self._answered_at = now
         self._tell_certificate(before)
         self._certified.set()
@@ -230,11 +233,10 @@ class Membership:
         """See `admission.Listener`."""
         return self._host.world.signed.envelope
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """See `admission.Listener`."""
-        return sources.why_rolled_back(
-            self._host.world, epoch, envelope, check_signatures=self._config.owners is not None
-        )
+        check_signatures = self._config.owners is not None
+        return sources.why_not_enforced(self._host.world, epoch, digest, envelope, check_signatures=check_signatures)
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
         """See `admission.Listener`."""

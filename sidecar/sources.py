@@ -13,8 +13,8 @@ from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
-from topology.allowed import allowed
-from topology.envelope import Signed
+from topology.allowed import allowed, coordinators
+from topology.envelope import SHOWN_DIGITS, Signed, digest_of
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
@@ -82,7 +82,7 @@ def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
     """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators, which
     are those of the manifest, are judged by each other.
     """
-    if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in manifest.coordinators.peers):
+    if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in coordinators(manifest)):
         return True
     slots = [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
     known = (peer.peer_id, peer.address) in slots
@@ -150,18 +150,28 @@ def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, ch
     return f"gives {peer_id} the mesh address {address!r:.60}, the manifest has {slots.get(peer_id, 'no such slot')}"
 
 
-def why_rolled_back(world: World, epoch: int, envelope: str, *, check_signatures: bool) -> str | None:
-    """Why a coordinator that enforces the manifest of `epoch` in `envelope` (empty when it did not say which) is not to
-    be used; None when it may be. A sidecar that is too old to read a newer manifest may use
-    it: the coordinator judges by it.
+def why_not_enforced(world: World, epoch: int, digest: str, envelope: str, *, check_signatures: bool) -> str | None:
+    """Why a coordinator that enforces the manifest of `epoch` with `digest` (hex), in `envelope` (empty when it did not
+    send it), is not to be used; None when it may be. A sidecar that is too old to read a newer manifest may use it: the
+    coordinator judges by it.
     """
+    held = world.signed
     if epoch < world.manifest.epoch:
         return f"rolled back: enforces epoch {epoch}, this CVM holds epoch {world.manifest.epoch}"
-    if envelope:
-        try:
-            overtake(world.signed, envelope, settled=True, signed=check_signatures)
-        except SuccessionError as error:
-            return None if error.fault is Fault.UNREADABLE else f"enforces another manifest: {error}"
+    if epoch == world.manifest.epoch and digest != held.digest:
+        return (
+            f"enforces another manifest: epoch {epoch} ({digest:.{SHOWN_DIGITS}}), and this CVM holds {held.name}; two "
+            "were signed for one epoch"
+        )
+    if not envelope:
+        return None
+    try:
+        overtake(held, envelope, settled=True, signed=check_signatures)
+    except SuccessionError as error:
+        return None if error.fault.unread else f"enforces another manifest: {error}"
+    shown = digest_of(envelope)
+    if shown != digest:
+        return f"shows the manifest {shown:.{SHOWN_DIGITS}} and certifies by {digest:.{SHOWN_DIGITS}}"
     return None
 
 
@@ -210,13 +220,14 @@ def _leader(key: str) -> Change:
     return change
 
 
-def with_certificate(world: World, given: Given, key: Secret, now: float, last: float) -> World:
-    """The world after a coordinator gave a certificate for our `key` at `now`; the answer before came at `last` (both
-    monotonic seconds). CertificateError when it is the first and has no leaf.
+def with_certificate(world: World, given: Given, key: Secret, public: Secret, now: float, last: float) -> World:
+    """The world after a coordinator gave a certificate for our `key`, and those of public listeners for the key
+    `public`, at `now`; the answer before came at `last` (both monotonic seconds). CertificateError when it is the first
+    and has no leaf.
     """
     held, overlap = world.certificate, float(world.manifest.overlap_seconds)
     certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap, last)
-    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key)
+    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key, public_key=public)
 
 
 def with_time(world: World, now: float) -> World:

@@ -41,6 +41,7 @@ from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.losing import Losing
 from sidecar.phases import Progress, Report
 from sidecar.slot import Wish
+from topology.allowed import coordinators
 from topology.envelope import Signed
 from topology.manifest import Manifest
 from topology.succession import SuccessionError
@@ -72,6 +73,8 @@ class Supervisor:
         self._was_ready = False
         self._world: World | None = None
         """None before there is a manifest."""
+        self._floor: Signed | None = None
+        """The newest manifest that this boot has taken, while it cannot be carried out: older ones do not count."""
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
         self._restart = asyncio.Event()
@@ -148,16 +151,19 @@ class Supervisor:
     async def _start_names(self) -> None:
         self._progress.wait("names", "addresses, DNS and files are being set")
         config = self._config
-        kept = manifest_file.read(config.state_dir, config.cluster, config.group)
+        self._floor = kept = manifest_file.read(config.state_dir, config.cluster)
         try:
             await self._effects.start(beforehand(config.routes or ()))
         except OSError as error:
             raise StartError(str(error)) from error
         self.wait("names", "no coordinator has shown the mesh's manifest yet")
-        if kept is not None:
-            # What ends this process in the middle of it is not there for the next one, which asks a coordinator.
-            with contextlib.suppress(OSError):
-                manifest_file.forget(config.state_dir)
+        if kept is None:
+            return
+        if (reason := self._misfit(kept.manifest)) is not None:
+            self.wait("names", f"the newest manifest that this CVM has seen, {kept.name}, is not for it: {reason}")
+            return
+        # What ends this process in the middle of it does not end the next one, which asks a coordinator.
+        if manifest_file.try_once(config.state_dir, kept):
             with contextlib.suppress(CoordinatorError):
                 await self._begin(kept)
 
@@ -181,6 +187,10 @@ class Supervisor:
     async def take(self, signed: Signed) -> None:
         """Takes `signed`, by which a coordinator was verified: the first manifest, or where it is newer than ours."""
         if self._world is None:
+            if (reason := self._misfit(signed.manifest)) is not None:
+                self._floor = signed
+                self._keep(signed)
+                raise CoordinatorError(f"enforces a manifest that is not for this CVM: {reason}")
             await self._begin(signed)
             return
         try:
@@ -237,7 +247,7 @@ class Supervisor:
         self._member = Membership(config, keys, self, self._scope, userspace=userspace)
         self._member.on_link = self._has_link
         # Judged by the newest manifest that is known: coordinators are upgraded too.
-        offers = Offers(config.owners, lambda: self._world.signed if self._world else None, self._misfit)
+        offers = Offers(config.owners, lambda: self._newest, self._misfit)
         verify = coordinator_check(offers.judge, self.take, config.pccs_url, config.dev_root, time.time)
         self._admission = Admission(
             Brokers(config.coordinators, self._named, lambda url: Broker(url, verify, self._envelope)),
@@ -256,7 +266,7 @@ class Supervisor:
         self.run("admission", self._admission.run())
 
     def _misfit(self, manifest: Manifest) -> str | None:
-        """Why a first manifest is not about this CVM."""
+        """Why a manifest that is to be carried out first is not about this CVM; None when it is."""
         config = self._config
         if manifest.cluster != config.cluster:
             return f"it is of cluster {manifest.cluster!r}, and MESH_CLUSTER is {config.cluster!r}"
@@ -266,10 +276,16 @@ class Supervisor:
 
     def _named(self) -> tuple[str, ...]:
         """Where coordinators are, by the newest manifest."""
-        return tuple(peer.url for peer in self._world.manifest.coordinators.peers) if self._world else ()
+        newest = self._newest
+        return tuple(peer.url for peer in coordinators(newest.manifest)) if newest else ()
 
     def _envelope(self) -> str:
-        return self._world.signed.envelope if self._world else ""
+        return self._newest.envelope if self._newest else ""
+
+    @property
+    def _newest(self) -> Signed | None:
+        """The newest manifest that this boot has taken, carried out or not."""
+        return self._world.signed if self._world else self._floor
 
     def _identities(self) -> tuple[str, ...]:
         """What this CVM is admitted as, by the newest manifest."""
@@ -311,8 +327,11 @@ class Supervisor:
         log.info("manifest taken", extra={"epoch": world.manifest.epoch, "digest": world.signed.digest})
         # At once, not with the next wish: `ready`, for which programs wait, must never come first.
         self._effects.keep_environment(world.manifest.groups.get(world.group, world.own).env)
+        self._keep(world.signed)
+
+    def _keep(self, signed: Signed) -> None:
         try:
-            manifest_file.keep(self._config.state_dir, world.signed)
+            manifest_file.keep(self._config.state_dir, signed)
         except OSError as error:
             log.warning("manifest not noted, a restart of this process asks for it", extra={"reason": str(error)})
 

@@ -1,17 +1,40 @@
-"""Whether a manifest still allows what was admitted under an older one. Pure: for coordinators and sidecars."""
+"""Whom a manifest allows: its coordinators, and whether what was admitted under an older one still is. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from topology.manifest import Coordinators, GroupEntry, Manifest
+from topology.manifest import CoordinatorPeer, Coordinators, GroupEntry, Manifest
 from topology.revocation import why_revoked
 
 
 def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
     """A short name for what an OS image measures (hex each): what a record keeps of it."""
     return hashlib.sha256(f"{mrtd} {rtmr0} {rtmr1} {rtmr2}".lower().encode()).hexdigest()
+
+
+def coordinators(manifest: Manifest) -> tuple[CoordinatorPeer, ...]:
+    """The coordinators of the manifest, without those that it revokes by peer ID: whoever asks coordinators, has links
+    to them or counts them takes these.
+    """
+    return tuple(
+        peer for peer in manifest.coordinators.peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id)
+    )
+
+
+def withdrawn(manifest: Manifest, earlier: Iterable[Manifest]) -> bool:
+    """Whether `manifest` refuses some coordinator that one of `earlier` allowed and that it lists: by compose hash, by
+    OS image, or because it revokes an instance or a machine. So one of which nothing is known may be meant.
+    """
+    before = tuple(earlier)
+    hashes = {item for each in before for item in each.coordinators.compose_hashes}
+    images = {image for each in before for image in _images(each, None)}
+    return bool(
+        hashes - set(manifest.coordinators.compose_hashes)
+        or images - set(_images(manifest, None))
+        or any(each.instance_id or each.compose_hash or each.device for each in manifest.revoked)
+    )
 
 
 def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str, device: str | None = None) -> bool:

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 
 from topology import owners as keys
-from topology.manifest import Manifest, ManifestError, decode_signed, encode, from_tree
+from topology.manifest import Manifest, ManifestError, NewerError, decode_signed, encode, from_tree
 from topology.owners import MAX_OWNERS, Owners, PrivateKey
 
 MAX_ENVELOPE = 1 << 20
@@ -56,7 +56,16 @@ class Claims:
 
 
 class UnreadableError(ManifestError):
-    """An envelope is well signed, and this program cannot read the manifest in it: a newer program wrote it."""
+    """An envelope is well signed, and this program cannot read the manifest in it. The message is the end of a
+    sentence.
+    """
+
+    newer = False
+    """A newer program wrote it, as it says itself; else it is wrong."""
+
+
+class _ForNewerError(UnreadableError):
+    newer = True
 
 
 def message(manifest: Manifest) -> bytes:
@@ -125,8 +134,10 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     try:
         manifest, unknown = decode_signed(payload)
         _check_canonical(payload)
+    except NewerError as error:
+        raise _ForNewerError(f"needs a newer program: {error}") from error
     except ManifestError as error:
-        raise UnreadableError(str(error)) from error
+        raise UnreadableError(f"is well signed, and wrong: {error}") from error
     return Signed(manifest=manifest, digest=hashlib.sha256(signed).hexdigest(), envelope=text, unknown=unknown)
 
 

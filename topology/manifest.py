@@ -23,6 +23,7 @@ from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
+from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 
@@ -50,13 +51,28 @@ SHELLS_OWN = re.compile(
 )
 """Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
 them is not what the container was given, or it is not itself any more."""
+COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
+"""Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
+given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
 _LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
 _MAX_NAME = 80
 """Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
 that a body holds, and each would be copied for each entry below it."""
+
+
+def why_obeyed(name: str) -> str | None:
+    """Who acts by the variable `name` before an application could be kept from it, as the end of a sentence; None for
+    a name that only applications read.
+    """
+    if SHELLS_OWN.fullmatch(name):
+        return "is set or obeyed by the shell of exec.sh or its loader"
+    if COMPOSES_OWN.fullmatch(name):
+        return "is obeyed by Docker Compose itself, which starts what it says"
+    return None
 
 
 def why_no_label(name: str) -> str | None:
@@ -68,6 +84,10 @@ def why_no_label(name: str) -> str | None:
 
 class ManifestError(ValueError):
     """The manifest, or its envelope, is not what it must be. The message names the entry."""
+
+
+class NewerError(ManifestError):
+    """The manifest says itself that it is for a newer program: by its version, or by what `critical` names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +157,10 @@ class BackendEntry:
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
     """The ingress begins each connection to the server with a PROXY protocol v2 header."""
+    ingress: str = MTLS
+    """How it is reached (`topology.public.INGRESSES`)."""
+    public: Public | None = None
+    """The listener for clients from outside; exactly where `ingress` is `tls`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +291,12 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
         raise ManifestError(f"the manifest is not JSON: {error}") from error
     found = tree.get("version") if isinstance(tree, dict) else None
     if found is not None and found != MANIFEST_VERSION:
-        raise ManifestError(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}; upgrade this program")
+        newer = isinstance(found, int) and found > MANIFEST_VERSION
+        kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
+        raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
+    if isinstance(tree, dict):
+        # First: of what it names, and this program does not know, the form may be another one, too.
+        _check_critical(tree.get("critical"))
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
@@ -283,11 +312,14 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(manifest: Manifest) -> None:
-    known = field_names(Manifest)
-    missing = sorted(set(manifest.critical) - known)
+def _check_critical(named: object) -> None:
+    texts = {each for each in named if isinstance(each, str)} if isinstance(named, list) else set()
+    missing = sorted(texts - field_names(Manifest))
     if missing:
-        raise ManifestError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+        raise NewerError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+
+
+def _check(manifest: Manifest) -> None:
     try:
         check(manifest.owners)
     except OwnerError as error:
@@ -305,7 +337,11 @@ def _check(manifest: Manifest) -> None:
         revocations.check(manifest.revoked)
     except RevocationError as error:
         raise ManifestError(f"manifest.revoked{error}") from error
+    _check_app("coordinators", manifest.coordinators)
+    for name, group in manifest.groups.items():
+        _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
+    _check_callers(manifest)
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
     _in_range(manifest.overlap_seconds, OVERLAP_SECONDS, "overlap_seconds")
@@ -319,6 +355,17 @@ def _check(manifest: Manifest) -> None:
         )
 
 
+def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
+    """What evidence is compared with as text: in another form no CVM would ever have it."""
+    if not _APP_ID.fullmatch(app.app_id):
+        raise ManifestError(f"manifest.{entry}.app_id is {app.app_id!r:.80}, expected 40 hex digits in lower case")
+    for n, compose_hash in enumerate(app.compose_hashes):
+        if not _DIGEST.fullmatch(compose_hash):
+            raise ManifestError(
+                f"manifest.{entry}.compose_hashes[{n}] is {compose_hash!r:.80}, expected 64 hex digits in lower case"
+            )
+
+
 def _check_env(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         for variable, value in group.env.items():
@@ -328,10 +375,17 @@ def _check_env(manifest: Manifest) -> None:
                     f"manifest.groups.{name}.env.{variable:.80} is no variable of an environment; expected a name of "
                     "letters, digits and '_', and a value without NUL"
                 )
-            if SHELLS_OWN.fullmatch(variable):
+            if (obeyed := why_obeyed(variable)) is not None:
+                raise ManifestError(f"manifest.groups.{name}.env.{variable:.80} {obeyed}; expected another name")
+
+
+def _check_callers(manifest: Manifest) -> None:
+    for name, group in manifest.groups.items():
+        for backend, it in group.backends.items():
+            if EVERYBODY in it.callers and len(it.callers) > 1:
                 raise ManifestError(
-                    f"manifest.groups.{name}.env.{variable:.80} is set or obeyed by the shell that compares it with "
-                    "the container's; expected another name"
+                    f"manifest.groups.{name:.80}.backends.{backend:.80}.callers has {EVERYBODY!r} beside "
+                    f"{len(it.callers) - 1} more; expected {EVERYBODY!r} alone, or names of groups"
                 )
 
 
@@ -353,6 +407,7 @@ def _check_places(manifest: Manifest) -> None:
             places.check_port(f"{inside}.port", it.port)
             places.check_port(f"{inside}.sidecar_port", it.sidecar_port)
             places.check_source(f"{inside}.source", it.source, manifest.vip_pool)
+        check_group(entry, group.backends, (it.sidecar_port for it in group.backends.values()))
     for n, host in enumerate(manifest.rendezvous):
         entry = f".rendezvous[{n}]"
         places.check_rendezvous(entry, host.public_key, host.endpoint)
@@ -365,6 +420,25 @@ def _check_places(manifest: Manifest) -> None:
         ),
         manifest.vip_pool,
     )
+    _check_off(manifest)
+
+
+def _check_off(manifest: Manifest) -> None:
+    """What is served to its own CVM alone has no callers. A program that does not know `ingress` goes by these."""
+    off = {
+        (name, backend): entry.callers
+        for name, group in manifest.groups.items()
+        for backend, entry in group.backends.items()
+        if entry.ingress == OFF
+    }
+    for (name, backend), callers in off.items():
+        if callers:
+            raise PlacesError(
+                f'.groups.{name:.80}.backends.{backend:.80} has callers, but ingress is "{OFF}"; remove one'
+            )
+    for n, route in enumerate(manifest.routes):
+        if (route.group, route.backend) in off:
+            raise PlacesError(f'.routes[{n}] leads to {route.backend!r:.80}, whose ingress is "{OFF}"; remove one')
 
 
 def _check_rotate(manifest: Manifest) -> None:

@@ -1,8 +1,9 @@
 """A three-way merge of JSON trees: what was generated last, what a person made of it, and what is computed now. Pure.
 
 What only the person changed stays, what only the computation changed is taken, and what both changed differently is a
-conflict. Objects are merged by key; lists of objects by what names an entry (`NAMES`); lists of texts as sets: a
-compose hash that was added by hand and one that was computed are both there.
+conflict. Objects are merged by key, but those that mean something only as a whole (`WHOLE`); lists of objects by what
+names an entry (`NAMES`); lists of texts as sets: a compose hash that was added by hand and one that was computed are
+both there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ NAMES: tuple[tuple[str, ...], ...] = (
     ("os_image_hash", "mrtd", "rtmr0", "rtmr1", "rtmr2"),
 )
 """Fields that name an entry of a list of objects, the first that all entries have."""
+
+
+WHOLE = frozenset({"owners", "key_provider"})
+"""Objects that are one value: a threshold of one hand and the keys of another, or one KMS's name and another's key,
+would be what neither wrote."""
+ALONE = "*"
+"""A text that is a list by itself, as the callers of a backend: beside names it would mean nothing."""
 
 
 class _Absent:
@@ -75,16 +83,33 @@ def differences(before: Any, after: Any) -> tuple[Difference, ...]:
     return tuple(_differences("", before, after))
 
 
+def shared(tree: Any, other: Any) -> Any:
+    """`tree` without the entries that `other` lacks, of whatever value."""
+    if isinstance(tree, dict) and isinstance(other, dict):
+        return {key: shared(value, other[key]) for key, value in tree.items() if key in other}
+    if isinstance(tree, list) and isinstance(other, list):
+        if _texts(tree) and _texts(other):
+            return [item for item in tree if item in other]
+        if (names := _names(tree, other)) is not None:
+            own, theirs = (_by_name(each, names) for each in (tree, other))
+            return [shared(item, theirs[name]) for name, item in own.items() if name in theirs]
+    return tree
+
+
+def _is_whole(path: str) -> bool:
+    return path.rpartition(".")[2] in WHOLE
+
+
 def _merge(path: str, base: Any, mine: Any, new: Any, conflicts: list[Conflict]) -> Any:
     if _same(mine, new) or _same(new, base):
         return mine
     if _same(mine, base):
         return new
-    if isinstance(mine, dict) and isinstance(new, dict):
+    if isinstance(mine, dict) and isinstance(new, dict) and not _is_whole(path):
         return _merge_objects(path, base if isinstance(base, dict) else {}, mine, new, conflicts)
     if isinstance(mine, list) and isinstance(new, list):
         old = base if isinstance(base, list) else []
-        if all(_texts(each) for each in (old, mine, new)):
+        if all(_texts(each) for each in (old, mine, new)) and ALONE not in (*mine, *new):
             return _merge_sets(old, mine, new)
         if (names := _names(old, mine, new)) is not None:
             was, ours, theirs = (_by_name(each, names) for each in (old, mine, new))

@@ -15,6 +15,16 @@ MEASURED = "measured"
 """Name of the reference that `generate` and labs make of what runs."""
 _LATEST = 253_402_300_799
 """Unix seconds: the end of the year 9999, the last moment that can be written as a date."""
+STATUSES = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+"""TCB statuses that can be good enough: Intel's (TCB info of TDX, version 3) without `Revoked`, which never is."""
+_ADVISORY = re.compile(r"INTEL-SA-[0-9]{5}")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _DEVICE = re.compile(r"[0-9a-f]{32}")
 
@@ -83,12 +93,28 @@ def check(references: Iterable[Reference]) -> None:
         for device in each.devices:
             if not _DEVICE.fullmatch(device):
                 raise ReferencesError(f"[{n}].devices has {device!r:.80}, expected 32 hex digits in lower case")
-        if not 0 <= each.tcb.grace_until <= _LATEST:
-            raise ReferencesError(
-                f"[{n}].tcb.grace_until is {each.tcb.grace_until}, expected Unix seconds (10 digits), or 0 for no grace"
-            )
+        try:
+            check_tcb(each.tcb)
+        except ReferencesError as error:
+            raise ReferencesError(f"[{n}].tcb{error}") from error
     if not names:
         raise ReferencesError(" is empty, so no CVM could be admitted; expected at least one")
+
+
+def check_tcb(tcb: TcbPolicy) -> None:
+    """ReferencesError unless each entry is a word that Intel says: a mistyped one would allow, or reject, nothing."""
+    for n, status in enumerate(tcb.allowed_statuses):
+        if status not in STATUSES:
+            raise ReferencesError(f".allowed_statuses[{n}] is {status!r:.80}, expected one of {', '.join(STATUSES)}")
+    for n, advisory in enumerate(tcb.rejected_advisories):
+        if not _ADVISORY.fullmatch(advisory):
+            raise ReferencesError(
+                f".rejected_advisories[{n}] is {advisory!r:.80}, expected INTEL-SA- and 5 digits, as INTEL-SA-00615"
+            )
+    if not 0 <= tcb.grace_until <= _LATEST:
+        raise ReferencesError(
+            f".grace_until is {tcb.grace_until}, expected Unix seconds (10 digits), or 0 for no grace"
+        )
 
 
 def _check_images(n: int, images: Iterable[OsImage]) -> None:

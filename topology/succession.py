@@ -7,6 +7,7 @@ owners changed, or one of two that were signed at the same time, does not pass f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
@@ -27,11 +28,20 @@ class Fault(Enum):
     FOREIGN = "foreign"
     """Of another cluster or another coordinators' app."""
     INVALID = "invalid"
-    """Not signed by those that have to sign, or no manifest."""
+    """Not signed by those that have to sign."""
     TURNED_BACK = "turned back"
     """A count of `rotate` goes down: the key or text that it stands for is known to whom it was taken from."""
     UNREADABLE = "unreadable"
-    """Well signed, and in a form that this program does not know."""
+    """Well signed, and by its version or `critical` for a newer program."""
+    WRONG = "wrong"
+    """Well signed, and no manifest."""
+
+    @property
+    def unread(self) -> bool:
+        """The owners signed it, and what they say in it is not known here: it is not overwritten, and nothing older is
+        enforced in its place.
+        """
+        return self in (Fault.UNREADABLE, Fault.WRONG)
 
 
 class SuccessionError(ManifestError):
@@ -88,6 +98,29 @@ def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
     return tuple(found)
 
 
+def led(owners: Owners, envelopes: Sequence[str]) -> Signed:
+    """The last of `envelopes`, which come oldest first, where it leads back to `owners`: the first that counts is
+    signed by them, each after that by the owners whom the one before names. Those in which no owner was replaced may be
+    missing, and what does not count is left out. SuccessionError for the last one.
+    """
+    found: Signed | None = None
+    for envelope in envelopes[:-1]:
+        # A mesh may have begun before these owners had it.
+        with contextlib.suppress(SuccessionError):
+            found = _after(found, envelope, owners)
+    return _after(found, envelopes[-1], owners)
+
+
+def _after(found: Signed | None, envelope: str, owners: Owners) -> Signed:
+    """The manifest in `envelope`, signed by the owners that `found` names, before which some may be missing."""
+    if found is None:
+        return _open(envelope, owners)
+    each = _open(envelope, found.manifest.owners)
+    _check_same_mesh(found.manifest, each.manifest)
+    _check_newer(found, each)
+    return each
+
+
 def overruled(chain: Sequence[Signed], others: Iterable[Signed], first: Owners | None = None) -> bool:
     """Whether one of `others` is the word of owners whom `chain`, which comes oldest first, had replaced before: signed
     by those, later than they were replaced, and by none that came after them. Then all that follows it is, too, however
@@ -122,7 +155,7 @@ def _open(envelope: str, owners: Owners | None) -> Signed:
     try:
         return open_envelope(envelope, owners)
     except UnreadableError as error:
-        raise SuccessionError(Fault.UNREADABLE, f"needs a newer program: {error}") from error
+        raise SuccessionError(Fault.UNREADABLE if error.newer else Fault.WRONG, f"the manifest {error}") from error
     except ManifestError as error:
         raise SuccessionError(Fault.INVALID, str(error)) from error
 

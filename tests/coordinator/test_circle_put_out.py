@@ -5,18 +5,20 @@ of the test's own.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from admission.protocol import MeshPeer
-from coordinator.circle import GRACE_SECONDS, LOOK_SECONDS, Circle, Parts
+from coordinator.circle import GRACE_SECONDS, LOOK_SECONDS, UNPROVEN_SECONDS, Circle, Parts
 from coordinator.forming import Standing
 from coordinator.registry import Registry
 from coordinator.voters import Server
 from runtime.consul import ConsulError
 from tests.coordinator.world import OWNER, make_manifest, wireguard_key
 from tests.topology.support import after, opened
+from topology.envelope import Signed
 
 HEAD = opened(make_manifest(coordinators=2), OWNER)
 STAYS, GOES = HEAD.manifest.coordinators.peers
@@ -78,12 +80,31 @@ class Broker:
     def __init__(self) -> None:
         self.rules = SimpleNamespace(manifest=FEWER.manifest)
         self.ended: list[str] = []
+        self.proven: set[str] = set()
 
     def allows_sibling(self, peer_id: str) -> bool:
         return any(peer.peer_id == peer_id for peer in self.rules.manifest.coordinators.peers)
 
+    def proven_sibling(self, peer_id: str) -> bool:
+        return peer_id in self.proven
+
     def put_out(self, peer_id: str) -> None:
         self.ended.append(peer_id)
+
+
+def circle_of(own: MeshPeer, broker: Broker, registry: Registry, server: IllMeant, chain: tuple[Signed, ...]) -> Circle:
+    """The circle of `own`, with siblings that are away."""
+    return Circle(
+        Parts(
+            own=own,
+            broker=broker,  # type: ignore[arg-type]
+            registry=registry,
+            server=server,  # type: ignore[arg-type]
+            chain=lambda: chain,
+            make=lambda _: SimpleNamespace(run=asyncio.Event().wait),  # type: ignore[arg-type, return-value]
+            dismissed=lambda: None,
+        )
+    )
 
 
 @pytest.mark.parametrize("how", ["leads", "fails", "elections"])
@@ -95,17 +116,7 @@ async def test_a_dropped_coordinator_that_means_ill_is_put_out(how: str) -> None
     registry, broker = Registry(lambda: None), Broker()
     registry.put(own)
     registry.put(gone)
-    circle = Circle(
-        Parts(
-            own=own,
-            broker=broker,  # type: ignore[arg-type]
-            registry=registry,
-            server=IllMeant(how),  # type: ignore[arg-type]
-            chain=lambda: (HEAD, FEWER),
-            make=lambda _: SimpleNamespace(run=asyncio.Event().wait),  # type: ignore[arg-type, return-value]
-            dismissed=lambda: None,
-        )
-    )
+    circle = circle_of(own, broker, registry, IllMeant(how), (HEAD, FEWER))
     now = 0.0
     while now < GRACE_SECONDS:
         await circle.look(now)
@@ -120,3 +131,32 @@ async def test_a_dropped_coordinator_that_means_ill_is_put_out(how: str) -> None
     registry.put(gone)
     await circle.look(now)
     assert registry.peers() == (own,)
+
+
+NARROWED = opened(
+    after(HEAD, coordinators=dataclasses.replace(HEAD.manifest.coordinators, compose_hashes=("ab" * 32,))), OWNER
+)
+"""Lists both, and no longer allows what they measured."""
+
+
+@pytest.mark.parametrize(("newest", "ends"), [(NARROWED, True), (opened(after(HEAD), OWNER), False)])
+async def test_one_that_may_be_withdrawn_and_shows_nothing_has_no_link(newest: Signed, ends: bool) -> None:
+    """After a restart, when nobody here has its evidence; where nothing was withdrawn it is merely away. With evidence
+    it has its link, and its server is nobody's business here.
+    """
+    own, other = entry(STAYS.peer_id, STAYS.address), entry(GOES.peer_id, GOES.address)
+    registry, broker = Registry(lambda: None), Broker()
+    broker.rules = SimpleNamespace(manifest=newest.manifest)
+    registry.put(own)
+    registry.put(other)
+    circle = circle_of(own, broker, registry, IllMeant("elections"), (HEAD, newest))
+    for now in (0.0, UNPROVEN_SECONDS - 1):
+        await circle.look(now)
+        assert registry.peers() == (own, other)
+    await circle.look(UNPROVEN_SECONDS)
+    assert (other in registry.peers()) == (not ends)
+    assert broker.ended == []
+    broker.proven.add(other.peer_id)
+    registry.put(other)
+    await circle.look(3 * UNPROVEN_SECONDS)
+    assert registry.peers() == (own, other)

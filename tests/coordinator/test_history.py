@@ -15,6 +15,7 @@ from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened
 from topology.envelope import Signed, seal
 from topology.owners import Owners, key_of
+from topology.succession import led
 
 SECOND = Ed25519PrivateKey.from_private_bytes(bytes(32))
 ONE = opened(make_manifest(), OWNER)
@@ -49,6 +50,19 @@ def test_nothing_kept_is_no_history() -> None:
     """A new coordinator's."""
     assert arrange({}, MESH) == History()
     assert History().newest is None
+
+
+def test_owners_are_led_by_the_manifests_in_which_they_were_replaced() -> None:
+    """And by the first one; the last of them, where there is no room for all. The newest is not among them."""
+    found = arrange(kept(*ALL), MESH)
+    both = (ONE.envelope, THREE.envelope)
+    size = sum(map(len, both))
+    assert found.handovers(size) == both
+    assert found.handovers(size - 1) == both[1:]
+    assert found.handovers(0) == ()
+    assert arrange(kept(ONE, TWO, THREE), MESH).handovers(size) == both[:1]
+    assert History().handovers(size) == ()
+    assert led(OWNERS, (*both, FIVE.envelope)) == FIVE
 
 
 def test_what_led_to_a_manifest_ends_with_it() -> None:

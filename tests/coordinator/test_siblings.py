@@ -87,6 +87,7 @@ def asked(fake: Fake, folder: Path, verify: Any, refused: Callable[[str], None] 
         admitted=lambda _: None,
         refused=refused,
         enforces=lambda _: None,
+        handovers=tuple,
         ask=dict,
         hurry=lambda: False,
         clock=lambda: 0.0,

@@ -29,6 +29,7 @@ from tests.coordinator.world import OWNER, TEE, Applicant, Cluster, Running, clu
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed, seal
+from topology.owners import Owners, key_of
 
 FIRST = opened(make_manifest(), OWNER)
 
@@ -175,6 +176,38 @@ def test_a_manifest_that_contradicts_the_environment_is_refused() -> None:
     assert "MESH_PEER_ID" in refused(waiting(MESH_PEER_ID="coordinator-7"), FIRST).reason
     three = opened(make_manifest(coordinators=3), OWNER)
     assert "MESH_PEER_ID" in refused(waiting(), three).reason, "it cannot tell which of them it is"
+
+
+def test_owners_that_were_replaced_lead_to_the_first() -> None:
+    """By the manifests in which they were; without them it is not signed by those that count here."""
+    new = Ed25519PrivateKey.generate()
+    handover = opened(after(FIRST, owners=Owners(keys=(key_of(new),))), OWNER)
+    last = opened(after(opened(after(handover), new)), new)
+    assert refused(waiting(), last).code is Code.MANIFEST_NOT_SIGNED
+    assert waiting().take(last.envelope, (FIRST.envelope, handover.envelope)) == shown(last)
+    with pytest.raises(RefusalError) as caught:
+        waiting().take(last.envelope, (FIRST.envelope,) * 33)
+    assert caught.value.code is Code.BAD_REQUEST
+
+
+async def test_one_with_former_owners_in_its_compose_file_begins_from_a_sibling() -> None:
+    """Which has the history that leads from them to those that count by now."""
+    new = Ed25519PrivateKey.generate()
+    async with cluster(3) as mesh:
+        for n in range(3):
+            await mesh.start(n)
+        for n in range(3):
+            await mesh.ready(n, 40.0)
+        head = mesh.running[0].coordinator.head.signed
+        handover = opened(after(head, owners=Owners(keys=(key_of(new),))), OWNER)
+        await put(mesh.running[0], handover.envelope)
+        newest = opened(after(handover, leaf_hours=9), new)
+        await put(mesh.running[0], newest.envelope)
+        await mesh.lose(2)
+        mesh.lose_disk(2)
+        await mesh.start(2, given=False)
+        late = await mesh.ready(2, 40.0)
+        assert enforce([late], newest.digest)
 
 
 def test_what_needs_a_newer_program_is_no_beginning() -> None:

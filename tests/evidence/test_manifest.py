@@ -41,7 +41,7 @@ def test_each_reference_has_its_own_rules() -> None:
     """What a TCB may be, until when it may be out of date, and the machines."""
     strict = TcbPolicy(
         allowed_statuses=("UpToDate", "SWHardeningNeeded"),
-        rejected_advisories=("INTEL-SA-1",),
+        rejected_advisories=("INTEL-SA-00001",),
         min_evaluation_data_number=5,
         allow_development_images=True,
         grace_until=7,
@@ -52,7 +52,7 @@ def test_each_reference_has_its_own_rules() -> None:
     assert (second.name, second.devices, second.allow_development_images) == ("other", ("ab" * 16,), True)
     assert second.tcb == TcbRules(
         allowed_statuses=("UpToDate", "SWHardeningNeeded"),
-        rejected_advisories=("INTEL-SA-1",),
+        rejected_advisories=("INTEL-SA-00001",),
         min_evaluation_data_number=5,
         grace_until=7,
     )

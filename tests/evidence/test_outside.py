@@ -34,6 +34,7 @@ from tests.evidence.bundles import DOCUMENTS, HOLDERS, NONCE, NOW, Coordinator, 
 from tests.topology.support import after, opened
 from topology.owners import Owners, key_of
 from topology.references import TcbPolicy
+from topology.revocation import Revocation
 
 HONEST = Coordinator()
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -108,6 +109,18 @@ def test_a_platform_that_the_manifest_does_not_allow(change: dict[str, Any], cau
 def test_a_coordinator_that_the_manifest_does_not_have() -> None:
     """Its app runs more instances than the manifest lists."""
     assert refusal(replace(HONEST, peer_id="coordinator-9").bundle()).cause is Cause.FOREIGN
+
+
+@pytest.mark.parametrize("kind", ["peer_id", "instance_id", "compose_hash", "device"])
+def test_a_coordinator_that_the_manifest_revokes(kind: str) -> None:
+    """Whichever of the four kinds names it: its slot, its instance, what it measures, its machine."""
+    evidence = check(HONEST.bundle(), HONEST.trusted).evidence
+    value = "coordinator-0" if kind == "peer_id" else getattr(evidence, kind)
+    revoked = (Revocation(**{kind: value}),)
+    other = replace(HONEST, chain=(opened(replace(make_manifest(), revoked=revoked), OWNER),))
+    found = refusal(other.bundle(), other.trusted)
+    assert found.cause is Cause.FOREIGN
+    assert f"the manifest revokes {kind} {value}" in found.reason
 
 
 @pytest.mark.parametrize("change", [{"cluster": "other"}, {"app_id": "00" * 20}], ids=["cluster", "app"])

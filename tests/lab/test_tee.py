@@ -10,7 +10,10 @@ import sys
 import pytest
 from cryptography import x509
 
-from lab.tee import OS_VERSIONS, CvmIdentity, DevTee, make_cvm
+from evidence.collateral import FixedCollateral
+from evidence.verify import Verifier
+from lab.agent_tls import event_items
+from lab.tee import OS_VERSIONS, CvmIdentity, DevTee, machine, make_cvm
 from tests.support import ROOT
 
 NOW = 1_800_000_000.0
@@ -60,6 +63,23 @@ def test_every_certificate_says_development(tee: DevTee) -> None:
     subjects = [item.subject.rfc4514_string() for item in x509.load_pem_x509_certificates(chains.encode())]
     assert all("cvm-mesh DEVELOPMENT" in subject for subject in subjects)
     assert "PCK Platform CA" in subjects[0]
+
+
+async def test_each_cvm_is_on_a_machine_of_its_own(tee: DevTee) -> None:
+    """Which its quote names, after a revision of its compose file, too: so that one machine can be revoked."""
+    verifier = Verifier(collateral=FixedCollateral(tee.collateral_json(NOW)), root_ca_der=tee.root_der)
+    found = []
+    for cvm in (boot(tee), boot(tee, seed=b"2"), boot(tee, compose=COMPOSE + " ")):
+        evidence = await verifier.verify(
+            quote=tee.quote(cvm.measurements, bytes(64)),
+            event_log=json.dumps(event_items(cvm.boot_events, stripped=True)),
+            vm_config=cvm.vm_config,
+            report_data=bytes(64),
+            now=NOW,
+        )
+        found.append(evidence.device)
+    assert found == [machine(b"1").hex(), machine(b"2").hex(), machine(b"1").hex()]
+    assert found[0] not in (found[1], "00" * 16)
 
 
 def test_replicas_share_the_apps_key_and_nothing_else(tee: DevTee) -> None:

@@ -45,5 +45,5 @@ def test_collateral_can_be_past_its_time() -> None:
 
 def test_the_chain_in_a_quote_goes_leaf_first() -> None:
     """Leaf, Platform CA, root."""
-    chain = x509.load_pem_x509_certificates(DevPki(b"pki tests", TcbState()).pck_chain)
+    chain = x509.load_pem_x509_certificates(DevPki(b"pki tests", TcbState()).pck_chain(bytes(16)))
     assert [len(chain), chain[0].issuer, chain[1].issuer] == [3, chain[1].subject, chain[2].subject]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from evidence import bundle
-from meshctl.attestation import UnreachableError, fetch, fetch_history, url_of
+from meshctl.attestation import UnreachableError, fetch, fetch_history, fetch_whole, url_of
+from tests.evidence.bundles import Coordinator
 
 NONCE = bytes(range(32))
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -114,6 +118,28 @@ async def test_nobody_there() -> None:
     for url in ("http://127.0.0.1:1", "https://nobody.invalid"):
         with pytest.raises(UnreachableError, match="does not answer"):
             await fetch(url, NONCE)
+
+
+@pytest.mark.parametrize("slow", ["/v1/attest", "/v1/manifest/history"])
+async def test_a_trickle_has_an_end(slow: str) -> None:
+    """Byte after byte, of the bundle or of its history: the whole of it has a time, not only each answer."""
+    shown = Coordinator().bundle(NONCE)
+    late = bundle.encode(dataclasses.replace(shown, history=shown.history[1:]))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path != slow:
+            return web.Response(body=late)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" ")
+                await asyncio.sleep(0.05)
+        return response
+
+    async with serving(answer, path="/{tail:.*}") as url:
+        with pytest.raises(UnreachableError, match=r"history within 0\.5 s"):
+            await fetch_whole(url, NONCE, 0.5)
 
 
 @pytest.mark.parametrize(

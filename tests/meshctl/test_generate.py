@@ -12,7 +12,7 @@ from meshctl import documents, generate_sources
 from meshctl.manifest_keys import load
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
-from tests.terraform.deployed import TEE
+from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
 from tests.topology.support import after
 from topology.envelope import open_envelope, seal
 from topology.manifest import decode
@@ -53,6 +53,49 @@ def test_the_images_that_may_run_must_be_said(owner: Owner) -> None:
     refused(owner.generate("--os-images", str(approved)), "is no list of OS images", "os_image_hash")
     approved.write_text("[]")
     refused(owner.generate("--os-images", str(approved)), "approves no OS image")
+
+
+def test_the_key_provider_must_be_said_too(owner: Owner) -> None:
+    """It is the cloud's word: pinned, or taken once in so many words. A change of it is shown as one, and is taken only
+    where a person says so.
+    """
+    fixed = ("generate", str(owner.cluster), "--outputs", str(owner.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
+    reported = (*fixed, "--take-reported-images")
+    refused(owner.run(*reported), "is the cloud's word", "--key-provider ID", "--take-reported-provider")
+    refused(owner.generate("--key-provider", "ab"), "--key-provider says …ab")
+    assert owner.generate("--key-provider", TEE.key_provider.id).exit_code == 0
+    again = owner.run(*reported)
+    assert again.exit_code == 0, again.exception
+    assert "nothing changes" in again.output
+    before = owner.draft.read_bytes()
+    owner.edit(references=[{**tree(owner)["references"][0], "key_provider": {"name": "kms", "id": "aa" * 91}}])
+    generate_sources.beside(owner.draft).write_text(
+        generate_sources.beside(owner.draft).read_text().replace(TEE.key_provider.id, "aa" * 91)
+    )
+    changed = owner.run(*reported)
+    refused(changed, f"key provider: kms …{'aa' * 12} → kms …{TEE.key_provider.id[-24:]}", "--accept-platform-change")
+    done = owner.run(*reported, "--accept-platform-change")
+    assert done.exit_code == 0, done.exception
+    assert "look at: taken on the cloud's word: key provider" in done.output
+    assert owner.draft.read_bytes() == before
+
+
+def test_another_image_than_before_is_a_decision(owner: Owner) -> None:
+    """What `--take-reported-images` took the first time is no leave for whatever is reported later."""
+    owner.generate()
+    draft = owner.draft.read_text()
+    for path in (owner.draft, generate_sources.beside(owner.draft)):
+        path.write_text(draft_with(path.read_text(), "ab" * 48))
+    refused(owner.generate(), "is not in the manifest before", "--accept-platform-change")
+    done = owner.generate("--accept-platform-change")
+    assert done.exit_code == 0, done.exception
+    assert "taken on the cloud's word: OS image" in done.output
+    assert owner.draft.read_text() == draft
+
+
+def draft_with(text: str, mrtd: str) -> str:
+    """The file as if another OS image had run."""
+    return text.replace(TEE.os_image("0.6.0", False).mrtd, mrtd)
 
 
 def test_equal_input_gives_equal_bytes(owner: Owner) -> None:
@@ -191,6 +234,65 @@ def test_a_manifest_that_nobody_generated_is_not_overwritten(owner: Owner) -> No
     owner.edit(leaf_hours=9)
     generate_sources.beside(owner.draft).unlink()
     refused(owner.generate(), "leaf_hours: by hand 9, computed now 8")
+
+
+def test_what_a_person_removed_does_not_come_back_with_a_lost_file(owner: Owner) -> None:
+    """Without `manifest.generated.json` nobody knows whether it was removed or is new: both are named, and a person
+    says which. After that a run is as quiet as before.
+    """
+    owner.generate()
+    routes = [it for it in tree(owner)["routes"] if it["name"] != "worker"]
+    groups = tree(owner)["groups"]
+    [measured] = groups["api"]["compose_hashes"]
+    groups["api"]["compose_hashes"] = ["7" * 64]
+    owner.edit(routes=routes, groups=groups)
+    before = owner.draft.read_bytes()
+    generate_sources.beside(owner.draft).unlink()
+    done = owner.generate()
+    refused(done, "whether you removed", "+ routes[worker] = ", f'~ groups.api.compose_hashes: [] → ["{measured}"]')
+    assert getattr(done.exception, "exit_code", None) == 1
+    assert owner.draft.read_bytes() == before
+    left = owner.generate("--lacking", "leave")
+    assert left.exit_code == 0, left.exception
+    assert owner.draft.read_bytes() == before
+    assert "nothing changes" in owner.generate().output
+    generate_sources.beside(owner.draft).unlink()
+    assert "+ routes[worker] = " in owner.generate("--lacking", "add").output
+    assert "worker" in {it["name"] for it in tree(owner)["routes"]}
+
+
+def test_a_hash_that_was_added_by_hand_survives_an_update(owner: Owner) -> None:
+    """Set, and kept with `--keep-hashes`, it is still the person's, and no later run takes it away."""
+    owner.generate()
+    groups = tree(owner)["groups"]
+    groups["api"]["compose_hashes"].append("7" * 64)
+    owner.edit(groups=groups)
+    assert owner.sign().exit_code == 0
+    for more in (("--keep-hashes",), ()):
+        done = owner.generate(*more)
+        assert done.exit_code == 0, done.exception
+        assert tree(owner)["groups"]["api"]["compose_hashes"][1:] == ["7" * 64]
+
+
+def test_check_looks_at_what_was_generated_too(owner: Owner) -> None:
+    """A person wrote what is computed by now: the draft stays, and what the next run compares with is older."""
+    owner.generate()
+    beside = generate_sources.beside(owner.draft)
+    beside.write_text(beside.read_text().replace('"leaf_hours": 8', '"leaf_hours": 7'))
+    refused(owner.generate("--check"), "a run would change", "manifest.generated.json")
+    before = owner.draft.read_bytes()
+    assert owner.generate().exit_code == 0
+    assert owner.draft.read_bytes() == before
+    assert owner.generate("--check").exit_code == 0
+
+
+def test_a_draft_that_was_removed_is_made_anew(owner: Owner) -> None:
+    """What was generated for it says nothing then."""
+    owner.generate()
+    written = owner.draft.read_bytes()
+    owner.draft.unlink()
+    assert owner.generate().exit_code == 0
+    assert owner.draft.read_bytes() == written
 
 
 def test_a_labs_manifest_and_a_deployments_are_not_mixed(owner: Owner) -> None:

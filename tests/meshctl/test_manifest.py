@@ -50,7 +50,8 @@ class Owner:
         """`generate` with the answers that it asks for."""
         fixed = ("--outputs", str(self.printed), "--accept-pre-launch", PRE_LAUNCH_HASH)
         images = () if "--os-images" in more else ("--take-reported-images",)
-        return self.run("generate", str(self.cluster), *fixed, *images, *more)
+        provider = () if "--key-provider" in more else ("--take-reported-provider",)
+        return self.run("generate", str(self.cluster), *fixed, *images, *provider, *more)
 
     def gives(self, app: str, *names: str) -> None:
         """Terraform has deployed `app` with the variables `names`, too, and prints so."""

@@ -35,6 +35,9 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
     assert warnings(HEAD.manifest, after(HEAD)) == ()
 
 
+LISTENER = {"port": 443, "sans": ["db.example"]}
+
+
 @pytest.mark.parametrize(
     ("edit", "wanted"),
     [
@@ -42,6 +45,10 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
         (lambda t: t["routes"].clear(), [("remove", "route", "db-master")]),
         (lambda t: t["groups"]["db"]["backends"]["db"].update(callers=["*"]), [("change", "callers", "db/db")]),
         (lambda t: t["groups"]["db"]["backends"]["db"].update(port=1), [("change", "backend", "db/db")]),
+        (
+            lambda t: t["groups"]["db"]["backends"]["db"].update(ingress="tls", public=LISTENER),
+            [("change", "ingress", "db/db")],
+        ),
         (lambda t: t["groups"]["api"]["env"].update(MODE="x"), [("add", "variable", "api/MODE")]),
         (lambda t: t["secrets"]["database"].update(groups=[]), [("change", "secret", "database")]),
         (lambda t: t.update(leaf_hours=9), [("change", "setting", "leaf_hours")]),
@@ -65,6 +72,7 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
         "route",
         "callers",
         "port",
+        "ingress",
         "variable",
         "grant",
         "setting",
@@ -112,7 +120,15 @@ def test_no_value_of_a_manifest_changes_unseen() -> None:
         for key in path[:-1]:
             place = place[key]
         was = place[path[-1]]
-        place[path[-1]] = not was if isinstance(was, bool) else was + 1 if isinstance(was, int) else f"{was}x"
+        place[path[-1]] = (
+            LISTENER
+            if path[-1] == "public"
+            else not was
+            if isinstance(was, bool)
+            else was + 1
+            if isinstance(was, int)
+            else f"{was}x"
+        )
         found = manifest_of(other)
         if path[0] not in ("epoch", "previous") and compare(HEAD.manifest, found) == ():
             unseen.append(path)

@@ -126,6 +126,7 @@ class Rig:
         self.ring = ""
         self.heard: list[object] = []
         self.holds = 0
+        self.known = {DIGEST, NEXT}
         self.place = str(ADMISSION["address"])
         self.sleeps: list[float] = []
         self.pass_on = asyncio.Semaphore(0)
@@ -145,8 +146,10 @@ class Rig:
     def newest_envelope(self) -> str:
         return "held"
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         assert envelope in ("", "envelope")
+        if digest not in self.known:
+            return "another manifest"
         return "rolled back" if epoch < self.holds else None
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
@@ -214,7 +217,12 @@ async def test_quote_covers_the_binding_of_the_offered_slot_and_the_nonce() -> N
         "app_id": "11" * 20,
         "instance_id": "aa" * 20,
         "compose_hash": "22" * 32,
-        "boot": {"wireguard": KEYS.public.wireguard, "tls": KEYS.public.tls, "leaf": KEYS.public.leaf},
+        "boot": {
+            "wireguard": KEYS.public.wireguard,
+            "tls": KEYS.public.tls,
+            "leaf": KEYS.public.leaf,
+            "public": KEYS.public.public,
+        },
         "issued_at": int(NOW),
     }
 
@@ -388,89 +396,6 @@ async def test_release_gives_the_slot_back_once_and_survives_failure() -> None:
         assert broker.closed
 
 
-async def test_who_takes_what_is_proposed_says_so() -> None:
-    """A CVM without a slot is a newcomer; one that claims the slot it holds, or was given by its owner, is not."""
-    for wish, proposed in ((Wish(), True), (Wish(held="api-0"), False), (Wish(pinned="api-0"), False)):
-        broker = FakeBroker("one", renew=[LOST])
-        rig = Rig(broker, wish=wish)
-        async with rig.running():
-            await rig.slept(1)
-            await rig.goes_on()
-        assert [sent.proposed for sent in broker.attested] == [proposed, False]
-
-
-async def test_a_slot_that_is_taken_for_longer_than_a_lease_is_given_up() -> None:
-    """Until then the same slot is asked for, and afterwards any of the group."""
-    broker = FakeBroker("one", renew=[LOST], challenge=[])
-    rig = Rig(broker)
-    async with rig.running():
-        await rig.slept(1)
-        broker.failures["challenge"] = [TAKEN] * 3
-        for seconds in (5.0, 10.0, 6.0):
-            await rig.goes_on(seconds)
-        await rig.goes_on()
-    assert [ask.peer_id for ask in broker.asked] == [None, "api-0", "api-0", "api-0", None]
-    assert rig.admission.status.state == "admitted"
-
-
-async def test_a_slot_that_left_the_manifest_is_given_up_at_once() -> None:
-    """From 3 to 2 replicas: the CVM in the slot that went asks for another, without the pause of a refusal for good."""
-    gone = RefusedError(Code.ADMISSION_REJECTED, "group api has no peer 'api-0'")
-    broker = FakeBroker("one", renew=[LOST])
-    rig = Rig(broker)
-    async with rig.running():
-        await rig.slept(1)
-        broker.failures["challenge"] = [gone]
-        await rig.goes_on()
-    assert [ask.peer_id for ask in broker.asked] == [None, "api-0", None]
-    assert rig.sleeps == [5.0, 5.0]
-
-
-@pytest.mark.parametrize("code", [Code.SLOT_TAKEN, Code.ADMISSION_REJECTED])
-async def test_a_slot_of_the_owners_choice_is_insisted_on(code: Code) -> None:
-    """With MESH_PEER_ID no other slot is asked for, and the reason says why."""
-    broker = FakeBroker("one", challenge=[RefusedError(code, "no")] * 3)
-    rig = Rig(broker, wish=Wish(pinned="api-0"))
-    async with rig.running():
-        await rig.slept(1)
-        for _ in range(2):
-            await rig.goes_on(20.0)
-    assert {ask.peer_id for ask in broker.asked} == {"api-0"}
-    assert "MESH_PEER_ID is api-0" in rig.admission.status.reason
-    assert "MESH_PEER_ID is api-0" in rig.told[-1]
-
-
-async def test_a_refused_cvm_is_told_not_admitted_once_its_lease_has_lapsed() -> None:
-    """Not before: the next attempt may succeed. A new admission is heard as one."""
-    broker = FakeBroker("one", renew=[LOST])
-    rig = Rig(broker)
-    async with rig.running():
-        await rig.slept(1)
-        broker.failures["challenge"] = [TAKEN] * 3
-        await rig.goes_on(5.0)
-        await rig.goes_on(9.0)
-        assert rig.told == []
-        await rig.goes_on(1.0)
-        assert rig.told
-        assert "SLOT_TAKEN: api-0 is held by another boot" in rig.told[-1]
-        await rig.goes_on()
-        assert [type(one) for one in rig.heard] == [Admitted, Admitted]
-
-
-async def test_a_lease_that_lapses_in_a_long_pause_is_told_at_that_moment() -> None:
-    """After a refusal for good the next attempt is far away; status does not wait for it."""
-    broker = FakeBroker("one", renew=[LOST])
-    rig = Rig(broker)
-    async with rig.running():
-        await rig.slept(1)
-        broker.failures["attest"] = [RefusedError(Code.ADMISSION_REJECTED, "compose hash is not allowed")]
-        await rig.goes_on(13.0)
-        assert rig.sleeps[-1] == 2.0
-        assert rig.told == []
-        await rig.goes_on(2.0)
-        assert "compose hash is not allowed" in rig.told[-1]
-
-
 @pytest.mark.parametrize("away", [CoordinatorError("gone"), RefusedError(Code.NOT_READY, "no leader")])
 async def test_coordinators_that_are_away_take_no_admission(away: Exception) -> None:
     """However long: nobody refused this CVM, so what it was admitted for goes on."""
@@ -504,33 +429,6 @@ async def test_nothing_is_taken_from_a_coordinator_that_gives_another_address() 
         await eventually(lambda: rig.heard != [], "admitted by the other one")
         assert rig.heard[0].address == rig.place  # type: ignore[attr-defined]
         assert rig.told[0] == "astray gives another address"
-
-
-async def test_nothing_is_taken_from_a_coordinator_that_has_rolled_back() -> None:
-    """Neither its admission nor its renewal: the next one is asked, and the status says why while there is none."""
-    behind, good = FakeBroker("behind"), FakeBroker("good", attest=[CoordinatorError("busy")])
-    good.renewal = renewal(epoch=4, token=Secret("new"), token_expires_at=9)
-    good.manifest_epoch = 4
-    rig = Rig(behind, good)
-    rig.holds = 4
-    async with rig.running():
-        await rig.slept(1)
-        assert rig.heard == []
-        assert rig.told[0] == "behind: rolled back"
-        assert [request.manifest for request in behind.attested] == ["held"]
-        rig.pass_on.release()
-        await rig.slept(2)
-        assert [type(one) for one in rig.heard] == [Admitted]
-        assert rig.admission.status.coordinator == "good"
-        # One that has a greater epoch by now; then none has.
-        good.failures["renew"] = [CoordinatorError("busy")]
-        rig.pass_on.release()
-        await rig.slept(3)
-        assert rig.admission.status.state == "renewing"
-        assert "behind: rolled back" in rig.admission.status.reason
-        rig.pass_on.release()
-        await rig.slept(4)
-        assert rig.heard[1:] == [good.renewal]
 
 
 NEXT = "e2" * 32

@@ -22,7 +22,7 @@ from sidecar.membership import Membership
 from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
 from tests.topology.support import opened
-from topology.envelope import seal
+from topology.envelope import digest, seal
 
 KEYS = identity.make()
 SAME = given(KEYS.public.leaf, leaf=False)
@@ -202,11 +202,11 @@ async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
         assert host.world.manifest.epoch == 3
         assert "manifest refused" in caplog.text
         assert "signed by 0 of the owner keys" in it.refused_manifest
-        assert it.why_rolled_back(9, seal(newer, STRANGER)) is not None
+        assert it.why_not_enforced(9, digest(newer), seal(newer, STRANGER)) is not None
         await it.admitted(*admission(envelope=seal(newer, OWNER)))
         assert (host.world.manifest.epoch, it.newest_envelope()) == (9, seal(newer, OWNER))
         assert it.refused_manifest == ""
-        assert it.why_rolled_back(3, "") == "rolled back: enforces epoch 3, this CVM holds epoch 9"
+        assert it.why_not_enforced(3, "00" * 32, "") == "rolled back: enforces epoch 3, this CVM holds epoch 9"
 
 
 async def test_a_new_certificate_waits_for_envoy_and_for_the_others(tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ class Cvm:
         """The world's."""
         return self.world.signed.envelope
 
-    def why_rolled_back(self, epoch: int, envelope: str) -> str | None:
+    def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """As the sidecar judges."""
-        return sources.why_rolled_back(self.world, epoch, envelope, check_signatures=True)
+        return sources.why_not_enforced(self.world, epoch, digest, envelope, check_signatures=True)
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
         """As the sidecar judges."""

@@ -18,7 +18,7 @@ from sidecar.sources import (
     queries,
     take_manifest,
     why_misplaced,
-    why_rolled_back,
+    why_not_enforced,
     with_admission,
     with_certificate,
     with_time,
@@ -26,7 +26,7 @@ from sidecar.sources import (
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, given, health, kv, kv_peers, manifest, peer, route
 from tests.topology.support import REFERENCE, opened, sealed
 from tests.topology.support import after as following
-from topology.envelope import seal
+from topology.envelope import digest_of, seal
 from topology.manifest import encode
 from topology.succession import SuccessionError
 
@@ -220,7 +220,14 @@ def test_another_one_of_the_same_epoch_is_refused() -> None:
     twin = seal(manifest(routes=()), OWNER)
     with pytest.raises(CatalogError, match="two were signed for one epoch"):
         taken(WORLD, twin)
-    assert "enforces another manifest" in (why_rolled_back(WORLD, 3, twin, check_signatures=True) or "")
+    assert "enforces another manifest" in (
+        why_not_enforced(WORLD, 3, digest_of(twin), twin, check_signatures=True) or ""
+    )
+    renewal = why_not_enforced(WORLD, 3, digest_of(twin), "", check_signatures=True) or ""
+    assert renewal.startswith(
+        f"enforces another manifest: epoch 3 ({digest_of(twin)[:12]}), and this CVM holds epoch 3"
+    )
+    assert "two were signed for one epoch" in renewal
 
 
 def test_a_manifest_that_was_judged_already_is_taken_as_it_is() -> None:
@@ -252,25 +259,33 @@ def test_a_coordinator_that_enforces_less_than_is_known_has_rolled_back() -> Non
     """By its epoch alone, where it says no more. A newer one, also one that this program cannot read, is no reason."""
     world = taken(WORLD, seal(NEXT, OWNER))
     for epoch, envelope in ((3, HEAD.envelope), (3, ""), (0, "")):
-        reason = why_rolled_back(world, epoch, envelope, check_signatures=True)
+        reason = why_not_enforced(world, epoch, HEAD.digest, envelope, check_signatures=True)
         assert reason == f"rolled back: enforces epoch {epoch}, this CVM holds epoch 4"
     newest = following(opened(NEXT))
     unreadable = sealed(json.dumps(json.loads(encode(newest)) | {"version": 3}).encode(), OWNER)
-    for epoch, envelope in ((4, ""), (4, seal(NEXT, OWNER)), (5, seal(newest, OWNER)), (5, unreadable)):
-        assert why_rolled_back(world, epoch, envelope, check_signatures=True) is None
-    forged = why_rolled_back(world, 5, seal(newest, STRANGER), check_signatures=True)
+    for epoch, envelope in ((4, seal(NEXT, OWNER)), (5, seal(newest, OWNER)), (5, unreadable)):
+        for sent in (envelope, ""):
+            assert why_not_enforced(world, epoch, digest_of(envelope), sent, check_signatures=True) is None
+    stranger = seal(newest, STRANGER)
+    forged = why_not_enforced(world, 5, digest_of(stranger), stranger, check_signatures=True)
     assert forged is not None
     assert "enforces another manifest" in forged
+
+
+def test_a_coordinator_shows_the_manifest_that_it_certifies_by() -> None:
+    """Not an older one that everybody has, beside an epoch of its own invention."""
+    reason = why_not_enforced(WORLD, 9, "f0" * 32, HEAD.envelope, check_signatures=True)
+    assert reason == f"shows the manifest {HEAD.digest[:12]} and certifies by f0f0f0f0f0f0"
 
 
 def test_a_certificate_is_known_with_its_key_and_ages() -> None:
     """The same answer again is no news; the window of the manifest ends what was trusted before."""
     key = KEYS.leaf_private_pem
-    world = with_certificate(WORLD, given(KEYS.public.leaf), key, 0.0, 0.0)
+    world = with_certificate(WORLD, given(KEYS.public.leaf), key, key, 0.0, 0.0)
     assert world.certificate is not None
     assert (world.certificate.digest, world.leaf_key) == (DIGEST, key)
-    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, 5.0, 0.0) is world
-    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, 10.0, 5.0)
+    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, key, 5.0, 0.0) is world
+    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, key, 10.0, 5.0)
     assert changed.certificate is not None
     assert len(changed.certificate.trusted) == 2
     assert with_time(changed, 20.0) is changed

@@ -13,19 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from admission.client import CoordinatorError, Greeting
+from admission.offers import Offers
 from runtime.init import Init
 from runtime.tasks import TaskScope
 from sidecar import kept
 from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.supervisor import Supervisor
-from tests.sidecar.world import OWNER, environment, manifest, route
+from tests.sidecar.world import OWNER, OWNERS, environment, manifest, route
 from tests.support import ROOT, network_namespace, popen, process_runs, tool
 from tests.topology.support import after, opened
 from topology.envelope import Signed
@@ -209,6 +211,47 @@ def test_a_first_manifest_has_to_be_this_cvms(tmp_path: Path) -> None:
     assert other == "it is of cluster 'staging', and MESH_CLUSTER is 'demo'"
     groups = {"client": manifest().groups["client"]}
     assert it._misfit(manifest(groups=groups)) == "MESH_GROUP is 'api', and its groups are client"
+
+
+DROPPED = opened(after(opened(manifest(), OWNER), groups={"client": manifest().groups["client"]}), OWNER)
+"""A manifest without the group `api`."""
+
+
+async def test_a_cvm_whose_group_was_dropped_is_not_led_back(tmp_path: Path) -> None:
+    """After a restart the manifest that dropped it is the one by which coordinators are judged, and an older one that
+    has its group is not carried out.
+    """
+    kept.keep(tmp_path, DROPPED)
+    it = Supervisor(parse(environment(MESH_STATE_DIR=str(tmp_path))), Init())
+    it._floor = kept.read(tmp_path, "demo")
+    offers = Offers(OWNERS, lambda: it._newest, it._misfit)
+    older = Greeting(
+        url="https://one.test", certificate=b"", envelope=opened(manifest(), OWNER).envelope, reason="", ask=no_answer
+    )
+    assert await offers.judge(older) == DROPPED
+    with pytest.raises(CoordinatorError, match="MESH_GROUP is 'api', and its groups are client"):
+        await it.take(DROPPED)
+    newer = opened(after(DROPPED), OWNER)
+    with pytest.raises(CoordinatorError):
+        await it.take(newer)
+    assert kept.read(tmp_path, "demo") == newer
+    assert await offers.judge(older) == newer
+    assert it._envelope() == newer.envelope
+    assert it._named() == ("https://one.test",)
+
+
+async def no_answer(path: str) -> Mapping[str, Any]:
+    """Of a coordinator that has no history."""
+    raise CoordinatorError(path)
+
+
+@pytest.mark.netns
+def test_a_restarted_sidecar_says_that_its_group_was_dropped() -> None:
+    """And sets no names by that manifest."""
+    with sidecar(DROPPED) as it:
+        now = it.wait(lambda s: both_run(s) and "is not for it" in str(s["reasons"]), "it says why it waits")
+        assert "MESH_GROUP is 'api', and its groups are client" in str(now["reasons"])
+        assert it.addresses() == ["127.0.0.1"]
 
 
 async def test_a_stop_ends_every_task(tmp_path: Path) -> None:

@@ -63,7 +63,14 @@ def test_a_manifest_from_before_roles_and_secrets_is_read() -> None:
         (("groups", "api", "env"), {"": "x"}),
         (("groups", "api", "env"), {"env": "\0"}),
         (("groups", "api", "env"), {"LD_PRELOAD": "x"}),
+        (("groups", "api", "env"), {"COMPOSE_FILE": "x"}),
         (("groups", "api", "env"), {"IFS": "x"}),
+        (("coordinators", "app_id"), "AB" * 20),
+        (("groups", "api", "app_id"), "app_" + "ab" * 20),
+        (("groups", "api", "compose_hashes"), ["ab" * 32, "ab" * 31]),
+        (("coordinators", "compose_hashes"), ["AB" * 32]),
+        (("references", 0, "tcb", "allowed_statuses"), ["uptodate"]),
+        (("references", 0, "tcb", "rejected_advisories"), ["SA-00615"]),
         (("leaf_hours",), 0),
         (("leaf_hours",), 73),
         (("overlap_seconds",), 59),
@@ -142,6 +149,25 @@ def test_names_that_a_shell_uses_up_are_its_own(shell: str) -> None:
         shown = subprocess.run(argv, env={name: "1 x"}, capture_output=True, text=True, timeout=60, check=False).stdout
         assert shown == "1 x" or manifest.SHELLS_OWN.fullmatch(name), (name, shown)
         assert name not in usual.split() or not manifest.SHELLS_OWN.fullmatch(name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("COMPOSE_FILE", "Docker Compose"),
+        ("COMPOSE_PROFILES", "Docker Compose"),
+        ("DOCKER_HOST", "Docker Compose"),
+        ("BUILDX_CONFIG", "Docker Compose"),
+        ("LD_AUDIT", "shell of exec.sh"),
+        ("COMPOSER_HOME", ""),
+        ("DOCKERIZED", ""),
+        ("MODE", ""),
+    ],
+)
+def test_what_somebody_obeys_before_the_application(name: str, words: str) -> None:
+    """Is told with whom; other names are the application's."""
+    assert words in (manifest.why_obeyed(name) or "")
+    assert (manifest.why_obeyed(name) is None) == (words == "")
 
 
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "GCONV_PATH"])

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.merge import ABSENT, Conflict, differences, merge
+from topology.merge import ABSENT, Conflict, differences, merge, shared
 
 LABELS = st.sampled_from(["a", "b", "c", "d"])
 SCALARS = st.none() | st.booleans() | st.integers(0, 3) | LABELS
@@ -122,6 +122,37 @@ def test_without_what_was_generated_everything_that_differs_is_a_conflict() -> N
     found = merge(ABSENT, {"a": 1, "b": 1, "hand": 1}, {"a": 1, "b": 2})
     assert [conflict.path for conflict in found.conflicts] == ["b"]
     assert found.tree == {"a": 1, "b": 1, "hand": 1}
+
+
+@given(OBJECTS, OBJECTS)
+def test_what_is_shared_adds_nothing(tree: Any, other: Any) -> None:
+    """Merged without a base, it leaves out what the other one lacks; with all of itself, it is itself."""
+    assert text(shared(tree, tree)) == text(tree)
+    both = shared(tree, other)
+    assert set(both) == set(tree) & set(other)
+    assert set(merge(ABSENT, other, both).tree) == set(other)
+
+
+def test_what_means_something_as_a_whole_is_one_value() -> None:
+    """A threshold from one hand and keys from another are owners that nobody chose; so is half of a key provider."""
+    owners = {"keys": [{"alg": "ed25519", "key": "a"}, {"alg": "ed25519", "key": "b"}], "threshold": 1}
+    mine = {**owners, "threshold": 2}
+    new = {"keys": [*owners["keys"], {"alg": "ed25519", "key": "c"}], "threshold": 1}
+    found = merge({"owners": owners}, {"owners": mine}, {"owners": new})
+    assert [(it.path, it.edited, it.computed) for it in found.conflicts] == [("owners", mine, new)]
+    kms = [
+        {"name": "r", "key_provider": {"name": name, "id": key}} for name, key in (("k", "1"), ("l", "1"), ("k", "2"))
+    ]
+    was, ours, theirs = ({"references": [each]} for each in kms)
+    assert [it.path for it in merge(was, ours, theirs).conflicts] == ["references[r].key_provider"]
+
+
+def test_everybody_stands_alone_among_callers() -> None:
+    """Where the person says everybody and the cluster names groups, or the other way round, one of them has to go."""
+    for mine, new in ((["*"], ["api", "web"]), (["api", "web"], ["*"])):
+        found = merge({"callers": ["api"]}, {"callers": mine}, {"callers": new})
+        assert str(found.conflicts[0]) == f"callers: by hand {json.dumps(mine)}, computed now {json.dumps(new)}"
+    assert merge({"callers": ["*"]}, {"callers": ["*"]}, {"callers": ["api"]}).tree == {"callers": ["api"]}
 
 
 def test_true_is_not_one() -> None:

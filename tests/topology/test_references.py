@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.topology.support import REFERENCE
-from topology.references import OsImage, Reference, ReferencesError, TcbPolicy, check
+from topology.references import STATUSES, OsImage, Reference, ReferencesError, TcbPolicy, check
 
 [IMAGE] = REFERENCE.os_images
 NAMED = replace(IMAGE, mrtd="aa")
@@ -48,6 +48,20 @@ def test_a_machine_is_named_as_evidence_names_it(device: str) -> None:
     """32 hex digits in lower case, or no CVM would ever be on it."""
     check((replace(REFERENCE, devices=("ab" * 16,)),))
     assert f"[0].devices has {device!r}" in complaint(replace(REFERENCE, devices=("ab" * 16, device)))
+
+
+def test_what_intel_does_not_say_is_refused() -> None:
+    """A status or an advisory that is mistyped would allow, or reject, nothing; what is expected is named."""
+    good = TcbPolicy(allowed_statuses=STATUSES, rejected_advisories=("INTEL-SA-00615",))
+    check((replace(REFERENCE, tcb=good),))
+    for status in ("upToDate", "UpToDate ", "Revoked", ""):
+        told = complaint(replace(REFERENCE, tcb=TcbPolicy(allowed_statuses=("UpToDate", status))))
+        assert told.startswith(
+            f"[0].tcb.allowed_statuses[1] is {status!r}, expected one of UpToDate, SWHardeningNeeded"
+        )
+    for advisory in ("INTEL-SA-615", "intel-sa-00615", "CVE-2024-1", ""):
+        told = complaint(replace(REFERENCE, tcb=TcbPolicy(rejected_advisories=(advisory,))))
+        assert told.startswith(f"[0].tcb.rejected_advisories[0] is {advisory!r}, expected INTEL-SA- and 5 digits")
 
 
 @pytest.mark.parametrize("moment", [-1, 1_900_000_000_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,7 +16,7 @@ from topology import render
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, Rotate, SecretEntry, encode
 from topology.owners import Owners, key_of
-from topology.succession import Fault, SuccessionError, chain, follow, overruled, overtake
+from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake
 
 ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
@@ -200,14 +201,64 @@ def test_a_reader_takes_what_is_newer() -> None:
         overtake(HEAD, signed(after(HEAD), BOB).envelope, settled=True)
 
 
+def test_owners_that_were_replaced_lead_to_those_that_count() -> None:
+    """Only the manifests in which they were replaced are needed; who is not led to by them is not believed, nor a
+    manifest of another mesh in between, nor one that is older than what leads to it.
+    """
+    bobs, carols = (Owners(keys=(key_of(key),)) for key in (BOB, CAROL))
+    to_bob = signed(after(signed(after(HEAD)), owners=bobs), ALICE)
+    to_carol = signed(after(signed(after(to_bob), BOB), owners=carols), BOB)
+    last = signed(after(signed(after(to_carol), CAROL)), CAROL)
+    chain_of = [each.envelope for each in (HEAD, to_bob, to_carol, last)]
+    assert led(HEAD.manifest.owners, chain_of) == last
+    assert led(bobs, chain_of) == last, "of a compose file that is older than the newest owners"
+    assert led(carols, chain_of[-1:]) == last
+    alices = HEAD.manifest.owners
+    for owners, shown in ((alices, chain_of[-1:]), (alices, [*chain_of[:2], chain_of[3]]), (carols, chain_of[1:2])):
+        with pytest.raises(SuccessionError, match="signed by 0"):
+            led(owners, shown)
+    foreign = signed(dataclasses.replace(to_bob.manifest, cluster="other"), ALICE)
+    with pytest.raises(SuccessionError):
+        led(alices, [chain_of[0], foreign.envelope, *chain_of[2:]])
+    with pytest.raises(SuccessionError, match="older"):
+        led(alices, [to_bob.envelope, signed(dataclasses.replace(FIRST, leaf_hours=9), BOB).envelope])
+
+
 def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
     """Well signed: a newer version, and an unknown critical field. Signed by somebody else it is just wrong."""
     newer = json.loads(encode(after(HEAD))) | {"version": 3}
     strict = json.loads(encode(after(HEAD))) | {"critical": ["floor"], "floor": 1}
-    for tree in (newer, strict):
+    other = strict | {"routes": {"in": "another form"}}
+    for tree in (newer, strict, other):
         payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
         for key, fault in ((ALICE, Fault.UNREADABLE), (BOB, Fault.INVALID)):
             with pytest.raises(SuccessionError) as caught:
                 overtake(HEAD, sealed(payload, key), settled=True)
             assert caught.value.fault is fault
             assert ("needs a newer program" in str(caught.value)) == (fault is Fault.UNREADABLE)
+            assert caught.value.fault.unread == (fault is Fault.UNREADABLE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"leaf_hours": 0}, "manifest.leaf_hours is 0, expected 1 to 72"),
+        ({"version": 1}, "manifest.version is 1, expected 2"),
+        ({"version": "3"}, "manifest.version is '3', expected 2"),
+        ({"routes": 1}, "manifest.routes must be a list"),
+    ],
+)
+def test_what_is_well_signed_and_wrong_is_called_so(change: dict[str, Any], words: str) -> None:
+    """By what is wrong with it, not by the program that it is said to need; it is no more overwritten than that of a
+    newer program. Signed by somebody else, that is what is wrong.
+    """
+    tree = json.loads(encode(after(HEAD))) | change
+    payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    for key, fault in ((ALICE, Fault.WRONG), (BOB, Fault.INVALID)):
+        with pytest.raises(SuccessionError) as caught:
+            overtake(HEAD, sealed(payload, key), settled=True)
+        assert caught.value.fault is fault
+        assert "newer program" not in str(caught.value)
+        assert "upgrade" not in str(caught.value)
+        assert caught.value.fault.unread == (fault is Fault.WRONG)
+        assert (f"the manifest is well signed, and wrong: {words}" in str(caught.value)) == (fault is Fault.WRONG)
