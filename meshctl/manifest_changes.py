@@ -63,7 +63,8 @@ _SETTINGS: Mapping[str, str] = {
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
-    "rotate": "new texts of these secrets are handed out with the next renewal, in 5 s; programs have to take them",
+    "rotate": "a new gossip key takes the place of the old one, with no restart and no member lost; new texts of "
+    "secrets are handed out with the next renewal, in 5 s, and programs have to take them",
     "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }

@@ -455,6 +455,7 @@ class Supervisor:
                 insecure=self._config.insecure,
                 signed=self._world.signed if self._world else None,
                 certificate=self._world.certificate if self._world else None,
+                gossip_ring=self._member.gossip_ring() if self._member else "",
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},

@@ -207,6 +207,8 @@ class Rotate:
 
     secrets: dict[str, int] = field(default_factory=dict)
     """By name: how often the secret was rotated; not named: never. A number of before gives the text of before."""
+    gossip: int = 0
+    """How often the gossip key was rotated. Likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,15 +461,18 @@ def _check_off(manifest: Manifest) -> None:
 
 
 def _check_rotate(manifest: Manifest) -> None:
+    _check_count(manifest.rotate.gossip, "gossip")
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
                 f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
             )
-        if not 0 <= number < 1 << 31:
-            raise ManifestError(
-                f"manifest.rotate.secrets.{name:.80} is {number}, expected a count: 1, and one more each time"
-            )
+        _check_count(number, f"secrets.{name:.80}")
+
+
+def _check_count(number: int, name: str) -> None:
+    if not 0 <= number < 1 << 31:
+        raise ManifestError(f"manifest.rotate.{name} is {number}, expected a count: 1, and one more each time")
 
 
 def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from admission.protocol import BootKeys
 from coordinator.broker import UNPROVEN_SECONDS, Broker, Clocks, Rules
+from coordinator.keys import derive
 from lab.tee import DevTee, runtime_event
+from runtime.secret import Secret
 from tests.coordinator.world import (
     API_COMPOSE,
     CLIENT_COMPOSE,
@@ -327,7 +329,7 @@ def test_after_a_restart_a_sibling_is_judged_by_what_it_shows() -> None:
     broker = Broker(
         rules=Rules(signed=head, adopted_at=0.0),
         verifier=None,  # type: ignore[arg-type]
-        keys=None,  # type: ignore[arg-type]
+        keys=derive(Secret("11" * 32), "tests"),
         ledger=None,  # type: ignore[arg-type]
         registry=None,  # type: ignore[arg-type]
         feed=None,  # type: ignore[arg-type]

@@ -193,4 +193,13 @@ def test_what_is_rotated_is_there(rotate: dict[str, int], words: str) -> None:
         manifest.decode(json.dumps(tree | {"rotate": {"secrets": rotate}}).encode())
     assert words in str(caught.value)
     found = manifest.decode(json.dumps(tree | {"rotate": {"secrets": {"database": 3}}}).encode())
-    assert found.rotate.secrets == {"database": 3}
+    assert (found.rotate.secrets, found.rotate.gossip) == ({"database": 3}, 0)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31])
+def test_the_gossip_keys_number_is_a_count(number: int) -> None:
+    """Of how often it was rotated."""
+    tree = json.loads(manifest.encode(render.manifest(starter(), deployment())))
+    with pytest.raises(manifest.ManifestError, match=r"manifest.rotate.gossip is .*, expected a count"):
+        manifest.decode(json.dumps(tree | {"rotate": {"gossip": number}}).encode())
+    assert manifest.decode(json.dumps(tree | {"rotate": {"gossip": 2}}).encode()).rotate.gossip == 2
