@@ -1,0 +1,64 @@
+# The shape of the cluster: this is the file to edit. The fields are explained in clusters/starter/README.md.
+locals {
+  workload_groups = {
+    web = {
+      replicas    = var.web_replicas
+      compose     = "${path.module}/compose/web.yaml"
+      compose_env = {}
+      calls       = ["emoji", "voting"]
+
+      backends = {
+        web = {
+          port               = 8080
+          workload           = "web"
+          registration       = { owner = "platform", parent = "web" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        web = { backend = "web", role = null }
+      }
+    }
+
+    emoji = {
+      replicas    = var.emoji_replicas
+      compose     = "${path.module}/compose/emoji.yaml"
+      compose_env = {}
+      calls       = []
+
+      backends = {
+        emoji = {
+          port               = 8080
+          workload           = "emoji"
+          registration       = { owner = "platform", parent = "emoji" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        emoji = { backend = "emoji", role = null }
+      }
+    }
+
+    voting = {
+      replicas    = 1 # the votes are in its memory
+      compose     = "${path.module}/compose/voting.yaml"
+      compose_env = {}
+      calls       = []
+
+      backends = {
+        voting = {
+          port               = 8080
+          workload           = "voting"
+          registration       = { owner = "platform", parent = "voting" }
+          consul_permissions = {}
+        }
+      }
+
+      routes = {
+        voting = { backend = "voting", role = null }
+      }
+    }
+  }
+}
