@@ -34,6 +34,8 @@ GROUP = "web"
 """Also the name in its certificate that cluster.tf asks for."""
 HERE = "127.0.0.1"
 """Where the lab's gateway is, and the address that the certificate gets."""
+EMOJI = "http://emoji:8080"
+"""As web reaches it (compose/web.yaml)."""
 OLDER = "mesh-ca.older.pem"
 """The mesh CA of the manifest before, as a client has it that has pinned it."""
 VOTES = 5
@@ -128,7 +130,7 @@ class Walk(Owner):
     def inside(self) -> None:
         """web asks emoji and voting by mutual TLS; nobody else may."""
         title("Inside: web may ask emoji and voting, and nobody else may")
-        listed = self._inside("web-0", "http://127.137.0.1:8081/find?shortcode=:taco:")
+        listed = self._inside("web-0", f"{EMOJI}/find?shortcode=:taco:")
         self.fact("web-0 asks emoji", "answered" if listed else "refused", bool(listed), "answered")
         other = self._inside("emoji-0", "http://voting:8080/results")
         self.fact("emoji-0 asks voting", "answered" if other else "refused", not other, "refused")

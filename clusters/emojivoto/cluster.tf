@@ -13,6 +13,9 @@ locals {
           workload           = "web"
           registration       = { owner = "platform", parent = "web" }
           consul_permissions = {}
+          # For anybody, by HTTPS: under the gateway's name, and as web where a name server or a client says where that is.
+          ingress = "tls"
+          public  = { port = 443, sans = ["gateway", "web"] }
         }
       }
 

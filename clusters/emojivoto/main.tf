@@ -17,7 +17,6 @@ module "phala" {
   source = "../../terraform/phala"
 
   mesh        = module.mesh
-  public      = { web = 8080 }
   size        = var.size
   region      = var.region
   kms         = var.kms

@@ -1,7 +1,6 @@
-# An output "<group>_url" makes a group public: its own address is opened on the host interface through the gateway.
-output "web_url" {
-  description = "Public URL of the web group."
-  value       = module.phala.urls["web"]
+output "page" {
+  description = "Where the page is, for clients that trust the mesh's CA (./mesh verify); empty until the platform knows its gateway."
+  value       = [for base in module.phala.deployment.apps["web"].gateways : "https://${module.phala.deployment.apps["web"].app_id}-443s.${base}"]
 }
 
 output "members" {
