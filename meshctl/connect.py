@@ -21,6 +21,7 @@ import click
 from meshctl import connect_proof
 from meshctl.connect_proof import Proof
 from meshctl.connect_target import Target, listen_of, place_of, refusal, target_of
+from meshctl.connect_tls import Secure
 from meshctl.errors import UserError
 from runtime.tasks import TaskScope
 
@@ -28,9 +29,8 @@ MOST = 64
 """Connections at once. Each has two buffers of 64 KiB; a browser opens 6 to a host."""
 DIAL_SECONDS = 15.0
 """For a connection and its TLS handshake."""
-SILENT_SECONDS = 30.0
-"""How long an answer may be silent once the program has nothing more to say: TLS, as Python's asyncio speaks it, cannot
-tell the server so."""
+SILENT_SECONDS = 300.0
+"""How long a server may say nothing once the program has said all: nobody may be left who waits for its answer."""
 _CHUNK = 1 << 16
 Say = Callable[[str], None]
 
@@ -137,67 +137,70 @@ class Port:
             self._open -= 1
 
 
-async def dial(way: Way) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def dial(way: Way) -> Secure:
     """A verified connection. OSError, ssl.SSLError, TimeoutError."""
     target = way.target
     async with asyncio.timeout(DIAL_SECONDS):
-        return await asyncio.open_connection(target.host, target.port, ssl=way.tls, server_hostname=target.name)
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        secure = Secure(reader, writer, way.tls, target.name)
+        try:
+            await secure.handshake()
+        except BaseException:
+            secure.close()
+            raise
+    return secure
 
 
 async def lead(client: socket.socket, way: Way) -> None:
-    """Leads `client` on until one of both ends. Errors are those of `dial`; what breaks later just ends it."""
-    reader, writer = await dial(way)
+    """Leads `client` on until both ends have said all. Errors are those of `dial`; what breaks later just ends it."""
+    secure = await dial(way)
     try:
         client.setblocking(False)
-        own_reader, own_writer = await asyncio.open_connection(sock=client)
+        reader, writer = await asyncio.open_connection(sock=client)
         try:
             with contextlib.suppress(OSError, TimeoutError):
-                await _both_ways(own_reader, writer, reader, own_writer)
+                await _both_ways(reader, writer, secure)
         finally:
-            own_writer.close()
+            writer.close()
     finally:
-        writer.close()
+        secure.close()
 
 
-async def _both_ways(
-    own_reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    reader: asyncio.StreamReader,
-    own_writer: asyncio.StreamWriter,
-) -> None:
+async def _both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secure: Secure) -> None:
     async with asyncio.timeout(None) as limit, TaskScope() as scope:
         loop = asyncio.get_running_loop()
         spoken = asyncio.Event()
 
         async def up() -> None:
             with contextlib.suppress(OSError):
-                while data := await own_reader.read(_CHUNK):
-                    writer.write(data)
-                    await writer.drain()
+                while data := await reader.read(_CHUNK):
+                    await secure.write(data)
+                await secure.end()
             spoken.set()
             limit.reschedule(loop.time() + SILENT_SECONDS)
 
         sending = scope.start("up", up())
         with contextlib.suppress(OSError):
-            while data := await reader.read(_CHUNK):
+            while data := await secure.read():
                 if spoken.is_set():
                     limit.reschedule(loop.time() + SILENT_SECONDS)
-                own_writer.write(data)
-                await own_writer.drain()
-        limit.reschedule(None)
+                writer.write(data)
+                await writer.drain()
+        # Who ends its side of a public listener takes nothing more either: Envoy closes then.
         sending.cancel()
+    writer.close()
 
 
 async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     """Verifies once, then serves until a signal. UserError where that first connection fails."""
     way = ways.look()
     try:
-        _, writer = await dial(way)
+        secure = await dial(way)
     except (OSError, ssl.SSLError, TimeoutError) as error:
         raise UserError(
             f"not connected: {way.refusal(error)}", "--to HOST:PORT says where to dial; ./mesh verify", exit_code=1
         ) from error
-    writer.close()
+    secure.close()
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     say(f"verified: {way.told}")

@@ -248,8 +248,8 @@ def demo(nat: Nat, name: str | None, progress: Progress) -> None:
     for step in (walk.show, walk.look, walk.add_address, walk.vote, walk.inside):
         step()
     click.echo(
-        f"\na browser sees the page, too: give it {folder}/verify/mesh-ca.pem as a CA,\n"
-        f"then open https://{HERE}:{port}\n"
+        f"\na browser sees the page, too: give it this CA, then open https://{HERE}:{port}\n"
+        f"    {folder}/verify/mesh-ca.pem\n"
         f"for programs that take no CA:  ./mesh connect {GROUP} --to {HERE}:{port} \\\n"
         f"    --bundle {folder}/verify"
     )

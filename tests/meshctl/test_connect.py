@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -190,13 +191,35 @@ async def test_connections_are_bounded(person: Person) -> None:
 
 
 async def test_who_has_said_all_still_gets_the_answer(person: Person) -> None:
-    """A program that closes its half, as `nc -N`."""
-    async with person.led(person.served(person.history[1], "web")) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"a")
-        writer.write_eof()
-        assert await reader.readexactly(1) == b"a"
-        writer.close()
+    """A program that closes its half, as `nc -N`; and a server that answers at the end of the question."""
+    with answering(person.served(person.history[1], "web")) as there:
+        async with person.connected(person.wanted(there)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"abc")
+            writer.write_eof()
+            assert await reader.read() == b"cba"
+            writer.close()
+
+
+@contextmanager
+def answering(context: ssl.SSLContext) -> Iterator[int]:
+    """A server that reads to the end, and then answers with all of it, the last first; yields its port."""
+
+    def serve(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(20)
+        with plain, context.wrap_socket(plain, server_side=True) as secure:
+            got = b""
+            while data := secure.recv(1 << 16):
+                got += data
+            secure.sendall(got[::-1])
+            secure.unwrap()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)
 
 
 @contextmanager
