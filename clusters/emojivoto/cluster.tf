@@ -5,7 +5,13 @@ locals {
       replicas    = var.web_replicas
       compose     = "${path.module}/compose/web.yaml"
       compose_env = {}
-      calls       = ["emoji", "voting"]
+
+      # What its programs dial in clear, and where the CVM's Envoy takes that by mutual TLS. Naming a route here is also the
+      # right to call it.
+      egress = [
+        { name = "emoji", listen = "127.137.0.1:8081", remote = "emoji:8080" },
+        { name = "voting", listen = "127.137.0.2:8081", remote = "voting:8080" },
+      ]
 
       backends = {
         web = {
