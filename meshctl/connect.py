@@ -31,6 +31,8 @@ DIAL_SECONDS = 15.0
 """For a connection and its TLS handshake."""
 SILENT_SECONDS = 300.0
 """How long a server may say nothing once the program has said all: nobody may be left who waits for its answer."""
+AGAIN_SECONDS = 1.0
+"""After a connection that this machine could not take, so that the reason is said once a second at most."""
 _CHUNK = 1 << 16
 Say = Callable[[str], None]
 
@@ -117,7 +119,13 @@ class Port:
         self._listener.setblocking(False)
         async with TaskScope() as scope:
             while True:
-                client, _ = await loop.sock_accept(self._listener)
+                try:
+                    client, _ = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    # No more files, as a rule: connections that end give some back.
+                    self._say(f"a connection could not be taken: {error}")
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    continue
                 self._count += 1
                 if self._open >= MOST:
                     client.close()
@@ -208,7 +216,9 @@ async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, ended.set)
+        # What the caller ignores (nohup) stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, ended.set)
     async with TaskScope() as scope:
         serving = scope.start("port", Port(listener, ways, say).serve())
         await ended.wait()

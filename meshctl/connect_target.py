@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -11,6 +12,7 @@ from meshctl.runs import nearest
 from topology.manifest import Manifest
 from topology.public import WILDCARD, Public, gateway_bases, gateway_name
 
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 GATEWAY_PORT = 443
 """Where dstack's gateway takes TLS."""
 _NAMES = frozenset({62, 64})
@@ -80,8 +82,8 @@ def _public(manifest: Manifest, route: str) -> tuple[str, Public]:
 def _covers(san: str, name: str) -> bool:
     """Whether a certificate with `san` is good for `name`."""
     if san.startswith(WILDCARD):
-        head, dot, rest = name.partition(".")
-        return bool(head and dot) and rest == san.removeprefix(WILDCARD)
+        head, _, rest = name.partition(".")
+        return _LABEL.fullmatch(head) is not None and rest == san.removeprefix(WILDCARD)
     return san == name
 
 

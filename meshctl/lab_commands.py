@@ -177,10 +177,11 @@ def demo(
     """
     from meshctl.tour import failover, tour
 
-    if cluster in WALKS:
+    walk = cluster.removeprefix("clusters/").rstrip("/")
+    if walk in WALKS:
         if replicas or coordinators or variables or pin_peers:
-            raise UserError(f"demo {cluster} takes --nat and --name only", f"./mesh demo {cluster}")
-        importlib.import_module(WALKS[cluster]).demo(nat, name, Console())
+            raise UserError(f"demo {walk} takes --nat and --name only", f"./mesh demo {walk}")
+        importlib.import_module(WALKS[walk]).demo(nat, name, Console())
         return
     chosen = overrides_of(replicas, coordinators, variables)
     run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)

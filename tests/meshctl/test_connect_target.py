@@ -38,6 +38,8 @@ def test_a_public_route_has_a_name_and_a_place(
         (("web",), "private", None, "private is not public in the proven manifest, of epoch 1: public are api"),
         (("web", "*.example.com"), "api", "example.com", "no certificate for 'example.com': it has web, *.example.com"),
         (("*.example.com",), "api", "a.b.example.com", "no certificate for 'a.b.example.com'"),
+        (("*.example.com",), "api", "ü.example.com", "no certificate for 'ü.example.com'"),
+        (("*.example.com",), "api", ".example.com", "no certificate for '.example.com'"),
         (("*.example.com",), "api", None, "no name that could be checked by itself: *.example.com"),
         (("https://web",), "api", None, "no name that could be checked by itself: https://web"),
     ],

@@ -14,9 +14,10 @@ from workloads import pages
 
 def test_options_that_would_change_the_walk_are_refused() -> None:
     """It is a walk through one mesh."""
-    done = CliRunner().invoke(cli, ["demo", "emojivoto", "--replicas", "web=1"])
-    assert isinstance(done.exception, UserError)
-    assert "--nat and --name only" in str(done.exception)
+    for name in ("emojivoto", "clusters/emojivoto/"):
+        done = CliRunner().invoke(cli, ["demo", name, "--replicas", "web=1"])
+        assert isinstance(done.exception, UserError)
+        assert "--nat and --name only" in str(done.exception)
 
 
 def test_the_page_is_told_from_anything_else() -> None:
