@@ -20,7 +20,7 @@ def test_it_sees_what_its_ca_speaks_for_and_nothing_else(tmp_path: Path) -> None
     """A page by name and by address; of a name that the certificate has not, nothing."""
     authority = Authority()
     (tmp_path / "ca.pem").write_text(authority.pem)
-    with serving(PATHS, authority.site(tmp_path, "web", "127.0.0.1")) as site, browser(tmp_path / "ca.pem") as seen:
+    with serving(PATHS, authority.server(tmp_path, "web", "127.0.0.1")) as site, browser(tmp_path / "ca.pem") as seen:
         at = "--host-resolver-rules=MAP web 127.0.0.1"
         assert "Hëllo" in seen.dom(f"https://web:{site.server_port}/", at)
         page = seen.picture(f"https://127.0.0.1:{site.server_port}/")

@@ -143,7 +143,7 @@ async def test_a_stranger_is_refused_also_by_the_root(person: Person, tmp_path: 
     """Whoever has another CA."""
     from tests.xds.pki import Authority
 
-    async with listener(Authority().site(tmp_path, "web")) as there:
+    async with listener(Authority().server(tmp_path, "web")) as there:
         for by_root in (False, True):
             async with person.connected(person.wanted(there, by_root=by_root)) as port:
                 assert await ask(port, b"a.") == b""

@@ -24,7 +24,7 @@ async def connected(folder: Path, behave: Behave, *, name: str = "web") -> Async
     """A connection to a server that behaves like that, not shaken hands yet; and how that ended, where it failed."""
     failed: list[OSError] = []
     authority = Authority()
-    context = authority.site(folder, "web")
+    context = authority.server(folder, "web")
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.load_verify_locations(cadata=authority.pem)
 

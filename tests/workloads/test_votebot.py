@@ -33,7 +33,7 @@ def site(folder: Path, paths: Paths, *names: str) -> Iterator[tuple[Server, str]
     """An HTTPS server with a certificate for `names`; and the file of its CA."""
     authority = Authority()
     (folder / "ca.pem").write_text(authority.pem)
-    with serving(paths, authority.site(folder, *names)) as made:
+    with serving(paths, authority.server(folder, *names)) as made:
         yield made, str(folder / "ca.pem")
 
 

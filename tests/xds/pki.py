@@ -1,4 +1,4 @@
-"""A throw-away certificate authority for tests: roots, and leaves with SPIFFE URI SANs or for hosts."""
+"""A throw-away certificate authority for tests: roots and leaves with SPIFFE URI SANs."""
 
 from __future__ import annotations
 
@@ -36,35 +36,16 @@ class Authority:
 
     def leaf(self, name: str, uri: str) -> Leaf:
         """A fresh leaf whose only SAN is `uri`."""
-        chain, key = self._issue([x509.UniformResourceIdentifier(uri)])
-        return Leaf(name=name, uri=uri, chain_pem=chain, key_pem=Secret(key))
-
-    def site(self, folder: Path, *names: str) -> ssl.SSLContext:
-        """A server's context with a fresh leaf for `names`, hosts and addresses; its files are in `folder`."""
-        chain, key = self._issue([_host(name) for name in names])
-        (folder / "chain.pem").write_text(chain)
-        (folder / "key.pem").write_text(key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
-        return context
-
-    def _issue(self, names: list[x509.GeneralName]) -> tuple[str, str]:
-        """Certificate and key, PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(x509.Name([]), key.public_key())
-            .add_extension(x509.SubjectAlternativeName(names), critical=True)
-            .sign(self._key, hashes.SHA256())
+        builder = _builder(x509.Name([]), key.public_key())
+        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        certificate = builder.add_extension(san, critical=True).sign(self._key, hashes.SHA256())
+        return Leaf(
+            name=name,
+            uri=uri,
+            chain_pem=certificate.public_bytes(Encoding.PEM).decode(),
+            key_pem=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()),
         )
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return certificate.public_bytes(Encoding.PEM).decode(), private.decode()
-
-
-def _host(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
 
     def server(self, folder: Path, *names: str, hours: int = 1) -> ssl.SSLContext:
         """What a TLS server outside of the mesh shows: a certificate for `names`, host names and IP addresses, that is
