@@ -52,9 +52,10 @@ def coordinator_check(
 def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Callable[[], float]) -> Verify:
     """As `coordinator_check`, with the verifier that there is."""
     from evidence.errors import EvidenceError
-    from evidence.manifest import COORDINATORS, expected
+    from evidence.manifest import expected
     from evidence.policy import check
     from evidence.ratls import verify_certificate
+    from topology.manifest import COORDINATORS
 
     async def verify(greeting: Greeting) -> None:
         signed = await judge(greeting)

@@ -18,7 +18,7 @@ from random import Random
 from typing import Protocol
 
 from admission.protocol import BootKeys, MeshPeer
-from coordinator import contents, identity, policy, waiting
+from coordinator import contents, identity, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
@@ -53,7 +53,7 @@ from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.envelope import SHOWN_DIGITS, Signed
-from topology.manifest import CoordinatorPeer
+from topology.manifest import COORDINATORS, CoordinatorPeer
 
 log = logging.getLogger(__name__)
 
@@ -428,7 +428,7 @@ class Coordinator:
         }
         return {
             "peer_id": who.peer_id if who else self._config.peer_id,
-            "group": policy.COORDINATORS,
+            "group": COORDINATORS,
             "kind": "coordinator",
             "phase": self._phase,
             "ready": ready,

@@ -35,7 +35,7 @@ from coordinator.keys import ClusterKeys, agent_certificate
 from coordinator.leases import Lease, LeaseError, seal, unseal
 from coordinator.ledger import Ledger
 from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
-from coordinator.policy import COORDINATORS, Slot
+from coordinator.policy import Slot
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
@@ -45,10 +45,10 @@ from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
 from evidence.verify import EvidenceVerifier
-from topology.allowed import allowed, coordinators, image_id
+from topology import allowed
+from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
-from topology.manifest import Manifest, ManifestError, from_tree
-from topology.revocation import why_revoked
+from topology.manifest import COORDINATORS, Manifest, ManifestError, from_tree
 
 T = TypeVar("T")
 
@@ -324,6 +324,7 @@ class Broker:
             kind=slot.kind,
             compose_hash=binding.compose_hash,
             image=image,
+            app_id=binding.app_id,
         )
         wanted = Holder(
             peer_id=slot.peer_id,
@@ -333,6 +334,8 @@ class Broker:
             leaf_key=binding.boot.leaf,
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
+            app_id=binding.app_id,
+            address=slot.address,
             image=image,
             device=device,
             evidence=evidence,
@@ -464,16 +467,17 @@ class Broker:
 
 def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
     """Why `manifest` does not allow what `holder` was admitted with, as a sentence; None when it does."""
-    reason = why_revoked(
-        manifest.revoked,
+    admitted = Admitted(
         peer_id=holder.peer_id,
+        group=holder.group,
+        address=holder.address,
+        app_id=holder.app_id,
         instance_id=holder.instance_id,
         compose_hash=holder.compose_hash,
+        image=holder.image,
         device=holder.device,
     )
-    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image, holder.device):
-        reason = f"the manifest no longer allows {holder.peer_id} with its app, OS image and machine"
-    return reason
+    return allowed.why_not_allowed(manifest, admitted)
 
 
 def _workload_token(tokens: Tokens | None) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from admission.admitted import admitted_as
 from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
-from topology.allowed import allowed, coordinators
+from topology.allowed import coordinators, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, digest_of
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
@@ -84,9 +85,7 @@ def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
     """
     if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in coordinators(manifest)):
         return True
-    slots = [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
-    known = (peer.peer_id, peer.address) in slots
-    return known and allowed(manifest, peer.peer_id, peer.compose_hash, peer.image)
+    return peer.kind == "workload" and why_not_allowed(manifest, admitted_as(peer)) is None
 
 
 def _by_manifest(world: World) -> World:

@@ -123,6 +123,7 @@ def test_nobody_is_a_peer_whom_the_manifest_does_not_have() -> None:
         peer("coordinator-7", "100.96.0.97", "coordinator"),
         dataclasses.replace(other, address="100.96.0.50"),
         dataclasses.replace(other, compose_hash="99" * 32),
+        dataclasses.replace(other, app_id="99" * 20),
         dataclasses.replace(other, compose_hash="99" * 32, kind="coordinator"),
     ):
         assert tell(WORLD, kv_peers(one, wrong), 7).peers == (one,)
@@ -153,8 +154,8 @@ def test_what_is_held_is_let_go_when_the_servers_have_lost_nothing() -> None:
 
 
 def test_who_the_manifest_dropped_is_not_held() -> None:
-    """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by compose hash
-    and by OS image.
+    """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by app, by
+    compose hash and by OS image.
     """
     one, other = manifest().groups["api"].peers
     listed = (peer(one.peer_id, one.address), peer(other.peer_id, other.address))
@@ -168,6 +169,7 @@ def test_who_the_manifest_dropped_is_not_held() -> None:
     for changes, stays in (
         ({"groups": {**manifest().groups, "api": without_slot}}, {"api-0"}),
         ({"groups": {**manifest().groups, "api": with_hash}}, set()),
+        ({"groups": {**manifest().groups, "api": dataclasses.replace(api, app_id="99" * 20)}}, set()),
         ({"references": (dataclasses.replace(REFERENCE, os_images=images),)}, set()),
     ):
         envelope = seal(following(HEAD, **changes), OWNER)
