@@ -317,15 +317,7 @@ class Broker:
         self, rules: Rules, slot: Slot, binding: Binding, image: str, device: str, evidence: str
     ) -> Admission:
         now = self._clocks.unix()
-        peer = MeshPeer(
-            peer_id=slot.peer_id,
-            public_key=binding.boot.wireguard,
-            address=slot.address,
-            kind=slot.kind,
-            compose_hash=binding.compose_hash,
-            image=image,
-            app_id=binding.app_id,
-        )
+        peer = _entry(slot, binding, image)
         wanted = Holder(
             peer_id=slot.peer_id,
             group=slot.group,
@@ -478,6 +470,18 @@ def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
         device=holder.device,
     )
     return allowed.why_not_allowed(manifest, admitted)
+
+
+def _entry(slot: Slot, binding: Binding, image: str) -> MeshPeer:
+    return MeshPeer(
+        peer_id=slot.peer_id,
+        public_key=binding.boot.wireguard,
+        address=slot.address,
+        kind=slot.kind,
+        compose_hash=binding.compose_hash,
+        image=image,
+        app_id=binding.app_id,
+    )
 
 
 def _workload_token(tokens: Tokens | None) -> str:
