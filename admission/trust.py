@@ -57,7 +57,7 @@ def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Call
     from evidence.ratls import verify_certificate
     from topology.manifest import COORDINATORS
 
-    async def verify(greeting: Greeting) -> None:
+    async def verify(greeting: Greeting) -> str:
         signed = await judge(greeting)
         now = clock()
         try:
@@ -67,5 +67,6 @@ def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Call
             kind = NotAllowedError if error.code in _NOT_ALLOWED else CoordinatorError
             raise kind(f"the coordinator's evidence is refused: {error}") from error
         await take(signed)
+        return signed.envelope
 
     return verify

@@ -191,7 +191,7 @@ class Coordinator:
         disk = self._disk(who)
         probe = DiskProbe(disk)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time, probe.hangs)
-        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
+        own = who.entry(link.public_key)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         chronicle = self._chronicle = Chronicle(disk, consul.client, self._mesh(who))
         head = self._head = self._begin_head(who, own, chronicle)

@@ -20,8 +20,8 @@ class Admitted:
     app_id: str
     """Hex, as the next."""
     compose_hash: str
-    image: str
-    """As `image_id`."""
+    image: str | None
+    """As `image_id`. None: not known, as of a coordinator that says who it is itself, and not judged."""
     group: str | None = None
     """COORDINATORS for a coordinator; None: not known, and not judged."""
     instance_id: str = ""
@@ -88,7 +88,7 @@ def _why_another(manifest: Manifest, it: Admitted) -> str | None:
             return f"the manifest gives {it.peer_id} the {what} {wanted}, and it was admitted with {admitted_with!r}"
     if it.compose_hash not in {item.lower() for item in app.compose_hashes}:
         return f"the manifest no longer allows {it.peer_id} the compose hash {it.compose_hash!r}"
-    if it.image not in _images(manifest, it.device):
+    if it.image is not None and it.image not in _images(manifest, it.device):
         return f"no reference of the manifest has the OS image of {it.peer_id} for its machine"
     return None
 

@@ -23,7 +23,10 @@ def test_an_entry_is_judged_by_all_that_it_says() -> None:
             image=image, app_id=app.app_id,
         )  # fmt: skip
         assert why_not_allowed(MANIFEST, admitted_as(entry)) is None
-        for changes in ({"address": "127.0.0.99"}, {"compose_hash": "99" * 32}, {"image": ""}, {"app_id": "99" * 20}):
+        for changes in ({"address": "127.0.0.9"}, {"compose_hash": "99" * 32}, {"image": "9"}, {"app_id": "99" * 20}):
             assert why_not_allowed(MANIFEST, admitted_as(dataclasses.replace(entry, **changes))) is not None
+    unmeasured = dataclasses.replace(entry, image="")
+    assert why_not_allowed(MANIFEST, admitted_as(unmeasured)) is None, "a coordinator writes its own entry"
+    assert why_not_allowed(MANIFEST, admitted_as(dataclasses.replace(unmeasured, kind="workload"))) is not None
     workload = dataclasses.replace(entry, peer_id="api-0", address=MANIFEST.groups["api"].peers[0].address)
     assert "the group api" in str(why_not_allowed(MANIFEST, admitted_as(workload)))
