@@ -390,7 +390,7 @@ class Coordinator:
                 self.head.agree()
 
         def admitted(peer: MeshPeer) -> None:
-            broker.verified_sibling(peer.peer_id)
+            broker.verified_sibling(peer.peer_id, good=True)
             registry.put(peer)
 
         formation, chronicle = self._formation, self._chronicle
@@ -406,7 +406,7 @@ class Coordinator:
             rules=lambda: broker.rules,
             verifier=self._verifier,
             admitted=admitted,
-            refused=broker.refuse_sibling,
+            refused=lambda peer_id: broker.verified_sibling(peer_id, good=False),
             enforces=enforces,
             ask=formation.ask,
             hurry=formation.hurry,

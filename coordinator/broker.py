@@ -57,9 +57,6 @@ RESERVED_SECONDS = 5.0
 HELD_SECONDS = 2.0
 """How long the attestation of a newcomer that has to wait is kept open, so that it goes on the moment that it may. Then
 it is answered, for the CVM's status to say why it waits, and asks again."""
-UNPROVEN_SECONDS = LEASE_SECONDS
-"""How long a coordinator that is refused where it answers, and has not attested here, is a sibling still: one that is
-right attests again within a lease, and whoever leads its URL elsewhere does not put it out."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""
@@ -121,9 +118,8 @@ class Broker:
         self._challenges = Challenges(self._random(32))
         self._reserved: dict[str, tuple[str, float]] = {}
         self._siblings: dict[str, Holder] = {}
-        self._refused: dict[str, float] = {}
         self._verified: set[str] = set()
-        """By peer ID of a coordinator: since when (monotonic) what answers as it is not what the manifest allows."""
+        """Peer IDs of coordinators whose URLs showed evidence that the manifest allows, when they were asked last."""
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
         """A nonce, and the peer ID to bind."""
@@ -250,27 +246,22 @@ class Broker:
 
     def allows_sibling(self, peer_id: str) -> bool:
         """Whether the manifest has the coordinator `peer_id`, and allows what it was admitted with here. One that has
-        not attested here, as after a restart, is allowed what it showed when it was asked. One that is away and shows
-        nothing is allowed: it may come back, and its vote is needed until then.
+        not attested here, as after a restart, is allowed: its server counts for Raft, and whatever answers at its URL,
+        to which the host leads, says nothing of that server. The owners' manifest does.
         """
         held, manifest = self._siblings.get(peer_id), self.rules.manifest
         if held is not None:
             return why_not_allowed(manifest, held) is None
-        now = self._clocks.monotonic()
-        refused = now - self._refused.get(peer_id, now) > UNPROVEN_SECONDS
-        return peer_id in policy.peer_ids(manifest, COORDINATORS) and not refused
+        return peer_id in policy.peer_ids(manifest, COORDINATORS)
 
-    def refuse_sibling(self, peer_id: str) -> None:
-        """What answers at the URL of the coordinator `peer_id` is not what the manifest allows."""
-        self._refused.setdefault(peer_id, self._clocks.monotonic())
-
-    def verified_sibling(self, peer_id: str) -> None:
-        """What answers there is what the manifest allows."""
-        self._refused.pop(peer_id, None)
-        self._verified.add(peer_id)
+    def verified_sibling(self, peer_id: str, *, good: bool) -> None:
+        """Whether what answers at the URL of the coordinator `peer_id` is what the manifest allows."""
+        (self._verified.add if good else self._verified.discard)(peer_id)
 
     def proven_sibling(self, peer_id: str) -> bool:
-        """Whether this process has seen evidence of the coordinator `peer_id` that the manifest allows, or allowed."""
+        """Whether this process has evidence of the coordinator `peer_id`: it attested here, or the manifest allows what
+        was seen last at its URL.
+        """
         return peer_id in self._siblings or peer_id in self._verified
 
     def lease(self, text: str) -> Lease:
@@ -397,7 +388,6 @@ class Broker:
         if isinstance(decision, Taken):
             raise RefusalError(Code.SLOT_TAKEN, decision.reason)
         self._siblings[wanted.peer_id] = decision
-        self._refused.pop(wanted.peer_id, None)
         self._registry.put(peer)
 
     def _slot_for(self, request: ChallengeRequest, peer_ids: tuple[str, ...]) -> str:
