@@ -106,15 +106,15 @@ class Broker:
         *,
         handovers: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`newest` gives the signed envelope that this CVM holds, empty for none: a coordinator without a manifest,
-        such as one that lost its disk, is given it. `handovers` gives those before it in which owners were replaced,
-        oldest first. `seconds` is for one call.
+        """`newest` gives the signed envelope that this CVM holds, empty for none: each coordinator is judged by it, and
+        one without a manifest, such as one that lost its disk, is given it. `handovers` gives those before it in which
+        owners were replaced, oldest first. `seconds` is for one call.
         """
         self.url = url
         self._handovers = handovers
         self._seconds = seconds
         self._newest = newest
-        self._coordinator = Attested(url, verify)
+        self._coordinator = Attested(url, verify, held=newest)
 
     async def close(self) -> None:
         """Closes the connections. Safe to repeat; the next call verifies anew."""

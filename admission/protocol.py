@@ -172,6 +172,8 @@ class MeshPeer:
     """What a workload was admitted with; a newer manifest may no longer allow it. So with the next."""
     image: str = ""
     """Its OS image, as `topology.allowed.image_id`."""
+    app_id: str = ""
+    """Its app: 40 hex digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

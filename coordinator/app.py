@@ -18,7 +18,7 @@ from random import Random
 from typing import Protocol
 
 from admission.protocol import BootKeys, MeshPeer
-from coordinator import contents, identity, policy, waiting
+from coordinator import contents, identity, waiting
 from coordinator.attest import Attester
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.chronicle import Chronicle
@@ -54,7 +54,7 @@ from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.envelope import SHOWN_DIGITS, Signed
-from topology.manifest import CoordinatorPeer
+from topology.manifest import COORDINATORS, CoordinatorPeer
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Coordinator:
         disk = self._disk(who)
         probe = DiskProbe(disk)
         consul = self._consul = ServerProcess(self._server_settings(who, disk), keys, time.time, probe.hangs)
-        own = MeshPeer(peer_id=who.peer_id, public_key=link.public_key, address=who.address, kind="coordinator")
+        own = who.entry(link.public_key)
         ledger = self._ledger = Ledger(consul.client, registry, time.time, time.monotonic)
         chronicle = self._chronicle = Chronicle(disk, consul.client, self._mesh(who))
         head = self._head = self._begin_head(who, own, chronicle)
@@ -409,7 +409,7 @@ class Coordinator:
                 self.head.agree()
 
         def admitted(peer: MeshPeer) -> None:
-            broker.verified_sibling(peer.peer_id)
+            broker.verified_sibling(peer.peer_id, good=True)
             registry.put(peer)
 
         formation, chronicle = self._formation, self._chronicle
@@ -425,7 +425,7 @@ class Coordinator:
             rules=lambda: broker.rules,
             verifier=self._verifier,
             admitted=admitted,
-            refused=broker.refuse_sibling,
+            refused=lambda peer_id: broker.verified_sibling(peer_id, good=False),
             enforces=enforces,
             ask=formation.ask,
             hurry=formation.hurry,
@@ -447,7 +447,7 @@ class Coordinator:
         }
         return {
             "peer_id": who.peer_id if who else self._config.peer_id,
-            "group": policy.COORDINATORS,
+            "group": COORDINATORS,
             "kind": "coordinator",
             "phase": self._phase,
             "ready": ready,

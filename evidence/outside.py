@@ -21,13 +21,13 @@ from evidence import documents
 from evidence.bundle import Bundle, parse_nonce
 from evidence.collateral import FixedCollateral
 from evidence.errors import EvidenceError
-from evidence.manifest import COORDINATORS, expected
+from evidence.manifest import expected
 from evidence.merkle import climb
 from evidence.policy import check
 from evidence.statement import Member, Statement, members_digest, report_data
 from evidence.verify import Evidence, Verifier
 from topology.envelope import SHOWN_DIGITS, Signed, open_envelope
-from topology.manifest import Manifest, ManifestError
+from topology.manifest import COORDINATORS, Manifest, ManifestError
 from topology.owners import Owners
 from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, chain

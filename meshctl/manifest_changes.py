@@ -22,9 +22,14 @@ _LISTENS = "at once; a public listener has its certificate with the renewal that
 _AGAIN = "at once: the group's CVMs register and check it so; its program has to listen there"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
+    ("cvm", "change"): _EVICTED + "; it is admitted anew where the slot is now",
     ("cvm", "remove"): _EVICTED,
     ("coordinator", "add"): "joins when it runs: it waits for a manifest, and the others give it this one",
+    ("coordinator", "change"): "asked at the new URL at once; another mesh address is refused",
     ("coordinator", "remove"): "admits nobody any more; off link and lists, its server out of Raft",
+    ("app", "add"): "CVMs of the app may join",
+    ("app", "change"): "every CVM of the app of before is " + _EVICTED,
+    ("app", "remove"): "every CVM of the app is " + _EVICTED,
     ("compose hash", "add"): "CVMs that measure it may join",
     ("compose hash", "remove"): "every CVM that measures it is " + _EVICTED,
     ("image", "add"): "CVMs that boot it may join",
@@ -68,7 +73,7 @@ _SETTINGS: Mapping[str, str] = {
     "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }
-_APP = "every CVM of the app is judged anew: CVMs of another app are evicted"
+_LATER = "when CVMs and coordinators start anew"
 _Key = tuple[str, str]
 
 
@@ -89,8 +94,7 @@ def warnings(before: Manifest, after: Manifest) -> tuple[str, ...]:
 def _change(key: _Key, old: Any, new: Any) -> Change:
     kind, name = key
     action = "add" if old is None else "remove" if new is None else "change"
-    default = _SETTINGS.get(name, "when CVMs and coordinators start anew") if kind == "setting" else _APP
-    effect = _EFFECTS.get((kind, action), default)
+    effect = _SETTINGS.get(name, _LATER) if kind == "setting" else _EFFECTS.get((kind, action), _LATER)
     return Change(kind=kind, name=name, action=action, before=old, after=new, effect=effect)
 
 

@@ -72,7 +72,9 @@ class World:
     leaders: Mapping[str, Leader] = field(default_factory=dict)
     """By leader key."""
     admitted_peers: tuple[MeshPeer, ...] = ()
-    """Peers that came with the newest admission: the coordinators. They stay known whatever Consul lists."""
+    """Peers that came with the newest admission: the coordinators. They stay known, but for one that Consul listed and
+    lists no more.
+    """
     listed_peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs as Consul lists them now."""
     held_peers: tuple[MeshPeer, ...] = ()

@@ -33,6 +33,8 @@ EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
 EVERYBODY = "*"
 """As the only caller of a backend: every admitted CVM may call."""
+COORDINATORS = "coordinator"
+"""The coordinators' app, where a group is named."""
 OVERLAP_SECONDS = (60, 3600)
 """Least and greatest `overlap_seconds`. At least twice what the slowest CVM may take to show a new certificate (25 s,
 `sidecar.certificate.PRESENT_SECONDS`), for one that missed an epoch shows its old one for two such times; and no longer
