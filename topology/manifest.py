@@ -15,18 +15,21 @@ import json
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import egress, places, references
+from topology import egress, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import EgressEntry, Surroundings, Target
+from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
 from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
+from topology.texts import TextsError
 
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
@@ -61,9 +64,6 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
-_MAX_NAME = 80
-"""Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
-that a body holds, and each would be copied for each entry below it."""
 
 
 def why_obeyed(name: str) -> str | None:
@@ -321,6 +321,7 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    _check_names(manifest)
     _check_rotate(manifest)
     try:
         _check_places(manifest)
@@ -351,6 +352,47 @@ def _check(manifest: Manifest) -> None:
             f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
             "digest of the manifest before in every other"
         )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
+    for entry, name in _named(manifest):
+        if (why := why_no_label(name)) is not None:
+            raise ManifestError(f"manifest{entry} {why}")
+    if COORDINATORS in manifest.groups:
+        raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
+    try:
+        # Values of variables are the applications'; they are shown in quotes.
+        texts.check(manifest, frozenset({"env"}))
+    except TextsError as error:
+        raise ManifestError(f"manifest{error}") from error
+
+
+def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Where each name stands, and the name."""
+    yield ".cluster", manifest.cluster
+    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
+        (".coordinators", manifest.coordinators),
+        *((f".groups.{texts.shown(name)}", it) for name, it in manifest.groups.items()),
+    )
+    for entry, app in entries:
+        peers: tuple[PeerEntry | CoordinatorPeer, ...] = app.peers
+        yield from ((f"{entry}.peers[{n}].peer_id", peer.peer_id) for n, peer in enumerate(peers))
+    for name, group in manifest.groups.items():
+        yield f".groups.{texts.shown(name)}", name
+        for backend, it in group.backends.items():
+            inside = f".groups.{name}.backends.{texts.shown(backend)}"
+            yield inside, backend
+            yield f"{inside}.service", it.service
+            yield from ((f"{inside}.callers[{n}]", each) for n, each in enumerate(it.callers) if each != EVERYBODY)
+    for n, route in enumerate(manifest.routes):
+        for field_name in ("name", "group", "backend", "service", "role", "fallback"):
+            if (name := getattr(route, field_name)) is not None:
+                yield f".routes[{n}].{field_name}", name
+    for name, secret in manifest.secrets.items():
+        yield f".secrets.{texts.shown(name)}", name
+        yield f".secrets.{name}.owner", secret.owner
+        yield from ((f".secrets.{name}.groups[{n}]", each) for n, each in enumerate(secret.groups))
 
 
 def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
@@ -550,12 +592,12 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
 
 
 def _below(where: str, name: str) -> str:
-    return f"{where}.{name:.{_MAX_NAME}}"
+    return f"{where}.{texts.shown(name)}"
 
 
 def _shown(names: list[str]) -> str:
     """`names` for a message: the first ones, each cut."""
-    found = [name[:_MAX_NAME] for name in names[:MAX_UNKNOWN]]
+    found = [texts.shown(name) for name in names[:MAX_UNKNOWN]]
     return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 
