@@ -12,12 +12,13 @@ from topology import servicemesh
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import MESH, EgressEntry, EgressError, roots_of
 from topology.expressions import Node, Unknown
-from topology.manifest import VARIABLE, Permissions, why_obeyed
+from topology.manifest import Permissions
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.names import why_no_label
 from topology.problems import Problems, Where, did_you_mean
 from topology.public import HTTP1, INGRESSES, MTLS, Public, normal
 from topology.servicemesh import StringError
+from topology.variables import VARIABLE, why_obeyed
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
