@@ -1,5 +1,7 @@
 """The coordinator's work on Consul once it has a leader: carry out the manifest, watch the records, free what is
 abandoned.
+
+Long because whatever brings a manifest ends here: all of it writes the same key and changes the same head.
 """
 
 from __future__ import annotations
