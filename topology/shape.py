@@ -1,6 +1,8 @@
 """Turns evaluated HCL into groups: which fields there are, their types and names. Pure.
 
 What concerns several entries at once (unique names, ports, addresses) is in `topology.checks`.
+
+Long because it is a list: each field of cluster.tf is read here, by the same few helpers.
 """
 
 from __future__ import annotations
