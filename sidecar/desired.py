@@ -51,6 +51,9 @@ class World:
     """This CVM's group as its first manifest has it: what it registers and checks where a newer one lacks the group. It
     grants nobody anything."""
     group: str
+    before: tuple[Signed, ...] = ()
+    """Manifests that led to `signed`, each followed by the next one, as far as this process took them one by one;
+    oldest first."""
     address: str | None = None
     """Our mesh address, once admitted."""
     certificate: Certificate | None = None
