@@ -339,8 +339,8 @@ def _check_names(manifest: Manifest) -> None:
     if COORDINATORS in manifest.groups:
         raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
     try:
-        # Values of variables are the applications'; they are shown in quotes.
-        texts.check(manifest, frozenset({"env"}))
+        # Values of variables are the applications', and shown in quotes; pinned certificates (`ca`) are shown by a hash.
+        texts.check(manifest, frozenset({"env", "ca"}))
     except TextsError as error:
         raise ManifestError(f"manifest{error}") from error
 
