@@ -11,7 +11,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from admission.protocol import MAX_BODY, Code
@@ -24,7 +24,8 @@ TIMEOUT = 30.0
 GREETING_SECONDS = 10.0
 """Seconds for the manifest, 1 MiB at most: a server that does not even say it must not keep the next one waiting."""
 VERIFY_SECONDS = 3600.0
-"""How long a verified certificate is believed: revocations, TCB levels and the manifest change."""
+"""How long a verified certificate is believed: what Intel revokes, and TCB levels, change. A newer manifest does not
+wait for it."""
 CONNECT_SECONDS = 5.0
 """Seconds for the TCP and TLS handshakes; then the next coordinator has its turn."""
 IN_FORCE = "/v1/manifest"
@@ -48,8 +49,9 @@ class Greeting:
     """Asks for another public path. As `Attested.call`."""
 
 
-Verify = Callable[[Greeting], Awaitable[None]]
-"""Returns when the certificate's evidence is a coordinator's of ours, else raises CoordinatorError."""
+Verify = Callable[[Greeting], Awaitable[str]]
+"""Returns when the certificate's evidence is a coordinator's of ours, with the envelope of the manifest by which it was
+judged; else raises CoordinatorError."""
 
 
 class CoordinatorError(Exception):
@@ -78,10 +80,15 @@ class RefusedError(Exception):
 class Attested:
     """The API at `url`. `close()` it."""
 
-    def __init__(self, url: str, verify: Verify, *, manifest: str = IN_FORCE) -> None:
-        """`manifest`: the path of the first question."""
+    def __init__(
+        self, url: str, verify: Verify, *, manifest: str = IN_FORCE, held: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`manifest`: the path of the first question. `held` gives the envelope of the newest manifest that is known;
+        what was verified by another one is judged again. Empty: there is none, or only one ever.
+        """
         self.url = url
         self._verify = verify
+        self._held = held
         self._manifest = manifest
         self._channel: _Channel | None = None
         """The verified one."""
@@ -99,18 +106,23 @@ class Attested:
         """The JSON object that it answers with. RefusedError, CoordinatorError."""
         channel = await self._verified()
         try:
-            return await channel.call(method, path, body, seconds)
+            answer = await channel.call(method, path, body, seconds)
         except _LostError:
             await self.close()
             raise
+        # A manifest that came meanwhile may be about this very coordinator.
+        await self._judge_again(channel)
+        return answer
 
     async def _verified(self) -> _Channel:
         now = asyncio.get_running_loop().time()
-        if self._channel is not None and now - self._verified_at <= VERIFY_SECONDS:
-            return self._channel
+        if (known := self._channel) is not None and now - self._verified_at <= VERIFY_SECONDS:
+            await self._judge_again(known)
+            return known
         channel = _Channel(self.url)
         try:
-            await self._verify(await channel.greet(self._manifest))
+            channel.greeting = await channel.greet(self._manifest)
+            channel.judged_by = await self._verify(channel.greeting)
         except BaseException:
             await channel.close()
             raise
@@ -118,6 +130,21 @@ class Attested:
         await self.close()
         self._channel, self._verified_at = channel, now
         return channel
+
+    async def _judge_again(self, channel: _Channel) -> None:
+        """Returns when the manifest that is held now has the coordinator, too, by what it has shown: it is asked
+        nothing. CoordinatorError.
+        """
+        held, greeting = self._held(), channel.greeting
+        if not held or held == channel.judged_by or greeting is None:
+            return
+        try:
+            channel.judged_by = await self._verify(replace(greeting, envelope=held))
+        except BaseException:
+            await channel.close()
+            if self._channel is channel:
+                self._channel = None
+            raise
 
 
 class _Channel:
@@ -130,6 +157,9 @@ class _Channel:
         import aiohttp
 
         self._url = url
+        self.greeting: Greeting | None = None
+        self.judged_by = ""
+        """The envelope of the manifest by which what it has shown was judged last."""
         self._pin = _pin()
         # A coordinator closes idle connections after 15 s; ours are gone before, so none is used while it closes.
         self._session: ClientSession = aiohttp.ClientSession(

@@ -52,11 +52,12 @@ def coordinator_check(
 def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Callable[[], float]) -> Verify:
     """As `coordinator_check`, with the verifier that there is."""
     from evidence.errors import EvidenceError
-    from evidence.manifest import COORDINATORS, expected
+    from evidence.manifest import expected
     from evidence.policy import check
     from evidence.ratls import verify_certificate
+    from topology.manifest import COORDINATORS
 
-    async def verify(greeting: Greeting) -> None:
+    async def verify(greeting: Greeting) -> str:
         signed = await judge(greeting)
         now = clock()
         try:
@@ -66,5 +67,6 @@ def check_with(verifier: EvidenceVerifier, judge: Judge, take: Take, clock: Call
             kind = NotAllowedError if error.code in _NOT_ALLOWED else CoordinatorError
             raise kind(f"the coordinator's evidence is refused: {error}") from error
         await take(signed)
+        return signed.envelope
 
     return verify

@@ -28,14 +28,14 @@ from admission.protocol import (
     MeshPeer,
     Renewal,
 )
-from coordinator import grants, policy
+from coordinator import grants, policy, rotation
 from coordinator.feed import Feed
 from coordinator.grants import Tokens
 from coordinator.keys import ClusterKeys, agent_certificate
 from coordinator.leases import Lease, LeaseError, seal, unseal
 from coordinator.ledger import Ledger
 from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
-from coordinator.policy import COORDINATORS, Slot
+from coordinator.policy import Slot
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
@@ -45,10 +45,10 @@ from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
 from evidence.verify import EvidenceVerifier
-from topology.allowed import allowed, coordinators, image_id
+from topology import allowed
+from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
-from topology.manifest import Manifest, ManifestError, from_tree
-from topology.revocation import why_revoked
+from topology.manifest import COORDINATORS, Manifest, ManifestError, from_tree
 
 T = TypeVar("T")
 
@@ -57,9 +57,6 @@ RESERVED_SECONDS = 5.0
 HELD_SECONDS = 2.0
 """How long the attestation of a newcomer that has to wait is kept open, so that it goes on the moment that it may. Then
 it is answered, for the CVM's status to say why it waits, and asks again."""
-UNPROVEN_SECONDS = LEASE_SECONDS
-"""How long a coordinator that is refused where it answers, and has not attested here, is a sibling still: one that is
-right attests again within a lease, and whoever leads its URL elsewhere does not put it out."""
 _MAX_HEX = 1 << 20
 _MAX_INSTANCE_ID = 64
 """Characters. dstack's have 40."""
@@ -110,6 +107,12 @@ class Broker:
         self.rules = rules
         self.not_ready: str | None = "starting"
         """Why workloads are not admitted now; None when they are."""
+        self.ring = rotation.ring(keys, rotation.settled(rules.manifest.rotate.gossip))
+        """The gossip keys that agents are to have now, as far as is known here."""
+        self.ring_until = 0.0
+        """Monotonic seconds until which that is certain enough to change what a CVM has: a coordinator that has lost
+        sight of the records would put the keys of before back.
+        """
         self._verifier = verifier
         self._keys = keys
         self._ledger = ledger
@@ -121,9 +124,8 @@ class Broker:
         self._challenges = Challenges(self._random(32))
         self._reserved: dict[str, tuple[str, float]] = {}
         self._siblings: dict[str, Holder] = {}
-        self._refused: dict[str, float] = {}
         self._verified: set[str] = set()
-        """By peer ID of a coordinator: since when (monotonic) what answers as it is not what the manifest allows."""
+        """Peer IDs of coordinators whose URLs showed evidence that the manifest allows, when they were asked last."""
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
         """A nonce, and the peer ID to bind."""
@@ -227,6 +229,7 @@ class Broker:
             tokens = self._new_tokens(rules, holder.group)
             await self._ledger.issue(tokens.bodies(rules.manifest, holder.peer_id, holder.group))
             await self._ledger.replace_tokens(holder, tokens)
+        ring = self.ring if self._clocks.monotonic() < self.ring_until else None
         news = request.secrets_epoch is not None and request.secrets_epoch < rules.manifest.epoch
         return Renewal(
             lease_seconds=LEASE_SECONDS,
@@ -235,6 +238,10 @@ class Broker:
             token_expires_at=int(tokens.expires_at) if tokens else None,
             workload_token=_workload_token(tokens) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
+            gossip_ring=ring.name if ring is not None else "",
+            gossip_keys=tuple(key.reveal() for key in ring.keys)
+            if ring is not None and ring.name != request.gossip_ring
+            else None,
             manifest_digest=digest,
             leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
             public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
@@ -250,27 +257,22 @@ class Broker:
 
     def allows_sibling(self, peer_id: str) -> bool:
         """Whether the manifest has the coordinator `peer_id`, and allows what it was admitted with here. One that has
-        not attested here, as after a restart, is allowed what it showed when it was asked. One that is away and shows
-        nothing is allowed: it may come back, and its vote is needed until then.
+        not attested here, as after a restart, is allowed: its server counts for Raft, and whatever answers at its URL,
+        to which the host leads, says nothing of that server. The owners' manifest does.
         """
         held, manifest = self._siblings.get(peer_id), self.rules.manifest
         if held is not None:
             return why_not_allowed(manifest, held) is None
-        now = self._clocks.monotonic()
-        refused = now - self._refused.get(peer_id, now) > UNPROVEN_SECONDS
-        return peer_id in policy.peer_ids(manifest, COORDINATORS) and not refused
+        return peer_id in policy.peer_ids(manifest, COORDINATORS)
 
-    def refuse_sibling(self, peer_id: str) -> None:
-        """What answers at the URL of the coordinator `peer_id` is not what the manifest allows."""
-        self._refused.setdefault(peer_id, self._clocks.monotonic())
-
-    def verified_sibling(self, peer_id: str) -> None:
-        """What answers there is what the manifest allows."""
-        self._refused.pop(peer_id, None)
-        self._verified.add(peer_id)
+    def verified_sibling(self, peer_id: str, *, good: bool) -> None:
+        """Whether what answers at the URL of the coordinator `peer_id` is what the manifest allows."""
+        (self._verified.add if good else self._verified.discard)(peer_id)
 
     def proven_sibling(self, peer_id: str) -> bool:
-        """Whether this process has seen evidence of the coordinator `peer_id` that the manifest allows, or allowed."""
+        """Whether this process has evidence of the coordinator `peer_id`: it attested here, or the manifest allows what
+        was seen last at its URL.
+        """
         return peer_id in self._siblings or peer_id in self._verified
 
     def lease(self, text: str) -> Lease:
@@ -317,14 +319,7 @@ class Broker:
         self, rules: Rules, slot: Slot, binding: Binding, image: str, device: str, evidence: str
     ) -> Admission:
         now = self._clocks.unix()
-        peer = MeshPeer(
-            peer_id=slot.peer_id,
-            public_key=binding.boot.wireguard,
-            address=slot.address,
-            kind=slot.kind,
-            compose_hash=binding.compose_hash,
-            image=image,
-        )
+        peer = _entry(slot, binding, image)
         wanted = Holder(
             peer_id=slot.peer_id,
             group=slot.group,
@@ -334,6 +329,8 @@ class Broker:
             public_key=binding.boot.public,
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
+            app_id=binding.app_id,
+            address=slot.address,
             image=image,
             device=device,
             evidence=evidence,
@@ -388,7 +385,8 @@ class Broker:
             datacenter=datacenter,
             token=tokens.node.secret.reveal() if tokens else "",
             token_expires_at=int(tokens.expires_at) if tokens else 0,
-            gossip_key=self._keys.gossip_key.reveal() if tokens else "",
+            gossip_ring=self.ring.name if tokens else "",
+            gossip_keys=tuple(key.reveal() for key in self.ring.keys) if tokens else (),
             ca_pem=self._keys.rpc_ca_pem,
             certificate_pem=certificate,
             servers=tuple(peer.address for peer in coordinators(manifest)),
@@ -402,7 +400,6 @@ class Broker:
         if isinstance(decision, Taken):
             raise RefusalError(Code.SLOT_TAKEN, decision.reason)
         self._siblings[wanted.peer_id] = decision
-        self._refused.pop(wanted.peer_id, None)
         self._registry.put(peer)
 
     def _slot_for(self, request: ChallengeRequest, peer_ids: tuple[str, ...]) -> str:
@@ -464,16 +461,29 @@ class Broker:
 
 def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:
     """Why `manifest` does not allow what `holder` was admitted with, as a sentence; None when it does."""
-    reason = why_revoked(
-        manifest.revoked,
+    admitted = Admitted(
         peer_id=holder.peer_id,
+        group=holder.group,
+        address=holder.address,
+        app_id=holder.app_id,
         instance_id=holder.instance_id,
         compose_hash=holder.compose_hash,
+        image=holder.image,
         device=holder.device,
     )
-    if reason is None and not allowed(manifest, holder.peer_id, holder.compose_hash, holder.image, holder.device):
-        reason = f"the manifest no longer allows {holder.peer_id} with its app, OS image and machine"
-    return reason
+    return allowed.why_not_allowed(manifest, admitted)
+
+
+def _entry(slot: Slot, binding: Binding, image: str) -> MeshPeer:
+    return MeshPeer(
+        peer_id=slot.peer_id,
+        public_key=binding.boot.wireguard,
+        address=slot.address,
+        kind=slot.kind,
+        compose_hash=binding.compose_hash,
+        image=image,
+        app_id=binding.app_id,
+    )
 
 
 def _workload_token(tokens: Tokens | None) -> str:

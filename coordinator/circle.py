@@ -1,14 +1,16 @@
 """The coordinators of the manifest in force: this one asks all others, and those that the manifest dropped leave.
 
-A coordinator that was dropped, or whose compose hash or OS image is no longer allowed, goes off link, registry and
-lists, and its server out of Raft's configuration. Its server first, where that can be: a removal needs a majority, to
-which it may belong (`coordinator.voters`). One that means ill would stay for as long; so after `GRACE_SECONDS` the link
-to it ends whatever Raft says, and it is asked no more. Without a link nothing of it is heard, and Consul cannot take it
-in again by gossip.
+A coordinator that was dropped, or that attested here with a compose hash or OS image that is no longer allowed, goes
+off link, registry and lists, and its server out of Raft's configuration. Its server first, where that can be: a removal
+needs a majority, to which it may belong (`coordinator.voters`). One that means ill would stay for as long; so after
+`GRACE_SECONDS` the link to it ends whatever Raft says, and it is asked no more. Without a link nothing of it is heard,
+and Consul cannot take it in again by gossip.
 
 After a restart nobody here has seen the evidence of a coordinator that the records list. Where manifests have withdrawn
 anything from coordinators since, one that does not show evidence for `UNPROVEN_SECONDS` has no link: it may be the one
-that is meant. It is not dropped for that: its server counts, and it has its link again once it attests.
+that is meant. Its server counts all the same, as one that does not answer: whoever hosts the coordinators decides what
+answers at their URLs, and could else take healthy ones out one after the other. It has its link again once it attests;
+the owners drop it by a manifest.
 
 Until then, while its server still counts for Raft, a dropped coordinator is asked as the others are: it may lead, and
 have what was acknowledged while this one was away.
@@ -45,7 +47,7 @@ GRACE_SECONDS = 10.0
 manifest dropped it, without the time in which nobody led. Removing takes well below a second, and an election about 2.
 """
 UNPROVEN_SECONDS = 60.0
-"""How long a coordinator of the records may show no evidence, of which some may be withdrawn, before its link ends. One
+"""How long a coordinator of the records, of which some may be withdrawn, may show no evidence before its link ends. One
 that runs attests to those that it finds within 5 s (`coordinator.siblings.RETRY`); this is four leases."""
 
 

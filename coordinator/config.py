@@ -8,13 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from admission.protocol import ADMISSION_PORT
-from coordinator.policy import COORDINATORS
 from peer.spec import parse_path_mtu
 from runtime import values
 from runtime.env import ConfigError, EnvReader, Problem
 from topology import given
 from topology.envelope import Signed
-from topology.manifest import Manifest
+from topology.manifest import COORDINATORS, Manifest
 from topology.owners import Owners
 
 DEFAULT_PCCS = "https://pccs.phala.network"

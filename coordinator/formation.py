@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from admission.admitted import admitted_as
 from admission.protocol import MeshPeer
 from coordinator.broker import Broker
 from coordinator.circle import Circle
@@ -29,7 +30,7 @@ from coordinator.siblings import Sibling
 from runtime.consul import ConsulError
 from runtime.consul_config import SERVER_PORT
 from runtime.tasks import TaskScope
-from topology.allowed import allowed
+from topology.allowed import why_not_allowed
 from topology.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -195,12 +196,11 @@ class Formation:
         records are heard, which may take until the owners say who is lost. Again with each manifest.
         """
         manifest = self._manifest()
-        known = {p.peer_id: p.address for entry in manifest.groups.values() for p in entry.peers}
         self._registry.remember(
             {
                 p.peer_id: p
                 for p in self._before
-                if known.get(p.peer_id) == p.address and allowed(manifest, p.peer_id, p.compose_hash, p.image)
+                if p.kind == "workload" and why_not_allowed(manifest, admitted_as(p)) is None
             }
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from admission.protocol import MeshPeer
 from coordinator import policy
 from coordinator.config import Config, own_peer_id
 from coordinator.keys import GETKEY_PATH
@@ -42,6 +43,17 @@ class Identity(Machine):
     peer_id: str
     address: str
     """Own mesh address."""
+
+    def entry(self, public_key: str) -> MeshPeer:
+        """Its entry of the peer registry, with the WireGuard key `public_key`."""
+        return MeshPeer(
+            peer_id=self.peer_id,
+            public_key=public_key,
+            address=self.address,
+            kind="coordinator",
+            compose_hash=self.info.compose_hash.lower(),
+            app_id=self.info.app_id.lower(),
+        )
 
 
 def place(machine: Machine, config: Config) -> Identity:

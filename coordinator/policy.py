@@ -15,13 +15,11 @@ from admission.binding import BINDING_VERSION
 from admission.protocol import Binding, BootKeys, Code
 from coordinator.authority import load_p256
 from coordinator.refusal import RefusalError
-from evidence import manifest as demands
 from evidence.verify import Evidence
 from topology.allowed import coordinators
-from topology.manifest import Manifest
+from topology.manifest import COORDINATORS, Manifest
 from topology.revocation import why_revoked
 
-COORDINATORS = demands.COORDINATORS
 _FIELD = 2**255 - 19
 """X25519's field (RFC 7748)."""
 _ANY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))

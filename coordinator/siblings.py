@@ -26,7 +26,7 @@ from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.secret import Secret
 from topology.envelope import Signed
-from topology.manifest import CoordinatorPeer
+from topology.manifest import COORDINATORS, CoordinatorPeer
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Sibling:
 
     async def _attest(self, broker: Broker) -> Secret:
         own = self._own
-        request = ChallengeRequest(group=policy.COORDINATORS, instance_id=own.info.instance_id, peer_id=own.peer_id)
+        request = ChallengeRequest(group=COORDINATORS, instance_id=own.info.instance_id, peer_id=own.peer_id)
         try:
             challenge = await broker.challenge(request)
         except RefusedError as error:
@@ -157,7 +157,7 @@ class Sibling:
         raw = binding.make(
             cluster=manifest.cluster,
             peer_id=own.peer_id,
-            identities=policy.identities(manifest, policy.COORDINATORS),
+            identities=policy.identities(manifest, COORDINATORS),
             info=own.info,
             boot=own.boot,
             now=self._clock(),

@@ -50,6 +50,10 @@ class Holder:
     """Likewise of the key that its public listeners show; empty where it opens none."""
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
+    app_id: str = ""
+    """Likewise its app, 40 hex digits. Empty: none that a manifest has."""
+    address: str = ""
+    """Likewise the mesh address that it was given."""
     image: str = ""
     """Likewise its OS image, as `topology.allowed.image_id`. Empty: none that a manifest allows."""
     device: str = ""

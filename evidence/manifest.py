@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from evidence.policy import Expected, ImageRule, ReferenceRule, TcbRules
-from topology.manifest import Manifest
+from topology.manifest import COORDINATORS, Manifest
 from topology.references import Reference
-
-COORDINATORS = "coordinator"
-"""The group name that means the coordinators' app."""
 
 
 def expected(manifest: Manifest, group: str) -> Expected:

@@ -211,6 +211,8 @@ def _summary_of(reference: Reference) -> None:
 def summary(manifest: Manifest) -> None:
     """Prints what a person has to know of `manifest`."""
     from meshctl.plan_calls import names_of
+    from meshctl.plan_egress import destination
+    from meshctl.plan_snapshot import egress_facts
     from topology.owners import name_of
 
     click.echo(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
@@ -232,6 +234,9 @@ def summary(manifest: Manifest) -> None:
             click.echo(f"    variable {variable} is {value!r}, for everybody to read")
         for served, backend in sorted(group.backends.items()):
             click.echo(f"    {served} may be called by {names_of(backend.callers)}")
+        for egress in group.egress:
+            facts = egress_facts(egress)
+            click.echo(f"    egress {egress.name}: {egress.listen} leads to {destination(facts)} ({egress.tls})")
     for route in manifest.routes:
         role = f" ({route.role})" if route.role else ""
         click.echo(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")

@@ -22,9 +22,14 @@ _LISTENS = "at once; a public listener has its certificate with the renewal that
 _AGAIN = "at once: the group's CVMs register and check it so; its program has to listen there"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
+    ("cvm", "change"): _EVICTED + "; it is admitted anew where the slot is now",
     ("cvm", "remove"): _EVICTED,
     ("coordinator", "add"): "joins when it runs: it waits for a manifest, and the others give it this one",
+    ("coordinator", "change"): "asked at the new URL at once; another mesh address is refused",
     ("coordinator", "remove"): "admits nobody any more; off link and lists, its server out of Raft",
+    ("app", "add"): "CVMs of the app may join",
+    ("app", "change"): "every CVM of the app of before is " + _EVICTED,
+    ("app", "remove"): "every CVM of the app is " + _EVICTED,
     ("compose hash", "add"): "CVMs that measure it may join",
     ("compose hash", "remove"): "every CVM that measures it is " + _EVICTED,
     ("image", "add"): "CVMs that boot it may join",
@@ -45,6 +50,9 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("route", "add"): "at once, in every CVM that runs: name, VIP, listener",
     ("route", "remove"): "at once, in every CVM that runs: code that dials it finds no such name",
     ("route", "change"): "at once, in every CVM that runs",
+    ("egress", "add"): "at once, in every CVM of the group that runs: its listener",
+    ("egress", "change"): "at once, in every CVM of the group that runs; connections to what it led to are cut",
+    ("egress", "remove"): "at once, in every CVM of the group that runs: connections are cut",
     ("secret", "add"): "handed out with the next renewal, in 5 s",
     ("secret", "change"): "handed out, or withdrawn, with the next renewal, in 5 s",
     ("secret", "remove"): "withdrawn with the next renewal, in 5 s",
@@ -60,11 +68,12 @@ _SETTINGS: Mapping[str, str] = {
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
-    "rotate": "new texts of these secrets are handed out with the next renewal, in 5 s; programs have to take them",
+    "rotate": "a new gossip key takes the place of the old one, with no restart and no member lost; new texts of "
+    "secrets are handed out with the next renewal, in 5 s, and programs have to take them",
     "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }
-_APP = "every CVM of the app is judged anew: CVMs of another app are evicted"
+_LATER = "when CVMs and coordinators start anew"
 _Key = tuple[str, str]
 
 
@@ -85,8 +94,7 @@ def warnings(before: Manifest, after: Manifest) -> tuple[str, ...]:
 def _change(key: _Key, old: Any, new: Any) -> Change:
     kind, name = key
     action = "add" if old is None else "remove" if new is None else "change"
-    default = _SETTINGS.get(name, "when CVMs and coordinators start anew") if kind == "setting" else _APP
-    effect = _EFFECTS.get((kind, action), default)
+    effect = _SETTINGS.get(name, _LATER) if kind == "setting" else _EFFECTS.get((kind, action), _LATER)
     return Change(kind=kind, name=name, action=action, before=old, after=new, effect=effect)
 
 
@@ -108,6 +116,8 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
             yield ("backend", f"{group}/{name}"), _plain(own)
             yield ("ingress", f"{group}/{name}"), _plain({k: backend[k] for k in _REACHED})
             yield ("callers", f"{group}/{name}"), _plain(backend["callers"])
+        for egress in entry["egress"]:
+            yield ("egress", f"{group}/{egress['name']}"), _plain(egress)
         for name, value in sorted(entry["env"].items()):
             yield ("variable", f"{group}/{name}"), repr(value)
     for route in tree["routes"]:

@@ -99,6 +99,10 @@ class Newest:
             time.time,
         )
 
+    def envelope(self) -> str:
+        """Its signed envelope; empty before there is one."""
+        return self.signed.envelope if self.signed is not None else ""
+
     async def _take(self, signed: Signed) -> None:
         # A newer one may have come while this one's coordinator was verified.
         if self.signed is not None and signed.manifest.epoch < self.signed.manifest.epoch:
@@ -170,7 +174,9 @@ def own_public_key(environ: Mapping[str, str]) -> str:
 async def serve(config: Config) -> None:
     """Runs the rendezvous until cancelled."""
     newest = Newest(config)
-    coordinators = [Attested(url, newest.verify, manifest=BEGUN_WITH) for url in config.coordinators]
+    coordinators = [
+        Attested(url, newest.verify, manifest=BEGUN_WITH, held=newest.envelope) for url in config.coordinators
+    ]
     try:
         pool = (await first_manifest(newest, coordinators)).mesh_pool
         await _serve(config, pool, [AttestedKeys(coordinator, pool) for coordinator in coordinators])

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from admission.admitted import admitted_as
 from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
 from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
-from topology.allowed import allowed, coordinators
+from topology.allowed import coordinators, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, digest_of
 from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake
@@ -36,8 +37,8 @@ class Query:
 def queries(world: World, *, check_signatures: bool) -> Mapping[Query, Change]:
     """Everything to watch for `world`. Without `check_signatures` an unsigned manifest is taken."""
     wanted: dict[Query, Change] = {
-        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: _with_peers(
-            replace(now, listed_peers=catalog.peers(tree))
+        Query(path=f"/v1/kv/{PEERS_PREFIX}", params=(("recurse", ""), CONSISTENT)): lambda now, tree, _: _listed(
+            now, catalog.peers(tree)
         ),
         Query(path=f"/v1/kv/{MANIFEST_KEY}", params=(CONSISTENT,)): lambda now, tree, _: take_manifest(
             now, tree, check_signatures=check_signatures
@@ -69,6 +70,25 @@ def merge_peers(older: tuple[MeshPeer, ...], newer: tuple[MeshPeer, ...]) -> tup
     return tuple(peer for _, peer in sorted({peer.peer_id: peer for peer in (*older, *newer)}.items()))
 
 
+def _listed(world: World, listed: tuple[MeshPeer, ...]) -> World:
+    """The world in which Consul lists these peers.
+
+    A coordinator that was on the list and is not is one that the others put out: only they take its entry away. Where
+    none is left, the servers have lost what they knew, and say nothing of any.
+    """
+    leads = {peer.peer_id for peer in listed if peer.kind == "coordinator"}
+    before = {peer.peer_id for peer in world.listed_peers if peer.kind == "coordinator"}
+    out = before - leads if leads else frozenset()
+    return _with_peers(
+        replace(
+            world,
+            listed_peers=listed,
+            admitted_peers=tuple(peer for peer in world.admitted_peers if peer.peer_id not in out),
+            held_peers=tuple(peer for peer in world.held_peers if peer.peer_id not in out),
+        )
+    )
+
+
 def _with_peers(world: World) -> World:
     """The world whose peers are those that are held, admitted and listed, and that the manifest has: who lists one can
     be wrong, or behind.
@@ -79,14 +99,14 @@ def _with_peers(world: World) -> World:
 
 
 def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
-    """Whether the manifest has the peer where it is, and still allows what it was admitted with. Coordinators, which
-    are those of the manifest, are judged by each other.
+    """Whether the manifest has the peer where it is, and still allows what it was admitted with. Of a coordinator that
+    is what it says of itself; the others judge it by its evidence, and take it from the list (`_listed`).
     """
     if any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in coordinators(manifest)):
-        return True
-    slots = [(slot.peer_id, slot.address) for entry in manifest.groups.values() for slot in entry.peers]
-    known = (peer.peer_id, peer.address) in slots
-    return known and allowed(manifest, peer.peer_id, peer.compose_hash, peer.image)
+        # One of an earlier version says nothing. And who lists one can be wrong in what kind it is.
+        said = replace(peer, kind="coordinator")
+        return not peer.compose_hash or why_not_allowed(manifest, admitted_as(said)) is None
+    return peer.kind == "workload" and why_not_allowed(manifest, admitted_as(peer)) is None
 
 
 def _by_manifest(world: World) -> World:

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from topology.manifest import CoordinatorPeer, Coordinators, GroupEntry, Manifest
+from topology.manifest import COORDINATORS, CoordinatorPeer, Coordinators, GroupEntry, Manifest
 from topology.revocation import why_revoked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """What a CVM was admitted with, as far as the one who judges it knows."""
+
+    peer_id: str
+    address: str
+    """Mesh address."""
+    app_id: str
+    """Hex, as the next."""
+    compose_hash: str
+    image: str | None
+    """As `image_id`. None: not known, as of a coordinator that says who it is itself, and not judged."""
+    group: str | None = None
+    """COORDINATORS for a coordinator; None: not known, and not judged."""
+    instance_id: str = ""
+    """Empty: not known."""
+    device: str | None = None
+    """The machine that it attested on, which the reference with its image has to have, too. None: only coordinators
+    know it, and they judge it."""
 
 
 def image_id(mrtd: str, rtmr0: str, rtmr1: str, rtmr2: str) -> str:
@@ -37,16 +59,38 @@ def withdrawn(manifest: Manifest, earlier: Iterable[Manifest]) -> bool:
     )
 
 
-def allowed(manifest: Manifest, peer_id: str, compose_hash: str, image: str, device: str | None = None) -> bool:
-    """True while the manifest still has the peer, its compose hash and its OS image (as `image_id`), and revokes
-    neither peer nor compose hash; an admission ends otherwise.
-
-    `device` is the machine that it attested on, which the reference with that image then has to have, too; None: only
-    coordinators know it, and they judge it.
+def why_not_allowed(manifest: Manifest, it: Admitted) -> str | None:
+    """Why `manifest` does not allow a CVM with what it was admitted with, as a sentence; None when it does. Its
+    admission ends then.
     """
-    if why_revoked(manifest.revoked, peer_id=peer_id, compose_hash=compose_hash):
-        return False
-    return image in _images(manifest, device) and compose_hash in _compose_hashes(manifest, peer_id)
+    reason = why_revoked(
+        manifest.revoked,
+        peer_id=it.peer_id,
+        instance_id=it.instance_id,
+        compose_hash=it.compose_hash,
+        device=it.device or "",
+    )
+    return reason or _why_another(manifest, it)
+
+
+def _why_another(manifest: Manifest, it: Admitted) -> str | None:
+    place = _place(manifest, it.peer_id)
+    if place is None:
+        return f"the manifest has no {it.peer_id} any more"
+    group, address, app = place
+    compared = (
+        ("group", it.group if it.group is not None else group, group),
+        ("mesh address", it.address, address),
+        ("app", it.app_id.lower(), app.app_id.lower()),
+    )
+    for what, admitted_with, wanted in compared:
+        if admitted_with != wanted:
+            return f"the manifest gives {it.peer_id} the {what} {wanted}, and it was admitted with {admitted_with!r}"
+    if it.compose_hash not in {item.lower() for item in app.compose_hashes}:
+        return f"the manifest no longer allows {it.peer_id} the compose hash {it.compose_hash!r}"
+    if it.image is not None and it.image not in _images(manifest, it.device):
+        return f"no reference of the manifest has the OS image of {it.peer_id} for its machine"
+    return None
 
 
 def _images(manifest: Manifest, device: str | None) -> Iterator[str]:
@@ -58,9 +102,14 @@ def _images(manifest: Manifest, device: str | None) -> Iterator[str]:
                 yield image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
 
 
-def _compose_hashes(manifest: Manifest, peer_id: str) -> set[str]:
-    entries: tuple[Coordinators | GroupEntry, ...] = (manifest.coordinators, *manifest.groups.values())
-    for entry in entries:
-        if any(peer.peer_id == peer_id for peer in entry.peers):
-            return {item.lower() for item in entry.compose_hashes}
-    return set()
+def _place(manifest: Manifest, peer_id: str) -> tuple[str, str, Coordinators | GroupEntry] | None:
+    """Group, mesh address and app of the slot `peer_id`; None when the manifest lacks it."""
+    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
+        (COORDINATORS, manifest.coordinators),
+        *manifest.groups.items(),
+    )
+    for group, entry in entries:
+        for peer in entry.peers:
+            if peer.peer_id == peer_id:
+                return group, peer.address, entry
+    return None

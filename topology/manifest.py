@@ -15,23 +15,30 @@ import json
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import places, references
+from topology import egress, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
+from topology.egress import EgressEntry, Surroundings, Target
+from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
 from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
+from topology.texts import TextsError
+from topology.variables import VARIABLE, why_obeyed
 
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
 """Roles that one instance holds at a time."""
 EVERYBODY = "*"
 """As the only caller of a backend: every admitted CVM may call."""
+COORDINATORS = "coordinator"
+"""The coordinators' app, where a group is named."""
 OVERLAP_SECONDS = (60, 3600)
 """Least and greatest `overlap_seconds`. At least twice what the slowest CVM may take to show a new certificate (25 s,
 `sidecar.certificate.PRESENT_SECONDS`), for one that missed an epoch shows its old one for two such times; and no longer
@@ -41,45 +48,10 @@ LEAF_HOURS = (1, 72)
 whose CVM is evicted while coordinators are away."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""A name that a shell takes for a variable."""
-SHELLS_OWN = re.compile(
-    r"LD_[A-Za-z0-9_]*|BASH(_[A-Za-z0-9_]*|OPTS|PID)?|_|CDPATH|COLUMNS|DIRSTACK|ENV|EPOCHREALTIME|EPOCHSECONDS|EUID"
-    r"|EXECIGNORE|FPATH|FUNCNAME|FUNCNEST|GCONV_PATH|GLIBC_TUNABLES|GLOBIGNORE|GROUPS|HOSTNAME|HOSTTYPE|IFS|LINENO"
-    r"|LINES|MACHTYPE|OLDPWD|OPTARG|OPTERR|OPTIND|OSTYPE|PATH|PIPESTATUS|POSIXLY_CORRECT|PPID|PS[0-4]|PWD|RANDOM"
-    r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
-)
-"""Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more."""
-COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
-"""Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
-given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
-_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
-_MAX_NAME = 80
-"""Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
-that a body holds, and each would be copied for each entry below it."""
-
-
-def why_obeyed(name: str) -> str | None:
-    """Who acts by the variable `name` before an application could be kept from it, as the end of a sentence; None for
-    a name that only applications read.
-    """
-    if SHELLS_OWN.fullmatch(name):
-        return "is set or obeyed by the shell of exec.sh or its loader"
-    if COMPOSES_OWN.fullmatch(name):
-        return "is obeyed by Docker Compose itself, which starts what it says"
-    return None
-
-
-def why_no_label(name: str) -> str | None:
-    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
-    if _LABEL.fullmatch(name):
-        return None
-    return f"is {name!r}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
 class ManifestError(ValueError):
@@ -174,6 +146,8 @@ class GroupEntry:
     env: dict[str, str] = field(default_factory=dict)
     """Variables of the group's applications: a container that has one of these names with another value is not started
     (`sidecar/exec.sh`): whoever runs the host sets the environment and not the manifest. Public, as all of it is."""
+    egress: tuple[EgressEntry, ...] = ()
+    """Further loopback addresses of the group's CVMs, and where each leads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +186,8 @@ class Rotate:
 
     secrets: dict[str, int] = field(default_factory=dict)
     """By name: how often the secret was rotated; not named: never. A number of before gives the text of before."""
+    gossip: int = 0
+    """How often the gossip key was rotated. Likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +298,7 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    _check_names(manifest)
     _check_rotate(manifest)
     try:
         _check_places(manifest)
@@ -339,6 +316,7 @@ def _check(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
+    _check_egress(manifest)
     _check_callers(manifest)
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
@@ -351,6 +329,47 @@ def _check(manifest: Manifest) -> None:
             f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
             "digest of the manifest before in every other"
         )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
+    for entry, name in _named(manifest):
+        if (why := why_no_label(name)) is not None:
+            raise ManifestError(f"manifest{entry} {why}")
+    if COORDINATORS in manifest.groups:
+        raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
+    try:
+        # Values of variables are the applications'; they are shown in quotes.
+        texts.check(manifest, frozenset({"env"}))
+    except TextsError as error:
+        raise ManifestError(f"manifest{error}") from error
+
+
+def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Where each name stands, and the name."""
+    yield ".cluster", manifest.cluster
+    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
+        (".coordinators", manifest.coordinators),
+        *((f".groups.{texts.shown(name)}", it) for name, it in manifest.groups.items()),
+    )
+    for entry, app in entries:
+        peers: tuple[PeerEntry | CoordinatorPeer, ...] = app.peers
+        yield from ((f"{entry}.peers[{n}].peer_id", peer.peer_id) for n, peer in enumerate(peers))
+    for name, group in manifest.groups.items():
+        yield f".groups.{texts.shown(name)}", name
+        for backend, it in group.backends.items():
+            inside = f".groups.{name}.backends.{texts.shown(backend)}"
+            yield inside, backend
+            yield f"{inside}.service", it.service
+            yield from ((f"{inside}.callers[{n}]", each) for n, each in enumerate(it.callers) if each != EVERYBODY)
+    for n, route in enumerate(manifest.routes):
+        for field_name in ("name", "group", "backend", "service", "role", "fallback"):
+            if (name := getattr(route, field_name)) is not None:
+                yield f".routes[{n}].{field_name}", name
+    for name, secret in manifest.secrets.items():
+        yield f".secrets.{texts.shown(name)}", name
+        yield f".secrets.{name}.owner", secret.owner
+        yield from ((f".secrets.{name}.groups[{n}]", each) for n, each in enumerate(secret.groups))
 
 
 def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
@@ -385,6 +404,29 @@ def _check_callers(manifest: Manifest) -> None:
                     f"manifest.groups.{name:.80}.backends.{backend:.80}.callers has {EVERYBODY!r} beside "
                     f"{len(it.callers) - 1} more; expected {EVERYBODY!r} alone, or names of groups"
                 )
+
+
+def _check_egress(manifest: Manifest) -> None:
+    for name, group in manifest.groups.items():
+        if not group.egress:
+            continue
+        around = Surroundings(
+            group=name,
+            targets={route.name: _target(manifest, name, route) for route in manifest.routes},
+            own_ports=frozenset(backend.port for backend in group.backends.values()),
+            vip_pool=manifest.vip_pool,
+            mesh_pool=manifest.mesh_pool,
+        )
+        for fault in egress.faults(group.egress, around):
+            field = f".{fault.field}" if fault.field else ""
+            raise ManifestError(f"manifest.groups.{name:.80}.egress[{fault.index}]{field} {fault.message}")
+
+
+def _target(manifest: Manifest, caller: str, route: RouteEntry) -> Target:
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    callers = backend.callers if backend is not None else ()
+    return Target(port=route.port, callers=callers, open=bool({caller, EVERYBODY} & set(callers)))
 
 
 def _check_places(manifest: Manifest) -> None:
@@ -440,15 +482,18 @@ def _check_off(manifest: Manifest) -> None:
 
 
 def _check_rotate(manifest: Manifest) -> None:
+    _check_count(manifest.rotate.gossip, "gossip")
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
                 f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
             )
-        if not 0 <= number < 1 << 31:
-            raise ManifestError(
-                f"manifest.rotate.secrets.{name:.80} is {number}, expected a count: 1, and one more each time"
-            )
+        _check_count(number, f"secrets.{name:.80}")
+
+
+def _check_count(number: int, name: str) -> None:
+    if not 0 <= number < 1 << 31:
+        raise ManifestError(f"manifest.rotate.{name} is {number}, expected a count: 1, and one more each time")
 
 
 def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:
@@ -524,12 +569,12 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
 
 
 def _below(where: str, name: str) -> str:
-    return f"{where}.{name:.{_MAX_NAME}}"
+    return f"{where}.{texts.shown(name)}"
 
 
 def _shown(names: list[str]) -> str:
     """`names` for a message: the first ones, each cut."""
-    found = [name[:_MAX_NAME] for name in names[:MAX_UNKNOWN]]
+    found = [texts.shown(name) for name in names[:MAX_UNKNOWN]]
     return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 

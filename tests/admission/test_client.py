@@ -20,7 +20,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from admission.client import BEGUN_WITH, IN_FORCE, Attested, CoordinatorError, Greeting, RefusedError, decode_answer
+from admission.client import (
+    BEGUN_WITH,
+    IN_FORCE,
+    Attested,
+    CoordinatorError,
+    Greeting,
+    NotAllowedError,
+    RefusedError,
+    decode_answer,
+)
 from admission.protocol import Code
 
 
@@ -183,6 +192,61 @@ async def test_old_verification_is_not_believed_for_ever(tmp_path: Path, monkeyp
         await ask(coordinator)
         await coordinator.close()
     assert len(seen) == 2
+
+
+class Judging:
+    """Who holds manifests, and judges coordinators by them; each verdict is noted."""
+
+    def __init__(self) -> None:
+        self.held = "first"
+        self.refused: set[str] = set()
+        self.by: list[str] = []
+
+    async def __call__(self, greeting: Greeting) -> str:
+        self.by.append(greeting.envelope)
+        if greeting.envelope in self.refused:
+            raise NotAllowedError("the coordinator is revoked")
+        return greeting.envelope
+
+
+async def test_a_newer_manifest_judges_who_was_verified_before_it(tmp_path: Path) -> None:
+    """Before it is asked anything more, by what it has shown already, and once."""
+    fake, judging = Fake(manifest=(200, {"envelope": "first"})), Judging()
+    async with serve(fake, tmp_path):
+        coordinator = Attested(fake.url, judging, held=lambda: judging.held)
+        await ask(coordinator)
+        judging.held = "second"
+        await ask(coordinator)
+        await ask(coordinator)
+        assert judging.by == ["first", "second"]
+        assert (fake.requests.count(IN_FORCE), len(fake.connections)) == (1, 1)
+        judging.held, judging.refused, before = "third", {"first", "third"}, len(fake.requests)
+        for _ in range(2):
+            with pytest.raises(NotAllowedError):
+                await ask(coordinator)
+        assert fake.requests[before:] == [IN_FORCE], "the second time it is a stranger"
+        await coordinator.close()
+
+
+async def test_what_a_coordinator_answers_while_it_is_revoked_is_not_taken(tmp_path: Path) -> None:
+    """The manifest came between question and answer: what it says, such as keys and secrets, is of its choice."""
+    judging = Judging()
+    judging.refused = {"second"}
+
+    class Slow(Fake):
+        """Answers while a manifest is taken."""
+
+        async def handle(self, request: web.Request) -> web.Response:
+            if request.path != IN_FORCE:
+                judging.held = "second"
+            return await super().handle(request)
+
+    fake = Slow(manifest=(200, {"envelope": "first"}))
+    async with serve(fake, tmp_path):
+        coordinator = Attested(fake.url, judging, held=lambda: judging.held)
+        with pytest.raises(NotAllowedError):
+            await ask(coordinator)
+        await coordinator.close()
 
 
 async def test_unreachable_coordinator_is_a_coordinator_error() -> None:

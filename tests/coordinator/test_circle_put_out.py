@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from admission.protocol import MeshPeer
+from coordinator.broker import Broker as RealBroker
+from coordinator.broker import Clocks, Rules
 from coordinator.circle import GRACE_SECONDS, LOOK_SECONDS, UNPROVEN_SECONDS, Circle, Parts
 from coordinator.forming import Standing
 from coordinator.registry import Registry
@@ -92,7 +94,9 @@ class Broker:
         self.ended.append(peer_id)
 
 
-def circle_of(own: MeshPeer, broker: Broker, registry: Registry, server: IllMeant, chain: tuple[Signed, ...]) -> Circle:
+def circle_of(
+    own: MeshPeer, broker: Broker | RealBroker, registry: Registry, server: IllMeant, chain: tuple[Signed, ...]
+) -> Circle:
     """The circle of `own`, with siblings that are away."""
     return Circle(
         Parts(
@@ -131,6 +135,60 @@ async def test_a_dropped_coordinator_that_means_ill_is_put_out(how: str) -> None
     registry.put(gone)
     await circle.look(now)
     assert registry.peers() == (own,)
+
+
+class Leads(IllMeant):
+    """A server that leads healthy others, and notes whom it removes."""
+
+    def __init__(self, addresses: tuple[str, ...]) -> None:
+        super().__init__("well")
+        self.addresses, self.removed = addresses, list[str]()
+
+    async def standing(self) -> Standing:
+        return Standing(records=True, led=True, voters=self.addresses)
+
+    async def raft(self) -> tuple[Server, ...]:
+        own = self.addresses[0]
+        return tuple(Server(server_id=it, address=it, leads=it == own, votes=True, alive=True) for it in self.addresses)
+
+    async def remove(self, server_id: str) -> None:
+        self.removed.append(server_id)
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+async def test_foreign_evidence_at_its_url_takes_no_voter_away(withdrawn: bool) -> None:
+    """The leader has restarted, and the host leads its siblings' URLs to a CVM of its own and drops what they attest.
+    Their servers are well and stay voters; where something was withdrawn their links end, for they may be meant.
+    """
+    first = opened(make_manifest(coordinators=3), OWNER)
+    leads = first.manifest.coordinators
+    more = dataclasses.replace(leads, compose_hashes=(*leads.compose_hashes, "ab" * 32))
+    head = opened(after(first, coordinators=more), OWNER)
+    chain = (first, head, opened(after(head, coordinators=leads), OWNER)) if withdrawn else (first, head)
+    clock = [0.0]
+    broker = RealBroker(
+        rules=Rules(signed=chain[-1], adopted_at=0.0),
+        verifier=None,  # type: ignore[arg-type]
+        keys=None,  # type: ignore[arg-type]
+        ledger=None,  # type: ignore[arg-type]
+        registry=None,  # type: ignore[arg-type]
+        feed=None,  # type: ignore[arg-type]
+        clocks=Clocks(unix=lambda: clock[0], monotonic=lambda: clock[0]),
+        random=bytes,
+        offered=None,  # type: ignore[arg-type]
+    )
+    registry, peers = Registry(lambda: None), [entry(it.peer_id, it.address) for it in leads.peers]
+    for peer in peers:
+        registry.put(peer)
+    server = Leads(tuple(peer.address for peer in peers))
+    circle = circle_of(peers[0], broker, registry, server, chain)
+    while clock[0] < 2 * UNPROVEN_SECONDS:
+        for peer in peers[1:]:
+            broker.verified_sibling(peer.peer_id, good=False)
+        await circle.look(clock[0])
+        clock[0] += LOOK_SECONDS
+    assert server.removed == []
+    assert list(registry.peers()) == (peers[:1] if withdrawn else peers)
 
 
 NARROWED = opened(

@@ -146,6 +146,7 @@ def test_who_was_there_before_is_judged_by_the_manifest_in_force(tmp_path: Path)
         kind="workload",
         compose_hash=group.compose_hashes[0],
         image=measured,
+        app_id=group.app_id,
     )
     disk = Disk(tmp_path / "d", Owner(cluster="tests", app_id="ab" * 20, peer_id="coordinator-0"))
     disk.claim()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from admission.admitted import admitted_as
 from coordinator import identity
 from coordinator.config import begun, parse
 from evidence.ratls import expected_report_data, extract
@@ -20,6 +21,7 @@ from runtime.tasks import TaskScope
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
 from tests.support import eventually
 from tests.topology.support import opened
+from topology.allowed import why_not_allowed
 
 CONFIG = begun(parse({"MESH_CLUSTER": "tests", "MESH_OWNERS": OWNER_KEY}), opened(make_manifest(), OWNER))
 
@@ -46,6 +48,9 @@ async def test_it_waits_for_the_agent(folder: Path) -> None:
     placed = identity.place(found, CONFIG)
     assert (placed.peer_id, placed.address, placed.seed) == ("coordinator-0", "127.90.0.1", found.seed)
     assert "dstack.sock" in said[0]
+    entry = placed.entry("key")
+    assert (entry.peer_id, entry.address, entry.public_key) == ("coordinator-0", "127.90.0.1", "key")
+    assert why_not_allowed(CONFIG.manifest, admitted_as(entry)) is None, "it says as what it is allowed"
 
 
 async def test_it_stops_when_told(folder: Path) -> None:

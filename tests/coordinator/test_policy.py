@@ -8,6 +8,7 @@ from admission.protocol import Code
 from coordinator import policy
 from coordinator.refusal import RefusalError
 from tests.coordinator.world import make_manifest
+from topology.manifest import COORDINATORS
 
 MANIFEST = make_manifest(coordinators=2)
 
@@ -17,7 +18,7 @@ def test_slots_are_found_in_groups_and_among_coordinators() -> None:
     api = policy.find_slot(MANIFEST, "api-1")
     assert (api.group, api.address, api.kind) == ("api", "127.90.0.21", "workload")
     lead = policy.find_slot(MANIFEST, "coordinator-1")
-    assert (lead.group, lead.kind) == (policy.COORDINATORS, "coordinator")
+    assert (lead.group, lead.kind) == (COORDINATORS, "coordinator")
 
 
 def test_unknown_slots_and_groups_are_rejected() -> None:
@@ -30,5 +31,5 @@ def test_unknown_slots_and_groups_are_rejected() -> None:
 
 def test_identities() -> None:
     """A coordinator has the node's only, a workload its backends' too."""
-    assert policy.identities(MANIFEST, policy.COORDINATORS) == ("spiffe://tests/node",)
+    assert policy.identities(MANIFEST, COORDINATORS) == ("spiffe://tests/node",)
     assert policy.identities(MANIFEST, "api") == ("spiffe://tests/node", "spiffe://tests/api")

@@ -121,7 +121,7 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
             ("/v1/config", {"Kind": "proxy-defaults", "Name": "global"}),
             ("/v1/config", {"Kind": "service-defaults", "Name": "api", "Protocol": "tcp"}),
             ("/v1/session/create", {"Node": "api-0", "Checks": []}),
-            ("/v1/operator/keyring", {"Key": other["consul"]["gossip_key"]}),
+            ("/v1/operator/keyring", {"Key": other["consul"]["gossip_keys"][0]}),
             ("/v1/event/fire/x", None),
             ("/v1/connect/ca/configuration", {"Provider": "consul", "Config": {}}),
         )
@@ -351,3 +351,29 @@ async def test_a_renewal_of_who_is_revoked_says_so() -> None:
         status, answer = await asker.post("renew", {"lease": admission["lease"]})
         assert (status, answer["code"]) == (401, "LEASE_INVALID")
         assert answer["reason"] == f"the manifest revokes {entry.text}"
+
+
+@pytest.mark.parametrize("what", ["app", "group", "mesh address"])
+async def test_who_is_in_another_place_than_the_manifest_has_is_out_at_once(what: str) -> None:
+    """Its group has another app, or its slot is another group's or elsewhere, with the compose file as it was."""
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        asker = applicant(lead)
+        admission = await asker.admitted("api-0")
+        groups = dict(mesh.manifest.groups)
+        api = groups.pop("api")
+        elsewhere = dataclasses.replace(api.peers[0], address="127.0.0.77")
+        changed = {
+            "app": {"api": dataclasses.replace(api, app_id="99" * 20)},
+            "group": {"web": api},
+            "mesh address": {"api": dataclasses.replace(api, peers=(elsewhere, *api.peers[1:]))},
+        }[what]
+        newer = opened(after(lead.coordinator.head.signed, groups=groups | changed), OWNER)
+        assert (await proposed(lead, newer.envelope))[0] == 200
+        await eventually(lambda: lead.link.peers == (), "it is off the link")
+        await eventually(lambda: lead.coordinator.document()["admitted"] == [], "and off the list")
+        status, answer = await asker.post("renew", {"lease": admission["lease"]})
+        assert (status, answer["code"]) == (401, "LEASE_INVALID")
+        if what == "mesh address":
+            assert (await asker.admitted())["address"] == "127.0.0.77"

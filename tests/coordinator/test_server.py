@@ -382,6 +382,7 @@ class Crowded:
         self.made.ledger.slots["api-0"] = Holder(
             peer_id="api-0", group="api", instance_id="i", boot_key=boot_key, leaf_key=tls_key(),
             compose_hash=manifest.groups["api"].compose_hashes[0],
+            app_id=manifest.groups["api"].app_id, address=manifest.groups["api"].peers[0].address,
             image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2),
             renewed_at=100.0, token_expires_at=1e9, released=released,
         )  # fmt: skip

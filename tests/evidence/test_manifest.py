@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from evidence.manifest import COORDINATORS, expected
+from evidence.manifest import expected
 from evidence.policy import Expected, ImageRule, ReferenceRule, TcbRules
 from tests.sidecar.world import manifest
 from tests.topology.support import REFERENCE
+from topology.manifest import COORDINATORS
 from topology.references import TcbPolicy
 
 

@@ -102,6 +102,22 @@ def test_an_image_is_gone_with_the_last_reference_that_has_it() -> None:
         assert (change.name, effect in change.effect) == (name, True)
 
 
+@pytest.mark.parametrize(
+    ("edit", "kind"),
+    [
+        (lambda t: t["groups"]["api"].update(app_id="99" * 20), "app"),
+        (lambda t: t["groups"].pop("api"), "app"),
+        (lambda t: t["groups"]["client"]["peers"].append(t["groups"]["api"]["peers"].pop()), "cvm"),
+        (lambda t: t["groups"]["api"]["peers"][0].update(address="127.0.0.77"), "cvm"),
+    ],
+)
+def test_what_evicts_is_called_so(edit: Any, kind: str) -> None:
+    """Another app, and a slot that is elsewhere, too: nobody keeps it."""
+    effects = [each.effect for each in compare(HEAD.manifest, changed(edit)) if each.kind == kind]
+    assert effects
+    assert all("evicted: " in effect for effect in effects), effects
+
+
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where the values of a JSON tree are."""
     if isinstance(tree, dict | list):

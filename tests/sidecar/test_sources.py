@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from admission.protocol import MeshPeer
 from sidecar import identity
 from sidecar.catalog import CatalogError, instances
 from sidecar.desired import World
 from sidecar.sources import (
     CONSISTENT,
+    Change,
     Query,
     adopt,
     hold,
@@ -27,7 +29,8 @@ from tests.sidecar.world import DIGEST, OWNER, STRANGER, given, health, kv, kv_p
 from tests.topology.support import REFERENCE, opened, sealed
 from tests.topology.support import after as following
 from topology.envelope import digest_of, seal
-from topology.manifest import encode
+from topology.manifest import CoordinatorPeer, encode
+from topology.revocation import Revocation
 from topology.succession import SuccessionError
 
 KEYS = identity.make()
@@ -85,6 +88,64 @@ def test_coordinator_that_booted_anew_is_known_by_its_new_key_at_once() -> None:
     assert (before.peers, after.peers) == ((old,), (new,))
 
 
+LEADS = manifest().coordinators
+WITH_TWO = dataclasses.replace(
+    manifest(),
+    coordinators=dataclasses.replace(
+        LEADS,
+        compose_hashes=(*LEADS.compose_hashes, "ce" * 32),
+        peers=(*LEADS.peers, CoordinatorPeer(peer_id="coordinator-1", address="100.96.0.8", url="https://two.test")),
+    ),
+)
+
+
+def lead(peer_id: str, address: str, compose_hash: str) -> MeshPeer:
+    """A coordinator, as it says who it is."""
+    said = {"kind": "coordinator", "compose_hash": compose_hash, "app_id": LEADS.app_id, "image": ""}
+    return dataclasses.replace(peer(peer_id, address), **said)  # type: ignore[arg-type]
+
+
+GOOD = lead(LEADS.peers[0].peer_id, LEADS.peers[0].address, LEADS.compose_hashes[0])
+BAD = lead("coordinator-1", "100.96.0.8", "ce" * 32)
+
+
+def with_two() -> tuple[World, Change]:
+    """A CVM that both coordinators admitted, and what takes Consul's list of peers."""
+    world = dataclasses.replace(WORLD, signed=opened(WITH_TWO, OWNER))
+    [tell] = [change for query, change in queries(world, check_signatures=False).items() if "peers" in query.path]
+    return tell(with_admission(world, (GOOD, BAD), "100.96.0.10"), kv_peers(GOOD, BAD), 7), tell
+
+
+@pytest.mark.parametrize("what", [{"peer_id": "coordinator-1"}, {"compose_hash": "ce" * 32}, {}])
+def test_no_tunnel_leads_to_a_coordinator_that_the_manifest_refuses(what: dict[str, str]) -> None:
+    """Revoked by slot or compose hash, or of a hash that is gone: at once, though an admission and Consul name it."""
+    world, _ = with_two()
+    assert world.peers == (GOOD, BAD)
+    revoked = (Revocation(**what),) if what else ()  # type: ignore[arg-type]
+    newer = following(world.signed, revoked=revoked, coordinators=WITH_TWO.coordinators)
+    if not what:
+        leads = dataclasses.replace(WITH_TWO.coordinators, compose_hashes=LEADS.compose_hashes)
+        newer = dataclasses.replace(newer, coordinators=leads)
+    assert taken(world, seal(newer, OWNER)).peers == (GOOD,)
+    silent = dataclasses.replace(BAD, compose_hash="", app_id="")
+    assert with_admission(world, (GOOD, silent), "100.96.0.10").peers == (GOOD, silent)
+
+
+def test_a_coordinator_that_the_others_put_out_has_no_tunnel() -> None:
+    """For its instance or its machine, which only they know: it was on the list, and is not. A list that has none is
+    that of servers that have lost what they knew; and it is back with the list, or an admission.
+    """
+    world, tell = with_two()
+    out = tell(hold(world), kv_peers(GOOD), 8)
+    assert out.peers == (GOOD,)
+    assert tell(out, kv_peers(GOOD), 9).peers == (GOOD,)
+    assert tell(out, kv_peers(GOOD, BAD), 9).peers == (GOOD, BAD)
+    assert with_admission(out, (GOOD, BAD), "100.96.0.10").peers == (GOOD, BAD)
+    assert tell(world, None, 3).peers == (GOOD, BAD)
+    never_listed = with_admission(world, (GOOD, BAD), "100.96.0.10")
+    assert tell(never_listed, kv_peers(GOOD), 8).peers == (GOOD, BAD), "it may not have written itself down yet"
+
+
 def test_instances_are_held_over_a_recovery_and_let_go() -> None:
     """hold() keeps what is listed, also when it happens twice; let_go() forgets it."""
     listed = instances([health("api-1", "100.96.0.11")])
@@ -123,6 +184,7 @@ def test_nobody_is_a_peer_whom_the_manifest_does_not_have() -> None:
         peer("coordinator-7", "100.96.0.97", "coordinator"),
         dataclasses.replace(other, address="100.96.0.50"),
         dataclasses.replace(other, compose_hash="99" * 32),
+        dataclasses.replace(other, app_id="99" * 20),
         dataclasses.replace(other, compose_hash="99" * 32, kind="coordinator"),
     ):
         assert tell(WORLD, kv_peers(one, wrong), 7).peers == (one,)
@@ -153,8 +215,8 @@ def test_what_is_held_is_let_go_when_the_servers_have_lost_nothing() -> None:
 
 
 def test_who_the_manifest_dropped_is_not_held() -> None:
-    """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by compose hash
-    and by OS image.
+    """Neither its tunnel nor its instance, whether the manifest came before the loss or after: by slot, by app, by
+    compose hash and by OS image.
     """
     one, other = manifest().groups["api"].peers
     listed = (peer(one.peer_id, one.address), peer(other.peer_id, other.address))
@@ -168,6 +230,7 @@ def test_who_the_manifest_dropped_is_not_held() -> None:
     for changes, stays in (
         ({"groups": {**manifest().groups, "api": without_slot}}, {"api-0"}),
         ({"groups": {**manifest().groups, "api": with_hash}}, set()),
+        ({"groups": {**manifest().groups, "api": dataclasses.replace(api, app_id="99" * 20)}}, set()),
         ({"references": (dataclasses.replace(REFERENCE, os_images=images),)}, set()),
     ):
         envelope = seal(following(HEAD, **changes), OWNER)

@@ -172,6 +172,10 @@ class HoldsNothing:
         """None."""
         return None, ""
 
+    def gossip_ring(self) -> str:
+        """None."""
+        return ""
+
     def newest_envelope(self) -> str:
         """None."""
         return ""
@@ -194,11 +198,12 @@ class HoldsNothing:
 def peer(peer_id: str, address: str, kind: str = "workload") -> MeshPeer:
     """An admitted peer, with what the manifest allows its slot; its key is a fixed function of its ID."""
     key = base64.b64encode(peer_id.encode().ljust(32, b"\0")).decode()
-    hashes = {slot.peer_id: entry.compose_hashes[0] for entry in manifest().groups.values() for slot in entry.peers}
-    image = image_id("01", "02", "03", "04")
+    apps = {slot.peer_id: entry for entry in manifest().groups.values() for slot in entry.peers}
+    app = apps.get(peer_id)
     return MeshPeer(
-        peer_id=peer_id, public_key=key, address=address, kind=kind, compose_hash=hashes.get(peer_id, ""), image=image
-    )
+        peer_id=peer_id, public_key=key, address=address, kind=kind, compose_hash=app.compose_hashes[0] if app else "",
+        image=image_id("01", "02", "03", "04"), app_id=app.app_id if app else "",
+    )  # fmt: skip
 
 
 def kv(entries: dict[str, str]) -> list[dict[str, Any]]:
