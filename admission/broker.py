@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from admission.client import IN_FORCE, TIMEOUT, Attested, CoordinatorError, RefusedError, Verify
@@ -53,6 +53,7 @@ class Admitted:
     manifest_digest: str
     leaf_pem: str
     authorities_pem: str
+    public_pems: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class Renewed:
     manifest_digest: str = ""
     leaf_pem: str | None = None
     authorities_pem: str = ""
+    public_pems: Mapping[str, str] = field(default_factory=dict)
     all_trust: bool = False
 
 
@@ -188,8 +190,10 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             manifest_digest=_text(tree["manifest_digest"]),
             leaf_pem=_text(tree["leaf_pem"]),
             authorities_pem=_text(tree["authorities_pem"]),
+            # A coordinator of before, or that has none to give, leaves it out.
+            public_pems={_text(name): _text(pem) for name, pem in tree.get("public_pems", {}).items()},
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None
 
 
@@ -210,6 +214,7 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         manifest_digest=renewal.manifest_digest,
         leaf_pem=renewal.leaf_pem,
         authorities_pem=renewal.authorities_pem,
+        public_pems=renewal.public_pems,
         all_trust=renewal.all_trust,
     )
 

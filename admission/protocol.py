@@ -96,6 +96,8 @@ class BootKeys:
     leaf: str
     """Likewise of the P-256 key that this CVM's certificate in the mesh is for; empty at a coordinator, which has no
     Envoy."""
+    public: str = ""
+    """Likewise of the key that its public listeners show; empty at a coordinator, and in a CVM that opens none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,8 @@ class Admission:
     """Certificate for the boot's leaf key, then its mesh CA as the root certified it."""
     authorities_pem: str = ""
     """The mesh CA of `manifest_digest` and, within the window after its adoption, that of the manifest before."""
+    public_pems: dict[str, str] = field(default_factory=dict)
+    """By backend: the certificate of its public listener, for the boot's public key, then its mesh CA as above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +226,8 @@ class Renewal:
     half its life."""
     authorities_pem: str = ""
     """As `Admission` has it."""
+    public_pems: dict[str, str] = field(default_factory=dict)
+    """As `Admission` has it; comes with `leaf_pem`."""
     all_trust: bool = False
     """Every CVM that lives has said that it trusts the mesh CA of `manifest_digest`."""
 

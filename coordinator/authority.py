@@ -16,6 +16,7 @@ import datetime as dt
 import functools
 import hashlib
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -99,33 +100,64 @@ def issue(ca: MeshCa, spki: bytes, *, group: str, peer_id: str, hours: int, now:
 
     Its names are the group's SPIFFE ID and the peer's name in the mesh, whatever the client asked for.
     """
+    names = x509.SubjectAlternativeName(
+        [
+            x509.UniformResourceIdentifier(f"spiffe://{ca.cluster}/{group}"),
+            x509.DNSName(f"{peer_id}.peer.mesh"),
+        ]
+    )
+    builder = _leaf(ca, spki, peer_id, hours, now).subject_name(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, peer_id)])
+    )
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return _signed(builder.add_extension(names, critical=False), usages, ca)
+
+
+def issue_public(ca: MeshCa, spki: bytes, *, sans: tuple[str, ...], hours: int, now: float) -> str:
+    """The certificate of a public listener: as `issue`, for the names `sans` as a manifest has them, and for servers
+    alone. It says nobody's name in the mesh, so nobody in the mesh takes it for a CVM's.
+    """
+    names = x509.SubjectAlternativeName([_general_name(san) for san in sans])
+    # Without a subject the names are critical (RFC 5280, 4.2.1.6).
+    builder = _leaf(ca, spki, "\0".join(sans), hours, now).subject_name(x509.Name([]))
+    return _signed(builder.add_extension(names, critical=True), [ExtendedKeyUsageOID.SERVER_AUTH], ca)
+
+
+def _leaf(ca: MeshCa, spki: bytes, who: str, hours: int, now: float) -> x509.CertificateBuilder:
+    """What every leaf has. `who` is whatever tells it from other leaves for the same key."""
     public = load_p256(spki)
     start = dt.datetime.fromtimestamp(int(now), dt.UTC)
-    names = [
-        x509.UniformResourceIdentifier(f"spiffe://{ca.cluster}/{group}"),
-        x509.DNSName(f"{peer_id}.peer.mesh"),
-    ]
     # Of what it is made from: coordinators need no common counter, and the same leaf has the same number.
-    serial = hashlib.sha256(b"\0".join((ca.digest.encode(), peer_id.encode(), str(int(now)).encode(), spki))).digest()
-    leaf = (
+    serial = hashlib.sha256(b"\0".join((ca.digest.encode(), who.encode(), str(int(now)).encode(), spki))).digest()
+    return (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, peer_id)]))
         .issuer_name(ca.certificate.subject)
         .public_key(public)
         .serial_number(_serial(serial))
         .not_valid_before(start - BACKDATED)
         .not_valid_after(start + dt.timedelta(hours=hours))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
-        .sign(ca.key, hashes.SHA256(), ecdsa_deterministic=True)
+    )
+
+
+def _signed(builder: x509.CertificateBuilder, usages: list[x509.ObjectIdentifier], ca: MeshCa) -> str:
+    leaf = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False).sign(
+        ca.key, hashes.SHA256(), ecdsa_deterministic=True
     )
     return _pem(leaf) + _pem(ca.cross)
+
+
+def _general_name(san: str) -> x509.GeneralName:
+    """A public name as a certificate has it (`topology.public`)."""
+    if "://" in san:
+        return x509.UniformResourceIdentifier(san)
+    try:
+        return x509.IPAddress(ip_address(san))
+    except ValueError:
+        return x509.DNSName(san)
 
 
 def load_p256(spki: bytes) -> ec.EllipticCurvePublicKey:

@@ -213,6 +213,7 @@ class Broker:
             raise RefusalError(Code.LEASE_INVALID, reason)
         await self._ledger.renew(holder)
         now, digest = self._clocks.unix(), rules.signed.digest
+        certifies = grants.leaf_due(request, rules.signed, holder.peer_id, now)
         if request.trusts == digest != holder.trusts:
             # Said again with each renewal: the lease does not depend on it.
             with contextlib.suppress(RefusalError):
@@ -231,9 +232,8 @@ class Broker:
             workload_token=_workload_token(tokens) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
             manifest_digest=digest,
-            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now)
-            if grants.leaf_due(request, rules.signed, holder.peer_id, now)
-            else None,
+            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
+            public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
@@ -315,6 +315,7 @@ class Broker:
             instance_id=binding.instance_id,
             boot_key=binding.boot.wireguard,
             leaf_key=binding.boot.leaf,
+            public_key=binding.boot.public,
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             app_id=binding.app_id,
@@ -340,15 +341,7 @@ class Broker:
             address=slot.address,
             consul=self._grant(rules.manifest, slot, binding, tokens),
             peers=tuple(peer for peer in self._registry.peers() if peer.kind == "coordinator"),
-            lease=seal(
-                Lease(
-                    peer_id=slot.peer_id,
-                    group=slot.group,
-                    instance_id=binding.instance_id,
-                    boot_key=binding.boot.wireguard,
-                ),
-                self._keys.broker_key,
-            ).reveal(),
+            lease=self._lease(wanted),
             lease_seconds=LEASE_SECONDS,
             manifest=rules.signed.envelope,
             manifest_epoch=rules.manifest.epoch,
@@ -357,7 +350,14 @@ class Broker:
             manifest_digest=rules.signed.digest if tokens else "",
             leaf_pem=grants.leaf(self._keys, rules.signed, wanted, now) if tokens else "",
             authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now) if tokens else "",
+            public_pems=grants.public(self._keys, rules.signed, wanted, now) if tokens else {},
         )
+
+    def _lease(self, holder: Holder) -> str:
+        lease = Lease(
+            peer_id=holder.peer_id, group=holder.group, instance_id=holder.instance_id, boot_key=holder.boot_key
+        )
+        return seal(lease, self._keys.broker_key).reveal()
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from admission.protocol import LeaseRequest
-from coordinator.authority import authorities, issue, mesh_ca
+from coordinator.authority import authorities, issue, issue_public, mesh_ca
 from coordinator.keys import ClusterKeys, workload_secret
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS, token_body, workload_backends, workload_token_body
@@ -102,6 +102,26 @@ def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:
         hours=signed.manifest.leaf_hours,
         now=now,
     )
+
+
+def public(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> dict[str, str]:
+    """The certificates of `holder`'s public listeners for the key that it attested for them, by backend, PEM with their
+    chain: the names are those that the manifest has for its group. None for a CVM that attested no such key.
+    """
+    group = signed.manifest.groups.get(holder.group)
+    if group is None or not holder.public_key:
+        return {}
+    return {
+        name: issue_public(
+            mesh_ca(keys, signed.manifest.epoch, signed.digest),
+            base64.b64decode(holder.public_key),
+            sans=backend.public.sans,
+            hours=signed.manifest.leaf_hours,
+            now=now,
+        )
+        for name, backend in sorted(group.backends.items())
+        if backend.public is not None
+    }
 
 
 def trusted(keys: ClusterKeys, signed: Signed, adopted_at: float, now: float) -> str:

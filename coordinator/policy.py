@@ -93,6 +93,8 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
         ("instance_id", binding.instance_id, evidence.instance_id),
         ("compose_hash", binding.compose_hash, evidence.compose_hash),
         ("boot.leaf that is empty", not binding.boot.leaf, slot.group == COORDINATORS),
+        # A CVM has one key for each purpose: what clients outside see is not who it is in the mesh.
+        ("boot.public that is boot.leaf", bool(binding.boot.leaf) and binding.boot.public == binding.boot.leaf, False),
     )
     for name, said, wanted in compared:
         if said != wanted:
@@ -115,6 +117,7 @@ def check_boot_keys(boot: BootKeys) -> None:
         wireguard = base64.b64decode(boot.wireguard, validate=True)
         tls = base64.b64decode(boot.tls, validate=True)
         leaf = base64.b64decode(boot.leaf, validate=True)
+        public = base64.b64decode(boot.public, validate=True)
     except (binascii.Error, ValueError):
         raise RefusalError(Code.BAD_REQUEST, "binding.boot must hold base64") from None
     if len(wireguard) != 32 or base64.b64encode(wireguard).decode() != boot.wireguard:
@@ -127,7 +130,7 @@ def check_boot_keys(boot: BootKeys) -> None:
             raise ValueError
     except ValueError:
         raise RefusalError(Code.BAD_REQUEST, "binding.boot.wireguard is no key that X25519 agrees with") from None
-    for name, key in (("tls", tls), *((("leaf", leaf),) if leaf else ())):
+    for name, key in (("tls", tls), *((name, key) for name, key in (("leaf", leaf), ("public", public)) if key)):
         try:
             load_p256(key)
         except ValueError as error:

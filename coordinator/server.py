@@ -290,7 +290,11 @@ def _claims(request: web.Request) -> str:
 
 
 def _answer(value: object) -> web.Response:
-    return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
+    tree = dataclasses.asdict(value)  # type: ignore[call-overload]
+    # Sidecars and coordinators of before read a renewal strictly and do not know it; nothing public is of them.
+    if not tree.get("public_pems", True):
+        del tree["public_pems"]
+    return web.json_response(tree)
 
 
 def _error(code: Code, reason: str, **more: object) -> web.Response:

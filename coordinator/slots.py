@@ -46,6 +46,8 @@ class Holder:
     """WireGuard public key, base64."""
     leaf_key: str
     """SubjectPublicKeyInfo of the attested key that its certificates are for, DER in base64; empty at a coordinator."""
+    public_key: str = ""
+    """Likewise of the key that its public listeners show; empty where it opens none."""
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
     app_id: str = ""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lab.agent_tls import event_items
-from lab.plan import CvmPlan, LabPlan
+from lab.plan import GATEWAY_BASE, CvmPlan, LabPlan
 from lab.tee import CvmIdentity
 from topology.model import COORDINATOR, Group
 from topology.render import environment_names
@@ -43,6 +43,7 @@ def _app(group: Group | None, cvms: Iterable[CvmPlan]) -> dict[str, Any]:
         "attestation": tcb_info(first.identity),
         "others": [tcb_info(cvm.identity) for cvm in others],
         "complaint": None,
+        "gateways": [GATEWAY_BASE],
     }
 
 

@@ -215,7 +215,11 @@ def instance_seed(cluster: str, app: str, ordinal: int) -> bytes:
 
 
 def _facts(app: _App) -> render.AppFacts:
-    return render.AppFacts(app_id=app.identities[0].app_id, compose_hashes=(render.compose_hash(app.measured),))
+    return render.AppFacts(
+        app_id=app.identities[0].app_id,
+        compose_hashes=(render.compose_hash(app.measured),),
+        gateways=(GATEWAY_BASE,),
+    )
 
 
 def _cvm(site: Site, cluster: Cluster, group: Group | None, app: _App, ordinal: int, settings: _Settings) -> CvmPlan:

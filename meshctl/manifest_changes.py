@@ -16,6 +16,9 @@ _TOLD = frozenset({"epoch", "previous", "coordinators", "groups", "routes", "sec
 """Fields of a manifest that are shown entry by entry, or are its place in the history."""
 _EVICTED = "evicted: lease, links and endpoints end at once, its certificate with overlap_seconds"
 _ELSEWHERE = "every CVM on a machine for which no reference has its image any more is " + _EVICTED
+_REACHED = ("ingress", "public")
+"""Fields of a backend that say where and how it is reached."""
+_LISTENS = "at once; a public listener has its certificate with the renewal that follows, in a second or so"
 _AGAIN = "at once: the group's CVMs register and check it so; its program has to listen there"
 _EFFECTS: Mapping[tuple[str, str], str] = {
     ("cvm", "add"): "a CVM of the group may take the slot",
@@ -41,6 +44,9 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("callers", "add"): "at once, in every CVM that runs",
     ("callers", "change"): "at once, in every CVM that runs; who may call no more loses what it holds",
     ("callers", "remove"): "at once: nobody may call",
+    ("ingress", "add"): _LISTENS,
+    ("ingress", "change"): _LISTENS,
+    ("ingress", "remove"): "at once: its listeners go, with the connections in them",
     ("route", "add"): "at once, in every CVM that runs: name, VIP, listener",
     ("route", "remove"): "at once, in every CVM that runs: code that dials it finds no such name",
     ("route", "change"): "at once, in every CVM that runs",
@@ -102,7 +108,9 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
         for peer in entry["peers"]:
             yield ("cvm", peer["peer_id"]), {"group": group, "address": peer["address"]}
         for name, backend in sorted(entry["backends"].items()):
-            yield ("backend", f"{group}/{name}"), _plain({k: v for k, v in backend.items() if k != "callers"})
+            own = {k: v for k, v in backend.items() if k not in ("callers", *_REACHED)}
+            yield ("backend", f"{group}/{name}"), _plain(own)
+            yield ("ingress", f"{group}/{name}"), _plain({k: backend[k] for k in _REACHED})
             yield ("callers", f"{group}/{name}"), _plain(backend["callers"])
         for name, value in sorted(entry["env"].items()):
             yield ("variable", f"{group}/{name}"), repr(value)

@@ -45,6 +45,8 @@ class AppReport:
     """Why there is none."""
     others: tuple[str, ...] = ()
     """The same of its other CVMs, where they are known: in a lab."""
+    gateways: tuple[str, ...] = ()
+    """Domains of the platform's gateways in front of its CVMs; empty until the platform knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,7 @@ def review(
             providers.setdefault(cvm.key_provider, name)
         hashes = tuple(dict.fromkeys(cvm.compose_hash for cvm in measured if cvm not in older))
         inherited[name] = tuple(each for each in _hashes(earlier, name) if each not in hashes)
-        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=(*hashes, *inherited[name]))
+        facts[name] = AppFacts(app_id=app.app_id, compose_hashes=(*hashes, *inherited[name]), gateways=app.gateways)
     problems += _image_problems(seen, images)
     problems += _provider_problems(providers)
     notes += _missing(report, images)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshctl.errors import UserError
+from meshctl.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -272,12 +272,20 @@ def _print_calls(plan: Plan, width: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(width=min(_CALLS_WIDTH, width), highlight=False)
+    listens = Table(title="What listens where", title_justify="left")
+    for title in ("backend", "where", "mode", "may be called by"):
+        listens.add_column(title, overflow="fold", no_wrap=title == "where")
+    for listener in plan.listens:
+        listens.add_row(*map(_escape, listener.row()))
+    if plan.listens:
+        console.print(listens)
     table = Table(title="Who may call what", title_justify="left")
     for title in ("group", "may call", "may be called by"):
         table.add_column(title, overflow="fold", no_wrap=title == "group")
     for calls in plan.calls:
         table.add_row(*map(_escape, calls.row()))
-    Console(width=min(_CALLS_WIDTH, width), highlight=False).print(table)
+    console.print(table)
 
 
 def _print_summary(plan: Plan, console: Any) -> None:
@@ -318,4 +326,4 @@ def _show(value: Any) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape("\n".join(printable(line) for line in text.split("\n")))

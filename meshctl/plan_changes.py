@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.plan_calls import Calls, who_calls
+from meshctl.plan_listens import Listener, listeners
+from meshctl.plan_listens import warnings as listener_warnings
 from meshctl.plan_snapshot import Snapshot
 from topology.model import COORDINATOR
 
@@ -58,6 +60,8 @@ class Plan:
     warnings: tuple[str, ...]
     calls: tuple[Calls, ...] = ()
     """Who may call what afterwards."""
+    listens: tuple[Listener, ...] = ()
+    """What listens where afterwards."""
 
     def cvms(self, effect: str) -> tuple[str, ...]:
         """The CVMs with this effect, each once, by the gravest effect that it has."""
@@ -83,6 +87,7 @@ class Plan:
                 }
                 for it in self.calls
             },
+            "listens": [dataclasses.asdict(it) for it in self.listens],
             "warnings": list(self.warnings),
         }
 
@@ -102,6 +107,7 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
         changes=tuple(changes),
         warnings=tuple(_warnings(start, after, whole)),
         calls=who_calls(after),
+        listens=listeners(after),
     )
 
 
@@ -184,7 +190,7 @@ _BACKEND = {
     "port": ("port", "sidecar_port"),
     "permission": ("key_prefixes", "session_write", "identity", "owner", "service"),
     "callers": ("callers",),
-    "ingress": ("source", "proxy_protocol"),
+    "ingress": ("source", "proxy_protocol", "ingress", "public"),
 }
 
 
@@ -258,6 +264,7 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
             f"values of compose_env that no container has under their own name are not held against the manifest: "
             f"{', '.join(after.unseen)}; pass them on under environment as NAME: ${{NAME}}"
         )
+    yield from listener_warnings(after)
     if whole:
         return
     if _new_values(before, after):

@@ -4,6 +4,7 @@ manifest that was signed for it. Pure.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from topology.cluster import Cluster
 from topology.manifest import Manifest
 from topology.model import COORDINATOR
 from topology.problems import ClusterError
+from topology.public import Public, as_written
 
 Facts = dict[str, Any]
 """One entry, as plain JSON values by field."""
@@ -28,7 +30,7 @@ class Snapshot:
     peers: dict[str, Facts]
     """Peer ID → group and mesh address, None where that is not known."""
     backends: dict[str, Facts] | None
-    """`group/backend` → ports, service, identity, owner, permissions."""
+    """`group/backend` → ports, service, identity, owner, permissions, callers, how it is reached."""
     routes: dict[str, Facts] | None
     secrets: dict[str, Facts] | None
     composes: dict[str, str] | None = None
@@ -66,6 +68,8 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
                 "callers": list(cluster.callers(group, backend)),
                 "source": backend.source,
                 "proxy_protocol": backend.proxy_protocol,
+                "ingress": backend.ingress,
+                "public": _public(backend.public),
             }
         secrets |= {
             it.name: {"owner": group.name, "groups": sorted(set(it.grant) - {group.name})} for it in group.secrets
@@ -183,10 +187,20 @@ def _backends(manifest: Manifest) -> dict[str, Facts]:
             "callers": list(backend.callers),
             "source": backend.source,
             "proxy_protocol": backend.proxy_protocol,
+            "ingress": backend.ingress,
+            "public": _public(backend.public, group.app_id),
         }
         for name, group in manifest.groups.items()
         for own, backend in group.backends.items()
     }
+
+
+def _public(public: Public | None, app_id: str = "") -> Facts | None:
+    """A public listener; where `app_id` is known, with cluster.tf's word in place of the gateway's names."""
+    if public is None:
+        return None
+    sans = as_written(app_id, public) if app_id else public.sans
+    return {**dataclasses.asdict(public), "sans": list(sans), "alpn": list(public.alpn)}
 
 
 _ROUTE = ("group", "backend", "service", "role", "fallback", "vip", "port", "leader_key", "peer")

@@ -20,6 +20,7 @@ from topology.manifest import Coordinators, GroupEntry, ManifestError, from_tree
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
+from topology.public import gateway_bases
 from topology.render import AppFacts, Deployment, environment_names
 
 FORMAT = 1
@@ -101,6 +102,7 @@ def review(
         name: AppFacts(
             app_id=forecast.apps[name].app_id if name in forecast.apps else known[name].app_id,
             compose_hashes=(*new.get(name, ()), *inherited[name]),
+            gateways=_gateways(known.get(name)),
         )
         for name in files
     }
@@ -147,3 +149,11 @@ def _compose(cluster: Cluster, name: str, app: AppForecast) -> AppCompose:
     return AppCompose(
         app=name, name=f"{cluster.name}-{name}", environment=environment_names(group), tree=tree, verb="will measure"
     )
+
+
+def _gateways(known: Coordinators | GroupEntry | None) -> tuple[str, ...]:
+    """The gateways' domains as the manifest in force has them in public names; empty where it has none."""
+    if not isinstance(known, GroupEntry):
+        return ()
+    found = (base for it in known.backends.values() if it.public for base in gateway_bases(known.app_id, it.public))
+    return tuple(dict.fromkeys(found))

@@ -288,12 +288,14 @@ class Admission:
             group=claim.group,
             peer_id=peer_id,
             leaf_key=base64.b64decode(claim.keys.public.leaf),
+            public_key=base64.b64decode(claim.keys.public.public),
         )
         try:
             return parse(
                 digest=answer.manifest_digest,
                 leaf_pem=answer.leaf_pem,
                 authorities_pem=answer.authorities_pem,
+                public_pems=answer.public_pems,
                 all_trust=isinstance(answer, Renewed) and answer.all_trust,
                 expected=expected,
                 now=self._clock(),

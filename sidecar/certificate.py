@@ -16,7 +16,8 @@ So who could not ask for so long shows its new leaf at once: nobody takes the ol
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Expected:
     peer_id: str
     leaf_key: bytes
     """SubjectPublicKeyInfo, DER."""
+    public_key: bytes = b""
+    """Likewise of what its public listeners show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,9 @@ class Leaf:
     tickets, so the CA's certificate would cost 650 bytes in each ticket, twice a connection, and in each resumption."""
     expires_at: int
     """Unix seconds."""
+    public: Mapping[str, str] = field(default_factory=dict)
+    """By backend: the certificate of its public listener, PEM with its mesh CA as the root certified it, for who pins
+    the root. It came with the leaf and ends with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +136,9 @@ class Certificate:
 
     @property
     def newest(self) -> Leaf:
-        """The leaf that was given last."""
+        """The leaf that was given last. What it has for public listeners is shown at once: clients outside pin the
+        root, or the one CA that they mean, and no CVM judges it.
+        """
         return self.following or self.leaf
 
     @property
@@ -200,14 +208,27 @@ def aged(held: Certificate, now: float) -> Certificate:
 
 
 def parse(
-    *, digest: str, leaf_pem: str | None, authorities_pem: str, all_trust: bool = False, expected: Expected, now: float
+    *,
+    digest: str,
+    leaf_pem: str | None,
+    authorities_pem: str,
+    public_pems: Mapping[str, str] = {},
+    all_trust: bool = False,
+    expected: Expected,
+    now: float,
 ) -> Given:
     """A coordinator's words as values. CertificateError unless they are one or two authorities, the first of which is
     the mesh CA of manifest `digest` and certified the leaf, and the leaf is for our key, says our names and no more,
-    and is good at `now` (Unix seconds).
+    and is good at `now` (Unix seconds); and unless what is for public listeners is likewise, for that key, and nobody's
+    name in the mesh.
     """
     try:
-        return _parse(digest, leaf_pem, authorities_pem, all_trust, expected, now)
+        found = _parse(digest, leaf_pem, authorities_pem, all_trust, expected, now)
+        if found.leaf is None or not public_pems:
+            return found
+        authority = _load(authorities_pem, "authorities")[0]
+        public = {name: _public(name, pem, authority, expected, now) for name, pem in public_pems.items()}
+        return replace(found, leaf=replace(found.leaf, public=public))
     except CertificateError:
         raise
     except Exception as error:  # the library has an error of its own for each oddity of a certificate
@@ -244,35 +265,60 @@ def _authority(certificate: Parsed, cluster: str) -> Authority:
 
 def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected, now: float) -> Leaf:
     from cryptography import x509
+
+    leaf = _issued(pem, authority, expected.leaf_key, "leaf")
+    uris, names = _names(leaf, x509.UniformResourceIdentifier), _names(leaf, x509.DNSName)
+    wanted = ([f"spiffe://{expected.cluster}/{expected.group}"], [f"{expected.peer_id}.peer.mesh"])
+    if (uris, names) != wanted:
+        raise CertificateError(f"the leaf names {(uris, names)!r:.300}, expected {wanted!r:.300}")
+    return Leaf(
+        digest=digest,
+        pem=_pem(leaf),
+        expires_at=int(_end(leaf, now, "leaf")),
+    )
+
+
+def _public(name: str, pem: str, authority: Parsed, expected: Expected, now: float) -> str:
+    """The certificate of the public listener of backend `name`, with its chain."""
+    from cryptography import x509
+
+    what = f"certificate of the public listener {name:.80}"
+    found = _issued(pem, authority, expected.public_key, what)
+    uris = _names(found, x509.UniformResourceIdentifier)
+    if any(uri.lower().startswith("spiffe:") for uri in uris):
+        raise CertificateError(f"the {what} names {uris!r:.300}, which is somebody in the mesh")
+    _end(found, now, what)
+    return pem
+
+
+def _issued(pem: str, authority: Parsed, key: bytes, what: str) -> Parsed:
+    """The first of a chain of two, which is for `key`, and which `authority` issued."""
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     chain = _load(pem, "chain")
     if len(chain) != 2:
-        raise CertificateError(f"the chain has {len(chain)} certificates, expected the leaf and its mesh CA")
+        raise CertificateError(f"the chain has {len(chain)} certificates, expected the {what} and its mesh CA")
     leaf = chain[0]
     try:
         leaf.verify_directly_issued_by(authority)
         spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise CertificateError(f"the leaf is not of the mesh CA that comes with it: {error!r:.100}") from None
-    if spki != expected.leaf_key:
-        raise CertificateError("the leaf is for another key than the one that was attested")
-    uris, names = _names(leaf, x509.UniformResourceIdentifier), _names(leaf, x509.DNSName)
-    wanted = ([f"spiffe://{expected.cluster}/{expected.group}"], [f"{expected.peer_id}.peer.mesh"])
-    if (uris, names) != wanted:
-        raise CertificateError(f"the leaf names {(uris, names)!r:.300}, expected {wanted!r:.300}")
+        raise CertificateError(f"the {what} is not of the mesh CA that comes with it: {error!r:.100}") from None
+    if spki != key:
+        raise CertificateError(f"the {what} is for another key than the one that was attested")
+    return leaf
+
+
+def _end(leaf: Parsed, now: float, what: str) -> float:
+    """Unix seconds at which it ends. CertificateError where it is not good now."""
     begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
     if not begins <= now < ends:
         raise CertificateError(
-            f"the leaf is good from {begins - now:+.0f} s to {ends - now:+.0f} s from now by this CVM's clock; set the "
-            "clock of this CVM or of the coordinator"
+            f"the {what} is good from {begins - now:+.0f} s to {ends - now:+.0f} s from now by this CVM's clock; set "
+            "the clock of this CVM or of the coordinator"
         )
-    return Leaf(
-        digest=digest,
-        pem=_pem(leaf),
-        expires_at=int(ends),
-    )
+    return ends
 
 
 def _load(pem: str, what: str) -> list[Parsed]:

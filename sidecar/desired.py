@@ -28,12 +28,16 @@ from topology.manifest import (
     Manifest,
     RouteEntry,
 )
+from topology.public import OFF, Public
 from topology.revocation import why_revoked
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"
+"""Where public listeners listen: on every IPv4 address of the CVM, for the platform's gateway dials one of them. Calls
+that come by the mesh are refused there (`vip.filter`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class World:
     """What we show and trust, once admitted."""
     leaf_key: Secret = field(default_factory=lambda: Secret(""))
     """PKCS#8 PEM: the key of our certificate, once admitted."""
+    public_key: Secret = field(default_factory=lambda: Secret(""))
+    """Likewise that of the certificates which our public listeners show."""
     catalog: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     """Passing instances by service."""
     held: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
@@ -184,8 +190,8 @@ def _slots(manifest: Manifest, route: RouteEntry) -> Mapping[str, Endpoint]:
 
 
 def _open_ports(world: World) -> frozenset[int]:
-    """The ingress ports of this CVM's backends."""
-    return frozenset(backend.sidecar_port for backend in _backends(world).values())
+    """The ingress ports of this CVM's backends. Public ports are not among them: nobody calls those by the mesh."""
+    return frozenset(backend.sidecar_port for backend in _served(world).values())
 
 
 def _in_slots(slots: Mapping[str, Endpoint], found: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -254,11 +260,12 @@ def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapp
     held, address, manifest = world.certificate, world.address, world.manifest
     if held is None or address is None:
         return None
+    public = _publics(world, held)
     return Spec(
         egress=tuple(
             _egress(world, route, choices[route.name].instances, behind[route.name]) for route in manifest.routes
         ),
-        ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(_backends(world).items())),
+        ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(_served(world).items())),
         leaves=(
             Leaf(
                 name=world.group,
@@ -266,9 +273,37 @@ def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapp
                 chain_pem=held.leaf.pem,
                 key_pem=world.leaf_key,
             ),
+            *(_public_leaf(world, name, held.newest.public[name]) for name in public),
         ),
         roots_pem=held.trusted_pem,
+        public=tuple(_listener(name, listener) for name, listener in public.items()),
     )
+
+
+def _publics(world: World, held: Certificate) -> Mapping[str, Public]:
+    """Our public listeners by backend, those that have a certificate: one that a newer manifest brings has it with the
+    next renewal, which asks for it at once.
+    """
+    return {
+        name: backend.public
+        for name, backend in sorted(_served(world).items())
+        if backend.public is not None and name in held.newest.public
+    }
+
+
+def _public_leaf(world: World, name: str, chain_pem: str) -> Leaf:
+    return Leaf(name=_public_name(name), uri=None, chain_pem=chain_pem, key_pem=world.public_key)
+
+
+def _listener(name: str, public: Public) -> PublicListener:
+    return PublicListener(
+        name=name, address=ANY_ADDRESS, port=public.port, identity=_public_name(name), ingress=name, alpn=public.alpn
+    )
+
+
+def _public_name(backend: str) -> str:
+    """No group has such a name: a label has no '/'."""
+    return f"public/{backend}"
 
 
 def _egress(
@@ -299,6 +334,11 @@ def _backends(world: World) -> Mapping[str, BackendEntry]:
     """
     newest = world.manifest.groups.get(world.group)
     return newest.backends if newest is not None else {}
+
+
+def _served(world: World) -> Mapping[str, BackendEntry]:
+    """Those that anybody outside of this CVM reaches."""
+    return {name: backend for name, backend in _backends(world).items() if backend.ingress != OFF}
 
 
 def _ingress(world: World, name: str, backend: BackendEntry, address: str) -> Ingress:

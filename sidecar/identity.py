@@ -1,8 +1,8 @@
 """Who this CVM is: what the guest agent says, and the keys that this boot made.
 
 The keys are made inside the CVM, live on tmpfs with mode 0600 and end with the boot. A sidecar that restarts within the
-boot finds them again, so the coordinator knows it as the same holder of its slot. The key of its certificate is in no
-file: it ends with the process, and the next one attests another.
+boot finds them again, so the coordinator knows it as the same holder of its slot. The keys of its certificates are in
+no file: they end with the process, and the next one attests others.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Keys:
     """UUID. Opens the Consul agent's own API, on this CVM only, while no server can judge a token."""
     leaf_private_pem: Secret
     """PKCS#8 PEM, P-256: of this CVM's certificate in the mesh."""
+    public_private_pem: Secret
+    """Likewise of the certificates that its public listeners show: another key, for whoever gets hold of what clients
+    outside are shown must not be anybody in the mesh."""
     public: BootKeys
 
 
@@ -90,13 +93,14 @@ def _p256() -> Secret:
 def _keys(wireguard: Secret, tls: Secret, recovery: Secret) -> Keys:
     from peer.wireguard import public_key
 
-    leaf = _p256()
-    public = BootKeys(wireguard=public_key(wireguard), tls=_public(tls), leaf=_public(leaf))
+    leaf, outside = _p256(), _p256()
+    public = BootKeys(wireguard=public_key(wireguard), tls=_public(tls), leaf=_public(leaf), public=_public(outside))
     return Keys(
         wireguard_private=wireguard,
         tls_private_pem=tls,
         recovery_token=recovery,
         leaf_private_pem=leaf,
+        public_private_pem=outside,
         public=public,
     )
 

@@ -177,7 +177,10 @@ class Membership:
     def _take_certificate(self, given: Given) -> None:
         before = self._host.world.certificate
         now, last = asyncio.get_running_loop().time(), self._answered_at
-        self._host.see(sources.with_certificate(self._host.world, given, self._keys.leaf_private_pem, now, last))
+        keys = self._keys
+        self._host.see(
+            sources.with_certificate(self._host.world, given, keys.leaf_private_pem, keys.public_private_pem, now, last)
+        )
         self._answered_at = now
         self._tell_certificate(before)
         self._certified.set()

@@ -240,13 +240,14 @@ def _leader(key: str) -> Change:
     return change
 
 
-def with_certificate(world: World, given: Given, key: Secret, now: float, last: float) -> World:
-    """The world after a coordinator gave a certificate for our `key` at `now`; the answer before came at `last` (both
-    monotonic seconds). CertificateError when it is the first and has no leaf.
+def with_certificate(world: World, given: Given, key: Secret, public: Secret, now: float, last: float) -> World:
+    """The world after a coordinator gave a certificate for our `key`, and those of public listeners for the key
+    `public`, at `now`; the answer before came at `last` (both monotonic seconds). CertificateError when it is the first
+    and has no leaf.
     """
     held, overlap = world.certificate, float(world.manifest.overlap_seconds)
     certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap, last)
-    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key)
+    return world if certificate == held else replace(world, certificate=certificate, leaf_key=key, public_key=public)
 
 
 def with_time(world: World, now: float) -> World:

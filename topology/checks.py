@@ -14,6 +14,7 @@ from topology import addresses
 from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, RESERVED_KEYS, why_no_label
 from topology.model import COORDINATOR, Backend, Cluster, Group, Route, leader_key
 from topology.problems import Problems, Where, did_you_mean
+from topology.public_checks import public_problems
 
 _RESERVED_ROUTES = frozenset({"localhost", "mesh"})
 """`localhost` would take the loopback's own name; `mesh` is the zone of peer names."""
@@ -45,6 +46,8 @@ class Checker:
         self._callers()
         self._calls()
         self._sources()
+        for entry, message in public_problems(self._cluster):
+            self._add(entry, message)
         self._leader_keys()
         self._secrets()
         for group in self._cluster.groups:

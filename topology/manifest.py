@@ -15,15 +15,15 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import places, references, texts
+from topology import names, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
+from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 from topology.texts import TextsError
@@ -157,6 +157,10 @@ class BackendEntry:
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
     """The ingress begins each connection to the server with a PROXY protocol v2 header."""
+    ingress: str = MTLS
+    """How it is reached (`topology.public.INGRESSES`)."""
+    public: Public | None = None
+    """The listener for clients from outside; exactly where `ingress` is `tls`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +292,9 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
         newer = isinstance(found, int) and found > MANIFEST_VERSION
         kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
         raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
+    if isinstance(tree, dict):
+        # First: of what it names, and this program does not know, the form may be another one, too.
+        _check_critical(tree.get("critical"))
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
@@ -303,11 +310,14 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(manifest: Manifest) -> None:
-    known = field_names(Manifest)
-    missing = sorted(set(manifest.critical) - known)
+def _check_critical(named: object) -> None:
+    texts = {each for each in named if isinstance(each, str)} if isinstance(named, list) else set()
+    missing = sorted(texts - field_names(Manifest))
     if missing:
         raise NewerError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+
+
+def _check(manifest: Manifest) -> None:
     try:
         check(manifest.owners)
     except OwnerError as error:
@@ -346,7 +356,7 @@ def _check(manifest: Manifest) -> None:
 
 def _check_names(manifest: Manifest) -> None:
     """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
-    for entry, name in _named(manifest):
+    for entry, name in names.named(manifest, EVERYBODY):
         if (why := why_no_label(name)) is not None:
             raise ManifestError(f"manifest{entry} {why}")
     if COORDINATORS in manifest.groups:
@@ -356,33 +366,6 @@ def _check_names(manifest: Manifest) -> None:
         texts.check(manifest, frozenset({"env"}))
     except TextsError as error:
         raise ManifestError(f"manifest{error}") from error
-
-
-def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Where each name stands, and the name."""
-    yield ".cluster", manifest.cluster
-    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
-        (".coordinators", manifest.coordinators),
-        *((f".groups.{texts.shown(name)}", it) for name, it in manifest.groups.items()),
-    )
-    for entry, app in entries:
-        peers: tuple[PeerEntry | CoordinatorPeer, ...] = app.peers
-        yield from ((f"{entry}.peers[{n}].peer_id", peer.peer_id) for n, peer in enumerate(peers))
-    for name, group in manifest.groups.items():
-        yield f".groups.{texts.shown(name)}", name
-        for backend, it in group.backends.items():
-            inside = f".groups.{name}.backends.{texts.shown(backend)}"
-            yield inside, backend
-            yield f"{inside}.service", it.service
-            yield from ((f"{inside}.callers[{n}]", each) for n, each in enumerate(it.callers) if each != EVERYBODY)
-    for n, route in enumerate(manifest.routes):
-        for field_name in ("name", "group", "backend", "service", "role", "fallback"):
-            if (name := getattr(route, field_name)) is not None:
-                yield f".routes[{n}].{field_name}", name
-    for name, secret in manifest.secrets.items():
-        yield f".secrets.{texts.shown(name)}", name
-        yield f".secrets.{name}.owner", secret.owner
-        yield from ((f".secrets.{name}.groups[{n}]", each) for n, each in enumerate(secret.groups))
 
 
 def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
@@ -437,6 +420,7 @@ def _check_places(manifest: Manifest) -> None:
             places.check_port(f"{inside}.port", it.port)
             places.check_port(f"{inside}.sidecar_port", it.sidecar_port)
             places.check_source(f"{inside}.source", it.source, manifest.vip_pool)
+        check_group(entry, group.backends, (it.sidecar_port for it in group.backends.values()))
     for n, host in enumerate(manifest.rendezvous):
         entry = f".rendezvous[{n}]"
         places.check_rendezvous(entry, host.public_key, host.endpoint)
@@ -449,6 +433,25 @@ def _check_places(manifest: Manifest) -> None:
         ),
         manifest.vip_pool,
     )
+    _check_off(manifest)
+
+
+def _check_off(manifest: Manifest) -> None:
+    """What is served to its own CVM alone has no callers. A program that does not know `ingress` goes by these."""
+    off = {
+        (name, backend): entry.callers
+        for name, group in manifest.groups.items()
+        for backend, entry in group.backends.items()
+        if entry.ingress == OFF
+    }
+    for (name, backend), callers in off.items():
+        if callers:
+            raise PlacesError(
+                f'.groups.{name:.80}.backends.{backend:.80} has callers, but ingress is "{OFF}"; remove one'
+            )
+    for n, route in enumerate(manifest.routes):
+        if (route.group, route.backend) in off:
+            raise PlacesError(f'.routes[{n}] leads to {route.backend!r:.80}, whose ingress is "{OFF}"; remove one')
 
 
 def _check_rotate(manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE, MESH_POOL, VIP_POOL, mesh_address_of, vip_of
 from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, Permissions
+from topology.public import MTLS, OFF, Public
 
 ROLES = ("master", "replica")
 """The roles of a workload-owned backend that does not say which: Patroni's."""
@@ -35,6 +36,10 @@ class Backend:
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
     """The ingress begins each connection to the server with a PROXY protocol v2 header."""
+    ingress: str = MTLS
+    """How it is reached (`topology.public.INGRESSES`)."""
+    public: Public | None = None
+    """The listener for clients from outside; exactly where `ingress` is `tls`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,8 @@ class Cluster:
 
     def callers(self, group: Group, backend: Backend) -> tuple[str, ...]:
         """The groups whose CVMs may call `backend` of `group`, or EVERYBODY alone. Sorted."""
+        if backend.ingress == OFF:
+            return ()
         if not self.says_who_calls:
             return (EVERYBODY,)
         if backend.callers is not None:

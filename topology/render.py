@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from topology import addresses
 from topology.compose import SIDECAR, ComposeFile, parse
@@ -25,10 +25,11 @@ from topology.manifest import (
     RouteEntry,
     SecretEntry,
 )
-from topology.model import COORDINATOR, Cluster, Group, leader_key
+from topology.model import COORDINATOR, Backend, Cluster, Group, leader_key
 from topology.owners import OWNERS_VARIABLE, OwnerError, Owners, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
+from topology.public import GATEWAY, Public, gateway_name
 from topology.references import Reference
 
 OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
@@ -48,6 +49,8 @@ class AppFacts:
     """40 hex digits; the `app_` that Phala's API puts before them is dropped."""
     compose_hashes: tuple[str, ...]
     """64 hex digits each: the revisions that may join."""
+    gateways: tuple[str, ...] = ()
+    """Domains of the platform's gateways in front of its CVMs, which may be on several nodes; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,11 +280,23 @@ def _group(cluster: Cluster, group: Group, facts: AppFacts, mesh: Mapping[str, s
                 callers=cluster.callers(group, backend),
                 source=backend.source,
                 proxy_protocol=backend.proxy_protocol,
+                ingress=backend.ingress,
+                public=_public(backend, facts),
             )
             for backend in group.backends
         },
         env=dict(group.compose_env),
     )
+
+
+def _public(backend: Backend, facts: AppFacts) -> Public | None:
+    """The public listener, with the names that the gateways have for it in place of the word."""
+    public = backend.public
+    if public is None:
+        return None
+    names = tuple(gateway_name(_app_id(facts.app_id), public.port, base) for base in facts.gateways)
+    sans = (name for san in public.sans for name in (names if san == GATEWAY else (san,)))
+    return replace(public, sans=tuple(dict.fromkeys(sans)))
 
 
 def _app_id(text: str) -> str:
@@ -312,6 +327,14 @@ def _misfits(cluster: Cluster, deployment: Deployment) -> list[str]:
                 f"app {name!r} has the compose hashes {bad}, expected at least one of 64 lower-case hex digits"
             )
     problems += _rendezvous_misfits(cluster, deployment)
+    problems += [
+        f"workload_groups.{group.name}.backends.{backend.name}.public.sans holds {GATEWAY!r}, but no gateway is known "
+        "for this app yet; wait until its CVM runs and run terraform apply again, or write the name itself"
+        for group in cluster.groups
+        for backend in group.backends
+        if backend.public is not None and GATEWAY in backend.public.sans
+        if group.name in deployment.groups and not deployment.groups[group.name].gateways
+    ]
     return problems
 
 

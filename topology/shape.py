@@ -13,6 +13,7 @@ from topology.expressions import Node, Unknown
 from topology.manifest import VARIABLE, Permissions, why_no_label, why_obeyed
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.problems import Problems, Where, did_you_mean
+from topology.public import HTTP1, INGRESSES, MTLS, Public, normal
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
@@ -20,8 +21,10 @@ MOST_DIGITS = 19
 
 _GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses")
 _BACKEND_FIELDS = (
-    "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol",
+    "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol", "ingress",
+    "public",
 )  # fmt: skip
+_PUBLIC_FIELDS = ("port", "sans", "wildcard", "alpn")
 _REGISTRATION_FIELDS = ("owner", "parent", "roles")
 _PERMISSION_FIELDS = ("key_prefixes", "session_write")
 _ROUTE_FIELDS = ("backend", "role", "fallback", "vip", "members")
@@ -109,6 +112,8 @@ class Reader:
         callers = self._optional_list(fields, entry, "callers", 'a list of groups, such as ["api"]')
         source = self._optional_text(fields, entry, "source_address")
         proxy_protocol = self._flag(fields, entry, "proxy_protocol")
+        ingress = self._ingress(fields, entry)
+        public = self._public(fields, entry)
         if port is None or workload is None or owner is None or parent is None:
             return None
         return Backend(
@@ -122,6 +127,36 @@ class Reader:
             callers=callers,
             source=source or INGRESS_SOURCE,
             proxy_protocol=proxy_protocol,
+            ingress=ingress,
+            public=public,
+        )
+
+    def _ingress(self, fields: dict[str, Node], entry: str) -> str:
+        found = self._optional_text(fields, entry, "ingress")
+        if found is None:
+            return MTLS
+        if found not in INGRESSES:
+            message = f'is {found!r}, expected "mtls", "tls" or "off"; {did_you_mean(found, INGRESSES)}'
+            self._problems.add(fields["ingress"].where, f"{entry}.ingress", message)
+        return found
+
+    def _public(self, fields: dict[str, Node], backend: str) -> Public | None:
+        entry, node = f"{backend}.public", fields.get("public")
+        if node is None or node.value is None:
+            return None
+        inner = self._fields(node, entry, _PUBLIC_FIELDS)
+        port = self._integer(inner, node, entry, "port", least=1, most=65535)
+        if "sans" not in inner:
+            self._problems.add(node.where, entry, 'lacks sans; add the names that clients use: sans = ["gateway"]')
+        sans = self._optional_list(inner, entry, "sans", 'a list of names, such as ["web.example.com"]')
+        alpn = self._optional_list(inner, entry, "alpn", f'a list, such as ["{HTTP1}"]')
+        wildcard = self._flag(inner, entry, "wildcard")
+        return Public(
+            # Without one, which is said already, no other entry is blamed for this one's port.
+            port=port or 0,
+            sans=tuple(normal(name) for name in sans or ()),
+            wildcard=wildcard,
+            alpn=(HTTP1,) if alpn is None else alpn,
         )
 
     def _optional_list(self, fields: dict[str, Node], entry: str, name: str, expected: str) -> tuple[str, ...] | None:

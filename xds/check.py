@@ -18,15 +18,32 @@ def check_together(spec: Spec) -> None:
     _unique("leaf", [leaf.name for leaf in spec.leaves])
     places = [(route.vip, route.port) for route in spec.egress]
     places += [(ingress.address, ingress.port) for ingress in spec.ingress]
+    places += [(listener.address, listener.port) for listener in spec.public]
     # Thousands of routes are checked at every change: sets first, names only when there is something to say.
     if len(set(places)) != len(places):
         _say_who_clash(spec)
     leaves = {leaf.name for leaf in spec.leaves}
+    _check_public(spec, leaves)
+    leaves -= {leaf.name for leaf in spec.leaves if leaf.uri is None}
     users = {route.identity for route in spec.egress} | {ingress.identity for ingress in spec.ingress}
     if not users <= leaves:
         _say_who_lacks(spec, leaves)
     if users and "-----BEGIN CERTIFICATE-----" not in spec.roots_pem:
         raise SpecError("roots_pem holds no certificate, so nobody could be trusted; expected PEM certificates")
+
+
+def _check_public(spec: Spec, leaves: set[str]) -> None:
+    _unique("public listener", [listener.name for listener in spec.public])
+    ingresses = {ingress.name for ingress in spec.ingress}
+    for listener in spec.public:
+        entry = f"public listener {listener.name!r}"
+        _place(listener.address, listener.port, entry)
+        if listener.ingress not in ingresses:
+            raise SpecError(f"{entry} leads to {listener.ingress!r}, expected an ingress: {sorted(ingresses)}")
+        if listener.identity not in leaves:
+            raise SpecError(f"{entry} presents leaf {listener.identity!r}, expected one of {sorted(leaves)}")
+        if not listener.alpn:
+            raise SpecError(f"{entry} offers nothing by ALPN; expected h2, http/1.1 or both")
 
 
 def check_egress(route: EgressRoute) -> None:
@@ -63,7 +80,7 @@ def check_leaf(leaf: Leaf) -> None:
     _named(leaf.name, f"leaf {leaf.name!r}")
     if "-----BEGIN CERTIFICATE-----" not in leaf.chain_pem or "PRIVATE KEY-----" not in leaf.key_pem.reveal():
         raise SpecError(f"leaf {leaf.name!r} is not a PEM certificate chain with a PEM private key")
-    if not leaf.uri:
+    if leaf.uri == "":
         raise SpecError(f"leaf {leaf.name!r} has no URI; expected the URI SAN of its certificate")
 
 
@@ -71,6 +88,7 @@ def _say_who_clash(spec: Spec) -> None:
     owner: dict[tuple[str, int], str] = {}
     places = [((route.vip, route.port), f"egress route {route.name!r}") for route in spec.egress]
     places += [((ingress.address, ingress.port), f"ingress {ingress.name!r}") for ingress in spec.ingress]
+    places += [((each.address, each.port), f"public listener {each.name!r}") for each in spec.public]
     for place, entry in places:
         if place in owner:
             where = f"{place[0]}:{place[1]}"

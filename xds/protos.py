@@ -147,6 +147,8 @@ with _stand_ins():
         CidrRange,
         ConfigSource,
         DataSource,
+        Http1ProtocolOptions,
+        HttpProtocolOptions,
         Metadata,
         ProxyProtocolConfig,
         ProxyProtocolConfigVersion,
@@ -164,10 +166,23 @@ with _stand_ins():
         Listener,
         ListenerFilter,
     )
+    from envoy_data_plane.envoy.config.route.v3 import (
+        DirectResponseAction,
+        Route,
+        RouteConfiguration,
+        RouteMatch,
+        VirtualHost,
+    )
     from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import (
         ProxyProtocol as ProxyProtocolListenerFilter,
     )
     from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
+    from envoy_data_plane.envoy.extensions.filters.network.connection_limit.v3 import ConnectionLimit
+    from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+        HttpConnectionManager,
+        HttpConnectionManagerCodecType,
+        HttpFilter,
+    )
     from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, UpstreamConnectMode
     from envoy_data_plane.envoy.extensions.transport_sockets.proxy_protocol.v3 import ProxyProtocolUpstreamTransport
     from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer.v3 import RawBuffer
@@ -238,14 +253,21 @@ __all__ = [
     "CommonTlsContext",
     "CommonTlsContextCombinedCertificateValidationContext",
     "ConfigSource",
+    "ConnectionLimit",
     "DataSource",
     "DeltaDiscoveryResponse",
     "DeltaResource",
+    "DirectResponseAction",
     "DiscoveryResponse",
     "DownstreamTlsContext",
     "Filter",
     "FilterChain",
     "FilterChainMatch",
+    "Http1ProtocolOptions",
+    "HttpConnectionManager",
+    "HttpConnectionManagerCodecType",
+    "HttpFilter",
+    "HttpProtocolOptions",
     "LbAddress",
     "LbEndpoint",
     "Listener",
@@ -259,6 +281,9 @@ __all__ = [
     "ProxyProtocolListenerFilter",
     "ProxyProtocolUpstreamTransport",
     "RawBuffer",
+    "Route",
+    "RouteConfiguration",
+    "RouteMatch",
     "SdsSecretConfig",
     "Secret",
     "SocketAddress",
@@ -278,4 +303,5 @@ __all__ = [
     "UpstreamConnectionOptions",
     "UpstreamTlsContext",
     "Value",
+    "VirtualHost",
 ]

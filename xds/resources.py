@@ -171,10 +171,11 @@ def _outliers() -> OutlierDetection:
 
 
 def _lb_endpoint(endpoint: Endpoint) -> LbEndpoint:
-    return LbEndpoint(endpoint=LbAddress(address=_address(endpoint.address, endpoint.port)))
+    return LbEndpoint(endpoint=LbAddress(address=socket_address(endpoint.address, endpoint.port)))
 
 
-def _address(address: str, port: int) -> Address:
+def socket_address(address: str, port: int) -> Address:
+    """An IP address and a port."""
     return Address(socket_address=SocketAddress(address=address, port_value=port))
 
 
@@ -182,7 +183,7 @@ def _listener(name: str, address: str, port: int, chains: list[FilterChain]) -> 
     # Free bind: the listener may come before its address is on the device (a VIP being added, WireGuard restarting).
     return Listener(
         name=name,
-        address=_address(address, port),
+        address=socket_address(address, port),
         filter_chains=chains,
         freebind=True,
         per_connection_buffer_limit_bytes=BUFFER,

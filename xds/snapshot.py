@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xds import check, refusal, resources, tls
-from xds.spec import EgressRoute, Ingress, Leaf, Spec
+from xds import check, public, refusal, resources, tls
+from xds.spec import EgressRoute, Ingress, Leaf, PublicListener, Spec
 
 if TYPE_CHECKING:
     import betterproto2
@@ -70,7 +70,7 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
     """The snapshot of `spec`; `previous` saves work. SpecError names the entry that does not fit."""
     check.check_together(spec)
     old: Mapping[Hashable, _Entry] = previous.entries if previous else {}
-    callers = {leaf.name: leaf.uri for leaf in spec.leaves}
+    callers = {leaf.name: leaf.uri for leaf in spec.leaves if leaf.uri is not None}
     entries: dict[Hashable, _Entry] = {}
     for route in spec.egress:
         key = ("egress", route.name)
@@ -80,11 +80,15 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
         entries[key] = _ingress(ingress, old.get(key))
         key = ("refusal", ingress.source)
         entries[key] = _refusal(ingress.source, old.get(key))
+    for listener in spec.public:
+        key = ("public", listener.name)
+        entries[key] = _public(listener, old.get(key))
     # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
     # A listener that lets nobody in needs none.
     used = {route.identity for route in spec.egress} | {each.identity for each in spec.ingress if each.allowed}
+    shown = {listener.identity for listener in spec.public}
     for leaf in spec.leaves:
-        if leaf.name in used:
+        if leaf.name in used | shown:
             key = ("leaf", leaf.name)
             entries[key] = _leaf(leaf, old.get(key))
     if used:
@@ -129,6 +133,12 @@ def _ingress(ingress: Ingress, old: _Entry | None) -> _Entry:
         _part(old, 1, LISTENER, listener_from, lambda: resources.ingress_listener(ingress)),
     )
     return _Entry(entry=ingress, parts=parts)
+
+
+def _public(listener: PublicListener, old: _Entry | None) -> _Entry:
+    if old and old.entry == listener:
+        return old
+    return _Entry(entry=listener, parts=(_part(None, 0, LISTENER, None, lambda: public.listener(listener)),))
 
 
 def _refusal(source: str, old: _Entry | None) -> _Entry:

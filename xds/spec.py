@@ -95,13 +95,31 @@ class Ingress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublicListener:
+    """Where clients from outside the mesh reach the local server of an ingress: TLS, without a client certificate."""
+
+    name: str
+    """Unique among the public listeners."""
+    address: str
+    """IP address that is listened on."""
+    port: int
+    identity: str
+    """Name of the leaf that it presents."""
+    ingress: str
+    """Name of the ingress whose local server it leads to, in the same way."""
+    alpn: tuple[str, ...]
+    """What it offers by ALPN, the preferred first. The server gets the bytes as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
     """A certificate chain and its private key, both PEM."""
 
     name: str
     """What `identity` of a route or ingress refers to."""
-    uri: str
-    """The URI SAN of the certificate. A caller announces it to the ingress, which checks it in the certificate."""
+    uri: str | None
+    """The URI SAN of the certificate. A caller announces it to the ingress, which checks it in the certificate. None:
+    of a public listener, and nobody's in the mesh."""
     chain_pem: str
     """Leaf first, then intermediates."""
     key_pem: Secret
@@ -116,3 +134,4 @@ class Spec:
     leaves: tuple[Leaf, ...]
     roots_pem: str
     """The certificates that peers must chain to, PEM, one after the other."""
+    public: tuple[PublicListener, ...] = ()

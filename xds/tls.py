@@ -45,6 +45,13 @@ host can, does not read it with a quantum computer later. It costs 0.2 ms of CPU
 ends together, beside X25519 alone (`docs/xds.md`)."""
 
 
+PUBLIC_KEY_EXCHANGES = (*KEY_EXCHANGES, "P-256")
+"""Of public listeners: some clients have none of the other two, as those that go by FIPS 140."""
+PUBLIC_CIPHERS = ("[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]", "ECDHE-ECDSA-AES256-GCM-SHA384")
+"""For clients that speak TLS 1.2 at most: forward secrecy, authenticated encryption, and a P-256 certificate. TLS 1.3
+has its own."""
+
+
 def leaf_secret_name(leaf: str) -> str:
     """The secret's name for a leaf of that name."""
     return f"leaf:{leaf}"
@@ -82,6 +89,23 @@ def downstream(*, identity: str, caller: Principal) -> TransportSocket:
     """
     wanted = [_uri(StringMatcher(exact=caller.uri))]
     context = DownstreamTlsContext(common_tls_context=_common(identity, wanted), require_client_certificate=True)
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
+
+
+def public(*, identity: str, alpn: tuple[str, ...]) -> TransportSocket:
+    """The side of a public listener: presents leaf `identity`, offers `alpn`, and asks for no certificate."""
+    context = DownstreamTlsContext(
+        common_tls_context=CommonTlsContext(
+            tls_params=TlsParameters(
+                tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2,
+                tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+                cipher_suites=list(PUBLIC_CIPHERS),
+                ecdh_curves=list(PUBLIC_KEY_EXCHANGES),
+            ),
+            tls_certificate_sds_secret_configs=[SdsSecretConfig(name=leaf_secret_name(identity), sds_config=ads())],
+            alpn_protocols=list(alpn),
+        )
+    )
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
 

@@ -33,6 +33,9 @@ from xds.spec import EgressRoute, Ingress, Principal
 
 NEVER = timedelta(0)
 """Envoy reads 0 as 'no timeout'."""
+PUBLIC_IDLE = timedelta(hours=1)
+"""A connection of a client from outside on which nobody says anything ends after so long (Envoy's default): strangers
+may hold no place for ever. dstack's gateway ends it after 10 minutes."""
 CONNECT_ATTEMPTS = 5
 """Attempts for one client connection before it is closed. The balancer moves on with each, so one dead endpoint costs
 a retry. Five, because an attempt that times out fails all that wait for the same endpoint: a crowd tries again."""
@@ -67,7 +70,7 @@ def egress_filters(route: EgressRoute, cluster: str) -> list[Filter]:
     proxy.backoff_options = BackoffStrategy(base_interval=FIRST_PAUSE, max_interval=LONGEST_PAUSE)
     if route.sole is not None:
         proxy.metadata_match = subset.only(route.sole)
-    return [_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
+    return [network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
 
 
 def egress_cluster(route: EgressRoute, caller: str, cluster: Cluster) -> None:
@@ -128,28 +131,41 @@ def ingress_socket_options() -> list[SocketOption]:
     ]
 
 
+def public_filter(name: str, cluster: str) -> Filter:
+    """What a public listener does with a connection whose handshake is done: the ingress' way to the local server."""
+    proxy = _to_local_server(f"public.{name}", cluster)
+    proxy.idle_timeout = PUBLIC_IDLE
+    return network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))
+
+
 def caller_name(uri: str) -> str:
     """The SNI by which a caller announces itself: a host name of one label, whatever the URI holds."""
     return f"caller-{tls.digest(uri)}"
 
 
 def _chain(ingress: Ingress, cluster: str, caller: Principal) -> FilterChain:
-    proxy = _tcp_proxy(f"ingress.{ingress.name}", cluster)
+    proxy = _to_local_server(f"ingress.{ingress.name}", cluster)
+    return FilterChain(
+        name=f"{ingress.name}/{caller.uri}",
+        transport_socket=tls.downstream(identity=ingress.identity, caller=caller),
+        transport_socket_connect_timeout=HANDSHAKE_TIMEOUT,
+        filters=[network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))],
+    )
+
+
+def network_filter(name: str, config: Any) -> Filter:
+    """A filter of a listener's chain."""
+    return Filter(name=name, typed_config=config)
+
+
+def _to_local_server(stat_prefix: str, cluster: str) -> TcpProxy:
+    proxy = _tcp_proxy(stat_prefix, cluster)
     # The certificate is judged first: the local server hears nothing of whoever is refused, not even a connect.
     proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_TLS_HANDSHAKE
     proxy.max_early_data_bytes = 0
     proxy.max_connect_attempts = refusal.ATTEMPTS
     proxy.backoff_options = refusal.pause()
-    return FilterChain(
-        name=f"{ingress.name}/{caller.uri}",
-        transport_socket=tls.downstream(identity=ingress.identity, caller=caller),
-        transport_socket_connect_timeout=HANDSHAKE_TIMEOUT,
-        filters=[_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))],
-    )
-
-
-def _filter(name: str, config: Any) -> Filter:
-    return Filter(name=name, typed_config=config)
+    return proxy
 
 
 def _tcp_proxy(stat_prefix: str, cluster: str) -> TcpProxy:

@@ -66,6 +66,7 @@ output "deployment" {
         attestation  = try(data.phala_attestation.app[a].tcb_info_json, null)
         complaint    = try(data.phala_attestation.app[a].error, null)
         instance_ids = [for cvm in local.cvms[a] : cvm.instance_id]
+        gateways     = distinct(compact(local.cvms[a][*].gateway_base_domain))
       }
     }
     rendezvous = var.rendezvous

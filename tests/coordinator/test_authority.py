@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import subprocess
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from coordinator.authority import MeshCa, authorities, issue, mesh_ca, root
+from coordinator.authority import MeshCa, authorities, issue, issue_public, mesh_ca, root
 from coordinator.keys import ClusterKeys, derive
 from runtime.secret import Secret
 from tests.coordinator.world import make_manifest
@@ -124,6 +126,45 @@ def test_openssl_agrees(tmp_path: Path, anchor: str, good: bool) -> None:
         [*argv, "-CAfile", paths[0], "-untrusted", paths[1], paths[2]], capture_output=True, text=True, check=False
     )
     assert (run.returncode == 0) is good, run.stdout + run.stderr
+
+
+PUBLIC = ("web.example.com", "203.0.113.34", "2001:db8::1", "https://web.example.com")
+
+
+def public(ca: MeshCa) -> list[x509.Certificate]:
+    """The chain of a public listener."""
+    return x509.load_pem_x509_certificates(issue_public(ca, KEY, sans=PUBLIC, hours=HOURS, now=NOW).encode())
+
+
+def test_a_public_certificate_has_the_public_names_and_is_for_servers_alone() -> None:
+    """DNS names, addresses and URIs, each as what it is; no subject, so nobody's name in the mesh; and no client."""
+    found = public(mesh_ca(KEYS, 2, NEW))[0]
+    extension = found.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert [(type(name), str(name.value)) for name in extension.value] == [
+        (x509.DNSName, PUBLIC[0]),
+        (x509.IPAddress, PUBLIC[1]),
+        (x509.IPAddress, PUBLIC[2]),
+        (x509.UniformResourceIdentifier, PUBLIC[3]),
+    ]
+    assert (extension.critical, list(found.subject)) == (True, [])
+    usages = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usages) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert found.serial_number != leaf(mesh_ca(KEYS, 2, NEW))[0].serial_number
+
+
+@pytest.mark.parametrize(("anchor", "good"), [("root", True), ("same", True), ("other", False)])
+def test_who_pins_the_root_or_the_generation_takes_a_public_certificate(anchor: str, good: bool) -> None:
+    """For its names and no others, and nobody as a client's."""
+    new, old = mesh_ca(KEYS, 2, NEW), mesh_ca(KEYS, 1, OLD)
+    chain = public(new)
+    store = Store([{"root": root(KEYS), "same": new.certificate, "other": old.certificate}[anchor]])
+    verifier = PolicyBuilder().store(store).time(dt.datetime.fromtimestamp(NOW, dt.UTC))
+    for name in (x509.DNSName(PUBLIC[0]), x509.IPAddress(ip_address(PUBLIC[1])), x509.DNSName("other.example.com")):
+        taken = good and name.value != "other.example.com"
+        with contextlib.nullcontext() if taken else pytest.raises(VerificationError):
+            verifier.build_server_verifier(name).verify(chain[0], chain[1:])
+    with pytest.raises(VerificationError):
+        verifier.build_client_verifier().verify(chain[0], chain[1:])
 
 
 def _compressed() -> bytes:

@@ -201,12 +201,33 @@ async def test_a_clock_that_is_far_off_is_refused(lab: Lab) -> None:
         BootKeys(wireguard=wireguard_key(), tls=base64.b64encode(b"no key").decode(), leaf=tls_key()),
         BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf="no base64!"),
         BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf=P384),
+        BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf=tls_key(), public=P384),
     ],
-    ids=["base64", "zero", "one", "order 8", "minus one", "field", "spelling", "short", "tls", "leaf", "P-384"],
+    ids=[
+        "base64",
+        "zero",
+        "one",
+        "order 8",
+        "minus one",
+        "field",
+        "spelling",
+        "short",
+        "tls",
+        "leaf",
+        "P-384",
+        "public",
+    ],
 )
 async def test_boot_keys_must_be_keys(lab: Lab, boot: BootKeys) -> None:
     """Malformed keys are BAD_REQUEST."""
     await refused(lab, lab.applicant(), "BAD_REQUEST", "binding.boot", boot=boot)
+
+
+async def test_what_clients_outside_see_is_not_the_cvms_own_key(lab: Lab) -> None:
+    """One key for both would make whoever gets hold of the public one a CVM of the mesh."""
+    key = tls_key()
+    boot = BootKeys(wireguard=wireguard_key(), tls=tls_key(), leaf=key, public=key)
+    await refused(lab, lab.applicant(), "ADMISSION_REJECTED", "boot.public", boot=boot)
 
 
 async def test_anothers_wireguard_key_is_refused(lab: Lab) -> None:

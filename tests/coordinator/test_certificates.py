@@ -29,6 +29,7 @@ from tests.coordinator.world import (
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed
+from topology.public import Public
 
 
 async def keys_of(lead: Running) -> ClusterKeys:
@@ -115,6 +116,35 @@ async def test_a_renewal_gives_a_certificate_when_it_is_time_and_for_no_other_ke
         second = await again.admitted()
         assert is_for(second, again)
         assert is_for(await renewed(again, second["lease"]), again)
+
+
+async def test_public_listeners_have_the_manifests_names_for_the_key_that_was_attested_for_them() -> None:
+    """With the admission, and with each leaf that a renewal brings. Who attested no such key, as a sidecar of before,
+    hears nothing of them: it reads a renewal strictly.
+    """
+    async with cluster() as mesh:
+        api = mesh.manifest.groups["api"]
+        web = dataclasses.replace(
+            api.backends["api"], ingress="tls", public=Public(port=443, sans=("web.example", "203.0.113.34"))
+        )
+        group = dataclasses.replace(api, backends={"api": web})
+        mesh.manifest = dataclasses.replace(mesh.manifest, groups={**mesh.manifest.groups, "api": group})
+        await mesh.start()
+        lead = await mesh.ready()
+        boot = dataclasses.replace(make_boot(), public=make_boot().leaf)
+        asker = applicant(lead, mesh, boot=boot)
+        first = await asker.admitted()
+        for answer in (first, await renewed(asker, first["lease"])):
+            [(name, pem)] = answer["public_pems"].items()
+            leaf = x509.load_pem_x509_certificates(pem.encode())[0]
+            spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            assert (name, base64.b64encode(spki).decode()) == ("api", boot.public)
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert [str(each.value) for each in names] == ["web.example", "203.0.113.34"]
+        held = {"leaf_digest": first["manifest_digest"], "leaf_expires_at": int(time.time() + 7 * 3600)}
+        assert "public_pems" not in await renewed(asker, first["lease"], **held)
+        other = applicant(lead, mesh, "api-1")
+        assert "public_pems" not in await renewed(other, (await other.admitted())["lease"])
 
 
 async def test_a_workload_without_a_leaf_key_is_refused() -> None:

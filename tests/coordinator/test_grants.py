@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import json
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from admission.protocol import LeaseRequest
 from coordinator import grants, records
@@ -38,6 +41,7 @@ from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import seal
 from topology.manifest import Rotate, SecretEntry
+from topology.public import Public
 
 MANIFEST = make_database_manifest()
 KEYS = derive(Secret("11" * 32), "tests")
@@ -91,6 +95,29 @@ def test_tokens_are_due_past_half_life_and_when_the_workload_comes_or_goes() -> 
     assert grants.due(holder("api", workload_accessor="a"), MANIFEST, 0.0)
     assert grants.due(holder("db"), MANIFEST, 0.0)
     assert not grants.due(holder("db", workload_accessor="a"), MANIFEST, 0.0)
+
+
+def test_public_certificates_are_those_that_the_manifest_has_for_the_group() -> None:
+    """One for each public listener, for the key that was attested for them, whatever else a CVM would like; none where
+    no key was attested, or where the manifest has no listener.
+    """
+    api = MANIFEST.groups["api"]
+    backends = {
+        "web": dataclasses.replace(api.backends["api"], ingress="tls", public=Public(port=443, sans=("web.example",))),
+        "own": dataclasses.replace(api.backends["api"], port=9091, sidecar_port=29091),
+    }
+    groups = {**MANIFEST.groups, "api": dataclasses.replace(api, backends=backends)}
+    signed = opened(dataclasses.replace(MANIFEST, groups=groups), OWNER)
+    key = tls_key()
+    found = grants.public(KEYS, signed, holder("api", public_key=key), time.time())
+    assert list(found) == ["web"]
+    leaf = x509.load_pem_x509_certificates(found["web"].encode())[0]
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.DNSName("web.example")]
+    spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert base64.b64encode(spki).decode() == key
+    assert grants.public(KEYS, signed, holder("api"), time.time()) == {}
+    assert grants.public(KEYS, signed, holder("client", public_key=key), time.time()) == {}
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from meshctl.manifest import summary
 from meshctl.manifest_changes import compare, warnings
+from meshctl.plan import print_changes
 from tests.coordinator.world import OWNER, make_database_manifest, make_manifest
 from tests.topology.support import after, opened
 from topology.manifest import Manifest, decode, encode
@@ -35,6 +37,9 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
     assert warnings(HEAD.manifest, after(HEAD)) == ()
 
 
+LISTENER = {"port": 443, "sans": ["db.example"]}
+
+
 @pytest.mark.parametrize(
     ("edit", "wanted"),
     [
@@ -42,6 +47,10 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
         (lambda t: t["routes"].clear(), [("remove", "route", "db-master")]),
         (lambda t: t["groups"]["db"]["backends"]["db"].update(callers=["*"]), [("change", "callers", "db/db")]),
         (lambda t: t["groups"]["db"]["backends"]["db"].update(port=1), [("change", "backend", "db/db")]),
+        (
+            lambda t: t["groups"]["db"]["backends"]["db"].update(ingress="tls", public=LISTENER),
+            [("change", "ingress", "db/db")],
+        ),
         (lambda t: t["groups"]["api"]["env"].update(MODE="x"), [("add", "variable", "api/MODE")]),
         (lambda t: t["secrets"]["database"].update(groups=[]), [("change", "secret", "database")]),
         (lambda t: t.update(leaf_hours=9), [("change", "setting", "leaf_hours")]),
@@ -65,6 +74,7 @@ def test_a_successor_that_says_the_same_changes_nothing() -> None:
         "route",
         "callers",
         "port",
+        "ingress",
         "variable",
         "grant",
         "setting",
@@ -128,7 +138,15 @@ def test_no_value_of_a_manifest_changes_unseen() -> None:
         for key in path[:-1]:
             place = place[key]
         was = place[path[-1]]
-        place[path[-1]] = not was if isinstance(was, bool) else was + 1 if isinstance(was, int) else f"{was}x"
+        place[path[-1]] = (
+            LISTENER
+            if path[-1] == "public"
+            else not was
+            if isinstance(was, bool)
+            else was + 1
+            if isinstance(was, int)
+            else f"{was}x"
+        )
         found = manifest_of(other)
         if path[0] not in ("epoch", "previous") and compare(HEAD.manifest, found) == ():
             unseen.append(path)
@@ -149,3 +167,17 @@ def test_a_lost_majority_is_warned_of() -> None:
         "no majority"
         in warnings(HEAD.manifest, changed(lambda t: t["coordinators"].update(peers=t["coordinators"]["peers"][:1])))[1]
     )
+
+
+def test_what_is_shown_does_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither in the table of `set` nor in the summary by which an owner signs: a route that rubs out the line above
+    it, of a manifest that no reader took.
+    """
+    [route] = HEAD.manifest.routes
+    evil = dataclasses.replace(route, name="x\x1b[1A\x1b[2K\x1b[8m", vip="127.10.9.2")
+    made = dataclasses.replace(HEAD.manifest, routes=(route, evil))
+    print_changes(compare(HEAD.manifest, made), "what changes", "here")
+    summary(made)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b[1A\\x1b[2K\\x1b[8m" in shown.replace("\n", "")

@@ -256,7 +256,7 @@ def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:
 def test_the_document_is_the_documented_one(before: Snapshot) -> None:
     """Its fields are a contract."""
     document = plans.compare(None, before, "nothing").document()
-    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "calls", "warnings"}
+    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "calls", "listens", "warnings"}
     assert document["calls"]["api"] == {"may_call": ["api", "worker"], "called_by": {"api": ["*"]}}
     assert set(document["changes"][0]) == {"kind", "name", "action", "before", "after", "effect", "note"}
     assert set(document["cvms"]) == {"create", "delete", "replace", "redeploy", "restart"}

@@ -12,7 +12,7 @@ from coordinator.keys import derive
 from runtime.secret import Secret
 from sidecar import identity
 from sidecar.certificate import PRESENT_SECONDS, Certificate, CertificateError, Expected, aged, begun, heard, parse
-from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted
+from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted, published
 from topology.manifest import OVERLAP_SECONDS
 
 KEYS = identity.make()
@@ -187,3 +187,34 @@ def test_good_answer_is_read_whole() -> None:
         mesh_ca(CLUSTER_KEYS, 4, NEXT).pem,
         mesh_ca(CLUSTER_KEYS, 3, DIGEST).pem,
     ]
+
+
+PUBLIC_KEY = KEYS.public.public
+
+
+def test_public_certificates_come_with_the_leaf_and_are_shown_at_once() -> None:
+    """Whom CVMs trust has nothing to do with them. Their chain is whole: clients outside pin the root."""
+    pem = published(PUBLIC_KEY)
+    held = begun(given(KEY, public_key=PUBLIC_KEY, public_pems={"web": pem}), 0.0, OVERLAP)
+    assert held.newest.public == {"web": pem}
+    assert pem.count("BEGIN CERTIFICATE") == 2
+    later = published(PUBLIC_KEY, digest=NEXT, epoch=4)
+    answer = given(KEY, NEXT, DIGEST, epoch=4, public_key=PUBLIC_KEY, public_pems={"web": later})
+    held = heard(held, answer, 100.0, OVERLAP, 95.0)
+    assert (held.leaf.digest, held.newest.public) == (DIGEST, {"web": later})
+
+
+@pytest.mark.parametrize(
+    ("pem", "said"),
+    [
+        ("no certificate", "the chain cannot be read"),
+        (published(PUBLIC_KEY).split("-----END CERTIFICATE-----\n", 1)[1], "the chain has 1 certificates"),
+        (published(KEY), "web is for another key than the one that was attested"),
+        (published(PUBLIC_KEY, digest=NEXT), "web is not of the mesh CA that comes with it"),
+        (published(PUBLIC_KEY, "spiffe://demo/api"), "which is somebody in the mesh"),
+    ],
+)
+def test_a_public_certificate_that_is_none_is_refused(pem: str, said: str) -> None:
+    """By the backend's name; the admission is then no admission, and what is held stays."""
+    with pytest.raises(CertificateError, match=said):
+        given(KEY, public_key=PUBLIC_KEY, public_pems={"web": pem})

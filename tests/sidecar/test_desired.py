@@ -10,13 +10,14 @@ from sidecar import catalog, identity
 from sidecar.catalog import Instance
 from sidecar.certificate import begun, heard
 from sidecar.desired import World, desired
-from tests.sidecar.world import DIGEST, backend, given, health, manifest, peer, route
+from tests.sidecar.world import DIGEST, backend, given, health, manifest, peer, published, route
 from tests.topology.support import opened
 from topology.manifest import GroupEntry, Manifest, PeerEntry, RouteEntry
+from topology.public import Public
 from topology.revocation import Revocation
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Sole
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Sole
 
 MANIFEST = manifest()
 KEYS = identity.make()
@@ -282,7 +283,6 @@ def callers_of(found: World) -> list[str]:
         (("stranger",), []),
         ((), []),
         (("*",), ["api", "client"]),
-        (("*", "client"), ["api", "client"]),
     ],
 )
 def test_a_backend_admits_the_groups_that_the_manifest_lists(callers: tuple[str, ...], admitted: list[str]) -> None:
@@ -374,3 +374,49 @@ def test_a_revoked_slot_is_no_endpoint_and_is_denied() -> None:
     assert wish.endpoints == {"api": ("api-0",)}
     assert wish.spec is not None
     assert wish.spec.ingress[0].denied == ("100.96.0.11",)
+
+
+PUBLIC = Public(port=443, sans=("web.example",), alpn=("h2",))
+
+
+def reached(ingress: str, public: Public | None = None) -> Manifest:
+    """The manifest, whose api is reached so."""
+    group = MANIFEST.groups["api"]
+    callers = () if ingress == "off" else group.backends["api"].callers
+    entry = dataclasses.replace(group.backends["api"], ingress=ingress, public=public, callers=callers)
+    routes = () if ingress == "off" else MANIFEST.routes
+    groups = {**MANIFEST.groups, "api": dataclasses.replace(group, backends={"api": entry})}
+    return manifest(groups=groups, routes=routes)
+
+
+def test_a_public_listener_leads_to_the_ingress_server_with_a_certificate_of_its_own() -> None:
+    """Beside the ingress, on every address, once there is a certificate for it. Nobody calls it by the mesh."""
+    found = reached("tls", PUBLIC)
+    early = desired(world(manifest=found))
+    assert early.spec is not None
+    assert early.spec.public == ()
+    pem = published(KEYS.public.public)
+    certificate = begun(
+        given(KEYS.public.leaf, public_key=KEYS.public.public, public_pems={"api": pem, "gone": pem}), 0.0, 120.0
+    )
+    wish = desired(world(manifest=found, certificate=certificate, public_key=KEYS.public_private_pem))
+    assert wish.spec is not None
+    assert wish.spec.public == (
+        PublicListener(name="api", address="0.0.0.0", port=443, identity="public/api", ingress="api", alpn=("h2",)),
+    )
+    assert wish.spec.leaves[1:] == (Leaf(name="public/api", uri=None, chain_pem=pem, key_pem=KEYS.public_private_pem),)
+    assert (wish.spec.ingress, wish.packets) == (early.spec.ingress, early.packets)
+    assert wish.packets is not None
+    assert 443 not in wish.packets.tcp
+    mtls = desired(world(manifest=reached("mtls"), certificate=certificate)).spec
+    assert mtls is not None
+    assert (mtls.public, len(mtls.leaves)) == ((), 1)
+
+
+def test_a_backend_that_is_off_is_served_to_nobody() -> None:
+    """No ingress, and no port that is open to the mesh."""
+    wish = desired(world(manifest=reached("off")))
+    assert wish.spec is not None
+    assert wish.spec.ingress == ()
+    assert wish.packets is not None
+    assert wish.packets.tcp == frozenset({8301})

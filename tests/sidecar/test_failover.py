@@ -78,7 +78,9 @@ class Member:
         """Serves behind a real ingress with the certificate of its admission."""
         self._server = await asyncio.start_server(self._serve, self.backend, 5432)
         own = World(signed=opened(manifest), own=manifest.groups["db"], group="db", address=self.address)
-        spec = desired(sources.with_certificate(own, given, keys.leaf_private_pem, 0.0, 0.0)).spec
+        spec = desired(
+            sources.with_certificate(own, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0)
+        ).spec
         assert spec is not None
         # Each member has a server of its own, and all are on this machine.
         (ingress,) = spec.ingress
@@ -278,7 +280,9 @@ async def _stage() -> AsyncIterator[Stage]:
         consul = await stack.enter_async_context(ConsulClient(Secret(admission["consul"]["token"]), socket=lead.consul))
         scope = await stack.enter_async_context(TaskScope())
         caller = Caller(mesh.manifest, folder, admission["address"], consul, scope)
-        caller.world = sources.with_certificate(caller.world, given, keys.leaf_private_pem, 0.0, 0.0)
+        caller.world = sources.with_certificate(
+            caller.world, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0
+        )
         stack.push_async_callback(caller.envoy.close)
         await caller.envoy.start()
         caller.effects.files.prepare()

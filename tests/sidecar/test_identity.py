@@ -47,17 +47,18 @@ def test_the_certificates_key_is_in_no_file(tmp_path: Path) -> None:
     """Each process makes its own and attests it."""
     first, second = load_or_make(tmp_path), load_or_make(tmp_path)
     assert first.leaf_private_pem != second.leaf_private_pem
-    assert first.public.leaf != second.public.leaf
-    inner = "".join(first.leaf_private_pem.reveal().splitlines()[1:-1])
-    for path in tmp_path.rglob("*"):
-        assert inner not in path.read_text().replace("\\n", "")
+    assert len({keys.public.leaf for keys in (first, second)} | {keys.public.public for keys in (first, second)}) == 4
+    for key in (first.leaf_private_pem, first.public_private_pem):
+        inner = "".join(key.reveal().splitlines()[1:-1])
+        for path in tmp_path.rglob("*"):
+            assert inner not in path.read_text().replace("\\n", "")
 
 
 def test_public_halves_have_the_forms_of_the_protocol() -> None:
     """WireGuard: 32 bytes in base64; TLS: SubjectPublicKeyInfo in base64; private halves hide themselves."""
     keys = make()
     assert len(base64.b64decode(keys.public.wireguard)) == 32
-    for text in (keys.public.tls, keys.public.leaf):
+    for text in (keys.public.tls, keys.public.leaf, keys.public.public):
         assert load_der_public_key(base64.b64decode(text)).key_size == 256  # type: ignore[union-attr]
     assert keys.tls_private_pem.reveal().startswith("-----BEGIN PRIVATE KEY-----")
     assert "PRIVATE" not in repr(keys)

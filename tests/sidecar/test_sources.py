@@ -344,11 +344,11 @@ def test_a_coordinator_shows_the_manifest_that_it_certifies_by() -> None:
 def test_a_certificate_is_known_with_its_key_and_ages() -> None:
     """The same answer again is no news; the window of the manifest ends what was trusted before."""
     key = KEYS.leaf_private_pem
-    world = with_certificate(WORLD, given(KEYS.public.leaf), key, 0.0, 0.0)
+    world = with_certificate(WORLD, given(KEYS.public.leaf), key, key, 0.0, 0.0)
     assert world.certificate is not None
     assert (world.certificate.digest, world.leaf_key) == (DIGEST, key)
-    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, 5.0, 0.0) is world
-    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, 10.0, 5.0)
+    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, key, 5.0, 0.0) is world
+    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, key, 10.0, 5.0)
     assert changed.certificate is not None
     assert len(changed.certificate.trusted) == 2
     assert with_time(changed, 20.0) is changed

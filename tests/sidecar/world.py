@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.protocol import MeshPeer
-from coordinator.authority import issue, mesh_ca
+from coordinator.authority import issue, issue_public, mesh_ca
 from coordinator.keys import derive
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
@@ -128,19 +129,35 @@ def granted(leaf_key: str, *digests: str, epoch: int = 3, group: str = "api", pe
     }
 
 
-def given(leaf_key: str, *digests: str, leaf: bool = True, all_trust: bool = False, **changes: Any) -> Given:
+def published(public_key: str, *sans: str, digest: str = DIGEST, epoch: int = 3) -> str:
+    """What a coordinator gives for a public listener with these names."""
+    ca = mesh_ca(CLUSTER_KEYS, epoch, digest)
+    return issue_public(ca, base64.b64decode(public_key), sans=sans or ("web.example",), hours=8, now=NOW)
+
+
+def given(
+    leaf_key: str,
+    *digests: str,
+    leaf: bool = True,
+    all_trust: bool = False,
+    public_key: str = "",
+    public_pems: Mapping[str, str] = {},
+    **changes: Any,
+) -> Given:
     """The same as a sidecar reads it."""
     answer = granted(leaf_key, *digests, **changes)
     return parse(
         digest=answer["manifest_digest"],
         leaf_pem=answer["leaf_pem"] if leaf else None,
         authorities_pem=answer["authorities_pem"],
+        public_pems=public_pems,
         all_trust=all_trust,
         expected=Expected(
             cluster="demo",
             group=changes.get("group", "api"),
             peer_id=changes.get("peer_id", "api-0"),
             leaf_key=base64.b64decode(leaf_key),
+            public_key=base64.b64decode(public_key),
         ),
         now=NOW,
     )

@@ -93,7 +93,8 @@ def test_each_coordinator_is_reached_through_its_own_nodes_gateway(deployed: San
         deployed.apply()
         deployed.cloud.boot()
         deployed.apply()
-        urls = json.loads(deployed.outputs().read_text())["coordinator_urls"]
+        outputs = json.loads(deployed.outputs().read_text())
+        urls = outputs["coordinator_urls"]
     finally:
         tfvars.write_text(before)
         deployed.apply()
@@ -101,6 +102,7 @@ def test_each_coordinator_is_reached_through_its_own_nodes_gateway(deployed: San
     first = by_name["starter-coordinator"].instance
     assert urls[0] == f"https://{first}-8787s.{provider.GATEWAY}"
     assert re.fullmatch(rf"https://[0-9a-f]{{40}}-8787s\.{provider.OTHER_GATEWAY}", urls[1])
+    assert outputs["apps"]["coordinator"]["gateways"] == [provider.GATEWAY, provider.OTHER_GATEWAY]
 
 
 def test_every_slot_starts_with_the_environment_of_its_app(deployed: Sandbox) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.topology import public_cases
 from tests.topology.support import COMPOSE, backend, group, write
 from topology import addresses
 
@@ -143,6 +144,7 @@ GOOD: dict[str, Write] = {
         group("a", backends=backend("a", more='source_address = "127.0.0.1"\nproxy_protocol = true')),
         group("b", backends=backend("b", more='source_address = "127.10.0.99"\nproxy_protocol = false')),
     ),
+    **public_cases.GOOD,
     "nulls": _groups(
         group(
             "a",
@@ -191,6 +193,7 @@ GOOD: dict[str, Write] = {
 _PIN = 'site = { backend = "site", role = null, vip = "%s" }'
 _HEALTH = re.compile(r"    healthcheck: .*\n")
 BROKEN: dict[str, Write] = {
+    **public_cases.BROKEN,
     **{
         f"signed-{i}": _groups(group("a", more=f'compose_env = {{ X = "{value}" }}'), compose=_with_environment(text))
         for i, (value, text) in enumerate(

@@ -190,7 +190,8 @@ def test_what_only_a_newer_program_can_read_is_told_apart() -> None:
     """Well signed: a newer version, and an unknown critical field. Signed by somebody else it is just wrong."""
     newer = json.loads(encode(after(HEAD))) | {"version": 3}
     strict = json.loads(encode(after(HEAD))) | {"critical": ["floor"], "floor": 1}
-    for tree in (newer, strict):
+    other = strict | {"routes": {"in": "another form"}}
+    for tree in (newer, strict, other):
         payload = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
         for key, fault in ((ALICE, Fault.UNREADABLE), (BOB, Fault.INVALID)):
             with pytest.raises(SuccessionError) as caught:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtime.secret import Secret
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Spec
 
 PEM = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"
 LEAF = Leaf(name="me", uri="spiffe://mesh/me", chain_pem=PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----\nk\n"))
+OUTSIDE = replace(LEAF, name="out", uri=None)
+"""A public listener's."""
 
 
 def endpoint(last: int) -> Endpoint:
@@ -41,11 +45,27 @@ def ingress(*allowed: str, **changes: object) -> Ingress:
     return Ingress(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def spec(*entries: EgressRoute | Ingress, leaves: tuple[Leaf, ...] = (LEAF,), roots: str = PEM) -> Spec:
+def public(**changes: object) -> PublicListener:
+    """A public listener in front of the ingress' server."""
+    values: dict[str, object] = {
+        "name": "api",
+        "address": "0.0.0.0",
+        "port": 443,
+        "identity": "out",
+        "ingress": "api",
+        "alpn": ("http/1.1",),
+    }
+    return PublicListener(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def spec(
+    *entries: EgressRoute | Ingress | PublicListener, leaves: tuple[Leaf, ...] = (LEAF,), roots: str = PEM
+) -> Spec:
     """A spec of these entries."""
     return Spec(
         egress=tuple(entry for entry in entries if isinstance(entry, EgressRoute)),
         ingress=tuple(entry for entry in entries if isinstance(entry, Ingress)),
         leaves=leaves,
         roots_pem=roots,
+        public=tuple(entry for entry in entries if isinstance(entry, PublicListener)),
     )

@@ -14,6 +14,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -24,12 +25,15 @@ from tests.xds.pki import Authority
 from xds.bootstrap import MAX_HEAP, argv, bootstrap
 from xds.server import XdsServer
 from xds.snapshot import Snapshot, build
-from xds.spec import EgressRoute, Endpoint, Ingress, Principal, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Principal, PublicListener, Spec
 
 CALLER = "spiffe://test/caller"
 CALLEE = "spiffe://test/callee"
 PORT = 9090
 INGRESS_PORT = 19090
+PUBLIC_PORT = 19443
+OUTSIDE = "https://callee.example"
+"""The name of the callee's public listener."""
 _counter = itertools.count()
 
 
@@ -139,13 +143,16 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 class Pair:
     """Two nodes and the addresses between them."""
 
-    def __init__(self, directory: Path, *, delta: bool, max_heap: int = MAX_HEAP) -> None:
+    def __init__(self, directory: Path, *, delta: bool, max_heap: int = MAX_HEAP, public: bool = False) -> None:
+        """`public`: the route leads to the callee's public listener, which a caller's Envoy uses as any client does."""
+        self.public = public
         self.authority = Authority()
         self.caller = Node("caller", directory, delta=delta)
         self.callee = Node("callee", directory, delta=delta, max_heap=max_heap)
         self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)
+        self.public_leaf = replace(self.authority.leaf("outside", OUTSIDE), uri=None)
 
     def route(self, **changes: object) -> EgressRoute:
         """The caller's route to the callee, with `changes`."""
@@ -153,9 +160,9 @@ class Pair:
             "name": "worker",
             "vip": self.vip,
             "port": PORT,
-            "endpoints": (Endpoint(address=self.address, port=INGRESS_PORT),),
+            "endpoints": (Endpoint(address=self.address, port=PUBLIC_PORT if self.public else INGRESS_PORT),),
             "identity": "caller",
-            "peer_sans": (CALLEE,),
+            "peer_sans": (OUTSIDE if self.public else CALLEE,),
         }
         return EgressRoute(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -176,7 +183,22 @@ class Pair:
             source=self.source,
             allowed=allowed or (Principal(uri=CALLER),),
         )
-        return Spec(egress=(), ingress=(ingress,), leaves=(self.callee_leaf,), roots_pem=self.authority.pem)
+        spec = Spec(egress=(), ingress=(ingress,), leaves=(self.callee_leaf,), roots_pem=self.authority.pem)
+        return (
+            replace(spec, public=(self.listener(),), leaves=(*spec.leaves, self.public_leaf)) if self.public else spec
+        )
+
+    def listener(self, **changes: object) -> PublicListener:
+        """The callee's public listener, with `changes`."""
+        values: dict[str, object] = {
+            "name": "worker",
+            "address": self.address,
+            "port": PUBLIC_PORT,
+            "identity": "outside",
+            "ingress": "worker",
+            "alpn": ("http/1.1",),
+        }
+        return PublicListener(**{**values, **changes})  # type: ignore[arg-type]
 
     async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A client connection to the VIP."""
@@ -184,7 +206,7 @@ class Pair:
 
     async def listening(self) -> None:
         """Returns once both listeners accept: Envoy's workers start to listen a moment after the ACK."""
-        for place in ((self.address, INGRESS_PORT), (self.vip, PORT)):
+        for place in ((self.address, PUBLIC_PORT if self.public else INGRESS_PORT), (self.vip, PORT)):
             for _ in range(1000):
                 if await _accepts(place):
                     break
@@ -236,12 +258,17 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 
 @contextlib.asynccontextmanager
 async def pair(
-    *, delta: bool = True, serve: Handler = echo, behind: Behind | None = None, max_heap: int = MAX_HEAP
+    *,
+    delta: bool = True,
+    serve: Handler = echo,
+    behind: Behind | None = None,
+    max_heap: int = MAX_HEAP,
+    public: bool = False,
 ) -> AsyncIterator[Pair]:
     """Two Envoys that talk, acknowledged and ready, with a backend behind the callee: `serve` on the test's own loop,
-    or whatever `behind` starts on the address that it is given. `max_heap` is the callee's."""
+    or whatever `behind` starts on the address that it is given. `max_heap` is the callee's; `public` as Pair has it."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=delta, max_heap=max_heap)
+        both = Pair(Path(name), delta=delta, max_heap=max_heap, public=public)
         async with contextlib.AsyncExitStack() as stack:
             if behind is None:
                 backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from runtime.secret import Secret
-from tests.xds.entries import LEAF, endpoint, ingress, route, spec
+from tests.xds.entries import LEAF, OUTSIDE, endpoint, ingress, public, route, spec
 from xds.snapshot import build
 from xds.spec import Endpoint, Sole, Spec, SpecError
+
+BOTH = (LEAF, OUTSIDE)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,14 @@ from xds.spec import Endpoint, Sole, Spec, SpecError
         (spec(route(), leaves=(LEAF, LEAF)), "leaf 'me' is there twice"),
         (spec(route(), leaves=(replace(LEAF, key_pem=Secret("nonsense")),)), "leaf 'me' is not a PEM"),
         (spec(route(), roots=""), "roots_pem"),
+        (spec(ingress(identity="out"), leaves=(OUTSIDE,)), "'api' presents leaf 'out'"),
+        (spec(route(identity="out"), leaves=(OUTSIDE,)), "'worker' presents leaf 'out'"),
+        (spec(ingress(), public()), "public listener 'api' presents leaf 'out', expected one of"),
+        (spec(public(), leaves=(OUTSIDE,)), "public listener 'api' leads to 'api', expected an ingress"),
+        (spec(ingress(), public(port=0), leaves=BOTH), "public listener 'api' has port 0"),
+        (spec(ingress(), public(alpn=()), leaves=BOTH), "public listener 'api' offers nothing"),
+        (spec(ingress(), public(), public(port=1), leaves=BOTH), "public listener 'api' is there twice"),
+        (spec(ingress(), public(), public(name="b"), leaves=BOTH), "public listener 'b' and public listener 'api'"),
     ],
 )
 def test_rule_18_an_inconsistent_spec_is_refused_by_name(bad: Spec, named: str) -> None:

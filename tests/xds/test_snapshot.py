@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.xds.entries import LEAF, PEM, endpoint, ingress, route, spec
+from tests.xds.entries import LEAF, OUTSIDE, PEM, endpoint, ingress, public, route, spec
 from xds.protos import Listener
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Snapshot, build
 from xds.spec import Sole
@@ -135,3 +135,14 @@ def test_keys_show_nowhere() -> None:
     assert b"PRIVATE KEY" in snapshot.resources[SECRET]["leaf:me"].body
     assert "PRIVATE" not in repr(snapshot)
     assert "PRIVATE" not in str(snapshot.resources[SECRET]["leaf:me"])
+
+
+def test_a_public_certificate_that_is_rotated_changes_one_secret() -> None:
+    """No listener changes, so no connection is cut; and neither what other CVMs see."""
+    entries = (ingress("spiffe://mesh/a"), public())
+    before = build(spec(*entries, leaves=(LEAF, OUTSIDE)))
+    after = build(spec(*entries, leaves=(LEAF, replace(OUTSIDE, chain_pem=PEM * 2))), before)
+    assert changed(before, after) == {"Secret"}
+    old, new = versions(before, SECRET), versions(after, SECRET)
+    assert {name for name in new if old[name] != new[name]} == {"leaf:out"}
+    assert "public/0.0.0.0:443" in after.resources[LISTENER]

@@ -36,12 +36,15 @@ class Ways:
     places: dict[str, Place]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ways() -> AsyncIterator[Ways]:
-    """A client's and a server's process, and a route between them."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["mesh", "public"])
+async def ways(request: pytest.FixtureRequest) -> AsyncIterator[Ways]:
+    """A client's and a server's process, and a route between them: by the mesh, and by a public listener."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         server, client = Path(name, "server.sock"), Path(name, "client.sock")
-        async with running(client), pair(behind=lambda address: running(server, (address, PORT))) as both:
+        async with (
+            running(client),
+            pair(behind=lambda address: running(server, (address, PORT)), public=request.param == "public") as both,
+        ):
             places = {"directly": (both.backend, PORT), "through the route": (both.vip, PORT)}
             yield Ways(stage=Stage(client, server), pair=both, places=places)
 
@@ -113,11 +116,14 @@ async def test_no_clock_ends_a_connection_that_waits(ways: Ways) -> None:
         for found in walk(json.loads(await node.get("/config_dump"))):
             kind = found.get("@type", "").rsplit(".", 1)[-1]
             if kind == "TcpProxy" and found["stat_prefix"] != "refuse":
-                assert found["idle_timeout"] == "0s"
+                # Strangers hold no place for ever; nor would the platform's gateway let them.
+                outside = found["stat_prefix"].startswith("public.")
+                assert found["idle_timeout"] == ("3600s" if outside else "0s")
                 assert not CLOCKS & found.keys()
             if "filters" in found:
-                seen |= {one["name"] for one in found["filters"]}
-    assert seen == {"envoy.filters.network.tcp_proxy"}
+                seen |= {one["name"] for one in found["filters"]} if not found["name"].endswith("/plain") else set()
+    limit = {"envoy.filters.network.connection_limit"} if ways.pair.public else set()
+    assert seen == {"envoy.filters.network.tcp_proxy", *limit}
 
 
 def walk(value: object) -> Iterator[dict[str, Any]]:
