@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,11 +19,19 @@ from admission.protocol import (
     MeshPeer,
     Renewal,
 )
+from runtime.gossip import Ring
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree, why_no_label
+from topology.manifest import ManifestError, from_tree
+from topology.names import why_no_label
 
 LEASE_SECONDS = (1.0, 300.0)
 """Least and greatest lease that is taken from a coordinator; they give 15 s (`coordinator.slots.LEASE_SECONDS`)."""
+GOSSIP_KEY_BYTES = 32
+"""Consul would take 16 and 24, too; coordinators give none."""
+MAX_GOSSIP_KEYS = 2
+"""While one replaces another (`coordinator.rotation`)."""
+MAX_RING_NAME = 32
+"""Characters: two numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +45,7 @@ class Admitted:
     datacenter: str
     token: Secret
     token_expires_at: int
-    gossip_key: Secret
+    gossip: Ring
     ca_pem: str
     certificate_pem: str
     servers: tuple[str, ...]
@@ -71,6 +80,7 @@ class Renewed:
     authorities_pem: str = ""
     public_pems: Mapping[str, str] = field(default_factory=dict)
     all_trust: bool = False
+    gossip: Ring | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,7 @@ class Held:
     leaf_digest: str = ""
     leaf_expires_at: int = 0
     trusts: str = ""
+    gossip_ring: str = ""
 
 
 class Broker:
@@ -176,7 +187,7 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             datacenter=consul.datacenter,
             token=Secret(consul.token),
             token_expires_at=consul.token_expires_at,
-            gossip_key=Secret(consul.gossip_key),
+            gossip=_ring(consul.gossip_ring, consul.gossip_keys, 0),
             ca_pem=consul.ca_pem,
             certificate_pem=consul.certificate_pem,
             servers=consul.servers,
@@ -202,6 +213,8 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
     renewal: Renewal = decode(Renewal, tree, "lease_seconds")
     try:
         lease_seconds, epoch = _lease_seconds(renewal.lease_seconds), _epoch(renewal.manifest_epoch)
+        keys = renewal.gossip_keys
+        ring = None if keys is None else _ring(renewal.gossip_ring, keys, 1)
     except ValueError as error:
         raise CoordinatorError(f"the renewal cannot be used: {error}") from None
     return Renewed(
@@ -216,6 +229,7 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         authorities_pem=renewal.authorities_pem,
         public_pems=renewal.public_pems,
         all_trust=renewal.all_trust,
+        gossip=ring,
     )
 
 
@@ -242,6 +256,20 @@ def _epoch(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 63:
         raise ValueError("a manifest's epoch that is no number from 1 on")
     return value
+
+
+def _ring(name: str, keys: tuple[str, ...], least: int) -> Ring:
+    """The gossip keys of an answer. ValueError without their text."""
+    if not least <= len(keys) <= MAX_GOSSIP_KEYS or len(name) > MAX_RING_NAME:
+        raise ValueError(f"{len(keys)} gossip keys, expected {least} to {MAX_GOSSIP_KEYS} and a short name")
+    for key in keys:
+        try:
+            size = len(base64.b64decode(key, validate=True))
+        except ValueError:
+            size = 0
+        if size != GOSSIP_KEY_BYTES:
+            raise ValueError(f"a gossip key that is not {GOSSIP_KEY_BYTES} bytes in base64")
+    return Ring(name=name, keys=tuple(Secret(key) for key in keys))
 
 
 def _secrets(tree: Any) -> Mapping[str, Secret]:

@@ -147,8 +147,10 @@ class ConsulGrant:
     """Secret. ACL token: node identity, service identities, extra rights."""
     token_expires_at: int
     """Unix seconds."""
-    gossip_key: str
-    """Secret. Base64, 32 bytes."""
+    gossip_ring: str
+    """Which keys the next ones are: the numbers of their rotations, in the same order."""
+    gossip_keys: tuple[str, ...]
+    """Secret. Base64, 32 bytes each. The first one seals, all open; none for a coordinator."""
     ca_pem: str
     """The CA of the agents' RPC TLS."""
     certificate_pem: str
@@ -219,6 +221,10 @@ class Renewal:
     """Secret. Comes with `token`; empty when the workload is to have none any more."""
     secrets: dict[str, str] | None = None
     """Secret. All that the group is granted, when that is under a newer manifest than the sidecar's were."""
+    gossip_ring: str = ""
+    """As `ConsulGrant` has it, as the next."""
+    gossip_keys: tuple[str, ...] | None = None
+    """Secret. All that the agent is to have, when the sidecar said that it has others."""
     manifest_digest: str = ""
     """As `Admission` has it."""
     leaf_pem: str | None = None
@@ -260,6 +266,8 @@ class LeaseRequest:
     """Unix seconds: the end of that leaf."""
     trusts: str = ""
     """Of the newest manifest whose mesh CA the CVM's Envoy trusts, hex."""
+    gossip_ring: str = ""
+    """Which gossip keys the agent has, as `ConsulGrant` names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

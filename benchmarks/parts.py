@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stage import BenchError
-from meshctl.bench_report import Aim, Figure, Row, single
+from meshctl.bench_report import Aim, Figure, Row, figure, single
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,6 +75,31 @@ def xds() -> list[Row]:
             aim=Aim(of="p50", limit=found["bytes_sent_for_everything"] / 100, ratio=False),
             note=f"everything is {found['bytes_sent_for_everything']:,.0f} bytes; the aim is a hundredth of that",
         ),
+    ]  # fmt: skip
+
+
+def public(*, quick: bool) -> list[Row]:
+    """The public listener beside a plain Envoy."""
+    return public_rows(_run("benchmarks/public_bench.py", *(("--quick",) if quick else ())))
+
+
+def public_rows(found: dict[str, dict[str, list[float]]]) -> list[Row]:
+    """The rows of what `benchmarks/public_bench.py` prints. Pure."""
+    plain = "the anchor here is an Envoy of the same version with one TLS listener, the same certificate and server"
+    plans = (
+        ("connections per CPU second", "new HTTPS connections per second and core", "1/s", 0.95, True,
+         f"full TLS 1.3 handshakes, by Envoy's own CPU time; {plain}"),
+        ("connection, ms", "new HTTPS connection + first byte", "ms", 1 / 0.95, False, "one after the other"),
+        ("Gbit/s", "public HTTPS, one stream", "Gbit/s", 0.95, True, "uploads; client and server share the cores"),
+        ("gigabytes per CPU second", "public HTTPS, per second and core", "GB", 0.95, True, "by Envoy's own CPU time"),
+    )  # fmt: skip
+    return [
+        Row(
+            name=name, group="public", unit=unit, ours=figure(found[key]["ours"], more_is_better=more),
+            anchor=figure(found[key]["plain"], more_is_better=more), n=len(found[key]["ours"]), more_is_better=more,
+            aim=Aim(of="p50" if more else "p99", limit=limit, at_least=more), note=note,
+        )
+        for key, name, unit, limit, more, note in plans
     ]  # fmt: skip
 
 

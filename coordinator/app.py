@@ -38,6 +38,7 @@ from coordinator.marker import Owner
 from coordinator.proposal import ROOM_BESIDE
 from coordinator.records import Records
 from coordinator.registry import Registry
+from coordinator.rotator import Rotator
 from coordinator.server import LIMITS, application
 from coordinator.server_process import ServerProcess, ServerSettings
 from coordinator.sessions import SessionEnder
@@ -111,6 +112,7 @@ class Coordinator:
         self._ledger: Ledger | None = None
         self._formation: Formation | None = None
         self._circle: Circle | None = None
+        self._rotation: Rotator | None = None
         self._port = 0
 
     @property
@@ -210,6 +212,7 @@ class Coordinator:
             random=os.urandom,
             offered=records.offered,
         )
+        rotator = records.rotation = self._rotation = self._make_rotator(keys, own)
         registry.put(own)
         formation = self._formation = records.forming = self._make_formation(disk, probe, own, registry)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
@@ -225,6 +228,7 @@ class Coordinator:
                 others = [
                     scope.start("consul", self._run_consul(link, formation)),
                     scope.start("records", records.run(self._ready)),
+                    scope.start("gossip key", rotator.run()),
                     scope.start("sessions", self._session_ender(who, consul).run()),
                     scope.start("attest", attester.run()),
                     scope.start("coordinators", formation.circle.run()),
@@ -254,6 +258,20 @@ class Coordinator:
             manifest=lambda: broker.rules.manifest,
             dismissed=lambda: head.dismissed,
             registry=registry,
+        )
+
+    def _make_rotator(self, keys: ClusterKeys, own: MeshPeer) -> Rotator:
+        consul = self._consul
+        assert consul is not None
+        return Rotator(
+            consul,
+            self.ledger,
+            self.broker,
+            keys,
+            own,
+            hindered=lambda: self._hindrance is not None,
+            unix=time.time,
+            monotonic=time.monotonic,
         )
 
     def _make_circle(
@@ -378,6 +396,7 @@ class Coordinator:
             peer_id=who.peer_id,
             address=who.address,
             siblings=lambda: self._circle.addresses if self._circle is not None else (),
+            gossip=lambda: self.broker.ring.keys[0],
             data_dir=disk.records,
         )
 
@@ -437,7 +456,10 @@ class Coordinator:
                 *([] if phase_ready else [f"phase {self._phase}"]),
                 *([waits] if waits else []),
             ],
-            "problems": [f"filter: {self._link.problem}"] if self._link and self._link.problem else [],
+            "problems": [
+                *([f"filter: {self._link.problem}"] if self._link and self._link.problem else []),
+                *([f"gossip key: {self._rotation.problem}"] if self._rotation and self._rotation.problem else []),
+            ],
             "address": who.address if who else None,
             "insecure": list(self._config.insecure),
             "children": {name: _child(child) for name, child in children.items() if child is not None},
@@ -454,6 +476,7 @@ class Coordinator:
                 for sibling in (self._circle.siblings if self._circle else ())
             ],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
+            "gossip_ring": broker.ring.name if broker else "",
             "manifest_epoch": signed.manifest.epoch if signed else None,
             "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed else None,
             "manifest_notes": list(notes),

@@ -28,7 +28,7 @@ from admission.protocol import (
     MeshPeer,
     Renewal,
 )
-from coordinator import grants, policy
+from coordinator import grants, policy, rotation
 from coordinator.feed import Feed
 from coordinator.grants import Tokens
 from coordinator.keys import ClusterKeys, agent_certificate
@@ -107,6 +107,12 @@ class Broker:
         self.rules = rules
         self.not_ready: str | None = "starting"
         """Why workloads are not admitted now; None when they are."""
+        self.ring = rotation.ring(keys, rotation.settled(rules.manifest.rotate.gossip))
+        """The gossip keys that agents are to have now, as far as is known here."""
+        self.ring_until = 0.0
+        """Monotonic seconds until which that is certain enough to change what a CVM has: a coordinator that has lost
+        sight of the records would put the keys of before back.
+        """
         self._verifier = verifier
         self._keys = keys
         self._ledger = ledger
@@ -223,6 +229,7 @@ class Broker:
             tokens = self._new_tokens(rules, holder.group)
             await self._ledger.issue(tokens.bodies(rules.manifest, holder.peer_id, holder.group))
             await self._ledger.replace_tokens(holder, tokens)
+        ring = self.ring if self._clocks.monotonic() < self.ring_until else None
         news = request.secrets_epoch is not None and request.secrets_epoch < rules.manifest.epoch
         return Renewal(
             lease_seconds=LEASE_SECONDS,
@@ -231,6 +238,10 @@ class Broker:
             token_expires_at=int(tokens.expires_at) if tokens else None,
             workload_token=_workload_token(tokens) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
+            gossip_ring=ring.name if ring is not None else "",
+            gossip_keys=tuple(key.reveal() for key in ring.keys)
+            if ring is not None and ring.name != request.gossip_ring
+            else None,
             manifest_digest=digest,
             leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
             public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
@@ -377,7 +388,8 @@ class Broker:
             datacenter=datacenter,
             token=tokens.node.secret.reveal() if tokens else "",
             token_expires_at=int(tokens.expires_at) if tokens else 0,
-            gossip_key=self._keys.gossip_key.reveal() if tokens else "",
+            gossip_ring=self.ring.name if tokens else "",
+            gossip_keys=tuple(key.reveal() for key in self.ring.keys) if tokens else (),
             ca_pem=self._keys.rpc_ca_pem,
             certificate_pem=certificate,
             servers=tuple(peer.address for peer in coordinators(manifest)),

@@ -36,8 +36,8 @@ class ClusterKeys:
 
     management_token: Secret
     """Consul's initial management token, a UUID."""
-    gossip_key: Secret
-    """Base64 of 32 bytes."""
+    gossip_root: Secret
+    """What the gossip keys are derived from; hex."""
     broker_key: bytes = field(repr=False)
     """HMAC key of challenges and leases."""
     workload_root: Secret
@@ -62,7 +62,7 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
     rpc_key = _p256(root, cluster, "rpc-ca")
     return ClusterKeys(
         management_token=Secret(str(uuid.UUID(bytes=_bytes(root, cluster, "management-token", 16), version=4))),
-        gossip_key=Secret(base64.b64encode(_bytes(root, cluster, "gossip", 32)).decode()),
+        gossip_root=Secret(_bytes(root, cluster, "gossip", 32).hex()),
         broker_key=_bytes(root, cluster, "broker", 32),
         workload_root=Secret(_bytes(root, cluster, "workload-secrets", 32).hex()),
         link_root=Secret(_bytes(root, cluster, "wireguard", 32).hex()),
@@ -87,6 +87,17 @@ def wireguard_key(keys: ClusterKeys, peer_id: str) -> Secret:
     """
     info = f"cvm-mesh wireguard {peer_id}".encode()
     root = bytes.fromhex(keys.link_root.reveal())
+    return Secret(
+        base64.b64encode(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root)).decode()
+    )
+
+
+def gossip_key(keys: ClusterKeys, rotation: int) -> Secret:
+    """The key that Consul's gossip is sealed with, base64 of 32 bytes: for the manifest's `rotate.gossip` another one
+    each time, and none follows from another.
+    """
+    info = f"cvm-mesh gossip {rotation}".encode()
+    root = bytes.fromhex(keys.gossip_root.reveal())
     return Secret(
         base64.b64encode(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root)).decode()
     )

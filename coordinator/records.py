@@ -65,6 +65,13 @@ class Forming(Protocol):
         """The owners have said who is lost, by the manifest that is enforced now."""
 
 
+class Rotation(Protocol):
+    """What is asked of `coordinator.rotator`."""
+
+    async def begin(self) -> None:
+        """Has a record of which gossip key there is, and goes by it. ConsulError."""
+
+
 class Records:
     """`head` is what is enforced; `owners` are those of the measured compose file."""
 
@@ -83,7 +90,8 @@ class Records:
         self._own, self._owners, self._head, self._chronicle = own, owners, head, chronicle
         self._documents = documents
         self.forming: Forming | None = None
-        """Set before `run`."""
+        """Set before `run`, as the next."""
+        self.rotation: Rotation | None = None
         self._rng = Random()
         self._adopted = asyncio.Event()
         self._swept = asyncio.Event()
@@ -116,6 +124,8 @@ class Records:
                         await governance.publish_peer(self._client, self._own)
                         await self._ledger.refresh()
                         await self._ledger.begin()
+                        if self.rotation is not None:
+                            await self.rotation.begin()
                         return
                     attempt += 1
             except (ConsulError, RefusalError) as error:

@@ -27,6 +27,7 @@ from runtime.consul import (
     TlsFiles,
     api_socket,
     argv,
+    query_clock,
     server_config,
     write_config,
     write_private,
@@ -62,6 +63,8 @@ class ServerSettings:
     """Own mesh address."""
     siblings: Callable[[], tuple[str, ...]]
     """Mesh addresses of the other coordinators of the manifest."""
+    gossip: Callable[[], Secret]
+    """The key that gossip is sealed with now."""
     data_dir: Path
     """The server's own folder, which outlives the CVM's boots."""
     raft_multiplier: int = NORMAL
@@ -95,6 +98,9 @@ class ServerProcess:
         self._clock = clock
         self._disk_hangs = disk_hangs
         self._start: Start | None = None
+        self.begins_with: Secret | None = None
+        """The gossip key in its configuration."""
+        self._multiplier = NORMAL
         self._hasten = False
         self._recovery_token = Secret(str(uuid.uuid4()))
         folder = settings.state_dir / "consul"
@@ -212,6 +218,15 @@ class ServerProcess:
         """Takes a server out of the Raft configuration. ConsulError."""
         await self.client.delete("/v1/operator/raft/peer", params={"id": server_id})
 
+    def rewrite(self) -> None:
+        """Writes the configuration anew, with the gossip key of now: for a server that starts again by itself."""
+        if self._start is not None:
+            self._write(self._multiplier)
+
+    async def query_clock(self) -> int:
+        """The Lamport time of gossip's queries, as the server has it. ConsulError."""
+        return await query_clock(self._local)
+
     async def take_lead(self, server_id: str) -> None:
         """Has the leader hand over to our own server, whose ID that is. ConsulError."""
         await self.client.post("/v1/operator/raft/transfer-leader", params={"id": server_id})
@@ -246,6 +261,8 @@ class ServerProcess:
         settings, keys, start = replace(self._settings, raft_multiplier=multiplier), self._keys, self._start
         assert start is not None
         siblings = settings.siblings()
+        self.begins_with = settings.gossip()
+        self._multiplier = multiplier
         config = server_config(
             node_name=settings.peer_id,
             datacenter=settings.cluster,
@@ -253,7 +270,7 @@ class ServerProcess:
             server_id=start.server_id,
             join=(*start.met, *siblings),
             bootstrap_expect=1 + len(siblings) if start.found else None,
-            gossip_key=keys.gossip_key,
+            gossip_key=self.begins_with,
             management_token=keys.management_token,
             recovery_token=self._recovery_token,
             data_dir=settings.data_dir,

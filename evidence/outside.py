@@ -140,7 +140,7 @@ async def verify(bundle: Bundle, trusted: Trusted, *, nonce: bytes | None, seen:
             f"{trusted.manifest.epoch} ({_brief(trusted.digest)})",
         )
     history = _history(bundle.history, trusted)
-    root, mesh = _authorities(bundle)
+    root, mesh = authorities(bundle)
     try:
         documents.check(bundle.documents, documents.named(trusted.manifest))
     except documents.DocumentError as error:
@@ -283,8 +283,8 @@ def _first_owners(envelopes: tuple[str, ...], trusted: Trusted) -> Owners:
         raise UnprovenError(Cause.OWNER, f"the first manifest of the history cannot be read: {error}") from error
 
 
-def _authorities(bundle: Bundle) -> tuple[bytes, bytes]:
-    """Root CA and mesh CA (DER)."""
+def authorities(bundle: Bundle) -> tuple[bytes, bytes]:
+    """Root CA and mesh CA (DER), which are those of the statement and hang together. UnprovenError."""
     stated = bundle.statement
     root, mesh = _certificate(bundle.root_ca, "root CA"), _certificate(bundle.mesh_ca, "mesh CA")
     cross = _certificate(bundle.mesh_ca_by_root, "mesh CA as the root certified it")

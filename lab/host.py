@@ -285,7 +285,7 @@ class Host:
         """`/app` of the demo images: one small program a workload."""
         folder = self._run_dir / "app"
         folder.mkdir(exist_ok=True)
-        for name in ("api", "patroni", "webdemo", "worker"):
+        for name in ("api", "emoji", "patroni", "voting", "web", "webdemo", "worker"):
             program = folder / name
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workloads.{name} "$@"\n', encoding="utf-8")
             program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

@@ -37,6 +37,7 @@ GROUPS: dict[str, str] = {
     "admissions": "admissions per second and core",
     "trust": "a manifest set under load, eviction, verification from outside",
     "xds": "snapshot rebuild",
+    "public": "public HTTPS beside a plain Envoy",
 }
 _ON_A_MESH = ("change", "path", "failures", "footprint", "start")
 
@@ -85,6 +86,7 @@ def measure(groups: tuple[str, ...], *, quick: bool, with_anchor: bool, progress
         "dns": parts.dns,
         "admissions": lambda: parts.admissions(50 if quick else 300),
         "xds": parts.xds,
+        "public": lambda: parts.public(quick=quick),
         "failover": lambda: failover.measure(progress, quick=quick),
         "trust": lambda: trust.measure(progress, quick=quick),
     }

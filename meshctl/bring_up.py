@@ -36,10 +36,25 @@ class RefusedError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A public entry: plain HTTP on the machine's loopback, through the lab's gateway."""
+    """A public entry: a port of the machine's loopback, from where the gateway leads on to a port of a group's CVMs."""
 
     group: str
     url: str
+    """`http://…`, or `https://…` where TLS ends in the CVM; who asks there verifies it (docs/public.md)."""
+
+
+def entry_ports(cluster: Cluster) -> dict[str, tuple[str, int]]:
+    """Group → scheme and port, of each group that is reached from outside: its public listener where it has one, else
+    the first of its backends where `cluster.tf` has a URL for it. Pure.
+    """
+    found = {}
+    for group in cluster.groups:
+        listeners = [backend.public.port for backend in group.backends if backend.public is not None]
+        if listeners:
+            found[group.name] = ("https", min(listeners))
+        elif group.name in cluster.public and group.backends:
+            found[group.name] = ("http", min(backend.port for backend in group.backends))
+    return found
 
 
 def cluster_folder(text: str) -> Path:
@@ -94,13 +109,9 @@ def bring_up(
     cluster = checked(folder, overrides)
     found = _tools(progress)
     runs.create_folder(run)
-    ports = {
-        group.name: min(backend.port for backend in group.backends)
-        for group in cluster.groups
-        if group.name in cluster.public and group.backends
-    }
+    ports = entry_ports(cluster)
     # Where anyone verifies and sets what the mesh enforces.
-    places = {**ports, COORDINATOR: ADMISSION_PORT}
+    places = {**{group: port for group, (_, port) in ports.items()}, COORDINATOR: ADMISSION_PORT}
     sockets = {group: socket.create_server(("127.0.0.1", 0)) for group in places}
     request = Request(
         name=run.name,
@@ -120,7 +131,10 @@ def bring_up(
     )
     path = run.folder / "request.json"
     request.save(path)
-    entries = tuple(Entry(group=group, url=f"http://127.0.0.1:{sockets[group].getsockname()[1]}") for group in ports)
+    entries = tuple(
+        Entry(group=group, url=f"{scheme}://127.0.0.1:{sockets[group].getsockname()[1]}")
+        for group, (scheme, _) in ports.items()
+    )
     try:
         runs.launch(run, path, tuple(item.fileno() for item in sockets.values()))
     finally:

@@ -30,7 +30,7 @@ def _fault(attribute: str, text: str) -> Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": _lab("demo", "Bring up a mesh (starter, patroni, or trust: the owner's walk) and show what it does."),
+    "demo": _lab("demo", "Bring up a mesh (starter, patroni; trust, emojivoto: owner's walks) and show it."),
     "up": _lab("up", "Bring up a cluster on this machine."),
     "down": _lab("down", "End the mesh and remove everything that it made."),
     "status": _lab("status", "Show every peer: address, admission, link, children, routes."),
@@ -77,6 +77,9 @@ COMMANDS: dict[str, Entry] = {
     "evict": Entry(module="meshctl.evict", attribute="command", help="Take a slot away, from a mesh that runs."),
     "verify": Entry(
         module="meshctl.verify", attribute="command", help="Verify from outside which manifest a mesh enforces."
+    ),
+    "connect": Entry(
+        module="meshctl.connect", attribute="command", help="A local port that leads to a public route, verified."
     ),
     "test": Entry(module="meshctl.testing", attribute="command", help="Run every test; arguments go to pytest."),
     "chaos": Entry(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshctl import images, runs
-from meshctl.bring_up import Entry, checked
+from meshctl.bring_up import Entry, checked, entry_ports
 from meshctl.console import Progress
 from meshctl.engine import Engine
 from meshctl.errors import UserError
@@ -195,11 +195,7 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
     plan = make_plan(cluster, DevTee(seed), owner, docker_plan.SITE)
     place = place_of(run, plan)
     runs.create_folder(run)
-    ports = {
-        group.name: (_free_port(), min(backend.port for backend in group.backends))
-        for group in cluster.groups
-        if group.name in cluster.public and group.backends
-    }
+    ports = {group: (_free_port(), scheme, port) for group, (scheme, port) in entry_ports(cluster).items()}
     request = docker_plan.request(
         plan,
         name=run.name,
@@ -207,7 +203,7 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
         nat=nat,
         tee_seed=seed,
         manifest=seal(plan.manifest, owner),
-        entries=ports,
+        entries={group: (listen, port) for group, (listen, _, port) in ports.items()},
     )
     _write(run.folder / "request.json", json.dumps(request))
     _write(run.folder / "platform.yaml", docker_plan.platform_text(place, f"{label_of(run)}-{PLATFORM}"))
@@ -234,7 +230,7 @@ def _render(run: runs.Run, cluster: Cluster, folder: Path, nat: str) -> tuple[En
                 for name in (docker_plan.ANCHOR, *(service.name for service in cvm.compose.services))
             ),
         ],
-        "entries": {group: listen for group, (listen, _) in ports.items()},
+        "entries": {group: f"{scheme}://127.0.0.1:{listen}" for group, (listen, scheme, _) in ports.items()},
     }
     _write(run.folder / _RECORD, json.dumps(known))
     return entries_of(run)
@@ -258,7 +254,7 @@ def place_of(run: runs.Run, plan: LabPlan) -> Place:
 def entries_of(run: runs.Run) -> tuple[Entry, ...]:
     """The public entries of `run`."""
     known = record(run) or {"entries": {}}
-    return tuple(Entry(group=g, url=f"http://127.0.0.1:{port}") for g, port in known["entries"].items())
+    return tuple(Entry(group=group, url=url) for group, url in known["entries"].items())
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from topology.manifest import Manifest
 
 
-def without(manifest: Manifest, peer_id: str) -> Manifest:
+def without(manifest: Manifest, peer_id: str, *, rotate: bool = True) -> Manifest:
     """`manifest` without the slot `peer_id`, and without the routes that lead to it alone; or without that coordinator.
     UserError for what is neither, and for the only coordinator.
+
+    `rotate`: with another gossip key, for the CVM in that slot knows this one. A coordinator can derive each one.
     """
     leads = tuple(peer for peer in manifest.coordinators.peers if peer.peer_id != peer_id)
     if not leads:
@@ -35,7 +37,9 @@ def without(manifest: Manifest, peer_id: str) -> Manifest:
     if groups == manifest.groups:
         known = ", ".join(peer.peer_id for group in manifest.groups.values() for peer in group.peers)
         raise UserError(f"there is no slot {peer_id!r}", f"the manifest in force has {known}")
-    return replace(manifest, groups=groups, routes=tuple(it for it in manifest.routes if it.peer != peer_id))
+    turned = replace(manifest.rotate, gossip=manifest.rotate.gossip + 1) if rotate else manifest.rotate
+    routes = tuple(it for it in manifest.routes if it.peer != peer_id)
+    return replace(manifest, groups=groups, routes=routes, rotate=turned)
 
 
 @click.command()
@@ -45,6 +49,7 @@ def without(manifest: Manifest, peer_id: str) -> Manifest:
 @click.option(
     "--key", type=click.Path(path_type=Path), help="File of an owner's private key. Default: as ./mesh keygen."
 )
+@click.option("--keep-gossip-key", is_flag=True, help="Leave the gossip key, which the CVM knows, as it is.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--name", help="Which lab, when several run.")
 @click.option("--pccs", default=set_command.PCCS, show_default=True, metavar="URL", help="As ./mesh set.")
@@ -54,6 +59,7 @@ def command(
     cluster: str | None,
     url: str | None,
     key: Path | None,
+    keep_gossip_key: bool,
     yes: bool,
     name: str | None,
     pccs: str,
@@ -63,13 +69,15 @@ def command(
 
     Its CVM loses lease, links and tokens at once; its certificate ends with overlap_seconds. It may ask for another
     slot of its group, and gets one that is free; to keep out what it runs, take its compose hash out of the manifest
-    (./mesh set). A coordinator leaves Raft, links and lists; -c has to be one that stays.
+    (./mesh set). The gossip key that it knows is replaced, while the mesh runs. A coordinator leaves Raft, links and
+    lists; -c has to be one that stays.
     """
+    rotate = not keep_gossip_key
     if (cluster is None) != (url is None):
         raise UserError("CLUSTER and -c URL belong together", "./mesh evict PEER CLUSTER -c URL; for a lab, neither")
     if cluster is None or url is None:
         here = owner_access.lab(name, but=peer)
-        set_command.put(here.mesh, here.sign(without(here.draft(), peer)), yes=yes)
+        set_command.put(here.mesh, here.sign(without(here.draft(), peer, rotate=rotate)), yes=yes)
         return
     from meshctl.manifest import DRAFT, load_cluster
 
@@ -78,7 +86,7 @@ def command(
     if before is None:
         raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh generate {cluster}")
     following = replace(before.manifest, epoch=before.manifest.epoch + 1, previous=before.digest)
-    envelope = _signed(without(following, peer), found, before, key)
+    envelope = _signed(without(following, peer, rotate=rotate), found, before, key)
     if envelope is None:
         return
 
@@ -87,19 +95,21 @@ def command(
         target = found.folder / signing.SIGNED
         write(target, f"{envelope}\n")
         click.echo(f"written: {target}")
-        edit_draft(found.folder / DRAFT, peer)
+        edit_draft(found.folder / DRAFT, peer, rotate=rotate)
 
     set_command.put(owner_access.deployed(url, pccs, insecure_root), envelope, yes=yes, in_force=in_force)
 
 
-def edit_draft(draft: Path, peer: str) -> None:
-    """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out."""
+def edit_draft(draft: Path, peer: str, *, rotate: bool = True) -> None:
+    """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out. `rotate`:
+    its count goes up, too, for one that is behind what is in force could not be set.
+    """
     from meshctl.generate import pretty, tree_of
     from topology.manifest import ManifestError, decode
 
     again = "the next ./mesh generate would bring the slot back, for cluster.tf still has it"
     try:
-        edited = without(decode(draft.read_bytes()), peer)
+        edited = without(decode(draft.read_bytes()), peer, rotate=rotate)
     except (OSError, ManifestError, UserError) as error:
         click.echo(f"{draft} was not edited, and {again}: {error}", err=True)
         return

@@ -75,7 +75,7 @@ IMAGES: dict[str, Image] = {
             sources=("pyproject.toml", "tools", *_TOOLING, *_MESH),
             tools=("consul", "wireguard-go"),
         ),
-        *(Image(name=name, sources=("workloads",)) for name in ("api", "worker")),
+        *(Image(name=name, sources=("workloads",)) for name in ("api", "worker", "web", "emoji", "voting")),
         Image(name="webdemo", sources=("pyproject.toml", "tools", "workloads")),
         Image(name="patroni", sources=("pyproject.toml", "tools", "runtime", "workloads")),
         Image(name="lab", sources=("lab",), needs="sidecar", published=False),

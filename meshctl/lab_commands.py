@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -23,8 +24,8 @@ from meshctl.exec_arguments import ExecCommand
 if TYPE_CHECKING:
     from lab.nat import Nat
 
-TRUST = "trust"
-"""In the place of a cluster: the walk through the owner's manifest."""
+WALKS = {"trust": "meshctl.trust_demo", "emojivoto": "meshctl.vote_demo"}
+"""In the place of a cluster: a walk through the owner's manifest, and the module whose `demo` it is."""
 _name_option = click.option("--name", help="Which mesh, when several run. Default: the cluster's name.")
 
 
@@ -172,16 +173,15 @@ def demo(
     """Brings a mesh up (starter, or patroni), calls through it and shows what happened. Runs on until `./mesh down`.
 
     `trust` walks through the owner's manifest instead, on a starter mesh under load: generate, set, revoke, evict,
-    verify, and a rollback that is refused.
+    verify, and a rollback that is refused. `emojivoto` verifies a public page from outside, as a browser and curl do.
     """
     from meshctl.tour import failover, tour
 
-    if cluster == TRUST:
+    walk = cluster.removeprefix("clusters/").rstrip("/")
+    if walk in WALKS:
         if replicas or coordinators or variables or pin_peers:
-            raise UserError(f"demo {TRUST} takes --nat and --name only", f"./mesh demo {TRUST}")
-        from meshctl import trust_demo
-
-        trust_demo.demo(nat, name, Console())
+            raise UserError(f"demo {walk} takes --nat and --name only", f"./mesh demo {walk}")
+        importlib.import_module(WALKS[walk]).demo(nat, name, Console())
         return
     chosen = overrides_of(replicas, coordinators, variables)
     run, _document, entries = start_mesh(cluster, chosen, nat, name, pin_peers=pin_peers)

@@ -216,6 +216,8 @@ def _summary_of(reference: Reference) -> None:
 def summary(manifest: Manifest) -> None:
     """Prints what a person has to know of `manifest`."""
     from meshctl.plan_calls import names_of
+    from meshctl.plan_egress import destination
+    from meshctl.plan_snapshot import egress_facts
     from topology.owners import name_of
 
     _say(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
@@ -237,6 +239,9 @@ def summary(manifest: Manifest) -> None:
             _say(f"    variable {variable} is {value!r}, for everybody to read")
         for served, backend in sorted(group.backends.items()):
             _say(f"    {served} may be called by {names_of(backend.callers)}")
+        for egress in group.egress:
+            facts = egress_facts(egress)
+            _say(f"    egress {egress.name}: {egress.listen} leads to {destination(facts)} ({egress.tls})")
     for route in manifest.routes:
         role = f" ({route.role})" if route.role else ""
         _say(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")

@@ -50,6 +50,9 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("route", "add"): "at once, in every CVM that runs: name, VIP, listener",
     ("route", "remove"): "at once, in every CVM that runs: code that dials it finds no such name",
     ("route", "change"): "at once, in every CVM that runs",
+    ("egress", "add"): "at once, in every CVM of the group that runs: its listener",
+    ("egress", "change"): "at once, in every CVM of the group that runs; connections to what it led to are cut",
+    ("egress", "remove"): "at once, in every CVM of the group that runs: connections are cut",
     ("secret", "add"): "handed out with the next renewal, in 5 s",
     ("secret", "change"): "handed out, or withdrawn, with the next renewal, in 5 s",
     ("secret", "remove"): "withdrawn with the next renewal, in 5 s",
@@ -65,7 +68,8 @@ _SETTINGS: Mapping[str, str] = {
     "rendezvous": "when CVMs and coordinators start anew",
     "leaf_hours": "from the next certificate on",
     "overlap_seconds": "from this manifest on",
-    "rotate": "new texts of these secrets are handed out with the next renewal, in 5 s; programs have to take them",
+    "rotate": "a new gossip key takes the place of the old one, with no restart and no member lost; new texts of "
+    "secrets are handed out with the next renewal, in 5 s, and programs have to take them",
     "revoked": "refused and evicted at once, whatever else is allowed",
     "critical": "programs that do not know such a field refuse the manifest",
 }
@@ -112,6 +116,8 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
             yield ("backend", f"{group}/{name}"), _plain(own)
             yield ("ingress", f"{group}/{name}"), _plain({k: backend[k] for k in _REACHED})
             yield ("callers", f"{group}/{name}"), _plain(backend["callers"])
+        for egress in entry["egress"]:
+            yield ("egress", f"{group}/{egress['name']}"), _plain(egress)
         for name, value in sorted(entry["env"].items()):
             yield ("variable", f"{group}/{name}"), repr(value)
     for route in tree["routes"]:

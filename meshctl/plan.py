@@ -27,7 +27,7 @@ _SETTINGS = ("region", "kms", "size", "attestation", "rendezvous")
 _SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 _WIDTH = 160
 _CALLS_WIDTH = 80
-"""Columns of the table of who may call what: it is read on any terminal, and in a review."""
+"""Columns of the tables of what holds afterwards: they are read on any terminal, and in a review."""
 
 
 @click.command()
@@ -261,14 +261,15 @@ def _print(plan: Plan) -> None:
         console.print(f"! {warning}", style="yellow", markup=False)
     if not plan.changes:
         console.print(f"{plan.cluster} against {plan.against}: nothing changes", markup=False)
-        _print_calls(plan, console.width)
+        _print_afterwards(plan, console.width)
         return
     console.print(_table(plan.changes, f"{plan.cluster} against {plan.against}", "on Phala Cloud"))
     _print_summary(plan, console)
-    _print_calls(plan, console.width)
+    _print_afterwards(plan, console.width)
 
 
-def _print_calls(plan: Plan, width: int) -> None:
+def _print_afterwards(plan: Plan, width: int) -> None:
+    """What listens where, who may call what, and what programs may dial beside that."""
     from rich.console import Console
     from rich.table import Table
 
@@ -286,6 +287,13 @@ def _print_calls(plan: Plan, width: int) -> None:
     for calls in plan.calls:
         table.add_row(*map(_escape, calls.row()))
     console.print(table)
+    egress = Table(title="What programs may dial beside routes", title_justify="left")
+    for title in ("egress", "at", "mode", "leads to"):
+        egress.add_column(title, overflow="fold", no_wrap=title == "mode")
+    for it in plan.dialled:
+        egress.add_row(*map(_escape, it.row()))
+    if plan.dialled:
+        console.print(egress)
 
 
 def _print_summary(plan: Plan, console: Any) -> None:

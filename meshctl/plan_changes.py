@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.plan_calls import Calls, who_calls
+from meshctl.plan_egress import Dialled, dialled
 from meshctl.plan_listens import Listener, listeners
 from meshctl.plan_listens import warnings as listener_warnings
 from meshctl.plan_snapshot import Snapshot
@@ -38,8 +39,8 @@ class Change:
     """One entry that appears, changes or goes."""
 
     kind: str
-    """cvm, app, route, vip, port, permission, callers, ingress, secret, image, compose, environment, public or setting.
-    """
+    """cvm, app, route, vip, port, permission, callers, ingress, egress, secret, image, compose, environment, public or
+    setting."""
     name: str
     action: str
     """add, change or remove."""
@@ -62,6 +63,8 @@ class Plan:
     """Who may call what afterwards."""
     listens: tuple[Listener, ...] = ()
     """What listens where afterwards."""
+    dialled: tuple[Dialled, ...] = ()
+    """What programs may dial afterwards, beside routes."""
 
     def cvms(self, effect: str) -> tuple[str, ...]:
         """The CVMs with this effect, each once, by the gravest effect that it has."""
@@ -88,6 +91,7 @@ class Plan:
                 for it in self.calls
             },
             "listens": [dataclasses.asdict(it) for it in self.listens],
+            "egress": [dataclasses.asdict(it) for it in self.dialled],
             "warnings": list(self.warnings),
         }
 
@@ -97,7 +101,8 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
     whole = before is None
     start = before or Snapshot(cluster=after.cluster, peers={}, backends={}, routes={}, secrets={})
     if whole:
-        start = dataclasses.replace(start, composes={}, images={}, environment={}, public={}, settings=after.settings)
+        nothing: dict[str, Any] = {"egress": {}, "composes": {}, "images": {}, "environment": {}, "public": {}}
+        start = dataclasses.replace(start, settings=after.settings, **nothing)
     fates = _app_fates(start, after)
     tables = [*(_in_app(change, start, after, fates) for change in _tables(start, after)), *_settings(start, after)]
     changes = [*_cvms(start, after, fates), *tables]
@@ -108,6 +113,7 @@ def compare(before: Snapshot | None, after: Snapshot, against: str) -> Plan:
         warnings=tuple(_warnings(start, after, whole)),
         calls=who_calls(after),
         listens=listeners(after),
+        dialled=dialled(after),
     )
 
 
@@ -206,6 +212,7 @@ def _tables(before: Snapshot, after: Snapshot) -> Iterator[Change]:
             one, other = ({f: row[f] for f in fields} if row else None for row in (old, new))
             if one != other:
                 yield _change(kind, name, one, other, MANIFEST)
+    yield from _table("egress", before.egress, after.egress, MANIFEST)
     yield from _table("secret", before.secrets, after.secrets, MANIFEST)
     yield from _table("image", before.images, after.images, REDEPLOY)
     yield from _table("environment", before.environment, after.environment, RESTART)

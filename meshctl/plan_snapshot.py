@@ -5,6 +5,7 @@ manifest that was signed for it. Pure.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from topology import addresses, compose, render
 from topology.cluster import Cluster
+from topology.egress import EgressEntry
 from topology.manifest import Manifest
 from topology.model import COORDINATOR
 from topology.problems import ClusterError
@@ -33,6 +35,8 @@ class Snapshot:
     """`group/backend` → ports, service, identity, owner, permissions, callers, how it is reached."""
     routes: dict[str, Facts] | None
     secrets: dict[str, Facts] | None
+    egress: dict[str, Facts] | None = None
+    """`group/name` → listen, remote, tls, sni, and whose certificates are pinned."""
     composes: dict[str, str] | None = None
     """App → text of its compose file."""
     images: dict[str, str] | None = None
@@ -81,6 +85,7 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
         backends=backends,
         routes=routes,
         secrets=secrets,
+        egress={f"{group.name}/{it.name}": egress_facts(it) for group in cluster.groups for it in group.egress},
         composes=dict(texts),
         images=_images(texts),
         environment={f"{g.name}/{name}": value for g in cluster.groups for name, value in g.compose_env.items()},
@@ -161,6 +166,11 @@ def _of_state(
             if manifest
             else None
         ),
+        egress=(
+            {f"{name}/{it.name}": egress_facts(it) for name, group in manifest.groups.items() for it in group.egress}
+            if manifest
+            else None
+        ),
         composes=texts or None,
         images=_images(texts) if texts else None,
         environment=environment if apps else None,
@@ -193,6 +203,12 @@ def _backends(manifest: Manifest) -> dict[str, Facts]:
         for name, group in manifest.groups.items()
         for own, backend in group.backends.items()
     }
+
+
+def egress_facts(entry: EgressEntry) -> Facts:
+    """An egress; pinned certificates by a hash, which is what a person can compare."""
+    pinned = None if entry.ca is None else hashlib.sha256(entry.ca.encode()).hexdigest()[:12]
+    return {"listen": entry.listen, "remote": entry.remote, "tls": entry.tls, "sni": entry.sni, "ca": pinned}
 
 
 def _public(public: Public | None, app_id: str = "") -> Facts | None:

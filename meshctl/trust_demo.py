@@ -7,32 +7,24 @@ time: none of their calls may be lost, and none of their processes may restart.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshctl import documents, evict, generate, owner_access, runs, set_command, verify
-from meshctl import manifest as manifests
+from meshctl import evict, generate, owner_access, verify
 from meshctl import status as statuses
 from meshctl.console import Progress
 from meshctl.errors import UserError
-from meshctl.generate_sources import in_lab
-from meshctl.tour import until
-from meshctl.trust_load import Caller, Life, Spread, following, processes
-from meshctl.trust_report import Finding, line_of, next_steps, summary
+from meshctl.owner import Owner, command, copy_of, title
+from meshctl.trust_load import Caller, Life, processes
 from topology.model import COORDINATOR
 
 if TYPE_CHECKING:
     from lab.nat import Nat
-    from topology.manifest import Manifest
 
-T = TypeVar("T")
 NAME = "trust"
 STARTER = "starter"
 API, WORKER, ADDED = "http://api:8080/hello", "http://worker:9090/hello", "http://jobs:9090/hello"
@@ -47,153 +39,139 @@ AIM_LAST_BYTE = 0.5
 """From a manifest in force to the last byte of who may no longer call, or is out."""
 CUT_SECONDS = 10.0
 """For a connection to be cut; a hundredth of it is usual."""
-LATE_SECONDS = 120.0
-"""For what takes a boot, an admission or coordinators that come back: some 10 s on a quiet machine."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Walk:
+class Walk(Owner):
     """The walk, step by step. UserError ends it."""
 
-    run: runs.Run
-    folder: Path
-    """Of the cluster's copy."""
-    progress: Progress
     callers: dict[str, Caller] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    envelopes: list[str] = field(default_factory=list)
-    """Of every manifest that was in force, the oldest first."""
-
-    @property
-    def draft(self) -> Path:
-        """What generate writes, and people edit."""
-        return self.folder / manifests.DRAFT
 
     # -- the steps, in order
 
     def show(self) -> None:
         """The manifest that the mesh began with, made of its files and of what its CVMs measure."""
-        _title("The manifest: what may join, as whom, and who may call whom")
-        _command(f"generate {self.folder}")
-        self._generate()
-        self.envelopes.append(self._lab().head().envelope)
+        title("The manifest: what may join, as whom, and who may call whom")
+        command(f"generate {self.folder}")
+        self.generate()
+        self.envelopes.append(self.lab().head().envelope)
         for peer in ("api-0", "api-1", "worker-0"):
             self.callers[peer] = Caller(self.run, peer)
             self.callers[peer].do("calls", url=API)
 
     def add_route(self) -> None:
         """A name that programs that run may dial at once."""
-        _title("A route is added, while everything runs")
+        title("A route is added, while everything runs")
         self._edit_file(CLUSTER, ROUTE, f"{ROUTE}\n        {ADDED_ROUTE}")
         click.echo(f"edited {CLUSTER}: {ADDED_ROUTE}")
-        _command(f"generate {self.folder}")
-        made = self._generate()
+        command(f"generate {self.folder}")
+        made = self.generate()
         for caller in self.callers.values():
             caller.do("reach", url=ADDED)
-        spread = self._set(made, ("api-0", "api-1", "worker-0", "worker-1"))
-        self._time("new mesh CA in every CVM", spread.seconds, AIM_SECONDS)
+        spread = self.set(made, ("api-0", "api-1", "worker-0", "worker-1"))
+        self.time("new mesh CA in every CVM", spread.seconds, AIM_SECONDS)
         reached = [caller.do("reached", url=ADDED, seconds=CUT_SECONDS) for caller in self.callers.values()]
         if None in reached:
             raise UserError(f"{ADDED} is not answered in every CVM", "./mesh status", exit_code=1)
-        self._time("first call by the new name, everywhere", max(reached) - spread.set_at, AIM_SECONDS)
+        self.time("first call by the new name, everywhere", max(reached) - spread.set_at, AIM_SECONDS)
 
     def revoke_caller(self) -> None:
         """`api` may call the workers no more; the workers still may. An edit of the manifest by hand."""
-        _title("A caller is revoked: api may no longer call worker")
+        title("A caller is revoked: api may no longer call worker")
         for peer in ("api-0", "worker-0"):
             self.callers[peer].do("hold", name="revoked", url=WORKER, peer="")
         tree = json.loads(self.draft.read_text(encoding="utf-8"))
         tree["groups"]["worker"]["backends"]["worker"]["callers"] = ["worker"]
         self.draft.write_text(generate.pretty(tree), encoding="utf-8")
         click.echo(f'edited {self.draft.name}: groups.worker.backends.worker.callers = ["worker"]')
-        _command(f"generate {self.folder}")
-        spread = self._set(self._generate(), ("api-0", "api-1", "worker-0", "worker-1"))
-        self._time("new mesh CA in every CVM", spread.seconds, AIM_SECONDS)
+        command(f"generate {self.folder}")
+        spread = self.set(self.generate(), ("api-0", "api-1", "worker-0", "worker-1"))
+        self.time("new mesh CA in every CVM", spread.seconds, AIM_SECONDS)
         cut = self.callers["api-0"].do("held", name="revoked", seconds=CUT_SECONDS)
         if cut["cut"] is None:
             raise UserError("the connection of the revoked caller was not cut", "./mesh status", exit_code=1)
-        self._time("the revoked caller's held connection is cut", cut["cut"] - spread.set_at, AIM_LAST_BYTE)
+        self.time("the revoked caller's held connection is cut", cut["cut"] - spread.set_at, AIM_LAST_BYTE)
         other = self.callers["worker-0"].do("held", name="revoked", seconds=0.0)["cut"] is None
-        self._fact("connections of other callers that were cut", "0" if other else "1", other, "0")
+        self.fact("connections of other callers that were cut", "0" if other else "1", other, "0")
         refused = str(self.callers["api-1"].do("ask", url=WORKER)).startswith("!")
-        self._fact("a new call of the revoked caller", "refused" if refused else "answered", refused, "refused")
+        self.fact("a new call of the revoked caller", "refused" if refused else "answered", refused, "refused")
 
     def replace_hash(self) -> None:
         """Another revision of a group's compose file: CVMs of the one before are out, those of the new one in."""
-        _title("A group's compose file changes: worker")
+        title("A group's compose file changes: worker")
         with (self.folder / COMPOSE).open("a", encoding="utf-8") as file:
             file.write("# another revision\n")
         click.echo(f"edited {COMPOSE}: one comment more, so another compose hash")
-        _command("redeploy worker-1")
+        command("redeploy worker-1")
         self._redeploy("worker-1")
-        reason = self._until(
+        reason = self.until(
             lambda: self._refused("worker-1", "compose"), "worker-1 is refused: nobody signed that hash"
         )
         click.echo(f"  worker-1: {reason}")
         self._enough("worker-0")
-        _command(f"generate {self.folder}")
-        made = self._generate()
+        command(f"generate {self.folder}")
+        made = self.generate()
         began = time.monotonic()
-        spread = self._set(made, ("api-0", "api-1"))
-        self._time("new mesh CA in every other CVM", spread.seconds, AIM_SECONDS)
-        self._until(lambda: self._peer("worker-1")["ready"], "worker-1 is admitted")
+        spread = self.set(made, ("api-0", "api-1"))
+        self.time("new mesh CA in every other CVM", spread.seconds, AIM_SECONDS)
+        self.until(lambda: self._peer("worker-1")["ready"], "worker-1 is admitted")
         click.echo(f"  worker-1 is admitted with the new hash, {time.monotonic() - began:.1f} s after ./mesh set began")
-        reason = self._until(lambda: self._refused("worker-0"), "worker-0, of the revision before, is out")
+        reason = self.until(lambda: self._refused("worker-0"), "worker-0, of the revision before, is out")
         click.echo(f"  worker-0: {reason}")
-        self._fact("CVM of the hash before", "out", met=True, aim="out")
+        self.fact("CVM of the hash before", "out", met=True, aim="out")
         self.callers.pop("worker-0").close()
-        _command("redeploy worker-0")
+        command("redeploy worker-0")
         self._redeploy("worker-0")
-        self._until(lambda: self._peer("worker-0")["ready"], "worker-0 is admitted, too")
-        caller = self._until(lambda: self._caller("worker-0"), "its application runs")
+        self.until(lambda: self._peer("worker-0")["ready"], "worker-0 is admitted, too")
+        caller = self.until(lambda: self._caller("worker-0"), "its application runs")
         assert caller is not None
         self.callers["worker-0"] = caller
 
     def evict(self) -> None:
         """One slot is taken away from whoever has it."""
-        _title("A CVM is evicted: worker-1")
+        title("A CVM is evicted: worker-1")
         holder = self.callers["worker-0"]
-        self._until(lambda: self._holds(holder, "evicted", "worker-1"), "worker-0 has a connection to worker-1")
+        self.until(lambda: self._holds(holder, "evicted", "worker-1"), "worker-0 has a connection to worker-1")
         holder.do("hold", name="stays", url=API, peer="")
-        _command("evict worker-1")
-        here = self._lab()
-        spread = self._set(evict.without(here.draft(), "worker-1"), ("api-0", "api-1", "worker-0"), already=True)
+        command("evict worker-1")
+        here = self.lab()
+        spread = self.set(evict.without(here.draft(), "worker-1"), ("api-0", "api-1", "worker-0"), already=True)
         evict.edit_draft(self.draft, "worker-1")
-        self._time("new mesh CA in every other CVM", spread.seconds, AIM_SECONDS)
+        self.time("new mesh CA in every other CVM", spread.seconds, AIM_SECONDS)
         cut = holder.do("held", name="evicted", seconds=CUT_SECONDS)
         if cut["cut"] is None:
             raise UserError("the connection to the evicted CVM was not cut", "./mesh status", exit_code=1)
-        self._time("eviction to the last byte", cut["last"] - spread.set_at, AIM_LAST_BYTE)
+        self.time("eviction to the last byte", cut["last"] - spread.set_at, AIM_LAST_BYTE)
         stays = holder.do("held", name="stays", seconds=0.0)["cut"] is None
-        self._fact("connections to other CVMs that were cut", "0" if stays else "1", stays, "0")
-        reason = self._until(lambda: self._refused("worker-1"), "worker-1 hears that it is out")
+        self.fact("connections to other CVMs that were cut", "0" if stays else "1", stays, "0")
+        reason = self.until(lambda: self._refused("worker-1"), "worker-1 hears that it is out")
         click.echo(f"  worker-1: {reason}")
 
-    def verify(self) -> None:
+    def verify_outside(self) -> None:
         """As an outsider does it, with a network and without."""
-        _title("Verified from outside, then once more without a network")
+        title("Verified from outside, then once more without a network")
         out = self.folder / "verify"
-        _command(f"verify --out {out}")
+        command(f"verify --out {out}")
         began = time.monotonic()
-        self._verify("--out", str(out))
-        self._time("verify: fresh quote, chain of manifests, members", time.monotonic() - began, AIM_SECONDS)
-        _command(f"verify --offline {out / 'bundle.json'}")
-        self._verify("--offline", str(out / "bundle.json"))
+        self.verify("--out", str(out))
+        self.time("verify: fresh quote, chain of manifests, members", time.monotonic() - began, AIM_SECONDS)
+        command(f"verify --offline {out / 'bundle.json'}")
+        self.verify("--offline", str(out / "bundle.json"))
 
     def roll_back(self) -> None:
         """An older manifest, which the owner did sign, is offered by all who could."""
-        _title("A rollback: the first manifest is offered again")
+        title("A rollback: the first manifest is offered again")
         self._offer_older()
         first = self.folder / "first.signed"
         first.write_text(self.envelopes[0], encoding="ascii")
-        _command(f"verify -m {first.name}")
+        command(f"verify -m {first.name}")
         try:
-            self._verify("-m", str(first), "--out", str(self.folder / "refused"))
+            self.verify("-m", str(first), "--out", str(self.folder / "refused"))
         except verify.FailedError as error:
             click.echo(f"  exit code {error.exit_code}: {error.message}")
-            self._fact("a reader who holds the older manifest", "refused", met=True, aim="refused")
+            self.fact("a reader who holds the older manifest", "refused", met=True, aim="refused")
         else:
-            self._fact("a reader who holds the older manifest", "believed it", met=False, aim="refused")
+            self.fact("a reader who holds the older manifest", "believed it", met=False, aim="refused")
 
     def end(self, before: dict[str, Life]) -> None:
         """Ends the load and says what was lost, or restarted: of the processes `before`."""
@@ -205,33 +183,9 @@ class Walk:
         restarted = [name for name, life in again.items() if before.get(name) != life]
         for name in restarted:
             click.echo(f"restarted: {name}: {before.get(name)}, then {again[name]}", err=True)
-        self._fact("processes of unchanged CVMs that restarted", str(len(restarted)), met=not restarted, aim="0")
+        self.fact("processes of unchanged CVMs that restarted", str(len(restarted)), met=not restarted, aim="0")
 
     # -- what the steps are made of
-
-    def _lab(self) -> owner_access.Lab:
-        return owner_access.lab(self.run.name)
-
-    def _generate(self) -> Manifest:
-        accepted = generate.Accepted(images=None, pre_launch=frozenset(), keep_hashes=False)
-        site = in_lab(self.run, self.folder)
-        return generate.generate(site, accepted, self.draft, check=False, cluster=str(self.folder))
-
-    def _set(self, made: Manifest, peers: Collection[str], *, already: bool = False) -> Spread:
-        """Signs and sets `made`; when it had come to all `peers`. `already`: the command was shown."""
-        from topology.envelope import open_envelope
-
-        here = self._lab()
-        envelope = here.sign(made)
-        if not already:
-            _command(f"sign {self.folder}")
-            _command(f"set --manifest {manifests.LAB_SIGNED} --yes")
-        with following(self.run, open_envelope(envelope, None).digest, peers) as spread:
-            texts = documents.read(self.folder / documents.FOLDER, made)[0]
-            set_command.put(here.mesh, envelope, yes=True, documents=texts)
-            found = spread.result()
-        self.envelopes.append(envelope)
-        return found
 
     def _edit_file(self, name: str, old: str, new: str) -> None:
         path = self.folder / name
@@ -244,25 +198,22 @@ class Walk:
         answer = self.run.call("POST", f"/machines/{peer}/redeploy", seconds=60.0)
         click.echo(f"  {peer} measures {answer['compose_hash']:.16}…")
 
-    def _verify(self, *options: str) -> None:
-        verify.command.main(args=["--name", self.run.name, *options], standalone_mode=False)
-
     def _offer_older(self) -> None:
         """Straight to the coordinator: whoever can reach it may send what owners once signed."""
         click.secho("$ POST /v1/manifest with the first manifest, past ./mesh set", fg="cyan")
         try:
-            self._lab().mesh.put(self.envelopes[0])
+            self.lab().mesh.put(self.envelopes[0])
         except owner_access.RefusedError as refusal:
             click.echo(f"  {refusal.message}")
-            self._fact("an older manifest, set past the checks of ./mesh set", "refused", met=True, aim="refused")
+            self.fact("an older manifest, set past the checks of ./mesh set", "refused", met=True, aim="refused")
         else:
-            self._fact("an older manifest, set past the checks of ./mesh set", "taken", met=False, aim="refused")
+            self.fact("an older manifest, set past the checks of ./mesh set", "taken", met=False, aim="refused")
 
     def _enough(self, peer: str) -> None:
         found = self.callers[peer].do("enough", url=API)
         for at, error in found["some"]:
             click.echo(f"lost in {peer} at {at:.3f}: {error}", err=True)
-        self._fact(f"calls of {peer} that were lost, of {found['good'] + found['lost']}", str(found["lost"]),
+        self.fact(f"calls of {peer} that were lost, of {found['good'] + found['lost']}", str(found["lost"]),
                    found["lost"] == 0 and found["good"] > 0, "0")  # fmt: skip
 
     def _caller(self, peer: str) -> Caller | None:
@@ -295,49 +246,21 @@ class Walk:
         told = "; ".join(found["reasons"]) if not found["ready"] and (found["admission"] or {}).get("reason") else ""
         return told if word in told else ""
 
-    def _until(self, condition: Callable[[], T], what: str) -> T:
-        return until(condition, what, self.progress, LATE_SECONDS)
-
-    def _time(self, what: str, seconds: float, aim: float) -> None:
-        """A time that is aimed at: a busy machine may miss it, and nothing was lost."""
-        self._add(Finding(what=what, found=f"{seconds:.2f} s", aim=f"< {aim:g} s", met=seconds < aim))
-
-    def _fact(self, what: str, found: str, met: bool, aim: str) -> None:
-        self._add(Finding(what=what, found=found, aim=aim, met=met, fatal=True))
-
-    def _add(self, finding: Finding) -> None:
-        self.findings.append(finding)
-        click.echo(line_of(finding).strip())
-
 
 def demo(nat: Nat, name: str | None, progress: Progress) -> None:
     """The whole walk on a mesh of its own, which runs on. UserError, with exit code 1 when anything was lost."""
     from meshctl.lab_commands import start_mesh
 
-    folder = Path(tempfile.mkdtemp(prefix="cvm-mesh-trust-")) / STARTER
-    shutil.copytree(
-        runs.CHECKOUT / "clusters" / STARTER, folder, ignore=shutil.ignore_patterns(".terraform*", "manifest*")
-    )
+    folder = copy_of(STARTER, "cvm-mesh-trust-")
     run, _document, _entries = start_mesh(str(folder), {}, nat, name or NAME)
     walk = Walk(run=run, folder=folder, progress=progress)
     try:
         before = processes(run, STAYS)
-        for step in (walk.show, walk.add_route, walk.revoke_caller, walk.replace_hash, walk.evict, walk.verify,
+        for step in (walk.show, walk.add_route, walk.revoke_caller, walk.replace_hash, walk.evict, walk.verify_outside,
                      walk.roll_back):  # fmt: skip
             step()
         walk.end(before)
     finally:
         for caller in walk.callers.values():
             caller.close()
-    click.echo("\n" + "\n".join(summary(walk.findings)))
-    click.echo(next_steps(run.name, folder))
-    if failed := [it.what for it in walk.findings if it.fatal and not it.met]:
-        raise UserError(f"not as it has to be: {'; '.join(failed)}", f"./mesh status --name {run.name}", exit_code=1)
-
-
-def _title(text: str) -> None:
-    click.secho(f"\n{text}", bold=True)
-
-
-def _command(text: str) -> None:
-    click.secho(f"$ ./mesh {text}", fg="cyan")
+    walk.finish()

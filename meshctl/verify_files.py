@@ -88,7 +88,7 @@ def contents(found: Verified, bundle: bytes) -> dict[str, bytes]:
 
 def seen_path(cluster: str, app_id: str) -> Path:
     """Where this machine remembers what it saw of a cluster. Another coordinators' app is another mesh."""
-    from topology.manifest import why_no_label
+    from topology.names import why_no_label
 
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     # Both come out of a manifest, and nobody's words become a path.

@@ -168,9 +168,9 @@ class ConsulClient:
         """The parsed answer of a POST without a body. Raises ConsulError."""
         return await self._write("POST", path, params, b"")
 
-    async def delete(self, path: str, *, params: Mapping[str, str] | None = None) -> Any:
-        """The parsed answer of a DELETE. Raises ConsulError."""
-        return await self._write("DELETE", path, params, None)
+    async def delete(self, path: str, body: object = None, *, params: Mapping[str, str] | None = None) -> Any:
+        """The parsed answer of a DELETE, with `body` as JSON where there is one. Raises ConsulError."""
+        return await self._write("DELETE", path, params, None if body is None else json.dumps(body).encode())
 
     async def _write(self, method: str, path: str, params: Mapping[str, str] | None, data: bytes | None) -> Any:
         status, _, text = await self.request(method, path, dict(params or {}), data, TIMEOUT)
@@ -216,6 +216,15 @@ class ConsulClient:
             )
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
+
+
+async def query_clock(consul: ConsulClient) -> int:
+    """The Lamport time of gossip's queries (`runtime.gossip.query`), as the agent has it. ConsulError."""
+    _, tree = await consul.get("/v1/agent/self")
+    try:
+        return int(tree["Stats"]["serf_lan"]["query_time"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConsulError(200, "the agent does not say what its query clock is") from error
 
 
 def _url(text: str) -> Any:

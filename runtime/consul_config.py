@@ -104,8 +104,6 @@ def server_config(
         "retry_join": list(join),
         # A server that left on every restart would shrink the quorum.
         "leave_on_terminate": False,
-        # The gossip key is derived anew at each start: it needs no file on the disk.
-        "disable_keyring_file": True,
         # Consul's default refuses to start after 168 h, so a mesh that was off for a week would never come back.
         # Whether old records may be served is decided elsewhere (coordinator.forming).
         "server_rejoin_age_max": "87600h",
@@ -192,6 +190,8 @@ def _common(
 def _encryption(tls: TlsFiles, gossip_key: Secret) -> dict[str, object]:
     return {
         "encrypt": gossip_key.reveal(),
+        # Coordinators tell the key at each start. A file would outlive its rotation, and count more than what is told.
+        "disable_keyring_file": True,
         "encrypt_verify_incoming": True,
         "encrypt_verify_outgoing": True,
         "tls": {

@@ -95,6 +95,10 @@ class Listener(Protocol):
         """
         ...
 
+    def gossip_ring(self) -> str:
+        """Which gossip keys the agent has, as coordinators name them; empty when that is not certain."""
+        ...
+
     def newest_envelope(self) -> str:
         """The signed envelope of the newest manifest that this CVM holds."""
         ...
@@ -274,6 +278,8 @@ class Admission:
         )
         if admitted.peer_id != challenge.peer_id:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
+        if not admitted.gossip.keys:
+            raise CoordinatorError(f"{broker.url} gives no gossip key, expected one or two")
         self._check_head(broker, admitted, admitted.envelope)
         misplaced = self._listener.why_misplaced(admitted.peer_id, admitted.address, admitted.envelope)
         if misplaced is not None:
@@ -375,6 +381,7 @@ class Admission:
             leaf_digest=newest.digest if newest is not None else "",
             leaf_expires_at=newest.expires_at if newest is not None else 0,
             trusts=trusts,
+            gossip_ring=self._listener.gossip_ring(),
         )
         renewed = await broker.renew(lease, held)
         self._check_head(broker, renewed)

@@ -16,9 +16,12 @@ from runtime.consul import (
     agent_config,
     api_socket,
     argv,
+    query_clock,
     write_config,
     write_private,
 )
+from runtime.gossip import Ring
+from runtime.keyring import Member
 from runtime.secret import Secret
 from sidecar.identity import Keys
 
@@ -41,6 +44,10 @@ class Agent:
         self._folder = state_dir / "consul"
         self._config = self._folder / "config"
         self._consul = consul
+        self._ring: Ring | None = None
+        self._member: Member | None = None
+        self._former: tuple[Secret, ...] = ()
+        """Gossip keys that the agent may have."""
         # For the agent's own API: opened by the recovery token, which needs no server's judgement.
         self._local = ConsulClient(socket=self._api)
 
@@ -50,6 +57,9 @@ class Agent:
             ca=self._folder / "ca.pem", certificate=self._folder / "certificate.pem", key=self._folder / "key.pem"
         )
         self._local.use_token(keys.recovery_token)
+        ring = admitted.gossip
+        self._ring, self._member = ring, Member(admitted.peer_id, admitted.address)
+        self._former = (*(key for key in self._former if key not in ring.keys), *ring.keys)
         before = tuple(_read(path) for path in (tls.ca, tls.certificate, tls.key))
         after = (admitted.ca_pem, admitted.certificate_pem, keys.tls_private_pem.reveal())
         for path, text in zip((tls.ca, tls.certificate, tls.key), after, strict=True):
@@ -61,7 +71,7 @@ class Agent:
                 datacenter=admitted.datacenter,
                 mesh_address=admitted.address,
                 servers=admitted.servers,
-                gossip_key=admitted.gossip_key,
+                gossip_key=admitted.gossip.keys[0],
                 token=admitted.token,
                 data_dir=self._folder / "data",
                 tls=tls,
@@ -130,6 +140,17 @@ class Agent:
             else:
                 joined = True
         return joined
+
+    async def take_ring(self) -> str:
+        """Has a running agent take the gossip keys that were written last, and no others; their name. KeyringError,
+        ConsulError: then it is done once more, or by the agent's next start and this.
+        """
+        assert self._ring is not None
+        assert self._member is not None
+        ring = self._ring
+        await self._member.carry_out(ring, self._former, lambda: query_clock(self._local))
+        self._former = ring.keys
+        return ring.name
 
     async def use_token(self, token: Secret, *, reload: bool = False) -> None:
         """Gives a running agent a new token; with `reload` it first reads its files again, for a new certificate.

@@ -18,6 +18,8 @@ from sidecar.catalog import Instance
 from sidecar.certificate import Certificate
 from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
+from topology.addresses import DNS_ADDRESS
+from topology.egress import MESH, WEB, EgressEntry, listen_of, remote_of, server_name
 from topology.envelope import Signed
 from topology.manifest import (
     EVERYBODY,
@@ -32,9 +34,13 @@ from topology.public import OFF, Public
 from topology.revocation import why_revoked
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Sole, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, Principal, PublicListener, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
+DNS_PORT = 53
+RESOLVER = Endpoint(address=DNS_ADDRESS, port=DNS_PORT)
+"""Whom Envoy asks for names outside: the sidecar's DNS, which asks the machine's resolvers, as it does for programs."""
+
 ANY_ADDRESS = "0.0.0.0"
 """Where public listeners listen: on every IPv4 address of the CVM, for the platform's gateway dials one of them. Calls
 that come by the mesh are refused there (`vip.filter`)."""
@@ -79,6 +85,8 @@ class World:
     """Those that they had when something was last held."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs that the manifest has, ourselves included once Consul lists us."""
+    roots_file: str | None = None
+    """Absolute path of the public authorities' certificates; None: this machine has none."""
 
     @property
     def manifest(self) -> Manifest:
@@ -112,6 +120,8 @@ class Desired:
     and so no tunnel."""
     spec: Spec | None
     """None until we are admitted."""
+    rootless: tuple[str, ...] = ()
+    """Egresses to servers outside that cannot be: they pin no certificates, and this machine has none."""
 
 
 def beforehand(routes: Iterable[RouteHint]) -> Desired:
@@ -142,6 +152,7 @@ def desired(world: World) -> Desired:
     manifest = world.manifest
     choices = {route.name: _choose(world, route) for route in manifest.routes}
     behind = {route.name: _behind(manifest, route, choices[route.name].instances) for route in manifest.routes}
+    doors = _doors(world)
     return Desired(
         vips=frozenset(route.vip for route in manifest.routes),
         names={route.name: route.vip for route in manifest.routes},
@@ -151,7 +162,12 @@ def desired(world: World) -> Desired:
         endpoints={name: tuple(found) for name, found in behind.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},
         barred=tuple(route.name for route in manifest.routes if not may_call(manifest, world.group, route)),
-        refused=frozenset(Refusal(route.vip, route.port) for route in manifest.routes if not behind[route.name]),
+        refused=frozenset(
+            Refusal(*at)
+            for route in manifest.routes
+            if not behind[route.name]
+            for at in ((route.vip, route.port), *doors.get(route.name, ()))
+        ),
         packets=Filter(
             pool=manifest.mesh_pool,
             interface=INTERFACE,
@@ -159,7 +175,8 @@ def desired(world: World) -> Desired:
             tcp=frozenset({SERF_PORT, *_open_ports(world)}),
             udp=frozenset({SERF_PORT}),
         ),
-        spec=_spec(world, choices, behind),
+        spec=_spec(world, choices, behind, doors),
+        rootless=tuple(entry.name for entry in _egresses(world, WEB) if not (entry.ca or world.roots_file)),
     )
 
 
@@ -256,15 +273,57 @@ def may_call(manifest: Manifest, group: str, route: RouteEntry) -> bool:
     return any(each.uri == own for each in callers(manifest, route.group, route.backend))
 
 
-def _spec(world: World, choices: Mapping[str, Choice], behind: Mapping[str, Mapping[str, Endpoint]]) -> Spec | None:
+def _egresses(world: World, tls: str) -> tuple[EgressEntry, ...]:
+    """What our own group's programs may dial beside the VIPs, by the newest manifest."""
+    group = world.manifest.groups.get(world.group)
+    return tuple(entry for entry in group.egress if entry.tls == tls) if group is not None else ()
+
+
+def _doors(world: World) -> Mapping[str, tuple[Endpoint, ...]]:
+    """Route name to the further addresses that lead there."""
+    found: dict[str, list[Endpoint]] = {}
+    for entry in _egresses(world, MESH):
+        found.setdefault(remote_of(entry.remote).host, []).append(Endpoint(*listen_of(entry.listen)))
+    return {name: tuple(sorted(places)) for name, places in found.items()}
+
+
+def _outside(world: World) -> tuple[Outside, ...]:
+    found = []
+    for entry in _egresses(world, WEB):
+        if entry.ca is None and world.roots_file is None:
+            continue
+        remote = remote_of(entry.remote)
+        found.append(
+            Outside(
+                name=entry.name,
+                listen=Endpoint(*listen_of(entry.listen)),
+                host=remote.host,
+                port=remote.port,
+                server_name=server_name(entry),
+                roots_pem=entry.ca,
+                roots_file=world.roots_file if entry.ca is None else None,
+            )
+        )
+    return tuple(found)
+
+
+def _spec(
+    world: World,
+    choices: Mapping[str, Choice],
+    behind: Mapping[str, Mapping[str, Endpoint]],
+    doors: Mapping[str, tuple[Endpoint, ...]],
+) -> Spec | None:
     held, address, manifest = world.certificate, world.address, world.manifest
     if held is None or address is None:
         return None
     public = _publics(world, held)
     return Spec(
         egress=tuple(
-            _egress(world, route, choices[route.name].instances, behind[route.name]) for route in manifest.routes
+            _egress(world, route, choices[route.name].instances, behind[route.name], doors.get(route.name, ()))
+            for route in manifest.routes
         ),
+        outside=_outside(world),
+        resolver=RESOLVER,
         ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(_served(world).items())),
         leaves=(
             Leaf(
@@ -307,7 +366,11 @@ def _public_name(backend: str) -> str:
 
 
 def _egress(
-    world: World, route: RouteEntry, chosen: tuple[Instance, ...], found: Mapping[str, Endpoint]
+    world: World,
+    route: RouteEntry,
+    chosen: tuple[Instance, ...],
+    found: Mapping[str, Endpoint],
+    doors: tuple[Endpoint, ...],
 ) -> EgressRoute:
     behind = set(found.values())
     sole: Sole | None = None
@@ -325,6 +388,7 @@ def _egress(
         identity=world.group,
         peer_sans=(identity(world.manifest, route.group),),
         generation=generation(route, chosen),
+        doors=doors,
     )
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from dns.server import DnsServer
 from dns.zone import ZoneError, build
 from runtime.secret import Secret
-from sidecar.desired import Desired
+from sidecar.desired import DNS_PORT, Desired
 from sidecar.files import Identity, RunFiles
 from sidecar.refusing import Refusing
 from sidecar.terms import Term, settle
-from topology.addresses import VIP_POOL
+from topology.addresses import DNS_ADDRESS, VIP_POOL
 from vip.netlink import VipError, VipTable
 from vip.nftables import RefusalTable
 from xds.spec import Spec, SpecError
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DNS_ADDRESS = "127.10.0.53"
-DNS_PORT = 53
+_NO_ROOTS = (
+    "there are no public authorities' certificates here, so no server outside can be verified; install ca-certificates "
+    "in the sidecar's image, or pin the server's authority with ca"
+)
 TURNS = 2
 """Of the event loop: the first wakes whoever sends a snapshot to Envoy, in the second it is sent."""
 
@@ -122,7 +124,15 @@ class Effects:
         if wish.conflicts and (held is None or held.conflicts != wish.conflicts):
             log.warning("an exclusive role is claimed by several", extra={"claims": dict(wish.conflicts)})
         self._tell_barred(wish)
+        self._tell_rootless(wish)
         self._held = wish
+
+    def _tell_rootless(self, wish: Desired) -> None:
+        """The others work: an image without roots must not take the mesh away."""
+        if not wish.rootless:
+            self.problems.pop("egress", None)
+        elif self._held is None or self._held.rootless != wish.rootless:
+            self._refused("egress", LookupError(f"{', '.join(wish.rootless)}: {_NO_ROOTS}"))
 
     def _tell_barred(self, wish: Desired) -> None:
         """Whoever serves such a route only sees a stranger, and the application a reset."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.children import ChildSpec
@@ -18,6 +19,14 @@ NEWS_SECONDS = 1.0
 gone. That news takes some 20 ms; 0.4 s were seen on two processors with six times as much to do."""
 HANG_SECONDS = 6.0
 """A live Envoy answers its admin socket within milliseconds; its main thread does nothing that takes seconds."""
+ROOTS_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where distributions put the certificates of public authorities: Debian and Arch, Fedora, openSUSE, Alpine (Go looks
+there too: crypto/x509, root_linux.go). In the sidecar's image, which is measured."""
 STOP_SECONDS = 1.0
 """Connections were waited for before; Envoy itself then has nothing left to finish."""
 
@@ -95,7 +104,7 @@ class Envoy:
     async def _connections(self) -> int:
         """Open connections of local programs and of other CVMs."""
         # By what is behind them: a listener also counts those that wait for an endpoint.
-        text = await self._admin_get("/stats?filter=^cluster.(egress|local)/.*upstream_cx_active$")
+        text = await self._admin_get("/stats?filter=^cluster.(egress|outside|local)/.*upstream_cx_active$")
         return count_connections(text.decode(errors="replace"))
 
     async def _admin_get(self, path: str, method: str = "GET") -> bytes:
@@ -107,6 +116,11 @@ class Envoy:
                 return await reader.read(-1)
             finally:
                 writer.close()
+
+
+def machines_roots(files: Iterable[str] = ROOTS_FILES) -> str | None:
+    """The first of `files` that is there; None where none is. No variable is asked: the environment is the host's."""
+    return next((file for file in files if Path(file).is_file()), None)
 
 
 def count_connections(stats: str) -> int:

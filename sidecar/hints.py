@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from runtime import values
 from topology.addresses import DNS_ADDRESS, INGRESS_SOURCE, VIP_POOL
-from topology.manifest import Manifest, why_no_label
+from topology.manifest import Manifest
+from topology.names import why_no_label
 
 _FORM = "{name, vip, port, role, backend, service}"
 _TAKEN = (DNS_ADDRESS, INGRESS_SOURCE)

@@ -20,6 +20,7 @@ from admission.broker import Admitted, Renewed
 from admission.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
+from runtime.keyring import KeyringError
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
@@ -100,6 +101,8 @@ class Membership:
         self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
         self._joined = False
         self._trusts = ""
+        self._ring = ""
+        """Which gossip keys the agent is known to have."""
         self._answered_at = 0.0
         """The loop's time of a coordinator's last answer."""
         self._certified = asyncio.Event()
@@ -153,6 +156,10 @@ class Membership:
         if renewed.workload_token is not None:
             self.admission = dataclasses.replace(self.admission, workload_token=renewed.workload_token)
         self._keep_secrets()
+        if renewed.gossip is not None:
+            self.admission = dataclasses.replace(self.admission, gossip=renewed.gossip)
+            self._agent.write(self.admission, self._keys)
+            await self._take_ring()
         if renewed.token is None:
             return
         self.admission = dataclasses.replace(self.admission, token=renewed.token)
@@ -164,6 +171,20 @@ class Membership:
     def certificate(self) -> tuple[Certificate | None, str]:
         """See `admission.Listener`."""
         return self._host.world.certificate, self._trusts
+
+    def gossip_ring(self) -> str:
+        """See `admission.Listener`."""
+        return self._ring
+
+    async def _take_ring(self) -> None:
+        before, self._ring = self._ring, ""
+        try:
+            self._ring = await self._agent.take_ring()
+        except (ConsulError, KeyringError) as error:
+            # Coordinators give the keys again with the next renewal, for it does not say that they are there.
+            log.info("the agent has not the gossip keys yet", extra={"reason": str(error)})
+        if self._ring and self._ring != before:
+            log.info("gossip keys taken", extra={"rotations": self._ring})
 
     def envoy_trusts(self, roots_pem: str) -> None:
         """Envoy has taken `roots_pem` as those that it trusts. Where a new certificate waits for that, it is said."""
@@ -269,6 +290,8 @@ class Membership:
             self._hold.cancel()
         self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
         await self._give_token(admitted, reload=certificate_changed)
+        if self._joined:
+            await self._take_ring()
         self._lost.set()
         if self._joined:
             # Asked anew, not only for the new token: a query that waits on a server that is gone would wait on.
@@ -341,6 +364,7 @@ class Membership:
 
     async def _agent_started(self) -> None:
         await self._agent.up()
+        await self._take_ring()
         if self.registrar is not None:
             self.registrar.restarted()
 

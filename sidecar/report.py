@@ -32,6 +32,8 @@ class Facts:
     """None: there is no manifest yet."""
     certificate: Certificate | None
     """None: not admitted yet."""
+    gossip_ring: str
+    """Which gossip keys the agent has; empty when that is not certain."""
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to peer IDs."""
     conflicts: Mapping[str, tuple[str, ...]]
@@ -100,6 +102,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
         "certificate": _certificate(facts.certificate),
+        "gossip_ring": facts.gossip_ring,
         "manifest_epoch": signed.manifest.epoch if signed is not None else None,
         "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
         "manifest_notes": list(signed.notes) if signed is not None else [],

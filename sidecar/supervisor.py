@@ -35,7 +35,7 @@ from sidecar.brokers import Brokers
 from sidecar.config import Config
 from sidecar.desired import World, beforehand, desired
 from sidecar.effects import Effects
-from sidecar.envoy import Envoy
+from sidecar.envoy import Envoy, machines_roots
 from sidecar.files import Identity
 from sidecar.identity import Keys, held_slot, load_or_make
 from sidecar.losing import Losing
@@ -172,7 +172,8 @@ class Supervisor:
         Where this machine cannot, the process ends; CoordinatorError for whoever has brought it.
         """
         group = self._config.group
-        world = World(signed=signed, own=signed.manifest.groups[group], group=group)
+        own = signed.manifest.groups[group]
+        world = World(signed=signed, own=own, group=group, roots_file=machines_roots())
         try:
             await self._effects.begin(desired(world), signed.manifest.vip_pool)
         except OSError as error:
@@ -454,6 +455,7 @@ class Supervisor:
                 insecure=self._config.insecure,
                 signed=self._world.signed if self._world else None,
                 certificate=self._world.certificate if self._world else None,
+                gossip_ring=self._member.gossip_ring() if self._member else "",
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},

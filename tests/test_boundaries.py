@@ -71,8 +71,8 @@ def test_a_lease_of_nonsense_is_none() -> None:
 
 
 CONSUL = {
-    "datacenter": "d", "token": "t", "token_expires_at": 1, "gossip_key": "g", "ca_pem": "c", "certificate_pem": "c",
-    "servers": [],
+    "datacenter": "d", "token": "t", "token_expires_at": 1, "gossip_ring": "0", "gossip_keys": ["A" * 43 + "="],
+    "ca_pem": "c", "certificate_pem": "c", "servers": [],
 }  # fmt: skip
 ADMISSION = {
     "peer_id": "api-0", "address": "100.96.0.10", "consul": CONSUL, "peers": [], "lease": "l", "lease_seconds": 15,

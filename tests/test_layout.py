@@ -36,6 +36,7 @@ UNMIRRORED: dict[str, str] = {
     "topology.model": "values; tests/topology/test_cluster.py",
     "topology.problems": "values; tests/topology/test_checks.py",
     "workloads.api": "tests/workloads drives the programs over HTTP",
+    "workloads.emoji": "tests/workloads/test_web.py asks it over HTTP",
     "workloads.program": "tests/workloads drives the programs over HTTP",
     "workloads.webdemo": "tests/workloads drives the programs over HTTP",
     "workloads.worker": "tests/workloads drives the programs over HTTP",

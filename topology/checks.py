@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from topology import addresses
-from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, RESERVED_KEYS, why_no_label
+from topology import addresses, egress, servicemesh
+from topology.egress import Surroundings, Target
+from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, RESERVED_KEYS
 from topology.model import COORDINATOR, Backend, Cluster, Group, Route, leader_key
+from topology.names import why_no_label
 from topology.problems import Problems, Where, did_you_mean
 from topology.public_checks import public_problems
 
@@ -50,9 +52,12 @@ class Checker:
             self._add(entry, message)
         self._leader_keys()
         self._secrets()
+        targets = self._targets()
         for group in self._cluster.groups:
             self._ports(group)
             self._pins(group)
+            if group.egress:
+                self._egress(group, targets)
         self._addresses()
 
     def _peers(self) -> None:
@@ -209,6 +214,44 @@ class Checker:
                     f"{group.name!r}; add it there, or remove the route here"
                 )
                 self._add(entry, message)
+
+    def _targets(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Port and callers of each name of a route whose backend is there."""
+        found: dict[str, tuple[int, tuple[str, ...]]] = {}
+        for _, group, route in self._all_routes():
+            backend = next((it for it in group.backends if it.name == route.backend), None)
+            if backend is not None:
+                callers = self._cluster.callers(group, backend)
+                found |= {it.name: (backend.port, callers) for it in group.names_of(route)}
+        return found
+
+    def _egress(self, group: Group, targets: Mapping[str, tuple[int, tuple[str, ...]]]) -> None:
+        around = Surroundings(
+            group=group.name,
+            targets={
+                name: Target(port=port, callers=callers, open=bool({group.name, EVERYBODY} & set(callers)))
+                for name, (port, callers) in targets.items()
+            },
+            own_ports=frozenset(backend.port for backend in group.backends),
+            vip_pool=addresses.VIP_POOL,
+            mesh_pool=addresses.MESH_POOL,
+        )
+        entry = f"workload_groups.{group.name}"
+        string = group.egress_string
+        written = None if string is None else tuple(servicemesh.entries(string))
+        for fault in egress.faults(group.egress, around):
+            if fault.field == "remote" and self._is_broken_route(group.egress[fault.index].remote):
+                continue
+            if written is None:
+                field = f".{fault.field}" if fault.field else ""
+                self._add(f"{entry}.egress[{fault.index}]{field}", fault.message)
+            else:
+                self._add(f"{entry}.servicemesh_egress", f"{written[fault.index]}: {fault.field} {fault.message}")
+
+    def _is_broken_route(self, remote: str) -> bool:
+        """Whether `remote` names a route that is left out because something in it is wrong: that is said already."""
+        name = remote.rpartition(":")[0]
+        return name in self._written_routes() - {route.name for _, _, route in self._all_routes()}
 
     def _no_route(self, name: str, routes: Mapping[str, object]) -> str:
         """What `name` is, where `calls` should have a route, and what to write; the end of a sentence."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from topology import compose
 from topology.checks import Checker
+from topology.egress import MAX_ROOTS_BYTES
 from topology.expressions import Unknown
 from topology.hcl import Module
-from topology.manifest import why_no_label
 from topology.model import Backend, Cluster, Group, Route
+from topology.names import why_no_label
 from topology.problems import ClusterError, Problems, Where
 from topology.shape import Reader, whole_number
 
@@ -47,7 +48,7 @@ def load(folder: Path, overrides: Mapping[str, str] = {}, *, deployable: bool = 
     free = {name: text for name, text in overrides.items() if not name.startswith(_REPLICAS)}
     coordinators_text = free.pop("coordinators", None) if "coordinators" not in module.variables else None
     module.override(free)
-    reader = Reader(problems)
+    reader = Reader(problems, _read_roots)
     groups = _groups(module, reader, replicas, problems)
     cluster = Cluster(
         name=_name(module, problems),
@@ -62,6 +63,12 @@ def load(folder: Path, overrides: Mapping[str, str] = {}, *, deployable: bool = 
     _check_compose_files(cluster, reader.places, problems, digests=digests)
     problems.finish()
     return cluster
+
+
+def _read_roots(path: Path) -> str:
+    """The text of a file with certificates; one that is too long is cut where `roots_of` refuses it."""
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_ROOTS_BYTES + 1)
 
 
 def _requires_digests(module: Module, problems: Problems) -> bool:

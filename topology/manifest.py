@@ -18,15 +18,19 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import names, places, references, texts
+from topology import egress, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
+from topology.egress import EgressEntry, Surroundings, Target
+from topology.named import named
+from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
 from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 from topology.texts import TextsError
+from topology.variables import VARIABLE, why_obeyed
 
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
@@ -44,42 +48,10 @@ LEAF_HOURS = (1, 72)
 whose CVM is evicted while coordinators are away."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""A name that a shell takes for a variable."""
-SHELLS_OWN = re.compile(
-    r"LD_[A-Za-z0-9_]*|BASH(_[A-Za-z0-9_]*|OPTS|PID)?|_|CDPATH|COLUMNS|DIRSTACK|ENV|EPOCHREALTIME|EPOCHSECONDS|EUID"
-    r"|EXECIGNORE|FPATH|FUNCNAME|FUNCNEST|GCONV_PATH|GLIBC_TUNABLES|GLOBIGNORE|GROUPS|HOSTNAME|HOSTTYPE|IFS|LINENO"
-    r"|LINES|MACHTYPE|OLDPWD|OPTARG|OPTERR|OPTIND|OSTYPE|PATH|PIPESTATUS|POSIXLY_CORRECT|PPID|PS[0-4]|PWD|RANDOM"
-    r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
-)
-"""Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more."""
-COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
-"""Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
-given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
-_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
-
-
-def why_obeyed(name: str) -> str | None:
-    """Who acts by the variable `name` before an application could be kept from it, as the end of a sentence; None for
-    a name that only applications read.
-    """
-    if SHELLS_OWN.fullmatch(name):
-        return "is set or obeyed by the shell of exec.sh or its loader"
-    if COMPOSES_OWN.fullmatch(name):
-        return "is obeyed by Docker Compose itself, which starts what it says"
-    return None
-
-
-def why_no_label(name: str) -> str | None:
-    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
-    if _LABEL.fullmatch(name):
-        return None
-    return f"is {name!r:.80}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
 class ManifestError(ValueError):
@@ -174,6 +146,8 @@ class GroupEntry:
     env: dict[str, str] = field(default_factory=dict)
     """Variables of the group's applications: a container that has one of these names with another value is not started
     (`sidecar/exec.sh`): whoever runs the host sets the environment and not the manifest. Public, as all of it is."""
+    egress: tuple[EgressEntry, ...] = ()
+    """Further loopback addresses of the group's CVMs, and where each leads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +186,8 @@ class Rotate:
 
     secrets: dict[str, int] = field(default_factory=dict)
     """By name: how often the secret was rotated; not named: never. A number of before gives the text of before."""
+    gossip: int = 0
+    """How often the gossip key was rotated. Likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +316,7 @@ def _check(manifest: Manifest) -> None:
     for name, group in manifest.groups.items():
         _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
+    _check_egress(manifest)
     _check_callers(manifest)
     if manifest.epoch < 1:
         raise ManifestError(f"manifest.epoch is {manifest.epoch}, expected 1 or more")
@@ -356,14 +333,14 @@ def _check(manifest: Manifest) -> None:
 
 def _check_names(manifest: Manifest) -> None:
     """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
-    for entry, name in names.named(manifest, EVERYBODY):
+    for entry, name in named(manifest, EVERYBODY):
         if (why := why_no_label(name)) is not None:
             raise ManifestError(f"manifest{entry} {why}")
     if COORDINATORS in manifest.groups:
         raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
     try:
-        # Values of variables are the applications'; they are shown in quotes.
-        texts.check(manifest, frozenset({"env"}))
+        # Values of variables are the applications'; they are shown in quotes. `ca` has certificates in PEM.
+        texts.check(manifest, free=frozenset({"env"}), lines=frozenset({"ca"}))
     except TextsError as error:
         raise ManifestError(f"manifest{error}") from error
 
@@ -400,6 +377,29 @@ def _check_callers(manifest: Manifest) -> None:
                     f"manifest.groups.{name:.80}.backends.{backend:.80}.callers has {EVERYBODY!r} beside "
                     f"{len(it.callers) - 1} more; expected {EVERYBODY!r} alone, or names of groups"
                 )
+
+
+def _check_egress(manifest: Manifest) -> None:
+    for name, group in manifest.groups.items():
+        if not group.egress:
+            continue
+        around = Surroundings(
+            group=name,
+            targets={route.name: _target(manifest, name, route) for route in manifest.routes},
+            own_ports=frozenset(backend.port for backend in group.backends.values()),
+            vip_pool=manifest.vip_pool,
+            mesh_pool=manifest.mesh_pool,
+        )
+        for fault in egress.faults(group.egress, around):
+            field = f".{fault.field}" if fault.field else ""
+            raise ManifestError(f"manifest.groups.{name:.80}.egress[{fault.index}]{field} {fault.message}")
+
+
+def _target(manifest: Manifest, caller: str, route: RouteEntry) -> Target:
+    group = manifest.groups.get(route.group)
+    backend = group.backends.get(route.backend) if group is not None else None
+    callers = backend.callers if backend is not None else ()
+    return Target(port=route.port, callers=callers, open=bool({caller, EVERYBODY} & set(callers)))
 
 
 def _check_places(manifest: Manifest) -> None:
@@ -455,15 +455,18 @@ def _check_off(manifest: Manifest) -> None:
 
 
 def _check_rotate(manifest: Manifest) -> None:
+    _check_count(manifest.rotate.gossip, "gossip")
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
                 f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
             )
-        if not 0 <= number < 1 << 31:
-            raise ManifestError(
-                f"manifest.rotate.secrets.{name:.80} is {number}, expected a count: 1, and one more each time"
-            )
+        _check_count(number, f"secrets.{name:.80}")
+
+
+def _check_count(number: int, name: str) -> None:
+    if not 0 <= number < 1 << 31:
+        raise ManifestError(f"manifest.rotate.{name} is {number}, expected a count: 1, and one more each time")
 
 
 def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:

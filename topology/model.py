@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from topology.addresses import INGRESS_SOURCE, MESH_POOL, VIP_POOL, mesh_address_of, vip_of
+from topology.egress import EgressEntry, called_by
 from topology.manifest import EVERYBODY, EXCLUSIVE_ROLES, Permissions
 from topology.public import MTLS, OFF, Public
 
@@ -31,7 +32,7 @@ class Backend:
     """The roles that its instances can have; only a workload-owned one has any."""
     permissions: Permissions = field(default_factory=Permissions)
     callers: tuple[str, ...] | None = None
-    """Groups whose CVMs may call, or EVERYBODY alone; None: those whose `calls` name a route to it."""
+    """Groups whose CVMs may call, or EVERYBODY alone; None: those whose `calls` or egress name a route to it."""
     source: str = INGRESS_SOURCE
     """Loopback address from which the ingress dials the server."""
     proxy_protocol: bool = False
@@ -92,6 +93,10 @@ class Group:
     """Routes of the cluster, as cluster.tf names them, that its CVMs may call; None says nothing, as () does."""
     mesh_addresses: dict[str, str] = field(default_factory=dict)
     """Pinned mesh addresses by peer ID; the others follow from the peer ID."""
+    egress: tuple[EgressEntry, ...] = ()
+    """Further loopback addresses of its CVMs, and where each leads."""
+    egress_string: str | None = None
+    """The annotation's string out of which `egress` was read; None: it was written field by field."""
 
     def peers(self) -> tuple[str, ...]:
         """The peer IDs of the group."""
@@ -134,11 +139,14 @@ class Cluster:
 
     @property
     def says_who_calls(self) -> bool:
-        """Whether any group has `calls`, or any backend `callers`. Where nothing does, as in a cluster of before these
-        fields, every group may call every backend; where anything does, nobody may who is not named.
+        """Whether any group has `calls` or an egress to a route, or any backend `callers`. Where nothing does, as in a
+        cluster of before these fields, every group may call every backend; where anything does, nobody may who is not
+        named.
         """
         return any(
-            group.calls is not None or any(backend.callers is not None for backend in group.backends)
+            group.calls is not None
+            or called_by(group.egress)
+            or any(backend.callers is not None for backend in group.backends)
             for group in self.groups
         )
 
@@ -150,8 +158,16 @@ class Cluster:
             return (EVERYBODY,)
         if backend.callers is not None:
             return tuple(sorted(backend.callers))
-        routes = {route.name for route in group.routes if route.backend == backend.name}
-        return tuple(sorted(other.name for other in self.groups if routes.intersection(other.calls or ())))
+        own = [route for route in group.routes if route.backend == backend.name]
+        routes = {route.name for route in own}
+        names = {it.name for route in own for it in group.names_of(route)}
+        return tuple(
+            sorted(
+                other.name
+                for other in self.groups
+                if routes.intersection(other.calls or ()) or names & called_by(other.egress)
+            )
+        )
 
     def coordinator_peers(self) -> tuple[str, ...]:
         """The peer IDs of the coordinators."""

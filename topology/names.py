@@ -1,40 +1,28 @@
-"""Which names a manifest has: of its cluster, CVMs, groups, backends, routes and secrets, and where one names another.
-Pure.
-"""
+"""What a name may be: of clusters, groups, routes and hosts. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import re
 
-from topology.texts import shown
+MAX_HOST = 253
+"""Characters of a host name (RFC 1035 2.3.4, without the dot at the end)."""
+_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_HOST_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*")
 
-if TYPE_CHECKING:
-    from topology.manifest import CoordinatorPeer, Coordinators, GroupEntry, Manifest, PeerEntry
+
+def why_no_label(name: str) -> str | None:
+    """Why `name` is no DNS label, as the end of a sentence; None when it is one."""
+    if _LABEL.fullmatch(name):
+        return None
+    return f"is {name!r:.80}, expected a DNS label: a-z, 0-9 and '-', at most 63, first a letter, last no '-'"
 
 
-def named(manifest: Manifest, everybody: str) -> Iterator[tuple[str, str]]:
-    """Where each name stands in `manifest`, and the name. `everybody`, as a caller, is none."""
-    yield ".cluster", manifest.cluster
-    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
-        (".coordinators", manifest.coordinators),
-        *((f".groups.{shown(name)}", it) for name, it in manifest.groups.items()),
+def why_no_host(name: str) -> str | None:
+    """Why `name` is no host name, as the end of a sentence; None when it is one."""
+    if len(name) <= MAX_HOST and _HOST.fullmatch(name) and not name.rpartition(".")[2].isdigit():
+        return None
+    return (
+        "expected a host name of a-z, 0-9, '-' and '_' with dots between its parts: each of at most 63, the last one "
+        f"not a number, {MAX_HOST} in all, no dot at the end"
     )
-    for entry, app in entries:
-        peers: tuple[PeerEntry | CoordinatorPeer, ...] = app.peers
-        yield from ((f"{entry}.peers[{n}].peer_id", peer.peer_id) for n, peer in enumerate(peers))
-    for name, group in manifest.groups.items():
-        yield f".groups.{shown(name)}", name
-        for backend, it in group.backends.items():
-            inside = f".groups.{name}.backends.{shown(backend)}"
-            yield inside, backend
-            yield f"{inside}.service", it.service
-            yield from ((f"{inside}.callers[{n}]", each) for n, each in enumerate(it.callers) if each != everybody)
-    for n, route in enumerate(manifest.routes):
-        for field_name in ("name", "group", "backend", "service", "role", "fallback"):
-            if (name := getattr(route, field_name)) is not None:
-                yield f".routes[{n}].{field_name}", name
-    for name, secret in manifest.secrets.items():
-        yield f".secrets.{shown(name)}", name
-        yield f".secrets.{name}.owner", secret.owner
-        yield from ((f".secrets.{name}.groups[{n}]", each) for n, each in enumerate(secret.groups))

@@ -286,6 +286,7 @@ def _group(cluster: Cluster, group: Group, facts: AppFacts, mesh: Mapping[str, s
             for backend in group.backends
         },
         env=dict(group.compose_env),
+        egress=group.egress,
     )
 
 

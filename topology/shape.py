@@ -5,21 +5,29 @@ What concerns several entries at once (unique names, ports, addresses) is in `to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from topology import servicemesh
 from topology.addresses import INGRESS_SOURCE
+from topology.egress import MESH, EgressEntry, EgressError, roots_of
 from topology.expressions import Node, Unknown
-from topology.manifest import VARIABLE, Permissions, why_no_label, why_obeyed
+from topology.manifest import Permissions
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
+from topology.names import why_no_label
 from topology.problems import Problems, Where, did_you_mean
 from topology.public import HTTP1, INGRESSES, MTLS, Public, normal
+from topology.servicemesh import StringError
+from topology.variables import VARIABLE, why_obeyed
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
 """Python converts no more than 4300 at once; counts need far fewer."""
 
-_GROUP_FIELDS = ("replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses")
+_GROUP_FIELDS = (
+    "replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses", "egress",
+    "servicemesh_egress",
+)  # fmt: skip
 _BACKEND_FIELDS = (
     "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol", "ingress",
     "public",
@@ -29,6 +37,7 @@ _REGISTRATION_FIELDS = ("owner", "parent", "roles")
 _PERMISSION_FIELDS = ("key_prefixes", "session_write")
 _ROUTE_FIELDS = ("backend", "role", "fallback", "vip", "members")
 _SECRET_FIELDS = ("grant",)
+_EGRESS_FIELDS = ("name", "listen", "remote", "tls", "sni", "ca")
 OWNERS = ("platform", "workload")
 
 
@@ -40,8 +49,10 @@ def whole_number(text: str) -> int | str:
 class Reader:
     """Reads `local.workload_groups`. Places of the entries are kept in `places` for later checks."""
 
-    def __init__(self, problems: Problems) -> None:
+    def __init__(self, problems: Problems, read_roots: Callable[[Path], str] = Path.read_text) -> None:
+        """`read_roots` gives the text of a file with certificates, or raises ValueError or OSError."""
         self._problems = problems
+        self._read_roots = read_roots
         self.places: dict[str, Where] = {}
         """Entry (`workload_groups.api.routes.api`) to the place where it is written."""
 
@@ -67,11 +78,14 @@ class Reader:
         ]
         routes = [self._route(key, item, entry) for key, item in self._optional_map(fields, entry, "routes").items()]
         secrets = [self._secret(key, item, entry) for key, item in self._optional_map(fields, entry, "secrets").items()]
+        string, egress = self._egress(fields, entry)
         if count is None or compose is None or None in backends or None in routes:
             return None
         return Group(
             name=name,
             replicas=count,
+            egress=egress,
+            egress_string=string,
             compose=Path(compose),
             compose_env=self._compose_env(fields, entry),
             backends=tuple(backend for backend in backends if backend is not None),
@@ -240,6 +254,56 @@ class Reader:
         grant = fields.get("grant", Node(value=(), where=node.where))
         granted = self._list(grant, f"{entry}.grant", 'a list of groups, such as ["api"]')
         return WorkloadSecret(name=name, grant=granted) if isinstance(grant.value, tuple) else None
+
+    def _egress(self, fields: dict[str, Node], entry: str) -> tuple[str | None, tuple[EgressEntry, ...]]:
+        """The annotation's string where there is one, and the egresses; those that are broken are left out."""
+        node, string = fields.get("egress"), fields.get("servicemesh_egress")
+        listed = node is not None and node.value is not None
+        if string is None or string.value is None:
+            return None, self._egress_list(node, f"{entry}.egress") if node is not None and listed else ()
+        place = f"{entry}.servicemesh_egress"
+        if listed:
+            self._problems.add(string.where, place, "stands beside egress; expected one of the two, remove the other")
+        elif isinstance(string.value, str):
+            try:
+                found = servicemesh.egress(string.value)
+            except StringError as error:
+                self._problems.add(string.where, place, str(error))
+            else:
+                return string.value, found
+        elif not isinstance(string.value, Unknown):
+            self._problems.add(string.where, place, f"is {_show(string)}, expected one text in quotes")
+        return None, ()
+
+    def _egress_list(self, node: Node, entry: str) -> tuple[EgressEntry, ...]:
+        if not isinstance(node.value, tuple):
+            if not isinstance(node.value, Unknown):
+                expected = 'a list of maps, such as [{ name = "db", listen = "127.137.0.1:8081", remote = "db:5432" }]'
+                self._problems.add(node.where, entry, f"is {_show(node)}, expected {expected}")
+            return ()
+        found = [self._egress_entry(item, f"{entry}[{index}]") for index, item in enumerate(node.value)]
+        # Places go by position: with one left out, those of the others would be wrong.
+        return tuple(it for it in found if it is not None) if None not in found else ()
+
+    def _egress_entry(self, node: Node, entry: str) -> EgressEntry | None:
+        fields = self._fields(node, entry, _EGRESS_FIELDS)
+        name, listen, remote = (self._text(fields, node, entry, each) for each in ("name", "listen", "remote"))
+        tls, sni, ca = (self._optional_text(fields, entry, each) for each in ("tls", "sni", "ca"))
+        pinned = self._roots(Path(ca), fields["ca"].where, f"{entry}.ca") if ca is not None else None
+        if name is None or listen is None or remote is None or (ca is not None and pinned is None):
+            return None
+        return EgressEntry(name=name, listen=listen, remote=remote, tls=tls or MESH, sni=sni, ca=pinned)
+
+    def _roots(self, path: Path, where: Where, entry: str) -> str | None:
+        try:
+            return roots_of(self._read_roots(path))
+        except EgressError as error:
+            self._problems.add(where, entry, f"is {str(path)!r}, which {error}")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            message = f'is {str(path)!r}, which cannot be read ({reason}); write "${{path.module}}/…" and a file in PEM'
+            self._problems.add(where, entry, message)
+        return None
 
     def _compose_env(self, fields: dict[str, Node], entry: str) -> dict[str, str]:
         found = self._texts(fields, entry, "compose_env")

@@ -1,8 +1,8 @@
 """Which manifest may follow which: one judgement for all who take manifests. Pure.
 
 A manifest follows its head when it has the next epoch, names the head's digest, is of the same cluster and the same
-coordinators' app, and is signed by the head's owners. So a manifest that was signed before the owners changed, or one
-of two that were signed at the same time, does not pass for the newest.
+coordinators' app, counts no rotation back, and is signed by the head's owners. So a manifest that was signed before the
+owners changed, or one of two that were signed at the same time, does not pass for the newest.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Fault(Enum):
     """Of another cluster or another coordinators' app."""
     INVALID = "invalid"
     """Not signed by those that have to sign."""
+    TURNED_BACK = "turned back"
+    """A count of `rotate` goes down: the key or text that it stands for is known to whom it was taken from."""
     UNREADABLE = "unreadable"
     """Well signed, and by its version or `critical` for a newer program."""
     WRONG = "wrong"
@@ -179,3 +181,22 @@ def _check_newer(head: Signed, found: Signed) -> None:
             Fault.FORKED,
             f"{found.name} follows another manifest than {head.name}, which is in force: two were signed for one epoch",
         )
+    _check_counts(head, found)
+
+
+def _check_counts(head: Signed, found: Signed) -> None:
+    """A secret that the manifest drops has no count any more."""
+    before, after = head.manifest.rotate, found.manifest.rotate
+    counts = [("rotate.gossip", before.gossip, after.gossip)]
+    counts += [
+        (f"rotate.secrets.{name}", number, after.secrets.get(name, 0))
+        for name, number in sorted(before.secrets.items())
+        if name in found.manifest.secrets
+    ]
+    for entry, old, new in counts:
+        if new < old:
+            raise SuccessionError(
+                Fault.TURNED_BACK,
+                f"{found.name} has {entry} {new}, and {head.name} has {old}: a count that goes down brings back what "
+                f"was replaced; leave it at {old}, or raise it",
+            )

@@ -15,9 +15,9 @@ from workloads.settings import Settings
 def paths(settings: Settings) -> Paths:
     """What the api answers."""
     return {
-        "/hello": lambda: hello(settings),
-        "/worker": lambda: passed_on(settings),
-        "/all": lambda: all_answers(settings),
+        "GET /hello": lambda _: hello(settings),
+        "GET /worker": lambda _: passed_on(settings),
+        "GET /all": lambda _: all_answers(settings),
     }
 
 

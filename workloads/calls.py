@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from http.client import HTTPConnection, HTTPException
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 TIMEOUT = 3.0
 """Seconds for one call (the template's)."""
@@ -21,12 +21,13 @@ class CallError(Exception):
     """The call failed; the message is one line with the reason."""
 
 
-def fetch(url: str, timeout: float = TIMEOUT) -> str:
+def fetch(url: str, timeout: float = TIMEOUT, method: str = "GET") -> str:
     """The text at `url`. CallError when it cannot be had or is no 200."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout)
+    target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     try:
-        connection.request("GET", parts.path or "/", headers={"Connection": "close"})
+        connection.request(method, target, headers={"Connection": "close"})
         answer = connection.getresponse()
         body = answer.read(_MAX_ANSWER).decode(errors="replace")
     except (OSError, HTTPException) as error:

@@ -39,13 +39,17 @@ def run(
     target_variable: str = "",
     public: bool,
 ) -> int:
-    """Runs until the end; returns the exit code: 0 after a signal, 1 when a listener failed, 2 for bad settings."""
+    """Runs until the end; returns the exit code: 0 after a signal, 1 when a listener failed, 2 for bad settings.
+
+    `paths` raises SettingsError for settings that only this program has.
+    """
     try:
         settings = read(os.environ, port=port, target=target, target_variable=target_variable, public=public)
+        answered = paths(settings)
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     addresses = [("127.0.0.1", settings.port)]
     if settings.public is not None:
         addresses.append((settings.public, settings.port))
-    return serve(name, addresses, paths(settings))
+    return serve(name, addresses, answered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -48,6 +49,15 @@ def read(environ: Mapping[str, str], *, port: int, target: str, target_variable:
         target=environ.get(target_variable) or target,
         samples=_integer(environ, "FANOUT_N", 8, _MAX_FANOUT),
     )
+
+
+def service_url(environ: Mapping[str, str], name: str, default: str) -> str:
+    """The base URL of a service to call, `http://HOST:PORT`, from the variable `name`. SettingsError for another."""
+    text = environ.get(name) or default
+    found = re.fullmatch(r"http://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        raise SettingsError(f"{name} is {text!r}, expected http://HOST:PORT, such as {default}")
+    return text
 
 
 def peer_name(environ: Mapping[str, str], identity: Path) -> str:

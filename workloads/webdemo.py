@@ -16,9 +16,9 @@ from workloads.settings import Settings
 def paths(settings: Settings) -> Paths:
     """What webdemo answers."""
     return {
-        "/hello": lambda: hello(settings),
-        "/all": lambda: all_answers(settings),
-        "/db": lambda: database_answer(settings),
+        "GET /hello": lambda _: hello(settings),
+        "GET /all": lambda _: all_answers(settings),
+        "GET /db": lambda _: database_answer(settings),
     }
 
 

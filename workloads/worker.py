@@ -11,7 +11,7 @@ from workloads.settings import Settings
 
 def paths(settings: Settings) -> Paths:
     """What the worker answers."""
-    return {"/hello": lambda: hello(settings)}
+    return {"GET /hello": lambda _: hello(settings)}
 
 
 if __name__ == "__main__":

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 
-from xds.spec import EgressRoute, Ingress, Leaf, Spec, SpecError
+from xds import outside
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, Spec, SpecError
 
 
 def check_together(spec: Spec) -> None:
     """SpecError if two entries claim one name or one address, or an entry names a leaf that is not there."""
     _unique("egress route", [route.name for route in spec.egress])
     _unique("ingress", [ingress.name for ingress in spec.ingress])
+    _unique("outside", [each.name for each in spec.outside])
     _unique("leaf", [leaf.name for leaf in spec.leaves])
-    places = [(route.vip, route.port) for route in spec.egress]
+    places: list[tuple[str, int]] = [(route.vip, route.port) for route in spec.egress]
+    places += [door for route in spec.egress for door in route.doors]
+    places += [each.listen for each in spec.outside]
     places += [(ingress.address, ingress.port) for ingress in spec.ingress]
     places += [(listener.address, listener.port) for listener in spec.public]
     # Thousands of routes are checked at every change: sets first, names only when there is something to say.
@@ -51,6 +55,8 @@ def check_egress(route: EgressRoute) -> None:
     entry = f"egress route {route.name!r}"
     _named(route.name, entry)
     _place(route.vip, route.port, entry)
+    for door in route.doors:
+        _place(door.address, door.port, f"a door of {entry}")
     for endpoint in route.endpoints:
         _place(endpoint.address, endpoint.port, f"an endpoint of {entry}")
     if route.sole is not None and route.sole.endpoint not in (None, *route.endpoints):
@@ -59,6 +65,21 @@ def check_egress(route: EgressRoute) -> None:
         raise SpecError(
             f"{entry} has peer_sans {route.peer_sans!r}; expected the URI SAN of its service, or any server would do"
         )
+
+
+def check_outside(each: Outside, resolver: Endpoint | None) -> None:
+    """SpecError if the server outside cannot be reached, or if any server would do."""
+    entry = f"outside {each.name!r}"
+    _named(each.name, entry)
+    _place(each.listen.address, each.listen.port, f"the listener of {entry}")
+    if not each.host or not each.server_name or not 0 < each.port < 65536:
+        raise SpecError(f"{entry} has host {each.host!r}, port {each.port!r} and server name {each.server_name!r}")
+    if outside.is_name(each.host) and resolver is None:
+        raise SpecError(f"{entry} has a name as its host, and the spec no resolver; expected both")
+    if each.roots_pem is None and not each.roots_file:
+        raise SpecError(f"{entry} has no roots, so any server would do; expected certificates, or a file with them")
+    if each.roots_pem is not None and "-----BEGIN CERTIFICATE-----" not in each.roots_pem:
+        raise SpecError(f"{entry} has roots without a certificate; expected PEM certificates")
 
 
 def check_ingress(ingress: Ingress) -> None:
@@ -86,7 +107,11 @@ def check_leaf(leaf: Leaf) -> None:
 
 def _say_who_clash(spec: Spec) -> None:
     owner: dict[tuple[str, int], str] = {}
-    places = [((route.vip, route.port), f"egress route {route.name!r}") for route in spec.egress]
+    places: list[tuple[tuple[str, int], str]] = [
+        ((route.vip, route.port), f"egress route {route.name!r}") for route in spec.egress
+    ]
+    places += [(door, f"a door of egress route {route.name!r}") for route in spec.egress for door in route.doors]
+    places += [(each.listen, f"outside {each.name!r}") for each in spec.outside]
     places += [((ingress.address, ingress.port), f"ingress {ingress.name!r}") for ingress in spec.ingress]
     places += [((each.address, each.port), f"public listener {each.name!r}") for each in spec.public]
     for place, entry in places:

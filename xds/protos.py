@@ -129,6 +129,7 @@ with _stand_ins():
         CircuitBreakersThresholds,
         Cluster,
         ClusterCommonLbConfig,
+        ClusterCustomClusterType,
         ClusterDiscoveryType,
         ClusterEdsClusterConfig,
         ClusterLbPolicy,
@@ -147,6 +148,7 @@ with _stand_ins():
         CidrRange,
         ConfigSource,
         DataSource,
+        DnsResolverOptions,
         Http1ProtocolOptions,
         HttpProtocolOptions,
         Metadata,
@@ -156,6 +158,7 @@ with _stand_ins():
         SocketOption,
         TcpKeepalive,
         TransportSocket,
+        TypedExtensionConfig,
     )
     from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints
     from envoy_data_plane.envoy.config.endpoint.v3 import Endpoint as LbAddress
@@ -173,6 +176,8 @@ with _stand_ins():
         RouteMatch,
         VirtualHost,
     )
+    from envoy_data_plane.envoy.extensions.clusters.common.dns.v3 import DnsLookupFamily
+    from envoy_data_plane.envoy.extensions.clusters.dns.v3 import DnsCluster, DnsClusterRefreshRate
     from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import (
         ProxyProtocol as ProxyProtocolListenerFilter,
     )
@@ -184,6 +189,7 @@ with _stand_ins():
         HttpFilter,
     )
     from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, UpstreamConnectMode
+    from envoy_data_plane.envoy.extensions.network.dns_resolver.cares.v3 import CaresDnsResolverConfig
     from envoy_data_plane.envoy.extensions.transport_sockets.proxy_protocol.v3 import ProxyProtocolUpstreamTransport
     from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer.v3 import RawBuffer
     from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
@@ -237,12 +243,14 @@ __all__ = [
     "ApiVersion",
     "BackoffStrategy",
     "BindConfig",
+    "CaresDnsResolverConfig",
     "CertificateValidationContext",
     "CidrRange",
     "CircuitBreakers",
     "CircuitBreakersThresholds",
     "Cluster",
     "ClusterCommonLbConfig",
+    "ClusterCustomClusterType",
     "ClusterDiscoveryType",
     "ClusterEdsClusterConfig",
     "ClusterLbPolicy",
@@ -259,6 +267,10 @@ __all__ = [
     "DeltaResource",
     "DirectResponseAction",
     "DiscoveryResponse",
+    "DnsCluster",
+    "DnsClusterRefreshRate",
+    "DnsLookupFamily",
+    "DnsResolverOptions",
     "DownstreamTlsContext",
     "Filter",
     "FilterChain",
@@ -299,6 +311,7 @@ __all__ = [
     "TlsParameters",
     "TlsParametersTlsProtocol",
     "TransportSocket",
+    "TypedExtensionConfig",
     "UpstreamConnectMode",
     "UpstreamConnectionOptions",
     "UpstreamTlsContext",

@@ -1,14 +1,15 @@
 """Spec entries → Envoy messages: clusters, endpoints, listeners. Pure.
 
-Names: `egress/<route>` and `local/<ingress>` for clusters, `egress/<vip>:<port>` and `ingress/<address>:<port>` for
-listeners (by address, so that two routes may swap VIPs without ever claiming one twice).
+Names: `egress/<route>`, `outside/<name>` and `local/<ingress>` for clusters, `egress/<address>:<port>` (a VIP, or a
+further address that programs dial) and `ingress/<address>:<port>` for listeners (by address, so that two routes may
+swap VIPs without ever claiming one twice).
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from xds import refusal, subset, tls, transport
+from xds import outside, refusal, subset, tls, transport
 from xds.protos import (
     Address,
     CircuitBreakers,
@@ -28,7 +29,7 @@ from xds.protos import (
     Percent,
     SocketAddress,
 )
-from xds.spec import EgressRoute, Endpoint, Ingress
+from xds.spec import EgressRoute, Endpoint, Ingress, Outside
 
 CONNECT_TIMEOUT = timedelta(seconds=3)
 """For TCP and TLS together. An endpoint that vanished costs a connection so long, until two failures or the catalog
@@ -57,9 +58,14 @@ def ingress_cluster_name(ingress: Ingress) -> str:
     return f"local/{ingress.name}"
 
 
-def egress_listener_name(route: EgressRoute) -> str:
-    """The listener on a route's VIP."""
-    return f"egress/{route.vip}:{route.port}"
+def outside_cluster_name(entry: Outside) -> str:
+    """The cluster of a server outside."""
+    return f"outside/{entry.name}"
+
+
+def egress_listener_name(at: Endpoint) -> str:
+    """The listener on an address that local programs dial."""
+    return f"egress/{at.address}:{at.port}"
 
 
 def ingress_listener_name(ingress: Ingress) -> str:
@@ -96,13 +102,32 @@ def assignment(route: EgressRoute) -> ClusterLoadAssignment:
     )
 
 
-def egress_listener(route: EgressRoute) -> Listener:
-    """The listener on the VIP. Its one chain carries the generation in its name, who the sole endpoint is, and nothing
-    that changes otherwise."""
+def egress_listener(route: EgressRoute, at: Endpoint) -> Listener:
+    """The listener on the VIP or on another address. Its one chain carries the generation in its name, who the sole
+    endpoint is, and nothing that changes otherwise."""
     chain = FilterChain(
         name=f"{route.name}/{route.generation}", filters=transport.egress_filters(route, egress_cluster_name(route))
     )
-    return _listener(egress_listener_name(route), route.vip, route.port, [chain])
+    return _listener(egress_listener_name(at), at.address, at.port, [chain])
+
+
+def outside_cluster(entry: Outside, resolver: Endpoint | None) -> Cluster:
+    """The server outside: where it is, and who it has to be."""
+    name = outside_cluster_name(entry)
+    cluster = _cluster(name)
+    host = LocalityLbEndpoints(lb_endpoints=[_lb_endpoint(Endpoint(address=entry.host, port=entry.port))])
+    cluster.load_assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[host])
+    outside.cluster(entry, resolver, cluster)
+    return cluster
+
+
+def outside_listener(entry: Outside) -> Listener:
+    """The listener of a server outside. Its chain has everything that the entry says in its name, so that no connection
+    goes on under what was said before."""
+    chain = FilterChain(
+        name=f"{entry.name}/{outside.digest(entry)}", filters=outside.filters(entry, outside_cluster_name(entry))
+    )
+    return _listener(egress_listener_name(entry.listen), entry.listen.address, entry.listen.port, [chain])
 
 
 def ingress_cluster(ingress: Ingress) -> Cluster:

@@ -6,13 +6,14 @@ a part of it, that is as before keeps its bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xds import check, public, refusal, resources, tls
-from xds.spec import EgressRoute, Ingress, Leaf, PublicListener, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, PublicListener, Spec
 
 if TYPE_CHECKING:
     import betterproto2
@@ -75,6 +76,9 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
     for route in spec.egress:
         key = ("egress", route.name)
         entries[key] = _egress(route, callers[route.identity], old.get(key))
+    for each in spec.outside:
+        key = ("outside", each.name)
+        entries[key] = _outside(each, spec.resolver, old.get(key))
     for ingress in spec.ingress:
         key = ("ingress", ingress.name)
         entries[key] = _ingress(ingress, old.get(key))
@@ -105,7 +109,7 @@ def _egress(route: EgressRoute, caller: str, old: _Entry | None) -> _Entry:
     if old and old.entry == entry:
         return old
     check.check_egress(route)
-    listener_from = (route.name, route.vip, route.port, route.generation, route.sole)
+    listener_from = (route.name, route.generation, route.sole)
     has_sole = route.sole is not None
     parts = (
         _part(
@@ -116,7 +120,22 @@ def _egress(route: EgressRoute, caller: str, old: _Entry | None) -> _Entry:
             lambda: resources.egress_cluster(route, caller),
         ),
         _part(old, 1, ENDPOINT, (route.name, route.endpoints, has_sole), lambda: resources.assignment(route)),
-        _part(old, 2, LISTENER, listener_from, lambda: resources.egress_listener(route)),
+    )
+    listeners = tuple(
+        _part(old, index, LISTENER, (at, *listener_from), functools.partial(resources.egress_listener, route, at))
+        for index, at in enumerate((Endpoint(route.vip, route.port), *route.doors), len(parts))
+    )
+    return _Entry(entry=entry, parts=parts + listeners)
+
+
+def _outside(each: Outside, resolver: Endpoint | None, old: _Entry | None) -> _Entry:
+    entry = (each, resolver)
+    if old and old.entry == entry:
+        return old
+    check.check_outside(each, resolver)
+    parts = (
+        _part(None, 0, CLUSTER, None, lambda: resources.outside_cluster(each, resolver)),
+        _part(None, 1, LISTENER, None, lambda: resources.outside_listener(each)),
     )
     return _Entry(entry=entry, parts=parts)
 
@@ -162,7 +181,7 @@ def _part(
     old: _Entry | None, index: int, type_url: str, made_from: object, make: Callable[[], betterproto2.Message]
 ) -> _Part:
     """The part of `old` at `index` when it was made from the same, else a new one."""
-    if old is not None and old.parts[index].made_from == made_from:
+    if old is not None and index < len(old.parts) and old.parts[index].made_from == made_from:
         return old.parts[index]
     message = make()
     body = bytes(message)

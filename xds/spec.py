@@ -2,7 +2,8 @@
 
 `sidecar.desired` writes a `Spec`, `xds.snapshot.build` turns it into Envoy's resources. The words: an *egress* route
 is a virtual address (VIP) that local programs dial; an *ingress* is where other CVMs reach a local server; a *leaf*
-is a certificate with its key; a *principal* is a caller named by the URI in its certificate (a SPIFFE ID).
+is a certificate with its key; a *principal* is a caller named by the URI in its certificate (a SPIFFE ID); an *outside*
+is a TLS server that is no part of the mesh, behind a local address.
 """
 
 from __future__ import annotations
@@ -58,6 +59,28 @@ class EgressRoute:
     sole: Sole | None = None
     """None: connections are spread over all endpoints. Set: they go to this one of them, and another one closes every
     connection held through this route at once."""
+    doors: tuple[Endpoint, ...] = ()
+    """Further addresses that local programs may dial; they lead where the VIP leads. Sorted, each once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """A local address, which programs dial in clear, and the TLS server outside of the mesh that it leads to. Any
+    change closes every connection held through it."""
+
+    name: str
+    """Unique among them; names the cluster and shows in Envoy's statistics."""
+    listen: Endpoint
+    host: str
+    """IP address, or a name that Envoy resolves."""
+    port: int
+    server_name: str
+    """Host name or IP address for which the server's certificate has to be; a host name is also what is asked for
+    (SNI)."""
+    roots_pem: str | None = None
+    """Certificates, PEM, of which the server's must chain to one; None: those in `roots_file`."""
+    roots_file: str | None = None
+    """Absolute path of such certificates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,4 +157,7 @@ class Spec:
     leaves: tuple[Leaf, ...]
     roots_pem: str
     """The certificates that peers must chain to, PEM, one after the other."""
+    outside: tuple[Outside, ...] = ()
+    resolver: Endpoint | None = None
+    """Where names outside are asked for; None: nowhere, and no `Outside` has a name as its host."""
     public: tuple[PublicListener, ...] = ()

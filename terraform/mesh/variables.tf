@@ -26,7 +26,7 @@ variable "coordinator_compose" {
 
 # Not typed further: Terraform drops a field that an object type does not name, and a misspelt `compose_env` must be an error.
 variable "workload_groups" {
-  description = "The groups, as cluster.tf has them: replicas, compose, compose_env, backends, routes, calls, secrets, mesh_addresses."
+  description = "The groups, as cluster.tf has them: replicas, compose, compose_env, backends, routes, calls, egress, secrets, mesh_addresses."
   type        = any
 }
 

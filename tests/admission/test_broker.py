@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict
 
 import pytest
 
 from admission.broker import decode_admission, decode_challenge, decode_renewal
 from admission.client import CoordinatorError
+from runtime.gossip import Ring
 from runtime.secret import Secret
 from tests.sidecar.world import peer
 
+GOSSIP = base64.b64encode(b"s3cret-gossip".ljust(32)).decode()
 ADMISSION = {
     "peer_id": "api-0",
     "address": "100.96.0.10",
@@ -18,7 +21,8 @@ ADMISSION = {
         "datacenter": "demo",
         "token": "s3cret-token",
         "token_expires_at": 1000,
-        "gossip_key": "s3cret-gossip",
+        "gossip_ring": "1+0",
+        "gossip_keys": [GOSSIP, "A" * 43 + "="],
         "ca_pem": "CA",
         "certificate_pem": "CERT",
         "servers": ["100.96.0.9"],
@@ -45,7 +49,24 @@ def test_admission_is_decoded_with_its_secrets_wrapped() -> None:
     assert admitted.lease_seconds == 15.0
     assert admitted.servers == ("100.96.0.9",)
     assert admitted.peers == (peer("coordinator-0", "100.96.0.9", "coordinator"),)
+    assert admitted.gossip == Ring(name="1+0", keys=(Secret(GOSSIP), Secret("A" * 43 + "=")))
     assert "s3cret" not in repr(admitted)
+    assert GOSSIP not in repr(admitted)
+
+
+@pytest.mark.parametrize("keys", [["A"], ["A" * 44], [""], ["\u00fc" * 44], [GOSSIP] * 3], ids=repr)
+def test_a_gossip_key_that_consul_would_not_start_with_is_refused(keys: list[str]) -> None:
+    """It is that coordinator's failure, at an admission and at a renewal. Its text is not in what is said."""
+    consul = ADMISSION["consul"]
+    assert isinstance(consul, dict)
+    with pytest.raises(CoordinatorError) as caught:
+        decode_admission({**ADMISSION, "consul": {**consul, "gossip_keys": keys}}, "u")
+    assert GOSSIP not in str(caught.value)
+    for bad in (keys, []):
+        with pytest.raises(CoordinatorError, match=r"the renewal cannot be used: .* gossip key"):
+            decode_renewal({"lease_seconds": 15, "manifest_epoch": 3, "gossip_ring": "1", "gossip_keys": bad})
+    good = decode_renewal({"lease_seconds": 15, "manifest_epoch": 3, "gossip_ring": "1", "gossip_keys": [GOSSIP]})
+    assert good.gossip == Ring(name="1", keys=(Secret(GOSSIP),))
 
 
 @pytest.mark.parametrize("name", ["../hosts", "consul-token", "", ".x", "a/b", "A"])

@@ -22,8 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from admission.protocol import BootKeys
 from coordinator.broker import Broker, Clocks, Rules
+from coordinator.keys import derive
 from coordinator.slots import Holder
 from lab.tee import DevTee, runtime_event
+from runtime.secret import Secret
 from tests.coordinator.world import (
     API_COMPOSE,
     CLIENT_COMPOSE,
@@ -327,7 +329,7 @@ def judging(head: Signed, ledger: Any = None) -> Broker:
     return Broker(
         rules=Rules(signed=head, adopted_at=0.0),
         verifier=None,  # type: ignore[arg-type]
-        keys=None,  # type: ignore[arg-type]
+        keys=derive(Secret("11" * 32), "tests"),
         ledger=ledger,
         registry=None,  # type: ignore[arg-type]
         feed=None,  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 
 import pytest
@@ -9,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from coordinator.keys import ClusterKeys, agent_certificate, derive, wireguard_key, workload_secret
+from coordinator.keys import ClusterKeys, agent_certificate, derive, gossip_key, wireguard_key, workload_secret
 from runtime.secret import Secret
 
 SEED = Secret("ab" * 32)
@@ -20,7 +21,10 @@ def everything(keys: ClusterKeys) -> tuple[str, ...]:
     """All derived values as texts."""
     return (
         keys.management_token.reveal(),
-        keys.gossip_key.reveal(),
+        keys.gossip_root.reveal(),
+        gossip_key(keys, 0).reveal(),
+        gossip_key(keys, 1).reveal(),
+        gossip_key(keys, 11).reveal(),
         keys.broker_key.hex(),
         keys.workload_root.reveal(),
         workload_secret(keys, "db", "database", 0).reveal(),
@@ -60,6 +64,11 @@ def test_workload_secrets_differ_by_name_owner_and_rotation() -> None:
     assert workload_secret(derive(SEED, "tests"), "db", "a", 0).reveal() == found[0]
 
 
+def test_a_gossip_key_is_one_that_consul_takes() -> None:
+    """32 bytes in base64."""
+    assert len(base64.b64decode(gossip_key(derive(SEED, "tests"), 3).reveal(), validate=True)) == 32
+
+
 def test_the_management_token_is_a_uuid() -> None:
     """Consul takes no other form."""
     assert uuid.UUID(derive(SEED, "tests").management_token.reveal()).version == 4
@@ -70,7 +79,7 @@ def test_nothing_shows() -> None:
     keys = derive(SEED, "tests")
     shown = repr(keys)
     assert keys.management_token.reveal() not in shown
-    assert keys.gossip_key.reveal() not in shown
+    assert keys.gossip_root.reveal() not in shown
     assert keys.broker_key.hex() not in shown
     assert repr(keys.broker_key) not in shown
 

@@ -121,7 +121,7 @@ async def test_a_token_cannot_make_its_cvm_another_service() -> None:
             ("/v1/config", {"Kind": "proxy-defaults", "Name": "global"}),
             ("/v1/config", {"Kind": "service-defaults", "Name": "api", "Protocol": "tcp"}),
             ("/v1/session/create", {"Node": "api-0", "Checks": []}),
-            ("/v1/operator/keyring", {"Key": other["consul"]["gossip_key"]}),
+            ("/v1/operator/keyring", {"Key": other["consul"]["gossip_keys"][0]}),
             ("/v1/event/fire/x", None),
             ("/v1/connect/ca/configuration", {"Provider": "consul", "Config": {}}),
         )

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.keys import derive
+from coordinator.keys import derive, gossip_key
 from coordinator.server_process import ServerProcess, ServerSettings, Start
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm
 from tests.support import eventually, tool
 from tests.xds.mesh import loopback
+
+KEYS = derive(Secret("00" * 32), "tests")
 
 
 def consul_child(lead: Running) -> dict[str, object]:
@@ -76,8 +78,9 @@ async def test_a_server_whose_disk_hangs_is_replaced(tmp_path: Path) -> None:
         ServerSettings(
             program=Path(tool("consul")), state_dir=tmp_path, cluster="tests", peer_id="coordinator-0",
             address=loopback(), siblings=tuple, data_dir=tmp_path / "records",
+            gossip=lambda: gossip_key(KEYS, 0),
         ),
-        derive(Secret("00" * 32), "tests"), time.time, lambda: bool(hangs),
+        KEYS, time.time, lambda: bool(hangs),
     )  # fmt: skip
     server.prepare(Start(server_id=str(uuid.uuid4()), found=True))
     async with TaskScope() as scope:

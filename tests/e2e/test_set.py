@@ -1,4 +1,5 @@
-"""An owner sets manifests on a mesh that runs, under load: routes, callers and an eviction, and nothing restarts."""
+"""An owner sets manifests on a mesh that runs, under load: routes, an egress, callers and an eviction, and nothing
+restarts."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 ADDED = "127.10.77.7"
 """VIP of the route that is added."""
+DOOR = "127.137.0.1:8081"
+"""Where the egress that is added listens."""
 SECONDS = 20.0
 """For a change to be everywhere: 2 s would do on a machine with nothing else to do."""
 
@@ -75,8 +78,14 @@ def add_route(tree: dict[str, Any]) -> None:
     tree["routes"].append({**worker, "name": "added", "vip": ADDED})
 
 
+def add_egress(tree: dict[str, Any]) -> None:
+    """Programs of api dial the workers at a further address."""
+    tree["groups"]["api"]["egress"] = [{"name": "work", "listen": DOOR, "remote": "worker:9090"}]
+
+
 def revoke_api(tree: dict[str, Any]) -> None:
-    """The workers are called by each other alone."""
+    """The workers are called by each other alone; an egress to where one may not call would be refused."""
+    tree["groups"]["api"]["egress"] = []
     tree["groups"]["worker"]["backends"]["worker"]["callers"] = ["worker"]
 
 
@@ -99,9 +108,15 @@ def test_manifests_are_set_under_load(mesh: Mesh, tmp_path: Path) -> None:
         wait_for(lambda: answers(peer, "http://added:9090/hello"), f"it does in {peer}", SECONDS)  # noqa: B023
         assert f"{ADDED} added" in mesh.run("exec", peer, "--", "cat", "/run/mesh/hosts").stdout
 
+    change(mesh, tmp_path, add_egress)
+    for peer in ("api-0", "api-1"):
+        wait_for(lambda: answers(peer, f"http://{DOOR}/hello"), f"the egress leads there in {peer}", SECONDS)  # noqa: B023
+    assert not answers("worker-1", f"http://{DOOR}/hello"), "it is in the CVMs of its group alone"
+
     change(mesh, tmp_path, revoke_api)
     wait_for(lambda: not answers("api-1", "http://worker:9090/hello"), "api may not call any more", SECONDS)
     assert answers("worker-1", "http://added:9090/hello")
+    assert not answers("api-1", f"http://{DOOR}/hello")
     enough(mesh, "worker-0", workers)
 
     change(mesh, tmp_path, replace_workers)

@@ -139,3 +139,27 @@ def test_the_owners_manifest_has_its_aims_as_rows() -> None:
     assert [row.met for row in rows] == [True, False, True, True]
     assert "this machine's memory holds 8" in rows[0].note
     assert "aimed at" not in trust.rows(samples, trust.SIDECARS)[0].note
+
+
+def test_the_public_listener_is_beside_a_plain_envoy() -> None:
+    """Each measure has its ratio and its aim; what is too slow, misses it."""
+    from benchmarks.parts import public_rows
+
+    rates = {"ours": [960.0] * 3, "plain": [1000.0] * 3}
+    found = {"connections per CPU second": rates, "connection, ms": {"ours": [2.0], "plain": [1.0]},
+             "Gbit/s": rates, "gigabytes per CPU second": {"ours": [0.9], "plain": [1.0]}}  # fmt: skip
+    rows = public_rows(found)
+    assert [row.group for row in rows] == ["public"] * 4
+    assert [row.ratio for row in rows] == [0.96, 2.0, 0.96, 0.9]
+    assert [row.met for row in rows] == [True, False, True, False]
+
+
+def test_the_plain_envoy_has_one_listener_and_one_server() -> None:
+    """With the certificate that it is given."""
+    from benchmarks.public_bench import config_of_plain
+
+    tree = json.loads(config_of_plain(("127.0.0.1", 1), ("127.0.0.2", 2), "chain", "key"))["static_resources"]
+    (listener,), (cluster,) = tree["listeners"], tree["clusters"]
+    context = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+    assert context["tls_certificates"][0]["certificate_chain"] == {"inline_string": "chain"}
+    assert cluster["name"] == listener["filter_chains"][0]["filters"][0]["typed_config"]["cluster"]

@@ -73,3 +73,18 @@ def test_vacant_roles_are_named() -> None:
     nobody = {"name": "postgres-master", "role": "master", "endpoints": []}
     document = {"peers": [peer(routes=[nobody]), peer(peer_id="api-1", ready=False, routes=[nobody])]}
     assert bring_up.vacant(document) == ["api-0: route postgres-master waits for a master"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "wanted"),
+    [
+        ("starter", {"api": ("http", 8080)}),
+        ("emojivoto", {"web": ("https", 443)}),
+        ("patroni-demo", {"webdemo": ("http", 8080)}),
+    ],
+)
+def test_a_group_is_entered_where_it_is_public(cluster: str, wanted: dict[str, tuple[str, int]]) -> None:
+    """By its HTTPS listener, where it has one."""
+    from topology.cluster import load
+
+    assert bring_up.entry_ports(load(ROOT / "clusters" / cluster)) == wanted

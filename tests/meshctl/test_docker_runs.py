@@ -57,7 +57,7 @@ def run_with(place: Path, *, containers: list[str], cluster: Path = ROOT / "clus
         "digest": docker_runs.digest(cluster),
         "compose": {"api-0": str(cluster / "compose" / "api.yaml")},
         "containers": containers,
-        "entries": {"api": 4711},
+        "entries": {"api": "http://127.0.0.1:4711"},
     }
     (run.folder / "run.json").write_text(json.dumps(record))
     return run

@@ -43,7 +43,10 @@ def test_the_slot_and_its_own_routes_go() -> None:
     found = without(manifest, "db-1")
     assert [peer.peer_id for peer in found.groups["db"].peers] == ["db-0"]
     assert found.routes == (*MANIFEST.routes, own[0])
-    assert replace(found, groups=manifest.groups, routes=manifest.routes) == manifest
+    assert found.rotate.gossip == 1
+    assert replace(found, groups=manifest.groups, routes=manifest.routes, rotate=manifest.rotate) == manifest
+    kept = without(manifest, "db-1", rotate=False)
+    assert (kept.groups, kept.rotate) == (found.groups, manifest.rotate)
 
 
 def test_what_is_no_slot_is_named() -> None:
@@ -69,6 +72,8 @@ def test_a_labs_slot_is_taken_away(lab: Coordinator) -> None:
     assert lab.head.manifest.epoch == 2
     assert [peer.peer_id for peer in lab.head.manifest.groups["api"].peers] == ["api-0"]
     assert "evicted" in done.output
+    assert lab.head.manifest.rotate.gossip == 1
+    assert "a new gossip key" in done.output
     refused(run("api-1", "--yes"), "there is no slot 'api-1'")
 
 
@@ -94,6 +99,15 @@ def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyP
     made = decode(owner.draft.read_bytes())
     assert [peer.peer_id for peer in made.groups["worker"].peers] == ["worker-0"], "it would have brought the slot back"
     assert made == now.manifest
+    assert made.rotate.gossip == 1, "with the old count it could not be set"
+
+
+def test_the_gossip_key_can_stay(lab: Coordinator) -> None:
+    """Where the owner says so."""
+    done = run("api-1", "--yes", "--keep-gossip-key")
+    assert done.exit_code == 0, done.output
+    assert lab.head.manifest.rotate.gossip == 0
+    assert "gossip key" not in done.output
 
 
 def test_what_was_not_set_is_not_written(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_every_image_has_its_dockerfile_on_a_pinned_base() -> None:
 def test_images_share_their_first_step() -> None:
     """The step that installs Python is the same text everywhere, so its layer is stored and pulled once."""
     steps = set()
-    for name in ("sidecar", "api", "worker", "webdemo", "patroni"):
+    for name in ("sidecar", "api", "worker", "web", "emoji", "voting", "webdemo", "patroni"):
         text = (ROOT / "images" / name / "Dockerfile").read_text()
         steps.add(text[text.index("FROM ${BASE} AS base") :].split("\nRUN ")[1].split("\n\n")[0].split("\n#")[0])
     assert len(steps) == 1

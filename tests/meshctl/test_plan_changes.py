@@ -256,7 +256,9 @@ def test_tags_are_warned_of(before: Snapshot, tmp_path: Path) -> None:
 def test_the_document_is_the_documented_one(before: Snapshot) -> None:
     """Its fields are a contract."""
     document = plans.compare(None, before, "nothing").document()
-    assert set(document) == {"cluster", "against", "changes", "cvms", "needs_manifest", "calls", "listens", "warnings"}
+    assert set(document) == {
+        "cluster", "against", "changes", "cvms", "needs_manifest", "calls", "listens", "egress", "warnings",
+    }  # fmt: skip
     assert document["calls"]["api"] == {"may_call": ["api", "worker"], "called_by": {"api": ["*"]}}
     assert set(document["changes"][0]) == {"kind", "name", "action", "before", "after", "effect", "note"}
     assert set(document["cvms"]) == {"create", "delete", "replace", "redeploy", "restart"}
@@ -273,3 +275,16 @@ def test_coordinators_that_leave_no_majority_are_warned_of() -> None:
     _, majority = plans.coordinators_go(three, three[:1])
     assert "1 of 3 coordinators stay" in majority
     assert len(list(plans.coordinators_go(three[:2], three[:1]))) == 2
+
+
+def test_an_egress_is_a_matter_of_the_manifest(tmp_path: Path) -> None:
+    """One that appears, leads elsewhere or goes restarts nobody."""
+    entry = 'egress = [{ name = "x", listen = "127.137.0.1:81", remote = "%s:443", tls = "web" }]'
+    found = [
+        snapshot(tmp_path / str(number), group("a", more=more))
+        for number, more in enumerate(("", entry % "one.example", entry % "two.example"))
+    ]
+    for before, after, action in ((0, 1, "add"), (1, 2, "change"), (2, 0, "remove")):
+        plan = plans.compare(found[before], found[after], "before")
+        assert changes(plan) == {("egress", "a/x"): (action, plans.MANIFEST)}
+        assert plan.needs_manifest

@@ -20,7 +20,7 @@ from workloads.server import Server, text
 @contextmanager
 def serving(name: str) -> Iterator[tuple[str, Server]]:
     """A program as the demo's: its URL, and itself."""
-    server = Server(("127.0.0.1", 0), {"/hello": lambda: text(f"hello from {name}\n")})
+    server = Server(("127.0.0.1", 0), {"GET /hello": lambda _: text(f"hello from {name}\n")})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

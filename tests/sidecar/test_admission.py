@@ -123,6 +123,7 @@ class Rig:
         self.told: list[str] = []
         self.shown: Certificate | None = None
         self.trusts = ""
+        self.ring = ""
         self.heard: list[object] = []
         self.holds = 0
         self.known = {DIGEST, NEXT}
@@ -171,6 +172,9 @@ class Rig:
 
     def certificate(self) -> tuple[Certificate | None, str]:
         return self.shown, self.trusts
+
+    def gossip_ring(self) -> str:
+        return self.ring
 
     def not_admitted(self, reason: str) -> None:
         self.told.append(reason)
@@ -436,11 +440,12 @@ async def test_renewal_says_which_certificate_is_held_and_what_envoy_trusts() ->
     rig = Rig(broker)
     async with rig.running():
         await rig.slept(1)
-        rig.trusts = DIGEST
+        rig.trusts, rig.ring = DIGEST, "1+0"
         await rig.goes_on()
         assert rig.shown is not None
         ends = rig.shown.leaf.expires_at
-        assert broker.held == [Held(secrets_epoch=3, leaf_digest=DIGEST, leaf_expires_at=ends, trusts=DIGEST)]
+        wanted = Held(secrets_epoch=3, leaf_digest=DIGEST, leaf_expires_at=ends, trusts=DIGEST, gossip_ring="1+0")
+        assert broker.held == [wanted]
 
 
 async def test_a_new_certificate_is_asked_for_until_all_trust_it() -> None:

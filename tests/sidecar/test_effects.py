@@ -19,7 +19,7 @@ from sidecar.effects import Effects
 from sidecar.files import Identity
 from sidecar.hints import RouteHint
 from sidecar.refusing import Refusing
-from tests.sidecar.test_desired import CERTIFICATE, KEYS, restricted, with_group, world
+from tests.sidecar.test_desired import CERTIFICATE, KEYS, TO_BANK, dialling, restricted, with_group, world
 from tests.sidecar.world import DIGEST, environment, given, health, manifest, route
 from vip.filter import Filter
 from vip.netlink import VipError
@@ -303,3 +303,17 @@ async def test_other_authorities_are_told_though_envoy_needs_none(rig: Rig) -> N
     changed = heard(CERTIFICATE, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), 0.0, 120.0, 0.0)
     await rig.effects.apply(desired(dataclasses.replace(first, certificate=changed)), None)
     assert (rig.published, rig.effects.trusted_pem) == (2, changed.trusted_pem)
+
+
+async def test_an_egress_without_roots_is_named_once_and_until_there_are_some(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In `problems`, which status shows; everything else is carried out."""
+    for _ in range(2):
+        await rig.effects.apply(desired(world(dialling(TO_BANK))), OWN)
+    assert rig.effects.problems["egress"].startswith("bank: there are no public authorities' certificates here")
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "refused, the last good state stays"
+    ]
+    await rig.effects.apply(desired(world(dialling(TO_BANK), roots_file="/roots.crt")), OWN)
+    assert "egress" not in rig.effects.problems

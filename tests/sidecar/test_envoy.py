@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from runtime.children import Child
 from runtime.tasks import TaskScope
-from sidecar.envoy import Envoy, count_connections
+from sidecar.envoy import Envoy, count_connections, machines_roots
 from tests.support import eventually, tool
 
 
@@ -116,3 +118,14 @@ def test_connections_are_counted_without_those_of_the_admin_interface() -> None:
     )
     assert count_connections(stats) == 5
     assert count_connections("") == 0
+
+
+def test_the_machines_roots_are_the_first_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says, which the host sets."""
+    second, third = tmp_path / "second", tmp_path / "third"
+    for file in (second, third):
+        file.write_text("x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(third))
+    files = [str(tmp_path / "first"), str(second), str(third)]
+    assert machines_roots(files) == str(second)
+    assert machines_roots(files[:1]) is None

@@ -48,7 +48,7 @@ async def test_a_leave_that_another_forged_is_undone() -> None:
         it.serving.set()
         await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
         for times in (1, 2):
-            say_left(it.admitted.gossip_key, "api-0", coordinator, late=times * 1_000_000)
+            say_left(it.admitted.gossip.keys[0], "api-0", coordinator, late=times * 1_000_000)
             await eventually(lambda: it.world.catalog["api"] == (), "the servers believe it", 10)
             await eventually(lambda: bool(it.world.catalog["api"]), "the instance passes again", 20)
             assert len(back) == times

@@ -15,7 +15,7 @@ from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
-    "admission", "links", "routes", "xds", "certificate", "manifest_epoch",
+    "admission", "links", "routes", "xds", "certificate", "gossip_ring", "manifest_epoch",
     "manifest_digest", "manifest_notes",
 }  # fmt: skip
 
@@ -36,6 +36,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             insecure=("quotes",),
             signed=SIGNED,
             certificate=CERTIFICATE,
+            gossip_ring="1+0",
             endpoints={"api": ("api-0", "api-1")},
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
@@ -80,7 +81,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
         }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
-    assert shown["manifest_epoch"] == 3
+    assert (shown["manifest_epoch"], shown["gossip_ring"]) == (3, "1+0")
     assert (shown["manifest_digest"], shown["manifest_notes"]) == (SIGNED.digest[:12], [])
     json.dumps(shown)
 
@@ -96,6 +97,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             insecure=(),
             signed=SIGNED,
             certificate=None,
+            gossip_ring="",
             endpoints={},
             conflicts={},
             children={},

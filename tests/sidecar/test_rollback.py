@@ -51,6 +51,10 @@ class Cvm:
         """As the sidecar judges."""
         return sources.why_misplaced(self.world, peer_id, address, envelope, check_signatures=True)
 
+    def gossip_ring(self) -> str:
+        """None."""
+        return ""
+
     def certificate(self) -> tuple[None, str]:
         """None."""
         return None, ""

@@ -172,6 +172,10 @@ class HoldsNothing:
         """None."""
         return None, ""
 
+    def gossip_ring(self) -> str:
+        """None."""
+        return ""
+
     def newest_envelope(self) -> str:
         """None."""
         return ""

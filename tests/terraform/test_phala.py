@@ -285,6 +285,23 @@ def test_the_patroni_demo_plans_without_a_secret(tmp_path: Path) -> None:
     assert sandbox.cloud.log == []
 
 
+def test_emojivoto_says_where_its_page_is(tmp_path: Path) -> None:
+    """Once the platform knows its gateway: by TLS that ends in the CVM; and by that name its manifest has it."""
+    world.terraform()
+    sandbox = Sandbox(top=tmp_path, name="emojivoto")
+    sandbox.prepare(tfvars="web_replicas = 1\n")
+    with provider.serve(sandbox.top, sandbox.cloud) as sandbox.variables:
+        sandbox.terraform("init", "-no-color", "-input=false")
+        sandbox.apply()
+        sandbox.cloud.boot()
+        sandbox.apply()
+        (page,) = json.loads(sandbox.terraform("output", "-json", "page"))
+        (public,) = [backend.public for backend in _signed(sandbox).groups["web"].backends.values()]
+    assert re.fullmatch(rf"https://[0-9a-f]{{40}}-443s\.{provider.GATEWAY}", page)
+    assert public is not None
+    assert public.sans == (page.removeprefix("https://"), "web")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

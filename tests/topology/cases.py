@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.topology import public_cases
+from tests.topology import egress_cases, public_cases
 from tests.topology.support import COMPOSE, backend, group, write
 from topology import addresses
 
@@ -144,6 +144,7 @@ GOOD: dict[str, Write] = {
         group("a", backends=backend("a", more='source_address = "127.0.0.1"\nproxy_protocol = true')),
         group("b", backends=backend("b", more='source_address = "127.10.0.99"\nproxy_protocol = false')),
     ),
+    **egress_cases.GOOD,
     **public_cases.GOOD,
     "nulls": _groups(
         group(
@@ -380,6 +381,7 @@ BROKEN: dict[str, Write] = {
     **{
         f"members-{i}": _groups(_members(f"members = {text}")) for i, text in enumerate(['"true"', "1", "[true]", "{}"])
     },
+    **egress_cases.BROKEN,
     # callers and sources
     **{
         f"callers-{i}": _groups(group("a", backends=_caller(text)), group("web"))

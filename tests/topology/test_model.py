@@ -56,7 +56,7 @@ def test_callers_of_a_backend_are_all_there_are(tmp_path: Path) -> None:
     assert callers(found) == {"b": ("a", "b"), "a": ()}
 
 
-@pytest.mark.parametrize("name", ["starter", "patroni-demo"])
+@pytest.mark.parametrize("name", ["starter", "patroni-demo", "emojivoto"])
 def test_shipped_clusters_say_who_calls(name: str) -> None:
     """Nobody who copies one gets a mesh in which everybody may call everything."""
     assert cluster.load(ROOT / "clusters" / name).says_who_calls

@@ -1,94 +1,44 @@
-"""Names of a manifest become part of URIs, paths and what owners read: each is a DNS label."""
+"""What a name may be."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from tests.coordinator.world import make_database_manifest
-from topology.manifest import EVERYBODY, ManifestError, decode, decode_signed, encode
-from topology.names import named
-
-MADE = make_database_manifest()
-ESCAPES = "x\x1b[1A\x1b[2K"
+from topology.names import MAX_HOST, why_no_host, why_no_label
 
 
-def changed(edit: Callable[[Any], object]) -> bytes:
-    """The manifest with `edit` made to its JSON."""
-    tree = json.loads(encode(MADE))
-    edit(tree)
-    return json.dumps(tree).encode()
+@pytest.mark.parametrize("name", ["a", "api", "a-1", "a" * 63])
+def test_labels(name: str) -> None:
+    """Lower-case letters, digits and dashes inside."""
+    assert why_no_label(name) is None
 
 
-def rename(tree: Any, old: str, new: str) -> None:
-    """Another key for an entry of a mapping."""
-    tree[new] = tree.pop(old)
+@pytest.mark.parametrize("name", ["", "A", "1a", "a-", "a.b", "a_b", "a" * 64, "ä"])
+def test_what_is_no_label(name: str) -> None:
+    """Everything else, and the message stays short."""
+    reason = why_no_label(name * 100 if name == "A" else name)
+    assert reason is not None
+    assert len(reason) < 250
 
 
-@pytest.mark.parametrize(
-    ("edit", "entry"),
-    [
-        (lambda t, n: t.update(cluster=n), "manifest.cluster"),
-        (lambda t, n: rename(t["groups"], "api", n), "manifest.groups."),
-        (lambda t, n: t["groups"]["api"]["peers"][0].update(peer_id=n), "manifest.groups.api.peers[0].peer_id"),
-        (lambda t, n: t["coordinators"]["peers"][0].update(peer_id=n), "manifest.coordinators.peers[0].peer_id"),
-        (lambda t, n: rename(t["groups"]["db"]["backends"], "db", n), "manifest.groups.db.backends."),
-        (
-            lambda t, n: t["groups"]["db"]["backends"]["db"].update(callers=[n]),
-            "manifest.groups.db.backends.db.callers",
-        ),
-        (lambda t, n: t["groups"]["db"]["backends"]["db"].update(service=n), "manifest.groups.db.backends.db.service"),
-        (lambda t, n: t["routes"][0].update(name=n), "manifest.routes[0].name"),
-        (lambda t, n: t["routes"][0].update(role=n), "manifest.routes[0].role"),
-        (lambda t, n: rename(t["secrets"], "database", n), "manifest.secrets."),
-        (lambda t, n: t["secrets"]["database"].update(groups=[n]), "manifest.secrets.database.groups[0]"),
-    ],
-)
-@pytest.mark.parametrize("name", [ESCAPES, "../x", "", "Ä"])
-def test_what_is_no_label_is_no_name(edit: Callable[[Any, str], None], entry: str, name: str) -> None:
-    """Refused by whoever reads a manifest, with where it stands; the message does not act on a terminal."""
-    for read in (decode, decode_signed):
-        with pytest.raises(ManifestError) as refused:
-            read(changed(lambda tree: edit(tree, name)))
-        assert str(refused.value).startswith(entry)
-        assert str(refused.value).isprintable()
+@pytest.mark.parametrize("name", ["a", "bank.example.com", "_acme.x-1.example", "1.example", "a" * 63 + ".b"])
+def test_host_names(name: str) -> None:
+    """One part or several."""
+    assert why_no_host(name) is None
 
 
 @pytest.mark.parametrize(
-    "edit",
-    [
-        lambda t: t["groups"]["db"]["backends"]["db"].update(identity=ESCAPES),
-        lambda t: t["groups"]["db"]["backends"]["db"]["permissions"].update(key_prefixes=[ESCAPES]),
-        lambda t: t["references"][0]["key_provider"].update(id=ESCAPES),
-        lambda t: t["references"][0]["os_images"][0].update(os_image_hash=ESCAPES),
-        lambda t: t["routes"][0].update(leader_key=ESCAPES),
-    ],
+    "name",
+    ["", ".", "a.", ".a", "a..b", "Bank.example", "-a.b", "a-.b", "a b", "10.0.0.1", "a.1", "*.example.com", "a" * 64],
 )
-def test_no_other_text_acts_on_a_terminal(edit: Callable[[Any], None]) -> None:
-    """Whatever form it has. A variable's value may be any text, for it is shown in quotes."""
-    with pytest.raises(ManifestError, match="can be printed"):
-        decode_signed(changed(edit))
-    decode_signed(changed(lambda t: t["groups"]["api"]["env"].update(MODE=ESCAPES)))
+def test_what_is_no_host_name(name: str) -> None:
+    """An empty part, a wildcard, an address, capitals: what a resolver or a certificate would read otherwise."""
+    assert why_no_host(name) is not None
 
 
-def test_what_a_newer_program_wrote_does_not_act_either() -> None:
-    """Its names are noted, escaped."""
-    _, unknown = decode_signed(changed(lambda t: t.update({ESCAPES: 1})))
-    assert unknown == ("manifest.x\\x1b[1A\\x1b[2K",)
-
-
-def test_no_group_has_the_coordinators_name() -> None:
-    """It would be judged by what coordinators have to measure."""
-    with pytest.raises(ManifestError, match="the coordinators' name"):
-        decode(changed(lambda t: rename(t["groups"], "api", "coordinator")))
-
-
-def test_everybody_is_no_name() -> None:
-    """As the only caller; as anything else it is one, and wrong."""
-    edited = decode(changed(lambda t: t["groups"]["db"]["backends"]["db"].update(callers=[EVERYBODY])))
-    assert EVERYBODY not in {name for _, name in named(edited, EVERYBODY)}
-    with pytest.raises(ManifestError, match="expected a DNS label"):
-        decode(changed(lambda t: rename(t["groups"], "api", EVERYBODY)))
+def test_a_host_name_has_an_end() -> None:
+    """RFC 1035's limit."""
+    long = ".".join(["a" * 49] * 5)
+    assert len(long) < MAX_HOST
+    assert why_no_host(long) is None
+    assert why_no_host(f"{long}.bcde") is not None

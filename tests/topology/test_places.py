@@ -90,3 +90,34 @@ def test_a_url_has_a_host(url: str) -> None:
     """And https."""
     with pytest.raises(PlacesError):
         check_url(".url", url)
+
+
+EGRESS = {"name": "w", "listen": "127.137.0.1:8081", "remote": "worker:9090", "tls": "mesh", "sni": None, "ca": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("listen", "127.10.4.4:8081", r"groups.api.egress\[0\].listen is '127.10.4.4:8081', in 127.10.0.0/16"),
+        ("listen", "127.0.0.1:8080", "where a backend of the group listens"),
+        ("listen", "10.0.0.1:8081", "expected ip:port with an address of 127"),
+        ("remote", "worker:9091", r"egress\[0\].remote is 'worker:9091', but the route 'worker' has port 9090"),
+        ("remote", "nobody:9090", "'nobody' is no route"),
+        ("tls", "none", r"egress\[0\].tls is 'none'"),
+        ("sni", "a.example", r"egress\[0\].sni is only for"),
+        ("ca", "x", r"egress\[0\].ca is only for"),
+    ],
+)
+def test_an_egress_that_nobody_can_carry_out_is_refused(field: str, value: str, said: str) -> None:
+    """By the manifest's own entry, wherever the manifest comes from: coordinators and sidecars decode it too."""
+    assert decode(changed("groups.api.egress", [EGRESS])).groups["api"].egress[0].remote == "worker:9090"
+    with pytest.raises(ManifestError, match=said):
+        decode(changed("groups.api.egress", [{**EGRESS, field: value}]))
+
+
+def test_an_egress_to_where_its_group_may_not_call_is_refused() -> None:
+    """The callers of the route's backend say who may."""
+    tree: Any = json.loads(changed("groups.api.egress", [EGRESS]))
+    tree["groups"]["worker"]["backends"]["worker"]["callers"] = ["worker"]
+    with pytest.raises(ManifestError, match="which group 'api' may not call: the callers of its backend are worker"):
+        decode(json.dumps(tree).encode())

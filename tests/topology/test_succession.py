@@ -14,7 +14,7 @@ from tests.topology.test_render import deployment, starter
 from topology import envelope as envelopes
 from topology import render
 from topology.envelope import Signed, seal
-from topology.manifest import Manifest, encode
+from topology.manifest import Manifest, Rotate, SecretEntry, encode
 from topology.owners import Owners, key_of
 from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake
 
@@ -68,6 +68,44 @@ def test_an_older_manifest_is_refused() -> None:
     with pytest.raises(SuccessionError) as caught:
         follow(NEXT, HEAD.envelope)
     assert caught.value.fault is Fault.OLDER
+
+
+ROTATED = signed(
+    dataclasses.replace(
+        FIRST,
+        secrets={"database": SecretEntry(owner="api", groups=())},
+        rotate=Rotate(gossip=2, secrets={"database": 3}),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("rotate", "entry"),
+    [
+        (Rotate(gossip=1, secrets={"database": 3}), "rotate.gossip 1, and .* has 2"),
+        (Rotate(gossip=2, secrets={"database": 2}), "rotate.secrets.database 2, and .* has 3"),
+        (Rotate(gossip=3), "rotate.secrets.database 0, and .* has 3"),
+    ],
+)
+def test_no_rotation_is_taken_back(rotate: Rotate, entry: str) -> None:
+    """It would bring back a key or a text that others know, also where manifests in between were missed."""
+    back = signed(after(ROTATED, rotate=rotate))
+    with pytest.raises(SuccessionError, match=entry) as caught:
+        follow(ROTATED, back.envelope)
+    assert caught.value.fault is Fault.TURNED_BACK
+    with pytest.raises(SuccessionError, match=entry):
+        overtake(ROTATED, signed(after(back, rotate=rotate)).envelope, settled=True)
+
+
+def test_a_rotation_goes_on_or_ends_with_its_secret() -> None:
+    """A count that is as it was, greater, or of a secret that is no more."""
+    for changes in (
+        {},
+        {"rotate": Rotate(gossip=3, secrets={"database": 3})},
+        {"rotate": Rotate(gossip=2), "secrets": {}},
+    ):
+        following = signed(after(ROTATED, **changes))
+        assert follow(ROTATED, following.envelope) == following
 
 
 def test_the_predecessors_owners_sign() -> None:

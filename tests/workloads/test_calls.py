@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
+from tests.workloads.support import serving, silent, url
 from workloads import calls
-from workloads.server import Answer, Paths, Server, document, text
-
-
-@contextmanager
-def serving(paths: Paths) -> Iterator[str]:
-    """A server with `paths`; yields its base URL."""
-    made = Server(("127.0.0.1", 0), paths)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}"
-    finally:
-        made.shutdown()
-        made.server_close()
-        thread.join(10)
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    """A listener that never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/hello"
+from workloads.server import Answer, Request, document, text
 
 
 def test_fetch_returns_the_text() -> None:
     """The body of a 200."""
-    with serving({"/hello": lambda: text("hello from w-0\n")}) as url:
-        assert calls.fetch(f"{url}/hello") == "hello from w-0\n"
+    with serving({"GET /hello": lambda _: text("hello from w-0\n")}) as made:
+        assert calls.fetch(f"{url(made)}/hello") == "hello from w-0\n"
+
+
+def test_fetch_takes_the_query_and_the_method_along() -> None:
+    """A POST with a query."""
+    with serving({"POST /vote": lambda request: document(request.query)}) as made:
+        assert calls.fetch(f"{url(made)}/vote?a=%3Ab%3A", method="POST") == '{"a": ":b:"}\n'
 
 
 def test_fetch_says_why_it_failed() -> None:
     """Another status, a refused connection, a silent server, a name that does not exist."""
-    with serving({"/bad": lambda: document({"error": "no"}, 503)}) as url, pytest.raises(calls.CallError) as caught:
-        calls.fetch(f"{url}/bad")
+    with (
+        serving({"GET /bad": lambda _: document({"error": "no"}, 503)}) as made,
+        pytest.raises(calls.CallError) as caught,
+    ):
+        calls.fetch(f"{url(made)}/bad")
     assert str(caught.value) == 'HTTP 503: {"error": "no"}'
     with pytest.raises(calls.CallError, match="ConnectionRefusedError"):
-        calls.fetch(f"{url}/bad")
+        calls.fetch(f"{url(made)}/bad")
     with silent() as quiet, pytest.raises(calls.CallError, match="TimeoutError"):
         calls.fetch(quiet, timeout=0.05)
     with pytest.raises(calls.CallError, match="gaierror"):
@@ -59,21 +45,21 @@ def test_a_fan_out_counts_each_answer() -> None:
     turn = itertools.count()
     seen: list[int] = []
 
-    def hello() -> Answer:
+    def hello(_: Request) -> Answer:
         number = next(turn)
         seen.append(threading.get_ident())
         return text(f"hello from w-{number % 2}\n")
 
-    with serving({"/hello": hello}) as url:
-        assert calls.fan_out(f"{url}/hello", 8) == {"hello from w-0": 4, "hello from w-1": 4}
+    with serving({"GET /hello": hello}) as made:
+        assert calls.fan_out(f"{url(made)}/hello", 8) == {"hello from w-0": 4, "hello from w-1": 4}
     assert len(seen) == 8
 
 
 def test_a_fan_out_counts_failures_by_reason() -> None:
     """Refused calls are results too."""
-    with silent() as url:
+    with silent() as gone:
         pass
-    assert calls.fan_out(url, 3) == {"error: ConnectionRefusedError: [Errno 111] Connection refused": 3}
+    assert calls.fan_out(gone, 3) == {"error: ConnectionRefusedError: [Errno 111] Connection refused": 3}
 
 
 def test_a_fan_out_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,3 +112,21 @@ def _public_address_in(netns: str) -> str:
     )
     command = [sys.executable, "-c", code, netns]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("text", ["http://127.137.0.1:8081", "http://emoji:8080", "http://[::1]:1"])
+def test_a_service_to_call_is_a_base_url(text: str) -> None:
+    """From its variable, else the default."""
+    assert settings.service_url({"EMOJI_URL": text}, "EMOJI_URL", "http://a:1") == text
+    assert settings.service_url({"EMOJI_URL": ""}, "EMOJI_URL", "http://a:1") == "http://a:1"
+
+
+@pytest.mark.parametrize(
+    "text", ["emoji:8080", "https://emoji:1", "http://emoji", "http://a:1/x", "http://a:99999", "http://a b:1"]
+)
+def test_another_url_is_refused_by_its_variable(text: str) -> None:
+    """With the form that is expected."""
+    with pytest.raises(
+        settings.SettingsError, match=r"^EMOJI_URL is .*, expected http://HOST:PORT, such as http://a:1$"
+    ):
+        settings.service_url({"EMOJI_URL": text}, "EMOJI_URL", "http://a:1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runtime.secret import Secret
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, Principal, PublicListener, Spec
 
 PEM = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"
 LEAF = Leaf(name="me", uri="spiffe://mesh/me", chain_pem=PEM, key_pem=Secret("-----BEGIN PRIVATE KEY-----\nk\n"))
@@ -45,6 +45,19 @@ def ingress(*allowed: str, **changes: object) -> Ingress:
     return Ingress(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def outside(name: str = "bank", **changes: object) -> Outside:
+    """A server outside, by name."""
+    values: dict[str, object] = {
+        "name": name,
+        "listen": Endpoint(address="127.137.0.1", port=8443),
+        "host": "bank.example.com",
+        "port": 443,
+        "server_name": "bank.example.com",
+        "roots_pem": PEM,
+    }
+    return Outside(**{**values, **changes})  # type: ignore[arg-type]
+
+
 def public(**changes: object) -> PublicListener:
     """A public listener in front of the ingress' server."""
     values: dict[str, object] = {
@@ -59,10 +72,12 @@ def public(**changes: object) -> PublicListener:
 
 
 def spec(
-    *entries: EgressRoute | Ingress | PublicListener, leaves: tuple[Leaf, ...] = (LEAF,), roots: str = PEM
+    *entries: EgressRoute | Ingress | Outside | PublicListener, leaves: tuple[Leaf, ...] = (LEAF,), roots: str = PEM
 ) -> Spec:
     """A spec of these entries."""
     return Spec(
+        outside=tuple(entry for entry in entries if isinstance(entry, Outside)),
+        resolver=Endpoint(address="127.10.0.53", port=53),
         egress=tuple(entry for entry in entries if isinstance(entry, EgressRoute)),
         ingress=tuple(entry for entry in entries if isinstance(entry, Ingress)),
         leaves=leaves,

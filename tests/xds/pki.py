@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -44,8 +47,29 @@ class Authority:
             key_pem=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()),
         )
 
+    def server(self, folder: Path, *names: str, hours: int = 1) -> ssl.SSLContext:
+        """What a TLS server outside of the mesh shows: a certificate for `names`, host names and IP addresses, that is
+        good for `hours` from now on. Its files are in `folder`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(x509.Name([]), key.public_key(), hours)
+        certificate = builder.add_extension(x509.SubjectAlternativeName([*map(_san, names)]), critical=True)
+        pem = certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        file = folder / "server.pem"
+        file.write_bytes(pem)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+        return context
 
-def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+
+def _san(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey, hours: int = 1) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -53,6 +77,6 @@ def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.Certifi
         .issuer_name(_NAME)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now - timedelta(hours=2))
+        .not_valid_after(now + timedelta(hours=hours))
     )

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from runtime.secret import Secret
-from tests.xds.entries import LEAF, OUTSIDE, endpoint, ingress, public, route, spec
+from tests.xds.entries import LEAF, OUTSIDE, endpoint, ingress, outside, public, route, spec
 from xds.snapshot import build
 from xds.spec import Endpoint, Sole, Spec, SpecError
 
 BOTH = (LEAF, OUTSIDE)
+DOOR = Endpoint(address="127.137.0.1", port=81)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,16 @@ BOTH = (LEAF, OUTSIDE)
         (spec(route(), leaves=(LEAF, LEAF)), "leaf 'me' is there twice"),
         (spec(route(), leaves=(replace(LEAF, key_pem=Secret("nonsense")),)), "leaf 'me' is not a PEM"),
         (spec(route(), roots=""), "roots_pem"),
+        (spec(route(doors=(DOOR, DOOR))), "door of egress route 'worker'.*127.137.0.1:81"),
+        (spec(route(doors=(DOOR,)), outside(listen=DOOR)), "outside 'bank'.*door of egress route 'worker'"),
+        (spec(route(doors=(Endpoint(address="localhost", port=1),))), "door of egress route 'worker'.*IP address"),
+        (spec(outside(), outside(listen=DOOR)), "outside 'bank' is there twice"),
+        (spec(outside(listen=Endpoint(address="127.0.0.1", port=0))), "listener of outside 'bank'.*port 0"),
+        (spec(outside(host="")), "outside 'bank' has host ''"),
+        (spec(outside(server_name="")), "server name ''"),
+        (spec(outside(roots_pem=None)), "outside 'bank' has no roots"),
+        (spec(outside(roots_pem="x")), "outside 'bank' has roots without a certificate"),
+        (replace(spec(outside()), resolver=None), "outside 'bank' has a name.*no resolver"),
         (spec(ingress(identity="out"), leaves=(OUTSIDE,)), "'api' presents leaf 'out'"),
         (spec(route(identity="out"), leaves=(OUTSIDE,)), "'worker' presents leaf 'out'"),
         (spec(ingress(), public()), "public listener 'api' presents leaf 'out', expected one of"),

@@ -11,9 +11,9 @@ warnings.simplefilter("ignore")
 if {plain}:
     import pydantic, betterproto2, envoy_data_plane.envoy.config.cluster.v3
 from xds import protos
-from tests.xds.entries import ingress, route, spec
+from tests.xds.entries import ingress, outside, route, spec
 from xds.snapshot import build
-snapshot = build(spec(route(), ingress("spiffe://mesh/a")))
+snapshot = build(spec(route(), outside(), ingress("spiffe://mesh/a")))
 import pydantic.dataclasses
 print(pydantic.dataclasses.is_pydantic_dataclass(protos.Cluster), snapshot.version)
 """

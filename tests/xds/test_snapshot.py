@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.xds.entries import LEAF, OUTSIDE, PEM, endpoint, ingress, public, route, spec
+from tests.xds.entries import LEAF, OUTSIDE, PEM, endpoint, ingress, outside, public, route, spec
 from xds.protos import Listener
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Snapshot, build
-from xds.spec import Sole
+from xds.spec import Endpoint, Sole
 
 
 def versions(snapshot: Snapshot, type_url: str) -> dict[str, str]:
@@ -135,6 +135,52 @@ def test_keys_show_nowhere() -> None:
     assert b"PRIVATE KEY" in snapshot.resources[SECRET]["leaf:me"].body
     assert "PRIVATE" not in repr(snapshot)
     assert "PRIVATE" not in str(snapshot.resources[SECRET]["leaf:me"])
+
+
+DOORS = tuple(Endpoint(address="127.137.0.1", port=port) for port in (81, 82, 83))
+
+
+def test_each_door_is_a_listener_of_its_own() -> None:
+    """One that comes or goes touches no other, and neither cluster nor endpoints; of its chain nothing is new."""
+    plain, some, more = (build(spec(route(doors=doors))) for doors in ((), DOORS[1:], DOORS))
+    again = build(spec(route(doors=DOORS)), build(spec(route(doors=DOORS[1:]))))
+    assert changed(plain, some) == changed(some, more) == {"Listener"}
+    assert set(more.resources[LISTENER]) == {
+        "egress/127.10.0.5:9090",
+        *(f"egress/127.137.0.1:{n}" for n in (81, 82, 83)),
+    }
+    assert versions(some, LISTENER).items() <= versions(more, LISTENER).items()
+    assert again.resources == more.resources
+    chains = [Listener.parse(each.body).filter_chains[0] for each in more.resources[LISTENER].values()]
+    assert all(chain == chains[0] for chain in chains)
+
+
+def test_a_door_keeps_to_the_routes_generation() -> None:
+    """What cuts connections to the VIP cuts those to a door."""
+    before, after = (build(spec(route(doors=DOORS, generation=text))) for text in ("1", "2"))
+    assert set(versions(before, LISTENER).items()).isdisjoint(versions(after, LISTENER).items())
+
+
+def test_a_server_outside_is_a_cluster_and_a_listener() -> None:
+    """Another entry beside it, or a route that changes, leaves both as they are, down to the object."""
+    first = build(spec(outside(), route()))
+    assert set(first.resources[CLUSTER]) == {"egress/worker", "outside/bank"}
+    assert set(first.resources[LISTENER]) == {"egress/127.10.0.5:9090", "egress/127.137.0.1:8443"}
+    more = build(spec(outside("two", listen=DOORS[0]), outside(), route(endpoints=())), first)
+    for type_url, name in ((CLUSTER, "outside/bank"), (LISTENER, "egress/127.137.0.1:8443")):
+        assert more.resources[type_url][name] is first.resources[type_url][name]
+
+
+@pytest.mark.parametrize(
+    "change", [{"host": "a.example"}, {"port": 1}, {"server_name": "a.example"}, {"roots_pem": PEM * 2}]
+)
+def test_whatever_changes_of_a_server_outside_cuts(change: dict[str, object]) -> None:
+    """The listener's chain has another name: nobody goes on with a server that was judged by other words."""
+    names = [
+        Listener.parse(build(spec(entry)).resources[LISTENER]["egress/127.137.0.1:8443"].body).filter_chains[0].name
+        for entry in (outside(), outside(**change))
+    ]
+    assert names[0] != names[1]
 
 
 def test_a_public_certificate_that_is_rotated_changes_one_secret() -> None:

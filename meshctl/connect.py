@@ -1,0 +1,263 @@
+"""`./mesh connect`: a port on this machine for programs that cannot take a CA. IO: sockets, signals, terminal.
+
+What comes to the port goes on over TLS, to a public listener that is verified for each connection by what `./mesh
+verify` has proven. A connection that cannot be verified is closed, and the reason is a line. When `verify` has written
+its folder anew, the next connection goes by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from meshctl import connect_proof
+from meshctl.connect_proof import Proof
+from meshctl.connect_target import Target, listen_of, place_of, refusal, target_of
+from meshctl.connect_tls import Secure
+from meshctl.errors import UserError
+from runtime.tasks import TaskScope
+
+MOST = 64
+"""Connections at once. Each has two buffers of 64 KiB; a browser opens 6 to a host."""
+DIAL_SECONDS = 15.0
+"""For a connection and its TLS handshake."""
+SILENT_SECONDS = 300.0
+"""How long a server may say nothing once the program has said all: nobody may be left who waits for its answer."""
+AGAIN_SECONDS = 1.0
+"""After a connection that this machine could not take, so that the reason is said once a second at most."""
+_CHUNK = 1 << 16
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a connection goes on."""
+
+    proof: Proof
+    target: Target
+    tls: ssl.SSLContext
+    by_root: bool
+
+    @property
+    def told(self) -> str:
+        """For a person: what was verified, and by what."""
+        issuer = "the mesh's root CA" if self.by_root else "the mesh CA"
+        return (
+            f"{self.target.route} at {self.target.place}: a certificate for {self.target.name}, by {issuer}; "
+            f"{self.proof.manifest.cluster}, epoch {self.proof.manifest.epoch}, digest {self.proof.digest}"
+        )
+
+    def refusal(self, error: BaseException) -> str:
+        """Why a connection failed."""
+        return refusal(error, self.target, self.proof.manifest.epoch, by_root=self.by_root)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the person asked for."""
+
+    route: str
+    folder: Path
+    name: str | None
+    to: tuple[str, int] | None
+    by_root: bool
+
+    def way(self) -> Way:
+        """By what the folder proves now. UserError."""
+        proof = connect_proof.read(self.folder)
+        target = target_of(proof.manifest, self.route, self.name, self.to)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        tls.load_verify_locations(cadata=proof.root_ca if self.by_root else proof.mesh_ca)
+        return Way(proof=proof, target=target, tls=tls, by_root=self.by_root)
+
+
+class Ways:
+    """The way of the next connection: it follows the folder, and stays where that cannot be read."""
+
+    def __init__(self, wanted: Wanted, say: Say) -> None:
+        self._wanted = wanted
+        self._say = say
+        self._stamp = connect_proof.stamp(wanted.folder)
+        self.now = wanted.way()
+
+    def look(self) -> Way:
+        """The way as of now."""
+        stamp = connect_proof.stamp(self._wanted.folder)
+        if stamp != self._stamp and stamp is not None:
+            self._stamp = stamp
+            try:
+                self.now = self._wanted.way()
+            except UserError as error:
+                self._say(f"goes on as before: {error.message}")
+            else:
+                self._say(f"from now on: {self.now.told}")
+        return self.now
+
+
+class Port:
+    """Takes connections on `listener` and leads each one on."""
+
+    def __init__(self, listener: socket.socket, ways: Ways, say: Say) -> None:
+        self._listener = listener
+        self._ways = ways
+        self._say = say
+        self._open = 0
+        self._count = 0
+
+    async def serve(self) -> None:
+        """For as long as it is not cancelled."""
+        loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        async with TaskScope() as scope:
+            while True:
+                try:
+                    client, _ = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    # No more files, as a rule: connections that end give some back.
+                    self._say(f"a connection could not be taken: {error}")
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    continue
+                self._count += 1
+                if self._open >= MOST:
+                    client.close()
+                    self._say(f"connection {self._count} closed: {MOST} are open, and no more are led on at once")
+                    continue
+                self._open += 1
+                scope.start(f"connection {self._count}", self._guarded(client, self._count))
+
+    async def _guarded(self, client: socket.socket, number: int) -> None:
+        way = self._ways.look()
+        try:
+            with client:
+                await lead(client, way)
+        except (OSError, ssl.SSLError, TimeoutError) as error:
+            self._say(f"connection {number} closed: {way.refusal(error)}")
+        finally:
+            self._open -= 1
+
+
+async def dial(way: Way) -> Secure:
+    """A verified connection. OSError, ssl.SSLError, TimeoutError."""
+    target = way.target
+    async with asyncio.timeout(DIAL_SECONDS):
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        secure = Secure(reader, writer, way.tls, target.name)
+        try:
+            await secure.handshake()
+        except BaseException:
+            secure.close()
+            raise
+    return secure
+
+
+async def lead(client: socket.socket, way: Way) -> None:
+    """Leads `client` on until both ends have said all. Errors are those of `dial`; what breaks later just ends it."""
+    secure = await dial(way)
+    try:
+        client.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=client)
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                await _both_ways(reader, writer, secure)
+        finally:
+            writer.close()
+    finally:
+        secure.close()
+
+
+async def _both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secure: Secure) -> None:
+    async with asyncio.timeout(None) as limit, TaskScope() as scope:
+        loop = asyncio.get_running_loop()
+        spoken = asyncio.Event()
+
+        async def up() -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(_CHUNK):
+                    await secure.write(data)
+                await secure.end()
+            spoken.set()
+            limit.reschedule(loop.time() + SILENT_SECONDS)
+
+        sending = scope.start("up", up())
+        with contextlib.suppress(OSError):
+            while data := await secure.read():
+                if spoken.is_set():
+                    limit.reschedule(loop.time() + SILENT_SECONDS)
+                writer.write(data)
+                await writer.drain()
+        # Who ends its side of a public listener takes nothing more either: Envoy closes then.
+        sending.cancel()
+    writer.close()
+
+
+async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
+    """Verifies once, then serves until a signal. UserError where that first connection fails."""
+    way = ways.look()
+    try:
+        secure = await dial(way)
+    except (OSError, ssl.SSLError, TimeoutError) as error:
+        raise UserError(
+            f"not connected: {way.refusal(error)}", "--to HOST:PORT says where to dial; ./mesh verify", exit_code=1
+        ) from error
+    secure.close()
+    host, port = listener.getsockname()[:2]
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    say(f"verified: {way.told}")
+    say(f"listening: {place}, in clear, for programs of this machine; Ctrl-C ends it")
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What the caller ignores (nohup) stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, ended.set)
+    async with TaskScope() as scope:
+        serving = scope.start("port", Port(listener, ways, say).serve())
+        await ended.wait()
+        serving.cancel()
+    say("ended")
+
+
+@click.command()
+@click.argument("route")
+@click.option("--listen", "listen", default="127.0.0.1:0", metavar="IP:PORT", help="Where. Default: a free port.")
+@click.option(
+    "--bundle",
+    "-b",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("verify"),
+    help="The folder that ./mesh verify wrote. Default: verify.",
+)
+@click.option(
+    "--to", metavar="HOST:PORT", help="Where to dial. Default: the gateway, or where the certificate's name is."
+)
+@click.option(
+    "--as", "name", metavar="NAME", help="Which name of the certificate. Default: the gateway's, or the first."
+)
+@click.option("--by-root", is_flag=True, help="Take every manifest that the mesh's root CA certified, also older ones.")
+def command(route: str, listen: str, folder: Path, to: str | None, name: str | None, by_root: bool) -> None:
+    """A port on this machine that leads to a public ROUTE, verified by what ./mesh verify has proven.
+
+    For programs that cannot take a CA: they speak in clear to that port. Each connection is verified anew.
+    """
+    place = listen_of(listen)
+    wanted = Wanted(route=route, folder=folder, name=name, to=place_of(to, "--to") if to else None, by_root=by_root)
+    ways = Ways(wanted, click.echo)
+    try:
+        family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        listener = socket.create_server(place, family=family, backlog=MOST)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {listen}: {error.strerror}", "--listen 127.0.0.1:0 takes a free port"
+        ) from error
+    with listener:
+        asyncio.run(run(listener, ways, click.echo))
