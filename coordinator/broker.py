@@ -252,10 +252,13 @@ class Broker:
         )
 
     def admitted(self) -> tuple[Holder, ...]:
-        """Who is admitted now: workloads by the records, and the coordinators that attested here."""
+        """Who is admitted now: workloads by the records, and the coordinators that attested here; without those whom a
+        manifest that has just come ends.
+        """
         nodes, now = self._ledger.nodes, self._clocks.unix()
         siblings = (one for one in self._siblings.values() if not lapsed(one, nodes.get(one.peer_id), now))
-        return tuple(holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+        held = (holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+        return tuple(holder for holder in held if why_not_allowed(self.rules.manifest, holder) is None)
 
     def allows_sibling(self, peer_id: str) -> bool:
         """Whether the manifest has the coordinator `peer_id`, and allows what it was admitted with here. One that has
