@@ -15,7 +15,6 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +22,7 @@ from topology import egress, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import EgressEntry, Surroundings, Target
+from topology.named import named
 from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
@@ -333,43 +333,16 @@ def _check(manifest: Manifest) -> None:
 
 def _check_names(manifest: Manifest) -> None:
     """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
-    for entry, name in _named(manifest):
+    for entry, name in named(manifest, EVERYBODY):
         if (why := why_no_label(name)) is not None:
             raise ManifestError(f"manifest{entry} {why}")
     if COORDINATORS in manifest.groups:
         raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
     try:
-        # Values of variables are the applications'; they are shown in quotes.
-        texts.check(manifest, frozenset({"env"}))
+        # Values of variables are the applications'; they are shown in quotes. `ca` has certificates in PEM.
+        texts.check(manifest, free=frozenset({"env"}), lines=frozenset({"ca"}))
     except TextsError as error:
         raise ManifestError(f"manifest{error}") from error
-
-
-def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Where each name stands, and the name."""
-    yield ".cluster", manifest.cluster
-    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
-        (".coordinators", manifest.coordinators),
-        *((f".groups.{texts.shown(name)}", it) for name, it in manifest.groups.items()),
-    )
-    for entry, app in entries:
-        peers: tuple[PeerEntry | CoordinatorPeer, ...] = app.peers
-        yield from ((f"{entry}.peers[{n}].peer_id", peer.peer_id) for n, peer in enumerate(peers))
-    for name, group in manifest.groups.items():
-        yield f".groups.{texts.shown(name)}", name
-        for backend, it in group.backends.items():
-            inside = f".groups.{name}.backends.{texts.shown(backend)}"
-            yield inside, backend
-            yield f"{inside}.service", it.service
-            yield from ((f"{inside}.callers[{n}]", each) for n, each in enumerate(it.callers) if each != EVERYBODY)
-    for n, route in enumerate(manifest.routes):
-        for field_name in ("name", "group", "backend", "service", "role", "fallback"):
-            if (name := getattr(route, field_name)) is not None:
-                yield f".routes[{n}].{field_name}", name
-    for name, secret in manifest.secrets.items():
-        yield f".secrets.{texts.shown(name)}", name
-        yield f".secrets.{name}.owner", secret.owner
-        yield from ((f".secrets.{name}.groups[{n}]", each) for n, each in enumerate(secret.groups))
 
 
 def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:

@@ -17,12 +17,13 @@ class TextsError(ValueError):
     """A text that is not to be shown as it is. The message is the end of a sentence that begins with the value."""
 
 
-def check(value: object, free: frozenset[str] = frozenset()) -> None:
+def check(value: object, free: frozenset[str] = frozenset(), lines: frozenset[str] = frozenset()) -> None:
     """TextsError unless every text in `value`, nested dataclasses, tuples and mappings (keys, too), is printable.
 
-    `free` are the names of dataclass fields whose values may be any text; their keys are judged all the same.
+    `free` are the names of dataclass fields whose values may be any text; their keys are judged all the same. In the
+    fields `lines`, such as certificates, lines may end.
     """
-    for entry, text in _texts(value, "", free):
+    for entry, text in _texts(value, "", free, lines):
         if not text.isprintable():
             raise TextsError(f"{entry} is {text!r:.80}, expected characters that can be printed")
 
@@ -32,21 +33,25 @@ def shown(name: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name[:_MAX_NAME])
 
 
-def _texts(value: object, entry: str, free: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _texts(value: object, entry: str, free: frozenset[str], lines: frozenset[str]) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield entry, value
     elif isinstance(value, tuple):
         for n, item in enumerate(value):
-            yield from _texts(item, f"{entry}[{n}]", free)
+            yield from _texts(item, f"{entry}[{n}]", free, lines)
     elif isinstance(value, dict):
         for key, item in value.items():
             below = f"{entry}.{shown(key)}"
             yield below, key
-            yield from _texts(item, below, free)
+            yield from _texts(item, below, free, lines)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if field.name not in free:
-                yield from _texts(item, f"{entry}.{field.name}", free)
-            elif isinstance(item, dict):
-                yield from ((f"{entry}.{field.name}.{shown(key)}", key) for key in item)
+            below, item = f"{entry}.{field.name}", getattr(value, field.name)
+            if field.name in free and isinstance(item, dict):
+                yield from ((f"{below}.{shown(key)}", key) for key in item)
+            elif field.name in free:
+                continue
+            elif field.name in lines and isinstance(item, str):
+                yield below, item.replace("\n", "")
+            else:
+                yield from _texts(item, below, free, lines)

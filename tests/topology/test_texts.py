@@ -50,6 +50,14 @@ def test_a_text_that_acts_is_refused_where_it_stands(text: str) -> None:
         check(outer(free=text))
 
 
+def test_lines_end_where_they_may() -> None:
+    """As in a certificate; nothing else that acts is in them."""
+    check(outer(name="a\nb"), frozenset({"free"}), frozenset({"name"}))
+    for text in ("a\x1b[2K\nb", "a\r\nb"):
+        with pytest.raises(TextsError, match="printed"):
+            check(outer(name=text), frozenset({"free"}), frozenset({"name"}))
+
+
 def test_a_name_is_shown_by_its_beginning() -> None:
     """And does not act."""
     assert shown("x" * 200) == "x" * 80
