@@ -50,16 +50,17 @@ KEEPALIVE_IDLE = 5
 KEEPALIVE_INTERVAL = 2
 """Seconds between probes that are not answered."""
 DEAD_AFTER = 19
-"""Seconds without an acknowledgement, of data or of probes, after which the kernel ends a connection. That is the last
-resort, for Envoy passes it on as an orderly end: the link finds a lost peer after 8 s (`sidecar.lost`), and the kernel
-answers what is sent to it from then on with a reset. Data is sent again at times that double, so the first time after
-8 s is before 17 s; keep-alive sends every 2 s. A change of path (direct to relay) takes up to 6.1 s."""
+"""Seconds without an answer to probes after which the kernel ends a connection that waits. That is the last resort, for
+Envoy passes it on as an orderly end: the link finds a lost peer after 8 s (`sidecar.lost`), and the kernel answers what
+is sent to it from then on with a reset, probes and data that is sent again alike. A change of path (direct to relay)
+takes up to 6.1 s. TCP_USER_TIMEOUT would bound unacknowledged data, too, and is not used: Linux counts the time for
+which the peer's window is closed (net/ipv4/tcp_timer.c, tcp_probe_timer), so it cuts a reader that pauses longer."""
 KEEPALIVE_PROBES = (DEAD_AFTER - KEEPALIVE_IDLE) // KEEPALIVE_INTERVAL
 """Unanswered probes until DEAD_AFTER."""
 
 # Linux' numbers (include/uapi/linux/in.h, tcp.h, asm-generic/socket.h).
 _SOL_SOCKET, _SO_KEEPALIVE = 1, 9
-_IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_KEEPCNT, _TCP_USER_TIMEOUT = 6, 4, 5, 6, 18
+_IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_KEEPCNT = 6, 4, 5, 6
 
 
 def egress_filters(route: EgressRoute, cluster: str) -> list[Filter]:
@@ -82,9 +83,6 @@ def egress_cluster(route: EgressRoute, caller: str, cluster: Cluster) -> None:
         tcp_keepalive=TcpKeepalive(
             keepalive_time=KEEPALIVE_IDLE, keepalive_interval=KEEPALIVE_INTERVAL, keepalive_probes=KEEPALIVE_PROBES
         )
-    )
-    cluster.upstream_bind_config = BindConfig(
-        socket_options=[_option("TCP_USER_TIMEOUT", _IPPROTO_TCP, _TCP_USER_TIMEOUT, DEAD_AFTER * 1000)]
     )
 
 
@@ -127,7 +125,6 @@ def ingress_socket_options() -> list[SocketOption]:
         _option("TCP_KEEPIDLE", _IPPROTO_TCP, _TCP_KEEPIDLE, KEEPALIVE_IDLE),
         _option("TCP_KEEPINTVL", _IPPROTO_TCP, _TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
         _option("TCP_KEEPCNT", _IPPROTO_TCP, _TCP_KEEPCNT, KEEPALIVE_PROBES),
-        _option("TCP_USER_TIMEOUT", _IPPROTO_TCP, _TCP_USER_TIMEOUT, DEAD_AFTER * 1000),
     ]
 
 

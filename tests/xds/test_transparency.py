@@ -19,6 +19,7 @@ import pytest_asyncio
 from tests.xds.cells import ENDLESS, READERS, SIDES, Cell, Torn, cells, demanded, part, torn
 from tests.xds.director import Place, Stage, running
 from tests.xds.mesh import PORT, Pair, pair
+from xds.transport import DEAD_AFTER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -90,6 +91,23 @@ async def test_a_gigabyte_each_way_at_once_is_whole(ways: Ways, size: int) -> No
         for side, voice in voices.items():
             saw = voice.saw()
             assert (saw["got"], saw["intact"], saw["end"]) == (size, True, "EOF"), f"{way}, the {side}: {saw}"
+
+
+@pytest.mark.timeout(180)
+async def test_a_reader_may_pause_for_longer_than_a_dead_peer_is_waited_for(ways: Ways) -> None:
+    """Its window is closed, and it answers the probes of that: what was sent waits, as it does without a route."""
+    for sender, reader in (("client", "server"), ("server", "client")):
+        parts = {
+            sender: part(sender, send=8 << 20, end="half-close", bound=120),
+            reader: part(reader, read="stop", end="half-close", bound=120),
+        }
+        async with ways.stage.talking(parts, ways.places["through the route"]) as voices:
+            await voices[sender].until("stuck")
+            # Nothing shows that a clock in the kernel would have ended it, but its time.
+            await asyncio.sleep(DEAD_AFTER + 4)
+            voices[reader].go()
+        saw = voices[reader].saw()
+        assert (saw["got"], saw["intact"], saw["end"]) == (8 << 20, True, "EOF"), f"the {reader}: {saw}"
 
 
 async def test_nothing_is_left_in_the_envoys_of_conversations_whose_both_sides_were_killed(ways: Ways) -> None:
