@@ -360,7 +360,7 @@ class Coordinator:
         head, broker = self._head, self.broker
         assert head is not None
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
-            broker.rules = Rules(signed=head.signed, adopted_at=head.adopted_at)
+            broker.rules = broker.rules.replaced(head.signed, head.adopted_at)
         if self._circle is not None:
             self._circle.changed()
         if self._formation is not None:
@@ -477,6 +477,7 @@ class Coordinator:
             ],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "gossip_ring": broker.ring.name if broker else "",
+            "agent_expires_at": self._consul.certificate_expires_at if self._consul else None,
             "manifest_epoch": signed.manifest.epoch if signed else None,
             "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed else None,
             "manifest_notes": list(notes),

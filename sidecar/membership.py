@@ -103,6 +103,8 @@ class Membership:
         self._trusts = ""
         self._ring = ""
         """Which gossip keys the agent is known to have."""
+        self._unread = False
+        """The agent has not read again a certificate that was written for it."""
         self._answered_at = 0.0
         """The loop's time of a coordinator's last answer."""
         self._certified = asyncio.Event()
@@ -162,11 +164,12 @@ class Membership:
             await self._take_ring()
         if renewed.token is None:
             return
-        self.admission = dataclasses.replace(self.admission, token=renewed.token)
-        self._agent.write(self.admission, self._keys)
+        pem = renewed.agent_pem or self.admission.certificate_pem
+        self.admission = dataclasses.replace(self.admission, token=renewed.token, certificate_pem=pem)
+        changed = self._agent.write(self.admission, self._keys)
         self._consul.use_token(renewed.token)
-        await self._give_token(self.admission)
-        log.info("token renewed")
+        await self._give_token(self.admission, reload=changed)
+        log.info("token renewed", extra={"agent_certificate": changed})
 
     def certificate(self) -> tuple[Certificate | None, str]:
         """See `admission.Listener`."""
@@ -302,10 +305,12 @@ class Membership:
         self._host.see(sources.let_go(self._host.world))
 
     async def _give_token(self, admitted: Admitted, *, reload: bool = False) -> None:
+        self._unread = self._unread or reload
         try:
-            await self._agent.use_token(admitted.token, reload=reload)
+            await self._agent.use_token(admitted.token, reload=self._unread)
+            self._unread = False
         except ConsulError as error:
-            # An agent that is down reads the token from its configuration when it starts again.
+            # An agent that is down reads both from its files when it starts again; one that hangs with the next token.
             log.warning("agent did not take the token", extra={"reason": str(error)})
         # The agent syncs each service with the token that registered it, so all have to be registered again.
         if self.registrar is not None:

@@ -456,6 +456,7 @@ class Supervisor:
                 signed=self._world.signed if self._world else None,
                 certificate=self._world.certificate if self._world else None,
                 gossip_ring=self._member.gossip_ring() if self._member else "",
+                agent_expires_at=self._admission.agent_expires_at if self._admission else None,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from admission.broker import Renewed, decode_admission
 from runtime.children import Child
+from runtime.consul import api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
@@ -161,6 +163,36 @@ async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
         assert agent_token(tmp_path) == "third"
         assert it.admission is not None
         assert it.admission.token == Secret("third")
+
+
+async def test_a_renewed_agent_certificate_is_read_again_by_the_agent(tmp_path: Path) -> None:
+    """Also where it was away when the certificate came: then with the next token. Another token alone is no reason."""
+    asked: list[str] = []
+    away = {"/v1/agent/reload"}
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=500 if request.path in away else 200)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    async with membership(tmp_path) as (it, _):
+        await it.admitted(*admission())
+        await web.UnixSite(runner, str(api_socket(tmp_path))).start()
+        plain = Renewed(lease_seconds=15, token=Secret("second"), token_expires_at=9, manifest_epoch=3)
+        await it.renewed(plain, SAME)
+        assert asked == ["/v1/agent/token/agent"]
+        await it.renewed(dataclasses.replace(plain, agent_pem="NEW"), SAME)
+        assert asked[1:] == ["/v1/agent/reload", "/v1/agent/token/agent"]
+        assert (tmp_path / "consul" / "certificate.pem").read_text() == "NEW"
+        away.clear()
+        for _ in range(2):
+            await it.renewed(plain, SAME)
+        assert asked[3:] == ["/v1/agent/reload", "/v1/agent/token/agent", "/v1/agent/token/agent"]
+        assert (tmp_path / "consul" / "certificate.pem").read_text() == "NEW"
+    await runner.cleanup()
 
 
 async def test_secrets_and_workload_token_follow_admission_and_renewals(tmp_path: Path) -> None:
