@@ -100,7 +100,7 @@ class Head:
         if len(envelope) > proposal.MAX_STORED:
             return None
         found = self.judge(envelope)
-        reason = proposal.why_not(self.signed, found, self._info) if found is not None else None
+        reason = proposal.why_not(self.signed, found, self._info, signed=self._check) if found is not None else None
         if found is None or reason is None:
             return found
         note = f"{found.name} was brought and is refused: {reason}"
