@@ -142,6 +142,10 @@ class Broker:
     async def _post(self, action: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return await self.post(f"/v1/admission/{action}", body)
 
+    async def bring(self, envelope: str) -> None:
+        """Gives it the manifest in `envelope`, which follows what it enforces. RefusedError, CoordinatorError."""
+        await self._coordinator.call("POST", IN_FORCE, {"envelope": envelope}, self._seconds)
+
     async def ask(self, path: str) -> Mapping[str, Any]:
         """The answer to a question without a body. RefusedError, CoordinatorError."""
         return await self._coordinator.call("GET", path, seconds=self._seconds)

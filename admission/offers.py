@@ -7,19 +7,24 @@ signed, or to which the history leads from one that they signed. Whoever holds o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
 from admission.client import CoordinatorError, Greeting, RefusedError
 from admission.protocol import ManifestHistory
 from topology.envelope import Signed, UnreadableError, digest_of, open_envelope
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.owners import Owners
-from topology.succession import Fault, SuccessionError, chain, follow, overtake
+from topology.succession import Fault, SuccessionError, chain, follow, overtake, pass_over
 
 HISTORY = "/v1/manifest/history"
 HISTORY_SECONDS = 60.0
 """For the whole history of a coordinator that is not verified yet: a liar gives one manifest a page, each as late as an
 answer may come, while others wait to be asked. A genuine one has some hundred manifests in a page of 768 KiB."""
+
+
+Ask = Callable[[str], Awaitable[Mapping[str, Any]]]
+"""Asks a coordinator for a public path; RefusedError, CoordinatorError. As `admission.client.Greeting.ask`."""
 
 
 class Offers:
@@ -58,8 +63,9 @@ class Offers:
             if error.fault.unread:
                 # Too old to read it; the coordinator judges by it.
                 return held
-            if error.fault is Fault.INVALID:
-                # Owners may have changed since the one that is held.
+            if error.fault in (Fault.INVALID, Fault.GAP):
+                # Owners may have changed since the one that is held; and what it does not follow directly may be a
+                # fork, unless those in between lead there.
                 return await self._led_to(held, greeting, error)
             raise CoordinatorError(f"{greeting.url}: enforces another manifest: {error}") from error
 
@@ -73,25 +79,44 @@ class Offers:
 
     async def _led_to(self, held: Signed | None, greeting: Greeting, refused: ManifestError) -> Signed:
         """The manifest of `greeting`, to which the coordinator's history leads from `held`, or from the first one.
-        `refused` is why it cannot be taken without. Each page is judged before the next one is asked for.
+        `refused` is why it cannot be taken without.
         """
         try:
             wanted = digest_of(greeting.envelope)
-            if self._owners is None:
+            if held is None and self._owners is None:
                 raise refused
-            more = True
             async with asyncio.timeout(HISTORY_SECONDS):
-                while more:
-                    after = held.manifest.epoch if held is not None else 0
-                    page: ManifestHistory = from_tree(
-                        ManifestHistory, await greeting.ask(f"{HISTORY}?after={after}"), "history"
-                    )
-                    for each in page.manifests:
-                        found = chain(self._owners, [each.envelope])[0] if held is None else follow(held, each.envelope)
-                        held = found
-                    more = page.more and bool(page.manifests)
+                async for found in successors(greeting.ask, held, self._owners):
+                    if found.digest == wanted:
+                        return found
         except (ManifestError, RefusedError, CoordinatorError, TimeoutError) as error:
             raise CoordinatorError(f"{greeting.url} has a manifest that is refused: {refused}") from error
-        if held is None or held.digest != wanted:
-            raise CoordinatorError(f"{greeting.url} has a manifest that is refused: {refused}")
-        return held
+        raise CoordinatorError(f"{greeting.url} has a manifest that is refused: {refused}")
+
+
+async def successors(ask: Ask, held: Signed | None, owners: Owners | None) -> AsyncIterator[Signed]:
+    """What comes after `held`, or from the first one on, by the history of the coordinator that `ask` asks, oldest
+    first: each follows the one before. Each page is judged before the next one is asked for.
+
+    `owners` are those of the measured compose file; None skips signatures, and needs a `held`. ManifestError where one
+    does not follow; RefusedError, CoordinatorError.
+    """
+    more = True
+    while more:
+        after = held.manifest.epoch if held is not None else 0
+        page: ManifestHistory = from_tree(ManifestHistory, await ask(f"{HISTORY}?after={after}"), "history")
+        for each in page.manifests:
+            if held is None:
+                assert owners is not None
+                held = chain(owners, [each.envelope])[0]
+            else:
+                try:
+                    held = follow(held, each.envelope, signed=owners is not None)
+                except SuccessionError as error:
+                    if not error.fault.unread:
+                        raise
+                    # A later one may do without what this program does not know.
+                    held = pass_over(held, each.envelope)
+                    continue
+            yield held
+        more = page.more and bool(page.manifests)

@@ -139,7 +139,7 @@ class AttestRequest:
     """The coordinator proposed the slot: this CVM holds none, and lets those that do come first. False for a CVM that
     claims the slot: it holds it, or its owner gave it that one (MESH_PEER_ID)."""
     manifest: str = ""
-    """The newest signed envelope that the CVM holds. A coordinator with an older one adopts it before it answers."""
+    """The newest signed envelope that the CVM holds. A coordinator that has the one before adopts it, then answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

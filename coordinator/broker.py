@@ -1,7 +1,9 @@
 """The admission broker: challenge, attest, renew, release, in the words of `admission.protocol`. No HTTP here.
 
 The order in `attest` is fixed: what is cheap and what must be used up comes first (form, nonce), then the quote,
-then every field of the binding, then the slot; nothing is written before all of it held.
+then every field of the binding, then the slot; nothing is written before all of it held. A manifest that the CVM
+brings is looked at once its quote held, and taken from nobody but a CVM of this mesh: one that the manifest in force
+allows, or the one that it brings.
 
 Long because the four calls share one order of checks: what one of them leaves out would be a way round the others.
 """
@@ -44,7 +46,7 @@ from evidence.errors import EvidenceError
 from evidence.manifest import expected
 from evidence.policy import check
 from evidence.statement import evidence_digest
-from evidence.verify import EvidenceVerifier
+from evidence.verify import Evidence, EvidenceVerifier
 from topology import allowed
 from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
@@ -115,10 +117,11 @@ class Broker:
         feed: Feed,
         clocks: Clocks,
         random: Callable[[int], bytes],
-        offered: Callable[[str], Awaitable[None]],
+        offered: Callable[[str, Callable[[Manifest], bool]], Awaitable[None]],
     ) -> None:
         """`random` gives that many bytes of the system's generator. `offered` takes the envelope that a CVM brings,
-        after which `rules` are those of the newest manifest; RefusalError.
+        after which `rules` are those of the newest manifest; RefusalError. It is given what says whether a manifest
+        allows that CVM.
         """
         self.rules = rules
         self.not_ready: str | None = "starting"
@@ -167,11 +170,6 @@ class Broker:
             self._challenges.redeem(nonce, self._clocks.monotonic())
         except NonceError as error:
             raise RefusalError(Code.NONCE_INVALID, str(error)) from error
-        # A coordinator that joins may be what the records lack, to take what it brings.
-        if request.manifest:
-            with contextlib.suppress(*((RefusalError,) if not binding.boot.leaf else ())):
-                await self._offered(request.manifest)
-        rules = self.rules
         now = self._clocks.unix()
         try:
             evidence = await self._verifier.verify(
@@ -181,16 +179,20 @@ class Broker:
                 report_data=report_data(raw, nonce),
                 now=now,
             )
-            slot = policy.find_slot(rules.manifest, binding.peer_id)
-            check(evidence, expected(rules.manifest, slot.group), now)
         except EvidenceError as error:
             raise RefusalError(Code[error.code], error.reason) from error
-        policy.check_revoked(rules.manifest, slot.peer_id)
-        policy.check_binding(binding, slot, rules.manifest, evidence, now)
+        if request.manifest:
+            # A coordinator that joins may be what the records lack, to take what it brings.
+            with contextlib.suppress(*((RefusalError,) if not binding.boot.leaf else ())):
+                await self._offered(request.manifest, lambda manifest: _allows(manifest, binding, evidence, now))
+        rules = self.rules
+        slot = _judged(rules.manifest, binding, evidence, now)
         self._check_key_is_own(slot, binding)
         image = image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
+            rules = self.rules
+            slot = _judged(rules.manifest, binding, evidence, now)
         return await self._admit(rules, slot, binding, image, evidence.device, _digest(request))
 
     async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
@@ -267,10 +269,13 @@ class Broker:
         )
 
     def admitted(self) -> tuple[Holder, ...]:
-        """Who is admitted now: workloads by the records, and the coordinators that attested here."""
+        """Who is admitted now: workloads by the records, and the coordinators that attested here; without those whom a
+        manifest that has just come ends.
+        """
         nodes, now = self._ledger.nodes, self._clocks.unix()
         siblings = (one for one in self._siblings.values() if not lapsed(one, nodes.get(one.peer_id), now))
-        return tuple(holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+        held = (holder for holder in (*self._ledger.slots.values(), *siblings) if not holder.released)
+        return tuple(holder for holder in held if why_not_allowed(self.rules.manifest, holder) is None)
 
     def allows_sibling(self, peer_id: str) -> bool:
         """Whether the manifest has the coordinator `peer_id`, and allows what it was admitted with here. One that has
@@ -360,8 +365,12 @@ class Broker:
         else:
             self._check_ready()
             tokens = self._new_tokens(rules, slot.group)
-            await self._ledger.take(tokens.noted(wanted), peer)
+            wanted = tokens.noted(wanted)
+            await self._ledger.take(wanted, peer)
+            # From here on whoever puts a newer manifest in force finds the slot among those that it looks at.
+            await self._check_still(wanted)
             await self._ledger.issue(tokens.bodies(rules.manifest, slot.peer_id, slot.group))
+            await self._ledger.confirm(wanted)
         self._reserved.pop(slot.peer_id, None)
         if rules.manifest.rendezvous:
             await self._feed.applied(self._feed.version)
@@ -387,6 +396,14 @@ class Broker:
             peer_id=holder.peer_id, group=holder.group, instance_id=holder.instance_id, boot_key=holder.boot_key
         )
         return seal(lease, self._keys.broker_key).reveal()
+
+    async def _check_still(self, holder: Holder) -> None:
+        """RefusalError, and the slot is free again, when a manifest that came meanwhile does not allow `holder`, which
+        has just got it.
+        """
+        if (reason := why_not_allowed(self.rules.manifest, holder)) is not None:
+            await self._ledger.free(holder, reason)
+            raise RefusalError(Code.ADMISSION_REJECTED, reason)
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""
@@ -467,6 +484,26 @@ class Broker:
     def _check_ready(self) -> None:
         if self.not_ready is not None:
             raise RefusalError(Code.NOT_READY, self.not_ready)
+
+
+def _judged(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> Slot:
+    """The slot that `manifest` gives to the CVM with that evidence, which is genuine. RefusalError."""
+    try:
+        slot = policy.find_slot(manifest, binding.peer_id)
+        check(evidence, expected(manifest, slot.group), now)
+    except EvidenceError as error:
+        raise RefusalError(Code[error.code], error.reason) from error
+    policy.check_revoked(manifest, slot.peer_id)
+    policy.check_binding(binding, slot, manifest, evidence, now)
+    return slot
+
+
+def _allows(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> bool:
+    try:
+        _judged(manifest, binding, evidence, now)
+    except RefusalError:
+        return False
+    return True
 
 
 def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:

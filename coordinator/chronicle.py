@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import logging
 
 from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from coordinator.disk import Disk
-from coordinator.history import History, Mesh, arrange, extend, is_name, name_of
-from coordinator.proposal import shown
+from coordinator.history import History, Mesh, arrange, extend, is_name, name_of, wanted
+from coordinator.proposal import MAX_STORED, shown
 from runtime.consul import ConsulClient
-from topology.envelope import Signed, digest_of, open_envelope
-from topology.manifest import ManifestError
+from topology.envelope import Signed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,8 @@ class Chronicle:
     def __init__(self, disk: Disk, client: ConsulClient, mesh: Mesh) -> None:
         self._disk, self._client, self._mesh = disk, client, mesh
         self.history = History()
+        self._replaced: set[str] = set()
+        """Names under which the KV may have signatures that prove nothing."""
         self.load()
 
     @property
@@ -43,6 +43,12 @@ class Chronicle:
                 f"the history begins with {self.history.chain[0].name}, and cannot be verified from outside until the "
                 "one before is set on a coordinator (./mesh set)"
             )
+        notes += [
+            f"{each.name} of the history is not signed by those that had to, and cannot be verified from outside until "
+            "it is set once more, as they signed it (./mesh set)"
+            for each in self.history.chain
+            if each.digest in self.history.unproven
+        ]
         return tuple(notes)
 
     def load(self) -> None:
@@ -57,21 +63,19 @@ class Chronicle:
     async def gather(self) -> None:
         """Takes what the KV has and the disk has not. ConsulError."""
         found = await asyncio.to_thread(self._disk.manifests)
+        unproven = {name_of(each) for each in self.history.chain if each.digest in self.history.unproven}
         for name in await self._listed():
-            if is_name(name) and name not in found:
+            if is_name(name) and (name not in found or name in unproven):
                 _, entries = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}{name}")
                 if entries:
                     found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
         self._take(found)
 
     def lacked(self, envelope: str) -> Signed | None:
-        """The manifest in `envelope` where it is the one that the history lacks at its beginning. The one after it
-        names its digest, so it does not matter who brings it; any other is not read here, for nobody has signed it yet.
-        """
-        with contextlib.suppress(ManifestError):
-            if digest_of(envelope) == self.history.missing:
-                return open_envelope(envelope, None)
-        return None
+        """The manifest in `envelope` where the history lacks it (`history.wanted`), whoever brings it."""
+        if len(envelope) > MAX_STORED:
+            return None
+        return wanted(self.history, envelope, self._mesh)
 
     async def fill(self, found: Signed) -> bool:
         """Keeps `found`, which was `lacked`; whether the history has it now."""
@@ -79,8 +83,15 @@ class Chronicle:
         return found in self.history.chain
 
     def _take(self, found: dict[str, str]) -> None:
-        """Puts what was found in order, with what came while it was looked for."""
-        self._say(arrange(found | {name_of(each): each.envelope for each in self.history.chain}, self._mesh))
+        """Puts what was found in order, with what came while it was looked for. Under one name may be one manifest with
+        other signatures: those that prove it count.
+        """
+        kept = found | {name_of(each): each.envelope for each in self.history.chain}
+        history = arrange(kept, self._mesh)
+        unproven = {name_of(each) for each in history.chain if each.digest in history.unproven} & found.keys()
+        better = {name: found[name] for name in unproven if wanted(history, found[name], self._mesh) is not None}
+        self._replaced |= better.keys()
+        self._say(arrange(kept | better, self._mesh) if better else history)
 
     async def spread(self) -> None:
         """Puts the whole history where it is missing, into the KV and on the disk. ConsulError."""
@@ -91,6 +102,9 @@ class Chronicle:
                 # Several coordinators do so; all would write the same.
                 path = f"/v1/kv/{MANIFESTS_PREFIX}{name}"
                 await self._client.put(path, signed.envelope.encode(), params={"cas": "0"})
+            elif name in self._replaced:
+                await self._client.put(f"/v1/kv/{MANIFESTS_PREFIX}{name}", signed.envelope.encode())
+            self._replaced.discard(name)
             self._disk.keep_manifest(name, signed.envelope)
 
     def page(self, after: int) -> ManifestHistory:

@@ -116,7 +116,7 @@ def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequ
         )
     if before is not None and before.digest != signed.digest:
         try:
-            overtake(before, signed.envelope, settled=True, signed=owners is not None)
+            overtake(before, signed.envelope, settled=True, gaps=True, signed=owners is not None)
         except SuccessionError as error:
             raise StandoffError(f"the manifest that this coordinator began with is refused: {error}") from error
     return signed
@@ -127,7 +127,7 @@ def _belongs(signed: Signed, chain: Sequence[Signed]) -> bool:
     if any(each.digest == signed.digest for each in chain):
         return True
     try:
-        return overtake(chain[-1], signed.envelope, settled=True) is not None
+        return overtake(chain[-1], signed.envelope, settled=True, gaps=True) is not None
     except SuccessionError:
         return False
 

@@ -6,6 +6,7 @@ counts; from then on only a successor takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from coordinator import proposal
 from runtime.guest import GuestInfo
 from topology.envelope import Signed, claims
 from topology.manifest import Manifest
-from topology.succession import SuccessionError, overtake
+from topology.succession import Fault, SuccessionError, overtake, pass_over
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class Head:
         self._floor: tuple[int, str] = (0, "")
         self._standoff: str | None = None
         self._refused: str | None = None
+        self._passed: Signed | None = None
+        """What stands for the successor of the head that cannot be read: what follows that one may be read again."""
+        self.behind = False
+        """The last that was to be taken does not follow the head directly: those in between have to come first."""
         self.left: str | None = None
         """What it began with, where that does not count."""
 
@@ -80,10 +85,21 @@ class Head:
         )
 
     def judge(self, envelope: str) -> Signed | None:
-        """The manifest in `envelope` where it is newer, else None. SuccessionError when it is not to be believed."""
+        """The manifest in `envelope` where it is newer, else None. SuccessionError when it is not to be believed; also
+        when the records have had their say, and those between it and the head are not known: it may descend from
+        another one.
+        """
+        return self._judge(envelope, settled=self.settled)
+
+    def _judge(self, envelope: str, *, settled: bool) -> Signed | None:
         if envelope == self.signed.envelope:
             return None
-        found = overtake(self.signed, envelope, settled=self.settled, signed=self._check)
+        try:
+            found = overtake(self.signed, envelope, settled=settled, signed=self._check)
+        except SuccessionError as error:
+            if error.fault is not Fault.GAP or self._passed is None:
+                raise
+            found = overtake(self._passed, envelope, settled=settled, signed=self._check)
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
 
@@ -99,7 +115,8 @@ class Head:
         """
         if len(envelope) > proposal.MAX_STORED:
             return None
-        found = self.judge(envelope)
+        # Whoever brings it says nothing of what was in force: it follows the head, whatever the records will say.
+        found = self._judge(envelope, settled=True)
         reason = proposal.why_not(self.signed, found, self._info, signed=self._check) if found is not None else None
         if found is None or reason is None:
             return found
@@ -112,11 +129,13 @@ class Head:
 
     def take(self, envelope: str, adopted_at: float) -> bool:
         """Enforces the manifest in `envelope`, adopted at `adopted_at` (Unix seconds), when it is newer. One that is
-        not to be believed is noted.
+        not to be believed is noted, and so is one to which some are missing (`behind`).
         """
         try:
             found = self.judge(envelope)
         except SuccessionError as error:
+            # Owners may have changed in between, so that its signatures say nothing yet.
+            self.behind = error.fault in (Fault.GAP, Fault.INVALID)
             if not self.cannot_read(envelope, error) and self._refused != (note := f"manifest refused: {error}"):
                 self._refused = note
                 log.warning("manifest refused", extra={"reason": str(error)})
@@ -127,10 +146,16 @@ class Head:
         return found is not None
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
-        """Stops enforcing when `error` says that a manifest that is not older is well signed and cannot be read."""
-        found = claims(envelope)
-        if not error.fault.unread or found is None or found.epoch < self.manifest.epoch:
+        """Stops enforcing when `error` says that a manifest that is not older is well signed and cannot be read, and it
+        is of this mesh: owners may sign for several.
+        """
+        found, head = claims(envelope), self.manifest
+        if not error.fault.unread or found is None or found.epoch < head.epoch:
             return False
+        if (found.cluster, found.app_id.lower()) != (head.cluster, head.coordinators.app_id.lower()):
+            return False
+        with contextlib.suppress(SuccessionError):
+            self._passed = pass_over(self.signed, envelope)
         self.stand_off(f"there is a manifest of epoch {found.epoch} that this coordinator cannot read: {error}")
         return True
 
@@ -143,6 +168,7 @@ class Head:
         if found.manifest.epoch >= self._floor[0]:
             self._floor = (0, "")
         self.signed, self.adopted_at, self._standoff, self._refused = found, adopted_at, None, None
+        self.behind, self._passed = False, None
         if self.settled:
             self._agreed = found.digest
         if found.manifest.epoch <= before.manifest.epoch:

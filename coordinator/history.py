@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from admission.protocol import MAX_HANDOVERS
-from topology.envelope import Signed, UnreadableError, claims, open_envelope
+from topology.envelope import Signed, UnreadableError, claims, digest_of, open_envelope
 from topology.manifest import ManifestError
 from topology.owners import Owners
-from topology.succession import overruled, overtake
+from topology.succession import overruled, overtake, signed_by
 
 _NAME = re.compile(r"[1-9][0-9]{0,18}-[0-9a-f]{64}")
 
@@ -38,6 +38,9 @@ class History:
 
     chain: tuple[Signed, ...] = ()
     """The newest that counts, and before it what it follows, as far back as there is no gap. Oldest first."""
+    unproven: tuple[str, ...] = ()
+    """Digests of those in the chain whose envelope is not signed by those that had to sign: what they say is sure, for
+    the next one names their digest, and nobody outside would believe it."""
     ignored: tuple[str, ...] = ()
     """What does not count, each with the reason."""
     unreadable: str = ""
@@ -130,7 +133,38 @@ def arrange(kept: Mapping[str, str], mesh: Mesh) -> History:
         if it not in chain and it.manifest.epoch >= chain[0].manifest.epoch
     ]
     epoch, reason = _unreadable(closed, newest, mesh)
-    return History(chain=chain, ignored=tuple(ignored), unreadable=reason, unreadable_epoch=epoch)
+    unproven = tuple(it.digest for n, it in enumerate(chain) if not _proven(it, chain, n, mesh))
+    return History(chain=chain, unproven=unproven, ignored=tuple(ignored), unreadable=reason, unreadable_epoch=epoch)
+
+
+def wanted(history: History, envelope: str, mesh: Mesh) -> Signed | None:
+    """The manifest in `envelope` where the history lacks it: it comes before the first of the chain, or the chain has
+    it without the signatures that it needs. None for any other, which is not read: nobody has signed it yet.
+
+    It is to be signed by those that had to, as far as they are known: a digest says nothing of signatures.
+    """
+    with contextlib.suppress(ManifestError):
+        digest = digest_of(envelope)
+        if digest not in (history.missing, *history.unproven):
+            return None
+        found = open_envelope(envelope, None)
+        if digest == history.missing:
+            begins = found.manifest.previous is None
+            return found if not begins or _proven(found, (found,), 0, mesh) else None
+        n = [each.digest for each in history.chain].index(digest)
+        return found if _proven(found, history.chain, n, mesh) else None
+    return None
+
+
+def _proven(signed: Signed, chain: Sequence[Signed], n: int, mesh: Mesh) -> bool:
+    """Whether those signed `signed` that had to, which is the `n`-th of `chain`: the owners that the one before names.
+    Of the first one those of the compose file, or its own: a newer compose file has others, and what is before it may
+    be missing.
+    """
+    if mesh.owners is None:
+        return True
+    own = signed.manifest.owners
+    return any(signed_by(signed, each) for each in ((chain[n - 1].manifest.owners,) if n else (mesh.owners, own)))
 
 
 def extend(history: History, signed: Signed, mesh: Mesh) -> History:
@@ -158,7 +192,7 @@ def _counted(
                 # Of two first ones both: which comes first by its digest says nothing.
                 open_envelope(signed.envelope, owners)
             else:
-                overtake(before, signed.envelope, settled=True, signed=owners is not None)
+                overtake(before, signed.envelope, settled=True, gaps=True, signed=owners is not None)
         except ManifestError as error:
             reasons.append((signed, f"does not count: {error}"))
         else:
@@ -194,7 +228,9 @@ def _unreadable(closed: Iterable[str], newest: Signed | None, mesh: Mesh) -> tup
     trusted = mesh.owners if newest is None or mesh.owners is None else newest.manifest.owners
     for envelope in closed:
         said = claims(envelope)
-        if said is None or said.cluster != mesh.cluster or (newest and said.epoch <= newest.manifest.epoch):
+        if said is None or (said.cluster, said.app_id.lower()) != (mesh.cluster, mesh.app_id.lower()):
+            continue
+        if newest and said.epoch <= newest.manifest.epoch:
             continue
         with contextlib.suppress(ManifestError):
             try:

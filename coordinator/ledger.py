@@ -105,6 +105,13 @@ class Ledger:
             decision = claim(self.slots, wanted, self.nodes)
             if isinstance(decision, Taken):
                 raise RefusalError(Code.SLOT_TAKEN, decision.reason)
+            before = self.slots.get(wanted.peer_id)
+            ended: tuple[str, ...] = ()
+            if before is not None and before.boot_key == wanted.boot_key and not before.released:
+                # This boot goes on with its tokens until it has the answer.
+                decision, ended = replace(decision, former=before.tokens), before.former
+            elif before is not None and not before.released:
+                ended = (*before.tokens, *before.former)
             self._registry.put(peer)
             try:
                 index = await self._transaction(self._take(decision, peer))
@@ -117,6 +124,7 @@ class Ledger:
                 self._instances[wanted.instance_id] = index, wanted.peer_id
                 self._registry.written(wanted.peer_id, index)
                 self._tell()
+                await self._revoke(*ended)
                 for other in left_behind(self.slots, decision):
                     await self.free(other, f"its instance took {wanted.peer_id}")
                 return
@@ -192,16 +200,40 @@ class Ledger:
             if isinstance(error, BaseException):
                 raise error
 
-    async def replace_tokens(self, holder: Holder, tokens: Tokens) -> None:
-        """Notes the tokens that `holder` runs with from now on. Old ones expire by themselves; a workload's without a
-        successor is revoked.
+    async def confirm(self, holder: Holder) -> None:
+        """RefusalError, and its tokens are revoked, when `holder` lost its slot while they were made: who frees a slot
+        revokes what there is. Asks the leader: another coordinator may have freed it.
         """
-        withdrawn = holder.workload_accessor if tokens.workload is None else ""
-        current = self.slots.get(holder.peer_id)
-        if current is not None and current.boot_key == holder.boot_key:
-            self.slots[holder.peer_id] = tokens.noted(current)
-        await self._rewrite(holder.peer_id)
-        await self._revoke(withdrawn)
+        try:
+            _, entries = await self._consul.get(f"/v1/kv/{SLOTS_PREFIX}{holder.peer_id}", params={"consistent": ""})
+        except ConsulError as error:
+            await self._revoke(*holder.tokens)
+            raise RefusalError(Code.NOT_READY, f"the records cannot be read now: {error}") from error
+        key = SLOTS_PREFIX + holder.peer_id
+        written = _decode_holder(key, base64.b64decode(entries[0]["Value"] or "")) if entries else None
+        if written is None or written.released or written.boot_key != holder.boot_key:
+            await self._revoke(*holder.tokens)
+            raise RefusalError(Code.NOT_READY, f"{holder.peer_id} was freed meanwhile; attest again")
+
+    async def replace_tokens(self, holder: Holder, tokens: Tokens) -> None:
+        """Notes the tokens that `holder` runs with from now on. Those before stay until the next ones, for its answer
+        may be lost, and are revoked then; a workload's without a successor is revoked now. RefusalError LEASE_INVALID,
+        and the new ones are revoked, when it lost its slot meanwhile.
+        """
+        new = tokens.noted(holder)
+        ended: list[str] = []
+        for _ in range(ATTEMPTS):
+            current = self.slots.get(holder.peer_id)
+            if current is None or current.released or current.boot_key != holder.boot_key:
+                break
+            if current.accessor != new.accessor:
+                noted = self.slots[holder.peer_id] = _succeeded(current, new)
+                ended += [each for each in (*current.tokens, *current.former) if each not in noted.former]
+            if await self._rewrite(holder.peer_id):
+                await self._revoke(*ended)
+                return
+        await self._revoke(*new.tokens)
+        raise RefusalError(Code.LEASE_INVALID, f"{holder.peer_id} is no longer held by this boot; attest again")
 
     async def renew(self, holder: Holder) -> None:
         """Notes that the holder lives. Written down only when gossip thinks otherwise, for the other coordinators to
@@ -237,8 +269,7 @@ class Ledger:
         self.slots[peer_id], self._slot_index[peer_id] = released, index
         self._registry.remove(peer_id, index)
         log.info("slot freed", extra={"peer_id": peer_id, "reason": reason})
-        await self._revoke(current.accessor)
-        await self._revoke(current.workload_accessor)
+        await self._revoke(*current.tokens, *current.former)
         return True
 
     async def forget_instances(self) -> None:
@@ -380,6 +411,7 @@ class Ledger:
         newer = held if held.token_expires_at > holder.token_expires_at else holder
         merged = replace(holder, renewed_at=max(renewed_at, held.renewed_at), joined=holder.joined or held.joined)
         merged = merged.with_tokens(newer.accessor, newer.workload_accessor, newer.token_expires_at)
+        merged = replace(merged, former=newer.former)
         return held if merged == held else merged
 
     def _note(self, holder: Holder, **changes: Any) -> None:
@@ -387,22 +419,23 @@ class Ledger:
         if current is not None and current.boot_key == holder.boot_key:
             self.slots[holder.peer_id] = replace(current, **changes)
 
-    async def _rewrite(self, peer_id: str) -> None:
+    async def _rewrite(self, peer_id: str) -> bool:
+        """Writes the slot as it is known here; False when another coordinator has written it meanwhile."""
         data = _encode(self.slots[peer_id])
         index = await self._transaction([_kv("cas", SLOTS_PREFIX + peer_id, data, self._slot_index.get(peer_id, 0))])
         if index is None:
             await self.refresh()
-        else:
-            self._slot_index[peer_id] = index
+            return False
+        self._slot_index[peer_id] = index
+        return True
 
-    async def _revoke(self, accessor: str) -> None:
-        if not accessor:
-            return
-        try:
-            await self._consul.delete(f"/v1/acl/token/{accessor}")
-        except ConsulError as error:
-            # It expires by itself; the slot is free either way.
-            log.warning("token not revoked", extra={"accessor": accessor, "reason": str(error)})
+    async def _revoke(self, *accessors: str) -> None:
+        for accessor in accessors:
+            try:
+                await self._consul.delete(f"/v1/acl/token/{accessor}")
+            except ConsulError as error:
+                # It expires by itself; the slot is free either way.
+                log.warning("token not revoked", extra={"accessor": accessor, "reason": str(error)})
 
     async def _transaction(self, operations: list[dict[str, object]]) -> int | None:
         """The index of the write, or None when a compare failed. RefusalError NOT_READY when Consul does not take
@@ -427,6 +460,13 @@ class Ledger:
         ]
 
 
+def _succeeded(holder: Holder, new: Holder) -> Holder:
+    """`holder` with the tokens of `new`, and its own as former ones. A workload's token without a successor ends."""
+    kept = holder.tokens if new.workload_accessor else (holder.accessor,)
+    found = holder.with_tokens(new.accessor, new.workload_accessor, new.token_expires_at)
+    return replace(found, former=tuple(each for each in kept if each))
+
+
 def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = None) -> dict[str, object]:
     operation: dict[str, object] = {"Verb": verb, "Key": key}
     if value is not None:
@@ -437,7 +477,12 @@ def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = Non
 
 
 def _encode(record: Holder | Newcomer) -> bytes:
-    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
+    tree = dataclasses.asdict(record)
+    # To a coordinator of before, which does not know the field, such a record would be nobody's. While coordinators are
+    # replaced one after the other no CVM has attested such a key yet.
+    if not tree.get("public_key", True):
+        del tree["public_key"]
+    return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _decode_holder(key: str, value: bytes) -> Holder | None:

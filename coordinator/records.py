@@ -36,6 +36,7 @@ from runtime.backoff import Backoff
 from runtime.consul import ConsulError
 from runtime.tasks import TaskScope
 from topology.envelope import Signed
+from topology.manifest import Manifest
 from topology.owners import Owners
 from topology.succession import SuccessionError
 
@@ -95,6 +96,8 @@ class Records:
         self._rng = Random()
         self._adopted = asyncio.Event()
         self._swept = asyncio.Event()
+        self._behind = asyncio.Event()
+        self._strained = asyncio.Lock()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Calls `ready` when workloads can be admitted; then watches until cancelled."""
@@ -112,6 +115,7 @@ class Records:
             )
             scope.start("carry out manifests", self._carry_out())
             scope.start("sweep", self._sweep())
+            scope.start("catch up", self._catch_up())
             ready()
 
     async def _begin(self) -> None:
@@ -184,15 +188,21 @@ class Records:
         # By our own clock, for we saw it come: what the records say is for who was away.
         self._follow(governance.held(entries).envelope, time.time())
 
-    async def offered(self, envelope: str) -> None:
+    async def offered(self, envelope: str, allows: Callable[[Manifest], bool]) -> None:
         """Takes the manifest that a CVM brings, when it is newer, into the records and then as what is enforced.
         RefusalError when that is not possible now.
+
+        `allows` says whether a manifest allows that CVM: one that neither the manifest in force does nor the one that
+        it brings is no CVM of this mesh. What cannot be read stops nothing unless the manifest in force allows who
+        brings it: owners sign by mistake, too, and what `set` refused is in the hands of whoever has seen it.
         """
         head = self._head
         if not head.settled and head.dismissed is None:
             return
         try:
             found = head.brought(envelope)
+            if found is not None and not (allows(found.manifest) or allows(head.manifest)):
+                return
             now = time.time()
             if found is not None and head.dismissed is None:
                 # One that had to leave has no records to write into: it goes by what the owners signed.
@@ -201,7 +211,8 @@ class Records:
                 )
         except SuccessionError as error:
             # Anyone may bring anything, so only what the owners signed is worth a word.
-            head.cannot_read(envelope, error)
+            if allows(head.manifest):
+                head.cannot_read(envelope, error)
         except StandoffError as error:
             log.warning("manifest of a CVM not taken", extra={"reason": str(error)})
         except ConsulError as error:
@@ -220,13 +231,27 @@ class Records:
         """
         if documents and self.leaderless:
             raise RefusalError(Code.NOT_READY, "nobody leads the records; documents are taken later")
-        shown = await self._propose(envelope, documents)
+        async with self._strained:
+            began = time.perf_counter()
+        try:
+            shown = await self._propose(envelope, documents)
+        except RefusalError as refusal:
+            if refusal.code is Code.MANIFEST_NOT_SIGNED:
+                await self._rest(time.perf_counter() - began)
+            raise
         try:
             await self._documents.keep(documents, self._head.manifest)
         except ConsulError as error:
             reason = f"the manifest is in force, its documents cannot be written now: {error}"
             raise RefusalError(Code.NOT_READY, reason) from error
         return shown
+
+    async def _rest(self, seconds: float) -> None:
+        """Has whoever brings a manifest wait for as long as it took to see that nobody signed one: what strangers bring
+        takes half of this coordinator's time at most, and admissions have the rest.
+        """
+        async with self._strained:
+            await asyncio.sleep(seconds)
 
     async def _propose(self, envelope: str, documents: Mapping[str, str]) -> ManifestHead:
         """`documents` are judged after the signatures, for a stranger's manifest is not read, and before it is set."""
@@ -303,6 +328,29 @@ class Records:
         if envelope is not None and self._head.take(envelope, now):
             self._adopted.set()
             self._swept.set()
+        elif self._head.behind:
+            self._behind.set()
+
+    async def _catch_up(self) -> None:
+        """Takes the manifests in between when the records show one that does not follow directly: two were set in a
+        moment. Who set the later one has the former in its history, and puts that into the records right after.
+        """
+        attempt = 0
+        while True:
+            await self._behind.wait()
+            self._behind.clear()
+            try:
+                await self._chronicle.gather()
+                for kept in self._chronicle.history.chain:
+                    if kept.manifest.epoch > self._head.manifest.epoch:
+                        self._follow(kept.envelope, time.time())
+                self._follow((await governance.stored_manifest(self._client)).envelope, time.time())
+            except ConsulError as error:
+                log.warning("the manifests in between are not read yet", extra={"reason": str(error)})
+                self._behind.set()
+            attempt = attempt + 1 if self._behind.is_set() else 0
+            if attempt:
+                await asyncio.sleep(RETRY.delay(attempt - 1, self._rng))
 
     async def _carry_out(self) -> None:
         attempt = 0
@@ -353,7 +401,7 @@ class Records:
 
     async def _complete(self) -> None:
         """Looks for what the history lacks: another coordinator may have put it into the KV."""
-        if self._chronicle.history.missing:
+        if self._chronicle.history.missing or self._chronicle.history.unproven:
             try:
                 await self._chronicle.gather()
             except ConsulError as error:

@@ -15,6 +15,7 @@ from random import Random
 from admission import binding
 from admission.broker import Broker, Held, decode
 from admission.client import IN_FORCE, CoordinatorError, Greeting, NotAllowedError, RefusedError
+from admission.offers import HISTORY_SECONDS, successors
 from admission.protocol import AttestRequest, BootKeys, ChallengeRequest, Code, ManifestHead, MeshPeer
 from admission.trust import check_with, nothing
 from coordinator import policy
@@ -25,8 +26,8 @@ from evidence.verify import EvidenceVerifier
 from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.secret import Secret
-from topology.envelope import Signed
-from topology.manifest import COORDINATORS, CoordinatorPeer
+from topology.envelope import Signed, claims
+from topology.manifest import COORDINATORS, CoordinatorPeer, ManifestError
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,24 @@ class Sibling:
             if error.code in _OUT:
                 # It may go by a manifest that does not have us any more.
                 head: ManifestHead = decode(ManifestHead, await broker.ask(IN_FORCE))
-                self._enforces(head.envelope)
+                await self._hear(broker, head.envelope)
             raise
+
+    async def _hear(self, broker: Broker, envelope: str) -> None:
+        """Hands on what the sibling enforces. Where some are missing in between, those come first: a coordinator that
+        was dropped while it was away hears nothing of them from Consul.
+        """
+        said, own = claims(envelope), self._rules().signed
+        if said is not None and said.epoch > own.manifest.epoch + 1:
+            try:
+                async with asyncio.timeout(HISTORY_SECONDS):
+                    async for each in successors(broker.ask, own, own.manifest.owners):
+                        self._enforces(each.envelope)
+            except (ManifestError, RefusedError, CoordinatorError, TimeoutError) as error:
+                log.warning(
+                    "the manifests in between are not known", extra={"peer_id": self.peer_id, "reason": str(error)}
+                )
+        self._enforces(envelope)
 
     async def _attest(self, broker: Broker) -> Secret:
         own = self._own
@@ -176,6 +193,6 @@ class Sibling:
         for peer in admitted.peers:
             if peer.peer_id == self.peer_id and peer.address == self._peer.address and peer.kind == "coordinator":
                 self._admitted(peer)
-                self._enforces(admitted.envelope)
+                await self._hear(broker, admitted.envelope)
                 return admitted.lease
         raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check its URL in the manifest")

@@ -68,6 +68,8 @@ class Holder:
     """Likewise of the workload's token; empty where there is none. Both expire together."""
     token_expires_at: float = 0.0
     """Unix seconds."""
+    former: tuple[str, ...] = ()
+    """Accessor IDs of its tokens before those: it has them until it has heard of the next ones. They end with it."""
     evidence: str = ""
     """Digest of what it was admitted by (`evidence.statement.evidence_digest`)."""
     trusts: str = ""
@@ -80,6 +82,11 @@ class Holder:
     def with_tokens(self, accessor: str, workload_accessor: str, expires_at: float) -> Holder:
         """The same holder with other tokens."""
         return replace(self, accessor=accessor, workload_accessor=workload_accessor, token_expires_at=expires_at)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Accessor IDs of its tokens, without former ones."""
+        return tuple(each for each in (self.accessor, self.workload_accessor) if each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from evidence.merkle import climb
 from evidence.policy import check
 from evidence.statement import Member, Statement, members_digest, report_data
 from evidence.verify import Evidence, Verifier
+from topology.allowed import Admitted, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, open_envelope
 from topology.manifest import COORDINATORS, Manifest, ManifestError
 from topology.owners import Owners
@@ -60,7 +61,7 @@ class Cause(Enum):
     DOCUMENTS = "documents"
     """An app-compose text is not that of its compose hash, or the manifest names no such hash."""
     MEMBERS = "members"
-    """The members are not those of the statement."""
+    """The members are not those of the statement, or one is none that the manifest has."""
     ROLLBACK = "rollback"
     """This machine has seen a newer manifest, another one of this epoch, or another root CA."""
 
@@ -144,8 +145,7 @@ async def verify(bundle: Bundle, trusted: Trusted, *, nonce: bytes | None, seen:
         documents.check(bundle.documents, documents.named(trusted.manifest))
     except documents.DocumentError as error:
         raise UnprovenError(Cause.DOCUMENTS, str(error)) from error
-    if members_digest(bundle.members) != stated.members_sha256:
-        raise UnprovenError(Cause.MEMBERS, "the list of members is not the one that the quote covers")
+    _check_members(bundle, trusted.manifest)
     found = Verified(
         evidence=evidence,
         statement=stated,
@@ -158,6 +158,26 @@ async def verify(bundle: Bundle, trusted: Trusted, *, nonce: bytes | None, seen:
     if seen is not None:
         _check_seen(found, seen)
     return found
+
+
+def _check_members(bundle: Bundle, manifest: Manifest) -> None:
+    """Each is in a slot of its group, once, with a compose hash that the manifest allows there and does not revoke."""
+    if members_digest(bundle.members) != bundle.statement.members_sha256:
+        raise UnprovenError(Cause.MEMBERS, "the list of members is not the one that the quote covers")
+    known: set[str] = set()
+    for each in bundle.members:
+        said = Admitted(
+            peer_id=each.peer_id,
+            group=each.group,
+            address=None,
+            app_id=None,
+            compose_hash=each.compose_hash,
+            image=None,
+        )
+        reason = "it is listed twice" if each.peer_id in known else why_not_allowed(manifest, said)
+        if reason is not None:
+            raise UnprovenError(Cause.MEMBERS, f"{each.peer_id!r:.80} is said to be admitted, and {reason:.300}")
+        known.add(each.peer_id)
 
 
 async def _verified_quote(bundle: Bundle, trusted: Trusted, nonce: bytes | None, now: float) -> Evidence:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.errors import printable
-from topology.manifest import why_obeyed
+from topology.variables import why_obeyed
 
 _DEMANDED: Mapping[str, tuple[object, object]] = {
     "runner": ("docker-compose", None),

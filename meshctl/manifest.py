@@ -156,7 +156,7 @@ def show(cluster: str, as_json: bool) -> None:
         return
     summary(found.manifest)
     for note in found.notes:
-        click.echo(f"look at: {note}")
+        _say(f"look at: {note}")
     click.echo(f"  digest {found.digest}")
     click.echo(f"  signed by {', '.join(name_of(key) for key in signing.by(found, loaded))}")
     if not signing.by_the_compose_files(loaded, found):
@@ -192,20 +192,25 @@ def _coordinators(manifest: Manifest) -> list[str]:
     return [peer.peer_id for peer in manifest.coordinators.peers]
 
 
+def _say(line: str) -> None:
+    """Prints a line of a manifest that somebody else may have written."""
+    click.echo(printable(line))
+
+
 def _summary_of(reference: Reference) -> None:
-    click.echo(f"  reference {reference.name}: what a CVM has to be, all of it")
+    _say(f"  reference {reference.name}: what a CVM has to be, all of it")
     # The end: the beginning of a public key is the same for every key of its kind.
-    click.echo(f"    keys from {reference.key_provider.name} …{reference.key_provider.id[-24:]}")
+    _say(f"    keys from {reference.key_provider.name} …{reference.key_provider.id[-24:]}")
     for image in reference.os_images:
         kind = " (development: root login)" if image.development else ""
         told = f"MRTD {image.mrtd:.16}… RTMR1 {image.rtmr1:.16}…{kind}"
-        click.echo(f"    OS image {image.os_image_hash or '(no hash)'} {told}")
+        _say(f"    OS image {image.os_image_hash or '(no hash)'} {told}")
     tcb, grace = reference.tcb, ""
     if tcb.grace_until:
         grace = f"; out of date counts, too, until {datetime.fromtimestamp(tcb.grace_until, UTC):%Y-%m-%d %H:%M} UTC"
-    click.echo(f"    TCB {', '.join(tcb.allowed_statuses)}{grace}")
+    _say(f"    TCB {', '.join(tcb.allowed_statuses)}{grace}")
     for device in reference.devices:
-        click.echo(f"    only on the machine {device}")
+        _say(f"    only on the machine {device}")
 
 
 def summary(manifest: Manifest) -> None:
@@ -215,32 +220,32 @@ def summary(manifest: Manifest) -> None:
     from meshctl.plan_snapshot import egress_facts
     from topology.owners import name_of
 
-    click.echo(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
-    click.echo(f"  follows {manifest.previous or 'none: it is the first'}")
+    _say(f"manifest of {manifest.cluster}, epoch {manifest.epoch}")
+    _say(f"  follows {manifest.previous or 'none: it is the first'}")
     owners = manifest.owners
-    click.echo(f"  what follows needs {owners.threshold} of: {', '.join(name_of(key) for key in owners.keys)}")
+    _say(f"  what follows needs {owners.threshold} of: {', '.join(name_of(key) for key in owners.keys)}")
     for reference in manifest.references:
         _summary_of(reference)
     own = manifest.coordinators
-    click.echo(
+    _say(
         f"  coordinators: app {own.app_id}, {len(own.peers)} CVM(s), "
         f"compose {', '.join(h[:16] for h in own.compose_hashes)}…"
     )
     for name, group in sorted(manifest.groups.items()):
         hashes = ", ".join(h[:16] for h in group.compose_hashes)
-        click.echo(f"  group {name}: app {group.app_id}, {len(group.peers)} CVM(s), compose {hashes}…")
+        _say(f"  group {name}: app {group.app_id}, {len(group.peers)} CVM(s), compose {hashes}…")
         for variable, value in sorted(group.env.items()):
             # Whoever signs it should see what becomes public.
-            click.echo(f"    variable {variable} is {value!r}, for everybody to read")
+            _say(f"    variable {variable} is {value!r}, for everybody to read")
         for served, backend in sorted(group.backends.items()):
-            click.echo(f"    {served} may be called by {names_of(backend.callers)}")
+            _say(f"    {served} may be called by {names_of(backend.callers)}")
         for egress in group.egress:
             facts = egress_facts(egress)
-            click.echo(f"    egress {egress.name}: {egress.listen} leads to {destination(facts)} ({egress.tls})")
+            _say(f"    egress {egress.name}: {egress.listen} leads to {destination(facts)} ({egress.tls})")
     for route in manifest.routes:
         role = f" ({route.role})" if route.role else ""
-        click.echo(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")
+        _say(f"  route {route.name}:{route.port} → {route.group}/{route.backend}{role}")
     for name, secret in sorted(manifest.secrets.items()):
-        click.echo(f"  secret {name}: {secret.owner} and {', '.join(secret.groups)}")
+        _say(f"  secret {name}: {secret.owner} and {', '.join(secret.groups)}")
     for entry in manifest.rendezvous:
-        click.echo(f"  rendezvous {entry.endpoint}")
+        _say(f"  rendezvous {entry.endpoint}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshctl.errors import UserError
+from meshctl.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -334,4 +334,4 @@ def _show(value: Any) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape("\n".join(printable(line) for line in text.split("\n")))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,6 +22,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from admission.binding import make
 from admission.broker import Admitted, Broker, Held, Renewed
 from admission.client import CoordinatorError, RefusedError
+from admission.offers import Ask
 from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.backoff import Backoff
@@ -107,6 +109,15 @@ class Listener(Protocol):
         """Why a coordinator that enforces the manifest of that epoch and digest (hex), in that envelope where it was
         sent, is not to be used; None when it may be.
         """
+        ...
+
+    async def lead_on(self, epoch: int, ask: Ask) -> None:
+        """Takes the manifests up to that of `epoch`, which a coordinator enforces, by the history that it shows when it
+        is asked, where more than one are missing.
+        """
+
+    def successors_of(self, epoch: int) -> tuple[str, ...]:
+        """The signed envelopes that lead from the manifest of `epoch` to the newest, as far as they are known."""
         ...
 
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
@@ -282,6 +293,7 @@ class Admission:
             raise CoordinatorError(f"{broker.url} admits {admitted.peer_id!r}, attested was {challenge.peer_id!r}")
         if not admitted.gossip.keys:
             raise CoordinatorError(f"{broker.url} gives no gossip key, expected one or two")
+        await self._level(broker, admitted.manifest_epoch)
         self._check_head(broker, admitted, admitted.envelope)
         misplaced = self._listener.why_misplaced(admitted.peer_id, admitted.address, admitted.envelope)
         if misplaced is not None:
@@ -318,6 +330,15 @@ class Admission:
             return agent_end(pem, base64.b64decode(self._claim.keys.public.tls), self._clock())
         except CertificateError as error:
             raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
+
+    async def _level(self, broker: Broker, epoch: int) -> None:
+        """Has whoever is behind, of this CVM and a coordinator that enforces the manifest of `epoch`, led on by the
+        other, one manifest after the other: a greater epoch alone may be of a fork.
+        """
+        await self._listener.lead_on(epoch, broker.ask)
+        with contextlib.suppress(CoordinatorError, RefusedError):
+            for envelope in self._listener.successors_of(epoch):
+                await broker.bring(envelope)
 
     def _check_head(self, broker: Broker, answer: Admitted | Renewed, envelope: str = "") -> None:
         """CoordinatorError for a coordinator that enforces less than this CVM knows, or something else."""
@@ -395,6 +416,7 @@ class Admission:
             agent_expires_at=self.agent_expires_at,
         )
         renewed = await broker.renew(lease, held)
+        await self._level(broker, renewed.manifest_epoch)
         self._check_head(broker, renewed)
         given = self._given(broker, renewed, self._wish.held or "")
         if renewed.agent_pem is not None:

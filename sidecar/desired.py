@@ -16,10 +16,9 @@ from runtime.consul_config import SERF_PORT
 from runtime.secret import Secret
 from sidecar.catalog import Instance
 from sidecar.certificate import Certificate
+from sidecar.dialled import RESOLVER, Dialled, dialled
 from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
-from topology.addresses import DNS_ADDRESS
-from topology.egress import MESH, WEB, EgressEntry, listen_of, remote_of, server_name
 from topology.envelope import Signed
 from topology.manifest import (
     EVERYBODY,
@@ -34,13 +33,9 @@ from topology.public import OFF, Public
 from topology.revocation import why_revoked
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, Principal, PublicListener, Sole, Spec
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Sole, Spec
 
 LOOPBACK = "127.0.0.1"
-DNS_PORT = 53
-RESOLVER = Endpoint(address=DNS_ADDRESS, port=DNS_PORT)
-"""Whom Envoy asks for names outside: the sidecar's DNS, which asks the machine's resolvers, as it does for programs."""
-
 ANY_ADDRESS = "0.0.0.0"
 """Where public listeners listen: on every IPv4 address of the CVM, for the platform's gateway dials one of them. Calls
 that come by the mesh are refused there (`vip.filter`)."""
@@ -56,6 +51,9 @@ class World:
     """This CVM's group as its first manifest has it: what it registers and checks where a newer one lacks the group. It
     grants nobody anything."""
     group: str
+    before: tuple[Signed, ...] = ()
+    """Manifests that led to `signed`, each followed by the next one, as far as this process took them one by one;
+    oldest first."""
     address: str | None = None
     """Our mesh address, once admitted."""
     certificate: Certificate | None = None
@@ -152,7 +150,7 @@ def desired(world: World) -> Desired:
     manifest = world.manifest
     choices = {route.name: _choose(world, route) for route in manifest.routes}
     behind = {route.name: _behind(manifest, route, choices[route.name].instances) for route in manifest.routes}
-    doors = _doors(world)
+    egresses = _dialled(world)
     return Desired(
         vips=frozenset(route.vip for route in manifest.routes),
         names={route.name: route.vip for route in manifest.routes},
@@ -166,7 +164,7 @@ def desired(world: World) -> Desired:
             Refusal(*at)
             for route in manifest.routes
             if not behind[route.name]
-            for at in ((route.vip, route.port), *doors.get(route.name, ()))
+            for at in ((route.vip, route.port), *egresses.doors.get(route.name, ()))
         ),
         packets=Filter(
             pool=manifest.mesh_pool,
@@ -175,8 +173,8 @@ def desired(world: World) -> Desired:
             tcp=frozenset({SERF_PORT, *_open_ports(world)}),
             udp=frozenset({SERF_PORT}),
         ),
-        spec=_spec(world, choices, behind, doors),
-        rootless=tuple(entry.name for entry in _egresses(world, WEB) if not (entry.ca or world.roots_file)),
+        spec=_spec(world, choices, behind, egresses),
+        rootless=egresses.rootless,
     )
 
 
@@ -273,45 +271,17 @@ def may_call(manifest: Manifest, group: str, route: RouteEntry) -> bool:
     return any(each.uri == own for each in callers(manifest, route.group, route.backend))
 
 
-def _egresses(world: World, tls: str) -> tuple[EgressEntry, ...]:
+def _dialled(world: World) -> Dialled:
     """What our own group's programs may dial beside the VIPs, by the newest manifest."""
     group = world.manifest.groups.get(world.group)
-    return tuple(entry for entry in group.egress if entry.tls == tls) if group is not None else ()
-
-
-def _doors(world: World) -> Mapping[str, tuple[Endpoint, ...]]:
-    """Route name to the further addresses that lead there."""
-    found: dict[str, list[Endpoint]] = {}
-    for entry in _egresses(world, MESH):
-        found.setdefault(remote_of(entry.remote).host, []).append(Endpoint(*listen_of(entry.listen)))
-    return {name: tuple(sorted(places)) for name, places in found.items()}
-
-
-def _outside(world: World) -> tuple[Outside, ...]:
-    found = []
-    for entry in _egresses(world, WEB):
-        if entry.ca is None and world.roots_file is None:
-            continue
-        remote = remote_of(entry.remote)
-        found.append(
-            Outside(
-                name=entry.name,
-                listen=Endpoint(*listen_of(entry.listen)),
-                host=remote.host,
-                port=remote.port,
-                server_name=server_name(entry),
-                roots_pem=entry.ca,
-                roots_file=world.roots_file if entry.ca is None else None,
-            )
-        )
-    return tuple(found)
+    return dialled(group.egress if group is not None else (), world.roots_file)
 
 
 def _spec(
     world: World,
     choices: Mapping[str, Choice],
     behind: Mapping[str, Mapping[str, Endpoint]],
-    doors: Mapping[str, tuple[Endpoint, ...]],
+    egresses: Dialled,
 ) -> Spec | None:
     held, address, manifest = world.certificate, world.address, world.manifest
     if held is None or address is None:
@@ -319,10 +289,10 @@ def _spec(
     public = _publics(world, held)
     return Spec(
         egress=tuple(
-            _egress(world, route, choices[route.name].instances, behind[route.name], doors.get(route.name, ()))
+            _egress(world, route, choices[route.name].instances, behind[route.name], egresses.doors.get(route.name, ()))
             for route in manifest.routes
         ),
-        outside=_outside(world),
+        outside=egresses.outside,
         resolver=RESOLVER,
         ingress=tuple(_ingress(world, name, backend, address) for name, backend in sorted(_served(world).items())),
         leaves=(

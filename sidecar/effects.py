@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from dns.server import DnsServer
 from dns.zone import ZoneError, build
 from runtime.secret import Secret
-from sidecar.desired import DNS_PORT, Desired
+from sidecar.desired import Desired
+from sidecar.dialled import DNS_PORT
 from sidecar.files import Identity, RunFiles
 from sidecar.refusing import Refusing
 from sidecar.terms import Term, settle

@@ -17,6 +17,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from admission.broker import Admitted, Renewed
+from admission.client import CoordinatorError, RefusedError
+from admission.offers import HISTORY_SECONDS, Ask, successors
 from admission.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
@@ -33,7 +35,7 @@ from sidecar.link import Link
 from sidecar.listed import Listed
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
-from topology.manifest import BackendEntry
+from topology.manifest import BackendEntry, ManifestError
 from topology.succession import SuccessionError
 
 if TYPE_CHECKING:
@@ -241,6 +243,24 @@ class Membership:
         check_signatures = self._config.owners is not None
         return sources.why_not_enforced(self._host.world, epoch, digest, envelope, check_signatures=check_signatures)
 
+    async def lead_on(self, epoch: int, ask: Ask) -> None:
+        """See `admission.Listener`."""
+        if epoch <= self._host.world.manifest.epoch + 1:
+            return
+        try:
+            async with asyncio.timeout(HISTORY_SECONDS):
+                async for each in successors(ask, self._host.world.signed, self._config.owners):
+                    self._host.see(sources.adopt(self._host.world, each))
+        except (ManifestError, RefusedError, CoordinatorError, TimeoutError) as error:
+            self.refused_manifest = f"the coordinators' history does not lead on: {error}"
+            log.warning("manifests in between not taken", extra={"reason": str(error)})
+        else:
+            self.refused_manifest = ""
+
+    def successors_of(self, epoch: int) -> tuple[str, ...]:
+        """See `admission.Listener`."""
+        return sources.after(self._host.world, epoch)
+
     def why_misplaced(self, peer_id: str, address: str, envelope: str) -> str | None:
         """See `admission.Listener`."""
         check_signatures = self._config.owners is not None
@@ -408,6 +428,9 @@ class Membership:
             log.warning("manifest refused", extra={"reason": str(error)})
 
     def _watch_failed(self, error: Exception) -> None:
+        if isinstance(error, sources.BehindError):
+            # A coordinator's history has them, and is asked for with the next renewal.
+            self._host.hurry()
         # 500: the agent answers, but has no server to ask.
         if isinstance(error, ConsulError) and error.status >= 500:
             self._lost.set()

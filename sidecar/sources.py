@@ -22,8 +22,15 @@ from topology.succession import Fault, SuccessionError, overtake
 CONSISTENT = ("consistent", "")
 """Parameter of a watch that must not go back in time. A server that restarts alone leads before it has applied its log,
 and would answer with an earlier leader, and without the CVMs that were admitted since."""
+MAX_BEFORE = 1 << 20
+"""Characters of envelopes of former manifests that are kept: as much again as one manifest may have. A change of one
+manifest of a small mesh has some 20 KiB, so this is some fifty changes."""
 Change = Callable[[World, Any, int], World]
 """(world, answer, its index) → the world with the answer in it; CatalogError when the answer does not fit."""
+
+
+class BehindError(CatalogError):
+    """Consul has a manifest to which some are missing here: a coordinator's history has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +135,9 @@ def take_manifest(world: World, tree: Any, *, check_signatures: bool) -> World:
     try:
         return take(world, envelope, check_signatures=check_signatures)
     except SuccessionError as error:
-        raise CatalogError(f"the manifest in Consul is refused: {error}") from error
+        # Owners may have changed in between, so that its signatures say nothing yet.
+        kind = BehindError if error.fault in (Fault.GAP, Fault.INVALID) else CatalogError
+        raise kind(f"the manifest in Consul is refused: {error}") from error
 
 
 def take(world: World, envelope: str, *, check_signatures: bool) -> World:
@@ -152,7 +161,27 @@ def adopt(world: World, found: Signed) -> World:
         raise SuccessionError(Fault.FORKED, f"it is another manifest of epoch {new.epoch} than {world.signed.name}")
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
-    return _by_manifest(replace(world, signed=found))
+    before = _kept((*world.before, world.signed)) if new.previous == world.signed.digest else ()
+    return _by_manifest(replace(world, signed=found, before=before))
+
+
+def _kept(before: tuple[Signed, ...]) -> tuple[Signed, ...]:
+    """The last of them, as many as MAX_BEFORE has room for."""
+    room = MAX_BEFORE
+    for count, each in enumerate(reversed(before)):
+        room -= len(each.envelope)
+        if room < 0:
+            return before[len(before) - count :]
+    return before
+
+
+def after(world: World, epoch: int) -> tuple[str, ...]:
+    """The envelopes that lead from the manifest of `epoch` to the newest, oldest first, for a coordinator that has that
+    one; nothing where some are not known.
+    """
+    found = tuple(each for each in (*world.before, world.signed) if each.manifest.epoch > epoch)
+    whole = len(found) == world.manifest.epoch - epoch
+    return tuple(each.envelope for each in found) if whole else ()
 
 
 def why_misplaced(world: World, peer_id: str, address: str, envelope: str, *, check_signatures: bool) -> str | None:

@@ -15,15 +15,15 @@ class Admitted:
     """What a CVM was admitted with, as far as the one who judges it knows."""
 
     peer_id: str
-    address: str
-    """Mesh address."""
-    app_id: str
+    address: str | None
+    """Mesh address. None: not known, and not judged; so with the others that may be None."""
+    app_id: str | None
     """Hex, as the next."""
     compose_hash: str
     image: str | None
-    """As `image_id`. None: not known, as of a coordinator that says who it is itself, and not judged."""
+    """As `image_id`. None: as of a coordinator that says who it is itself."""
     group: str | None = None
-    """COORDINATORS for a coordinator; None: not known, and not judged."""
+    """COORDINATORS for a coordinator."""
     instance_id: str = ""
     """Empty: not known."""
     device: str | None = None
@@ -74,17 +74,13 @@ def why_not_allowed(manifest: Manifest, it: Admitted) -> str | None:
 
 
 def _why_another(manifest: Manifest, it: Admitted) -> str | None:
-    place = _place(manifest, it.peer_id)
+    place = _place(manifest, it)
     if place is None:
         return f"the manifest has no {it.peer_id} any more"
     group, address, app = place
-    compared = (
-        ("group", it.group if it.group is not None else group, group),
-        ("mesh address", it.address, address),
-        ("app", it.app_id.lower(), app.app_id.lower()),
-    )
+    compared = (("group", it.group, group), ("mesh address", it.address, address), ("app", it.app_id, app.app_id))
     for what, admitted_with, wanted in compared:
-        if admitted_with != wanted:
+        if admitted_with is not None and admitted_with != wanted:
             return f"the manifest gives {it.peer_id} the {what} {wanted}, and it was admitted with {admitted_with!r}"
     if it.compose_hash not in {item.lower() for item in app.compose_hashes}:
         return f"the manifest no longer allows {it.peer_id} the compose hash {it.compose_hash!r}"
@@ -102,14 +98,13 @@ def _images(manifest: Manifest, device: str | None) -> Iterator[str]:
                 yield image_id(item.mrtd, item.rtmr0, item.rtmr1, item.rtmr2)
 
 
-def _place(manifest: Manifest, peer_id: str) -> tuple[str, str, Coordinators | GroupEntry] | None:
-    """Group, mesh address and app of the slot `peer_id`; None when the manifest lacks it."""
-    entries: tuple[tuple[str, Coordinators | GroupEntry], ...] = (
-        (COORDINATORS, manifest.coordinators),
-        *manifest.groups.items(),
-    )
-    for group, entry in entries:
+def _place(manifest: Manifest, it: Admitted) -> tuple[str, str, Coordinators | GroupEntry] | None:
+    """Group, mesh address and app of its slot; None when the manifest lacks it."""
+    entries: dict[str, Coordinators | GroupEntry] = {COORDINATORS: manifest.coordinators, **manifest.groups}
+    # Its own group first: a mesh may have a thousand CVMs, and all are judged at once.
+    for group in dict.fromkeys((*((it.group,) if it.group in entries else ()), *entries)):
+        entry = entries[group]
         for peer in entry.peers:
-            if peer.peer_id == peer_id:
+            if peer.peer_id == it.peer_id:
                 return group, peer.address, entry
     return None

@@ -18,6 +18,8 @@ from topology.owners import MAX_OWNERS, Owners, PrivateKey
 
 MAX_ENVELOPE = 1 << 20
 """Characters. A manifest of 1,000 CVMs has some 200 KiB."""
+MAX_SIGNATURE = 96
+"""Characters: P-256 has 72 bytes at most (DER), Ed25519 has 64. An envelope that anybody brings is kept as it is."""
 SHOWN_DIGITS = 12
 """Hex digits of a digest that people are shown: 48 bits, in which no two manifests agree by chance."""
 _CONTEXT = b"cvm-mesh manifest v2\0"
@@ -53,6 +55,10 @@ class Claims:
     version: int
     epoch: int
     cluster: str
+    app_id: str = ""
+    """The coordinators'; empty where it names none at the place that this program knows. So with the next."""
+    previous: str = ""
+    """Digest of the one before, hex."""
 
 
 class UnreadableError(ManifestError):
@@ -92,9 +98,15 @@ def attach(envelope: str, signature: bytes) -> str:
 
 
 def signatures(envelope: str) -> tuple[bytes, ...]:
-    """Those in `envelope`, of which nobody has checked any. ManifestError."""
+    """Those in `envelope`, of which nobody has checked any. ManifestError; also for more than owners can make."""
     _, _, text = envelope.strip().partition(".")
-    return tuple(_unb64(part, "signature") for part in text.split(".", MAX_OWNERS)[:MAX_OWNERS] if part)
+    parts = [part for part in text.split(".", MAX_OWNERS) if part]
+    if len(parts) > MAX_OWNERS or any(len(part) > MAX_SIGNATURE for part in parts):
+        raise ManifestError(
+            f"the manifest has signatures that nobody makes; expected {MAX_OWNERS} at most, of {MAX_SIGNATURE} "
+            "characters at most"
+        )
+    return tuple(_unb64(part, "signature") for part in parts)
 
 
 def digest_of(envelope: str) -> str:
@@ -121,13 +133,14 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
         raise ManifestError(
             f"the manifest envelope is not '<payload>.<signature>' in base64url, of {MAX_ENVELOPE} characters at most"
         )
+    made = signatures(text)
     signed = message_of(text)
     payload = signed[len(_CONTEXT) :]
     if owners is not None:
-        signers = keys.signers(owners, signed, signatures(text))
-        if len(signers) < owners.threshold:
+        found = keys.count(owners, signed, made)
+        if found < owners.threshold:
             raise ManifestError(
-                f"the manifest is signed by {len(signers)} of the owner keys that count, expected {owners.threshold} "
+                f"the manifest is signed by {found} of the owner keys that count, expected {owners.threshold} "
                 f"(the first manifest is signed by those in the measured compose file, each other by those that the "
                 f"manifest before it names)"
             )
@@ -148,7 +161,13 @@ def claims(envelope: str) -> Claims | None:
         return None
     try:
         tree = json.loads(_unb64(payload, "payload"))
-        found: Claims = from_tree(Claims, {name: tree[name] for name in ("version", "epoch", "cluster")}, "manifest")
+        said = {name: tree[name] for name in ("version", "epoch", "cluster")}
+        coordinators = tree.get("coordinators")
+        if isinstance(coordinators, dict) and isinstance(coordinators.get("app_id"), str):
+            said["app_id"] = coordinators["app_id"]
+        if isinstance(tree.get("previous"), str):
+            said["previous"] = tree["previous"]
+        found: Claims = from_tree(Claims, said, "manifest")
     except (ManifestError, ValueError, RecursionError, TypeError, KeyError):
         return None
     return found

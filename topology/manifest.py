@@ -18,15 +18,19 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import egress, places, references
+from topology import egress, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import EgressEntry, Surroundings, Target
+from topology.named import named
+from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
 from topology.public import MTLS, OFF, Public, check_group
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
+from topology.texts import TextsError
+from topology.variables import VARIABLE, why_obeyed
 
 MANIFEST_VERSION = 2
 EXCLUSIVE_ROLES = frozenset({"master"})
@@ -44,37 +48,10 @@ LEAF_HOURS = (1, 72)
 whose CVM is evicted while coordinators are away."""
 RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""A name that a shell takes for a variable."""
-SHELLS_OWN = re.compile(
-    r"LD_[A-Za-z0-9_]*|BASH(_[A-Za-z0-9_]*|OPTS|PID)?|_|CDPATH|COLUMNS|DIRSTACK|ENV|EPOCHREALTIME|EPOCHSECONDS|EUID"
-    r"|EXECIGNORE|FPATH|FUNCNAME|FUNCNEST|GCONV_PATH|GLIBC_TUNABLES|GLOBIGNORE|GROUPS|HOSTNAME|HOSTTYPE|IFS|LINENO"
-    r"|LINES|MACHTYPE|OLDPWD|OPTARG|OPTERR|OPTIND|OSTYPE|PATH|PIPESTATUS|POSIXLY_CORRECT|PPID|PS[0-4]|PWD|RANDOM"
-    r"|SECONDS|SHELLOPTS|SHLVL|SRANDOM|TMOUT|UID"
-)
-"""Names that a shell (dash, busybox, bash), or the loader that starts it, sets or obeys itself: what `exec.sh` sees of
-them is not what the container was given, or it is not itself any more."""
-COMPOSES_OWN = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_[A-Za-z0-9_]*")
-"""Names that Docker Compose and Docker's command line obey themselves, out of the file of variables that they are
-given: with COMPOSE_FILE, COMPOSE_PROFILES or DOCKER_HOST whoever sets them decides what is started, and where."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 MAX_UNKNOWN = 32
 """How many entries that this program does not know are named. More than a format gains between two programs."""
-_MAX_NAME = 80
-"""Characters of a name that a message shows. The names of a manifest have fewer; those of a stranger's have up to all
-that a body holds, and each would be copied for each entry below it."""
-
-
-def why_obeyed(name: str) -> str | None:
-    """Who acts by the variable `name` before an application could be kept from it, as the end of a sentence; None for
-    a name that only applications read.
-    """
-    if SHELLS_OWN.fullmatch(name):
-        return "is set or obeyed by the shell of exec.sh or its loader"
-    if COMPOSES_OWN.fullmatch(name):
-        return "is obeyed by Docker Compose itself, which starts what it says"
-    return None
 
 
 class ManifestError(ValueError):
@@ -321,6 +298,7 @@ def _check(manifest: Manifest) -> None:
         check(manifest.owners)
     except OwnerError as error:
         raise ManifestError(f"manifest.owners {error}") from error
+    _check_names(manifest)
     _check_rotate(manifest)
     try:
         _check_places(manifest)
@@ -351,6 +329,20 @@ def _check(manifest: Manifest) -> None:
             f"manifest.previous is {manifest.previous!r} in epoch {manifest.epoch}; expected null in epoch 1 and the "
             "digest of the manifest before in every other"
         )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Of entries, for they become part of URIs, paths and what owners read; and that every text is one to read."""
+    for entry, name in named(manifest, EVERYBODY):
+        if (why := why_no_label(name)) is not None:
+            raise ManifestError(f"manifest{entry} {why}")
+    if COORDINATORS in manifest.groups:
+        raise ManifestError(f"manifest.groups has {COORDINATORS!r}, which is the coordinators' name; expected another")
+    try:
+        # Values of variables are the applications'; they are shown in quotes. `ca` has certificates in PEM.
+        texts.check(manifest, free=frozenset({"env"}), lines=frozenset({"ca"}))
+    except TextsError as error:
+        raise ManifestError(f"manifest{error}") from error
 
 
 def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
@@ -550,12 +542,12 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
 
 
 def _below(where: str, name: str) -> str:
-    return f"{where}.{name:.{_MAX_NAME}}"
+    return f"{where}.{texts.shown(name)}"
 
 
 def _shown(names: list[str]) -> str:
     """`names` for a message: the first ones, each cut."""
-    found = [name[:_MAX_NAME] for name in names[:MAX_UNKNOWN]]
+    found = [texts.shown(name) for name in names[:MAX_UNKNOWN]]
     return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 

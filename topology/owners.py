@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 ED25519, P256 = "ed25519", "p256"
@@ -29,10 +31,28 @@ OWNERS_VARIABLE = "MESH_OWNERS"
 measured."""
 MAX_OWNERS = 16
 """Keys in one set: each signature is tried with each key, and who sends an envelope may be a stranger."""
+MAX_STRAYS = 4
+"""Signatures by others than the owners that count, before enough of theirs are found. Each is tried with every key, and
+each trial with Ed25519 hashes the whole manifest again. The owners that a manifest names may sign it, too."""
 MAX_TEXT = 2048
 """Characters of a set's text: 16 keys of 49 characters fit."""
 _BYTES = {ED25519: 32, P256: 33}
 """Length of a public key: raw (RFC 8032, 5.1.5), and a compressed point (SEC 1, 2.3.3)."""
+_SIGN = 1 << 255
+"""The bit above an Ed25519 key's y: the sign of x (RFC 8032, 5.1.2)."""
+_FIELD = (1 << 255) - 19
+"""Number of elements of the field of Ed25519; y is below it (RFC 8032, 5.1.3)."""
+_FORGEABLE = frozenset(
+    {
+        0,
+        1,
+        _FIELD - 1,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+    }
+)
+"""y of the eight points of order 1, 2, 4 and 8 of Ed25519. For one of them as key anybody makes a signature that holds
+for every message, or for one in a few."""
 _SET = re.compile(r"\s*(?:(?P<threshold>[0-9]{1,2})\s+of\s+)?(?P<keys>\S.*)", re.DOTALL)
 
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
@@ -99,8 +119,27 @@ def check(owners: Owners) -> None:
 
 def signers(owners: Owners, message: bytes, signatures: Iterable[bytes]) -> tuple[OwnerKey, ...]:
     """The keys of `owners` that made one of `signatures` over `message`, each once, in the set's order."""
-    made = tuple(signatures)[:MAX_OWNERS]
-    return tuple(key for key in owners.keys if any(_verifies(key, message, one) for one in made))
+    made, digest = tuple(signatures)[:MAX_OWNERS], hashlib.sha256(message).digest()
+    return tuple(key for key in owners.keys if any(_verifies(key, message, digest, one) for one in made))
+
+
+def count(owners: Owners, message: bytes, signatures: Iterable[bytes]) -> int:
+    """How many of `owners` made one of `signatures` over `message`, up to their threshold: for what anybody may bring.
+
+    It ends as soon as it is sure, also because of more than MAX_STRAYS that none of them made.
+    """
+    made, digest = tuple(dict.fromkeys(signatures))[:MAX_OWNERS], hashlib.sha256(message).digest()
+    left, found, strays = list(owners.keys), 0, 0
+    for one in made:
+        if found >= owners.threshold or strays > MAX_STRAYS:
+            break
+        key = next((key for key in left if _verifies(key, message, digest, one)), None)
+        if key is None:
+            strays += 1
+        else:
+            left.remove(key)
+            found += 1
+    return found
 
 
 def key_of(private: PrivateKey) -> OwnerKey:
@@ -139,6 +178,12 @@ def _public(key: OwnerKey) -> Ed25519PublicKey | EllipticCurvePublicKey:
             raise OwnerError(f"has the {key.alg} key {key.key[:60]!r}, {wanted}")
         if key.alg == P256:
             return EllipticCurvePublicKey.from_encoded_point(SECP256R1(), raw)
+        y = int.from_bytes(raw, "little") % _SIGN
+        if y in _FORGEABLE or y >= _FIELD:
+            raise OwnerError(
+                f"has the {key.alg} key {key.key[:60]!r}, which anybody can sign for, or which is another spelling of "
+                "one; expected what ./mesh keygen or openssl made"
+            )
         return Ed25519PublicKey.from_public_bytes(raw)
     except OwnerError:
         raise
@@ -146,13 +191,14 @@ def _public(key: OwnerKey) -> Ed25519PublicKey | EllipticCurvePublicKey:
         raise OwnerError(f"has the {key.alg} key {key.key[:60]!r}, {wanted}") from error
 
 
-def _verifies(key: OwnerKey, message: bytes, signature: bytes) -> bool:
+def _verifies(key: OwnerKey, message: bytes, digest: bytes, signature: bytes) -> bool:
+    """`digest` is the SHA-256 of `message`, which is long."""
     public = _public(key)
     try:
         if isinstance(public, Ed25519PublicKey):
             public.verify(signature, message)
         else:
-            public.verify(signature, message, ECDSA(hashes.SHA256()))
+            public.verify(signature, digest, ECDSA(Prehashed(hashes.SHA256())))
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -4,8 +4,8 @@
 that leads; `web#8080#false` says how a port is served. Entries are joined by `##`, parts by `#`. They are read
 strictly: what is not exactly of this form is refused by entry and position, and nothing is trimmed or skipped.
 
-An empty ingress string demands mutual TLS on every port; one that is absent demands nothing, and the structured fields
-say what counts. An empty egress string says nothing that leaving it out would not say, and is refused.
+An empty ingress string demands mutual TLS on every port; one that is absent demands nothing, and the backends' own
+fields say what counts. An empty egress string says nothing that leaving it out would not say, and is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from topology.egress import MAX_ENTRIES, EgressEntry, EgressError, listen_of, remote_of
 from topology.names import why_no_label
+from topology.public import MTLS, OFF, TLS
 
 SEPARATOR = "##"
 """Between entries."""
@@ -54,8 +55,8 @@ class PortRule:
 
     @property
     def mode(self) -> str:
-        """`off`, or `tls`."""
-        return "off" if self.off else "tls"
+        """OFF, or TLS."""
+        return OFF if self.off else TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,8 @@ class Ingress:
     """The exceptions. None: mutual TLS everywhere."""
 
     def mode(self, port: int) -> str:
-        """`mtls`, `tls` or `off`."""
-        return next((rule.mode for rule in self.rules if rule.port == port), "mtls")
+        """One of `topology.public.INGRESSES`."""
+        return next((rule.mode for rule in self.rules if rule.port == port), MTLS)
 
 
 def entries(text: str) -> Iterator[Written]:
@@ -87,12 +88,10 @@ def egress(text: str) -> tuple[EgressEntry, ...]:
     return _read(text, _egress, ("name", "ip:port", "host:port"))
 
 
-def ingress(text: str | None) -> Ingress | None:
-    """The ingress in `<name>#<port>#<true|false>##…`. Empty: mutual TLS on every port. None: nothing is said.
-    StringError names the first entry that is wrong.
+def ingress(text: str) -> Ingress:
+    """The ingress in `<name>#<port>#<true|false>##…`. Empty: mutual TLS on every port. StringError names the first
+    entry that is wrong.
     """
-    if text is None:
-        return None
     rules = _read(text, _ingress, ("name", "port", "true or false")) if text else ()
     seen: dict[int, str] = {}
     for written, rule in zip(entries(text), rules, strict=False):

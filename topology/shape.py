@@ -1,23 +1,27 @@
 """Turns evaluated HCL into groups: which fields there are, their types and names. Pure.
 
 What concerns several entries at once (unique names, ports, addresses) is in `topology.checks`.
+
+Long because it is a list: each field of cluster.tf is read here, by the same few helpers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from topology import servicemesh
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import MESH, EgressEntry, EgressError, roots_of
 from topology.expressions import Node, Unknown
-from topology.manifest import VARIABLE, Permissions, why_obeyed
+from topology.manifest import Permissions
 from topology.model import ROLES, Backend, Group, Route, WorkloadSecret
 from topology.names import why_no_label
 from topology.problems import Problems, Where, did_you_mean
 from topology.public import HTTP1, INGRESSES, MTLS, Public, normal
 from topology.servicemesh import StringError
+from topology.variables import VARIABLE, why_obeyed
 
 MAX_REPLICAS = 1000
 MOST_DIGITS = 19
@@ -25,7 +29,7 @@ MOST_DIGITS = 19
 
 _GROUP_FIELDS = (
     "replicas", "compose", "compose_env", "backends", "routes", "secrets", "calls", "mesh_addresses", "egress",
-    "servicemesh_egress",
+    "servicemesh_egress", "servicemesh_ingress",
 )  # fmt: skip
 _BACKEND_FIELDS = (
     "port", "workload", "registration", "consul_permissions", "callers", "source_address", "proxy_protocol", "ingress",
@@ -87,7 +91,7 @@ class Reader:
             egress_string=string,
             compose=Path(compose),
             compose_env=self._compose_env(fields, entry),
-            backends=tuple(backend for backend in backends if backend is not None),
+            backends=self._served(fields, entry, [backend for backend in backends if backend is not None]),
             routes=tuple(route for route in routes if route is not None),
             secrets=tuple(secret for secret in secrets if secret is not None),
             calls=self._optional_list(fields, entry, "calls", 'a list of routes, such as ["worker"]'),
@@ -253,6 +257,27 @@ class Reader:
         grant = fields.get("grant", Node(value=(), where=node.where))
         granted = self._list(grant, f"{entry}.grant", 'a list of groups, such as ["api"]')
         return WorkloadSecret(name=name, grant=granted) if isinstance(grant.value, tuple) else None
+
+    def _served(self, fields: dict[str, Node], entry: str, backends: list[Backend]) -> tuple[Backend, ...]:
+        """`backends`, reached as the annotation's string says where there is one."""
+        node = fields.get("servicemesh_ingress")
+        if node is None or node.value is None or isinstance(node.value, Unknown):
+            return tuple(backends)
+        try:
+            if not isinstance(node.value, str):
+                raise StringError(f"is {_show(node)}, expected one text in quotes")
+            found = servicemesh.ingress(node.value)
+            written = [it.name for it in backends if f"{entry}.backends.{it.name}.ingress" in self.places]
+            if written:
+                raise StringError(f"stands beside the field ingress of {', '.join(written)}; expected one of the two")
+            ports = [backend.port for backend in backends]
+            for place, rule in zip(servicemesh.entries(node.value), found.rules, strict=False):
+                if rule.port not in ports:
+                    raise StringError(f"{place} has port {rule.port}, on which no backend of the group listens")
+        except StringError as error:
+            self._problems.add(node.where, f"{entry}.servicemesh_ingress", str(error))
+            return tuple(backends)
+        return tuple(replace(backend, ingress=found.mode(backend.port)) for backend in backends)
 
     def _egress(self, fields: dict[str, Node], entry: str) -> tuple[str | None, tuple[EgressEntry, ...]]:
         """The annotation's string where there is one, and the egresses; those that are broken are left out."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import Enum
 
-from topology.envelope import Signed, UnreadableError, digest_of, open_envelope
+from topology.envelope import Signed, UnreadableError, claims, digest_of, message_of, open_envelope, signatures
 from topology.manifest import Manifest, ManifestError
-from topology.owners import Owners, text_of
+from topology.owners import Owners, signers, text_of
 
 
 class Fault(Enum):
@@ -62,21 +63,31 @@ def follow(head: Signed, envelope: str, *, signed: bool = True) -> Signed:
     found = _open(envelope, head.manifest.owners if signed else None)
     _check_same_mesh(head.manifest, found.manifest)
     _check_newer(head, found)
-    if found.manifest.epoch > head.manifest.epoch + 1:
-        raise SuccessionError(
-            Fault.GAP,
-            f"{found.name} does not follow {head.name} directly; those in between are needed first",
-        )
+    _check_next(head, found)
     return found
 
 
-def overtake(held: Signed, envelope: str, *, settled: bool, signed: bool = True) -> Signed | None:
-    """The manifest in `envelope` when it counts more than `held`, of which the reader may have missed successors; None
-    when `held` goes on. SuccessionError when it is not to be believed.
+def pass_over(head: Signed, envelope: str) -> Signed:
+    """What stands for the manifest in `envelope`, which follows `head`, is well signed, and cannot be read here: `head`
+    in its place, by whose owners the next one is judged that can be read. SuccessionError where it does not follow.
+    """
+    said = claims(envelope)
+    own = head.manifest
+    expected = (own.epoch + 1, own.cluster, own.coordinators.app_id.lower(), head.digest)
+    if said is None or (said.epoch, said.cluster, said.app_id.lower(), said.previous) != expected:
+        raise SuccessionError(Fault.UNREADABLE, f"a manifest that cannot be read here does not follow {head.name}")
+    manifest = replace(own, epoch=said.epoch, previous=head.digest)
+    return Signed(manifest=manifest, digest=digest_of(envelope), envelope=envelope)
 
-    `settled`: the coordinators enforce `held`, so what follows another manifest than `held` is a fork. Otherwise `held`
-    is what the reader began with, and a coordinator's manifest of the same epoch, or one that follows such a one,
-    replaces it. `signed=False` skips signatures.
+
+def overtake(held: Signed, envelope: str, *, settled: bool, gaps: bool = False, signed: bool = True) -> Signed | None:
+    """The manifest in `envelope` when it counts more than `held`; None when `held` goes on. SuccessionError when it is
+    not to be believed.
+
+    `settled`: the coordinators enforce `held`, so what does not follow `held` is a fork, or it is told from one by
+    those in between, which are needed first (GAP). Otherwise `held` is what the reader began with, and a coordinator's
+    manifest of the same epoch, or one that follows such a one, replaces it. `gaps`: those in between may be missing:
+    only for what is known to have been in force, as of a coordinator's own disk. `signed=False` skips signatures.
     """
     if _repeats(held, envelope):
         return None
@@ -86,6 +97,8 @@ def overtake(held: Signed, envelope: str, *, settled: bool, signed: bool = True)
         return None
     if settled:
         _check_newer(held, found)
+        if not gaps:
+            _check_next(held, found)
     return found
 
 
@@ -97,16 +110,12 @@ def unproven(owners: Owners, found: Signed) -> str | None:
     lost, would lock every owner out for ever.
     """
     named = found.manifest.owners
-    if named == owners:
+    if named == owners or signed_by(found, named):
         return None
-    try:
-        open_envelope(found.envelope, named)
-    except ManifestError:
-        return (
-            f"{found.name} names other owners ({text_of(named)}), and is not signed by {named.threshold} of them: who "
-            "is to sign from now on has to sign this one, too; ./mesh sign it with their keys as well"
-        )
-    return None
+    return (
+        f"{found.name} names other owners ({text_of(named)}), and is not signed by {named.threshold} of them: who is "
+        "to sign from now on has to sign this one, too; ./mesh sign it with their keys as well"
+    )
 
 
 def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
@@ -158,24 +167,23 @@ def overruled(chain: Sequence[Signed], others: Iterable[Signed], first: Owners |
     """
     known = {each.digest for each in chain}
     strangers = [each for each in others if each.digest not in known]
-    began = first if first is not None and chain and _signed_by(chain[0], first) else None
+    began = first if first is not None and chain and signed_by(chain[0], first) else None
     for n, (before, after) in enumerate(zip((began, *(each.manifest.owners for each in chain)), chain, strict=False)):
         if before is None or before == after.manifest.owners:
             continue
         later = [each.manifest.owners for each in chain[n:]]
         for each in strangers:
-            late = each.manifest.epoch > after.manifest.epoch and _signed_by(each, before)
-            if late and not any(_signed_by(each, owners) for owners in later):
+            late = each.manifest.epoch > after.manifest.epoch and signed_by(each, before)
+            if late and not any(signed_by(each, owners) for owners in later):
                 return True
     return False
 
 
-def _signed_by(signed: Signed, owners: Owners) -> bool:
-    try:
-        open_envelope(signed.envelope, owners)
-    except ManifestError:
-        return False
-    return True
+def signed_by(signed: Signed, owners: Owners) -> bool:
+    """Whether as many of `owners` signed it as have to."""
+    # All of them are looked for: it may have been signed by former owners first.
+    made = signatures(signed.envelope)
+    return len(signers(owners, message_of(signed.envelope), made)) >= owners.threshold
 
 
 def _repeats(held: Signed, envelope: str) -> bool:
@@ -234,3 +242,11 @@ def _check_counts(head: Signed, found: Signed) -> None:
                 f"{found.name} has {entry} {new}, and {head.name} has {old}: a count that goes down brings back what "
                 f"was replaced; leave it at {old}, or raise it",
             )
+
+
+def _check_next(head: Signed, found: Signed) -> None:
+    if found.manifest.epoch > head.manifest.epoch + 1:
+        raise SuccessionError(
+            Fault.GAP,
+            f"{found.name} does not follow {head.name} directly; those in between are needed first",
+        )

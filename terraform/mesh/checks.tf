@@ -1,7 +1,7 @@
 # The template's seven checks, and what an apply would find out after minutes, or deploy wrongly. Every other mistake in cluster.tf
 # costs no apply to mend: `./mesh plan` refuses it, and names file and line.
 locals {
-  fields = ["backends", "calls", "compose", "compose_env", "egress", "mesh_addresses", "replicas", "routes", "secrets", "servicemesh_egress"]
+  fields = ["backends", "calls", "compose", "compose_env", "egress", "mesh_addresses", "replicas", "routes", "secrets", "servicemesh_egress", "servicemesh_ingress"]
 
   backends = flatten([
     for g, group in var.workload_groups : [

@@ -16,7 +16,7 @@ from admission.protocol import Code
 from coordinator.proposal import shown
 from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened, sealed
-from topology.envelope import Signed
+from topology.envelope import Signed, digest_of
 from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
 
@@ -120,12 +120,30 @@ async def test_a_history_that_does_not_lead_there_is_none(history: tuple[Signed,
 async def test_whoever_holds_one_goes_on_with_it_or_with_a_successor() -> None:
     """A coordinator that is older, not ready or of a newer version is judged by the one that is held."""
     assert await judged(Server(TWO), ONE) == TWO
-    assert await judged(Server(HANDED), ONE) == HANDED, "one was missed"
+    assert await judged(Server(HANDED, ONE, TWO, HANDED), ONE) == HANDED, "one was missed"
     assert await judged(Server(ONE), TWO) == TWO
     assert await judged(Server(TWO), TWO) == TWO
     assert await judged(Server(None), TWO) == TWO
     assert await judged(Server(dataclasses.replace(TWO, envelope=of_newer(after(TWO)))), TWO) == TWO
     assert await judged(Server(FIVE, ONE, TWO, HANDED, FOUR, FIVE), TWO) == FIVE, "owners changed meanwhile"
+
+
+async def test_a_greater_epoch_counts_only_where_the_history_leads_to_it() -> None:
+    """What follows a fork is signed by the same owners. A manifest in between that cannot be read is passed over."""
+    fork = opened(after(opened(after(ONE, leaf_hours=10), OWNER)), OWNER)
+    late = opened(after(fork), OWNER)
+    for server in (
+        Server(late),
+        Server(late, ONE, TWO, HANDED),
+        Server(late, fork, late),
+        Server(late, TWO, fork, late),
+    ):
+        assert "those in between are needed first" in await refused(server, TWO)
+    closed = dataclasses.replace(TWO, envelope=of_newer(TWO.manifest), digest=digest_of(of_newer(TWO.manifest)))
+    third = opened(after(closed), OWNER)
+    assert await judged(Server(third, ONE, closed, third), ONE) == third
+    other = opened(after(closed, previous="ee" * 32), OWNER)
+    assert "those in between" in await refused(Server(other, ONE, closed, other), ONE)
 
 
 async def test_a_coordinator_that_enforces_another_than_is_held_is_not_used() -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from admission.protocol import BootKeys
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.keys import derive
+from coordinator.slots import Holder
 from lab.tee import DevTee, runtime_event
 from runtime.secret import Secret
 from tests.coordinator.world import (
@@ -40,6 +42,8 @@ from tests.coordinator.world import (
     wireguard_key,
 )
 from tests.topology.support import after, opened
+from topology.allowed import image_id
+from topology.envelope import Signed
 
 P384 = base64.b64encode(
     ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -342,23 +346,45 @@ async def test_both_os_versions_are_admitted(lab: Lab, os_version: str) -> None:
     await lab.applicant(who=cvm(API_COMPOSE, "api-0", os_version=os_version)).admitted()
 
 
-def test_what_answers_at_its_url_takes_no_sibling_away() -> None:
-    """Nobody has attested here yet, as after a restart: the manifest alone says who is a sibling. Whether one has shown
-    evidence is known by what it showed last.
-    """
-    broker = Broker(
-        rules=Rules(signed=opened(make_manifest(coordinators=2), OWNER), adopted_at=0.0),
+def judging(head: Signed, ledger: Any = None) -> Broker:
+    """A broker that is asked for nothing but what it thinks of those that it knows."""
+    return Broker(
+        rules=Rules(signed=head, adopted_at=0.0),
         verifier=None,  # type: ignore[arg-type]
         keys=derive(Secret("11" * 32), "tests"),
-        ledger=None,  # type: ignore[arg-type]
+        ledger=ledger,
         registry=None,  # type: ignore[arg-type]
         feed=None,  # type: ignore[arg-type]
         clocks=Clocks(unix=time.time, monotonic=time.monotonic),
         random=os.urandom,
         offered=None,  # type: ignore[arg-type]
     )
+
+
+def test_what_answers_at_its_url_takes_no_sibling_away() -> None:
+    """Nobody has attested here yet, as after a restart: the manifest alone says who is a sibling. Whether one has shown
+    evidence is known by what it showed last.
+    """
+    broker = judging(opened(make_manifest(coordinators=2), OWNER))
     assert broker.allows_sibling("coordinator-1"), "it is away"
     assert not broker.allows_sibling("coordinator-2")
     for good in (True, False):
         broker.verified_sibling("coordinator-1", good=good)
         assert (broker.allows_sibling("coordinator-1"), broker.proven_sibling("coordinator-1")) == (True, good)
+
+
+def test_nobody_is_stated_whom_the_manifest_has_just_ended() -> None:
+    """Before the sweep has freed the slot, too: who verifies holds the list against that very manifest."""
+    head = opened(make_manifest(), OWNER)
+    api, image = head.manifest.groups["api"], head.manifest.references[0].os_images[0]
+    held = Holder(
+        peer_id="api-0", group="api", instance_id="i", boot_key="k", leaf_key="l", compose_hash=api.compose_hashes[0],
+        app_id=api.app_id, address=api.peers[0].address,
+        image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2), renewed_at=0.0,
+    )  # fmt: skip
+    broker = judging(head, SimpleNamespace(slots={"api-0": held}, nodes={}))
+    assert broker.admitted() == (held,)
+    moved = dataclasses.replace(api, app_id="99" * 20)
+    newer = opened(after(head, groups={**head.manifest.groups, "api": moved}), OWNER)
+    broker.rules = Rules(signed=newer, adopted_at=0.0)
+    assert broker.admitted() == ()

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,12 +22,14 @@ from coordinator.proposal import shown
 from runtime.consul import ConsulClient, ConsulError
 from tests.coordinator.test_disk import OWN
 from tests.coordinator.test_head import of_newer_program
-from tests.coordinator.test_history import MESH, ONE, THREE, TWO
+from tests.coordinator.test_history import MESH, ONE, SECOND, THREE, TWO
 from tests.coordinator.test_records import all_enforce, enforce, proposed, put
-from tests.coordinator.world import OWNER, Applicant, Cluster, Running, cluster
+from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed
+from topology.owners import Owners, key_of
+from topology.succession import chain
 
 
 async def kept(mesh: Cluster, signed: Signed, *numbers: int) -> None:
@@ -113,6 +116,7 @@ async def test_a_gap_is_said_and_closed_by_whoever_has_what_is_missing() -> None
         assert await history(again) == wanted
         assert said not in str(again.coordinator.document()["manifest_notes"])
         await kept(mesh, third, 0)
+        await eventually((mesh.disk(0) / MANIFESTS / name_of(second)).exists, "what closed the gap is kept, too")
         await mesh.lose(0)
         await mesh.start(0, third.manifest)
         assert await history(await mesh.ready()) == wanted
@@ -270,3 +274,88 @@ def test_another_meshs_disk_is_no_memory(tmp_path: Path) -> None:
     )
     assert other.history.newest is None
     assert len(other.notes) == 2
+
+
+class Values:
+    """Consul's KV, in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    async def get(self, path: str, params: dict[str, str] | None = None) -> tuple[int, Any]:
+        """See `runtime.consul.ConsulClient`."""
+        key = path.removeprefix("/v1/kv/")
+        if params is not None:
+            return 1, [each for each in self.kept if each.startswith(key)]
+        return 1, [{"Value": base64.b64encode(self.kept[key]).decode()}] if key in self.kept else None
+
+    async def put(self, path: str, body: bytes, params: dict[str, str] | None = None) -> bool:
+        """Likewise."""
+        key = path.removeprefix("/v1/kv/")
+        if params == {"cas": "0"} and key in self.kept:
+            return False
+        self.kept[key] = body
+        return True
+
+
+def told(found: Chronicle) -> list[str]:
+    """The envelopes that it shows."""
+    return [each.envelope for each in found.page(0).manifests]
+
+
+def remembers(folder: Path, values: Values, *manifests: Signed) -> Chronicle:
+    """That of a disk that has those, in a mesh whose KV is `values`."""
+    found = chronicle(folder, *manifests)
+    found._client = values  # type: ignore[assignment]
+    return found
+
+
+HANDED = opened(after(TWO, owners=Owners(keys=(key_of(SECOND),))), OWNER)
+"""Names other owners."""
+LAST = opened(after(HANDED), SECOND)
+
+
+@pytest.mark.parametrize("rest", [".", ".AAAA", ".AAAA" * 17, "." + "A" * (1 << 19)])
+async def test_what_is_missing_is_taken_with_its_owners_signatures_only(tmp_path: Path, rest: str) -> None:
+    """Its payload is public. What is longer than the records take would never reach them."""
+    values = Values()
+    found = remembers(tmp_path, values, TWO, HANDED, LAST)
+    for forged in (ONE.envelope.partition(".")[0] + rest, ONE.envelope + rest * (len(rest) > 10)):
+        assert forged == ONE.envelope or found.lacked(forged) is None
+    lacked = found.lacked(ONE.envelope)
+    assert lacked == ONE
+    assert await found.fill(lacked)
+    assert chain(OWNERS, told(found))[-1] == LAST
+
+
+async def test_signatures_that_prove_nothing_are_replaced_wherever_they_were_put(tmp_path: Path) -> None:
+    """Who signed a manifest is known once the one before it is there: until then a stranger's envelope may stand for
+    it, and then it is lacked again; on each coordinator's disk, and in the records.
+    """
+    values = Values()
+    poison = opened(TWO.manifest)
+    first = remembers(tmp_path / "first", values, HANDED, LAST)
+    lacked = first.lacked(poison.envelope)
+    assert lacked is not None
+    assert await first.fill(lacked)
+    await first.spread()
+    other = remembers(tmp_path / "other", values)
+    await other.gather()
+    for each in (first, other):
+        assert each.history.chain == (poison, HANDED, LAST)
+        assert any("is not signed by those that had to" in note for note in each.notes)
+        assert each.lacked(poison.envelope) is None
+    for good in (TWO, ONE):
+        lacked = first.lacked(good.envelope)
+        assert lacked == good
+        assert await first.fill(lacked)
+    await first.spread()
+    first._disk.settle()
+    assert [note for note in first.notes if "signed" in note] == []
+    assert chain(OWNERS, told(first))[-1] == LAST
+    assert (tmp_path / "first" / MANIFESTS / name_of(TWO)).read_text() == TWO.envelope
+    await other.gather()
+    assert told(other) == told(first)
+    fresh = remembers(tmp_path / "fresh", values)
+    await fresh.gather()
+    assert told(fresh) == told(first)

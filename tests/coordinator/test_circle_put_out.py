@@ -15,9 +15,11 @@ from coordinator.broker import Broker as RealBroker
 from coordinator.broker import Clocks, Rules
 from coordinator.circle import GRACE_SECONDS, LOOK_SECONDS, UNPROVEN_SECONDS, Circle, Parts
 from coordinator.forming import Standing
+from coordinator.keys import derive
 from coordinator.registry import Registry
 from coordinator.voters import Server
 from runtime.consul import ConsulError
+from runtime.secret import Secret
 from tests.coordinator.world import OWNER, make_manifest, wireguard_key
 from tests.topology.support import after, opened
 from topology.envelope import Signed
@@ -169,7 +171,7 @@ async def test_foreign_evidence_at_its_url_takes_no_voter_away(withdrawn: bool) 
     broker = RealBroker(
         rules=Rules(signed=chain[-1], adopted_at=0.0),
         verifier=None,  # type: ignore[arg-type]
-        keys=None,  # type: ignore[arg-type]
+        keys=derive(Secret("11" * 32), "tests"),
         ledger=None,  # type: ignore[arg-type]
         registry=None,  # type: ignore[arg-type]
         feed=None,  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -13,9 +14,10 @@ from coordinator.proposal import MAX_STORED, misfit
 from runtime.guest import GuestInfo
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened, sealed
-from topology.envelope import Signed, seal
+from topology.envelope import Signed, digest_of, seal
 from topology.manifest import Manifest, encode
 from topology.revocation import Revocation
+from topology.succession import SuccessionError
 
 FIRST = opened(make_manifest(), OWNER)
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
@@ -133,10 +135,53 @@ def test_what_only_a_newer_program_can_read_stops_this_one(changes: dict[str, ob
     assert not head.take(unreadable, NOW)
     assert head.hindrance is not None
     assert "needs a newer program" in head.hindrance
-    assert head.take(seal(after(opened(after(FIRST))), OWNER), NOW)
+    assert not head.take(seal(after(opened(after(FIRST))), OWNER), NOW), "it follows another one"
+    assert head.hindrance is not None
+    assert head.take(seal(after(FIRST, epoch=3, previous=digest_of(unreadable)), OWNER), NOW)
     assert head.hindrance is None
     assert not head.take(unreadable, NOW)
     assert head.hindrance is None, "it is older by now"
+
+
+def test_a_greater_epoch_takes_the_place_only_after_those_in_between() -> None:
+    """What follows a fork is signed by the same owners, and nothing in it says so. `set` refuses it, too."""
+    head = settled()
+    two, twin = opened(after(FIRST), OWNER), opened(after(FIRST, leaf_hours=10), OWNER)
+    three = opened(after(two), OWNER)
+    assert head.take(two.envelope, NOW)
+    late = opened(after(opened(after(twin), OWNER)), OWNER)
+    for bring in (head.brought, lambda envelope: head.take(envelope, NOW) or None):
+        with contextlib.suppress(SuccessionError):
+            assert bring(late.envelope) is None
+    assert head.signed == two
+    assert head.behind, "it may follow: the records are asked for those in between"
+    four = opened(after(three), OWNER)
+    for signed in (three, four):
+        assert head.take(signed.envelope, NOW)
+    assert (head.signed, head.behind, head.notes) == (four, False, ())
+
+
+def test_before_the_records_are_heard_those_in_between_may_be_missing() -> None:
+    """In what a coordinator of the mesh has; not in what anybody brings."""
+    head = Watched()
+    late = opened(after(opened(after(FIRST), OWNER)), OWNER)
+    with pytest.raises(SuccessionError, match="those in between are needed first"):
+        head.brought(late.envelope)
+    assert head.take(late.envelope, NOW)
+
+
+@pytest.mark.parametrize("other", ["cluster", "app"])
+def test_what_cannot_be_read_and_is_of_another_mesh_stops_nothing(other: str) -> None:
+    """Owners may sign for several meshes, and whoever has seen a manifest of the other one can bring it."""
+    head = settled()
+    foreign = (
+        after(FIRST, cluster="staging")
+        if other == "cluster"
+        else after(FIRST, coordinators=dataclasses.replace(FIRST.manifest.coordinators, app_id="11" * 20))
+    )
+    assert not head.take(of_newer_program(dataclasses.replace(foreign, epoch=50), version=3), NOW)
+    assert head.hindrance is None
+    assert head.take(seal(after(FIRST), OWNER), NOW)
 
 
 def test_fields_that_are_not_critical_are_left_out_and_noted() -> None:

@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from admission.protocol import MANIFEST_KEY
+from admission.protocol import MANIFEST_KEY, MANIFESTS_PREFIX
 from coordinator import governance, proposal, tokens
 from coordinator.broker import Broker
+from coordinator.history import name_of
 from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
 from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, OWNER, Applicant, Running, cluster, cvm
@@ -266,6 +267,25 @@ async def test_any_coordinator_takes_the_next_manifest_and_the_others_follow() -
         # Repeating wrote nothing: the first entry, and three changes.
         assert governance.held(entries).envelope == head.envelope
         assert [lead.coordinator.document()["manifest_notes"] for lead in leads] == [[], [], []]
+
+
+async def test_manifests_in_between_are_read_from_the_records() -> None:
+    """A watch brings the last of several alone. It is enforced once those before it are found, and not before; nor is
+    one that follows a fork.
+    """
+    async with cluster() as mesh:
+        await mesh.start()
+        lead = await mesh.ready()
+        head, consul = lead.coordinator.head, lead.coordinator.consul
+        first = head.signed
+        second = opened(after(first, leaf_hours=9), OWNER)
+        third = opened(after(second), OWNER)
+        await consul.put(f"/v1/kv/{MANIFEST_KEY}", third.envelope.encode())
+        await eventually(lambda: head.behind, "it knows that some are missing")
+        assert head.signed == first
+        await consul.put(f"/v1/kv/{MANIFESTS_PREFIX}{name_of(second)}", second.envelope.encode())
+        await all_enforce([lead], third.digest)
+        assert head.notes == ()
 
 
 async def test_of_two_owners_at_once_one_is_told_the_others_manifest() -> None:

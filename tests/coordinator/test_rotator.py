@@ -373,8 +373,14 @@ async def test_a_renewal_tells_the_keys_to_whom_has_others_and_only_while_they_a
     """A coordinator that has lost sight of the records renews the lease, and leaves the keys as they are."""
     now = 1000.0
     held = holder("api-0", trusts=FIRST.digest, token_expires_at=now + 3600)
-    compose, image = FIRST.manifest.groups["api"].compose_hashes[0], TEE.os_image("0.6.0")
-    held = replace(held, compose_hash=compose, image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2))
+    group, image = FIRST.manifest.groups["api"], TEE.os_image("0.6.0")
+    held = replace(
+        held,
+        app_id=group.app_id,
+        address=group.peers[0].address,
+        compose_hash=group.compose_hashes[0],
+        image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2),
+    )
     broker = Broker(
         rules=Rules(signed=FIRST, adopted_at=0.0),
         verifier=None,  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ class Api:
             raise self.refusal
         return self.shown()
 
-    async def offered(self, envelope: str) -> None:
+    async def offered(self, envelope: str, _allows: object) -> None:
         """No test here offers a manifest."""
         raise AssertionError(envelope)
 
@@ -273,9 +273,10 @@ async def test_the_history_is_shown_in_parts(api: Api) -> None:
 
 
 async def test_a_coordinator_that_is_not_ready_neither_shows_nor_sets_a_manifest(api: Api) -> None:
-    """Its records may know of a newer one."""
+    """Its records may know of a newer one. Its history grants nothing, and a rendezvous needs it then."""
     api.broker.not_ready = "Consul has no leader"
-    for method, path, data in (("GET", "", None), ("GET", "/history", None), ("POST", "", b'{"envelope": "a.b"}')):
+    assert (await api.call("GET", "/v1/manifest/history"))[0] == 200
+    for method, path, data in (("GET", "", None), ("POST", "", b'{"envelope": "a.b"}')):
         status, answer = await api.call(method, f"/v1/manifest{path}", data)
         assert (status, answer) == (503, {"code": "NOT_READY", "reason": "Consul has no leader"})
     assert api.proposed == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,14 +13,17 @@ import pytest
 from admission.client import CoordinatorError, Greeting, NotAllowedError
 from admission.protocol import MAX_BODY
 from coordinator.broker import Rules
+from coordinator.proposal import shown
 from coordinator.siblings import Own, Sibling
 from evidence.verify import Evidence
 from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from tests.admission.test_client import Fake, serve, trusting
-from tests.coordinator.test_head import INFO
-from tests.coordinator.world import API_COMPOSE, Applicant, Running, cluster, cvm, make_boot
+from tests.coordinator.test_head import FIRST, INFO
+from tests.coordinator.world import API_COMPOSE, OWNER, Applicant, Running, cluster, cvm, make_boot
 from tests.support import eventually
+from tests.topology.support import after, opened
+from topology.envelope import Signed
 from topology.manifest import CoordinatorPeer
 
 COORDINATORS = {"coordinator-0", "coordinator-1", "coordinator-2"}
@@ -76,7 +80,13 @@ class Unasked:
         raise AssertionError
 
 
-def asked(fake: Fake, folder: Path, verify: Any, refused: Callable[[str], None] = lambda _: None) -> Sibling:
+def asked(
+    fake: Fake,
+    folder: Path,
+    verify: Any,
+    refused: Callable[[str], None] = lambda _: None,
+    enforces: Callable[[str], None] = lambda _: None,
+) -> Sibling:
     """The sibling that `fake` plays, by whatever `verify` says of its certificate."""
     sibling = Sibling(
         CoordinatorPeer(peer_id="coordinator-1", address="127.0.0.2", url=fake.url),
@@ -86,7 +96,7 @@ def asked(fake: Fake, folder: Path, verify: Any, refused: Callable[[str], None] 
         verifier=Unasked(),
         admitted=lambda _: None,
         refused=refused,
-        enforces=lambda _: None,
+        enforces=enforces,
         handovers=tuple,
         ask=dict,
         hurry=lambda: False,
@@ -125,6 +135,40 @@ async def test_who_shows_what_the_manifest_does_not_allow_is_named(tmp_path: Pat
             await eventually(lambda: sibling.state != "not joined", "it was asked")  # noqa: B023 - awaited here
             task.cancel()
         assert told[:1] == named
+
+
+class Asked:
+    """A coordinator that shows `history`."""
+
+    def __init__(self, *history: Signed) -> None:
+        self.history = history
+        self.asked: list[str] = []
+
+    async def ask(self, path: str) -> dict[str, object]:
+        """See `admission.broker.Broker`."""
+        self.asked.append(path)
+        if not self.history:
+            raise CoordinatorError("it does not answer")
+        return {"manifests": [dataclasses.asdict(shown(each)) for each in self.history], "more": False}
+
+
+async def test_what_a_sibling_enforces_comes_after_those_in_between(tmp_path: Path) -> None:
+    """A coordinator that was dropped while it was away has nobody else who would tell it."""
+    two = opened(after(FIRST), OWNER)
+    three = opened(after(two), OWNER)
+    for history, newest, wanted, asks in (
+        ((), two, [two], 0),
+        ((two, three), three, [two, three, three], 1),
+        ((), three, [three], 1),
+        ((opened(after(FIRST, leaf_hours=9)), three), three, [three], 1),
+    ):
+        told: list[str] = []
+        sibling = asked(Fake(), tmp_path, trusting, enforces=told.append)
+        sibling._rules = lambda: Rules(signed=FIRST, adopted_at=0.0)
+        broker = Asked(*history)
+        await sibling._hear(broker, newest.envelope)  # type: ignore[arg-type]
+        assert told == [each.envelope for each in wanted]
+        assert broker.asked == ["/v1/manifest/history?after=1"] * asks
 
 
 def names(running: Running) -> set[str]:

@@ -42,8 +42,9 @@ def signed_chain(length: int, *owners: Ed25519PrivateKey) -> tuple[Signed, ...]:
 
 def holder(peer_id: str, group: str) -> Holder:
     """An admitted CVM."""
+    [measured] = make_manifest().groups[group].compose_hashes
     return Holder(
-        peer_id=peer_id, group=group, instance_id="ab" * 20, boot_key="k", leaf_key=tls_key(), compose_hash="cd" * 32,
+        peer_id=peer_id, group=group, instance_id="ab" * 20, boot_key="k", leaf_key=tls_key(), compose_hash=measured,
         evidence="ef" * 32, renewed_at=NOW,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from coordinator import authority
+from coordinator.contents import Own, contents
 from coordinator.keys import ca_builder, derive, derived_key
 from evidence.bundle import Bundle, BundleError, decode
 from evidence.documents import digest
@@ -292,6 +293,30 @@ def test_members_that_are_not_the_statements() -> None:
     changed = (replace(members[0], evidence_sha256="00" * 32), *members[1:])
     for each in (members[1:], (*members, more), changed, members[::-1]):
         assert refusal(HONEST.bundle(members=each)).cause is Cause.MEMBERS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"peer_id": "ghost-0", "group": "nogroup"},
+            "'ghost-0' is said to be admitted, and the manifest has no ghost-0",
+        ),
+        ({"peer_id": "client-0"}, "gives client-0 the group client"),
+        ({"peer_id": "coordinator-0"}, "gives coordinator-0 the group coordinator"),
+        ({"compose_hash": "ee" * 32}, "no longer allows api-1 the compose hash"),
+        ({}, "'api-1' is said to be admitted, and it is listed twice"),
+    ],
+)
+def test_members_that_the_manifest_does_not_have(changes: dict[str, str], words: str) -> None:
+    """Though the quote covers them: a coordinator that admits whom it likes is caught by any reader."""
+    first = next(holder for holder in HOLDERS if holder.peer_id == "api-1")
+    wrong = (*(() if changes else (first,)), replace(first, **changes))  # type: ignore[arg-type]
+    own = Own(peer_id=HONEST.peer_id, app_id=HONEST.who.app_id)
+    stated = contents(own, HONEST.keys, HONEST.chain[-1], envelopes(HONEST.chain), DOCUMENTS, wrong, NOW)
+    refused = refusal(decode(HONEST.answer(NONCE, stated=stated)[0]))
+    assert refused.cause is Cause.MEMBERS
+    assert words in refused.reason
 
 
 def test_a_rollback() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from meshctl.manifest import summary
 from meshctl.manifest_changes import compare, warnings
+from meshctl.plan import print_changes
 from tests.coordinator.world import OWNER, make_database_manifest, make_manifest
 from tests.topology.support import after, opened
 from topology.manifest import Manifest, decode, encode
@@ -165,3 +167,17 @@ def test_a_lost_majority_is_warned_of() -> None:
         "no majority"
         in warnings(HEAD.manifest, changed(lambda t: t["coordinators"].update(peers=t["coordinators"]["peers"][:1])))[1]
     )
+
+
+def test_what_is_shown_does_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither in the table of `set` nor in the summary by which an owner signs: a route that rubs out the line above
+    it, of a manifest that no reader took.
+    """
+    [route] = HEAD.manifest.routes
+    evil = dataclasses.replace(route, name="x\x1b[1A\x1b[2K\x1b[8m", vip="127.10.9.2")
+    made = dataclasses.replace(HEAD.manifest, routes=(route, evil))
+    print_changes(compare(HEAD.manifest, made), "what changes", "here")
+    summary(made)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b[1A\\x1b[2K\\x1b[8m" in shown.replace("\n", "")

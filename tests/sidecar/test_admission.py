@@ -68,6 +68,7 @@ class FakeBroker:
         self.agent_pem = agent_pem(KEYS.public.tls)
         self.closed = False
         self.held: list[Held] = []
+        self.brought: list[str] = []
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -97,6 +98,12 @@ class FakeBroker:
         self.held.append(held)
         self._call("renew")
         return self.renewal
+
+    async def ask(self, path: str) -> dict[str, object]:
+        raise AssertionError(path)
+
+    async def bring(self, envelope: str) -> None:
+        self.brought.append(envelope)
 
     async def release(self, lease: Secret) -> None:
         assert lease.reveal() == "s3cret-lease"
@@ -148,6 +155,13 @@ class Rig:
 
     def newest_envelope(self) -> str:
         return "held"
+
+    async def lead_on(self, _epoch: int, _ask: object) -> None:
+        """Nothing is missing."""
+
+    def successors_of(self, _epoch: int) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         assert envelope in ("", "envelope")

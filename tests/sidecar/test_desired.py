@@ -11,16 +11,14 @@ from sidecar.catalog import Instance
 from sidecar.certificate import begun, heard
 from sidecar.desired import World, desired
 from tests.sidecar.world import DIGEST, backend, given, health, manifest, peer, published, route
-from tests.topology.certificates import certificate
 from tests.topology.support import opened
-from topology.addresses import DNS_ADDRESS
 from topology.egress import EgressEntry
 from topology.manifest import GroupEntry, Manifest, PeerEntry, RouteEntry
 from topology.public import Public
 from topology.revocation import Revocation
 from vip.filter import Filter
 from vip.resets import Refusal
-from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Outside, Principal, PublicListener, Sole
+from xds.spec import EgressRoute, Endpoint, Ingress, Leaf, Principal, PublicListener, Sole
 
 MANIFEST = manifest()
 KEYS = identity.make()
@@ -406,45 +404,6 @@ def test_a_door_of_a_route_without_endpoints_refuses_as_its_vip_does() -> None:
     found = desired(world(dialling(TO_API), catalog={"api": ()})).refused
     assert found == {Refusal("127.10.0.1", 8080), Refusal("127.137.0.1", 8081)}
     assert desired(world(dialling(TO_API))).refused == frozenset()
-
-
-def test_an_egress_to_the_web_leads_outside() -> None:
-    """To the host of its remote, as whom its name says, by pinned roots or the machine's; names are asked for at the
-    sidecar's DNS."""
-    pinned = dataclasses.replace(
-        TO_BANK, name="own", listen="127.137.0.1:444", remote="[2001:db8::1]:8443", sni="own.example", ca=certificate()
-    )
-    spec = desired(world(dialling(TO_BANK, pinned), roots_file="/roots.crt")).spec
-    assert spec is not None
-    assert spec.resolver == Endpoint(DNS_ADDRESS, 53)
-    assert spec.outside == (
-        Outside(
-            name="bank",
-            listen=Endpoint("127.137.0.1", 443),
-            host="bank.example.com",
-            port=443,
-            server_name="bank.example.com",
-            roots_file="/roots.crt",
-        ),
-        Outside(
-            name="own",
-            listen=Endpoint("127.137.0.1", 444),
-            host="2001:db8::1",
-            port=8443,
-            server_name="own.example",
-            roots_pem=certificate(),
-        ),
-    )
-
-
-def test_a_machine_without_roots_leaves_out_what_needs_them() -> None:
-    """And names it; what pins its own, and the mesh, go on."""
-    pinned = dataclasses.replace(TO_BANK, name="own", listen="127.137.0.1:444", ca=certificate())
-    found = desired(world(dialling(TO_BANK, pinned)))
-    assert found.rootless == ("bank",)
-    assert found.spec is not None
-    assert [each.name for each in found.spec.outside] == ["own"]
-    assert desired(world(dialling(pinned))).rootless == ()
 
 
 PUBLIC = Public(port=443, sans=("web.example",), alpn=("h2",))

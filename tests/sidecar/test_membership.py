@@ -11,22 +11,26 @@ import pytest
 from aiohttp import web
 
 from admission.broker import Renewed, decode_admission
+from admission.offers import Ask
+from coordinator.proposal import shown
 from runtime.children import Child
 from runtime.consul import api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar import identity
-from sidecar.catalog import instances
+from sidecar import identity, sources
+from sidecar.catalog import CatalogError, instances
 from sidecar.certificate import Given
 from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.membership import Membership
 from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
-from tests.topology.support import opened
-from topology.envelope import digest, seal
+from tests.topology.support import after, opened
+from topology.envelope import Signed, digest, seal
+from topology.owners import Owners, key_of
 
 KEYS = identity.make()
+HEAD = opened(manifest(), OWNER)
 SAME = given(KEYS.public.leaf, leaf=False)
 
 
@@ -228,17 +232,50 @@ async def test_manifest_of_the_admission_is_taken_if_its_owner_signed_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A newer one replaces the routes; a forged one is refused and logged, and the admission goes on."""
-    newer = manifest(epoch=9, previous="00" * 32, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+    newer = after(HEAD, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
     async with membership(tmp_path) as (it, host):
         await it.admitted(*admission(envelope=seal(newer, STRANGER)))
         assert host.world.manifest.epoch == 3
         assert "manifest refused" in caplog.text
         assert "signed by 0 of the owner keys" in it.refused_manifest
-        assert it.why_not_enforced(9, digest(newer), seal(newer, STRANGER)) is not None
+        assert it.why_not_enforced(4, digest(newer), seal(newer, STRANGER)) is not None
         await it.admitted(*admission(envelope=seal(newer, OWNER)))
-        assert (host.world.manifest.epoch, it.newest_envelope()) == (9, seal(newer, OWNER))
+        assert (host.world.manifest.epoch, it.newest_envelope()) == (4, seal(newer, OWNER))
         assert it.refused_manifest == ""
-        assert it.why_not_enforced(3, "00" * 32, "") == "rolled back: enforces epoch 3, this CVM holds epoch 9"
+        assert it.why_not_enforced(3, "00" * 32, "") == "rolled back: enforces epoch 3, this CVM holds epoch 4"
+
+
+async def test_who_missed_several_manifests_is_led_on_by_a_coordinators_history(tmp_path: Path) -> None:
+    """One after the other, also through a change of owners; a history that leads elsewhere changes nothing. Consul's
+    word that there is a later one has a coordinator asked at once.
+    """
+    second = opened(after(HEAD, owners=Owners(keys=(key_of(STRANGER),))), OWNER)
+    third = opened(after(second), STRANGER)
+    fork = opened(after(HEAD, leaf_hours=10), OWNER)
+    asked: list[str] = []
+
+    def history(*manifests: Signed) -> Ask:
+        async def ask(path: str) -> dict[str, object]:
+            asked.append(path)
+            return {"manifests": [dataclasses.asdict(shown(each)) for each in manifests], "more": False}
+
+        return ask
+
+    async with membership(tmp_path) as (it, host):
+        for epoch in (2, 3, 4):
+            await it.lead_on(epoch, history(second))
+        assert asked == [], "Consul brings the next one"
+        await it.lead_on(5, history(opened(after(fork), OWNER)))
+        assert host.world.signed == HEAD
+        assert "does not lead on" in it.refused_manifest
+        await it.lead_on(5, history(second, third))
+        assert (host.world.signed, it.refused_manifest) == (third, "")
+        assert asked == ["/v1/manifest/history?after=3"] * 2
+        assert it.successors_of(3) == (second.envelope, third.envelope)
+        it._watch_failed(CatalogError("it has no value"))
+        assert host.hurries == 0
+        it._watch_failed(sources.BehindError("some are missing"))
+        assert host.hurries == 1
 
 
 async def test_a_new_certificate_waits_for_envoy_and_for_the_others(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.broker import Admitted, Broker, Renewed
+from admission.offers import Ask, successors
 from admission.protocol import MANIFEST_KEY
 from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
@@ -21,6 +22,7 @@ from sidecar.admission import Admission, Claim
 from sidecar.certificate import Given
 from sidecar.desired import World
 from sidecar.slot import Wish
+from tests.coordinator.test_records import put
 from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm
 from tests.coordinator.world import OWNER as FIRST_OWNER
 from tests.support import eventually
@@ -42,6 +44,16 @@ class Cvm:
     def newest_envelope(self) -> str:
         """The world's."""
         return self.world.signed.envelope
+
+    async def lead_on(self, epoch: int, ask: Ask) -> None:
+        """As the sidecar does."""
+        if epoch > self.world.manifest.epoch + 1:
+            async for each in successors(ask, self.world.signed, self.world.manifest.owners):
+                self.world = sources.adopt(self.world, each)
+
+    def successors_of(self, epoch: int) -> tuple[str, ...]:
+        """As the sidecar has them."""
+        return sources.after(self.world, epoch)
 
     def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """As the sidecar judges."""
@@ -134,3 +146,39 @@ async def test_an_older_coordinator_takes_the_manifest_that_a_cvm_brings() -> No
             await eventually(lambda: bool(found.taken), f"it is admitted: {found.told}")
         assert (found.taken[0].manifest_epoch, found.taken[0].envelope) == (2, newest.envelope)
         assert lead.coordinator.head.signed == newest
+
+
+async def test_a_cvm_leads_coordinators_on_that_are_several_manifests_behind() -> None:
+    """One after the other, as it took them itself; a greater epoch alone, which may be a fork's, is not taken."""
+    async with cluster() as made:
+        await made.start()
+        lead = await made.ready()
+        second = opened(after(opened(made.manifest, FIRST_OWNER)), FIRST_OWNER)
+        third = opened(after(second), FIRST_OWNER)
+        forgot = Cvm(third)
+        said = f"{lead.url}: rolled back: enforces epoch 1, this CVM holds epoch 3"
+        async with asking(made, forgot, lead.url):
+            await eventually(lambda: said in forgot.told, f"it says why: {forgot.told}")
+        assert lead.coordinator.head.manifest.epoch == 1
+        remembers = Cvm(opened(made.manifest, FIRST_OWNER))
+        for each in (second, third):
+            remembers.world = sources.adopt(remembers.world, each)
+        async with asking(made, remembers, lead.url):
+            await eventually(lambda: bool(remembers.taken), f"it is admitted: {remembers.told}")
+        assert lead.coordinator.head.signed == third
+
+
+async def test_a_cvm_that_missed_several_manifests_is_led_on_at_its_admission() -> None:
+    """By the history of the coordinator that admits it."""
+    async with cluster() as made:
+        await made.start()
+        lead = await made.ready()
+        first = opened(made.manifest, FIRST_OWNER)
+        second = opened(after(first), FIRST_OWNER)
+        third = opened(after(second), FIRST_OWNER)
+        for each in (second, third):
+            await put(lead, each.envelope)
+        late = Cvm(first)
+        async with asking(made, late, lead.url):
+            await eventually(lambda: bool(late.taken), f"it is admitted: {late.told}")
+        assert late.world.signed == third

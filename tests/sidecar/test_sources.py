@@ -11,6 +11,7 @@ from sidecar.catalog import CatalogError, instances
 from sidecar.desired import World
 from sidecar.sources import (
     CONSISTENT,
+    BehindError,
     Change,
     Query,
     adopt,
@@ -25,6 +26,7 @@ from sidecar.sources import (
     with_certificate,
     with_time,
 )
+from sidecar.sources import after as envelopes_after
 from tests.sidecar.world import DIGEST, OWNER, STRANGER, given, health, kv, kv_peers, manifest, peer, route
 from tests.topology.support import REFERENCE, opened, sealed
 from tests.topology.support import after as following
@@ -291,6 +293,40 @@ def test_another_one_of_the_same_epoch_is_refused() -> None:
         f"enforces another manifest: epoch 3 ({digest_of(twin)[:12]}), and this CVM holds epoch 3"
     )
     assert "two were signed for one epoch" in renewal
+
+
+def test_a_greater_epoch_is_taken_only_after_those_in_between() -> None:
+    """It may follow a fork. What the answer of a coordinator is refused for is said."""
+    second = opened(NEXT, OWNER)
+    third = opened(following(second), OWNER)
+    late = opened(following(opened(following(HEAD, routes=()), OWNER)), OWNER)
+    for envelope in (third.envelope, late.envelope):
+        with pytest.raises(BehindError, match="those in between are needed first"):
+            taken(WORLD, envelope)
+        reason = why_not_enforced(WORLD, 5, digest_of(envelope), envelope, check_signatures=True)
+        assert "needed first" in (reason or "")
+    world = taken(taken(WORLD, second.envelope), third.envelope)
+    assert world.signed == third
+    with pytest.raises(CatalogError, match="two were signed for one epoch"):
+        taken(world, late.envelope)
+
+
+def test_a_cvm_can_lead_an_older_coordinator_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all that it took one after the other, as far as it keeps them; with a gap by none."""
+    second = opened(NEXT, OWNER)
+    third = opened(following(second), OWNER)
+    world = taken(taken(WORLD, second.envelope), third.envelope)
+    assert envelopes_after(world, 3) == (second.envelope, third.envelope)
+    assert envelopes_after(world, 4) == (third.envelope,)
+    for epoch in (1, 5, 6):
+        assert envelopes_after(world, epoch) == ()
+    assert envelopes_after(adopt(WORLD, third), 3) == ()
+    monkeypatch.setattr("sidecar.sources.MAX_BEFORE", len(second.envelope))
+    world = taken(taken(WORLD, second.envelope), third.envelope)
+    assert world.before == (second,)
+    fourth = opened(following(third), OWNER)
+    assert envelopes_after(taken(world, fourth.envelope), 3) == ()
+    assert envelopes_after(taken(world, fourth.envelope), 4) == (third.envelope, fourth.envelope)
 
 
 def test_a_manifest_that_was_judged_already_is_taken_as_it_is() -> None:

@@ -186,6 +186,13 @@ class HoldsNothing:
         """None."""
         return ""
 
+    async def lead_on(self, _epoch: int, _ask: object) -> None:
+        """Nothing is missing."""
+
+    def successors_of(self, _epoch: int) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def why_not_enforced(self, epoch: int, digest: str, envelope: str) -> str | None:
         """Never."""
         assert epoch

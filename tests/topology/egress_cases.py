@@ -42,7 +42,20 @@ def _to_route(remote: str, *, listen: str = "127.137.0.1:8081", more: str = "", 
 
 _ENTRY = '{ name = "a", listen = "127.1.1.1:81", remote = "a:8080" }'
 
+
+def _served(ingress: str, more: str = "") -> Write:
+    """Group `web`, whose backend on 8080 has `more`, with an annotation's string for what it serves."""
+    backends = backend("web", more=more) + backend("x", port="8081")
+    return lambda folder: write(folder, group("web", backends=backends, more=f"servicemesh_ingress = {ingress}"))
+
+
+_PUBLIC = 'public = { port = 443, sans = ["web.example.com"] }'
+
 GOOD: dict[str, Write] = {
+    "ingress-string": _served('"web#8080#false"', _PUBLIC),
+    "ingress-string-off": _served('"x#8081#true"'),
+    "ingress-string-empty": _served('""'),
+    "ingress-string-null": _served("null", f'ingress = "tls"\n{_PUBLIC}'),
     "egress": _dialling(
         """[
           { name = "a", listen = "127.137.0.1:8080", remote = "a:8080" },
@@ -62,6 +75,12 @@ GOOD: dict[str, Write] = {
 }
 
 BROKEN: dict[str, Write] = {
+    "ingress-string-tls": _served('"web#8080#false"'),
+    "ingress-string-twice": _served('""', f'ingress = "tls"\n{_PUBLIC}'),
+    "ingress-string-public": _served('""', _PUBLIC),
+    "ingress-string-port": _served('"web#8082#true"'),
+    "ingress-string-list": _served("[]"),
+    "ingress-string-form": _served('"web"'),
     **{
         f"egress-{i}": _dialling(text)
         for i, text in enumerate(

@@ -16,7 +16,7 @@ from tests.topology.support import sealed
 from tests.topology.test_render import KEY, OWNERS, deployment, starter
 from topology import envelope as envelopes
 from topology import render
-from topology.envelope import MAX_ENVELOPE, open_envelope, seal
+from topology.envelope import MAX_ENVELOPE, MAX_SIGNATURE, open_envelope, seal
 from topology.manifest import ManifestError, encode
 
 MADE = render.manifest(starter(), deployment())
@@ -94,14 +94,22 @@ def test_an_envelope_is_bounded() -> None:
     with pytest.raises(ManifestError, match="characters at most"):
         open_envelope("A" * MAX_ENVELOPE + ".AA", OWNERS)
     flood = seal(MADE) + ".".join(["AA"] * 1000) + "." + seal(MADE, KEY).partition(".")[2]
-    with pytest.raises(ManifestError, match="signed by 0"):
-        open_envelope(flood, OWNERS)
+    long = f"{seal(MADE)}{'A' * (MAX_SIGNATURE + 4)}"
+    for envelope in (flood, long):
+        for owners in (OWNERS, None):
+            with pytest.raises(ManifestError, match="signatures that nobody makes"):
+                open_envelope(envelope, owners)
 
 
 def test_what_an_envelope_says_of_itself_needs_no_signature() -> None:
     """Version, epoch and cluster, also of a form that is not known; nothing from what is no envelope."""
     tree = json.loads(encode(MADE)) | {"version": 9, "groups": 5}
     found = envelopes.claims(resealed(json.dumps(tree).encode()))
-    assert found == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter")
+    app_id, previous = MADE.coordinators.app_id, MADE.previous or ""
+    assert found == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter", app_id=app_id, previous=previous)
+    for coordinators in ({}, 5, {"app_id": 5}):
+        other = tree | {"coordinators": coordinators, "previous": None}
+        elsewhere = envelopes.claims(resealed(json.dumps(other).encode()))
+        assert elsewhere == envelopes.Claims(version=9, epoch=MADE.epoch, cluster="starter")
     for text in ("", "garbage", ".", "e30.", f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.AA", "A" * (1 << 21)):
         assert envelopes.claims(text) is None

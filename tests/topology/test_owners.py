@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topology import owners
-from topology.owners import OwnerError, OwnerKey, Owners, key_of
+from topology.owners import MAX_STRAYS, OwnerError, OwnerKey, Owners, key_of
 
 ED = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
 ED_2 = Ed25519PrivateKey.from_private_bytes(b"\2" * 32)
@@ -73,6 +74,79 @@ def test_signers_are_counted_once() -> None:
     assert owners.signers(SET, message + b"!", both) == ()
     stranger = Ed25519PrivateKey.from_private_bytes(b"\7" * 32)
     assert owners.signers(SET, message, [owners.sign(stranger, message)]) == ()
+
+
+def test_what_strangers_bring_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few signatures of others may come before those that count; each is tried with each key that is left. With
+    enough of them it is done.
+    """
+    tried = 0
+    verifies = owners._verifies
+
+    def counting(key: OwnerKey, message: bytes, digest: bytes, signature: bytes) -> bool:
+        nonlocal tried
+        tried += 1
+        return verifies(key, message, digest, signature)
+
+    monkeypatch.setattr(owners, "_verifies", counting)
+    private = [Ed25519PrivateKey.from_private_bytes(bytes([n + 1]) * 32) for n in range(16)]
+    found = Owners(keys=tuple(map(key_of, private)), threshold=2)
+    message = b"what is signed"
+    good = [owners.sign(key, message) for key in private]
+    bad = [owners.sign(key, b"else") for key in private]
+    for made, counted, trials in (
+        (bad, 0, 16 * (MAX_STRAYS + 1)),
+        (bad[:1] * 16, 0, 16),
+        (bad[:MAX_STRAYS] + good[:12], 2, 16 * MAX_STRAYS + 2),
+        (bad[: MAX_STRAYS + 1] + good[:8], 0, 16 * (MAX_STRAYS + 1)),
+        (good, 2, 2),
+        (good[:1], 1, 1),
+        (good[:1] * 2, 1, 1),
+        ([], 0, 0),
+    ):
+        tried = 0
+        assert (owners.count(found, message, made), tried) == (counted, trials)
+    mixed = Owners(keys=(key_of(EC), key_of(ED)), threshold=2)
+    assert owners.count(mixed, message, [owners.sign(ED, message), owners.sign(EC, message)]) == 2
+
+
+def double(point: tuple[int, int]) -> tuple[int, int]:
+    """That point of Ed25519 twice (RFC 8032, 5.1.4, in affine coordinates)."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+    x, y = point
+    t = d * x * x * y * y
+    return 2 * x * y * pow(1 + t, -1, p) % p, (y * y + x * x) * pow(1 - t, -1, p) % p
+
+
+def root(square: int) -> int | None:
+    """A square root modulo 2^255 - 19."""
+    p = 2**255 - 19
+    for candidate in (pow(square, (p + 3) // 8, p), pow(square, (p + 3) // 8, p) * pow(2, (p - 1) // 4, p) % p):
+        if candidate * candidate % p == square % p:
+            return candidate
+    return None
+
+
+def test_keys_that_anybody_can_sign_for_are_none() -> None:
+    """The eight points of small order, in each spelling; and of other points the spellings that are not canonical."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+    assert len(owners._FORGEABLE) == 5
+    for y in owners._FORGEABLE:
+        x = root((y * y - 1) * pow(d * y * y + 1, -1, p) % p)
+        assert x is not None
+        assert double(double(double((x, y)))) == (0, 1), "its order divides 8"
+    identity = (0, 1)
+    assert double(identity) == identity
+    spelled = {
+        y + sign for each in owners._FORGEABLE for y in (each, each + p) for sign in (0, 1 << 255) if y < 1 << 255
+    }
+    spelled |= {p + n + sign for n in range(19) for sign in (0, 1 << 255)}
+    for number in spelled:
+        text = base64.urlsafe_b64encode(number.to_bytes(32, "little")).decode().rstrip("=")
+        with pytest.raises(OwnerError, match="anybody can sign for"):
+            owners.parse(text)
 
 
 def test_another_curve_is_refused() -> None:

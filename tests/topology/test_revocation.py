@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from tests.topology.test_render import deployment, starter
 from topology import render
-from topology.allowed import allowed, image_id
 from topology.manifest import ManifestError, decode, encode
 from topology.revocation import Revocation, why_revoked
 
@@ -68,14 +66,3 @@ def test_each_fact_is_held_against_each_entry() -> None:
         assert why_revoked((entry,), **{other: value for other in facts if other != name}) is None
     assert why_revoked((Revocation(instance_id=INSTANCE),), instance_id=INSTANCE.upper()) is not None
     assert why_revoked((), **facts) is None
-
-
-def test_what_is_revoked_is_not_allowed() -> None:
-    """The slot and the compose file, though the manifest lists them."""
-    image = MANIFEST.references[0].os_images[0]
-    name = image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2)
-    group = MANIFEST.groups["api"]
-    peer, found = group.peers[0].peer_id, group.compose_hashes[0]
-    assert allowed(MANIFEST, peer, found, name)
-    for entry in (Revocation(peer_id=peer), Revocation(compose_hash=found)):
-        assert not allowed(dataclasses.replace(MANIFEST, revoked=(entry,)), peer, found, name)

@@ -16,7 +16,7 @@ from topology import render
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, Rotate, SecretEntry, encode
 from topology.owners import Owners, key_of
-from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake
+from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake, pass_over
 
 ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
@@ -193,9 +193,17 @@ def test_the_first_manifest_may_replace_owners() -> None:
 
 
 def test_a_reader_takes_what_is_newer() -> None:
-    """It may have missed some in between. Of two of one epoch the coordinators' counts, once."""
+    """Those in between come first, unless it is known to have been in force. Of two of one epoch the coordinators'
+    counts, once.
+    """
     later = signed(after(NEXT))
-    assert overtake(HEAD, later.envelope, settled=True) == later
+    assert overtake(NEXT, later.envelope, settled=True) == later
+    with pytest.raises(SuccessionError) as missing:
+        overtake(HEAD, later.envelope, settled=True)
+    assert missing.value.fault is Fault.GAP
+    for settled in (True, False):
+        assert overtake(HEAD, later.envelope, settled=settled, gaps=True) == later
+    assert overtake(HEAD, later.envelope, settled=False) == later
     assert overtake(later, HEAD.envelope, settled=True) is None
     assert overtake(HEAD, HEAD.envelope, settled=True) is None
     twin = signed(dataclasses.replace(FIRST, routes=()))
@@ -209,6 +217,30 @@ def test_a_reader_takes_what_is_newer() -> None:
         overtake(HEAD, follows_twin.envelope, settled=True)
     with pytest.raises(SuccessionError, match="signed by 0"):
         overtake(HEAD, signed(after(HEAD), BOB).envelope, settled=True)
+
+
+def test_what_cannot_be_read_is_passed_over_where_it_follows() -> None:
+    """The next one names its digest, and is judged by the owners before it."""
+    tree = json.loads(encode(NEXT.manifest)) | {"version": 3}
+
+    def closed(**changes: object) -> str:
+        return sealed(json.dumps(tree | changes, sort_keys=True, separators=(",", ":")).encode(), ALICE)
+
+    stands = pass_over(HEAD, closed())
+    last = signed(after(stands))
+    assert follow(stands, last.envelope) == last
+    for wrong in (
+        {"epoch": 3},
+        {"previous": "ee" * 32},
+        {"previous": None},
+        {"cluster": "other"},
+        {"coordinators": {}},
+    ):
+        with pytest.raises(SuccessionError):
+            pass_over(HEAD, closed(**wrong))
+    for envelope in (signed(after(NEXT)).envelope, signed(after(stands), BOB).envelope):
+        with pytest.raises(SuccessionError):
+            follow(stands, envelope)
 
 
 def test_owners_that_were_replaced_lead_to_those_that_count() -> None:
