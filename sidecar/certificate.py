@@ -228,6 +228,18 @@ def aged(held: Certificate, now: float) -> Certificate:
     )
 
 
+def wrong_end(held: Certificate, leaf_hours: int, now: float) -> str:
+    """What is wrong with the end of the newest leaf at `now` (Unix seconds), of which `leaf_hours` are a life; empty
+    while all is well. A leaf is renewed at half of its life; after half of the rest that has failed for long.
+    """
+    left = held.newest.expires_at - now
+    if left <= 0:
+        return f"the certificate ended {-left / 3600:.1f} h ago, and no coordinator has renewed it: calls fail"
+    if left < leaf_hours * 3600 / 4:
+        return f"the certificate ends in {left / 3600:.1f} h, and no coordinator has renewed it: calls fail then"
+    return ""
+
+
 def parse(
     *,
     digest: str,

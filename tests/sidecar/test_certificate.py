@@ -21,6 +21,7 @@ from sidecar.certificate import (
     begun,
     heard,
     parse,
+    wrong_end,
 )
 from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted, published
 from topology.manifest import OVERLAP_SECONDS
@@ -122,6 +123,23 @@ def test_who_was_away_for_long_shows_the_new_certificate_at_once() -> None:
     assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS + 0.1).leaf.digest == LATER
     assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS).leaf.digest == DIGEST
     assert changed(1000.0, NEXT, DIGEST, away=121.0).leaf.digest == DIGEST, "it is still named"
+
+
+def test_an_end_that_comes_near_is_said_and_then_that_it_is_past() -> None:
+    """From half of what is left when it should have been renewed; of the newest one."""
+    held = first()
+    end = held.leaf.expires_at
+    assert wrong_end(held, 8, end - 2 * 3600) == ""
+    assert "ends in 2.0 h, and no coordinator" in wrong_end(held, 8, end - 2 * 3600 + 1)
+    assert "ended 0.0 h ago" in wrong_end(held, 8, end)
+    renewed = heard(
+        held,
+        replace(given(KEY, NEXT, DIGEST, epoch=4), leaf=replace(held.leaf, digest=NEXT, expires_at=end + 9)),
+        1,
+        OVERLAP,
+        0,
+    )
+    assert "ends in" in wrong_end(renewed, 8, end)
 
 
 def test_renewal_under_the_same_manifest_is_shown_at_once() -> None:
