@@ -219,7 +219,7 @@ class Coordinator:
         asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
-        attester = self._attester(guest, who, keys, broker, chronicle, documents)
+        attester = self._attester(guest, who, keys, broker, chronicle, documents, records)
         server = self._server(who, broker, feed, formation, records, attester)
         self._port = await server.start()
         try:
@@ -319,6 +319,7 @@ class Coordinator:
         broker: Broker,
         chronicle: Chronicle,
         documents: Documents,
+        records: Records,
     ) -> Attester:
         own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
 
@@ -333,6 +334,7 @@ class Coordinator:
             collateral=self._collateral,
             contents=stated,
             not_ready=lambda: broker.not_ready,
+            confirm=records.confirm,
             clock=time.time,
         )
 
