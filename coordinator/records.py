@@ -1,7 +1,7 @@
 """The coordinator's work on Consul once it has a leader: carry out the manifest, watch the records, free what is
 abandoned.
 
-Long because all of it is one view of the records: what is read, enforced, stated and written goes by one head.
+Long because whatever brings a manifest ends here: all of it writes the same key and changes the same head.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from admission.broker import Broker
 from admission.client import (
     BEGUN_WITH,
     IN_FORCE,
@@ -226,6 +227,18 @@ async def test_a_newer_manifest_judges_who_was_verified_before_it(tmp_path: Path
                 await ask(coordinator)
         assert fake.requests[before:] == [IN_FORCE], "the second time it is a stranger"
         await coordinator.close()
+
+
+async def test_a_broker_is_judged_by_what_its_cvm_holds(tmp_path: Path) -> None:
+    """All calls of an admission go through it."""
+    fake, judging = Fake(manifest=(200, {"envelope": "first"})), Judging()
+    async with serve(fake, tmp_path):
+        broker = Broker(fake.url, judging, lambda: judging.held)
+        await broker.ask("/v1/x")
+        judging.held, judging.refused = "second", {"second"}
+        with pytest.raises(NotAllowedError):
+            await broker.ask("/v1/x")
+        await broker.close()
 
 
 async def test_what_a_coordinator_answers_while_it_is_revoked_is_not_taken(tmp_path: Path) -> None:
