@@ -81,6 +81,7 @@ class Renewed:
     public_pems: Mapping[str, str] = field(default_factory=dict)
     all_trust: bool = False
     gossip: Ring | None = None
+    agent_pem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,7 @@ class Held:
     leaf_expires_at: int = 0
     trusts: str = ""
     gossip_ring: str = ""
+    agent_expires_at: int | None = None
 
 
 class Broker:
@@ -234,6 +236,7 @@ def decode_renewal(tree: Mapping[str, Any]) -> Renewed:
         public_pems=renewal.public_pems,
         all_trust=renewal.all_trust,
         gossip=ring,
+        agent_pem=renewal.agent_pem,
     )
 
 

@@ -16,6 +16,12 @@ NONCE_LIFETIME = 60.0
 """Seconds that a challenge may be answered in."""
 
 
+MAX_AUTHORITIES = 16
+"""Mesh CAs that coordinators name, and CVMs take: that of the manifest in force, and those before it whose window is
+open. One each 2 s for as long as a new leaf waits (`sidecar.certificate.PRESENT_SECONDS`); a person signs no faster. Of
+more, the oldest are left out."""
+
+
 class Code(Enum):
     """Error codes: the template family's; SLOT_TAKEN, BUSY and NOT_READY, which say 'try again' rather than 'never';
     REVOKED, of a CVM that was allowed once; and those of a manifest that is not set.
@@ -203,7 +209,7 @@ class Admission:
     leaf_pem: str = ""
     """Certificate for the boot's leaf key, then its mesh CA as the root certified it."""
     authorities_pem: str = ""
-    """The mesh CA of `manifest_digest` and, within the window after its adoption, that of the manifest before."""
+    """The mesh CA of `manifest_digest`, and those of the manifests before whose window is open, the last one first."""
     public_pems: dict[str, str] = field(default_factory=dict)
     """By backend: the certificate of its public listener, for the boot's public key, then its mesh CA as above."""
 
@@ -236,6 +242,9 @@ class Renewal:
     """As `Admission` has it; comes with `leaf_pem`."""
     all_trust: bool = False
     """Every CVM that lives has said that it trusts the mesh CA of `manifest_digest`."""
+    agent_pem: str | None = None
+    """A new `ConsulGrant.certificate_pem`. It comes with `token`, when what the sidecar said that it holds is past half
+    its life."""
 
 
 PEERS_PREFIX = "mesh/peers/"
@@ -268,6 +277,8 @@ class LeaseRequest:
     """Of the newest manifest whose mesh CA the CVM's Envoy trusts, hex."""
     gossip_ring: str = ""
     """Which gossip keys the agent has, as `ConsulGrant` names them."""
+    agent_expires_at: int | None = None
+    """Unix seconds: the end of the agent's RPC certificate. None: the sidecar takes no new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -219,7 +219,7 @@ class Coordinator:
         asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
-        attester = self._attester(guest, who, keys, broker, chronicle, documents)
+        attester = self._attester(guest, who, keys, broker, chronicle, documents, records)
         server = self._server(who, broker, feed, formation, records, attester)
         self._port = await server.start()
         try:
@@ -319,6 +319,7 @@ class Coordinator:
         broker: Broker,
         chronicle: Chronicle,
         documents: Documents,
+        records: Records,
     ) -> Attester:
         own = contents.Own(peer_id=who.peer_id, app_id=who.info.app_id)
 
@@ -333,6 +334,7 @@ class Coordinator:
             collateral=self._collateral,
             contents=stated,
             not_ready=lambda: broker.not_ready,
+            confirm=records.confirm,
             clock=time.time,
         )
 
@@ -360,7 +362,7 @@ class Coordinator:
         head, broker = self._head, self.broker
         assert head is not None
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
-            broker.rules = Rules(signed=head.signed, adopted_at=head.adopted_at)
+            broker.rules = broker.rules.replaced(head.signed, head.adopted_at)
         if self._circle is not None:
             self._circle.changed()
         if self._formation is not None:
@@ -477,6 +479,7 @@ class Coordinator:
             ],
             "admitted": sorted(h.peer_id for h in ledger.slots.values() if not h.released) if ledger else [],
             "gossip_ring": broker.ring.name if broker else "",
+            "agent_expires_at": self._consul.certificate_expires_at if self._consul else None,
             "manifest_epoch": signed.manifest.epoch if signed else None,
             "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed else None,
             "manifest_notes": list(notes),

@@ -52,9 +52,13 @@ class Attester:
         collateral: CollateralSource,
         contents: Callable[[], Contents],
         not_ready: Callable[[], str | None],
+        confirm: Callable[[], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
-        """`contents` gives what is stated now; `not_ready` why nothing is, or None. `clock` gives Unix seconds."""
+        """`contents` gives what is stated now; `not_ready` why nothing is, or None; `confirm` has the records confirm
+        what is in force, RefusalError. `clock` gives Unix seconds.
+        """
+        self._confirm = confirm
         self._quote = quote
         self._collateral = collateral
         self._contents = contents
@@ -129,6 +133,9 @@ class Attester:
                 asker.answer.set_exception(RefusalError(refusal.code, refusal.reason))
 
     async def _answer(self, nonces: tuple[bytes, ...]) -> tuple[bytes, tuple[tuple[Step, ...], ...]]:
+        self._check_ready()
+        await self._confirm()
+        # What is in force may be another manifest by now, and not to be enforced here.
         self._check_ready()
         contents = self._contents()
         root, paths = tree(nonces)

@@ -24,14 +24,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from admission.protocol import MAX_AUTHORITIES
 from coordinator.keys import ClusterKeys, ca_builder, derived_key
 from topology.manifest import Manifest
 
 BACKDATED = dt.timedelta(hours=1)
 """A leaf is good from so long before it is made: clocks of two CVMs differ, by `coordinator.policy.CLOCK_SKEW` at
 most."""
-GENERATIONS = 8
-"""Mesh CAs that are kept: making one costs 1 ms, and one or two are asked for at a time."""
+GENERATIONS = MAX_AUTHORITIES
+"""Mesh CAs that are kept: making one costs 1 ms, and so many are asked for at a time, one or two as a rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,16 @@ class MeshCa:
     def pem(self) -> str:
         """For who trusts this manifest and no other."""
         return _pem(self.certificate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A manifest that another one took the place of, and how long its CA is trusted still."""
+
+    epoch: int
+    digest: str
+    until: float
+    """Unix seconds."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -84,14 +95,24 @@ def mesh_ca(keys: ClusterKeys, epoch: int, digest: str) -> MeshCa:
     )
 
 
-def authorities(keys: ClusterKeys, manifest: Manifest, digest: str, adopted_at: float, now: float) -> str:
-    """What a CVM trusts under `manifest`, which the coordinators adopted at `adopted_at`: its mesh CA and, for the
-    manifest's `overlap_seconds` from then on, that of the manifest before. PEM, its own first. Unix seconds.
+def authorities(keys: ClusterKeys, epoch: int, digest: str, windows: tuple[Window, ...], now: float) -> str:
+    """What a CVM trusts under the manifest with that epoch and digest: its mesh CA, and those of `windows` that are
+    open at `now` (Unix seconds). PEM, its own first.
     """
-    found = [mesh_ca(keys, manifest.epoch, digest)]
-    if manifest.previous is not None and now < adopted_at + manifest.overlap_seconds:
-        found.append(mesh_ca(keys, manifest.epoch - 1, manifest.previous))
-    return "".join(ca.pem for ca in found)
+    found = [mesh_ca(keys, epoch, digest)]
+    found += [mesh_ca(keys, each.epoch, each.digest) for each in windows if now < each.until]
+    return "".join(ca.pem for ca in found[:MAX_AUTHORITIES])
+
+
+def windows(manifest: Manifest, adopted_at: float, others: tuple[Window, ...] = ()) -> tuple[Window, ...]:
+    """The windows from `adopted_at` (Unix seconds) on, when the coordinators adopted `manifest`: that of the manifest
+    before it, for `overlap_seconds`, and of `others` those that are open. The last one first.
+    """
+    found = {each.digest: each for each in others if each.until > adopted_at}
+    if manifest.previous is not None:
+        until = adopted_at + manifest.overlap_seconds
+        found[manifest.previous] = Window(epoch=manifest.epoch - 1, digest=manifest.previous, until=until)
+    return tuple(sorted(found.values(), key=lambda each: each.epoch, reverse=True)[:MAX_AUTHORITIES])
 
 
 def issue(ca: MeshCa, spki: bytes, *, group: str, peer_id: str, hours: int, now: float) -> str:

@@ -10,7 +10,6 @@ Long because the four calls share one order of checks: what one of them leaves o
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,9 +30,10 @@ from admission.protocol import (
     Renewal,
 )
 from coordinator import grants, policy, rotation
+from coordinator.authority import Window, windows
 from coordinator.feed import Feed
 from coordinator.grants import Tokens
-from coordinator.keys import ClusterKeys, agent_certificate
+from coordinator.keys import ClusterKeys
 from coordinator.leases import Lease, LeaseError, seal, unseal
 from coordinator.ledger import Ledger
 from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
@@ -73,10 +73,26 @@ class Rules:
     """Unix seconds: when the coordinators adopted the manifest. For so long as it says from then on, who was admitted
     under the one before is still trusted."""
 
+    windows: tuple[Window, ...] = ()
+    """Manifests before whose CA is trusted still."""
+
     @property
     def manifest(self) -> Manifest:
         """The signed one."""
         return self.signed.manifest
+
+    def replaced(self, signed: Signed, adopted_at: float) -> Rules:
+        """Those of `signed`, adopted at `adopted_at` (Unix seconds); which may be the same manifest, of which that
+        moment is known only now. What a coordinator begins with opens no window: it may have been replaced long ago.
+        """
+        others = self.windows if self.adopted_at else ()
+        if signed.digest == self.signed.digest:
+            others = tuple(each for each in others if each.digest != signed.manifest.previous)
+        elif self.adopted_at:
+            # Also where one in between was missed, for it was shown until now.
+            until = adopted_at + signed.manifest.overlap_seconds
+            others = (*others, Window(epoch=self.manifest.epoch, digest=self.signed.digest, until=until))
+        return Rules(signed=signed, adopted_at=adopted_at, windows=windows(signed.manifest, adopted_at, others))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +255,7 @@ class Broker:
             token=tokens.node.secret.reveal() if tokens else None,
             token_expires_at=int(tokens.expires_at) if tokens else None,
             workload_token=_workload_token(tokens) if tokens else None,
+            agent_pem=grants.agent_renewed(self._keys, rules.manifest, holder, request, now) if tokens else None,
             secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
             gossip_ring=ring.name if ring is not None else "",
             gossip_keys=tuple(key.reveal() for key in ring.keys)
@@ -247,7 +264,7 @@ class Broker:
             manifest_digest=digest,
             leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
             public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
-            authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now),
+            authorities_pem=grants.trusted(self._keys, rules.signed, rules.windows, now),
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
 
@@ -332,6 +349,7 @@ class Broker:
             boot_key=binding.boot.wireguard,
             leaf_key=binding.boot.leaf,
             public_key=binding.boot.public,
+            agent_key=binding.boot.tls,
             trusts=rules.signed.digest,
             compose_hash=binding.compose_hash,
             app_id=binding.app_id,
@@ -369,7 +387,7 @@ class Broker:
             secrets=grants.secrets(self._keys, rules.manifest, slot.group) if tokens else {},
             manifest_digest=rules.signed.digest if tokens else "",
             leaf_pem=grants.leaf(self._keys, rules.signed, wanted, now) if tokens else "",
-            authorities_pem=grants.trusted(self._keys, rules.signed, rules.adopted_at, now) if tokens else "",
+            authorities_pem=grants.trusted(self._keys, rules.signed, rules.windows, now) if tokens else "",
             public_pems=grants.public(self._keys, rules.signed, wanted, now) if tokens else {},
         )
 
@@ -390,14 +408,6 @@ class Broker:
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""
         datacenter = manifest.cluster
-        certificate = agent_certificate(
-            self._keys,
-            base64.b64decode(binding.boot.tls),
-            node=slot.peer_id,
-            datacenter=datacenter,
-            server=False,
-            now=self._clocks.unix(),
-        )
         return ConsulGrant(
             datacenter=datacenter,
             token=tokens.node.secret.reveal() if tokens else "",
@@ -405,7 +415,7 @@ class Broker:
             gossip_ring=self.ring.name if tokens else "",
             gossip_keys=tuple(key.reveal() for key in self.ring.keys) if tokens else (),
             ca_pem=self._keys.rpc_ca_pem,
-            certificate_pem=certificate,
+            certificate_pem=grants.agent(self._keys, datacenter, slot.peer_id, binding.boot.tls, self._clocks.unix()),
             servers=tuple(peer.address for peer in coordinators(manifest)),
         )
 

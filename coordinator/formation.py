@@ -229,13 +229,16 @@ class Formation:
         self._disk.advance(STARTED)
         async with TaskScope() as scope:
             child = scope.start("consul server", self._server.child.run())
-            probe = scope.start("disk probe", self._probe.run())
+            beside = (
+                scope.start("disk probe", self._probe.run()),
+                scope.start("rpc certificate", self._server.keep_certificate()),
+            )
             action = await self._watch(start)
             if action is Action.LEAVE:
                 with contextlib.suppress(ConsulError):
                     await self._server.leave()
-            probe.cancel()
-            child.cancel()
+            for task in (*beside, child):
+                task.cancel()
         return action
 
     async def _watch(self, start: Start) -> Action:

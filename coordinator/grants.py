@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from admission.protocol import LeaseRequest
-from coordinator.authority import authorities, issue, issue_public, mesh_ca
-from coordinator.keys import ClusterKeys, workload_secret
+from coordinator.authority import Window, authorities, issue, issue_public, mesh_ca
+from coordinator.keys import ClusterKeys, agent_certificate, agent_due, workload_secret
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS, token_body, workload_backends, workload_token_body
 from runtime.secret import Secret
@@ -88,8 +88,8 @@ def leaf_due(asked: LeaseRequest, signed: Signed, peer_id: str, now: float) -> b
     """
     share = int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:2], "big") / 0xFFFF
     left = signed.manifest.leaf_hours * 3600 / 2 * (1 + LEAF_SPREAD * (2 * share - 1))
-    # A number without end is no float.
-    return asked.leaf_digest != signed.digest or min(asked.leaf_expires_at, 1 << 40) - now < left
+    # A number without end is no float, and can be compared with one.
+    return asked.leaf_digest != signed.digest or asked.leaf_expires_at < now + left
 
 
 def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:
@@ -102,6 +102,26 @@ def leaf(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> str:
         hours=signed.manifest.leaf_hours,
         now=now,
     )
+
+
+def agent(keys: ClusterKeys, cluster: str, peer_id: str, key: str, now: float) -> str:
+    """The RPC certificate (PEM) of the Consul agent of `peer_id`, for its attested `key` (SubjectPublicKeyInfo, DER in
+    base64).
+    """
+    spki = base64.b64decode(key)
+    return agent_certificate(keys, spki, node=peer_id, datacenter=cluster, server=False, now=now)
+
+
+def agent_renewed(keys: ClusterKeys, manifest: Manifest, holder: Holder, asked: LeaseRequest, now: float) -> str | None:
+    """Likewise a new one for `holder`, where what it says that it has is past half its life; else None.
+
+    It goes with fresh tokens only, so that nobody has one made with each renewal, and the agent reads its files again
+    in the same moment.
+    """
+    expires_at = asked.agent_expires_at
+    if expires_at is None or not holder.agent_key or not agent_due(expires_at, now):
+        return None
+    return agent(keys, manifest.cluster, holder.peer_id, holder.agent_key, now)
 
 
 def public(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> dict[str, str]:
@@ -124,9 +144,9 @@ def public(keys: ClusterKeys, signed: Signed, holder: Holder, now: float) -> dic
     }
 
 
-def trusted(keys: ClusterKeys, signed: Signed, adopted_at: float, now: float) -> str:
+def trusted(keys: ClusterKeys, signed: Signed, windows: tuple[Window, ...], now: float) -> str:
     """Whom a CVM is to trust, PEM; see `coordinator.authority.authorities`."""
-    return authorities(keys, signed.manifest, signed.digest, adopted_at, now)
+    return authorities(keys, signed.manifest.epoch, signed.digest, windows, now)
 
 
 def secrets(keys: ClusterKeys, manifest: Manifest, group: str) -> dict[str, str]:

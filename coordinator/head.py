@@ -13,8 +13,8 @@ from collections.abc import Callable
 from admission.protocol import MeshPeer
 from coordinator import proposal
 from runtime.guest import GuestInfo
-from topology.envelope import Signed, claims
-from topology.manifest import Manifest
+from topology.envelope import Signed, claims, digest_of
+from topology.manifest import Manifest, ManifestError
 from topology.succession import Fault, SuccessionError, overtake, pass_over
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,12 @@ class Head:
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
 
+    def is_in(self, envelope: str | None) -> bool:
+        """Whether `envelope` has the manifest that is enforced, under whatever signatures."""
+        with contextlib.suppress(ManifestError):
+            return envelope is not None and digest_of(envelope) == self.signed.digest
+        return False
+
     def proposed(self, envelope: str) -> Signed | None:
         """The manifest in `envelope`, which is to take the place of the one that is enforced; None when it is that one.
         RefusalError.
@@ -117,7 +123,7 @@ class Head:
             return None
         # Whoever brings it says nothing of what was in force: it follows the head, whatever the records will say.
         found = self._judge(envelope, settled=True)
-        reason = proposal.why_not(self.signed, found, self._info) if found is not None else None
+        reason = proposal.why_not(self.signed, found, self._info, signed=self._check) if found is not None else None
         if found is None or reason is None:
             return found
         note = f"{found.name} was brought and is refused: {reason}"

@@ -27,7 +27,8 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _CA_NOT_BEFORE = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 _CA_NOT_AFTER = dt.datetime(2049, 12, 31, tzinfo=dt.UTC)
 AGENT_CERTIFICATE_DAYS = 365
-"""Life of an agent's RPC certificate. Its key dies with the CVM's boot, and without a token it opens nothing."""
+"""Life of an agent's RPC certificate, which is renewed at half of that (`agent_due`). Its key dies with the CVM's boot,
+and without a token it opens nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,6 +146,13 @@ def agent_certificate(
         .sign(keys.rpc_ca_key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def agent_due(expires_at: int, now: float) -> bool:
+    """Whether an agent whose RPC certificate ends at `expires_at` is to have a new one at `now` (Unix seconds): from
+    half of its life on. Half a year is time enough for any failure to be seen.
+    """
+    return expires_at < now + AGENT_CERTIFICATE_DAYS * 86400 / 2
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> str:

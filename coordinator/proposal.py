@@ -18,7 +18,7 @@ from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import Manifest, ManifestError
 from topology.owners import Owners
 from topology.revocation import why_revoked
-from topology.succession import Fault, SuccessionError, follow, led
+from topology.succession import Fault, SuccessionError, follow, led, unproven
 
 MAX_STORED = 512 << 10
 """Bytes of an envelope: what Consul's KV takes in one value (`kv_max_value_size`, by default)."""
@@ -62,7 +62,7 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
         if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
             raise stale(head, str(error)) from error
         raise RefusalError(code, str(error)) from error
-    reason = _drops(head.manifest, found.manifest, own, info) or why_not(head, found, info)
+    reason = _drops(head.manifest, found.manifest, own, info) or why_not(head, found, info, signed=signed)
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
@@ -89,6 +89,8 @@ def first(
     except ManifestError as error:
         raise RefusalError(Code.MANIFEST_REFUSED, f"the manifest {error}") from error
     reason = misfit(found.manifest, info)
+    if owners is not None and found.manifest.previous is None:
+        reason = reason or unproven(owners, found)
     if found.manifest.cluster != cluster:
         reason = f"the manifest is of cluster {found.manifest.cluster!r}, and this coordinator of {cluster!r}"
     if reason is not None:
@@ -96,11 +98,13 @@ def first(
     return found
 
 
-def why_not(head: Signed, found: Signed, info: GuestInfo) -> str | None:
-    """Why `found`, which its owners signed, is not to take the place of `head` here: it would leave all coordinators or
-    the CVMs that run behind. None when it may; also where it drops the coordinator that judges, and others stay.
+def why_not(head: Signed, found: Signed, info: GuestInfo, *, signed: bool) -> str | None:
+    """Why `found`, which the head's owners signed, is not to take the place of `head` here: it would leave all
+    coordinators, the CVMs that run or all owners behind. None when it may; also where it drops the coordinator that
+    judges, and others stay. `signed=False` skips signatures.
     """
-    return misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest)
+    lock_out = misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest)
+    return lock_out or (unproven(head.manifest.owners, found) if signed else None)
 
 
 def dropped(manifest: Manifest, own: MeshPeer, info: GuestInfo) -> str | None:

@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 RETRY = Backoff(base=0.1, cap=5.0)
 LEADER_SECONDS = 0.01
 """Between two looks for a leader: on loopback, and only while there is none."""
+CONFIRM_SECONDS = 5.0
+"""For the records' answer on what is in force: an election takes about 2 s."""
 SETTLE_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 """How often lapsed holders are looked for."""
@@ -221,6 +223,20 @@ class Records:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:
             self._follow(None if found is None else found.envelope, now)
+
+    async def confirm(self) -> None:
+        """Has a majority of the servers confirm that what is enforced here is what the records have, and follows them
+        where they have a newer one. RefusalError: one that is cut off may be behind, for as long as its host likes.
+        """
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                stored = await governance.stored_manifest(self._client)
+        except (ConsulError, TimeoutError) as error:
+            reason = f"the records do not confirm which manifest is in force: {str(error) or 'no answer in time'}"
+            raise RefusalError(Code.NOT_READY, reason) from error
+        self._follow(stored.envelope, time.time())
+        if not self._head.is_in(stored.envelope):
+            raise RefusalError(Code.NOT_READY, "the records have another manifest than this coordinator enforces")
 
     def shown(self) -> ManifestHead:
         """The manifest in force."""

@@ -292,9 +292,10 @@ def _claims(request: web.Request) -> str:
 
 def _answer(value: object) -> web.Response:
     tree = dataclasses.asdict(value)  # type: ignore[call-overload]
-    # Sidecars and coordinators of before read a renewal strictly and do not know it; nothing public is of them.
-    if not tree.get("public_pems", True):
-        del tree["public_pems"]
+    # Sidecars and coordinators of before read a renewal strictly and do not know these, nor are they given them.
+    for name in ("public_pems", "agent_pem"):
+        if not tree.get(name, True):
+            del tree[name]
     return web.json_response(tree)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 import signal
 import uuid
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.forming import UNKNOWN, Standing
-from coordinator.keys import ClusterKeys, agent_certificate, private_pem
+from coordinator.keys import AGENT_CERTIFICATE_DAYS, ClusterKeys, agent_certificate, agent_due, private_pem
 from coordinator.voters import Server
 from runtime.children import Child, ChildSpec
 from runtime.consul import (
@@ -36,6 +37,11 @@ from runtime.consul_config import SERVER_PORT
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 
+log = logging.getLogger(__name__)
+
+CERTIFICATE_SECONDS = 60.0
+"""Between two looks at the end of the RPC certificate, which lasts a year: after a failure, and after a clock that was
+set, half a year is left."""
 _ALIVE = 1
 """`Status` of a member in gossip (hashicorp/serf, `StatusAlive`)."""
 CONNECT_SECONDS = 1.0
@@ -100,6 +106,8 @@ class ServerProcess:
         self._start: Start | None = None
         self.begins_with: Secret | None = None
         """The gossip key in its configuration."""
+        self.certificate_expires_at: int | None = None
+        """Unix seconds: the end of the RPC certificate that the server has. None before there is one."""
         self._multiplier = NORMAL
         self._hasten = False
         self._recovery_token = Secret(str(uuid.uuid4()))
@@ -133,22 +141,51 @@ class ServerProcess:
     def prepare(self, start: Start) -> None:
         """Writes key, certificates and configuration for starting as `start` says."""
         settings, keys = self._settings, self._keys
-        certificate = agent_certificate(
-            keys,
-            self._spki,
-            node=settings.peer_id,
-            datacenter=settings.cluster,
-            server=True,
-            now=self._clock(),
-        )
         write_private(self._tls.ca, keys.rpc_ca_pem)
         write_private(self._tls.key, private_pem(self._key))
-        write_private(self._tls.certificate, certificate)
+        self.certificate_expires_at = self._write_certificate()
         settings.data_dir.mkdir(mode=0o700, exist_ok=True)
         self._start = start
         # Only a cluster that knows nobody yet may have its leader at once: see coordinator.formation.
         self._hasten = start.found and not settings.siblings()
         self._write(SLOW_START if self._hasten else NORMAL)
+
+    async def keep_certificate(self) -> None:
+        """Renews the RPC certificate in time, until cancelled."""
+        while True:
+            try:
+                if await self.renew_certificate():
+                    log.info("RPC certificate renewed", extra={"ends": self.certificate_expires_at})
+            except (ConsulError, OSError) as error:
+                log.warning("RPC certificate not renewed yet", extra={"reason": str(error)})
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+
+    async def renew_certificate(self) -> bool:
+        """Has the running server take a new RPC certificate where its own is past half its life; whether it did.
+        Connections that are open stay. OSError; ConsulError when it does not take it: then it is tried again.
+        """
+        expires_at = self.certificate_expires_at
+        if self._start is None or expires_at is None or not agent_due(expires_at, self._clock()):
+            return False
+        ends = self._write_certificate()
+        # A reload takes the multiplier in the file too, which is that of the next start.
+        multiplier = self._multiplier
+        self._write(NORMAL)
+        try:
+            await self._local.put("/v1/agent/reload")
+        finally:
+            self._write(multiplier)
+        self.certificate_expires_at = ends
+        return True
+
+    def _write_certificate(self) -> int:
+        """Writes a new RPC certificate for this boot's key; its end in Unix seconds."""
+        settings, now = self._settings, self._clock()
+        certificate = agent_certificate(
+            self._keys, self._spki, node=settings.peer_id, datacenter=settings.cluster, server=True, now=now
+        )
+        write_private(self._tls.certificate, certificate)
+        return int(now) + AGENT_CERTIFICATE_DAYS * 86400
 
     async def leader(self) -> bool:
         """True when this server is in a cluster whose leader takes our token."""

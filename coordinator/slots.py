@@ -48,6 +48,8 @@ class Holder:
     """SubjectPublicKeyInfo of the attested key that its certificates are for, DER in base64; empty at a coordinator."""
     public_key: str = ""
     """Likewise of the key that its public listeners show; empty where it opens none."""
+    agent_key: str = ""
+    """Likewise of the key of its Consul agent's RPC TLS; empty where it attested to a coordinator of before."""
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
     app_id: str = ""

@@ -80,14 +80,17 @@ def next_owners(cluster: Cluster, before: Signed | None) -> Owners:
     return manifest_keys.owners(cluster)
 
 
-def wanted(cluster: Cluster, before: Signed | None) -> tuple[Wanted, ...]:
-    """The sets that have to sign the next manifest: CVMs that run go by the one before, CVMs that start go by their
-    compose file.
+def wanted(manifest: Manifest, cluster: Cluster, before: Signed | None) -> tuple[Wanted, ...]:
+    """The sets that have to sign `manifest`: CVMs that run go by the one before, CVMs that start go by their compose
+    file, and who signs what follows shows that the keys are there (`topology.succession.unproven`).
     """
     own = Wanted(owners=manifest_keys.owners(cluster), why="the owners in the compose files")
-    if before is None or before.manifest.owners == own.owners:
-        return (own,)
-    return Wanted(owners=before.manifest.owners, why=f"the owners that {before.name} names"), own
+    sets = [own]
+    if before is not None and before.manifest.owners != own.owners:
+        sets.insert(0, Wanted(owners=before.manifest.owners, why=f"the owners that {before.name} names"))
+    if all(manifest.owners != one.owners for one in sets):
+        sets.append(Wanted(owners=manifest.owners, why=f"the owners that epoch {manifest.epoch} itself names"))
+    return tuple(sets)
 
 
 def check(manifest: Manifest, cluster: Cluster, before: Signed | None, source: Path) -> None:
@@ -145,7 +148,7 @@ def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: 
     from topology import envelope as envelopes
     from topology.owners import signers, text_of
 
-    sets = wanted(cluster, before)
+    sets = wanted(manifest, cluster, before)
     message = envelopes.message(manifest)
 
     def owners_behind(*made: bytes) -> set[OwnerKey]:

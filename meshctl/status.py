@@ -160,6 +160,7 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             "notes": own.get("manifest_notes") or [],
         },
         "certificate": own.get("certificate"),
+        "agent_expires_at": own.get("agent_expires_at"),
         "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
         "applications": containers,

@@ -301,6 +301,9 @@ def _report(found: Verified, target: Path | None) -> None:
     )
     click.echo(f"  root CA  {stated.root_sha256}")
     click.echo(f"  mesh CA  {stated.mesh_ca_sha256}")
+    others = sorted(peer.peer_id for peer in head.manifest.coordinators.peers if peer.peer_id != stated.peer_id)
+    if others:
+        click.echo(f"  not asked: {', '.join(others)}; each may be asked in the same way (-c URL)")
     groups = Counter(member.group for member in found.members)
     said = ", ".join(f"{count} of {group}" for group, count in sorted(groups.items()))
     click.echo(f"  members  {len(found.members)}{f': {said}' if said else ''}")

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshctl import writing
+from meshctl import locks, writing
 from meshctl.documents import FOLDER
 from meshctl.errors import UserError
 
@@ -116,12 +116,15 @@ def read_seen(path: Path) -> Seen | None:
 
 
 def write_seen(path: Path, seen: Seen) -> None:
-    """Remembers `seen`. UserError."""
+    """Remembers `seen`, unless another process has seen a newer manifest meanwhile. UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locks.exclusive(path.with_suffix(".lock"), lambda _: None):
+            before = read_seen(path)
+            if before is None or before.epoch <= seen.epoch:
+                writing.write(path, _pretty(asdict(seen)))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error
-    writing.write(path, _pretty(asdict(seen)))
 
 
 def _readable(envelope: str) -> bytes:

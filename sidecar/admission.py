@@ -29,7 +29,7 @@ from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, parse
+from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, agent_end, parse
 from sidecar.identity import Keys
 from sidecar.slot import Wish
 
@@ -153,6 +153,8 @@ class Admission:
         self._rng = rng or Random()
         self._lease: Secret | None = None
         self._secrets_epoch = 0
+        self.agent_expires_at: int | None = None
+        """Unix seconds: the end of the newest RPC certificate of our Consul agent. None before there is one."""
         self._first = 0
         self._wish = claim.wish
         self._lease_seconds = SLOT_LEASE_SECONDS
@@ -296,6 +298,7 @@ class Admission:
         misplaced = self._listener.why_misplaced(admitted.peer_id, admitted.address, admitted.envelope)
         if misplaced is not None:
             raise CoordinatorError(f"{broker.url} {misplaced}")
+        self.agent_expires_at = self._agent_end(broker, admitted.certificate_pem)
         return admitted, self._given(broker, admitted, admitted.peer_id)
 
     def _given(self, broker: Broker, answer: Admitted | Renewed, peer_id: str) -> Given:
@@ -318,6 +321,13 @@ class Admission:
                 expected=expected,
                 now=self._clock(),
             )
+        except CertificateError as error:
+            raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
+
+    def _agent_end(self, broker: Broker, pem: str) -> int:
+        """Unix seconds at which the agent's certificate in `pem` ends; CoordinatorError when it is none for ours."""
+        try:
+            return agent_end(pem, base64.b64decode(self._claim.keys.public.tls), self._clock())
         except CertificateError as error:
             raise CoordinatorError(f"{broker.url} gives a certificate that cannot be used: {error}") from error
 
@@ -403,11 +413,15 @@ class Admission:
             leaf_expires_at=newest.expires_at if newest is not None else 0,
             trusts=trusts,
             gossip_ring=self._listener.gossip_ring(),
+            agent_expires_at=self.agent_expires_at,
         )
         renewed = await broker.renew(lease, held)
         await self._level(broker, renewed.manifest_epoch)
         self._check_head(broker, renewed)
-        return renewed, self._given(broker, renewed, self._wish.held or "")
+        given = self._given(broker, renewed, self._wish.held or "")
+        if renewed.agent_pem is not None:
+            self.agent_expires_at = self._agent_end(broker, renewed.agent_pem)
+        return renewed, given
 
     async def _any(self, call: Callable[[Broker], Awaitable[T]]) -> tuple[Broker, T]:
         """The first answer of any coordinator. CoordinatorError when none can be used; RefusedError is final.

@@ -6,7 +6,9 @@ trust it: else who is a moment ahead is refused by who is a moment behind, and u
 
 When that is, the coordinators know: each CVM tells them when its Envoy trusts the new CA, and each is told once all
 that live have said so. That takes as long as the slowest takes and no longer. Who lives and does not say so (its Envoy
-does not start, say) delays the others by PRESENT_SECONDS at most.
+does not start, say) delays the others by PRESENT_SECONDS at most. Where manifests follow each other faster than that,
+each leaf waits for its own time and is shown in its turn: were the next one's time waited for each time, a CVM would
+go on showing the first leaf until nobody takes it any more.
 
 A CA that was the newest stays trusted for the manifest's `overlap_seconds` from when this CVM heard of its successor,
 by this CVM's own clock: then whoever still shows a certificate of it has not been there for that long, or is evicted.
@@ -20,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from admission.protocol import MAX_AUTHORITIES
+
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate as Parsed
 
@@ -29,12 +33,10 @@ each): by then who lives has renewed, and who does not has lost its lease. Short
 (`topology.manifest.OVERLAP_SECONDS`)."""
 POLL_SECONDS = 0.2
 """Between two questions whether all trust the new CA: what the change takes longer on average is half of it."""
-RETIRED = 8
-"""Manifests that are remembered as retired: coordinators name the last one before theirs."""
-MAX_AUTHORITIES = 2
-"""A manifest's own CA and that of the one before."""
-MAX_FORMER = 6
-"""Former CAs that are kept: manifests that follow each other within one window. More than that is no operation."""
+RETIRED = MAX_AUTHORITIES
+"""Manifests that are remembered as retired: coordinators name no more before theirs."""
+MAX_FORMER = MAX_AUTHORITIES
+"""Former CAs that are kept, and leaves that wait."""
 
 
 class CertificateError(ValueError):
@@ -84,7 +86,7 @@ class Given:
     """What a coordinator's answer says, checked."""
 
     authorities: tuple[Authority, ...]
-    """That of the manifest which it enforces, then within the window that of the one before."""
+    """That of the manifest which it enforces, then those of the ones before whose window is open, the last first."""
     leaf: Leaf | None = None
     """None: what this CVM holds is good."""
     all_trust: bool = False
@@ -101,15 +103,22 @@ class Former:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A leaf that is held, and not shown yet."""
+
+    leaf: Leaf
+    shown_at: float
+    """Monotonic seconds at which it is shown at the latest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """What this CVM shows and trusts."""
 
     leaf: Leaf
     """The one that it shows."""
-    following: Leaf | None = None
-    """Held, and not shown yet."""
-    shown_at: float = 0.0
-    """Monotonic seconds at which `following` is shown at the latest."""
+    waiting: tuple[Waiting, ...] = ()
+    """Those that come after it, the next one first."""
     authorities: tuple[Authority, ...]
     """As the coordinators named them last."""
     former: tuple[Former, ...] = ()
@@ -122,6 +131,11 @@ class Certificate:
     def digest(self) -> str:
         """Of the newest manifest whose CA it trusts."""
         return self.authorities[0].digest
+
+    @property
+    def following(self) -> Leaf | None:
+        """The last one that is held, and not shown yet."""
+        return self.waiting[-1].leaf if self.waiting else None
 
     @property
     def trusted(self) -> tuple[Authority, ...]:
@@ -144,8 +158,7 @@ class Certificate:
     @property
     def due(self) -> float | None:
         """Monotonic seconds at which `aged` does something; None: never."""
-        moments = [self.shown_at] if self.following is not None else []
-        moments += [each.until for each in self.former]
+        moments = (*(each.shown_at for each in self.waiting), *(each.until for each in self.former))
         return min(moments, default=None)
 
 
@@ -168,9 +181,7 @@ def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, l
     named = (first, *(each for each in others if each.digest not in held.retired))
     held = replace(held, authorities=named, former=_former(held, given, now + overlap_seconds))
     if given.leaf is not None:
-        waits = held.following is not None and held.following.digest == given.leaf.digest
-        shown_at = held.shown_at if waits else now + PRESENT_SECONDS
-        held = replace(held, following=given.leaf, shown_at=shown_at)
+        held = replace(held, waiting=_queued(held.waiting, given.leaf, now))
     following = held.following
     if following is None:
         return held
@@ -179,7 +190,16 @@ def heard(held: Certificate, given: Given, now: float, overlap_seconds: float, l
     # What is shown now is taken until `last + overlap_seconds` at least: others heard of its successor no sooner.
     counts = held.leaf.digest in {each.digest for each in held.authorities}
     worthless = not counts and now + PRESENT_SECONDS > last + overlap_seconds
-    return replace(held, leaf=following, following=None) if all_trust or renewed or worthless else held
+    return replace(held, leaf=following, waiting=()) if all_trust or renewed or worthless else held
+
+
+def _queued(waiting: tuple[Waiting, ...], leaf: Leaf, now: float) -> tuple[Waiting, ...]:
+    """`waiting` and after it `leaf`, which was given at `now`. One more of the same manifest takes the other's turn; of
+    more than MAX_FORMER the last ones are left out, for the first are due.
+    """
+    if waiting and waiting[-1].leaf.digest == leaf.digest:
+        return (*waiting[:-1], replace(waiting[-1], leaf=leaf))
+    return (*waiting[: MAX_FORMER - 1], Waiting(leaf=leaf, shown_at=now + PRESENT_SECONDS))
 
 
 def _former(held: Certificate, given: Given, until: float) -> tuple[Former, ...]:
@@ -193,8 +213,9 @@ def _former(held: Certificate, given: Given, until: float) -> tuple[Former, ...]
 
 def aged(held: Certificate, now: float) -> Certificate:
     """What is shown and trusted at `now` (monotonic seconds), with no answer."""
-    if held.following is not None and now >= held.shown_at:
-        held = replace(held, leaf=held.following, following=None)
+    due = [each.leaf for each in held.waiting if now >= each.shown_at]
+    if due:
+        held = replace(held, leaf=due[-1], waiting=held.waiting[len(due) :])
     ended = {each.authority for each in held.former if now >= each.until}
     if not ended:
         return held
@@ -207,6 +228,18 @@ def aged(held: Certificate, now: float) -> Certificate:
     )
 
 
+def wrong_end(held: Certificate, leaf_hours: int, now: float) -> str:
+    """What is wrong with the end of the newest leaf at `now` (Unix seconds), of which `leaf_hours` are a life; empty
+    while all is well. A leaf is renewed at half of its life; after half of the rest that has failed for long.
+    """
+    left = held.newest.expires_at - now
+    if left <= 0:
+        return f"the certificate ended {-left / 3600:.1f} h ago, and no coordinator has renewed it: calls fail"
+    if left < leaf_hours * 3600 / 4:
+        return f"the certificate ends in {left / 3600:.1f} h, and no coordinator has renewed it: calls fail then"
+    return ""
+
+
 def parse(
     *,
     digest: str,
@@ -217,7 +250,7 @@ def parse(
     expected: Expected,
     now: float,
 ) -> Given:
-    """A coordinator's words as values. CertificateError unless they are one or two authorities, the first of which is
+    """A coordinator's words as values. CertificateError unless they are MAX_AUTHORITIES at most, the first of which is
     the mesh CA of manifest `digest` and certified the leaf, and the leaf is for our key, says our names and no more,
     and is good at `now` (Unix seconds); and unless what is for public listeners is likewise, for that key, and nobody's
     name in the mesh.
@@ -233,6 +266,26 @@ def parse(
         raise
     except Exception as error:  # the library has an error of its own for each oddity of a certificate
         raise CertificateError(f"a certificate cannot be read: {error!r:.200}") from error
+
+
+def agent_end(pem: str, key: bytes, now: float) -> int:
+    """Unix seconds at which the RPC certificate in `pem` ends. CertificateError unless that is one certificate, for
+    `key` (SubjectPublicKeyInfo, DER), and good at `now` (Unix seconds). Who issued it is for Consul to judge.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    what = "certificate of the Consul agent"
+    try:
+        found = _load(pem, what)
+        if len(found) != 1:
+            raise CertificateError(f"there are {len(found)} certificates for the Consul agent, expected one")
+        if found[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != key:
+            raise CertificateError(f"the {what} is for another key than the one that was attested")
+        return int(_end(found[0], now, what))
+    except CertificateError:
+        raise
+    except Exception as error:  # as in `parse`
+        raise CertificateError(f"the {what} cannot be read: {error!r:.200}") from error
 
 
 def _parse(

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +28,7 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
-from sidecar.certificate import Certificate, Given
+from sidecar.certificate import Certificate, Given, wrong_end
 from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 TUNNEL_SECONDS = 5.0
 """How long one wait for a tunnel to a coordinator lasts before status says so; the wait itself goes on."""
+AGE_SECONDS = 60.0
+"""Between two looks at the certificate's end at least: the clock may be set, and timers stand still with the CVM."""
 REJOIN_SECONDS = 1.0
 """Between attempts to join the servers again after all were lost."""
 HOLD_SECONDS = 45.0
@@ -92,8 +95,18 @@ class Host(Protocol):
 class Membership:
     """This CVM as a member of the mesh. `admission.Listener`."""
 
-    def __init__(self, config: Config, keys: Keys, host: Host, scope: TaskScope, *, userspace: bool) -> None:
-        """`userspace`: WireGuard is a child of ours, not the kernel's."""
+    def __init__(
+        self,
+        config: Config,
+        keys: Keys,
+        host: Host,
+        scope: TaskScope,
+        *,
+        userspace: bool,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
+        """`userspace`: WireGuard is a child of ours, not the kernel's. `unix` gives Unix seconds."""
+        self._unix = unix
         self._config = config
         self._keys = keys
         self._host = host
@@ -105,6 +118,8 @@ class Membership:
         self._trusts = ""
         self._ring = ""
         """Which gossip keys the agent is known to have."""
+        self._unread = False
+        """The agent has not read again a certificate that was written for it."""
         self._answered_at = 0.0
         """The loop's time of a coordinator's last answer."""
         self._certified = asyncio.Event()
@@ -164,11 +179,12 @@ class Membership:
             await self._take_ring()
         if renewed.token is None:
             return
-        self.admission = dataclasses.replace(self.admission, token=renewed.token)
-        self._agent.write(self.admission, self._keys)
+        pem = renewed.agent_pem or self.admission.certificate_pem
+        self.admission = dataclasses.replace(self.admission, token=renewed.token, certificate_pem=pem)
+        changed = self._agent.write(self.admission, self._keys)
         self._consul.use_token(renewed.token)
-        await self._give_token(self.admission)
-        log.info("token renewed")
+        await self._give_token(self.admission, reload=changed)
+        log.info("token renewed", extra={"agent_certificate": changed})
 
     def certificate(self) -> tuple[Certificate | None, str]:
         """See `admission.Listener`."""
@@ -222,14 +238,31 @@ class Membership:
         loop = asyncio.get_running_loop()
         while True:
             held = self._host.world.certificate
-            due = held.due if held is not None else None
+            moments = [loop.time() + AGE_SECONDS]
+            if held is not None:
+                left = held.newest.expires_at - self._unix()
+                moments += [loop.time() + left] if left > 0 else []
+                moments += [held.due] if held.due is not None else []
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due):
+                async with asyncio.timeout_at(min(moments)):
                     await self._certified.wait()
             self._certified.clear()
             before = self._host.world.certificate
             self._host.see(sources.with_time(self._host.world, loop.time()))
             self._tell_certificate(before)
+            self._check_end()
+
+    def _check_end(self) -> None:
+        """Whoever's certificate has ended reaches nobody and is reached by nobody."""
+        held = self._host.world.certificate
+        if held is not None and self._unix() >= held.newest.expires_at:
+            self._host.lost("admission", self.certificate_problem())
+
+    def certificate_problem(self) -> str:
+        """What is wrong with the end of the certificate; empty while all is well."""
+        world = self._host.world
+        held = world.certificate
+        return wrong_end(held, world.manifest.leaf_hours, self._unix()) if held is not None else ""
 
     def newest_envelope(self) -> str:
         """See `admission.Listener`."""
@@ -285,6 +318,7 @@ class Membership:
             self._serve_workload(self.admission.workload_token)
         if self._host.keep_secrets(secrets):
             self._host.done("admission")
+            self._check_end()
         else:
             self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
 
@@ -322,10 +356,12 @@ class Membership:
         self._host.see(sources.let_go(self._host.world))
 
     async def _give_token(self, admitted: Admitted, *, reload: bool = False) -> None:
+        self._unread = self._unread or reload
         try:
-            await self._agent.use_token(admitted.token, reload=reload)
+            await self._agent.use_token(admitted.token, reload=self._unread)
+            self._unread = False
         except ConsulError as error:
-            # An agent that is down reads the token from its configuration when it starts again.
+            # An agent that is down reads both from its files when it starts again; one that hangs with the next token.
             log.warning("agent did not take the token", extra={"reason": str(error)})
         # The agent syncs each service with the token that registered it, so all have to be registered again.
         if self.registrar is not None:

@@ -3,7 +3,7 @@
 Phases overlap; the first one that is not done is the one that is shown. What was reached once stays reached:
 coordinators or an agent that go away later do not make a mesh unready that still works on its last good state. Two
 phases can be lost again: Envoy, because without it nothing works, and the admission of a CVM whose lease lapsed after
-coordinators had refused it (`lost`).
+coordinators had refused it, or whose certificate has ended (`lost`).
 """
 
 from __future__ import annotations

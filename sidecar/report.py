@@ -34,6 +34,8 @@ class Facts:
     """None: not admitted yet."""
     gossip_ring: str
     """Which gossip keys the agent has; empty when that is not certain."""
+    agent_expires_at: int | None
+    """Unix seconds: the end of the Consul agent's RPC certificate."""
     endpoints: Mapping[str, tuple[str, ...]]
     """Route name to peer IDs."""
     conflicts: Mapping[str, tuple[str, ...]]
@@ -103,6 +105,7 @@ def document(facts: Facts) -> dict[str, Any]:
         },
         "certificate": _certificate(facts.certificate),
         "gossip_ring": facts.gossip_ring,
+        "agent_expires_at": facts.agent_expires_at,
         "manifest_epoch": signed.manifest.epoch if signed is not None else None,
         "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
         "manifest_notes": list(signed.notes) if signed is not None else [],

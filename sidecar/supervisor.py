@@ -456,6 +456,7 @@ class Supervisor:
                 signed=self._world.signed if self._world else None,
                 certificate=self._world.certificate if self._world else None,
                 gossip_ring=self._member.gossip_ring() if self._member else "",
+                agent_expires_at=self._admission.agent_expires_at if self._admission else None,
                 endpoints=effects.endpoints,
                 conflicts=effects.conflicts,
                 children={name: child.status() for name, child in self._children.items()},
@@ -470,6 +471,7 @@ class Supervisor:
                     *(f"MESH_ROUTES_JSON: {text}" for text in self._differences()),
                     *([f"manifest: {refused}"] if (refused := self._refused_manifest()) else []),
                     *([f"workload: {reason}"] if (reason := self._workload_problem()) else []),
+                    *([f"certificate: {ending}"] if (ending := self._certificate_problem()) else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
@@ -480,6 +482,9 @@ class Supervisor:
 
     def _refused_manifest(self) -> str:
         return self._member.refused_manifest if self._member is not None else ""
+
+    def _certificate_problem(self) -> str:
+        return self._member.certificate_problem() if self._member is not None else ""
 
     def _workload_problem(self) -> str | None:
         workload = self._member.workload if self._member is not None else None

@@ -14,7 +14,7 @@ from enum import Enum
 
 from topology.envelope import Signed, UnreadableError, claims, digest_of, message_of, open_envelope, signatures
 from topology.manifest import Manifest, ManifestError
-from topology.owners import Owners, signers
+from topology.owners import Owners, signers, text_of
 
 
 class Fault(Enum):
@@ -54,7 +54,12 @@ class SuccessionError(ManifestError):
 
 
 def follow(head: Signed, envelope: str, *, signed: bool = True) -> Signed:
-    """The manifest in `envelope`, the successor of `head`. SuccessionError. `signed=False` skips signatures."""
+    """The manifest in `envelope`, the successor of `head`. SuccessionError. `signed=False` skips signatures.
+
+    The head once more is IDENTICAL, whoever signed it: where it names other owners, it is signed by those of before.
+    """
+    if _repeats(head, envelope):
+        raise SuccessionError(Fault.IDENTICAL, f"{head.name} is in force already")
     found = _open(envelope, head.manifest.owners if signed else None)
     _check_same_mesh(head.manifest, found.manifest)
     _check_newer(head, found)
@@ -84,15 +89,33 @@ def overtake(held: Signed, envelope: str, *, settled: bool, gaps: bool = False, 
     manifest of the same epoch, or one that follows such a one, replaces it. `gaps`: those in between may be missing:
     only for what is known to have been in force, as of a coordinator's own disk. `signed=False` skips signatures.
     """
+    if _repeats(held, envelope):
+        return None
     found = _open(envelope, held.manifest.owners if signed else None)
     _check_same_mesh(held.manifest, found.manifest)
-    if found.digest == held.digest or found.manifest.epoch < held.manifest.epoch:
+    if found.manifest.epoch < held.manifest.epoch:
         return None
     if settled:
         _check_newer(held, found)
         if not gaps:
             _check_next(held, found)
     return found
+
+
+def unproven(owners: Owners, found: Signed) -> str | None:
+    """Why `found`, which follows a manifest that names `owners`, is not to be put in force though they signed it: it
+    names others, and of those not enough have signed it. None where all is well.
+
+    Whoever is to sign what follows shows so that the keys are there. A key with a mistyped letter, or one that was
+    lost, would lock every owner out for ever.
+    """
+    named = found.manifest.owners
+    if named == owners or signed_by(found, named):
+        return None
+    return (
+        f"{found.name} names other owners ({text_of(named)}), and is not signed by {named.threshold} of them: who is "
+        "to sign from now on has to sign this one, too; ./mesh sign it with their keys as well"
+    )
 
 
 def chain(owners: Owners, envelopes: Iterable[str]) -> tuple[Signed, ...]:
@@ -161,6 +184,13 @@ def signed_by(signed: Signed, owners: Owners) -> bool:
     # All of them are looked for: it may have been signed by former owners first.
     made = signatures(signed.envelope)
     return len(signers(owners, message_of(signed.envelope), made)) >= owners.threshold
+
+
+def _repeats(held: Signed, envelope: str) -> bool:
+    """Whether `envelope` has the manifest `held`, under whatever signatures."""
+    with contextlib.suppress(ManifestError):
+        return digest_of(envelope) == held.digest
+    return False
 
 
 def _open(envelope: str, owners: Owners | None) -> Signed:

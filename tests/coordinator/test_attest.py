@@ -35,13 +35,23 @@ class Hardware:
         self.may.set()
         self.fails: Exception | None = None
         self.not_ready: str | None = None
+        self.unsure: RefusalError | None = None
+        self.found_out: str | None = None
+        """Why nothing is enforced, which the records tell."""
         self.attester = Attester(
             quote=self.quote,
             collateral=FixedCollateral(HONEST.tee.collateral_json(NOW)),
             contents=HONEST.contents,
             not_ready=lambda: self.not_ready,
+            confirm=self.confirm,
             clock=lambda: NOW,
         )
+
+    async def confirm(self) -> None:
+        """The records' word on what is in force."""
+        if self.unsure is not None:
+            raise self.unsure
+        self.not_ready = self.found_out
 
     async def quote(self, report_data: bytes) -> GuestQuote:
         """A real quote of the simulated TEE."""
@@ -109,6 +119,15 @@ async def test_who_comes_a_moment_later_is_in_the_same_quote(
         second = scope.start("second", hardware.ask(2))
         assert (await first).quote == (await second).quote
     assert len(hardware.asked) == 1
+
+
+async def test_no_quote_without_the_records_word(hardware: Hardware) -> None:
+    """One that is cut off from the others states nothing; nor does one that learns then that it may not enforce."""
+    hardware.unsure = RefusalError(Code.NOT_READY, "the records do not confirm")
+    assert (await hardware.refusal()).reason == "the records do not confirm"
+    hardware.unsure, hardware.found_out = None, "dropped"
+    assert (await hardware.refusal()).reason == "dropped"
+    assert hardware.asked == []
 
 
 async def test_who_comes_while_a_quote_is_made_is_in_the_next(hardware: Hardware) -> None:

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from coordinator.authority import MeshCa, authorities, issue, issue_public, mesh_ca, root
+from admission.protocol import MAX_AUTHORITIES
+from coordinator.authority import MeshCa, Window, authorities, issue, issue_public, mesh_ca, root, windows
 from coordinator.keys import ClusterKeys, derive
 from runtime.secret import Secret
 from tests.coordinator.world import make_manifest
@@ -198,9 +199,26 @@ def test_the_predecessor_is_trusted_for_the_window_and_no_longer() -> None:
     first = make_manifest()
     second = dataclasses.replace(first, epoch=2, previous=OLD, overlap_seconds=120)
     both = mesh_ca(KEYS, 2, NEW).pem + mesh_ca(KEYS, 1, OLD).pem
-    assert authorities(KEYS, second, NEW, NOW, NOW + 119) == both
-    assert authorities(KEYS, second, NEW, NOW, NOW + 120) == mesh_ca(KEYS, 2, NEW).pem
-    assert authorities(KEYS, first, OLD, NOW, NOW) == mesh_ca(KEYS, 1, OLD).pem
+    assert authorities(KEYS, 2, NEW, windows(second, NOW), NOW + 119) == both
+    assert authorities(KEYS, 2, NEW, windows(second, NOW), NOW + 120) == mesh_ca(KEYS, 2, NEW).pem
+    assert windows(first, NOW) == ()
+
+
+def test_every_authority_whose_window_is_open_is_named() -> None:
+    """After two manifests close to each other, CVMs that run still show a certificate of the first; each window ends by
+    itself, and of too many the oldest are left out.
+    """
+    first = make_manifest()
+    opened: tuple[Window, ...] = ()
+    for n in range(1, 40):
+        manifest = dataclasses.replace(first, epoch=n + 1, previous=f"{n:064x}", overlap_seconds=120)
+        opened = windows(manifest, NOW + 10 * n, opened)
+        assert [each.epoch for each in opened] == list(range(n, max(0, n - 12), -1)), n
+        assert [each.until for each in opened] == [NOW + 10 * each.epoch + 120 for each in opened]
+    named = authorities(KEYS, 40, f"{40:064x}", opened, NOW + 390 + 75)
+    assert named == "".join(mesh_ca(KEYS, n, f"{n:064x}").pem for n in (40, 39, 38, 37, 36, 35))
+    many = tuple(Window(epoch=n, digest=f"{n:064x}", until=NOW) for n in range(39, 0, -1))
+    assert authorities(KEYS, 40, NEW, many, NOW - 1).count("BEGIN") == MAX_AUTHORITIES
 
 
 def test_nothing_shows() -> None:

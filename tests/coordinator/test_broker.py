@@ -306,6 +306,28 @@ async def test_release_frees_the_slot_at_once(lab: Lab) -> None:
     assert (status, answer["code"]) == (401, "LEASE_INVALID")
 
 
+def test_rules_keep_every_window_that_is_open() -> None:
+    """What was enforced here until a moment ago, also where one in between was missed, and not what a coordinator began
+    with; a moment that is known later counts.
+    """
+    chain = [opened(make_manifest(), OWNER)]
+    for _ in range(4):
+        chain.append(opened(after(chain[-1], overlap_seconds=120), OWNER))
+    one, two, three, four, five = chain
+    now = 1_800_000_000.0
+
+    def open_at(rules: Rules) -> dict[str, float]:
+        return {each.digest: each.until - now for each in rules.windows}
+
+    began = Rules(signed=one, adopted_at=0.0)
+    found = began.replaced(three, now)
+    assert open_at(found) == {two.digest: 120.0}
+    assert open_at(found.replaced(three, now - 50)) == {two.digest: 70.0}
+    found = found.replaced(five, now + 10)
+    assert open_at(found) == {four.digest: 130.0, three.digest: 130.0, two.digest: 120.0}
+    assert open_at(began.replaced(two, now).replaced(three, now + 10)) == {two.digest: 130.0, one.digest: 120.0}
+
+
 async def test_renewals(lab: Lab) -> None:
     """A lease is renewed without a new token while the old one is young; garbage is LEASE_INVALID."""
     applicant = lab.applicant()

@@ -144,7 +144,7 @@ async def test_a_replaced_key_and_a_new_disk_rule_nothing() -> None:
         for n in range(3):
             await mesh.start(n)
         leads = [await mesh.ready(n, 60) for n in range(3)]
-        change = opened(after(opened(mesh.manifest, OWNER), owners=Owners(keys=(key_of(SECOND),))), OWNER)
+        change = opened(after(opened(mesh.manifest, OWNER), owners=Owners(keys=(key_of(SECOND),))), OWNER, SECOND)
         last = opened(after(change, leaf_hours=9), SECOND)
         for signed in (change, last):
             await put(leads[0], signed.envelope)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from admission.protocol import LeaseRequest
 from coordinator import grants, records
-from coordinator.keys import derive, workload_secret
+from coordinator.keys import AGENT_CERTIFICATE_DAYS, derive, workload_secret
 from coordinator.slots import Holder
 from coordinator.tokens import TOKEN_SECONDS
 from runtime.consul import ConsulClient, ConsulError
@@ -72,6 +72,26 @@ def test_a_secret_that_is_rotated_is_another_and_the_rest_stays() -> None:
     before, after_it = grants.secrets(KEYS, more, "db"), grants.secrets(KEYS, turned, "db")
     assert before["database"] != after_it["database"] == grants.secrets(KEYS, turned, "client")["database"]
     assert before["other"] == after_it["other"]
+
+
+def test_an_agent_gets_a_new_certificate_in_the_second_half_of_its_own() -> None:
+    """For the key that it attested, where its sidecar says that it takes one; without end or before any, too."""
+    held, life = holder("api", agent_key=tls_key()), AGENT_CERTIFICATE_DAYS * 86400
+
+    def given(expires_at: int | None, who: Holder = held) -> str | None:
+        asked = LeaseRequest(lease="l", agent_expires_at=expires_at)
+        return grants.agent_renewed(KEYS, MANIFEST, who, asked, 1_800_000_000.0)
+
+    now = 1_800_000_000
+    assert given(now + life // 2 - 1) is not None
+    assert given(now + life // 2 + 1) is None
+    assert given(None) is None
+    assert given(10**400) is None
+    assert given(0, holder("api")) is None
+    found = x509.load_pem_x509_certificate((given(-(10**400)) or "").encode())
+    spki = found.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert base64.b64encode(spki).decode() == held.agent_key
+    assert found.not_valid_after_utc.timestamp() == now + life
 
 
 def test_tokens_are_fresh_and_hide_themselves() -> None:

@@ -19,6 +19,7 @@ from topology.manifest import Coordinators
 from topology.owners import Owners, key_of
 
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+OWNERS_OF_STRANGER = Owners(keys=(key_of(STRANGER),))
 WHO = cvm(COORDINATOR_COMPOSE, "coordinator-0")
 INFO = GuestInfo(app_id=WHO.app_id, instance_id=WHO.instance_id, compose_hash=WHO.compose_hash)
 FIRST = opened(make_manifest(coordinators=3), OWNER)
@@ -36,17 +37,33 @@ def answer(envelope: str, head: Signed = HEAD) -> RefusalError:
 
 def test_the_direct_successor_is_set() -> None:
     """Signed by the head's owners; who follows may be others."""
-    newer = opened(after(HEAD, owners=Owners(keys=(key_of(STRANGER),))), OWNER)
+    newer = opened(after(HEAD, owners=Owners(keys=(key_of(STRANGER),))), OWNER, STRANGER)
     assert judge(HEAD, newer.envelope, INFO, OWN, signed=True) == newer
     assert judge(newer, seal(after(newer), STRANGER), INFO, OWN, signed=True) is not None
     assert answer(seal(after(newer), OWNER), newer).code is Code.MANIFEST_NOT_SIGNED
 
 
 def test_the_head_once_more_changes_nothing() -> None:
-    """Also with another signature under it; a signature that is none is no repetition."""
+    """Also with another signature under it, whoever made that: it stays as it is."""
     assert judge(HEAD, HEAD.envelope, INFO, OWN, signed=True) is None
     assert judge(HEAD, seal(HEAD.manifest, STRANGER, OWNER), INFO, OWN, signed=True) is None
-    assert answer(seal(HEAD.manifest, STRANGER)).code is Code.MANIFEST_NOT_SIGNED
+    assert judge(HEAD, seal(HEAD.manifest, STRANGER), INFO, OWN, signed=True) is None
+    assert judge(HEAD, seal(HEAD.manifest), INFO, OWN, signed=True) is None
+    changed = opened(after(HEAD, owners=Owners(keys=(key_of(STRANGER),))), OWNER)
+    assert judge(changed, changed.envelope, INFO, OWN, signed=True) is None, "its own owners are others by now"
+
+
+def test_new_owners_show_that_they_hold_their_keys() -> None:
+    """As many as have to sign what follows. Nobody can take back a manifest whose owners' keys are nowhere."""
+    third = Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32)
+    changed = after(HEAD, owners=Owners(keys=(key_of(OWNER), key_of(STRANGER), key_of(third)), threshold=2))
+    for envelope in (seal(changed, OWNER), seal(dataclasses.replace(changed, owners=OWNERS_OF_STRANGER), OWNER)):
+        refusal = answer(envelope)
+        assert refusal.code is Code.MANIFEST_REFUSED
+        assert "who is to sign from now on has to sign this one, too" in refusal.reason
+    assert judge(HEAD, seal(changed, OWNER, third), INFO, OWN, signed=True) is not None
+    assert answer(seal(changed, STRANGER, third)).code is Code.MANIFEST_NOT_SIGNED
+    assert judge(HEAD, seal(changed), INFO, OWN, signed=False) is not None
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from admission.protocol import MANIFEST_KEY, MANIFESTS_PREFIX
+from admission.protocol import MANIFEST_KEY, MANIFESTS_PREFIX, Code, MeshPeer
 from coordinator import governance, proposal, tokens
 from coordinator.broker import Broker
+from coordinator.head import Head
 from coordinator.history import name_of
+from coordinator.records import Records
+from coordinator.refusal import RefusalError
 from runtime.consul import ConsulClient, ConsulError
+from runtime.guest import GuestInfo
 from runtime.secret import Secret
-from tests.coordinator.world import API_COMPOSE, CLIENT_COMPOSE, OWNER, Applicant, Running, cluster, cvm
+from tests.coordinator.world import (
+    API_COMPOSE,
+    CLIENT_COMPOSE,
+    COORDINATOR_COMPOSE,
+    OWNER,
+    OWNERS,
+    Applicant,
+    Running,
+    cluster,
+    cvm,
+    make_manifest,
+)
 from tests.support import eventually, soon
 from tests.topology.support import after, opened
-from topology.envelope import seal
+from topology.envelope import Signed, seal
 from topology.revocation import Revocation
 
 
@@ -397,3 +415,56 @@ async def test_who_is_in_another_place_than_the_manifest_has_is_out_at_once(what
         assert (status, answer["code"]) == (401, "LEASE_INVALID")
         if what == "mesh address":
             assert (await asker.admitted())["address"] == "127.0.0.77"
+
+
+class Kv:
+    """The manifest's entry in the records, or why it cannot be read."""
+
+    def __init__(self) -> None:
+        self.fails: Exception | None = None
+        self.envelope: str | None = None
+
+    async def get(self, path: str, **_: object) -> tuple[int, list[dict[str, object]]]:
+        """As ConsulClient."""
+        assert path == f"/v1/kv/{MANIFEST_KEY}"
+        if self.fails is not None:
+            raise self.fails
+        if self.envelope is None:
+            return 1, []
+        return 1, [{"Value": base64.b64encode(self.envelope.encode()).decode(), "ModifyIndex": 1, "Flags": 0}]
+
+
+async def test_what_is_in_force_is_confirmed_by_the_records() -> None:
+    """With nobody to ask, or nothing there, it is not certain; a newer manifest is enforced first."""
+    lead = cvm(COORDINATOR_COMPOSE, "coordinator-0")
+    info = GuestInfo(app_id=lead.app_id, instance_id=lead.instance_id, compose_hash=lead.compose_hash)
+    first = opened(make_manifest(), OWNER)
+    place = first.manifest.coordinators.peers[0]
+    own = MeshPeer(peer_id=place.peer_id, public_key="k", address=place.address, kind="coordinator")
+    kept: list[Signed] = []
+    head = Head(first, info, own, check_signatures=True, keep=kept.append, changed=lambda: None)
+    head.settle(1.0)
+    kv = Kv()
+    parts: Any = SimpleNamespace(client=kv)
+    nothing: Any = None
+    it = Records(parts, nothing, own=own, owners=OWNERS, head=head, chronicle=nothing, documents=nothing)
+
+    async def refusal() -> str:
+        with pytest.raises(RefusalError) as caught:
+            await it.confirm()
+        assert caught.value.code is Code.NOT_READY
+        return caught.value.reason
+
+    kv.fails = ConsulError(500, "No cluster leader")
+    assert "do not confirm which manifest is in force: " in await refusal()
+    kv.fails = None
+    assert "another manifest" in await refusal()
+    for envelope in (first.envelope, seal(first.manifest, Ed25519PrivateKey.generate(), OWNER)):
+        kv.envelope = envelope
+        await it.confirm()
+    second = opened(after(first, leaf_hours=9), OWNER)
+    kv.envelope = second.envelope
+    await it.confirm()
+    assert head.signed.digest == second.digest
+    kv.envelope = first.envelope
+    assert "another manifest" in await refusal()

@@ -199,7 +199,7 @@ async def test_one_with_former_owners_in_its_compose_file_begins_from_a_sibling(
         for n in range(3):
             await mesh.ready(n, 40.0)
         head = mesh.running[0].coordinator.head.signed
-        handover = opened(after(head, owners=Owners(keys=(key_of(new),))), OWNER)
+        handover = opened(after(head, owners=Owners(keys=(key_of(new),))), OWNER, new)
         await put(mesh.running[0], handover.envelope)
         newest = opened(after(handover, leaf_hours=9), new)
         await put(mesh.running[0], newest.envelope)

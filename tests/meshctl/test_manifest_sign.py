@@ -127,6 +127,22 @@ def test_owners_are_replaced_by_the_old_and_the_new_ones(owner: Owner, tmp_path:
     assert f"signed by {name_of(owners.keys[0])}\n" in shown
 
 
+def test_owners_that_are_named_in_the_manifest_alone_sign_it_too(owner: Owner, tmp_path: Path) -> None:
+    """Else a mistyped key would be in force, and nobody could ever set anything again."""
+    owner.generate()
+    owner.sign()
+    new = tmp_path / "new.pem"
+    manifest_keys.create(new, "p256")
+    key = key_of(manifest_keys.load(new))
+    owner.edit(owners={"keys": [{"alg": key.alg, "key": key.key}], "threshold": 1})
+    assert owner.generate().exit_code == 0
+    first = owner.sign()
+    assert "1 of 1 signatures by the owners in the compose files" in first.output
+    assert "0 of 1 signatures by the owners that epoch 2 itself names" in first.output
+    assert "signed epoch" not in first.output
+    assert "signed epoch 2" in owner.sign("--key", str(new)).output
+
+
 def test_a_manifest_of_another_history_is_not_signed(owner: Owner) -> None:
     """The reason is that of the coordinators."""
     owner.generate()

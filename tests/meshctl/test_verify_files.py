@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -75,12 +76,16 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_what_was_seen_is_remembered(tmp_path: Path) -> None:
-    """Until something else is; nothing lies beside it."""
+    """Until something newer is, also where two processes see different things at once."""
     path = tmp_path / "seen" / "demo.json"
     assert verify_files.read_seen(path) is None
     verify_files.write_seen(path, SEEN)
     assert verify_files.read_seen(path) == SEEN
-    assert [each.name for each in path.parent.iterdir()] == ["demo.json"]
+    newer = dataclasses.replace(SEEN, epoch=SEEN.epoch + 1)
+    for seen in (newer, SEEN):
+        verify_files.write_seen(path, seen)
+        assert verify_files.read_seen(path) == newer
+    assert sorted(each.name for each in path.parent.iterdir()) == ["demo.json", "demo.lock"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"epoch": true, "digest": "", "root_sha256": ""}', "[" * 100_000])

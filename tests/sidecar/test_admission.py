@@ -27,11 +27,12 @@ from sidecar.admission import Admission, Claim
 from sidecar.certificate import Certificate, Given, begun, heard
 from sidecar.slot import Wish
 from tests.admission.test_broker import ADMISSION
-from tests.sidecar.world import DIGEST, NOW, granted
+from tests.sidecar.world import DIGEST, NOW, agent_pem, granted
 from tests.support import eventually
 
 NONCE = "5a" * 32
 KEYS = identity.make()
+CONSUL: Any = ADMISSION["consul"]
 NO_WISH = Wish()
 
 
@@ -64,6 +65,7 @@ class FakeBroker:
         self.renewal = renewal()
         self.manifest_epoch = 3
         self.address = ADMISSION["address"]
+        self.agent_pem = agent_pem(KEYS.public.tls)
         self.closed = False
         self.held: list[Held] = []
         self.brought: list[str] = []
@@ -85,6 +87,7 @@ class FakeBroker:
         answer = {
             **ADMISSION,
             **granted(KEYS.public.leaf),
+            "consul": {**CONSUL, "certificate_pem": self.agent_pem},
             "manifest_epoch": self.manifest_epoch,
             "address": self.address,
         }
@@ -458,7 +461,14 @@ async def test_renewal_says_which_certificate_is_held_and_what_envoy_trusts() ->
         await rig.goes_on()
         assert rig.shown is not None
         ends = rig.shown.leaf.expires_at
-        wanted = Held(secrets_epoch=3, leaf_digest=DIGEST, leaf_expires_at=ends, trusts=DIGEST, gossip_ring="1+0")
+        wanted = Held(
+            secrets_epoch=3,
+            leaf_digest=DIGEST,
+            leaf_expires_at=ends,
+            trusts=DIGEST,
+            gossip_ring="1+0",
+            agent_expires_at=rig.admission.agent_expires_at,
+        )
         assert broker.held == [wanted]
 
 
@@ -510,3 +520,22 @@ async def test_a_certificate_that_is_not_ours_is_taken_from_nobody() -> None:
         bad.failures["renew"] = [CoordinatorError("busy")]
         await rig.goes_on()
         assert [type(one) for one in rig.heard] == [Admitted, Renewed]
+
+
+async def test_a_renewal_says_when_the_agents_certificate_ends() -> None:
+    """So that the coordinator gives a new one in time; one that is not for our key is that coordinator's failure."""
+    broker = FakeBroker("one")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        year = 365 * 86400
+        assert rig.admission.agent_expires_at == NOW + year
+        broker.renewal = renewal(agent_pem=agent_pem(KEYS.public.tls, NOW - 60))
+        await rig.goes_on()
+        assert broker.held[-1].agent_expires_at == NOW + year
+        assert rig.admission.agent_expires_at == NOW + year - 60
+        for bad in (agent_pem(KEYS.public.leaf), agent_pem(KEYS.public.tls) * 2, "CERT"):
+            broker.renewal = renewal(agent_pem=bad)
+            await rig.goes_on()
+            assert "cannot be used" in rig.admission.status.reason, bad
+            assert broker.held[-1].agent_expires_at == NOW + year - 60

@@ -11,7 +11,18 @@ from coordinator.authority import mesh_ca
 from coordinator.keys import derive
 from runtime.secret import Secret
 from sidecar import identity
-from sidecar.certificate import PRESENT_SECONDS, Certificate, CertificateError, Expected, aged, begun, heard, parse
+from sidecar.certificate import (
+    MAX_FORMER,
+    PRESENT_SECONDS,
+    Certificate,
+    CertificateError,
+    Expected,
+    aged,
+    begun,
+    heard,
+    parse,
+    wrong_end,
+)
 from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted, published
 from topology.manifest import OVERLAP_SECONDS
 
@@ -75,6 +86,24 @@ def test_nobody_waits_for_ever() -> None:
     assert OVERLAP_SECONDS[0] > 2 * PRESENT_SECONDS, "who missed an epoch needs two such times"
 
 
+def test_each_certificate_is_shown_when_its_own_time_has_come() -> None:
+    """Manifests that come faster than that do not put off the ones before; a renewed one keeps its predecessor's time,
+    and of too many the last are left out.
+    """
+    held = changed(100.0)
+    held = heard(held, given(KEY, LATER, NEXT, epoch=5), 120.0, OVERLAP, 115.0)
+    held = heard(held, given(KEY, LATER, NEXT, epoch=5), 122.0, OVERLAP, 120.0)
+    assert (held.leaf.digest, held.newest.digest, held.due) == (DIGEST, LATER, 100.0 + PRESENT_SECONDS)
+    second = aged(held, 100.0 + PRESENT_SECONDS)
+    assert (second.leaf.digest, second.newest.digest, second.due) == (NEXT, LATER, 120.0 + PRESENT_SECONDS)
+    third = aged(second, 120.0 + PRESENT_SECONDS)
+    assert (third.leaf.digest, third.following) == (LATER, None)
+    assert aged(held, 1000.0).leaf.digest == LATER
+    for n in range(40):
+        held = heard(held, given(KEY, f"{n:064x}", LATER, epoch=6 + n), 123.0, OVERLAP, 122.0)
+    assert (len(held.waiting), held.waiting[0].leaf.digest, held.newest.digest) == (MAX_FORMER, NEXT, f"{39:064x}")
+
+
 def test_the_former_authority_ends_by_our_own_clock() -> None:
     """However early or late the coordinators' window ends, and also when none can be asked."""
     held = changed(100.0)
@@ -94,6 +123,23 @@ def test_who_was_away_for_long_shows_the_new_certificate_at_once() -> None:
     assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS + 0.1).leaf.digest == LATER
     assert changed(1000.0, LATER, NEXT, away=OVERLAP - PRESENT_SECONDS).leaf.digest == DIGEST
     assert changed(1000.0, NEXT, DIGEST, away=121.0).leaf.digest == DIGEST, "it is still named"
+
+
+def test_an_end_that_comes_near_is_said_and_then_that_it_is_past() -> None:
+    """From half of what is left when it should have been renewed; of the newest one."""
+    held = first()
+    end = held.leaf.expires_at
+    assert wrong_end(held, 8, end - 2 * 3600) == ""
+    assert "ends in 2.0 h, and no coordinator" in wrong_end(held, 8, end - 2 * 3600 + 1)
+    assert "ended 0.0 h ago" in wrong_end(held, 8, end)
+    renewed = heard(
+        held,
+        replace(given(KEY, NEXT, DIGEST, epoch=4), leaf=replace(held.leaf, digest=NEXT, expires_at=end + 9)),
+        1,
+        OVERLAP,
+        0,
+    )
+    assert "ends in" in wrong_end(renewed, 8, end)
 
 
 def test_renewal_under_the_same_manifest_is_shown_at_once() -> None:
@@ -125,7 +171,7 @@ def foreign(what: str) -> str:
     [
         ({"authorities_pem": ""}, "authorities cannot be read"),
         ({"authorities_pem": "x"}, "authorities cannot be read"),
-        ({"authorities_pem": granted(KEY)["authorities_pem"] * 3}, "there are 3 authorities"),
+        ({"authorities_pem": granted(KEY)["authorities_pem"] * 17}, "there are 17 authorities"),
         ({"authorities_pem": foreign("cluster")}, "expected a manifest of cluster demo"),
         ({"authorities_pem": foreign("seed")}, "not of the mesh CA that comes with it"),
         ({"authorities_pem": granted(KEY)["leaf_pem"]}, "expected a manifest of cluster demo"),

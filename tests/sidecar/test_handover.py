@@ -8,6 +8,7 @@ import base64
 import itertools
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given as each
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from tests.sidecar.world import CLUSTER_KEYS
 
 OVERLAP = 120.0
 CVMS = 3
-MANIFESTS = [base64.b16encode(bytes([n]) * 32).decode().lower() for n in range(6)]
+MANIFESTS = [base64.b16encode(bytes([n]) * 32).decode().lower() for n in range(12)]
 AUTHORITIES = [
     Authority(digest=digest, pem=mesh_ca(CLUSTER_KEYS, n + 1, digest).pem) for n, digest in enumerate(MANIFESTS)
 ]
@@ -46,13 +47,19 @@ class Mesh:
 
     now: float = 0.0
     head: int = 0
-    adopted_at: float = 0.0
+    overlap: float = OVERLAP
+    windows: list[float] = field(default_factory=list)
+    """Of each manifest that was replaced, until when its authority is named."""
     cvms: list[Cvm] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for _ in range(CVMS):
-            first = begun(self.given(self.leaf()), 0.0, OVERLAP)
-            self.cvms.append(Cvm(shows=first, envoy=first, said=MANIFESTS[0]))
+            self.cvms.append(self.newcomer())
+
+    def newcomer(self) -> Cvm:
+        """A CVM that is admitted now."""
+        first = begun(self.given(self.leaf()), self.now, self.overlap)
+        return Cvm(shows=first, envoy=first, said=MANIFESTS[self.head], last=self.now)
 
     def leaf(self) -> Leaf:
         """One of the manifest in force."""
@@ -60,8 +67,8 @@ class Mesh:
 
     def given(self, leaf: Leaf | None) -> Given:
         """An answer as coordinators give it now."""
-        inside = self.head > 0 and self.now < self.adopted_at + OVERLAP
-        named = AUTHORITIES[self.head - 1 : self.head + 1][::-1] if inside else [AUTHORITIES[self.head]]
+        open_ones = [AUTHORITIES[n] for n, until in enumerate(self.windows) if self.now < until]
+        named = [AUTHORITIES[self.head], *reversed(open_ones)]
         all_trust = all(cvm.said == MANIFESTS[self.head] for cvm in self.cvms)
         return Given(authorities=tuple(named), leaf=leaf, all_trust=all_trust)
 
@@ -69,13 +76,14 @@ class Mesh:
         """One thing happens."""
         cvm = self.cvms[which]
         if what == "adopt" and self.head + 1 < len(MANIFESTS):
-            self.head, self.adopted_at = self.head + 1, self.now
+            self.head += 1
+            self.windows.append(self.now + self.overlap)
         elif what == "renew":
             behind = cvm.shows.newest.digest != MANIFESTS[self.head]
             trusts = cvm.envoy.authorities[0].digest
             if trusts == MANIFESTS[self.head]:
                 cvm.said = trusts
-            cvm.shows = heard(cvm.shows, self.given(self.leaf() if behind else None), self.now, OVERLAP, cvm.last)
+            cvm.shows = heard(cvm.shows, self.given(self.leaf() if behind else None), self.now, self.overlap, cvm.last)
             cvm.last = self.now
         elif what == "apply":
             cvm.envoy = cvm.shows
@@ -138,3 +146,29 @@ def test_one_that_never_says_so_holds_the_others_up_for_a_while() -> None:
     mesh.step("apply", 0)
     assert [cvm.shows.leaf.digest for cvm in mesh.cvms] == [MANIFESTS[1], MANIFESTS[1], MANIFESTS[0]]
     assert mesh.cvms[0].takes(mesh.cvms[2])
+
+
+@pytest.mark.parametrize(("apart", "overlap"), [(20, 60.0), (20, 120.0), (10, 60.0), (10, 120.0), (5, 120.0)])
+def test_manifests_one_after_the_other_while_one_cvm_is_silent(apart: int, overlap: float) -> None:
+    """Its Envoy takes nothing, so nobody is ever told that all trust: each leaf is shown when its own time has come, by
+    those that run, and every one that is shown is trusted, also by a CVM that is admitted at that moment.
+    """
+    mesh = Mesh(overlap=overlap)
+    for second in range(0, apart * len(MANIFESTS) + 60, 1):
+        mesh.now = float(second)
+        if second % apart == 0:
+            mesh.step("adopt", 0)
+        for which in range(CVMS - 1):
+            if second % 5 == which:
+                mesh.step("renew", which)
+            mesh.step("apply", which)
+        late = mesh.newcomer()
+        for one, other in itertools.permutations(mesh.cvms[: CVMS - 1], 2):
+            assert one.takes(other), (second, digits(other.envoy.leaf.digest))
+            assert late.takes(one), (second, digits(one.envoy.leaf.digest))
+    assert {cvm.envoy.leaf.digest for cvm in mesh.cvms[: CVMS - 1]} == {MANIFESTS[-1]}
+
+
+def digits(digest: str) -> str:
+    """The number of a manifest in MANIFESTS."""
+    return str(MANIFESTS.index(digest))

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from admission.broker import Renewed, decode_admission
 from admission.offers import Ask
 from coordinator.proposal import shown
 from runtime.children import Child
+from runtime.consul import api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
@@ -22,7 +26,8 @@ from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.membership import Membership
 from tests.admission.test_broker import ADMISSION
-from tests.sidecar.world import DIGEST, OWNER, STRANGER, environment, given, health, manifest, peer, route
+from tests.sidecar.world import DIGEST, NOW, OWNER, STRANGER, environment, given, health, manifest, peer, route
+from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed, digest, seal
 from topology.owners import Owners, key_of
@@ -77,10 +82,10 @@ class FakeHost:
 
 
 @contextlib.asynccontextmanager
-async def membership(folder: Path) -> AsyncIterator[tuple[Membership, FakeHost]]:
+async def membership(folder: Path, unix: Callable[[], float] = time.time) -> AsyncIterator[tuple[Membership, FakeHost]]:
     host = FakeHost()
     async with TaskScope() as scope:
-        it = Membership(parse(environment(MESH_STATE_DIR=str(folder))), KEYS, host, scope, userspace=True)
+        it = Membership(parse(environment(MESH_STATE_DIR=str(folder))), KEYS, host, scope, userspace=True, unix=unix)
         try:
             yield it, host
         finally:
@@ -145,6 +150,30 @@ async def test_who_is_no_longer_admitted_is_not_ready_until_it_is_again(tmp_path
         assert host.phases == ["admission done", "admission lost: one: SLOT_TAKEN: no", "admission done"]
 
 
+async def test_who_has_no_certificate_any_more_is_not_ready(tmp_path: Path) -> None:
+    """From the moment at which it ends until there is a new one, whether coordinators answer or not."""
+    unix = [NOW]
+    async with membership(tmp_path, lambda: unix[0]) as (it, host), TaskScope() as scope:
+        await it.admitted(*admission())
+        assert it.certificate_problem() == ""
+        unix[0] = NOW + 7 * 3600
+        assert "ends in 1.0 h" in it.certificate_problem()
+        unix[0] = NOW + 8 * 3600 - 0.05
+        task = scope.start("age", it._age())
+        await asyncio.sleep(0)
+        unix[0] = NOW + 8 * 3600
+        await eventually(lambda: "admission lost" in host.phases[-1], "it is lost")
+        assert "calls fail" in host.phases[-1]
+        await it.renewed(Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3), SAME)
+        assert "admission lost" in host.phases[-1], "an answer without a certificate is none"
+        new = given(KEYS.public.leaf)
+        assert new.leaf is not None
+        later = dataclasses.replace(new, leaf=dataclasses.replace(new.leaf, expires_at=int(NOW) + 16 * 3600))
+        await it.renewed(Renewed(lease_seconds=15, token=None, token_expires_at=None, manifest_epoch=3), later)
+        assert host.phases[-1] == "admission done"
+        task.cancel()
+
+
 async def test_a_slot_that_cannot_be_noted_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A full disk: the admission counts, and the log says what a restart will cost."""
     async with membership(tmp_path) as (it, host):
@@ -165,6 +194,36 @@ async def test_renewed_token_reaches_the_agents_file(tmp_path: Path) -> None:
         assert agent_token(tmp_path) == "third"
         assert it.admission is not None
         assert it.admission.token == Secret("third")
+
+
+async def test_a_renewed_agent_certificate_is_read_again_by_the_agent(tmp_path: Path) -> None:
+    """Also where it was away when the certificate came: then with the next token. Another token alone is no reason."""
+    asked: list[str] = []
+    away = {"/v1/agent/reload"}
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=500 if request.path in away else 200)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    async with membership(tmp_path) as (it, _):
+        await it.admitted(*admission())
+        await web.UnixSite(runner, str(api_socket(tmp_path))).start()
+        plain = Renewed(lease_seconds=15, token=Secret("second"), token_expires_at=9, manifest_epoch=3)
+        await it.renewed(plain, SAME)
+        assert asked == ["/v1/agent/token/agent"]
+        await it.renewed(dataclasses.replace(plain, agent_pem="NEW"), SAME)
+        assert asked[1:] == ["/v1/agent/reload", "/v1/agent/token/agent"]
+        assert (tmp_path / "consul" / "certificate.pem").read_text() == "NEW"
+        away.clear()
+        for _ in range(2):
+            await it.renewed(plain, SAME)
+        assert asked[3:] == ["/v1/agent/reload", "/v1/agent/token/agent", "/v1/agent/token/agent"]
+        assert (tmp_path / "consul" / "certificate.pem").read_text() == "NEW"
+    await runner.cleanup()
 
 
 async def test_secrets_and_workload_token_follow_admission_and_renewals(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
-    "admission", "links", "routes", "xds", "certificate", "gossip_ring", "manifest_epoch",
+    "admission", "links", "routes", "xds", "certificate", "gossip_ring", "agent_expires_at", "manifest_epoch",
     "manifest_digest", "manifest_notes",
 }  # fmt: skip
 
@@ -37,6 +37,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             signed=SIGNED,
             certificate=CERTIFICATE,
             gossip_ring="1+0",
+            agent_expires_at=7,
             endpoints={"api": ("api-0", "api-1")},
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
@@ -81,7 +82,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
         }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
-    assert (shown["manifest_epoch"], shown["gossip_ring"]) == (3, "1+0")
+    assert (shown["manifest_epoch"], shown["gossip_ring"], shown["agent_expires_at"]) == (3, "1+0", 7)
     assert (shown["manifest_digest"], shown["manifest_notes"]) == (SIGNED.digest[:12], [])
     json.dumps(shown)
 
@@ -98,6 +99,7 @@ def test_document_of_a_process_that_has_just_started() -> None:
             signed=SIGNED,
             certificate=None,
             gossip_ring="",
+            agent_expires_at=None,
             endpoints={},
             conflicts={},
             children={},

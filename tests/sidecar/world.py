@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.protocol import MeshPeer
 from coordinator.authority import issue, issue_public, mesh_ca
-from coordinator.keys import derive
+from coordinator.keys import agent_certificate, derive
 from runtime.secret import Secret
 from sidecar.certificate import Expected, Given, parse
 from tests.topology.support import REFERENCE
@@ -127,6 +127,12 @@ def granted(leaf_key: str, *digests: str, epoch: int = 3, group: str = "api", pe
         "leaf_pem": leaf,
         "authorities_pem": "".join(ca.pem for ca in cas),
     }
+
+
+def agent_pem(tls_key: str, now: float = NOW) -> str:
+    """The RPC certificate that a coordinator gives for a Consul agent's key at `now`."""
+    key = base64.b64decode(tls_key)
+    return agent_certificate(CLUSTER_KEYS, key, node="api-0", datacenter="demo", server=False, now=now)
 
 
 def published(public_key: str, *sans: str, digest: str = DIGEST, epoch: int = 3) -> str:

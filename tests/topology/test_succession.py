@@ -143,6 +143,16 @@ def test_a_history_is_judged_from_its_first_manifest() -> None:
         chain(Owners(keys=(key_of(BOB),)), [HEAD.envelope])
 
 
+def test_the_same_manifest_is_the_same_under_whatever_signatures() -> None:
+    """Also one that named other owners: those of before signed it, and they count no more."""
+    changed = signed(after(HEAD, owners=Owners(keys=(key_of(BOB),))))
+    for envelope in (changed.envelope, seal(changed.manifest, CAROL)):
+        with pytest.raises(SuccessionError) as caught:
+            follow(changed, envelope)
+        assert caught.value.fault is Fault.IDENTICAL
+        assert overtake(changed, envelope, settled=True) is None
+
+
 def test_owners_that_were_replaced_rule_nothing() -> None:
     """However great the epoch, and whom they name: what comes after the change needs those that came. What they signed
     before, and a change at the same moment, is nobody's to tell from the genuine one.
