@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import os
 import signal
@@ -140,8 +141,12 @@ async def test_rpc_certificates_are_replaced_while_server_and_agent_run(tmp_path
 
     address, keys = loopback(), identity.make()
     server, admitted = lone_server(tmp_path / "server", address, clock), agent_admission(keys, address, clock())
-    async with ConsulClient(KEYS.management_token, socket=api_socket(tmp_path / "agent")) as consul:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.close)
+        consul = ConsulClient(KEYS.management_token, socket=api_socket(tmp_path / "agent"))
+        await stack.enter_async_context(consul)
         agent = Agent(Path(tool("consul")), tmp_path / "agent", consul)
+        stack.push_async_callback(agent.close)
         agent.write(admitted, keys)
         agent_child = Child(agent.spec())
         async with TaskScope() as scope:
@@ -178,8 +183,6 @@ async def test_rpc_certificates_are_replaced_while_server_and_agent_run(tmp_path
             assert agent_child.status().pid == pids[1]
             for child in children:
                 child.cancel()
-        await agent.close()
-    await server.close()
 
 
 def lone_server(folder: Path, address: str, clock: Callable[[], float]) -> ServerProcess:
