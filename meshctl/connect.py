@@ -1,8 +1,8 @@
 """`./mesh connect`: a port on this machine for programs that cannot take a CA. IO: sockets, signals, terminal.
 
 What comes to the port goes on over TLS, to a public listener that is verified for each connection by what `./mesh
-verify` has proven. A connection that cannot be verified is closed, and the reason is a line. When `verify` has written
-its folder anew, the next connection goes by that.
+verify` has proven. A connection that cannot be verified is closed, and one whose answer was cut off is reset; the
+reason is a line. When `verify` has written its folder anew, the next connection goes by that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import signal
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ SILENT_SECONDS = 300.0
 AGAIN_SECONDS = 1.0
 """After a connection that this machine could not take, so that the reason is said once a second at most."""
 _CHUNK = 1 << 16
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER (socket(7)): on, for 0 s. A close is then a reset."""
 Say = Callable[[str], None]
 
 
@@ -58,6 +61,13 @@ class Way:
     def refusal(self, error: BaseException) -> str:
         """Why a connection failed."""
         return refusal(error, self.target, self.proof.manifest.epoch, by_root=self.by_root)
+
+    def torn(self, reason: str) -> str:
+        """What is said of an answer that ended before the server said so."""
+        return (
+            f"{self.target.place} ended without saying that this was all ({reason}), so the program may have a part of "
+            "the answer only: ask again"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +148,9 @@ class Port:
         way = self._ways.look()
         try:
             with client:
-                await lead(client, way)
+                torn = await lead(client, way)
+            if torn is not None:
+                self._say(f"connection {number} reset: {way.torn(torn)}")
         except (OSError, ssl.SSLError, TimeoutError) as error:
             self._say(f"connection {number} closed: {way.refusal(error)}")
         finally:
@@ -159,44 +171,74 @@ async def dial(way: Way) -> Secure:
     return secure
 
 
-async def lead(client: socket.socket, way: Way) -> None:
-    """Leads `client` on until both ends have said all. Errors are those of `dial`; what breaks later just ends it."""
+async def lead(client: socket.socket, way: Way) -> str | None:
+    """Leads `client` on until both ends have said all. Errors are those of `dial`.
+
+    Returns why the answer may be a part only; None where the server said that it was all, or the program left. Where it
+    may be a part the program's connection is reset: an end in order would say that it is whole.
+    """
     secure = await dial(way)
     try:
         client.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=client)
+        # `drain` then waits until the kernel has everything, and that is delivered after a close, too.
+        writer.transport.set_write_buffer_limits(high=0)
         try:
-            with contextlib.suppress(OSError, TimeoutError):
-                await _both_ways(reader, writer, secure)
+            torn = await _both_ways(reader, writer, secure)
+            if torn is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
         finally:
             writer.close()
     finally:
         secure.close()
+    return torn
 
 
-async def _both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secure: Secure) -> None:
-    async with asyncio.timeout(None) as limit, TaskScope() as scope:
-        loop = asyncio.get_running_loop()
-        spoken = asyncio.Event()
+async def _both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secure: Secure) -> str | None:
+    spoken = asyncio.Event()
+    torn: str | None = None
 
-        async def up() -> None:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(_CHUNK):
-                    await secure.write(data)
-                await secure.end()
-            spoken.set()
-            limit.reschedule(loop.time() + SILENT_SECONDS)
-
-        sending = scope.start("up", up())
+    async def up() -> None:
         with contextlib.suppress(OSError):
-            while data := await secure.read():
-                if spoken.is_set():
-                    limit.reschedule(loop.time() + SILENT_SECONDS)
-                writer.write(data)
-                await writer.drain()
-        # Who ends its side of a public listener takes nothing more either: Envoy closes then.
-        sending.cancel()
-    writer.close()
+            while data := await reader.read(_CHUNK):
+                await secure.write(data)
+            await secure.end()
+        spoken.set()
+        wait()
+
+    def wait() -> None:
+        if spoken.is_set():
+            limit.reschedule(asyncio.get_running_loop().time() + SILENT_SECONDS)
+
+    try:
+        async with asyncio.timeout(None) as limit, TaskScope() as scope:
+            sending = scope.start("up", up())
+            torn = await _down(writer, secure, wait)
+            # Who ends its side of a public listener takes nothing more either: Envoy closes then.
+            sending.cancel()
+    except TimeoutError:
+        torn = f"it did not go on for {SILENT_SECONDS:g} s"
+    return torn
+
+
+async def _down(writer: asyncio.StreamWriter, secure: Secure, came: Callable[[], None]) -> str | None:
+    """What the server says, until it has said that this was all; `came` is called for each part. Why it ended before
+    that, if it did; that the program has left is no such reason.
+    """
+    while True:
+        try:
+            data = await secure.read()
+        except OSError as error:
+            return str(error)
+        if not data:
+            return None
+        came()
+        try:
+            writer.write(data)
+            await writer.drain()
+        except OSError:
+            return None
 
 
 async def run(listener: socket.socket, ways: Ways, say: Say) -> None:

@@ -10,8 +10,8 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,8 @@ class Person:
     async def connected(self, wanted: Wanted) -> AsyncIterator[int]:
         """The port of this machine."""
         with socket.create_server(("127.0.0.1", 0)) as own:
+            # Small buffers of the kernel: a slow program then fills them, and those of the command.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             port = Port(own, Ways(wanted, self.said.append), self.said.append)
             async with TaskScope() as scope:
                 task = scope.start("port", port.serve())
@@ -220,6 +222,67 @@ def answering(context: ssl.SSLContext) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join(20)
+
+
+@contextmanager
+def cutting(context: ssl.SSLContext, answer: bytes, end: Callable[[ssl.SSLSocket], object]) -> Iterator[int]:
+    """A server that answers the first byte with `answer` and then does `end`; yields its port."""
+
+    def serve(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(20)
+        with plain, context.wrap_socket(plain, server_side=True) as secure:
+            secure.recv(1)
+            secure.sendall(answer)
+            end(secure)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)
+
+
+async def test_an_answer_that_was_cut_off_does_not_look_whole(person: Person) -> None:
+    """Anybody on the way can send a FIN; TLS has a word of its own for the end, and it is missing."""
+    context = person.served(person.history[1], "web")
+    with cutting(context, b"balance: 1", lambda secure: secure.shutdown(socket.SHUT_WR)) as there:
+        async with person.connected(person.wanted(there)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"?")
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(20):
+                    await reader.read()
+            writer.close()
+    assert len(person.said) == 1
+    assert person.said[0].startswith(f"connection 1 reset: 127.0.0.1:{there} ended without saying that this was all (")
+
+
+async def test_a_slow_program_gets_the_whole_answer(person: Person) -> None:
+    """Its buffers are full when the server ends: what it has not taken yet is not dropped."""
+    whole = os.urandom(48 << 10)
+    loop = asyncio.get_running_loop()
+
+    def end(secure: ssl.SSLSocket) -> None:
+        # It says the end, and does not get the other side's.
+        with suppress(OSError):
+            secure.unwrap()
+
+    with cutting(person.served(person.history[1], "web"), whole, end) as there:
+        async with person.connected(person.wanted(there)) as port:
+            with socket.socket() as program:
+                program.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                program.setblocking(False)
+                await loop.sock_connect(program, ("127.0.0.1", port))
+                await loop.sock_sendall(program, b"?")
+                got = await loop.sock_recv(program, 1)
+                # Time to go wrong; the outcome does not hang on it.
+                await asyncio.sleep(0.3)
+                async with asyncio.timeout(20):
+                    while data := await loop.sock_recv(program, 1 << 12):
+                        got += data
+    assert got == whole
+    assert person.said == []
 
 
 @contextmanager
