@@ -89,7 +89,11 @@ def why_no_san(name: str, *, wildcard: bool) -> str | None:
     if name == GATEWAY:
         return None
     if "://" in name:
-        return _why_no_uri(name)
+        return _why_no_uri(name, wildcard=wildcard)
+    return _why_no_host(name, wildcard=wildcard)
+
+
+def _why_no_host(name: str, *, wildcard: bool) -> str | None:
     address = _address(name)
     if address is not None:
         return _why_no_address(name, address)
@@ -204,13 +208,21 @@ def _why_no_address(name: str, address: IPv4Address | IPv6Address) -> str | None
     return None
 
 
-def _why_no_uri(name: str) -> str | None:
-    try:
-        right = bool(_URI.fullmatch(name)) and bool(urlsplit(name).hostname) and len(name) <= MAX_URI
-    except ValueError:
-        right = False
-    if not right:
+def _why_no_uri(name: str, *, wildcard: bool) -> str | None:
+    host = _host_of(name)
+    if not host or not _URI.fullmatch(name) or len(name) > MAX_URI:
         return f"is {name!r:.100}, which is no URI of the form scheme://host; {_EXPECTED}"
     if name.startswith("spiffe:"):
         return f"is {name!r:.100}, and spiffe:// is how CVMs are named in the mesh: no public name; choose another"
-    return None
+    why = _why_no_host(host, wildcard=wildcard)
+    return None if why is None else f"is {name!r:.100}, whose host {why}"
+
+
+def _host_of(name: str) -> str:
+    """The host that `name` is for: a URI's, in lower case; else `name`. Empty for what is no URI."""
+    if "://" not in name:
+        return name
+    try:
+        return urlsplit(name).hostname or ""
+    except ValueError:
+        return ""

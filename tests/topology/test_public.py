@@ -29,6 +29,7 @@ WEB: dict[str, Any] = {"port": 443, "sans": ["web.example.com"], "wildcard": Fal
         ("203.0.113.34", "203.0.113.34"),
         ("2001:DB8:0::1", "2001:db8::1"),
         ("https://Web.example.com:8443/a", "https://Web.example.com:8443/a"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
         ("a" * 63 + ".example", "a" * 63 + ".example"),
         (GATEWAY, GATEWAY),
     ],
@@ -57,6 +58,14 @@ def test_names_have_one_form(written: str, meant: str) -> None:
         ("http://[::1", "scheme://host"),
         ("https://" + "a" * 600, "scheme://host"),
         ("spiffe://demo/api", "named in the mesh"),
+        ("https://web-0.peer.mesh/a", "whose host is 'web-0.peer.mesh', a name of the mesh's own zone"),
+        ("https://WEB-0.PEER.MESH", "mesh's own zone"),
+        ("https://a@web-0.peer.mesh:443", "mesh's own zone"),
+        ("https://web-0.peer%2emesh", "whose host is 'web-0.peer%2emesh'; expected a DNS name"),
+        ("https://*.example.com", "wildcard = true"),
+        ("https://0.0.0.0", "no client dials"),
+        ("https://[::]/", "no client dials"),
+        ("https://a_b.example", "expected a DNS name"),
         ("SPIFFE://demo/api", "scheme://host"),
         ("api-0.peer.mesh", "mesh's own zone"),
         ("*.peer.mesh", "mesh's own zone"),
@@ -78,6 +87,7 @@ def test_what_is_no_public_name_is_refused_with_the_reason(name: str, said: str)
 def test_a_wildcard_has_to_be_asked_for() -> None:
     """Then it may stand for the first label, and for that alone."""
     assert why_no_san("*.example.com", wildcard=True) is None
+    assert why_no_san("https://*.example.com", wildcard=True) is None
     for name in ("*", "*.com", "*.peer.mesh", "a.*.com"):
         assert why_no_san(name, wildcard=True) is not None
     assert len("a." * 126 + "a") <= MAX_NAME
