@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from topology.addresses import DNS_ADDRESS
+from topology.addresses import DNS_ADDRESS, DNS_PORT
 from topology.egress import MESH, EgressEntry, listen_of, remote_of, server_name
 from xds.spec import Endpoint, Outside
 
-DNS_PORT = 53
 RESOLVER = Endpoint(address=DNS_ADDRESS, port=DNS_PORT)
 """Whom Envoy asks for names outside: the sidecar's DNS, which asks the machine's resolvers, as it does for programs."""
 

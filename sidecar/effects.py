@@ -17,11 +17,10 @@ from dns.server import DnsServer
 from dns.zone import ZoneError, build
 from runtime.secret import Secret
 from sidecar.desired import Desired
-from sidecar.dialled import DNS_PORT
 from sidecar.files import Identity, RunFiles
 from sidecar.refusing import Refusing
 from sidecar.terms import Term, settle
-from topology.addresses import DNS_ADDRESS, VIP_POOL
+from topology.addresses import DNS_ADDRESS, DNS_PORT, VIP_POOL
 from vip.netlink import VipError, VipTable
 from vip.nftables import RefusalTable
 from xds.spec import Spec, SpecError

@@ -13,6 +13,8 @@ from ipaddress import IPv4Address, IPv4Network
 VIP_POOL = "127.10.0.0/16"
 MESH_POOL = "100.96.0.0/16"
 DNS_ADDRESS = "127.10.0.53"
+DNS_PORT = 53
+"""Where the sidecar answers for names (RFC 1035, 4.2)."""
 INGRESS_SOURCE = "127.10.0.54"
 """Loopback address from which the ingress Envoy dials a local server, unless a backend says otherwise: not 127.0.0.1,
 which many programs trust (PostgreSQL's image has `host all all 127.0.0.1/32 trust`), and none that a name gets."""
@@ -37,7 +39,7 @@ PLATFORM_PORTS: Mapping[int, str] = {
     61054: "the ingress's listener that resets",
 }
 """Ports that are taken inside every CVM (dstack.md 5 and 6; docs/architecture.md). A test compares them with the port
-constants of the packages that run there. DNS (port 53) is not among them: it has an address of its own."""
+constants of the packages that run there. DNS (DNS_PORT) is not among them: it has an address of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

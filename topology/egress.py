@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from typing import NamedTuple
 
-from topology.addresses import PLATFORM_PORTS, network
+from topology.addresses import DNS_ADDRESS, PLATFORM_PORTS, network
 from topology.names import why_no_host, why_no_label
 
 MESH, WEB = "mesh", "web"
@@ -214,6 +214,8 @@ def _listen_fault(entry: EgressEntry, around: Surroundings) -> str | None:
         return (
             f"is {entry.listen!r}, in {around.vip_pool}, the pool of the routes' VIPs; choose 127.137.0.1, for example"
         )
+    if place.host == DNS_ADDRESS:
+        return f"is {entry.listen!r}, at {DNS_ADDRESS}, where the mesh answers for names; choose another address"
     if place.port in PLATFORM_PORTS:
         return f"is {entry.listen!r}, whose port {PLATFORM_PORTS[place.port]} uses inside every CVM; choose another"
     if place.host == "127.0.0.1" and place.port in around.own_ports:

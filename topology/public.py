@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from topology.addresses import PLATFORM_PORTS
+from topology.addresses import DNS_ADDRESS, DNS_PORT, PLATFORM_PORTS
 from topology.places import PlacesError, check_port
 
 MTLS, TLS, OFF = "mtls", "tls", "off"
@@ -140,6 +140,8 @@ def why_taken(port: int, backends: Mapping[str, Listening], own: str) -> str | N
     """Why the backend called `own` of a group cannot have this public port, as the end of a sentence."""
     if port in PLATFORM_PORTS:
         return f"is {port}, which {PLATFORM_PORTS[port]} uses inside every CVM; choose another"
+    if port == DNS_PORT:
+        return f"is {port}, where the mesh answers for names in every CVM ({DNS_ADDRESS}); choose another"
     for name, backend in backends.items():
         if port == backend.port:
             return f"is {port}, where the local server of backend {name!r} listens in the same CVM; choose another"

@@ -62,6 +62,7 @@ BROKEN: dict[str, Write] = {
                 '{ port = 8787, sans = ["web"] }',
                 '{ port = 8080, sans = ["web"] }',
                 '{ port = 28080, sans = ["web"] }',
+                '{ port = 53, sans = ["web"] }',
             ]
         )
     },

@@ -136,6 +136,10 @@ def test_addresses_of_the_mesh_are_taken() -> None:
     """VIPs are the routes'; so are the addresses of DNS and of the ingress, in the same pool."""
     for host in ("127.10.0.53", "127.10.0.54", "127.10.7.7"):
         refused(TO_ROUTE, "listen", "pool of the routes' VIPs", listen=f"{host}:8081")
+    elsewhere = dataclasses.replace(AROUND, vip_pool="127.20.0.0/16")
+    at_dns = dataclasses.replace(TO_ROUTE, listen="127.10.0.53:53")
+    [fault] = faults([at_dns], elsewhere)
+    assert (fault.field, "where the mesh answers for names" in fault.message) == ("listen", True)
 
 
 def test_only_routes_are_reached_by_the_mesh() -> None:

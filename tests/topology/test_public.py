@@ -104,6 +104,7 @@ def published(entry: object, ingress: str = "tls") -> bytes:
     [
         ({"port": 0}, "api.public.port is 0, expected a port"),
         ({"port": 8787}, "public.port is 8787, which the admission broker uses"),
+        ({"port": 53}, r"public.port is 53, where the mesh answers for names in every CVM \(127\.10\.0\.53\)"),
         ({"port": 8080}, "public.port is 8080, where the local server of backend 'api' listens"),
         ({"port": 28080}, "public.port is 28080, a sidecar port"),
         ({"sans": []}, "public.sans has 0 names"),

@@ -24,6 +24,7 @@ ENTRY = "workload_groups.a.backends.a"
         ("public-9", f"{ENTRY}.public.sans", "holds 'web' more than once"),
         ("public-10", f"{ENTRY}.public.sans", "holds 'a_b.example'; expected a DNS name"),
         ("public-23", f"{ENTRY}.public.port", "is 8787, which the admission broker uses"),
+        ("public-26", f"{ENTRY}.public.port", "is 53, where the mesh answers for names"),
         ("public-25", f"{ENTRY}.public.port", "is 28080, the sidecar port of backend 'a'"),
     ],
 )
