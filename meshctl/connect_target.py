@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -10,9 +9,8 @@ from ipaddress import ip_address
 from meshctl.errors import UserError
 from meshctl.runs import nearest
 from topology.manifest import Manifest
-from topology.public import WILDCARD, Public, gateway_bases, gateway_name
+from topology.public import WILDCARD, Public, covers, gateway_bases, gateway_name
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 GATEWAY_PORT = 443
 """Where dstack's gateway takes TLS."""
 _NAMES = frozenset({62, 64})
@@ -51,7 +49,7 @@ def target_of(manifest: Manifest, route: str, name: str | None, to: tuple[str, i
             raise UserError(
                 f"{route} has no name that could be checked by itself: {', '.join(public.sans)}", "--as NAME says which"
             )
-    elif not any(_covers(san, name.lower()) for san in names):
+    elif not any(covers(san, name.lower()) for san in names):
         raise UserError(f"{route} has no certificate for {name!r:.100}: it has {', '.join(names)}", "--as one of them")
     host, port = to or (name, GATEWAY_PORT if name in gateways else public.port)
     return Target(route=route, name=name, host=host, port=port)
@@ -77,14 +75,6 @@ def _public(manifest: Manifest, route: str) -> tuple[str, Public]:
             'ingress = "tls" and public = { … } in cluster.tf make it so (docs/public.md)',
         )
     return group.app_id, public
-
-
-def _covers(san: str, name: str) -> bool:
-    """Whether a certificate with `san` is good for `name`."""
-    if san.startswith(WILDCARD):
-        head, _, rest = name.partition(".")
-        return _LABEL.fullmatch(head) is not None and rest == san.removeprefix(WILDCARD)
-    return san == name
 
 
 def place_of(text: str, option: str) -> tuple[str, int]:

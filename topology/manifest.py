@@ -26,7 +26,7 @@ from topology.named import named
 from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
 from topology.places import Dialled, Place, PlacesError
-from topology.public import MTLS, OFF, Public, check_group
+from topology.public import MTLS, OFF, Public, check_group, shared
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 from topology.texts import TextsError
@@ -420,7 +420,7 @@ def _check_places(manifest: Manifest) -> None:
             places.check_port(f"{inside}.port", it.port)
             places.check_port(f"{inside}.sidecar_port", it.sidecar_port)
             places.check_source(f"{inside}.source", it.source, manifest.vip_pool)
-        check_group(entry, group.backends, (it.sidecar_port for it in group.backends.values()))
+        check_group(entry, group.app_id, group.backends, (it.sidecar_port for it in group.backends.values()))
     for n, host in enumerate(manifest.rendezvous):
         entry = f".rendezvous[{n}]"
         places.check_rendezvous(entry, host.public_key, host.endpoint)
@@ -434,6 +434,14 @@ def _check_places(manifest: Manifest) -> None:
         manifest.vip_pool,
     )
     _check_off(manifest)
+    for entry, why in shared(
+        (name, f".groups.{name:.80}.backends.{backend:.80}.public.sans", san)
+        for name, group in manifest.groups.items()
+        for backend, it in group.backends.items()
+        if it.public is not None
+        for san in it.public.sans
+    ):
+        raise PlacesError(f"{entry} {why}")
 
 
 def _check_off(manifest: Manifest) -> None:

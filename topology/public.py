@@ -7,7 +7,7 @@ says where the client is, and never who a CVM is in the mesh: `spiffe://` URIs a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
@@ -35,6 +35,8 @@ WILDCARD = "*."
 MESH_ZONE = "mesh"
 """Top-level domain of names in the mesh (`<peer_id>.peer.mesh`)."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_GATEWAY_LABEL = re.compile(r"(?P<id>[0-9a-f]{40})(?P<port>-[0-9]+[a-z]*)?")
+"""How dstack's gateway calls an app or a CVM (by app ID or instance ID), with a port and how it goes on or without."""
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
 _EXPECTED = (
     'expected a DNS name such as "web.example.com", an IP address such as "203.0.113.34", a URI such as '
@@ -150,7 +152,7 @@ def why_taken(port: int, backends: Mapping[str, Listening], own: str) -> str | N
     return None
 
 
-def check_group(entry: str, backends: Mapping[str, Listening], sidecar_ports: Iterable[int]) -> None:
+def check_group(entry: str, app_id: str, backends: Mapping[str, Listening], sidecar_ports: Iterable[int]) -> None:
     """PlacesError unless the backends of a group of a manifest can be served as they say."""
     taken = frozenset(sidecar_ports)
     for name, backend in backends.items():
@@ -168,10 +170,46 @@ def check_group(entry: str, backends: Mapping[str, Listening], sidecar_ports: It
             why = f"is {public.port}, a sidecar port of the same CVM; choose another"
         if why is not None:
             raise PlacesError(f"{inside}.public.port {why}")
-        _check_names(f"{inside}.public", public)
+        _check_names(f"{inside}.public", public, app_id)
 
 
-def _check_names(entry: str, public: Public) -> None:
+def covers(san: str, name: str) -> bool:
+    """Whether a certificate with `san` is good for the DNS name or address `name`."""
+    if san.startswith(WILDCARD):
+        head, _, rest = name.partition(".")
+        return _LABEL.fullmatch(head) is not None and rest == san.removeprefix(WILDCARD)
+    return san == name
+
+
+def why_not_own(san: str, app_id: str | None, port: int) -> str | None:
+    """Why `san`, in the form that the platform's gateway gives to the names of apps and CVMs, is not that of this
+    listener, as the end of a sentence; None for every other name. `app_id` None: not known yet, and its form counts.
+    """
+    found = _GATEWAY_LABEL.fullmatch(_host_of(san).partition(".")[0])
+    if found is None or (found["port"] == f"-{port}s" and app_id in (None, found["id"])):
+        return None
+    return (
+        f"is {san!r:.100}, in the form of a name that the platform's gateway gives, and not the one of this listener, "
+        f"{_gateway_label(app_id or '<app ID>', port)}.<gateway>; remove it"
+    )
+
+
+def shared(sans: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
+    """Of `sans` (group, entry, name): the entries whose name another group has, too, each with what is wrong as the end
+    of a sentence. A certificate for such a name would let the CVMs of one group answer in the place of the other's.
+    """
+    listed = [(group, entry, san, _host_of(san)) for group, entry, san in sans if san != GATEWAY]
+    having: dict[str, dict[str, str]] = {}
+    for group, _, san, host in listed:
+        having.setdefault(host, {}).setdefault(group, san)
+    for group, entry, san, host in listed:
+        others = {**having.get(f"{WILDCARD}{host.partition('.')[2]}", {}), **having[host]}
+        other = next((name for name in others if name != group), None)
+        if other is not None:
+            yield entry, f"is {san!r:.100}, and group {other!r:.80} has {others[other]!r:.100}; a name is one group's"
+
+
+def _check_names(entry: str, public: Public, app_id: str) -> None:
     if not 1 <= len(public.sans) <= MAX_SANS or len(set(public.sans)) != len(public.sans):
         raise PlacesError(f"{entry}.sans has {len(public.sans)} names, expected 1 to {MAX_SANS}, each once")
     for name in public.sans:
@@ -180,6 +218,7 @@ def _check_names(entry: str, public: Public) -> None:
             why = f"is {GATEWAY!r}, a word of cluster.tf in whose place ./mesh generate puts a name; write the name"
         elif name != normal(name):
             why = f"is {name!r:.100}, expected {normal(name)!r:.100}"
+        why = why or why_not_own(name, app_id, public.port)
         if why is not None:
             raise PlacesError(f"{entry}.sans {why}")
     if (why := why_no_alpn(public.alpn)) is not None:
@@ -221,10 +260,10 @@ def _why_no_uri(name: str, *, wildcard: bool) -> str | None:
 
 
 def _host_of(name: str) -> str:
-    """The host that `name` is for: a URI's, in lower case; else `name`. Empty for what is no URI."""
+    """The host that `name` is for: a URI's, as `normal` has it; else `name`. Empty for what is no URI."""
     if "://" not in name:
         return name
     try:
-        return urlsplit(name).hostname or ""
+        return normal(urlsplit(name).hostname or "")
     except ValueError:
         return ""

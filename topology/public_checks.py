@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from topology.addresses import sidecar_port_of
 from topology.model import Backend, Cluster, Group
-from topology.public import INGRESSES, MAX_SANS, OFF, TLS, why_no_alpn, why_no_san, why_taken
+from topology.public import INGRESSES, MAX_SANS, OFF, TLS, shared, why_no_alpn, why_no_san, why_not_own, why_taken
 
 Problem = tuple[str, str]
 """The entry, and what is wrong with it as the end of a sentence."""
@@ -21,6 +21,14 @@ def public_problems(cluster: Cluster) -> Iterator[Problem]:
             if backend.public is not None:
                 yield from _listener(f"{entry}.public", group, backend)
         yield from _routes(group)
+    for entry, why in shared(
+        (group.name, f"workload_groups.{group.name}.backends.{backend.name}.public.sans", san)
+        for group in cluster.groups
+        for backend in group.backends
+        if backend.public is not None
+        for san in backend.public.sans
+    ):
+        yield entry, why.replace("is ", "holds ", 1)
 
 
 def _mode(entry: str, backend: Backend) -> Iterator[Problem]:
@@ -55,7 +63,7 @@ def _listener(entry: str, group: Group, backend: Backend) -> Iterator[Problem]:
     for name in dict.fromkeys(public.sans):
         if public.sans.count(name) > 1:
             yield f"{entry}.sans", f"holds {name!r} more than once; remove one"
-        why = why_no_san(name, wildcard=public.wildcard)
+        why = why_no_san(name, wildcard=public.wildcard) or why_not_own(name, None, public.port)
         if why is not None:
             yield f"{entry}.sans", why.replace("is ", "holds ", 1)
     if (why := why_no_alpn(public.alpn)) is not None:

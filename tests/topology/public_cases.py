@@ -69,6 +69,16 @@ BROKEN: dict[str, Write] = {
     "public-twice": _groups(
         group("a", backends=_public(_WEB) + _public(_WEB, name="x", port="8081"), routes=""),
     ),
+    **{
+        f"public-shared-{i}": _groups(
+            group("a", backends=_public(f'{{ port = 443, sans = ["x.b.example", {one}] }}')),
+            group("b", backends=_public(f"{{ port = 443, wildcard = true, sans = [{other}] }}", name="b")),
+        )
+        for i, (one, other) in enumerate([('"web"', '"web"'), ('"https://web/a"', '"web"'), ('"web"', '"*.b.example"')])
+    },
+    "public-gateway-port": _groups(
+        group("a", backends=_public(f'{{ port = 443, sans = ["{"a" * 40}-444s.gw.example"] }}'))
+    ),
     "public-without-tls": _groups(group("a", backends=backend("a", more=f"public = {_WEB}"))),
     "tls-without-public": _groups(group("a", backends=backend("a", more='ingress = "tls"'))),
     "ingress-unknown": _groups(group("a", backends=backend("a", more='ingress = "mtl"'))),

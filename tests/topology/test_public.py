@@ -151,6 +151,46 @@ def test_no_route_leads_to_what_is_off() -> None:
     assert decode(json.dumps(tree).encode())
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("web.example", "web.example", "is 'web.example', and group 'worker' has 'web.example'"),
+        ("https://web.example/a", "web.example", "has 'web.example'"),
+        ("https://[2001:db8:0::1]", "2001:db8::1", "has '2001:db8::1'"),
+        ("web.b.example", "*.b.example", r"has '\*\.b\.example'"),
+        ("a.web.b.example", "*.b.example", None),
+        ("web.example", "db.example", None),
+    ],
+)
+def test_a_name_is_one_groups(one: str, other: str, said: str | None) -> None:
+    """Another group's CVMs could answer in its place. Backends of one group may share a name."""
+    tree = json.loads(published({**WEB, "sans": [one]}))
+    api = tree["groups"]["api"]["backends"]["api"]
+    tree["groups"]["api"]["backends"]["b"] = {
+        **api, "port": 8081, "sidecar_port": 28081, "public": {**WEB, "port": 444, "sans": [one]}
+    }  # fmt: skip
+    assert decode(json.dumps(tree).encode())
+    worker = next(iter(tree["groups"]["worker"]["backends"].values()))
+    worker.update(ingress="tls", public={**WEB, "wildcard": True, "sans": [other]})
+    if said is None:
+        assert decode(json.dumps(tree).encode())
+        return
+    with pytest.raises(ManifestError, match=said):
+        decode(json.dumps(tree).encode())
+
+
+def test_a_name_of_the_gateway_is_the_own_one() -> None:
+    """Those of other apps, of CVMs (by instance ID) and of other ports are somebody else's."""
+    own = TREE["groups"]["api"]["app_id"]
+    other = TREE["coordinators"]["app_id"]
+    for name in (f"{own}-443s.gw.example", f"https://{own}-443s.gw.example/a", "web.example"):
+        assert decode(published({**WEB, "sans": [name]}))
+    for label in (f"{other}-443s", f"{other}-8787s", f"{own}-8787s", f"{own}-443", own, f"{'0a' * 20}-443s"):
+        for name in (f"{label}.gw.example", f"https://{label}.gw.example/"):
+            with pytest.raises(ManifestError, match=f"not the one of this listener, {own}-443s.<gateway>"):
+                decode(published({**WEB, "sans": [name]}))
+
+
 def test_two_listeners_on_one_port_are_refused() -> None:
     """Only one of them would be there."""
     tree = json.loads(published(WEB))

@@ -16,6 +16,10 @@ ENTRY = "workload_groups.a.backends.a"
     ("case", "entry", "said"),
     [
         ("public-twice", f"{ENTRY}.public.port", "is 443, as that of backend 'x' in the same CVM"),
+        ("public-shared-0", f"{ENTRY}.public.sans", "holds 'web', and group 'b' has 'web'; a name is one group's"),
+        ("public-shared-1", f"{ENTRY}.public.sans", "holds 'https://web/a', and group 'b' has 'web'"),
+        ("public-shared-2", f"{ENTRY}.public.sans", "holds 'x.b.example', and group 'b' has '*.b.example'"),
+        ("public-gateway-port", f"{ENTRY}.public.sans", "not the one of this listener, <app ID>-443s.<gateway>"),
         ("public-without-tls", f"{ENTRY}.public", 'is given, but ingress is "mtls"'),
         ("tls-without-public", f"{ENTRY}.ingress", "there is no public listener; add public = { port = 443"),
         ("ingress-unknown", f"{ENTRY}.ingress", 'is \'mtl\', expected "mtls", "tls" or "off"'),
