@@ -23,7 +23,7 @@ class Listener:
     """`mesh`, `public` or `loopback`."""
     port: int
     mode: str
-    """MTLS, TLS, or OFF for plain TCP that only its own CVM reaches."""
+    """MTLS, TLS, or OFF for plain TCP that the mesh does not serve."""
     called_by: tuple[str, ...]
     """Groups, EVERYBODY, or ANYBODY."""
     names: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Listener:
 
     def row(self) -> tuple[str, str, str, str]:
         """The cells of a table: backend, where, mode, called by."""
-        modes = {MTLS: "mutual TLS", TLS: f"TLS as {', '.join(self.names)}", OFF: "off: no TLS, own CVM only"}
+        modes = {MTLS: "mutual TLS", TLS: f"TLS as {', '.join(self.names)}", OFF: "off: no TLS, not served by the mesh"}
         return self.backend, f"{self.place}, port {self.port}", modes[self.mode], names_of(self.called_by)
 
 
@@ -62,8 +62,8 @@ def warnings(snapshot: Snapshot) -> Iterator[str]:
     off = [it.backend for it in found if it.mode == OFF]
     if off:
         yield (
-            f'no TLS and no mesh for {", ".join(off)} (ingress = "{OFF}"): only programs of its own CVM reach it, at '
-            "127.0.0.1"
+            f'no TLS and no mesh for {", ".join(off)} (ingress = "{OFF}"): meant for programs of its own CVM; its '
+            "server has to bind 127.0.0.1, for on any other address it answers others in clear"
         )
     wide = [f"{name} ({it.backend})" for it in found for name in it.names if name.startswith(WILDCARD)]
     if wide:

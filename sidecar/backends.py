@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topology.manifest import BackendEntry, Manifest
+from topology.public import OFF
 
 LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp (TCP_LISTEN of the kernel's include/net/tcp_states.h)."""
@@ -71,10 +72,17 @@ def document(manifest: Manifest, group: str, listeners: Iterable[Listener]) -> l
     return shown
 
 
-def problem(backend: BackendEntry, addresses: tuple[str, ...], lacking: set[str], held: set[str]) -> str | None:
-    """What keeps calls from the server at `backend`'s port. `addresses`: where the port is listened on, VIPs apart.
+def _loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
-    `held` and `lacking`: the VIPs of routes with this port on which the mesh's Envoy does and does not listen.
+
+def problem(backend: BackendEntry, addresses: tuple[str, ...], lacking: set[str], held: set[str]) -> str | None:
+    """What keeps calls from the server at `backend`'s port, or lets others in.
+
+    `addresses`: where the port is listened on, VIPs apart. `held` and `lacking`: the VIPs of routes with this port
+    on which the mesh's Envoy does and does not listen.
     """
     port = backend.port
     if not addresses:
@@ -82,6 +90,14 @@ def problem(backend: BackendEntry, addresses: tuple[str, ...], lacking: set[str]
         if held:
             told += f" (a server that binds 0.0.0.0:{port} cannot: the mesh has {min(held)}:{port}; bind 127.0.0.1)"
         return told
+    if backend.ingress == OFF:
+        outside = [address for address in addresses if not _loopback(address)]
+        if outside:
+            return (
+                f"port {port} is bound on {', '.join(outside)}, and its ingress is off: it answers in clear whoever "
+                "reaches the CVM there; bind 127.0.0.1"
+            )
+        return None
     if lacking and _ALL & set(addresses):
         return (
             f"a server has bound 0.0.0.0:{port}, so the mesh cannot have {min(lacking)}:{port} for its route; "

@@ -75,7 +75,7 @@ def _routes(group: Group) -> Iterator[Problem]:
     for route in group.routes:
         if route.backend in off:
             message = (
-                f'is {route.backend!r}, whose ingress is "{OFF}": only programs of its own CVM reach it, at 127.0.0.1; '
+                f'is {route.backend!r}, whose ingress is "{OFF}": it is for programs of its own CVM, at 127.0.0.1; '
                 "remove the route, or the ingress"
             )
             yield f"workload_groups.{group.name}.routes.{route.name}.backend", message

@@ -24,10 +24,11 @@ def test_each_backend_is_told_by_port_mode_and_callers(tmp_path: Path) -> None:
     assert [it.row() for it in listeners(found)] == [
         ("web/web", "mesh, port 28080", "mutual TLS", "bot"),
         ("web/web", "public, port 443", "TLS as gateway, *.web.example", "anybody"),
-        ("web/own", "loopback, port 9000", "off: no TLS, own CVM only", "web"),
+        ("web/own", "loopback, port 9000", "off: no TLS, not served by the mesh", "web"),
     ]
     off, wide = warnings(found)
     assert "web/own" in off
+    assert "has to bind 127.0.0.1, for on any other address it answers others in clear" in off
     assert "*.web.example (web/web)" in wide
     assert {off, wide} <= set(compare(None, found, "nothing").warnings)
 

@@ -80,6 +80,26 @@ def test_a_server_that_took_the_vips_port() -> None:
     assert "the mesh cannot have 127.10.0.1:8080 for its route" in (shown("0.0.0.0") or "")
 
 
+def test_a_server_for_its_own_cvm_alone_stays_on_loopback() -> None:
+    """With ingress off nobody else is meant to reach it, and the mesh does not stand before it."""
+    base = manifest()
+    api = base.groups["api"]
+    off = dataclasses.replace(api.backends["api"], ingress="off", callers=())
+    alone = dataclasses.replace(base, groups={"api": dataclasses.replace(api, backends={"api": off})}, routes=())
+
+    def told(*addresses: str) -> str | None:
+        there = [Listener(address=address, port=8080, inode=n) for n, address in enumerate(addresses)]
+        return backends.document(alone, "api", there)[0]["problem"]
+
+    for address in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"):
+        assert told(address) is None
+    for address in ("0.0.0.0", "::", "::ffff:0.0.0.0", "192.0.2.7"):
+        assert told("127.0.0.1", address) == (
+            f"port 8080 is bound on {address}, and its ingress is off: it answers in clear whoever reaches the CVM "
+            "there; bind 127.0.0.1"
+        )
+
+
 def test_a_group_that_the_manifest_does_not_have() -> None:
     """Before there is a manifest nothing is expected of anybody."""
     assert backends.document(dataclasses.replace(manifest(), groups={}), "api", []) == []
