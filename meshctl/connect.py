@@ -19,11 +19,12 @@ from pathlib import Path
 
 import click
 
-from meshctl import connect_proof
-from meshctl.connect_proof import Proof
+from meshctl import connect_proof, runs
+from meshctl.connect_proof import Anchor, Proof
 from meshctl.connect_target import Target, listen_of, place_of, refusal, target_of
 from meshctl.connect_tls import Secure
 from meshctl.errors import UserError
+from meshctl.verify import INSECURE, SEEN_IN_LAB, lab_answers, root_in
 from runtime.tasks import TaskScope
 
 MOST = 64
@@ -79,10 +80,11 @@ class Wanted:
     name: str | None
     to: tuple[str, int] | None
     by_root: bool
+    anchors: tuple[Anchor, ...]
 
-    def way(self) -> Way:
+    async def way(self) -> Way:
         """By what the folder proves now. UserError."""
-        proof = connect_proof.read(self.folder)
+        proof = await connect_proof.read(self.folder, self.anchors)
         target = target_of(proof.manifest, self.route, self.name, self.to)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         tls.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -96,21 +98,25 @@ class Ways:
     def __init__(self, wanted: Wanted, say: Say) -> None:
         self._wanted = wanted
         self._say = say
-        self._stamp = connect_proof.stamp(wanted.folder)
-        self.now = wanted.way()
+        self._stamp: tuple[int, int, int] | None = None
+        self._now: Way | None = None
+        self._one = asyncio.Lock()
 
-    def look(self) -> Way:
-        """The way as of now."""
-        stamp = connect_proof.stamp(self._wanted.folder)
-        if stamp != self._stamp and stamp is not None:
-            self._stamp = stamp
-            try:
-                self.now = self._wanted.way()
-            except UserError as error:
-                self._say(f"goes on as before: {error.message}")
-            else:
-                self._say(f"from now on: {self.now.told}")
-        return self.now
+    async def look(self) -> Way:
+        """The way as of now. UserError the first time, where the folder proves none."""
+        async with self._one:
+            stamp = connect_proof.stamp(self._wanted.folder)
+            if self._now is None:
+                self._now = await self._wanted.way()
+            elif stamp != self._stamp and stamp is not None:
+                try:
+                    self._now = await self._wanted.way()
+                except UserError as error:
+                    self._say(f"goes on as before: {error.message}")
+                else:
+                    self._say(f"from now on: {self._now.told}")
+            self._stamp = stamp or self._stamp
+            return self._now
 
 
 class Port:
@@ -145,14 +151,16 @@ class Port:
                 scope.start(f"connection {self._count}", self._guarded(client, self._count))
 
     async def _guarded(self, client: socket.socket, number: int) -> None:
-        way = self._ways.look()
         try:
             with client:
-                torn = await lead(client, way)
-            if torn is not None:
-                self._say(f"connection {number} reset: {way.torn(torn)}")
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            self._say(f"connection {number} closed: {way.refusal(error)}")
+                way = await self._ways.look()
+                try:
+                    torn = await lead(client, way)
+                except (OSError, ssl.SSLError, TimeoutError) as error:
+                    self._say(f"connection {number} closed: {way.refusal(error)}")
+                else:
+                    if torn is not None:
+                        self._say(f"connection {number} reset: {way.torn(torn)}")
         finally:
             self._open -= 1
 
@@ -243,7 +251,7 @@ async def _down(writer: asyncio.StreamWriter, secure: Secure, came: Callable[[],
 
 async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     """Verifies once, then serves until a signal. UserError where that first connection fails."""
-    way = ways.look()
+    way = await ways.look()
     try:
         secure = await dial(way)
     except (OSError, ssl.SSLError, TimeoutError) as error:
@@ -253,6 +261,8 @@ async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     secure.close()
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if way.proof.insecure:
+        say(INSECURE)
     say(f"verified: {way.told}")
     say(f"listening: {place}, in clear, for programs of this machine; Ctrl-C ends it")
     ended = asyncio.Event()
@@ -266,6 +276,16 @@ async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
         await ended.wait()
         serving.cancel()
     say("ended")
+
+
+def _of_lab() -> tuple[Anchor, ...]:
+    """That of the lab that runs here, as for `./mesh verify`; none where none does, or several do."""
+    try:
+        run = runs.find(None)
+        root = bytes.fromhex(lab_answers(run).development_root)
+    except (UserError, ValueError):
+        return ()
+    return (Anchor(development_root=root, seen=run.folder / SEEN_IN_LAB),)
 
 
 @click.command()
@@ -286,13 +306,27 @@ async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     "--as", "name", metavar="NAME", help="Which name of the certificate. Default: the gateway's, or the first."
 )
 @click.option("--by-root", is_flag=True, help="Take every manifest that the mesh's root CA certified, also older ones.")
-def command(route: str, listen: str, folder: Path, to: str | None, name: str | None, by_root: bool) -> None:
+@click.option(
+    "--insecure-root",
+    type=click.Path(path_type=Path),
+    help="Trust this root (PEM or DER) instead of Intel's, for a lab. Default: that of the lab that runs here, if any.",
+)
+def command(
+    route: str, listen: str, folder: Path, to: str | None, name: str | None, by_root: bool, insecure_root: Path | None
+) -> None:
     """A port on this machine that leads to a public ROUTE, verified by what ./mesh verify has proven.
 
     For programs that cannot take a CA: they speak in clear to that port. Each connection is verified anew.
     """
     place = listen_of(listen)
-    wanted = Wanted(route=route, folder=folder, name=name, to=place_of(to, "--to") if to else None, by_root=by_root)
+    wanted = Wanted(
+        route=route,
+        folder=folder,
+        name=name,
+        to=place_of(to, "--to") if to else None,
+        by_root=by_root,
+        anchors=(Anchor(development_root=root_in(insecure_root)),) if insecure_root else (Anchor(), *_of_lab()),
+    )
     ways = Ways(wanted, click.echo)
     try:
         family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET

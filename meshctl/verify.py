@@ -217,14 +217,8 @@ def _lab(name: str | None, reader: Reader, *, asks: bool) -> tuple[str, Reader, 
     """Where the lab's coordinators answer, the reader with what the lab says of itself, and where is remembered what
     was seen of it.
     """
-    from topology.manifest import ManifestError, from_tree
-
     run = runs.find(name)
-    path = run.folder / IN_LAB
-    try:
-        told: LabAnswers = from_tree(LabAnswers, json.loads(_read(path, "what the lab says")), IN_LAB)
-    except (ManifestError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "./mesh down, and ./mesh up again") from error
+    told = lab_answers(run)
     if asks:
         click.echo(f"the lab {run.name!r}: {told.url}")
     full = Reader(
@@ -233,6 +227,18 @@ def _lab(name: str | None, reader: Reader, *, asks: bool) -> tuple[str, Reader, 
         development_root=reader.development_root or bytes.fromhex(told.development_root),
     )
     return told.url, full, run.folder / SEEN_IN_LAB
+
+
+def lab_answers(run: runs.Run) -> LabAnswers:
+    """What the lab `run` says of itself. UserError."""
+    from topology.manifest import ManifestError, from_tree
+
+    path = run.folder / IN_LAB
+    try:
+        told: LabAnswers = from_tree(LabAnswers, json.loads(_read(path, "what the lab says")), IN_LAB)
+    except (ManifestError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "./mesh down, and ./mesh up again") from error
+    return told
 
 
 def _fetched(url: str, nonce: bytes) -> bytes:

@@ -102,7 +102,8 @@ def test_a_program_that_takes_no_ca_connects(walked: Mesh) -> None:
     process = popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        said = [process.stdout.readline(), process.stdout.readline()]
+        said = [process.stdout.readline() for _ in range(3)]
+        assert said.pop(0).startswith("INSECURE: ")
         assert re.match(
             r"verified: web at .*: a certificate for web, by the mesh CA; emojivoto, epoch 2, digest ", said[0]
         )

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from coordinator.authority import issue_public, mesh_ca
 from evidence.bundle import decode
 from meshctl import verify_files
-from tests.coordinator.world import OWNER, make_manifest
+from meshctl.connect_proof import Anchor
+from tests.coordinator.world import OWNER, TEE, make_manifest
 from tests.evidence.bundles import KEYS, NONCE, Coordinator, check
 from tests.topology.support import after, opened
 from topology.envelope import Signed
@@ -26,6 +27,10 @@ ROUTES = tuple(
     RouteEntry(name=name, vip=f"127.10.0.{n}", port=9090, group="api", backend=backend, service="api", role=None)
     for n, (name, backend) in enumerate((("api", "api"), ("private", "private")), 60)
 )
+
+
+ANCHORS = (Anchor(development_root=TEE.root_der),)
+"""Of their simulated TEE."""
 
 
 def public_manifest(*sans: str, wildcard: bool = False) -> Manifest:
@@ -51,9 +56,9 @@ def chain(length: int, *sans: str) -> tuple[Signed, ...]:
 
 def write(folder: Path, history: tuple[Signed, ...]) -> None:
     """`folder`, as `./mesh verify` writes it when the last of `history` is in force."""
-    coordinator = Coordinator(chain=history)
+    coordinator = Coordinator(chain=history, now=time.time())
     data = coordinator.answer(NONCE)[0]
-    verify_files.write(folder, check(decode(data), coordinator.trusted), data)
+    verify_files.write(folder, check(decode(data), coordinator.trusted, now=coordinator.now), data)
 
 
 def server(folder: Path, head: Signed, *names: str) -> ssl.SSLContext:

@@ -19,8 +19,10 @@ import pytest
 from meshctl import __main__ as program
 from meshctl import connect
 from meshctl.connect import Port, Wanted, Ways
+from meshctl.verify import INSECURE
 from runtime.tasks import TaskScope
-from tests.meshctl.proofs import chain, server, write
+from tests.coordinator.world import TEE
+from tests.meshctl.proofs import ANCHORS, chain, server, write
 from tests.support import ROOT, popen
 from tests.workloads.support import serving
 from topology.envelope import Signed
@@ -53,6 +55,8 @@ class Person:
         self.folder = folder / "verify"
         self.place = folder
         self.said: list[str] = []
+        self.root = folder / "root.der"
+        self.root.write_bytes(TEE.root_der)
         write(self.folder, self.history[:2])
 
     def served(self, head: Signed, *names: str) -> ssl.SSLContext:
@@ -61,7 +65,9 @@ class Person:
 
     def wanted(self, port: int, *, by_root: bool = False, name: str | None = None) -> Wanted:
         """What is asked for."""
-        return Wanted(route="api", folder=self.folder, name=name, to=("127.0.0.1", port), by_root=by_root)
+        return Wanted(
+            route="api", folder=self.folder, name=name, to=("127.0.0.1", port), by_root=by_root, anchors=ANCHORS
+        )
 
     @asynccontextmanager
     async def led(self, context: ssl.SSLContext) -> AsyncIterator[int]:
@@ -75,7 +81,9 @@ class Person:
         with socket.create_server(("127.0.0.1", 0)) as own:
             # Small buffers of the kernel: a slow program then fills them, and those of the command.
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            port = Port(own, Ways(wanted, self.said.append), self.said.append)
+            ways = Ways(wanted, self.said.append)
+            await ways.look()
+            port = Port(own, ways, self.said.append)
             async with TaskScope() as scope:
                 task = scope.start("port", port.serve())
                 yield own.getsockname()[1]
@@ -83,8 +91,9 @@ class Person:
 
 
 @pytest.fixture
-def person(tmp_path: Path) -> Person:
+def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Person:
     """One who has verified epoch 2 of a mesh whose api is public as web."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return Person(tmp_path, "web")
 
 
@@ -298,12 +307,14 @@ def command(person: Person, port: int, *more: str) -> Iterator[tuple[subprocess.
         f"127.0.0.1:{port}",
         "-b",
         str(person.folder),
+        "--insecure-root",
+        str(person.root),
         *more,
     ]
     process = popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        yield process, [process.stdout.readline(), process.stdout.readline()]
+        yield process, [process.stdout.readline() for _ in range(3)]
     finally:
         process.kill()
         process.communicate(timeout=10)
@@ -315,11 +326,12 @@ def test_the_command_says_what_it_verified_and_ends_at_a_signal(person: Person, 
     head = person.history[1]
     paths = {"GET /api/list": lambda _: document([1])}
     with serving(paths, person.served(head, "web")) as site, command(person, site.server_port) as (process, said):
-        assert said[0] == (
+        assert said[0] == f"{INSECURE}\n"
+        assert said[1] == (
             f"verified: api at 127.0.0.1:{site.server_port}: a certificate for web, by the mesh CA; tests, epoch 2, "
             f"digest {head.digest}\n"
         )
-        place = said[1].removeprefix("listening: ").partition(",")[0]
+        place = said[2].removeprefix("listening: ").partition(",")[0]
         done = subprocess.run(
             ["curl", "-sS", f"http://{place}/api/list"], capture_output=True, text=True, timeout=20, check=True
         )
@@ -332,11 +344,13 @@ def test_the_command_refuses_to_begin(person: Person, capsys: pytest.CaptureFixt
     """Without a folder; where nobody is; where another answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         gone = free.getsockname()[1]
-    to = ("--to", f"127.0.0.1:{gone}")
+    root = ("--insecure-root", str(person.root))
+    to = ("--to", f"127.0.0.1:{gone}", *root)
     assert program.run(["connect", "api", "-b", str(tmp_path / "none"), *to]) == 2
     assert "there is nothing to verify by" in capsys.readouterr().err
     assert program.run(["connect", "api", "-b", str(person.folder), *to]) == 1
     assert f"not connected: 127.0.0.1:{gone} cannot be reached" in capsys.readouterr().err
     with serving({}, person.served(person.history[2], "web")) as site:
-        assert program.run(["connect", "api", "-b", str(person.folder), "--to", f"127.0.0.1:{site.server_port}"]) == 1
+        there = ("--to", f"127.0.0.1:{site.server_port}")
+        assert program.run(["connect", "api", "-b", str(person.folder), *there, *root]) == 1
     assert "the mesh CA of epoch 2 has not issued it" in capsys.readouterr().err
