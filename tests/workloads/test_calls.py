@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -38,6 +41,33 @@ def test_fetch_says_why_it_failed() -> None:
         calls.fetch(quiet, timeout=0.05)
     with pytest.raises(calls.CallError, match="gaierror"):
         calls.fetch("http://no-such-name.invalid:1/")
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_trickles_does_not_hold_the_call(head: bytes) -> None:
+    """A byte now and then, before or in the body: the time is for all of the answer."""
+    ended = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            peer.sendall(head)
+            for _ in range(200):
+                if ended.wait(0.05):
+                    break
+                peer.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=(listener,), daemon=True)
+        thread.start()
+        before = time.monotonic()
+        try:
+            with pytest.raises(calls.CallError, match="TimeoutError"):
+                calls.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=0.5)
+            assert time.monotonic() - before < 5
+        finally:
+            ended.set()
+            thread.join(10)
 
 
 def test_a_fan_out_counts_each_answer() -> None:
