@@ -11,8 +11,9 @@ import json
 MAX_MESSAGE_WINDOW = 1 << 24
 """Bytes under way on the ADS stream: a snapshot of thousands of routes in one go."""
 MAX_DOWNSTREAM_CONNECTIONS = 50_000
-"""Envoy warns without a limit; two descriptors each stay under the usual hard limit of descriptors in a container
-(1,048,576)."""
+"""Connections of public listeners, those that have not said a word too. Those of the mesh's own listeners and of the
+admin interface are not refused for it (`ignore_global_conn_limit`). Two descriptors each stay under the usual hard
+limit of descriptors in a container (1,048,576)."""
 
 MAX_HEAP = 512 << 20
 """Bytes of heap that Envoy may take. Without traffic it holds 10 MiB; 6,000 connections into a server that does not
@@ -25,10 +26,17 @@ HEAP_CHECK = "0.25s"
 
 
 def bootstrap(
-    *, node_id: str, cluster: str, xds_socket: str, admin_socket: str, delta: bool = True, max_heap: int = MAX_HEAP
+    *,
+    node_id: str,
+    cluster: str,
+    xds_socket: str,
+    admin_socket: str,
+    delta: bool = True,
+    max_heap: int = MAX_HEAP,
+    max_connections: int = MAX_DOWNSTREAM_CONNECTIONS,
 ) -> str:
     """The bootstrap as JSON. Sockets are absolute paths; `delta=False` uses the state-of-the-world protocol; `max_heap`
-    is in bytes."""
+    is in bytes, `max_connections` those of public listeners."""
     grpc = {
         "envoy_grpc": {
             "cluster_name": "xds",
@@ -42,7 +50,7 @@ def bootstrap(
     source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
     document = {
         "node": {"id": node_id, "cluster": cluster},
-        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}, "ignore_global_conn_limit": True},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC" if delta else "GRPC",
@@ -56,7 +64,7 @@ def bootstrap(
         "static_resources": {"clusters": [_xds_cluster(xds_socket)]},
         # No sinks, so statistics need no timer: they are brought up to date when somebody asks.
         "stats_flush_on_admin": True,
-        "overload_manager": _overload_manager(max_heap),
+        "overload_manager": _overload_manager(max_heap, max_connections),
     }
     return json.dumps(document, indent=1, sort_keys=True)
 
@@ -86,7 +94,7 @@ def argv(
     )
 
 
-def _overload_manager(max_heap: int) -> dict[str, object]:
+def _overload_manager(max_heap: int, max_connections: int) -> dict[str, object]:
     types = "type.googleapis.com/envoy.extensions.resource_monitors"
     return {
         "refresh_interval": HEAP_CHECK,
@@ -95,7 +103,7 @@ def _overload_manager(max_heap: int) -> dict[str, object]:
                 "name": "envoy.resource_monitors.global_downstream_max_connections",
                 "typed_config": {
                     "@type": f"{types}.downstream_connections.v3.DownstreamConnectionsConfig",
-                    "max_active_downstream_connections": MAX_DOWNSTREAM_CONNECTIONS,
+                    "max_active_downstream_connections": max_connections,
                 },
             },
             {

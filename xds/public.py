@@ -32,9 +32,15 @@ from xds.resources import BUFFER, socket_address
 from xds.spec import PublicListener
 
 MAX_CONNECTIONS = 2048
-"""Connections that one listener holds; the next one is closed at once. dstack's gateway brings 2,000 for an app at most
-(dstack 0.5.9, its default), so it is met only beside the gateway. At some 70 KiB for one whose client does not read
-(`xds.bootstrap.MAX_HEAP`) they take 140 MiB."""
+"""Connections that the public listeners of a CVM hold together, each its share; the next one is closed at once. The
+gateway of dstack brings 2,000 for an app at most (dstack 0.5.9, its default), so with one listener it is met only
+beside the gateway. At some 70 KiB for one whose client does not read (`xds.bootstrap.MAX_HEAP`) they take 140 MiB."""
+HELLO_SECONDS = timedelta(seconds=5)
+"""For a ClientHello to be there: it may be lost twice, for TCP sends again after 1 and 3 s (RFC 6298). Until then the
+connection counts for Envoy's own limit alone (`xds.bootstrap.MAX_DOWNSTREAM_CONNECTIONS`)."""
+HELLO_BUFFER = 512
+"""Bytes that a connection gets for its ClientHello, doubled while that is longer, to 16 KiB. Envoy takes 256 at least,
+and 16 KiB at once where nothing is said: for each connection that never says a word."""
 PLAIN_SECONDS = timedelta(seconds=10)
 """For all of a plain HTTP connection: a request line, and the answer."""
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -48,29 +54,33 @@ def listener_name(listener: PublicListener) -> str:
     return f"public/{listener.address}:{listener.port}"
 
 
-def listener(public: PublicListener) -> Listener:
-    """The listener. Nothing in it changes with its certificate, which comes by SDS, so a rotation cuts nobody."""
+def listener(public: PublicListener, most: int = MAX_CONNECTIONS) -> Listener:
+    """The listener, which holds `most` connections. Nothing in it changes with its certificate, which comes by SDS, so
+    a rotation cuts nobody.
+    """
     chain = FilterChain(
         name=f"{public.name}/tls",
         filter_chain_match=FilterChainMatch(transport_protocol="tls"),
         transport_socket=tls.public(identity=public.identity, alpn=public.alpn),
         transport_socket_connect_timeout=transport.HANDSHAKE_TIMEOUT,
-        filters=[_limit(public, "tls"), transport.public_filter(public.name, f"local/{public.ingress}")],
+        filters=[_limit(public, "tls", most), transport.public_filter(public.name, f"local/{public.ingress}")],
     )
     return Listener(
         name=listener_name(public),
         address=socket_address(public.address, public.port),
         filter_chains=[chain],
-        default_filter_chain=FilterChain(name=f"{public.name}/plain", filters=[_limit(public, "plain"), _answer()]),
-        listener_filters=transport.ingress_listener_filters(),
-        listener_filters_timeout=transport.HANDSHAKE_TIMEOUT,
+        default_filter_chain=FilterChain(
+            name=f"{public.name}/plain", filters=[_limit(public, "plain", most), _answer()]
+        ),
+        listener_filters=transport.ingress_listener_filters(HELLO_BUFFER),
+        listener_filters_timeout=HELLO_SECONDS,
         socket_options=transport.ingress_socket_options(),
         per_connection_buffer_limit_bytes=BUFFER,
     )
 
 
-def _limit(public: PublicListener, what: str) -> Filter:
-    limit = ConnectionLimit(stat_prefix=f"public.{public.name}.{what}", max_connections=MAX_CONNECTIONS)
+def _limit(public: PublicListener, what: str, most: int) -> Filter:
+    limit = ConnectionLimit(stat_prefix=f"public.{public.name}.{what}", max_connections=most)
     return transport.network_filter("envoy.filters.network.connection_limit", Any.pack(limit))
 
 

@@ -91,6 +91,7 @@ def listener(source: str) -> Listener:
         filter_chains=[FilterChain(name="reset", filters=[close])],
         listener_filters=[header],
         socket_options=[linger],
+        ignore_global_conn_limit=True,
     )
 
 

@@ -212,4 +212,6 @@ def _listener(name: str, address: str, port: int, chains: list[FilterChain]) -> 
         filter_chains=chains,
         freebind=True,
         per_connection_buffer_limit_bytes=BUFFER,
+        # Strangers at public listeners can use the limit up, and the mesh's own connections go on.
+        ignore_global_conn_limit=True,
     )

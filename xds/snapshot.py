@@ -86,7 +86,7 @@ def build(spec: Spec, previous: Snapshot | None = None) -> Snapshot:
         entries[key] = _refusal(ingress.source, old.get(key))
     for listener in spec.public:
         key = ("public", listener.name)
-        entries[key] = _public(listener, old.get(key))
+        entries[key] = _public(listener, public.MAX_CONNECTIONS // len(spec.public), old.get(key))
     # Only secrets that somebody uses: "acknowledged" then means that Envoy holds every one of them.
     # A listener that lets nobody in needs none.
     used = {route.identity for route in spec.egress} | {each.identity for each in spec.ingress if each.allowed}
@@ -154,10 +154,10 @@ def _ingress(ingress: Ingress, old: _Entry | None) -> _Entry:
     return _Entry(entry=ingress, parts=parts)
 
 
-def _public(listener: PublicListener, old: _Entry | None) -> _Entry:
-    if old and old.entry == listener:
-        return old
-    return _Entry(entry=listener, parts=(_part(None, 0, LISTENER, None, lambda: public.listener(listener)),))
+def _public(listener: PublicListener, most: int, old: _Entry | None) -> _Entry:
+    return _Entry(
+        entry=listener, parts=(_part(old, 0, LISTENER, (listener, most), lambda: public.listener(listener, most)),)
+    )
 
 
 def _refusal(source: str, old: _Entry | None) -> _Entry:

@@ -112,9 +112,10 @@ def ingress_chains(ingress: Ingress, cluster: str) -> tuple[list[FilterChain], F
     return chains, FilterChain(name=f"{ingress.name}/nobody")
 
 
-def ingress_listener_filters() -> list[ListenerFilter]:
-    """What an ingress listener looks at before it chooses a chain."""
-    inspector = Any.pack(TlsInspector())
+def ingress_listener_filters(first: int | None = None) -> list[ListenerFilter]:
+    """What an ingress listener looks at before it chooses a chain. `first`: bytes of its buffer in the beginning; None:
+    Envoy's default."""
+    inspector = Any.pack(TlsInspector(initial_read_buffer_size=first))
     return [ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)]
 
 

@@ -46,7 +46,9 @@ def loopback() -> str:
 class Node:
     """One Envoy with its control plane."""
 
-    def __init__(self, name: str, directory: Path, *, delta: bool = True, max_heap: int = MAX_HEAP) -> None:
+    def __init__(
+        self, name: str, directory: Path, *, delta: bool = True, max_heap: int = MAX_HEAP, max_connections: int = 50_000
+    ) -> None:
         self.name = name
         self.admin = directory / f"{name}-admin.sock"
         self.socket = directory / f"{name}-xds.sock"
@@ -62,6 +64,7 @@ class Node:
             admin_socket=str(self.admin),
             delta=delta,
             max_heap=max_heap,
+            max_connections=max_connections,
         )
         self.config.write_text(text)
 
@@ -143,12 +146,20 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 class Pair:
     """Two nodes and the addresses between them."""
 
-    def __init__(self, directory: Path, *, delta: bool, max_heap: int = MAX_HEAP, public: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        delta: bool,
+        max_heap: int = MAX_HEAP,
+        public: bool = False,
+        max_connections: int = 50_000,
+    ) -> None:
         """`public`: the route leads to the callee's public listener, which a caller's Envoy uses as any client does."""
         self.public = public
         self.authority = Authority()
         self.caller = Node("caller", directory, delta=delta)
-        self.callee = Node("callee", directory, delta=delta, max_heap=max_heap)
+        self.callee = Node("callee", directory, delta=delta, max_heap=max_heap, max_connections=max_connections)
         self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import socket
 import ssl
 import tempfile
 import time
@@ -29,8 +30,11 @@ from runtime.tasks import TaskScope
 from sidecar.identity import make
 from tests.xds.mesh import PORT, PUBLIC_PORT, Handler, Pair, closing, echo
 from tests.xds.test_transparency_programs import BODY, MESSAGES, grpc_echo, http_1_1, program, run
-from xds.public import ANSWER, MAX_CONNECTIONS, listener
-from xds.spec import Leaf, PublicListener, Spec
+from xds.protos import TlsInspector
+from xds.public import ANSWER, HELLO_SECONDS, MAX_CONNECTIONS, listener, listener_name
+from xds.resources import egress_listener, ingress_listener
+from xds.snapshot import LISTENER, build
+from xds.spec import Endpoint, Leaf, PublicListener, Spec
 
 KEYS = derive(Secret("5e" * 32), "tests")
 NAME = "web.example.com"
@@ -304,6 +308,70 @@ async def answers(address: str) -> bytes:
     return b""
 
 
+async def held(sockets: list[socket.socket], most: int) -> int:
+    """How many of `sockets`, on which nothing was said, are not closed; it returns when that is `most` or fewer."""
+
+    def open_(each: socket.socket) -> bool:
+        try:
+            return bool(each.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+
+    for _ in range(int(4 * HELLO_SECONDS.total_seconds() / 0.01)):
+        if (found := sum(map(open_, sockets))) <= most:
+            return found
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{found} connections are still held")
+
+
+async def calls(both: Pair) -> None:
+    """Twenty by the mesh, one after the other."""
+    for number in range(20):
+        reader, writer = await both.dial()
+        with closing(writer):
+            writer.write(b"%02d" % number)
+            assert await asyncio.wait_for(reader.readexactly(2), 10) == b"%02d" % number
+
+
+def test_the_listeners_of_a_cvm_share_the_connections() -> None:
+    """Each has its part of the limit, so several together take no more memory than one."""
+    both = Pair(Path(), delta=True)
+    two = (both.listener(), both.listener(name="other", port=PUBLIC_PORT + 1))
+    for public, most in ((two[:1], MAX_CONNECTIONS), (two, MAX_CONNECTIONS // 2)):
+        spec = replace(both.ingress(), public=public, leaves=(both.callee_leaf, both.public_leaf))
+        made = build(spec).resources[LISTENER]
+        for each in public:
+            assert made[listener_name(each)].body == bytes(listener(each, most))
+
+
+async def test_strangers_at_a_public_listener_do_not_stop_the_mesh() -> None:
+    """They use up all connections that Envoy takes from outside and say nothing: calls between CVMs, again and again,
+    and the admin interface go on; and who says nothing for long is closed."""
+    with tempfile.TemporaryDirectory(prefix="xds") as name:
+        both = Pair(Path(name), delta=True, max_connections=8)
+        spec = replace(both.ingress(), public=(both.listener(),), leaves=(both.callee_leaf, both.public_leaf))
+        server = await asyncio.start_server(echo, both.backend, PORT)
+        try:
+            await asyncio.gather(both.caller.start(), both.callee.start())
+            await asyncio.gather(both.caller.apply(both.egress()), both.callee.apply(spec))
+            await both.listening()
+            await listens(both.address)
+            # Those that have ended do not make room for more strangers.
+            await calls(both)
+            with contextlib.ExitStack() as strangers:
+                place = (both.address, PUBLIC_PORT)
+                silent = [strangers.enter_context(socket.create_connection(place)) for _ in range(24)]
+                assert await held(silent, 8) > 0
+                await calls(both)
+                assert await held(silent, 0) == 0
+            await listens(both.address)
+        finally:
+            server.close()
+            await asyncio.gather(both.caller.close(), both.callee.close())
+
+
 def test_a_listener_does_not_depend_on_its_certificate() -> None:
     """It names a secret, so a rotation changes no listener; it bounds its connections, and asks nobody for a
     certificate."""
@@ -317,3 +385,9 @@ def test_a_listener_does_not_depend_on_its_certificate() -> None:
         "envoy.filters.network.tcp_proxy",
     ]
     assert MAX_CONNECTIONS >= 2000
+    assert made.listener_filters_timeout == HELLO_SECONDS
+    assert not made.ignore_global_conn_limit
+    pair_ = Pair(Path(), delta=True)
+    assert egress_listener(pair_.route(), Endpoint(address=pair_.vip, port=PORT)).ignore_global_conn_limit
+    assert ingress_listener(pair_.ingress().ingress[0]).ignore_global_conn_limit
+    assert TlsInspector.parse(made.listener_filters[0].typed_config.value).initial_read_buffer_size == 512
