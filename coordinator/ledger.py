@@ -477,12 +477,7 @@ def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = Non
 
 
 def _encode(record: Holder | Newcomer) -> bytes:
-    tree = dataclasses.asdict(record)
-    # To a coordinator of before, which does not know the field, such a record would be nobody's. While coordinators are
-    # replaced one after the other no CVM has attested such a key yet.
-    if not tree.get("public_key", True):
-        del tree["public_key"]
-    return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
 
 
 def _decode_holder(key: str, value: bytes) -> Holder | None:

@@ -112,20 +112,6 @@ async def test_another_coordinator_renews_and_frees(consul: ConsulClient) -> Non
     assert one.ledger.slots["x-0"].released
 
 
-async def test_a_record_without_a_public_key_is_as_coordinators_of_before_read_it(consul: ConsulClient) -> None:
-    """They read strictly: a slot whose record has a field more would be nobody's to them, and given away."""
-    one, two = book(consul), book(consul)
-    await one.ledger.take(holder("x-0"), peer("x-0"))
-    await one.ledger.take(dataclasses.replace(holder("x-1", "i1", "k1"), public_key="p"), peer("x-1", "k1"))
-    written = {}
-    for name in ("x-0", "x-1"):
-        _, entry = await consul.get(f"/v1/kv/{SLOTS_PREFIX}{name}")
-        written[name] = json.loads(base64.b64decode(entry[0]["Value"])).get("public_key", "not there")
-    assert written == {"x-0": "not there", "x-1": "p"}
-    await two.ledger.refresh()
-    assert {name: two.ledger.slots[name].public_key for name in written} == {"x-0": "", "x-1": "p"}
-
-
 async def test_an_instance_that_moves_leaves_its_old_slot(consul: ConsulClient) -> None:
     """A dead holder's instance in another slot: the old one is released, so that the old boot cannot renew it."""
     one = book(consul)
