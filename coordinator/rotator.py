@@ -69,6 +69,8 @@ class Rotator:
         self._given: tuple[Secret, ...] = ()
         """Keys that our server may have."""
         self._swept: Record | None = None
+        self._unswept = ""
+        """Why foreign keys were not taken out when it was tried last."""
         self._sweep_at = 0.0
         """Monotonic seconds before which it is not tried again."""
         self.problem = ""
@@ -93,6 +95,7 @@ class Rotator:
             try:
                 await self.look()
             except ConsulError as error:
+                # Consul is away, which others say; what has to do with members is `_sweep`'s to say.
                 log.debug("gossip key waits", extra={"reason": str(error)})
             except (KeyringError, ValueError) as error:
                 self.problem = str(error)
@@ -126,9 +129,13 @@ class Rotator:
             self._since = record, wanted, self._monotonic()
         passed = self._monotonic() - self._since[2]
         fact = waits_for(record, wanted)
-        self.problem = f"waits for this: {fact.value}" if fact is not None and passed > PATIENCE_SECONDS / 2 else ""
+        if fact is None:
+            self.problem = self._unswept
+        else:
+            self.problem = f"waits for this: {fact.value}" if passed > PATIENCE_SECONDS / 2 else ""
         _, leader = await self._client.get("/v1/status/leader")
         if leader != self._own_rpc or self._hindered():
+            self._unswept = ""
             return
         if fact is None:
             if passed >= RENEWED_SECONDS and self._swept != record and self._monotonic() >= self._sweep_at:
@@ -174,10 +181,15 @@ class Rotator:
         or that an agent has kept.
         """
         current = gossip_key(self._keys, record.number).reveal()
-        _, answers = await self._client.get("/v1/operator/keyring")
-        foreign = {key for each in answers or () for key in each.get("Keys") or {} if key != current}
-        for key in foreign:
-            await self._client.delete("/v1/operator/keyring", {"Key": key})
+        try:
+            _, answers = await self._client.get("/v1/operator/keyring")
+            foreign = {key for each in answers or () for key in each.get("Keys") or {} if key != current}
+            for key in foreign:
+                await self._client.delete("/v1/operator/keyring", {"Key": key})
+        except ConsulError as error:
+            self._unswept = f"foreign keys may still be in some rings, for not every member answers: {error}"
+            raise
+        self._unswept = ""
         if foreign:
             log.warning("foreign gossip keys removed", extra={"count": len(foreign)})
         self._swept = record
@@ -186,8 +198,10 @@ class Rotator:
         has = wanted.name, self._server.child.status().pid
         if has == self._server_has:
             return
-        began = [self._server.begins_with] if self._server.begins_with is not None else []
-        former = tuple(key for key in (*self._given, *began) if key not in wanted.keys)
+        began = self._server.begins_with
+        # Each once: they are given again and again while that fails.
+        may_have = self._given if began is None or began in self._given else (*self._given, began)
+        former = tuple(key for key in may_have if key not in wanted.keys)
         self._given = (*wanted.keys, *former)
         await self._member.carry_out(wanted, former, self._server.query_clock)
         self._server_has, self._given = has, wanted.keys
