@@ -207,8 +207,7 @@ def decode_admission(tree: Mapping[str, Any], url: str) -> Admitted:
             manifest_digest=_text(tree["manifest_digest"]),
             leaf_pem=_text(tree["leaf_pem"]),
             authorities_pem=_text(tree["authorities_pem"]),
-            # A coordinator of before, or that has none to give, leaves it out.
-            public_pems={_text(name): _text(pem) for name, pem in tree.get("public_pems", {}).items()},
+            public_pems={_text(name): _text(pem) for name, pem in tree["public_pems"].items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordinatorError(f"the admission cannot be read: {type(error).__name__}") from None

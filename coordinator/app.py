@@ -216,7 +216,7 @@ class Coordinator:
         registry.put(own)
         formation = self._formation = records.forming = self._make_formation(disk, probe, own, registry)
         boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
-        asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry)
+        asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry, records)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
         attester = self._attester(guest, who, keys, broker, chronicle, documents, records)
@@ -403,13 +403,8 @@ class Coordinator:
         )
 
     def _sibling_maker(
-        self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry
+        self, guest: GuestAgent, own: Own, broker: Broker, registry: Registry, records: Records
     ) -> Callable[[CoordinatorPeer], Sibling]:
-        def enforces(envelope: str) -> None:
-            self.head.take(envelope, time.time())
-            if self.head.signed.envelope == envelope:
-                self.head.agree()
-
         def admitted(peer: MeshPeer) -> None:
             broker.verified_sibling(peer.peer_id, good=True)
             registry.put(peer)
@@ -428,7 +423,7 @@ class Coordinator:
             verifier=self._verifier,
             admitted=admitted,
             refused=lambda peer_id: broker.verified_sibling(peer_id, good=False),
-            enforces=enforces,
+            enforces=records.sibling_enforces,
             ask=formation.ask,
             hurry=formation.hurry,
             clock=time.time,

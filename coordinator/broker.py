@@ -43,10 +43,8 @@ from coordinator.registry import Registry
 from coordinator.slots import LEASE_SECONDS, Holder, Newcomer, Taken, all_trust, claim, dead, lapsed, propose
 from evidence.binding import report_data
 from evidence.errors import EvidenceError
-from evidence.manifest import expected
-from evidence.policy import check
 from evidence.statement import evidence_digest
-from evidence.verify import Evidence, EvidenceVerifier
+from evidence.verify import EvidenceVerifier
 from topology import allowed
 from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
@@ -182,17 +180,20 @@ class Broker:
         except EvidenceError as error:
             raise RefusalError(Code[error.code], error.reason) from error
         if request.manifest:
-            # A coordinator that joins may be what the records lack, to take what it brings.
-            with contextlib.suppress(*((RefusalError,) if not binding.boot.leaf else ())):
-                await self._offered(request.manifest, lambda manifest: _allows(manifest, binding, evidence, now))
+            try:
+                await self._offered(request.manifest, lambda manifest: policy.allows(manifest, binding, evidence, now))
+            except RefusalError:
+                # A coordinator that joins (it has no leaf) may be what the records lack, to take what it brings.
+                if binding.boot.leaf:
+                    raise
         rules = self.rules
-        slot = _judged(rules.manifest, binding, evidence, now)
+        slot = policy.judged(rules.manifest, binding, evidence, now)
         self._check_key_is_own(slot, binding)
         image = image_id(evidence.mrtd, evidence.rtmr0, evidence.rtmr1, evidence.rtmr2)
         if request.proposed and slot.group != COORDINATORS:
             await self._let_holders_first(slot, binding.instance_id)
             rules = self.rules
-            slot = _judged(rules.manifest, binding, evidence, now)
+            slot = policy.judged(rules.manifest, binding, evidence, now)
         return await self._admit(rules, slot, binding, image, evidence.device, _digest(request))
 
     async def _let_holders_first(self, slot: Slot, instance_id: str) -> None:
@@ -223,30 +224,46 @@ class Broker:
         sidecar has those of another manifest.
         """
         lease = self.lease(request.lease)
-        rules = self.rules
         if lease.group == COORDINATORS:
             holder = self._held(self._siblings, lease)
-            if (reason := why_not_allowed(rules.manifest, holder)) is not None:
+            if (reason := why_not_allowed(self.rules.manifest, holder)) is not None:
                 raise RefusalError(Code.LEASE_INVALID, reason)
             self._siblings[lease.peer_id] = replace(holder, renewed_at=self._clocks.unix())
-            return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=rules.manifest.epoch)
+            return Renewal(lease_seconds=LEASE_SECONDS, manifest_epoch=self.rules.manifest.epoch)
         self._check_ready()
-        holder = self._held(self._ledger.slots, lease)
-        if (reason := why_not_allowed(rules.manifest, holder)) is not None:
-            await self._ledger.free(holder, reason)
-            raise RefusalError(Code.LEASE_INVALID, reason)
+        holder = await self._still_held(lease)
         await self._ledger.renew(holder)
-        now, digest = self._clocks.unix(), rules.signed.digest
-        certifies = grants.leaf_due(request, rules.signed, holder.peer_id, now)
-        if request.trusts == digest != holder.trusts:
+        rules, now = self.rules, self._clocks.unix()
+        if request.trusts == rules.signed.digest != holder.trusts:
             # Said again with each renewal: the lease does not depend on it.
             with contextlib.suppress(RefusalError):
-                await self._ledger.trusts(holder, digest)
+                await self._ledger.trusts(holder, request.trusts)
+        # Each of these writes takes as long as Consul does: what was read before it counts no more.
+        holder, rules = await self._still_held(lease), self.rules
         tokens = None
         if grants.due(holder, rules.manifest, now):
             tokens = self._new_tokens(rules, holder.group)
             await self._ledger.issue(tokens.bodies(rules.manifest, holder.peer_id, holder.group))
             await self._ledger.replace_tokens(holder, tokens)
+            holder = await self._still_held(lease)
+        # From here on nothing is waited for.
+        return self._renewed(request, holder, tokens)
+
+    async def _still_held(self, lease: Lease) -> Holder:
+        """The workload that holds `lease` now. RefusalError LEASE_INVALID, and the slot is free, when the manifest that
+        is in force now does not allow it.
+        """
+        holder = self._held(self._ledger.slots, lease)
+        if (reason := why_not_allowed(self.rules.manifest, holder)) is not None:
+            await self._ledger.free(holder, reason)
+            raise RefusalError(Code.LEASE_INVALID, reason)
+        return holder
+
+    def _renewed(self, request: LeaseRequest, holder: Holder, tokens: Tokens | None) -> Renewal:
+        """The answer to `holder`, which has just been judged, with `tokens` where there are fresh ones."""
+        rules, now = self.rules, self._clocks.unix()
+        digest = rules.signed.digest
+        certifies = grants.leaf_due(request, rules.signed, holder.peer_id, now)
         ring = self.ring if self._clocks.monotonic() < self.ring_until else None
         news = request.secrets_epoch is not None and request.secrets_epoch < rules.manifest.epoch
         return Renewal(
@@ -307,7 +324,7 @@ class Broker:
     def holds(self, lease: Lease) -> bool:
         """Whether the boot that `lease` names has its slot now, by the records: who is put out has none."""
         try:
-            self._held(self._slots(lease), lease)
+            self._held(self._slots(lease.group), lease)
         except RefusalError:
             return False
         return True
@@ -328,14 +345,10 @@ class Broker:
         """Frees the slot of a CVM that stops. Repeating it, or doing it after the slot was lost, is not an error."""
         lease = self.lease(text)
         try:
-            holder = self._held(self._slots(lease), lease)
+            holder = self._held(self._slots(lease.group), lease)
         except RefusalError:
             return
-        if lease.group == COORDINATORS:
-            self._siblings[lease.peer_id] = replace(holder, released=True)
-            self._registry.remove(lease.peer_id)
-        else:
-            await self._ledger.free(holder, "released")
+        await self._free(holder, "released")
 
     async def _admit(
         self, rules: Rules, slot: Slot, binding: Binding, image: str, device: str, evidence: str
@@ -374,6 +387,9 @@ class Broker:
         self._reserved.pop(slot.peer_id, None)
         if rules.manifest.rendezvous:
             await self._feed.applied(self._feed.version)
+        await self._check_still(wanted)
+        # From here on nothing is waited for: what is handed out is of the manifest by which it was just judged.
+        rules = self.rules
         return Admission(
             peer_id=slot.peer_id,
             address=slot.address,
@@ -399,11 +415,21 @@ class Broker:
 
     async def _check_still(self, holder: Holder) -> None:
         """RefusalError, and the slot is free again, when a manifest that came meanwhile does not allow `holder`, which
-        has just got it.
+        has just got it; or when it was freed meanwhile.
         """
         if (reason := why_not_allowed(self.rules.manifest, holder)) is not None:
-            await self._ledger.free(holder, reason)
+            await self._free(holder, reason)
             raise RefusalError(Code.ADMISSION_REJECTED, reason)
+        known = self._slots(holder.group).get(holder.peer_id)
+        if known is None or known.released or known.boot_key != holder.boot_key:
+            raise RefusalError(Code.NOT_READY, f"{holder.peer_id} was freed meanwhile; attest again")
+
+    async def _free(self, holder: Holder, reason: str) -> None:
+        if holder.group == COORDINATORS:
+            self._siblings[holder.peer_id] = replace(holder, released=True)
+            self._registry.remove(holder.peer_id)
+        else:
+            await self._ledger.free(holder, reason)
 
     def _grant(self, manifest: Manifest, slot: Slot, binding: Binding, tokens: Tokens | None) -> ConsulGrant:
         """What the CVM's Consul agent needs. A coordinator derives its own secrets: it gets none (`tokens` is None)."""
@@ -469,8 +495,8 @@ class Broker:
                 Code.ADMISSION_REJECTED, f"the WireGuard key is that of {taken[0] if taken else 'a rendezvous'}"
             )
 
-    def _slots(self, lease: Lease) -> Mapping[str, Holder]:
-        return self._siblings if lease.group == COORDINATORS else self._ledger.slots
+    def _slots(self, group: str) -> Mapping[str, Holder]:
+        return self._siblings if group == COORDINATORS else self._ledger.slots
 
     def _held(self, slots: Any, lease: Lease) -> Holder:
         holder: Holder | None = slots.get(lease.peer_id)
@@ -484,26 +510,6 @@ class Broker:
     def _check_ready(self) -> None:
         if self.not_ready is not None:
             raise RefusalError(Code.NOT_READY, self.not_ready)
-
-
-def _judged(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> Slot:
-    """The slot that `manifest` gives to the CVM with that evidence, which is genuine. RefusalError."""
-    try:
-        slot = policy.find_slot(manifest, binding.peer_id)
-        check(evidence, expected(manifest, slot.group), now)
-    except EvidenceError as error:
-        raise RefusalError(Code[error.code], error.reason) from error
-    policy.check_revoked(manifest, slot.peer_id)
-    policy.check_binding(binding, slot, manifest, evidence, now)
-    return slot
-
-
-def _allows(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> bool:
-    try:
-        _judged(manifest, binding, evidence, now)
-    except RefusalError:
-        return False
-    return True
 
 
 def why_not_allowed(manifest: Manifest, holder: Holder) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from admission.protocol import MeshPeer
 from coordinator import proposal
 from runtime.guest import GuestInfo
-from topology.envelope import Signed, claims, digest_of
+from topology.envelope import Claims, Signed, claims, digest_of
 from topology.manifest import Manifest, ManifestError
 from topology.succession import Fault, SuccessionError, overtake, pass_over
 
@@ -92,7 +92,7 @@ class Head:
         return self._judge(envelope, settled=self.settled)
 
     def _judge(self, envelope: str, *, settled: bool) -> Signed | None:
-        if envelope == self.signed.envelope:
+        if envelope == self.signed.envelope or self._is_older(envelope):
             return None
         try:
             found = overtake(self.signed, envelope, settled=settled, signed=self._check)
@@ -102,6 +102,13 @@ class Head:
             found = overtake(self._passed, envelope, settled=settled, signed=self._check)
         # Which of two of one epoch counts is for the records to say, not for whoever comes first.
         return None if found is None or found.manifest.epoch == self.manifest.epoch else found
+
+    def _is_older(self, envelope: str) -> bool:
+        """Whether `envelope` says of itself that it is of this mesh and of an epoch before. It takes no place then,
+        whoever signed it: also owners who were replaced since.
+        """
+        found, head = claims(envelope), self.manifest
+        return found is not None and found.epoch < head.epoch and _same_mesh(found, head)
 
     def is_in(self, envelope: str | None) -> bool:
         """Whether `envelope` has the manifest that is enforced, under whatever signatures."""
@@ -149,7 +156,12 @@ class Head:
             return False
         if found is not None:
             self.adopt(found, adopted_at)
-        return found is not None
+            return True
+        if self.behind:
+            # Whoever shows the head, or one before it, has nothing that some are missing to.
+            self.behind, self._refused = False, None
+            self._changed()
+        return False
 
     def cannot_read(self, envelope: str, error: SuccessionError) -> bool:
         """Stops enforcing when `error` says that a manifest that is not older is well signed and cannot be read, and it
@@ -158,7 +170,7 @@ class Head:
         found, head = claims(envelope), self.manifest
         if not error.fault.unread or found is None or found.epoch < head.epoch:
             return False
-        if (found.cluster, found.app_id.lower()) != (head.cluster, head.coordinators.app_id.lower()):
+        if not _same_mesh(found, head):
             return False
         with contextlib.suppress(SuccessionError):
             self._passed = pass_over(self.signed, envelope)
@@ -211,3 +223,7 @@ class Head:
         self.settled, self.adopted_at, self._standoff = True, adopted_at, None
         self._agreed = self.signed.digest
         self._changed()
+
+
+def _same_mesh(found: Claims, head: Manifest) -> bool:
+    return (found.cluster, found.app_id.lower()) == (head.cluster, head.coordinators.app_id.lower())

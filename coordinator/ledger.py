@@ -230,8 +230,14 @@ class Ledger:
                 noted = self.slots[holder.peer_id] = _succeeded(current, new)
                 ended += [each for each in (*current.tokens, *current.former) if each not in noted.former]
             if await self._rewrite(holder.peer_id):
-                await self._revoke(*ended)
+                noted = self.slots[holder.peer_id]
+                kept = {*noted.tokens, *noted.former}
+                await self._revoke(*(each for each in dict.fromkeys(ended) if each not in kept))
                 return
+            # Another coordinator was faster, and what it gave is replaced by ours: nothing else names it any more.
+            _, written = self._decoded.get(SLOTS_PREFIX + holder.peer_id, (0, None))
+            if written is not None and written.boot_key == holder.boot_key and not written.released:
+                ended += [*written.tokens, *written.former]
         await self._revoke(*new.tokens)
         raise RefusalError(Code.LEASE_INVALID, f"{holder.peer_id} is no longer held by this boot; attest again")
 
@@ -477,12 +483,7 @@ def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = Non
 
 
 def _encode(record: Holder | Newcomer) -> bytes:
-    tree = dataclasses.asdict(record)
-    # To a coordinator of before, which does not know the field, such a record would be nobody's. While coordinators are
-    # replaced one after the other no CVM has attested such a key yet.
-    if not tree.get("public_key", True):
-        del tree["public_key"]
-    return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
 
 
 def _decode_holder(key: str, value: bytes) -> Holder | None:

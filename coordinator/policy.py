@@ -15,6 +15,9 @@ from admission.binding import BINDING_VERSION
 from admission.protocol import Binding, BootKeys, Code
 from coordinator.authority import load_p256
 from coordinator.refusal import RefusalError
+from evidence.errors import EvidenceError
+from evidence.manifest import expected
+from evidence.policy import check
 from evidence.verify import Evidence
 from topology.allowed import coordinators
 from topology.manifest import COORDINATORS, Manifest
@@ -109,6 +112,27 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
             f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are "
             f"{CLOCK_SKEW:g} s either way; set the CVM's clock",
         )
+
+
+def judged(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> Slot:
+    """The slot that `manifest` gives to the CVM with that evidence, which is genuine. RefusalError."""
+    try:
+        slot = find_slot(manifest, binding.peer_id)
+        check(evidence, expected(manifest, slot.group), now)
+    except EvidenceError as error:
+        raise RefusalError(Code[error.code], error.reason) from error
+    check_revoked(manifest, slot.peer_id)
+    check_binding(binding, slot, manifest, evidence, now)
+    return slot
+
+
+def allows(manifest: Manifest, binding: Binding, evidence: Evidence, now: float) -> bool:
+    """Whether it gives that CVM a slot."""
+    try:
+        judged(manifest, binding, evidence, now)
+    except RefusalError:
+        return False
+    return True
 
 
 def check_boot_keys(boot: BootKeys) -> None:

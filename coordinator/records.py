@@ -341,8 +341,16 @@ class Records:
         """The manifests that led to the one in force, from epoch `after` on."""
         return self._chronicle.page(after)
 
+    def sibling_enforces(self, envelope: str) -> None:
+        """Follows what another coordinator showed as what it enforces."""
+        self._follow(envelope, time.time())
+        if self._head.signed.envelope == envelope:
+            self._head.agree()
+
     def _follow(self, envelope: str | None, now: float) -> None:
-        """Enforces the manifest of the records from `now` (Unix seconds) on, when it is newer."""
+        """Enforces the manifest in `envelope` from `now` (Unix seconds) on, when it is newer, and carries it out: the
+        one way for what the records or a sibling have.
+        """
         if envelope is not None and self._head.take(envelope, now):
             self._adopted.set()
             self._swept.set()

@@ -291,12 +291,7 @@ def _claims(request: web.Request) -> str:
 
 
 def _answer(value: object) -> web.Response:
-    tree = dataclasses.asdict(value)  # type: ignore[call-overload]
-    # Sidecars and coordinators of before read a renewal strictly and do not know these, nor are they given them.
-    for name in ("public_pems", "agent_pem"):
-        if not tree.get(name, True):
-            del tree[name]
-    return web.json_response(tree)
+    return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
 
 
 def _error(code: Code, reason: str, **more: object) -> web.Response:

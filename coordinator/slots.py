@@ -49,7 +49,7 @@ class Holder:
     public_key: str = ""
     """Likewise of the key that its public listeners show; empty where it opens none."""
     agent_key: str = ""
-    """Likewise of the key of its Consul agent's RPC TLS; empty where it attested to a coordinator of before."""
+    """Likewise of the key of its Consul agent's RPC TLS."""
     compose_hash: str
     """What it was admitted with; a newer manifest may no longer allow it."""
     app_id: str = ""

@@ -86,7 +86,8 @@ def command(
     if before is None:
         raise UserError(f"{cluster} has no {signing.SIGNED} yet", f"./mesh generate {cluster}")
     following = replace(before.manifest, epoch=before.manifest.epoch + 1, previous=before.digest)
-    envelope = _signed(without(following, peer, rotate=rotate), found, before, key)
+    wanted = without(following, peer, rotate=rotate)
+    envelope = _signed(wanted, found, before, key)
     if envelope is None:
         return
 
@@ -95,25 +96,26 @@ def command(
         target = found.folder / signing.SIGNED
         write(target, f"{envelope}\n")
         click.echo(f"written: {target}")
-        edit_draft(found.folder / DRAFT, peer, rotate=rotate)
+        edit_draft(found.folder / DRAFT, peer, wanted.rotate.gossip)
 
     set_command.put(owner_access.deployed(url, pccs, insecure_root), envelope, yes=yes, in_force=in_force)
 
 
-def edit_draft(draft: Path, peer: str, *, rotate: bool = True) -> None:
-    """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out. `rotate`:
-    its count goes up, too, for one that is behind what is in force could not be set.
+def edit_draft(draft: Path, peer: str, gossip: int) -> None:
+    """Takes the slot out of the manifest that people edit, so that the next `./mesh generate` leaves it out. `gossip`,
+    the count of gossip keys that is in force now, stands there from then on, too: a lesser one could not be set, and a
+    greater one would replace the key once more.
     """
     from meshctl.generate import pretty, tree_of
     from topology.manifest import ManifestError, decode
 
     again = "the next ./mesh generate would bring the slot back, for cluster.tf still has it"
     try:
-        edited = without(decode(draft.read_bytes()), peer, rotate=rotate)
+        edited = without(decode(draft.read_bytes()), peer, rotate=False)
     except (OSError, ManifestError, UserError) as error:
         click.echo(f"{draft} was not edited, and {again}: {error}", err=True)
         return
-    write(draft, pretty(tree_of(edited)))
+    write(draft, pretty(tree_of(replace(edited, rotate=replace(edited.rotate, gossip=gossip)))))
     click.echo(f"written: {draft}, without the slot; cluster.tf still has it")
 
 

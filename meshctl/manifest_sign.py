@@ -25,8 +25,6 @@ SIGNED = "manifest.signed"
 """The envelope's file in the cluster folder: what `./mesh set` sets, and from which main.tf knows the coordinators."""
 PARTIAL = "manifest.partial"
 """An envelope that lacks signatures. No coordinator would take it."""
-MAX_SIGNATURE = 1024
-"""Bytes of a signature's file: Ed25519 has 64, P-256 in DER 72 at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +129,8 @@ def prepare(manifest: Manifest, target: Path, cluster: str) -> None:
 
 def read_signature(path: Path) -> bytes:
     """The signature in `path`. UserError when it cannot be one."""
+    from topology.owners import MAX_SIGNATURE
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -146,7 +146,7 @@ def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: 
     Says how many there are. UserError when it is by none of those that count.
     """
     from topology import envelope as envelopes
-    from topology.owners import signers, text_of
+    from topology.owners import MAX_OWNERS, signers, text_of
 
     sets = wanted(manifest, cluster, before)
     message = envelopes.message(manifest)
@@ -165,6 +165,11 @@ def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: 
     if owners_behind(signature) <= owners_behind(*envelopes.signatures(envelope)):
         click.echo(f"{source} has signed already")
     else:
+        if len(envelopes.signatures(envelope)) == MAX_OWNERS:
+            raise UserError(
+                f"{partial} has {MAX_OWNERS} signatures already, and no more fit",
+                "remove it and have no more owners sign than have to; or name fewer new owners at once",
+            )
         envelope = envelopes.attach(envelope, signature)
     made = envelopes.signatures(envelope)
     complete = True

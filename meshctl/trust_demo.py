@@ -135,8 +135,9 @@ class Walk(Owner):
         holder.do("hold", name="stays", url=API, peer="")
         command("evict worker-1")
         here = self.lab()
-        spread = self.set(evict.without(here.draft(), "worker-1"), ("api-0", "api-1", "worker-0"), already=True)
-        evict.edit_draft(self.draft, "worker-1")
+        wanted = evict.without(here.draft(), "worker-1")
+        spread = self.set(wanted, ("api-0", "api-1", "worker-0"), already=True)
+        evict.edit_draft(self.draft, "worker-1", wanted.rotate.gossip)
         self.time("new mesh CA in every other CVM", spread.seconds, AIM_SECONDS)
         cut = holder.do("held", name="evicted", seconds=CUT_SECONDS)
         if cut["cut"] is None:

@@ -178,10 +178,10 @@ def _verified(
         path = remembered or verify_files.seen_path(trusted.manifest.cluster, trusted.manifest.coordinators.app_id)
         seen = verify_files.read_seen(path) if memory else None
         found = asyncio.run(verify(bundle, trusted, nonce=nonce, seen=seen, now=now))
+        if nonce is not None and found.seen != seen:
+            verify_files.write_seen(path, found.seen)
     except UnprovenError as error:
         raise FailedError(Exit[error.cause.name], error.reason) from error
-    if nonce is not None and found.seen != seen:
-        verify_files.write_seen(path, found.seen)
     return found
 
 
@@ -295,6 +295,7 @@ def _report(found: Verified, target: Path | None) -> None:
     from datetime import UTC, datetime
 
     from meshctl.documents import missing
+    from topology.allowed import coordinators
 
     head, evidence, stated = found.head, found.evidence, found.statement
     moment = datetime.fromtimestamp(stated.issued_at, UTC)
@@ -307,7 +308,7 @@ def _report(found: Verified, target: Path | None) -> None:
     )
     click.echo(f"  root CA  {stated.root_sha256}")
     click.echo(f"  mesh CA  {stated.mesh_ca_sha256}")
-    others = sorted(peer.peer_id for peer in head.manifest.coordinators.peers if peer.peer_id != stated.peer_id)
+    others = sorted(peer.peer_id for peer in coordinators(head.manifest) if peer.peer_id != stated.peer_id)
     if others:
         click.echo(f"  not asked: {', '.join(others)}; each may be asked in the same way (-c URL)")
     groups = Counter(member.group for member in found.members)

@@ -116,12 +116,24 @@ def read_seen(path: Path) -> Seen | None:
 
 
 def write_seen(path: Path, seen: Seen) -> None:
-    """Remembers `seen`, unless another process has seen a newer manifest meanwhile. UserError."""
+    """Remembers `seen`, unless another process has seen a newer manifest meanwhile. UserError; UnprovenError (ROLLBACK)
+    where that one has seen another manifest of the same epoch, or another root CA: two are shown as in force.
+    """
+    from evidence.outside import Cause, UnprovenError
+    from topology.envelope import SHOWN_DIGITS
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locks.exclusive(path.with_suffix(".lock"), lambda _: None):
             before = read_seen(path)
-            if before is None or before.epoch <= seen.epoch:
+            if before is not None and before.epoch == seen.epoch and before != seen:
+                raise UnprovenError(
+                    Cause.ROLLBACK,
+                    f"epoch {seen.epoch} with digest {seen.digest:.{SHOWN_DIGITS}} and root CA "
+                    f"{seen.root_sha256:.{SHOWN_DIGITS}} was shown, and meanwhile this machine has seen it with digest "
+                    f"{before.digest:.{SHOWN_DIGITS}} and root CA {before.root_sha256:.{SHOWN_DIGITS}}",
+                )
+            if before is None or before.epoch < seen.epoch:
                 writing.write(path, _pretty(asdict(seen)))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error

@@ -151,6 +151,8 @@ class Admission:
         self._clock = clock
         self._sleep = sleep
         self._rng = rng or Random()
+        self._asked: tuple[Broker, ...] = ()
+        """Those of the last time; of whom the manifest has dropped since, connections are open still."""
         self._lease: Secret | None = None
         self._secrets_epoch = 0
         self.agent_expires_at: int | None = None
@@ -198,12 +200,20 @@ class Admission:
 
     async def close(self) -> None:
         """Closes the brokers and keeps the slot: for a process that is started again at once."""
-        for broker in self._brokers():
+        for broker in {*self._asked, *self._brokers()}:
             await broker.close()
+
+    async def _close_dropped(self) -> None:
+        """Closes the brokers of coordinators that the newest manifest does not name any more."""
+        before, self._asked = self._asked, self._brokers()
+        for broker in before:
+            if broker not in self._asked:
+                await broker.close()
 
     async def _admit(self) -> tuple[Admitted, Given]:
         attempt = refusals = 0
         while True:
+            await self._close_dropped()
             for broker in self._in_turn():
                 self._note("attesting", "")
                 try:
@@ -373,6 +383,7 @@ class Admission:
             lease = self._lease
             if lease is None:
                 return
+            await self._close_dropped()
             try:
                 broker, (renewed, given) = await self._any(lambda broker: self._renewed(broker, lease))  # noqa: B023 - called at once
             except RefusedError as error:

@@ -48,6 +48,8 @@ class Agent:
         self._member: Member | None = None
         self._former: tuple[Secret, ...] = ()
         """Gossip keys that the agent may have."""
+        self._taking = asyncio.Lock()
+        """Two at once would each take out keys that the other has just given."""
         # For the agent's own API: opened by the recovery token, which needs no server's judgement.
         self._local = ConsulClient(socket=self._api)
 
@@ -145,12 +147,13 @@ class Agent:
         """Has a running agent take the gossip keys that were written last, and no others; their name. KeyringError,
         ConsulError: then it is done once more, or by the agent's next start and this.
         """
-        assert self._ring is not None
-        assert self._member is not None
-        ring = self._ring
-        await self._member.carry_out(ring, self._former, lambda: query_clock(self._local))
-        self._former = ring.keys
-        return ring.name
+        async with self._taking:
+            assert self._ring is not None
+            assert self._member is not None
+            ring = self._ring
+            await self._member.carry_out(ring, self._former, lambda: query_clock(self._local))
+            self._former = ring.keys
+            return ring.name
 
     async def use_token(self, token: Secret, *, reload: bool = False) -> None:
         """Gives a running agent a new token; with `reload` it first reads its files again, for a new certificate.

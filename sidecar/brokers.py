@@ -21,9 +21,7 @@ class Brokers:
         self._made: dict[str, Broker] = {}
 
     def __call__(self) -> tuple[Broker, ...]:
-        """One for each URL."""
-        urls = tuple(dict.fromkeys((*self._given, *self._named())))
-        for url in urls:
-            if url not in self._made:
-                self._made[url] = self._make(url)
-        return tuple(self._made[url] for url in urls)
+        """One for each URL. Who asks closes those that are here no more: a URL that comes back has a new one."""
+        urls = dict.fromkeys((*self._given, *self._named()))
+        self._made = {url: self._made.get(url) or self._make(url) for url in urls}
+        return tuple(self._made.values())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from admission.broker import Admitted, Renewed
 from admission.client import CoordinatorError, RefusedError
-from admission.offers import HISTORY_SECONDS, Ask, successors
+from admission.offers import Ask, successors
 from admission.protocol import WORKLOAD_TOKEN
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
@@ -49,6 +49,9 @@ TUNNEL_SECONDS = 5.0
 """How long one wait for a tunnel to a coordinator lasts before status says so; the wait itself goes on."""
 AGE_SECONDS = 60.0
 """Between two looks at the certificate's end at least: the clock may be set, and timers stand still with the CVM."""
+LEAD_ON_SECONDS = 5.0
+"""For the history of a coordinator, between two renewals. A lease of 15 s outlasts it and the pause of 5 s before the
+next one. What came in time is kept, and the next renewal goes on from there."""
 REJOIN_SECONDS = 1.0
 """Between attempts to join the servers again after all were lost."""
 HOLD_SECONDS = 45.0
@@ -254,9 +257,12 @@ class Membership:
 
     def _check_end(self) -> None:
         """Whoever's certificate has ended reaches nobody and is reached by nobody."""
-        held = self._host.world.certificate
-        if held is not None and self._unix() >= held.newest.expires_at:
+        if self._has_ended():
             self._host.lost("admission", self.certificate_problem())
+
+    def _has_ended(self) -> bool:
+        held = self._host.world.certificate
+        return held is not None and self._unix() >= held.newest.expires_at
 
     def certificate_problem(self) -> str:
         """What is wrong with the end of the certificate; empty while all is well."""
@@ -278,7 +284,7 @@ class Membership:
         if epoch <= self._host.world.manifest.epoch + 1:
             return
         try:
-            async with asyncio.timeout(HISTORY_SECONDS):
+            async with asyncio.timeout(LEAD_ON_SECONDS):
                 async for each in successors(ask, self._host.world.signed, self._config.owners):
                     self._host.see(sources.adopt(self._host.world, each))
         except (ManifestError, RefusedError, CoordinatorError, TimeoutError) as error:
@@ -316,11 +322,12 @@ class Membership:
         if self.admission.workload_token:
             secrets[WORKLOAD_TOKEN] = self.admission.workload_token
             self._serve_workload(self.admission.workload_token)
-        if self._host.keep_secrets(secrets):
-            self._host.done("admission")
+        if not self._host.keep_secrets(secrets):
+            self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
+        elif self._has_ended():
             self._check_end()
         else:
-            self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
+            self._host.done("admission")
 
     def _serve_workload(self, token: Secret) -> None:
         if self.workload is None:

@@ -76,7 +76,7 @@ CONSUL = {
 }  # fmt: skip
 ADMISSION = {
     "peer_id": "api-0", "address": "100.96.0.10", "consul": CONSUL, "peers": [], "lease": "l", "lease_seconds": 15,
-    "manifest": "m", "manifest_epoch": 3, "workload_token": "", "secrets": {},
+    "manifest": "m", "manifest_epoch": 3, "workload_token": "", "secrets": {}, "public_pems": {},
 }  # fmt: skip
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from topology import owners as keys
 from topology.manifest import Manifest, ManifestError, NewerError, decode_signed, encode, from_tree
-from topology.owners import MAX_OWNERS, Owners, PrivateKey
+from topology.owners import MAX_OWNERS, MAX_SIGNATURE, OwnerKey, Owners, PrivateKey
 
 MAX_ENVELOPE = 1 << 20
 """Characters. A manifest of 1,000 CVMs has some 200 KiB."""
-MAX_SIGNATURE = 96
-"""Characters: P-256 has 72 bytes at most (DER), Ed25519 has 64. An envelope that anybody brings is kept as it is."""
+_MAX_PART = -(-MAX_SIGNATURE * 4 // 3)
+"""Characters of a signature's part, in base64url. An envelope that anybody brings is kept as it is."""
 SHOWN_DIGITS = 12
 """Hex digits of a digest that people are shown: 48 bits, in which no two manifests agree by chance."""
 _CONTEXT = b"cvm-mesh manifest v2\0"
@@ -101,9 +101,9 @@ def signatures(envelope: str) -> tuple[bytes, ...]:
     """Those in `envelope`, of which nobody has checked any. ManifestError; also for more than owners can make."""
     _, _, text = envelope.strip().partition(".")
     parts = [part for part in text.split(".", MAX_OWNERS) if part]
-    if len(parts) > MAX_OWNERS or any(len(part) > MAX_SIGNATURE for part in parts):
+    if len(parts) > MAX_OWNERS or any(len(part) > _MAX_PART for part in parts):
         raise ManifestError(
-            f"the manifest has signatures that nobody makes; expected {MAX_OWNERS} at most, of {MAX_SIGNATURE} "
+            f"the manifest has signatures that nobody makes; expected {MAX_OWNERS} at most, of {_MAX_PART} "
             "characters at most"
         )
     return tuple(_unb64(part, "signature") for part in parts)
@@ -137,7 +137,7 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     signed = message_of(text)
     payload = signed[len(_CONTEXT) :]
     if owners is not None:
-        found = keys.count(owners, signed, made)
+        found = keys.count(owners, signed, made, lambda: _named(payload))
         if found < owners.threshold:
             raise ManifestError(
                 f"the manifest is signed by {found} of the owner keys that count, expected {owners.threshold} "
@@ -152,6 +152,16 @@ def open_envelope(envelope: str, owners: Owners | None) -> Signed:
     except ManifestError as error:
         raise UnreadableError(f"is well signed, and wrong: {error}") from error
     return Signed(manifest=manifest, digest=hashlib.sha256(signed).hexdigest(), envelope=text, unknown=unknown)
+
+
+def _named(payload: bytes) -> tuple[OwnerKey, ...]:
+    """The owners' keys in a manifest of which nobody has checked a signature; none where they are none."""
+    try:
+        named: Owners = from_tree(Owners, json.loads(payload)["owners"], "owners")
+        keys.check(named)
+    except (ManifestError, keys.OwnerError, ValueError, RecursionError, TypeError, KeyError):
+        return ()
+    return named.keys
 
 
 def claims(envelope: str) -> Claims | None:

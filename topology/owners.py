@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -33,7 +33,9 @@ MAX_OWNERS = 16
 """Keys in one set: each signature is tried with each key, and who sends an envelope may be a stranger."""
 MAX_STRAYS = 4
 """Signatures by others than the owners that count, before enough of theirs are found. Each is tried with every key, and
-each trial with Ed25519 hashes the whole manifest again. The owners that a manifest names may sign it, too."""
+each trial with Ed25519 hashes the whole manifest again. The owners that a manifest names sign it, too, and are none."""
+MAX_SIGNATURE = 72
+"""Bytes: P-256 has as many at most (DER), Ed25519 has 64."""
 MAX_TEXT = 2048
 """Characters of a set's text: 16 keys of 49 characters fit."""
 _BYTES = {ED25519: 32, P256: 33}
@@ -123,22 +125,43 @@ def signers(owners: Owners, message: bytes, signatures: Iterable[bytes]) -> tupl
     return tuple(key for key in owners.keys if any(_verifies(key, message, digest, one) for one in made))
 
 
-def count(owners: Owners, message: bytes, signatures: Iterable[bytes]) -> int:
+def count(
+    owners: Owners,
+    message: bytes,
+    signatures: Iterable[bytes],
+    named: Callable[[], tuple[OwnerKey, ...]] = tuple,
+) -> int:
     """How many of `owners` made one of `signatures` over `message`, up to their threshold: for what anybody may bring.
 
-    It ends as soon as it is sure, also because of more than MAX_STRAYS that none of them made.
+    It ends as soon as it is sure, also because of more than MAX_STRAYS that none of them made. `named` gives the keys
+    whose signatures are no strays either; it is asked where there would be too many.
     """
     made, digest = tuple(dict.fromkeys(signatures))[:MAX_OWNERS], hashlib.sha256(message).digest()
-    left, found, strays = list(owners.keys), 0, 0
+    left, found = list(owners.keys), 0
+    others: list[OwnerKey] | None = None
+    strays: list[bytes] = []
+
+    def taken(keys: list[OwnerKey], one: bytes) -> bool:
+        key = next((key for key in keys if _verifies(key, message, digest, one)), None)
+        if key is not None:
+            keys.remove(key)
+        return key is not None
+
     for one in made:
-        if found >= owners.threshold or strays > MAX_STRAYS:
+        if found >= owners.threshold:
             break
-        key = next((key for key in left if _verifies(key, message, digest, one)), None)
-        if key is None:
-            strays += 1
-        else:
-            left.remove(key)
+        if taken(left, one):
             found += 1
+            continue
+        if others is None:
+            strays.append(one)
+            if len(strays) > MAX_STRAYS:
+                others = [key for key in named()[:MAX_OWNERS] if key not in owners.keys]
+                strays = [each for each in strays if not taken(others, each)]
+        elif not taken(others, one):
+            strays.append(one)
+        if len(strays) > MAX_STRAYS:
+            break
     return found
 
 

@@ -5,11 +5,16 @@ A fresh connection, because a kept one stays with the instance it reached first,
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
 from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 TIMEOUT = 3.0
 """Seconds for one call (the template's)."""
@@ -17,14 +22,42 @@ _MAX_ANSWER = 64 << 10
 """Bytes of an answer that are read."""
 
 
+class _Until(socket.socket):
+    """A connected socket whose reads end at one moment, `end` of time.monotonic(), however many there are."""
+
+    def __init__(self, connected: socket.socket, end: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self._end = end
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
+        return super().recv_into(buffer, nbytes, flags)
+
+
+class _Connection(HTTPConnection):
+    """One whose whole answer has to be there within its timeout."""
+
+    def connect(self) -> None:
+        assert self.timeout is not None
+        end = time.monotonic() + self.timeout
+        super().connect()
+        self.sock = _Until(self.sock, end)
+        self.sock.settimeout(max(end - time.monotonic(), 0.001))
+
+
 class CallError(Exception):
     """The call failed; the message is one line with the reason."""
 
 
 def fetch(url: str, timeout: float = TIMEOUT, method: str = "GET") -> str:
-    """The text at `url`. CallError when it cannot be had or is no 200."""
+    """The text at `url`. CallError when it cannot be had within `timeout` seconds, or is no 200. A name server is waited
+    for in addition.
+    """
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout)
+    connection = _Connection(parts.hostname or "", parts.port or 80, timeout=timeout)
     target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     try:
         connection.request(method, target, headers={"Connection": "close"})

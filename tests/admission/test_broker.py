@@ -37,6 +37,7 @@ ADMISSION = {
     "manifest_digest": "d1" * 32,
     "leaf_pem": "LEAF",
     "authorities_pem": "MESH-CA",
+    "public_pems": {},
 }
 
 

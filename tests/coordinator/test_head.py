@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.protocol import MeshPeer
 from coordinator.head import Head
@@ -16,6 +17,7 @@ from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manife
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed, digest_of, seal
 from topology.manifest import Manifest, encode
+from topology.owners import Owners, key_of
 from topology.revocation import Revocation
 from topology.succession import SuccessionError
 
@@ -159,6 +161,30 @@ def test_a_greater_epoch_takes_the_place_only_after_those_in_between() -> None:
     for signed in (three, four):
         assert head.take(signed.envelope, NOW)
     assert (head.signed, head.behind, head.notes) == (four, False, ())
+
+
+def test_what_was_in_force_before_owners_changed_is_older_and_no_more() -> None:
+    """The owners of today have not signed it, which says nothing: no manifest is missing because of it."""
+    head = settled()
+    later = Ed25519PrivateKey.from_private_bytes(b"\5" * 32)
+    newer = opened(after(FIRST, owners=Owners(keys=(key_of(later),))), OWNER, later)
+    assert head.take(newer.envelope, NOW)
+    changes = head.changes
+    assert not head.take(FIRST.envelope, NOW)
+    assert (head.behind, head.notes, head.changes) == (False, (), changes)
+
+
+@pytest.mark.parametrize("shown", [0, 1], ids=["the one before", "the head"])
+def test_who_shows_the_head_again_leaves_it_not_behind(shown: int) -> None:
+    """What was to be taken a moment ago, and follows something else, is no longer what there is."""
+    head = settled()
+    two = opened(after(FIRST), OWNER)
+    assert head.take(two.envelope, NOW)
+    assert not head.take(seal(after(opened(after(two, leaf_hours=9), OWNER)), OWNER), NOW)
+    assert head.behind
+    assert len(head.notes) == 1
+    assert not head.take((FIRST, two)[shown].envelope, NOW)
+    assert (head.behind, head.notes) == (False, ())
 
 
 def test_before_the_records_are_heard_those_in_between_may_be_missing() -> None:

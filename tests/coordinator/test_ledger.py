@@ -6,6 +6,7 @@ import asyncio
 import base64
 import dataclasses
 import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest_asyncio
 
 from admission.protocol import PEERS_PREFIX, RECORDS_KEY, Code, MeshPeer
 from coordinator import records
+from coordinator.grants import Token, Tokens
 from coordinator.ledger import BEGAN_KEY, INSTANCES_PREFIX, NEWCOMERS_PREFIX, SLOTS_PREFIX, Ledger
 from coordinator.refusal import RefusalError
 from coordinator.registry import Registry
@@ -112,18 +114,32 @@ async def test_another_coordinator_renews_and_frees(consul: ConsulClient) -> Non
     assert one.ledger.slots["x-0"].released
 
 
-async def test_a_record_without_a_public_key_is_as_coordinators_of_before_read_it(consul: ConsulClient) -> None:
-    """They read strictly: a slot whose record has a field more would be nobody's to them, and given away."""
+def fresh(expires_at: float) -> Tokens:
+    """Tokens of a CVM without a workload."""
+    return Tokens(
+        node=Token(secret=Secret(str(uuid.uuid4())), accessor=str(uuid.uuid4())), workload=None, expires_at=expires_at
+    )
+
+
+async def test_what_two_coordinators_gave_at_once_is_not_forgotten(consul: ConsulClient) -> None:
+    """Both renew one CVM: the record names the later tokens and those before, and the others are revoked."""
     one, two = book(consul), book(consul)
-    await one.ledger.take(holder("x-0"), peer("x-0"))
-    await one.ledger.take(dataclasses.replace(holder("x-1", "i1", "k1"), public_key="p"), peer("x-1", "k1"))
-    written = {}
-    for name in ("x-0", "x-1"):
-        _, entry = await consul.get(f"/v1/kv/{SLOTS_PREFIX}{name}")
-        written[name] = json.loads(base64.b64decode(entry[0]["Value"])).get("public_key", "not there")
-    assert written == {"x-0": "not there", "x-1": "p"}
+    first, faster, slower = (fresh(2000.0 + n) for n in range(3))
+    for tokens in (first, faster, slower):
+        await one.ledger.issue([tokens.node.body({})])
+    held = first.noted(holder())
+    await one.ledger.take(held, peer())
     await two.ledger.refresh()
-    assert {name: two.ledger.slots[name].public_key for name in written} == {"x-0": "", "x-1": "p"}
+    await two.ledger.replace_tokens(held, faster)
+    await one.ledger.replace_tokens(held, slower)
+    found = one.ledger.slots["x-0"]
+    assert (found.tokens, found.former) == ((slower.node.accessor,), (first.node.accessor,))
+    _, listed = await consul.get("/v1/acl/tokens")
+    there = {each["AccessorID"] for each in listed}
+    assert [each.node.accessor in there for each in (first, faster, slower)] == [True, False, True]
+    assert await one.ledger.free(found, "test")
+    _, listed = await consul.get("/v1/acl/tokens")
+    assert not {each["AccessorID"] for each in listed} & {each.node.accessor for each in (first, faster, slower)}
 
 
 async def test_an_instance_that_moves_leaves_its_old_slot(consul: ConsulClient) -> None:

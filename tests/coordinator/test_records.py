@@ -434,20 +434,34 @@ class Kv:
         return 1, [{"Value": base64.b64encode(self.envelope.encode()).decode(), "ModifyIndex": 1, "Flags": 0}]
 
 
-async def test_what_is_in_force_is_confirmed_by_the_records() -> None:
-    """With nobody to ask, or nothing there, it is not certain; a newer manifest is enforced first."""
+def unfounded(kv: Any, first: Signed) -> tuple[Records, Head]:
+    """Records of which nothing but `kv` is there, of a coordinator that enforces `first`."""
     lead = cvm(COORDINATOR_COMPOSE, "coordinator-0")
     info = GuestInfo(app_id=lead.app_id, instance_id=lead.instance_id, compose_hash=lead.compose_hash)
-    first = opened(make_manifest(), OWNER)
     place = first.manifest.coordinators.peers[0]
     own = MeshPeer(peer_id=place.peer_id, public_key="k", address=place.address, kind="coordinator")
-    kept: list[Signed] = []
-    head = Head(first, info, own, check_signatures=True, keep=kept.append, changed=lambda: None)
+    head = Head(first, info, own, check_signatures=True, keep=lambda _: None, changed=lambda: None)
     head.settle(1.0)
-    kv = Kv()
     parts: Any = SimpleNamespace(client=kv)
     nothing: Any = None
-    it = Records(parts, nothing, own=own, owners=OWNERS, head=head, chronicle=nothing, documents=nothing)
+    return Records(parts, nothing, own=own, owners=OWNERS, head=head, chronicle=nothing, documents=nothing), head
+
+
+def test_what_a_sibling_enforces_is_carried_out_as_what_the_records_have() -> None:
+    """Whom it ends is put out, and what is missing before it is looked for."""
+    first = opened(make_manifest(), OWNER)
+    it, head = unfounded(Kv(), first)
+    second = opened(after(first, leaf_hours=9), OWNER)
+    it.sibling_enforces(opened(after(second), OWNER).envelope)
+    assert (it._behind.is_set(), it._adopted.is_set(), it._swept.is_set()) == (True, False, False)
+    it.sibling_enforces(second.envelope)
+    assert (it._adopted.is_set(), it._swept.is_set(), head.signed) == (True, True, second)
+
+
+async def test_what_is_in_force_is_confirmed_by_the_records() -> None:
+    """With nobody to ask, or nothing there, it is not certain; a newer manifest is enforced first."""
+    kv, first = Kv(), opened(make_manifest(), OWNER)
+    it, head = unfounded(kv, first)
 
     async def refusal() -> str:
         with pytest.raises(RefusalError) as caught:

@@ -340,9 +340,31 @@ async def test_a_member_that_does_not_answer_has_not_all_asked_again_and_again()
     for _ in range(9):
         await scene.pass_on(1.0)
     assert scene.consul.lists == 1
+    assert "foreign keys may still be in some rings" in scene.rotator.problem
     scene.consul.silent, scene.consul.listed = False, [FOREIGN]
     await scene.pass_on(PATIENCE_SECONDS)
     assert scene.consul.deleted == [FOREIGN]
+    await scene.pass_on(1.0)
+    assert scene.rotator.problem == ""
+
+
+async def test_a_server_that_takes_no_keys_is_given_each_of_them_once() -> None:
+    """However often it fails: what it began with is one key, not one more a second."""
+    scene = await begun()
+    own = scene.members["coordinator-0"]
+    given: list[int] = []
+
+    async def fails(_: object, former: Sequence[Secret], __: object) -> None:
+        given.append(len(former))
+        raise KeyringError("does not answer")
+
+    own.carry_out = fails  # type: ignore[assignment, method-assign]
+    scene.pid += 1
+    scene.consul.value, scene.consul.index = encode(settled(1)), 9
+    for _ in range(3):
+        with pytest.raises(KeyringError):
+            await scene.pass_on(1.0)
+    assert given == [1, 1, 1]
 
 
 async def test_a_record_of_a_newer_program_ends_nothing() -> None:

@@ -102,6 +102,28 @@ def test_a_deployed_slot_is_taken_away(owner: Owner, monkeypatch: pytest.MonkeyP
     assert made.rotate.gossip == 1, "with the old count it could not be set"
 
 
+@pytest.mark.parametrize("keep", [False, True], ids=["with another gossip key", "with the same"])
+@pytest.mark.parametrize("own", [0, 2, 7], ids=["behind", "as in force", "ahead"])
+def test_the_draft_has_the_count_that_is_in_force(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, own: int, keep: bool
+) -> None:
+    """Whatever stood there: it is behind where another machine evicted, and then it could not be set."""
+    asked = Coordinator()
+    monkeypatch.setattr(owner_access, "deployed", lambda *_: asked.mesh)
+    assert owner.generate().exit_code == 0
+    owner.edit(rotate={"gossip": 2, "secrets": {}})
+    assert owner.sign().exit_code == 0
+    first = head(load(owner.cluster))
+    assert first is not None
+    asked.head = open_envelope(first.envelope, None)
+    monkeypatch.setattr("tests.meshctl.test_set_command.OWNERS", first.manifest.owners)
+    owner.edit(rotate={"gossip": own, "secrets": {}})
+    more = ["--keep-gossip-key"] if keep else []
+    done = run("worker-1", str(owner.cluster), "-c", URL, "--key", str(owner.key), "--yes", *more)
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert asked.head.manifest.rotate.gossip == decode(owner.draft.read_bytes()).rotate.gossip == (2 if keep else 3)
+
+
 def test_the_gossip_key_can_stay(lab: Coordinator) -> None:
     """Where the owner says so."""
     done = run("api-1", "--yes", "--keep-gossip-key")

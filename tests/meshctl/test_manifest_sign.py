@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshctl import manifest_keys
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
-from topology.envelope import open_envelope
-from topology.owners import Owners, key_of, name_of
+from topology.envelope import message, open_envelope
+from topology.manifest import decode
+from topology.owners import MAX_OWNERS, Owners, key_of, name_of, sign
 from topology.render import with_owners
 
 __all__ = ["owner"]
@@ -141,6 +144,26 @@ def test_owners_that_are_named_in_the_manifest_alone_sign_it_too(owner: Owner, t
     assert "0 of 1 signatures by the owners that epoch 2 itself names" in first.output
     assert "signed epoch" not in first.output
     assert "signed epoch 2" in owner.sign("--key", str(new)).output
+
+
+def test_no_more_signatures_are_taken_than_an_envelope_holds(owner: Owner, tmp_path: Path) -> None:
+    """Coordinators would refuse it: who began with too many is told, and keeps what is there."""
+    private = [Ed25519PrivateKey.from_private_bytes(bytes([n + 1]) * 32) for n in range(MAX_OWNERS)]
+    named = Owners(keys=tuple(map(key_of, private)), threshold=MAX_OWNERS)
+    owner.generate()
+    owner.sign()
+    owner.edit(owners=asdict(named))
+    assert owner.generate().exit_code == 0
+    text = message(decode(owner.draft.read_bytes()))
+    for n, key in enumerate(private):
+        made = tmp_path / f"{n}.sig"
+        made.write_bytes(sign(key, text))
+        result = owner.sign("--signature", str(made))
+        assert result.exit_code == 0, result.output
+    partial = owner.cluster / "manifest.partial"
+    before = partial.read_text()
+    refused(owner.sign(), "has 16 signatures already, and no more fit")
+    assert partial.read_text() == before
 
 
 def test_a_manifest_of_another_history_is_not_signed(owner: Owner) -> None:

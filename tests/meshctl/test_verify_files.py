@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.outside import Seen
+from evidence.outside import Cause, Seen, UnprovenError
 from meshctl import verify_files
 from meshctl.errors import UserError
 from tests.evidence.bundles import DOCUMENTS, NONCE, Coordinator, check
@@ -84,6 +84,11 @@ def test_what_was_seen_is_remembered(tmp_path: Path) -> None:
     newer = dataclasses.replace(SEEN, epoch=SEEN.epoch + 1)
     for seen in (newer, SEEN):
         verify_files.write_seen(path, seen)
+        assert verify_files.read_seen(path) == newer
+    for other in (dataclasses.replace(newer, digest="ef" * 32), dataclasses.replace(newer, root_sha256="ef" * 32)):
+        with pytest.raises(UnprovenError, match="and meanwhile this machine has seen it") as caught:
+            verify_files.write_seen(path, other)
+        assert caught.value.cause is Cause.ROLLBACK
         assert verify_files.read_seen(path) == newer
     assert sorted(each.name for each in path.parent.iterdir()) == ["demo.json", "demo.lock"]
 

@@ -370,6 +370,19 @@ async def test_all_coordinators_gone_keeps_the_admission_and_goes_on_asking() ->
         assert broker.calls == ["challenge", "attest", "renew", "renew", "renew"]
 
 
+async def test_a_coordinator_that_the_manifest_drops_has_its_connections_closed() -> None:
+    """With the next renewal; who stays keeps its own."""
+    stays, goes = FakeBroker("one"), FakeBroker("two")
+    named = [stays, goes]
+    rig = Rig(stays, goes)
+    rig.admission._brokers = lambda: tuple(named)  # type: ignore[assignment, return-value]
+    async with rig.running():
+        await rig.slept(1)
+        named.remove(goes)
+        await rig.goes_on()
+        assert (stays.closed, goes.closed) == (False, True)
+
+
 async def test_lost_lease_is_attested_anew_for_the_same_slot() -> None:
     """LEASE_INVALID leads to a second admission in place, asking for the slot of this boot."""
     broker = FakeBroker("one", renew=[RefusedError(Code.LEASE_INVALID, "unknown")])

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -22,6 +23,7 @@ from admission.trust import by, coordinator_check, nothing
 from lab.agent import GuestAgentServer
 from runtime.children import Child
 from runtime.consul import ConsulClient, ConsulError, api_socket
+from runtime.gossip import Ring
 from runtime.guest import GuestAgent
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
@@ -277,3 +279,31 @@ async def test_recovery_token_opens_the_agent_while_no_server_can_judge() -> Non
         assert it.child.status().pid is not None
         await it.agent.use_token(it.admitted.token)
         assert not await it.agent.rejoin(("127.255.255.1",))
+
+
+async def test_two_who_take_gossip_keys_do_it_one_after_the_other(tmp_path: Path) -> None:
+    """Each takes out the keys that it does not know: at once they would take out each other's."""
+    agent = Agent(Path("consul"), tmp_path, ConsulClient(socket=tmp_path / "none"))
+    inside, most = 0, 0
+    done: list[tuple[str, tuple[Secret, ...]]] = []
+
+    async def carry_out(wanted: Ring, former: tuple[Secret, ...], _: object) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        for _ in range(9):
+            # Long enough for the other one to begin.
+            await asyncio.sleep(0)
+        inside -= 1
+        done.append((wanted.name, former))
+
+    agent._member = SimpleNamespace(carry_out=carry_out)  # type: ignore[assignment]
+    agent._ring = first = Ring(name="1", keys=(Secret("a"),))
+    async with TaskScope() as scope:
+        one = scope.start("one", agent.take_ring())
+        await asyncio.sleep(0)
+        agent._ring = Ring(name="2", keys=(Secret("b"),))
+        two = scope.start("two", agent.take_ring())
+    await agent.close()
+    assert (one.result(), two.result(), most) == ("1", "2", 1)
+    assert done == [("1", ()), ("2", first.keys)]

@@ -22,4 +22,5 @@ def test_a_coordinator_that_the_manifest_adds_is_asked_after_those_of_the_enviro
     named.clear()
     assert brokers() == (one,)
     named.append("https://two")
-    assert brokers() == (one, two)
+    assert brokers()[0] is one
+    assert brokers()[1] is not two, "that one was closed meanwhile"

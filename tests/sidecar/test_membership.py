@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from admission.broker import Renewed, decode_admission
+from admission.broker import Renewed, decode_admission, decode_renewal
 from admission.offers import Ask
 from coordinator.proposal import shown
 from runtime.children import Child
@@ -111,6 +111,35 @@ async def test_first_admission_starts_the_mesh(tmp_path: Path) -> None:
         assert host.started == ["workload", "certificate", "mesh"]
         assert host.phases == ["admission done"]
         assert agent_token(tmp_path) == "s3cret-token"
+
+
+async def test_an_ended_certificate_is_not_ready_in_between(tmp_path: Path) -> None:
+    """A renewal that brings no new one changes nothing: ready does not flicker."""
+    now = NOW
+    async with membership(tmp_path, lambda: now) as (it, host):
+        await it.admitted(*admission())
+        now += 9 * 3600
+        host.phases.clear()
+        await it.renewed(
+            decode_renewal({"lease_seconds": 15.0, "manifest_epoch": 3}), given(KEYS.public.leaf, leaf=False)
+        )
+        assert [phase.split(":")[0] for phase in host.phases] == ["admission lost"]
+
+
+async def test_a_history_that_takes_long_leaves_time_for_the_lease(tmp_path: Path) -> None:
+    """It is renewed again before a lease of 15 s ends; what came is kept, and is where that goes on."""
+    second = opened(after(HEAD), OWNER)
+
+    async def ask(path: str) -> dict[str, object]:
+        if path.endswith("after=3"):
+            return {"manifests": [dataclasses.asdict(shown(second))], "more": True}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with membership(tmp_path) as (it, host), asyncio.timeout(15.0 / 2):
+        await it.lead_on(9, ask)
+    assert host.world.signed == second
+    assert "does not lead on" in it.refused_manifest
 
 
 async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from tests.topology.support import sealed
 from tests.topology.test_render import KEY, OWNERS, deployment, starter
 from topology import envelope as envelopes
 from topology import render
-from topology.envelope import MAX_ENVELOPE, MAX_SIGNATURE, open_envelope, seal
+from topology.envelope import MAX_ENVELOPE, open_envelope, seal
 from topology.manifest import ManifestError, encode
+from topology.owners import MAX_SIGNATURE
 
 MADE = render.manifest(starter(), deployment())
 
@@ -94,7 +95,7 @@ def test_an_envelope_is_bounded() -> None:
     with pytest.raises(ManifestError, match="characters at most"):
         open_envelope("A" * MAX_ENVELOPE + ".AA", OWNERS)
     flood = seal(MADE) + ".".join(["AA"] * 1000) + "." + seal(MADE, KEY).partition(".")[2]
-    long = f"{seal(MADE)}{'A' * (MAX_SIGNATURE + 4)}"
+    long = f"{seal(MADE)}{'A' * (MAX_SIGNATURE * 4 // 3 + 1)}"
     for envelope in (flood, long):
         for owners in (OWNERS, None):
             with pytest.raises(ManifestError, match="signatures that nobody makes"):

@@ -110,6 +110,21 @@ def test_what_strangers_bring_is_not_tried_for_long(monkeypatch: pytest.MonkeyPa
     assert owners.count(mixed, message, [owners.sign(ED, message), owners.sign(EC, message)]) == 2
 
 
+def test_those_whom_a_manifest_names_are_no_strays() -> None:
+    """They sign it beside the former owners, in whatever order; the rest is still bounded."""
+    private = [Ed25519PrivateKey.from_private_bytes(bytes([n + 1]) * 32) for n in range(12)]
+    former, new = private[:6], private[6:]
+    found, named = Owners(keys=tuple(map(key_of, former)), threshold=6), tuple(map(key_of, new))
+    message = b"what is signed"
+    old, own = ([owners.sign(key, message) for key in keys] for keys in (former, new))
+    bad = [owners.sign(key, b"else") for key in new]
+    assert owners.count(found, message, own + old, lambda: named) == 6
+    assert owners.count(found, message, own + old) == 0
+    assert owners.count(found, message, bad[:4] + own + old, lambda: named) == 6
+    assert owners.count(found, message, bad[:5] + own[:1] + old, lambda: named) == 0
+    assert owners.count(found, message, own[:1] * 2 + old, lambda: named) == 6
+
+
 def double(point: tuple[int, int]) -> tuple[int, int]:
     """That point of Ed25519 twice (RFC 8032, 5.1.4, in affine coordinates)."""
     p = 2**255 - 19

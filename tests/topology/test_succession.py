@@ -16,7 +16,7 @@ from topology import render
 from topology.envelope import Signed, seal
 from topology.manifest import Manifest, Rotate, SecretEntry, encode
 from topology.owners import Owners, key_of
-from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake, pass_over
+from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake, pass_over, unproven
 
 ALICE, BOB, CAROL = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 TWO_OF_THREE = Owners(keys=(key_of(ALICE), key_of(BOB), key_of(CAROL)), threshold=2)
@@ -304,3 +304,14 @@ def test_what_is_well_signed_and_wrong_is_called_so(change: dict[str, Any], word
         assert "upgrade" not in str(caught.value)
         assert caught.value.fault.unread == (fault is Fault.WRONG)
         assert (f"the manifest is well signed, and wrong: {words}" in str(caught.value)) == (fault is Fault.WRONG)
+
+
+def test_all_owners_may_be_replaced_at_once() -> None:
+    """Six of six by six of six, whoever signs first: both sets sign it, and neither stands in the other's way."""
+    old, new = ([Ed25519PrivateKey.from_private_bytes(bytes([16 * n + m]) * 32) for m in range(6)] for n in (1, 2))
+    before, later = (Owners(keys=tuple(map(key_of, keys)), threshold=6) for keys in (old, new))
+    head = signed(dataclasses.replace(FIRST, owners=before), *old)
+    for order in (old + new, new + old):
+        found = follow(head, signed(after(head, owners=later), *order).envelope)
+        assert unproven(before, found) is None
+        assert follow(found, signed(after(found), *new).envelope).manifest.epoch == 3
