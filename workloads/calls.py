@@ -53,8 +53,8 @@ class CallError(Exception):
 
 
 def fetch(url: str, timeout: float = TIMEOUT, method: str = "GET") -> str:
-    """The text at `url`. CallError when it cannot be had within `timeout` seconds, or is no 200. A name server is waited
-    for in addition.
+    """The text at `url`. CallError when it cannot be had within `timeout` seconds, or is no 200. The wait for a name
+    server is not counted.
     """
     parts = urlsplit(url)
     connection = _Connection(parts.hostname or "", parts.port or 80, timeout=timeout)
