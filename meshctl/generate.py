@@ -180,7 +180,10 @@ def generate(site: Site, accepted: Accepted, target: Path, *, check: bool, clust
     base = generate_base.base(computed, reviewed.inherited, edited, generated)
     if edited is not ABSENT and generated is ABSENT:
         computed = _without_base(computed, edited, accepted.lacking, target)
-    merged = merge(_placeless(generated), _placeless(edited), _placeless(computed))
+    trees = [_placeless(each) for each in (generated, edited, computed)]
+    if site.head is not None:
+        base, *trees = (generate_base.not_below(each, site.head.manifest.rotate) for each in (base, *trees))
+    merged = merge(*trees)
     if merged.conflicts:
         raise UserError(
             f"{target} was edited where the cluster has changed, too; nothing was written:\n"

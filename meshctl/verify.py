@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections import Counter
@@ -69,11 +70,18 @@ REMEDIES: dict[Exit, str] = {
 }
 
 
+NEWER = (
+    "verify with the manifest that you set last, or ./mesh sign and set yours; if yours was in force already, do not "
+    "trust this mesh"
+)
+"""What to try where the reader's manifest is of a later epoch than the one that is enforced."""
+
+
 class FailedError(UserError):
     """The verification failed. Nothing was written."""
 
-    def __init__(self, code: Exit, reason: str) -> None:
-        super().__init__(f"not verified ({code.name.lower()}): {reason}", REMEDIES[code], exit_code=code)
+    def __init__(self, code: Exit, reason: str, remedy: str = "") -> None:
+        super().__init__(f"not verified ({code.name.lower()}): {reason}", remedy or REMEDIES[code], exit_code=code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,22 +151,33 @@ def command(
         development_root=root_in(insecure_root) if insecure_root else None,
     )
     remembered: Path | None = None
-    if url is None and (offline is None or (manifest_file is None and owners_text is None)):
-        url, reader, remembered = _lab(name, reader, asks=offline is None)
+    bundle = _read(offline, "the bundle") if offline is not None else None
+    of_lab = bundle is None and url is None
+    if bundle is not None:
+        known = verify_files.read_lab(bundle) if name is None else lab_answers(runs.find(name))
+        of_lab, reader = known is not None, _as_told(reader, known) if known is not None else reader
+    elif url is None:
+        url, reader, remembered = _lab(name, reader)
     if reader.manifest is None and reader.owners is None:
         raise UserError(
-            "which manifest has to be enforced?", "-m manifest.json, or --owners KEY for any that they signed"
+            "which manifest has to be enforced?",
+            "-m manifest.json, or --owners KEY for any that they signed\n"
+            "of a lab that this machine has not verified itself: --insecure-root FILE, too",
         )
     if reader.development_root is not None:
         click.echo(INSECURE, err=True)
     target = out or (Path("verify") if offline is None else None)
     if target is not None:
         verify_files.check_target(target)
-    nonce = secrets.token_bytes(32) if offline is None else None
-    data = _fetched(url or "", nonce) if nonce is not None else _read(offline or Path(), "the bundle")
-    found = _verified(data, reader, nonce, time.time() if at is None else at, remembered, memory=at is None)
+    nonce = secrets.token_bytes(32) if bundle is None else None
+    data = _fetched(url or "", nonce) if nonce is not None else bundle or b""
+    # A lab's memory ends with the lab.
+    memory = at is None and not (of_lab and bundle is not None)
+    found = _verified(data, reader, nonce, time.time() if at is None else at, remembered, memory=memory)
     if target is not None:
         verify_files.write(target, found, data)
+    if nonce is not None and of_lab:
+        verify_files.write_lab(data, _anchors(reader))
     _report(found, target)
 
 
@@ -167,7 +186,7 @@ def _verified(
 ) -> Verified:
     """What the bundle `data` proves. FailedError. With a `nonce` of ours it is remembered as seen now."""
     from evidence.bundle import BundleError, decode
-    from evidence.outside import UnprovenError, verify
+    from evidence.outside import Cause, UnprovenError, verify
 
     try:
         bundle = decode(data)
@@ -175,13 +194,17 @@ def _verified(
         raise FailedError(Exit.FORM, str(error)) from error
     try:
         trusted = _trusted(reader, bundle)
+    except UnprovenError as error:
+        raise FailedError(Exit[error.cause.name], error.reason) from error
+    try:
         path = remembered or verify_files.seen_path(trusted.manifest.cluster, trusted.manifest.coordinators.app_id)
         seen = verify_files.read_seen(path) if memory else None
         found = asyncio.run(verify(bundle, trusted, nonce=nonce, seen=seen, now=now))
         if nonce is not None and found.seen != seen:
             verify_files.write_seen(path, found.seen)
     except UnprovenError as error:
-        raise FailedError(Exit[error.cause.name], error.reason) from error
+        newer = error.cause is Cause.DIGEST and trusted.manifest.epoch > bundle.statement.head.epoch
+        raise FailedError(Exit[error.cause.name], error.reason, NEWER if newer else "") from error
     return found
 
 
@@ -208,25 +231,44 @@ def _trusted(reader: Reader, bundle: Bundle) -> Trusted:
                 manifest, found = opened.manifest, opened.digest
         except ManifestError as error:
             raise UserError(
-                f"{reader.manifest} is no manifest: {error}", "-m manifest.json or manifest.signed"
+                _no_manifest(reader.manifest, text, str(error)), "-m manifest.json or manifest.signed"
             ) from error
     return Trusted(manifest=manifest, digest=found, owners=reader.owners, development_root=reader.development_root)
 
 
-def _lab(name: str | None, reader: Reader, *, asks: bool) -> tuple[str, Reader, Path]:
+def _no_manifest(path: Path, text: bytes, reason: str) -> str:
+    """What is wrong with `text`; of another kind of file, what was expected."""
+    if text.lstrip().startswith(b"{") or re.fullmatch(rb"[\w-]+(\.[\w-]*)+", text.strip()):
+        return f"{path} is no manifest: {reason}"
+    return f"{path} is not a manifest: expected JSON, as ./mesh generate writes it, or what ./mesh sign writes"
+
+
+def _lab(name: str | None, reader: Reader) -> tuple[str, Reader, Path]:
     """Where the lab's coordinators answer, the reader with what the lab says of itself, and where is remembered what
     was seen of it.
     """
     run = runs.find(name)
     told = lab_answers(run)
-    if asks:
-        click.echo(f"the lab {run.name!r}: {told.url}")
-    full = Reader(
+    click.echo(f"the lab {run.name!r}: {told.url}")
+    return told.url, _as_told(reader, told), run.folder / SEEN_IN_LAB
+
+
+def _anchors(reader: Reader) -> verify_files.LabAnchors:
+    """What `reader` trusts of a lab, to be remembered with what was verified by it."""
+    from topology.owners import text_of
+
+    assert reader.owners is not None, "a lab says who its owner is"
+    assert reader.development_root is not None, "and which root its TEE has"
+    return verify_files.LabAnchors(owners=text_of(reader.owners), development_root=reader.development_root.hex())
+
+
+def _as_told(reader: Reader, told: LabAnswers | verify_files.LabAnchors) -> Reader:
+    """`reader` with the lab's owners and root where it brings none."""
+    return Reader(
         manifest=reader.manifest,
         owners=reader.owners or _owners(told.owners),
         development_root=reader.development_root or bytes.fromhex(told.development_root),
     )
-    return told.url, full, run.folder / SEEN_IN_LAB
 
 
 def lab_answers(run: runs.Run) -> LabAnswers:

@@ -8,9 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from meshctl import locks, writing
 from meshctl.documents import FOLDER
@@ -23,6 +25,19 @@ BUNDLE = "bundle.json"
 """Also the mark by which a folder is known to be ours, and may be replaced."""
 MAX_SEEN = 1 << 16
 """Bytes."""
+
+MAX_LABS = 64
+"""Verified bundles of labs that are remembered, the newest: a lab is verified some times and then gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabAnchors:
+    """By what this machine verified a bundle of a lab."""
+
+    owners: str
+    """As in MESH_OWNERS."""
+    development_root: str
+    """DER, hex."""
 
 
 def check_target(folder: Path) -> None:
@@ -90,11 +105,10 @@ def seen_path(cluster: str, app_id: str) -> Path:
     """Where this machine remembers what it saw of a cluster. Another coordinators' app is another mesh."""
     from topology.names import why_no_label
 
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     # Both come out of a manifest, and nobody's words become a path.
     name = cluster if why_no_label(cluster) is None else "mesh"
     digest = hashlib.sha256(f"{cluster}\0{app_id}".encode("utf-8", "replace")).hexdigest()
-    return Path(base) / "cvm-mesh" / "seen" / f"{name}-{digest[:16]}.json"
+    return _memory() / "seen" / f"{name}-{digest[:16]}.json"
 
 
 def read_seen(path: Path) -> Seen | None:
@@ -137,6 +151,53 @@ def write_seen(path: Path, seen: Seen) -> None:
                 writing.write(path, _pretty(asdict(seen)))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error
+
+
+def read_lab(bundle: bytes) -> LabAnchors | None:
+    """By what this machine verified that very bundle in a lab; None where it did not. UserError.
+
+    It lies in the person's own configuration and not beside the bundle: whoever hands a bundle on could put any root
+    there.
+    """
+    from topology.manifest import ManifestError, from_tree
+
+    path = _lab_path(bundle)
+    try:
+        with path.open("rb") as file:
+            found: LabAnchors = from_tree(LabAnchors, json.loads(file.read(MAX_SEEN)), "lab")
+        bytes.fromhex(found.development_root)
+    except FileNotFoundError:
+        return None
+    except (OSError, ManifestError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}, by which a lab's bundle was verified, cannot be read: {error}",
+            "remove it, and give -m and --insecure-root",
+        ) from error
+    return found
+
+
+def write_lab(bundle: bytes, anchors: LabAnchors) -> None:
+    """Remembers `anchors` for that bundle, and forgets the oldest ones. Where that fails it says what is needed later:
+    what was verified holds all the same.
+    """
+    path = _lab_path(bundle)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writing.write(path, _pretty(asdict(anchors)))
+        known = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime_ns)
+        for old in known[:-MAX_LABS]:
+            old.unlink(missing_ok=True)
+    except (OSError, UserError) as error:
+        click.echo(f"not remembered in {path.parent} ({error}): --offline will need -m and --insecure-root", err=True)
+
+
+def _lab_path(bundle: bytes) -> Path:
+    return _memory() / "labs" / f"{hashlib.sha256(bundle).hexdigest()}.json"
+
+
+def _memory() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "cvm-mesh"
 
 
 def _readable(envelope: str) -> bytes:

@@ -15,7 +15,7 @@ from tests.meshctl.test_manifest_facts import outputs
 from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
 from tests.topology.support import after
 from topology.envelope import open_envelope, seal
-from topology.manifest import decode
+from topology.manifest import Rotate, decode
 from topology.owners import text_of
 from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
 from topology.revocation import Revocation
@@ -164,6 +164,25 @@ def test_what_another_owner_has_set_since_is_shown_where_it_would_be_undone(owne
     assert "is in force and has it otherwise" in told
     assert "revoked" in told.split("has it otherwise")[1]
     assert "leaf_hours" not in told.split("has it otherwise")[1]
+
+
+def test_counts_that_are_in_force_never_go_down(owner: Owner) -> None:
+    """An eviction raised one, which neither the files of the cluster nor the draft say; a greater one stays."""
+    owner.generate()
+    assert owner.sign().exit_code == 0
+    signed = owner.cluster / "manifest.signed"
+    head = open_envelope(signed.read_text().strip(), None)
+    rotated = after(head, rotate=Rotate(gossip=2), leaf_hours=9)
+    signed.write_text(seal(rotated, load(owner.key)) + "\n")
+    done = owner.generate()
+    assert "~ rotate.gossip: 0 → 2" in done.output
+    assert "kept, as edited by hand: ~ rotate" not in done.output
+    assert decode(owner.draft.read_bytes()).rotate.gossip == 2
+    assert owner.sign().exit_code == 0
+    owner.edit(rotate={"gossip": 5, "secrets": {}})
+    assert "kept, as edited by hand: ~ rotate.gossip: 2 → 5" in owner.generate().output
+    assert decode(owner.draft.read_bytes()).rotate.gossip == 5
+    assert owner.sign().exit_code == 0
 
 
 def test_a_reference_that_was_added_stays(owner: Owner) -> None:

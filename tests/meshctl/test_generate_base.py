@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshctl.generate_base import base
+from meshctl.generate_base import base, not_below
+from topology.manifest import Rotate
 from topology.merge import ABSENT
 
 A, B, HAND = ("a" * 64, "b" * 64, "c" * 64)
@@ -36,3 +37,17 @@ def test_a_draft_that_was_spoilt_adds_nothing() -> None:
     """What is wrong with it is said elsewhere."""
     for spoilt in ([], {"groups": []}, {"groups": {"api": 1}}, 1):
         assert base(tree(A), {"api": (A,)}, spoilt, spoilt) == tree(A)
+
+
+def test_no_count_falls_below_the_one_in_force() -> None:
+    """A secret that the tree lacks has no count, a greater count stays, and what is no manifest is left alone."""
+    force = Rotate(gossip=3, secrets={"database": 2, "gone": 1})
+    own = {"secrets": {"database": {}}, "rotate": {"gossip": 0, "secrets": {}}}
+    assert not_below(own, force)["rotate"] == {"gossip": 3, "secrets": {"database": 2}}
+    greater = {"secrets": {"database": {}}, "rotate": {"gossip": 4, "secrets": {"database": 7}}}
+    assert not_below(greater, force) == greater
+    spoilt: list[Any] = [
+        None, [], {"rotate": 1}, {"secrets": {}, "rotate": {"gossip": "x", "secrets": {}}}
+    ]  # fmt: skip
+    for tree in spoilt:
+        assert not_below(tree, force) == tree

@@ -156,6 +156,68 @@ async def test_another_manifest(person: Person) -> None:
     assert "get the newer manifest" in person.said
 
 
+async def test_a_newer_manifest_than_what_is_enforced(person: Person) -> None:
+    """The person's own draft, which nobody has set."""
+    draft = opened(after(person.coordinator.chain[-1]), STRANGER)
+    await person.fails(Exit.DIGEST, manifest=person.give(draft))
+    assert "get the newer manifest" not in person.said
+    assert "sign and set yours" in person.said
+
+
+async def test_another_kind_of_file_is_told(person: Person) -> None:
+    """The cluster's file in the place of the manifest."""
+    other = person.folder / "cluster.tf"
+    other.write_text('cluster_name = "tests"\n')
+    assert await person.verify(manifest=other) == 2
+    assert "cluster.tf is not a manifest: expected JSON" in person.said
+
+
+async def test_a_labs_bundle_verifies_after_the_lab(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what this machine verified it with, whatever lab runs then; a bundle of somebody else needs the options."""
+    from meshctl import runs
+
+    lab = person.folder / "lab"
+    lab.mkdir()
+    told = {"owners": OWNER_KEY, "development_root": TEE.root_der.hex()}
+    bundle = str(person.out / "bundle.json")
+    with monkeypatch.context() as running:
+        running.setattr(runs, "find", lambda _: runs.Run("demo", lab))
+        async with serving(person.answer) as url:
+            (lab / module.IN_LAB).write_text(json.dumps({"url": url, **told}))
+            assert await person.run("--out", str(person.out)) == 0, person.said
+        strange = {"url": "https://127.0.0.1:1", "owners": name_of(key_of(STRANGER)), "development_root": "00"}
+        (lab / module.IN_LAB).write_text(json.dumps(strange))
+        assert await person.run("--offline", bundle) == 0, person.said
+    assert await person.run("--offline", bundle) == 0, person.said
+    assert "INSECURE" in person.said
+    older = str(person.give(person.coordinator.chain[1]))
+    assert await person.run("--offline", bundle, "-m", older) == Exit.DIGEST, person.said
+    foreign = person.folder / "foreign.json"
+    foreign.write_bytes(person.coordinator.answer(bytes(32))[0])
+    assert await person.run("--offline", str(foreign)) == 2
+    assert "which manifest has to be enforced?" in person.said
+    assert "--insecure-root" in person.said
+    assert await person.run("--offline", str(foreign), "-m", str(person.manifest)) == Exit.EVIDENCE, person.said
+
+
+def test_few_bundles_of_labs_are_remembered(person: Person) -> None:
+    """The newest ones; and a damaged memory is named."""
+    from meshctl import verify_files
+    from meshctl.errors import UserError
+
+    anchors = verify_files.LabAnchors(owners=OWNER_KEY, development_root="00")
+    for number in range(verify_files.MAX_LABS + 2):
+        verify_files.write_lab(str(number).encode(), anchors)
+    kept = list((person.folder / "config" / "cvm-mesh" / "labs").iterdir())
+    assert len(kept) == verify_files.MAX_LABS
+    newest = str(verify_files.MAX_LABS + 1).encode()
+    assert verify_files.read_lab(newest) == anchors
+    for path in kept:
+        path.write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        verify_files.read_lab(newest)
+
+
 async def test_an_unknown_owner(person: Person) -> None:
     """The person was told another key; with a manifest and without."""
     stranger = name_of(key_of(STRANGER))
@@ -257,9 +319,9 @@ def test_what_a_lab_says_of_itself_is_read_strictly(tmp_path: Path, monkeypatch:
     empty = Reader(manifest=None, owners=None, development_root=None)
     (tmp_path / module.IN_LAB).write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
-        module._lab(None, empty, asks=True)
+        module._lab(None, empty)
     told = {"url": "https://127.0.0.1:1", "owners": OWNER_KEY, "development_root": TEE.root_der.hex()}
     (tmp_path / module.IN_LAB).write_text(json.dumps(told))
-    url, reader, seen = module._lab(None, empty, asks=False)
+    url, reader, seen = module._lab(None, empty)
     assert (url, reader.development_root, seen) == (told["url"], TEE.root_der, tmp_path / "seen.json")
     assert reader.owners is not None
