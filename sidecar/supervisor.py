@@ -484,7 +484,10 @@ class Supervisor:
         return self._member.refused_manifest if self._member is not None else ""
 
     def _certificate_problem(self) -> str:
-        return self._member.certificate_problem() if self._member is not None else ""
+        # The member is there before the first manifest, which coordinators bring.
+        if self._member is None or self._world is None:
+            return ""
+        return self._member.certificate_problem()
 
     def _workload_problem(self) -> str | None:
         workload = self._member.workload if self._member is not None else None
