@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from lab.nat import drop_arrivals
 from lab.network import enter
 from tests.support import network_namespace, spawn, tool
@@ -138,6 +140,9 @@ async def _vanish(caller: str, callee: str) -> None:
             await asyncio.to_thread(within, namespace, lambda: drop_arrivals(["wire"]))
         clients[1].sendall(b"more")
         assert await asyncio.to_thread(ended_after, clients[0], b"") > 6.1
+        clients[1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            clients[1].recv(1)
         # What was under way is sent again, not probed for, on either side.
         await asyncio.to_thread(lose, caller, CALLEE_PLACE)
         await asyncio.to_thread(lose, callee, CALLER_PLACE)
