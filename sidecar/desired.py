@@ -2,6 +2,8 @@
 
 `World` is what was observed, `Desired` what Envoy, DNS, the VIP table and the peer link are to hold. Nothing is
 remembered between calls: the same world gives the same wish.
+
+Long because it is one function: each part of the wish is a helper of its own, and all of them read one world.
 """
 
 from __future__ import annotations

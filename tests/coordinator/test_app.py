@@ -14,7 +14,7 @@ from evidence.statement import evidence_digest
 from meshctl.attestation import fetch_whole
 from runtime.consul import ConsulClient
 from runtime.secret import Secret
-from tests.coordinator.test_records import proposed
+from tests.coordinator.setting import proposed
 from tests.coordinator.world import OWNER, OWNERS, TEE, Applicant, Running, cluster, encode
 from tests.topology.support import after, opened
 

@@ -20,10 +20,10 @@ from coordinator.disk import MANIFESTS, Disk
 from coordinator.history import Mesh, name_of
 from coordinator.proposal import shown
 from runtime.consul import ConsulClient, ConsulError
+from tests.coordinator.setting import all_enforce, enforce, proposed, put
 from tests.coordinator.test_disk import OWN
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.test_history import MESH, ONE, SECOND, THREE, TWO
-from tests.coordinator.test_records import all_enforce, enforce, proposed, put
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster
 from tests.support import eventually
 from tests.topology.support import after, opened

@@ -14,9 +14,9 @@ import pytest
 
 from admission.protocol import PEERS_PREFIX
 from runtime.consul import ConsulError
-from tests.coordinator import test_records as records
+from tests.coordinator import setting
+from tests.coordinator.setting import proposed
 from tests.coordinator.test_formation import READY_SECONDS, Writer, boot, kept, nothing_lost, reasons, together, writing
-from tests.coordinator.test_records import proposed
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, Applicant, Cluster, Running, cluster, cvm
 from tests.support import eventually
 from tests.topology.support import after, opened
@@ -220,7 +220,7 @@ async def test_a_coordinator_whose_compose_file_is_dropped_leaves() -> None:
         head = mesh.running[0].coordinator.head.signed
         newer = opened(after(head, coordinators=leads), OWNER)
         await mesh.lose(2)
-        await records.put(mesh.running[0], newer.envelope)
+        await setting.put(mesh.running[0], newer.envelope)
         await becomes(mesh.running[0], addresses(mesh, 0, 1))
         await mesh.start(2, compose=older)
         await out(mesh, mesh.running[0], 2, reason="this CVM has")

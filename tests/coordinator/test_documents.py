@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.documents import Documents
 from evidence.bundle import decode
 from evidence.documents import digest
-from tests.coordinator.test_records import all_enforce
+from tests.coordinator.setting import all_enforce
 from tests.coordinator.world import (
     API_COMPOSE,
     CLIENT_COMPOSE,

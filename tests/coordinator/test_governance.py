@@ -14,8 +14,8 @@ from admission.protocol import MANIFEST_KEY
 from coordinator import governance
 from coordinator.governance import StandoffError, weigh
 from runtime.consul import ConsulClient, ConsulError
+from tests.coordinator.setting import all_enforce, enforce, put
 from tests.coordinator.test_head import of_newer_program
-from tests.coordinator.test_records import all_enforce, enforce, put
 from tests.coordinator.world import OWNER, OWNERS, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened

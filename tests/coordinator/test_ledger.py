@@ -1,4 +1,7 @@
-"""The records in a real Consul: two coordinators' ledgers against each other, failures, and what is remembered."""
+"""The records in a real Consul: two coordinators' ledgers against each other, failures, and what is remembered.
+
+Long because it is a list: each write that may meet another coordinator's is a case of its own, on the same records.
+"""
 
 from __future__ import annotations
 

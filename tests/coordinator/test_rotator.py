@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from admission.protocol import LeaseRequest, MeshPeer
-from coordinator.broker import Broker, Clocks, Rules
+from admission.protocol import MeshPeer
 from coordinator.keys import derive, gossip_key
-from coordinator.leases import Lease, seal
 from coordinator.rotation import KEY, Record, decode, encode, ring, settled
 from coordinator.rotator import CERTAIN_SECONDS, PATIENCE_SECONDS, RENEWED_SECONDS, Rotator
 from coordinator.slots import Holder, Node, NodeState
@@ -24,9 +21,8 @@ from runtime.gossip import Heard, Ring
 from runtime.keyring import KeyringError
 from runtime.secret import Secret
 from tests.coordinator.test_rotation import holder
-from tests.coordinator.world import OWNER, TEE, make_manifest
+from tests.coordinator.world import OWNER, make_manifest
 from tests.topology.support import after, opened
-from topology.allowed import image_id
 from topology.manifest import Rotate
 
 KEYS = derive(Secret("11" * 32), "tests")
@@ -376,54 +372,3 @@ async def test_a_record_of_a_newer_program_ends_nothing() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         await scene.rotator.look()
     assert (scene.consul.value, scene.broker.ring.name) == (strange, "0")
-
-
-class FakeLedger:
-    """The records of one CVM."""
-
-    complete = True
-    nodes: Mapping[str, Node] = MappingProxyType({})
-
-    def __init__(self, held: Holder) -> None:
-        self.slots = {held.peer_id: held}
-
-    async def renew(self, _: Holder) -> None:
-        """Noted nowhere."""
-
-
-async def test_a_renewal_tells_the_keys_to_whom_has_others_and_only_while_they_are_certain() -> None:
-    """A coordinator that has lost sight of the records renews the lease, and leaves the keys as they are."""
-    now = 1000.0
-    held = holder("api-0", trusts=FIRST.digest, token_expires_at=now + 3600)
-    group, image = FIRST.manifest.groups["api"], TEE.os_image("0.6.0")
-    held = replace(
-        held,
-        app_id=group.app_id,
-        address=group.peers[0].address,
-        compose_hash=group.compose_hashes[0],
-        image=image_id(image.mrtd, image.rtmr0, image.rtmr1, image.rtmr2),
-    )
-    broker = Broker(
-        rules=Rules(signed=FIRST, adopted_at=0.0),
-        verifier=None,  # type: ignore[arg-type]
-        keys=KEYS,
-        ledger=FakeLedger(held),  # type: ignore[arg-type]
-        registry=None,  # type: ignore[arg-type]
-        feed=None,  # type: ignore[arg-type]
-        clocks=Clocks(unix=lambda: now, monotonic=lambda: now),
-        random=os.urandom,
-        offered=None,  # type: ignore[arg-type]
-    )
-    broker.not_ready = None
-    lease = seal(
-        Lease(peer_id="api-0", group="api", instance_id=held.instance_id, boot_key=held.boot_key), KEYS.broker_key
-    )
-    asked = LeaseRequest(
-        lease=lease.reveal(), leaf_digest=FIRST.digest, leaf_expires_at=int(now) + 30000, gossip_ring="0"
-    )
-    broker.ring, broker.ring_until = ring(KEYS, Record(stage="both", number=1, before=0)), now + CERTAIN_SECONDS
-    told = await broker.renew(asked)
-    assert (told.gossip_ring, told.gossip_keys) == ("0+1", tuple(key.reveal() for key in broker.ring.keys))
-    assert (await broker.renew(replace(asked, gossip_ring="0+1"))).gossip_keys is None
-    broker.ring_until = now
-    assert (await broker.renew(asked)).gossip_keys is None

@@ -21,10 +21,10 @@ from coordinator.refusal import RefusalError
 from coordinator.waiting import PHASE, Waiting
 from runtime.guest import TlsKey
 from runtime.secret import Secret
+from tests.coordinator.setting import enforce, proposed, put
 from tests.coordinator.test_chronicle import kept
 from tests.coordinator.test_config import GOOD, parse
 from tests.coordinator.test_head import INFO, of_newer_program
-from tests.coordinator.test_records import enforce, proposed, put
 from tests.coordinator.world import OWNER, TEE, Applicant, Cluster, Running, cluster, make_manifest
 from tests.support import eventually
 from tests.topology.support import after, opened

@@ -19,7 +19,7 @@ from meshctl.cli import cli
 from meshctl.errors import UserError
 from meshctl.owner_access import Lab, Mesh
 from meshctl.set_command import put
-from tests.coordinator.test_records import enforce
+from tests.coordinator.setting import enforce
 from tests.coordinator.test_waiting import waits
 from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, OWNER, OWNERS, TEE, cluster, make_manifest
 from tests.support import eventually

@@ -1,3 +1,8 @@
+"""What a CVM wants of Envoy, DNS, its VIPs and its link, by what it knows.
+
+Long because it is a list: each rule of the one function is a case of its own.
+"""
+
 from __future__ import annotations
 
 import dataclasses

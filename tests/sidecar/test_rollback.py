@@ -22,7 +22,7 @@ from sidecar.admission import Admission, Claim
 from sidecar.certificate import Given
 from sidecar.desired import World
 from sidecar.slot import Wish
-from tests.coordinator.test_records import put
+from tests.coordinator.setting import put
 from tests.coordinator.world import API_COMPOSE, TEE, Cluster, cluster, cvm
 from tests.coordinator.world import OWNER as FIRST_OWNER
 from tests.support import eventually
