@@ -41,6 +41,10 @@ _DPKG = (
 """What the published slim images set too: no syncs while a layer is made, no documentation."""
 
 
+PROGRAM = "program"
+"""Folder of the Dockerfile that makes every demo program's image."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """One image of the project."""
@@ -53,6 +57,13 @@ class Image:
     needs: str | None = None
     """Another image that it is built on; None: the base."""
     published: bool = True
+    about: str = ""
+    """What it is, where one Dockerfile makes several images; empty: it has a Dockerfile of its own."""
+
+    @property
+    def dockerfile(self) -> str:
+        """Its Dockerfile's path in the checkout."""
+        return f"images/{PROGRAM if self.about else self.name}/Dockerfile"
 
     @property
     def local(self) -> str:
@@ -67,6 +78,14 @@ class Image:
 
 _MESH = ("admission", "coordinator", "dns", "evidence", "peer", "runtime", "sidecar", "topology", "vip", "xds")
 _TOOLING = tuple(f"meshctl/{name}.py" for name in ("__init__", "console", "errors", "locks", "tools", "tools_build"))
+_PROGRAMS = {
+    "api": "Public demo service: calls the worker by its route name",
+    "worker": "Demo service behind a route name",
+    "web": "Emoji vote, the public page",
+    "emoji": "Emoji vote, the emoji that there are",
+    "voting": "Emoji vote, the votes",
+}
+"""What each demo program's image is, by its name and its module's in `workloads`."""
 IMAGES: dict[str, Image] = {
     image.name: image
     for image in (
@@ -75,7 +94,7 @@ IMAGES: dict[str, Image] = {
             sources=("pyproject.toml", "tools", *_TOOLING, *_MESH),
             tools=("consul", "wireguard-go"),
         ),
-        *(Image(name=name, sources=("workloads",)) for name in ("api", "worker", "web", "emoji", "voting")),
+        *(Image(name=name, sources=("workloads",), about=about) for name, about in _PROGRAMS.items()),
         Image(name="webdemo", sources=("pyproject.toml", "tools", "workloads")),
         Image(name="patroni", sources=("pyproject.toml", "tools", "runtime", "workloads")),
         Image(name="lab", sources=("lab",), needs="sidecar", published=False),
@@ -113,7 +132,7 @@ def context(root: Path, image: Image, built: Mapping[str, Path]) -> bytes:
     """The build context of `image` as a tar archive, from the checkout `root` and `built` tools (name to path)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for source in sorted((f"images/{image.name}/Dockerfile", *image.sources)):
+        for source in sorted((image.dockerfile, *image.sources)):
             for path in _files(root / source):
                 _add(archive, path, str(path.relative_to(root)))
         for name, path in sorted(built.items()):
@@ -178,6 +197,8 @@ def _build(engine: Engine, image: Image, base: str, built: Mapping[str, Path], p
     }
     if image.needs:
         arguments = {name: arguments[name] for name in ("SIDECAR",)}
+    if image.about:
+        arguments |= {"PROGRAM": image.name, "ABOUT": image.about}
     options = [item for name, value in arguments.items() for item in ("--build-arg", f"{name}={value}")]
     if not _has_bridge(engine):
         options += ["--network", "host"]
@@ -194,7 +215,7 @@ def _build(engine: Engine, image: Image, base: str, built: Mapping[str, Path], p
     with tempfile.TemporaryFile() as archive:
         archive.write(context(ROOT, image, built))
         archive.seek(0)
-        argv = [engine.docker, "build", "-t", image.local, "-f", f"images/{image.name}/Dockerfile", *options, "-"]
+        argv = [engine.docker, "build", "-t", image.local, "-f", image.dockerfile, *options, "-"]
         outcome = stream(argv, on_tick=tick, env=_builder(engine), stdin=archive)
     if outcome.code != 0:
         raise UserError("\n".join((f"image {image.name} could not be built:", *outcome.tail[-8:])), exit_code=1)

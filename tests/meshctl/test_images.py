@@ -34,8 +34,8 @@ def test_context_says_nothing_of_the_checkout(tmp_path: Path) -> None:
     """Two checkouts with the same content and other times and modes give the same bytes."""
     archives = []
     for index, name in enumerate(("a", "b")):
-        (tmp_path / name / "images" / "worker").mkdir(parents=True)
-        (tmp_path / name / "images" / "worker" / "Dockerfile").write_text("FROM x\n")
+        (tmp_path / name / "images" / "program").mkdir(parents=True)
+        (tmp_path / name / images.IMAGES["worker"].dockerfile).write_text("FROM x\n")
         (tmp_path / name / "workloads").mkdir()
         source = tmp_path / name / "workloads" / "a.py"
         source.write_text("1\n")
@@ -48,7 +48,7 @@ def test_every_image_has_its_dockerfile_on_a_pinned_base() -> None:
     """All published images name the same base, by digest, and copy only what their context has."""
     base = images.pinned_base(ROOT)
     for image in images.IMAGES.values():
-        text = (ROOT / "images" / image.name / "Dockerfile").read_text()
+        text = (ROOT / image.dockerfile).read_text()
         if image.published:
             assert f"ARG BASE={base}\n" in text
             assert "org.opencontainers.image.licenses" in text
@@ -62,7 +62,7 @@ def test_images_share_their_first_step() -> None:
     """The step that installs Python is the same text everywhere, so its layer is stored and pulled once."""
     steps = set()
     for name in ("sidecar", "api", "worker", "web", "emoji", "voting", "webdemo", "patroni"):
-        text = (ROOT / "images" / name / "Dockerfile").read_text()
+        text = (ROOT / images.IMAGES[name].dockerfile).read_text()
         steps.add(text[text.index("FROM ${BASE} AS base") :].split("\nRUN ")[1].split("\n\n")[0].split("\n#")[0])
     assert len(steps) == 1
 
