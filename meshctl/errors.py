@@ -1,10 +1,6 @@
-"""`UserError`: what the command line prints as one message and answers with exit code 2. Standard library only, also
-what is imported here.
-"""
+"""`UserError`: what the command line prints as one message and answers with exit code 2. Standard library only."""
 
 from __future__ import annotations
-
-from topology.texts import escaped
 
 USAGE_EXIT_CODE = 2
 """What a mistake of the operator, or of the machine's set-up, ends a command with."""
@@ -41,5 +37,6 @@ def render(error: UserError) -> str:
 
 
 def printable(line: str) -> str:
-    """`line` with what a terminal would obey escaped; tabs, which are ours, stay."""
-    return "\t".join(map(escaped, line.split("\t")))
+    """`line` with what a terminal would obey escaped."""
+    kept = (each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode() for each in line)
+    return "".join(kept)

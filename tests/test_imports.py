@@ -142,13 +142,10 @@ def test_command_line_starts_without_the_heavy_packages() -> None:
 def test_set_up_needs_the_standard_library_only() -> None:
     """What `./mesh` runs before there is an environment imports nothing that pip installs."""
     modules = ("stamp", "setup", "console", "errors", "locks", "tools", "tools_build")
-    shared = ("topology/__init__.py", "topology/texts.py")
     allowed = {*sys.stdlib_module_names, "meshctl"}
-    for path in (*(Path("meshctl") / f"{name}.py" for name in modules), *map(Path, shared)):
-        # What escapes texts is the same for all, and is judged here itself, with its package.
-        others = {item for item in imports(path) if not _is_below(item, {"topology.texts"})}
-        foreign = {item.split(".")[0] for item in others} - allowed
-        assert foreign == set(), f"{path} imports {foreign}"
+    for name in modules:
+        foreign = {item.split(".")[0] for item in imports(Path("meshctl") / f"{name}.py")} - allowed
+        assert foreign == set(), f"meshctl.{name} imports {foreign}"
 
 
 def test_no_other_distribution_provides_our_names() -> None:

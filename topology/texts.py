@@ -30,12 +30,8 @@ def check(value: object, free: frozenset[str] = frozenset(), lines: frozenset[st
 
 def shown(name: str) -> str:
     """`name` for a message: its beginning, with what a terminal would obey escaped."""
-    return escaped(name[:_MAX_NAME])
-
-
-def escaped(text: str) -> str:
-    """`text` with what a terminal would obey escaped; a tab, too."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    # `meshctl.errors.printable` does so for the command line, which sets this package up and so cannot need it.
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name[:_MAX_NAME])
 
 
 def _texts(value: object, entry: str, free: frozenset[str], lines: frozenset[str]) -> Iterator[tuple[str, str]]:
