@@ -278,14 +278,15 @@ async def run(listener: socket.socket, ways: Ways, say: Say) -> None:
     say("ended")
 
 
-def _of_lab() -> tuple[Anchor, ...]:
-    """That of the lab that runs here, as for `./mesh verify`; none where none does, or several do."""
-    try:
-        run = runs.find(None)
-        root = bytes.fromhex(lab_answers(run).development_root)
-    except (UserError, ValueError):
-        return ()
-    return (Anchor(development_root=root, seen=run.folder / SEEN_IN_LAB),)
+def _of_labs() -> tuple[Anchor, ...]:
+    """Those of the labs that run here, as for `./mesh verify`: the bundle may be of any of them."""
+    found = []
+    for run in runs.all_runs():
+        with contextlib.suppress(UserError, ValueError):
+            if run.alive:
+                root = bytes.fromhex(lab_answers(run).development_root)
+                found.append(Anchor(development_root=root, seen=run.folder / SEEN_IN_LAB))
+    return tuple(found)
 
 
 @click.command()
@@ -325,7 +326,7 @@ def command(
         name=name,
         to=place_of(to, "--to") if to else None,
         by_root=by_root,
-        anchors=(Anchor(development_root=root_in(insecure_root)),) if insecure_root else (Anchor(), *_of_lab()),
+        anchors=(Anchor(development_root=root_in(insecure_root)),) if insecure_root else (Anchor(), *_of_labs()),
     )
     ways = Ways(wanted, click.echo)
     try:

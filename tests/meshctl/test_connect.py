@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.tee_pki import DevPki, TcbState
 from meshctl import __main__ as program
-from meshctl import connect
+from meshctl import connect, runs
 from meshctl.connect import Port, Wanted, Ways
-from meshctl.verify import INSECURE
+from meshctl.verify import INSECURE, LabAnswers
 from runtime.tasks import TaskScope
 from tests.coordinator.world import TEE
 from tests.meshctl.proofs import ANCHORS, chain, server, write
@@ -354,3 +355,18 @@ def test_the_command_refuses_to_begin(person: Person, capsys: pytest.CaptureFixt
         there = ("--to", f"127.0.0.1:{site.server_port}")
         assert program.run(["connect", "api", "-b", str(person.folder), *there, *root]) == 1
     assert "the mesh CA of epoch 2 has not issued it" in capsys.readouterr().err
+
+
+def test_of_several_labs_that_run_the_bundle_is_of_any(
+    person: Person, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without --insecure-root; one whose file cannot be read stands in no other's way."""
+    roots = {"broken": "no hex", "other": DevPki(b"another", TcbState()).root_der.hex(), "own": TEE.root_der.hex()}
+    monkeypatch.setattr(runs, "all_runs", lambda: [runs.Run(name, tmp_path / name) for name in (*roots, "ended")])
+    monkeypatch.setattr(runs.Run, "alive", property(lambda run: run.name in roots))
+    answers = {name: LabAnswers(url="", owners="", development_root=root) for name, root in roots.items()}
+    monkeypatch.setattr(connect, "lab_answers", lambda run: answers[run.name])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = free.getsockname()[1]
+    assert program.run(["connect", "api", "-b", str(person.folder), "--to", f"127.0.0.1:{gone}"]) == 1
+    assert f"not connected: 127.0.0.1:{gone} cannot be reached" in capsys.readouterr().err
