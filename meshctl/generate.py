@@ -31,6 +31,7 @@ from meshctl.generate_sources import (
     in_lab,
     lab_of,
     os_images,
+    other_labs,
     read_json,
 )
 from meshctl.writing import write
@@ -141,8 +142,9 @@ def command(
     if run is None and kind == LAB:
         raise UserError(f"no lab of {cluster} runs", f"./mesh up {cluster}, or --from {OUTPUTS}")
     if run is None and preflight is None and (images is None) == (not take_reported_images):
+        others = other_labs(folder) if kind is None and outputs is None else ""
         raise UserError(
-            "say which OS images may run: exactly one of --os-images FILE and --take-reported-images",
+            f"{others}say which OS images may run: exactly one of --os-images FILE and --take-reported-images",
             "--os-images FILE (docs/deploying.md has its form)\n--take-reported-images (trusts the cloud's word)",
         )
     accepted = Accepted(

@@ -73,6 +73,12 @@ def lab_of(folder: Path, name: str | None) -> runs.Run | None:
     return found[0] if found else None
 
 
+def other_labs(folder: Path) -> str:
+    """What runs instead of a lab of the cluster in `folder`, as the beginning of a message; "" where nothing does."""
+    found = [f"the lab {run.name!r} is of {_cluster_of(run)}" for run in runs.all_runs() if run.alive]
+    return f"{'; '.join(found)}, and none runs of {folder}. For a deployment of it " if found else ""
+
+
 def in_lab(run: runs.Run, folder: Path) -> Site:
     """The site of a lab. UserError."""
     from meshctl.bring_up import checked

@@ -74,6 +74,8 @@ def sign(
     if sum(it is not None for it in (key, prepare, signature)) > 1:
         raise UserError("--key, --prepare and --signature exclude each other", "give one of them")
     source = draft or cluster_folder(cluster) / DRAFT
+    if not source.exists():
+        raise UserError(f"{source} is not there, and it is what is signed", f"./mesh generate {cluster}")
     if key is prepare is signature is None and source_of(source) == LAB:
         _sign_for_lab(source, cluster, name)
         return

@@ -116,7 +116,9 @@ def lab(name: str | None, but: str = "") -> Lab:
 
     run = runs.find(name)
     machines = statuses.collect(run)["machines"]
-    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR and m["peer_id"] != but}
+    leads = {m["peer_id"]: m["sidecar"] or {} for m in machines if m["group"] == COORDINATOR}
+    if leads.pop(but, None) is not None and not leads:
+        raise UserError(f"{but} is the only coordinator", "./mesh set a manifest with another one beside it first")
     ready = [peer_id for peer_id, said in leads.items() if said.get("ready")]
     ready += [peer_id for peer_id, said in leads.items() if said.get("leaderless")]
     if not ready:

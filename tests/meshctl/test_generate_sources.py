@@ -40,6 +40,16 @@ def test_the_lab_of_a_cluster_is_found_by_its_folder(labs: Path) -> None:
         generate_sources.lab_of(labs / "mine", "other")
 
 
+def test_a_lab_of_another_cluster_is_named(labs: Path) -> None:
+    """Where none runs of this one; without any lab nothing is said."""
+    told = generate_sources.other_labs(labs / "nobodys")
+    assert "the lab 'other' is of" in told
+    assert told.endswith("and none runs of " + str(labs / "nobodys") + ". For a deployment of it ")
+    for lab in labs.rglob("lab.json"):
+        lab.unlink()
+    assert generate_sources.other_labs(labs / "nobodys") == ""
+
+
 def test_what_was_generated_lies_beside_and_says_from_what(tmp_path: Path) -> None:
     """Without it a manifest counts as a deployment's."""
     draft = tmp_path / "manifest.json"

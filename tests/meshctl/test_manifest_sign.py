@@ -59,6 +59,12 @@ def several(tmp_path: Path) -> Several:
     return Several(tmp_path)
 
 
+def test_what_was_not_generated_is_asked_for_before_a_key(several: Several) -> None:
+    """A key that is made for it would change the compose files for nothing."""
+    several.key.unlink()
+    refused(several.sign(), "manifest.json is not there")
+
+
 def test_each_owner_signs_in_turn(several: Several) -> None:
     """Until there are enough, nothing is there for Terraform to find; the same key twice is one."""
     assert several.generate().exit_code == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meshctl import owner_access, runs, status
 from meshctl.asking import Answer
 from meshctl.errors import UserError
 from meshctl.owner_access import Lab, Mesh, deployed
@@ -43,3 +44,15 @@ def test_a_deployed_mesh_is_asked_by_https_only() -> None:
     """The coordinator's evidence is in its certificate."""
     with pytest.raises(UserError, match="https only"):
         deployed("http://c.example:8787", "https://pccs.example", None)
+
+
+def test_the_only_coordinator_of_a_lab_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever evicts it hears that, and not that none is ready."""
+    machines = [{"peer_id": "coordinator-0", "group": "coordinator", "sidecar": {"ready": True}}]
+    monkeypatch.setattr(runs, "find", lambda _: runs.Run("demo", tmp_path))
+    monkeypatch.setattr(status, "collect", lambda _: {"machines": machines})
+    with pytest.raises(UserError, match="coordinator-0 is the only coordinator"):
+        owner_access.lab(None, but="coordinator-0")
+    machines[0]["sidecar"] = {}
+    with pytest.raises(UserError, match="no coordinator of 'demo' is ready"):
+        owner_access.lab(None, but="worker-0")
