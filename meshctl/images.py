@@ -77,7 +77,19 @@ class Image:
 
 
 _MESH = ("admission", "coordinator", "dns", "evidence", "peer", "runtime", "sidecar", "topology", "vip", "xds")
-_TOOLING = tuple(f"meshctl/{name}.py" for name in ("__init__", "console", "errors", "locks", "tools", "tools_build"))
+_TOOLING = tuple(
+    f"meshctl/{name}.py"
+    for name in (
+        "__init__",
+        "console",
+        "errors",
+        "locks",
+        "tools",
+        "tools_archive",
+        "tools_build",
+        "tools_install",
+    )
+)
 _PROGRAMS = {
     "api": "Public demo service: calls the worker by its route name",
     "worker": "Demo service behind a route name",

@@ -87,7 +87,7 @@ def _install(root: Path, argv: Sequence[str], progress: Progress) -> None:
     mark = Path(stamp.mark_path(str(root)))
     _make_venv(root, venv, progress)
     mark.write_text(stamp.INCOMPLETE + "\n", encoding="ascii")
-    builder = _build_tools_in_background(root) if argv and argv[0] in NEEDS_TOOLS else None
+    builder = _install_tools_in_background(root) if argv and argv[0] in NEEDS_TOOLS else None
     try:
         _install_packages(root, progress)
     except BaseException:
@@ -217,10 +217,10 @@ def _point_at(root: Path) -> None:
     (Path(place) / POINTER).write_text(f"{root}\n", encoding="utf-8")
 
 
-def _build_tools_in_background(root: Path) -> subprocess.Popen[bytes]:
+def _install_tools_in_background(root: Path) -> subprocess.Popen[bytes]:
     """Starts the builder and leaves it alone: the command waits for it, under the builder's own lock."""
     return subprocess.Popen(
-        [stamp.python_in(str(root)), "-P", "-m", "meshctl.tools_build"],
+        [stamp.python_in(str(root)), "-P", "-m", "meshctl.tools_install"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Which tools the mesh runs, at which versions, and where they are found. Standard library only.
 
-`find` looks; `ensure` also builds what is missing (`meshctl.tools_build`). Both go through the same places in the same
-order: an explicit variable, PATH (its version checked), the package or cache that we fill ourselves.
+`find` looks; `ensure` also installs what is missing (`meshctl.tools_install`). Both go through the same places in the
+same order: an explicit variable, PATH (its version checked), the package or cache that we fill ourselves.
 """
 
 from __future__ import annotations
@@ -22,6 +22,20 @@ from meshctl.console import Progress, Silent
 from meshctl.errors import UserError
 
 Version = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """Zip files with a program that its makers publish (`meshctl.tools_archive`)."""
+
+    site: str
+    """Address below which they are."""
+    variable: str
+    """Environment variable with another address, of a mirror; `off`: none is fetched."""
+    path: str
+    """Below the site; `{version}` and `{machine}` are filled in."""
+    digests: Mapping[str, tuple[str, str]]
+    """By `platform.machine()`: the makers' word for it, and the archive's SHA-256 in hex."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +65,8 @@ class Tool:
     """Folder below tools/ with the go.mod that pins it: what shares no dependencies shares no pins."""
     link: str = ""
     """More for the linker, `-X` settings."""
+    archive: Archive | None = None
+    """Where it is to be had without a build; None: nowhere."""
     optional: bool = False
     """Nothing of ours needs it; it is shown because it helps a person."""
     on_demand: bool = False
@@ -63,6 +79,15 @@ TOOLS: dict[str, Tool] = {
         Tool(
             name="consul", variable="MESH_CONSUL", version="1.22.7", version_args=("version",),
             at_least=(1, 22), below=(1, 23), go_package="github.com/hashicorp/consul",
+            # The digests are those of consul_1.22.7_SHA256SUMS, which its makers sign.
+            archive=Archive(
+                site="https://releases.hashicorp.com/consul", variable="MESH_CONSUL_RELEASES",
+                path="{version}/consul_{version}_linux_{machine}.zip",
+                digests={
+                    "x86_64": ("amd64", "fe25cecd8dd3552a8e5b0941cde1d79bb6004eac384aa45679dd1398f947201d"),
+                    "aarch64": ("arm64", "db54c5fb7c5ceaef97a38ca45dcc0f649ff592a48c73ab320e2d535c78e136cc"),
+                },
+            ),
         ),
         Tool(
             name="envoy", variable="MESH_ENVOY", version="1.40.0", version_args=("--version",),
@@ -142,11 +167,12 @@ def search(tool: Tool, environ: Mapping[str, str]) -> Search:
         if wheel:
             return Search(found=Found(path=wheel, source=tool.wheel[0]), tried=())
         tried.append(f"the Python package {tool.wheel[0]} is not installed in {sys.prefix}")
-    if tool.go_package:
-        cached = cached_path(tool, environ)
-        if cached.is_file() and os.access(cached, os.X_OK):
-            return Search(found=Found(path=cached, source="cache"), tried=())
-        tried.append(f"{cached} does not exist")
+    kept = [cached_path(tool, environ)] if tool.go_package else []
+    kept += [released_path(tool, environ)] if tool.archive else []
+    for path in kept:
+        if path.is_file() and os.access(path, os.X_OK):
+            return Search(found=Found(path=path, source="cache"), tried=())
+        tried.append(f"{path} does not exist")
     return Search(found=None, tried=tuple(tried))
 
 
@@ -193,8 +219,15 @@ def cache_root(environ: Mapping[str, str]) -> Path:
 
 
 def cached_path(tool: Tool, environ: Mapping[str, str]) -> Path:
-    """Where the cache keeps `tool`."""
+    """Where the cache keeps `tool` when it was built here."""
     return cache_root(environ) / "tools" / f"{tool.name}-{tool.version}" / tool.name
+
+
+def released_path(tool: Tool, environ: Mapping[str, str]) -> Path:
+    """Where the cache keeps `tool` when it is its makers' program. A folder of its own: images are always built, so
+    that equal sources give equal images.
+    """
+    return cache_root(environ) / "tools" / f"{tool.name}-{tool.version}-release" / tool.name
 
 
 def version_problem(tool: Tool, path: Path) -> str | None:
@@ -258,18 +291,15 @@ def kernel_wireguard(root: Path = Path("/")) -> bool:
 
 
 def ensure(names: Iterable[str] = REQUIRED, progress: Progress | None = None) -> dict[str, Path]:
-    """Paths of the tools `names`; what is missing is built. UserError lists all that was tried and what to install."""
-    from meshctl import tools_build
+    """Paths of the tools `names`; what is missing is installed. UserError lists all that was tried, and what to do."""
+    from meshctl import tools_install
 
     wanted = [TOOLS[name] for name in names]
     searches = {tool.name: search(tool, os.environ) for tool in wanted}
     missing = [tool for tool in wanted if searches[tool.name].found is None]
-    built: dict[str, Path] = {}
-    failures: dict[str, list[str]] = {}
-    if any(tool.go_package for tool in missing):
-        built, failures = tools_build.build(
-            [tool for tool in missing if tool.go_package], os.environ, progress or Silent()
-        )
+    built, failures = tools_install.install(
+        [tool for tool in missing if tool.go_package], os.environ, progress or Silent()
+    )
     lacking = [tool for tool in missing if tool.name not in built]
     if lacking:
         raise _cannot_have(lacking, {t.name: [*searches[t.name].tried, *failures.get(t.name, [])] for t in lacking})

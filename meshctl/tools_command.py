@@ -25,7 +25,9 @@ def command(as_json: bool, check: bool) -> int:
 
     Looked for in this order: an explicit variable (MESH_CONSUL, MESH_ENVOY, MESH_POSTGRES, MESH_WIREGUARD_GO,
     MESH_WG), PATH, the package or cache that the set-up fills (MESH_CACHE, by default ~/.cache/cvm-mesh). What is
-    missing is built from the modules pinned below tools/; docker-compose only when `./mesh compose` needs it.
+    missing is built from the modules pinned below tools/; docker-compose only when `./mesh compose` needs it. Consul
+    is taken from its makers' archive, by pinned digest, where it can be had: MESH_CONSUL_RELEASES is the address of a
+    mirror, or "off".
     """
     if not check:
         tools.ensure(progress=Console())

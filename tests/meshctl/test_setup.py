@@ -58,7 +58,7 @@ def test_first_run_makes_an_environment(checkout: Path) -> None:
     assert stamp.is_current(str(checkout))
     assert f"-c {checkout}/tools/constraints.txt -r" in _calls(checkout)
     assert (checkout / ".venv" / "site" / setup.POINTER).read_text() == f"{checkout}\n"
-    assert "tools_build" not in _calls(checkout)
+    assert "tools_install" not in _calls(checkout)
 
 
 def test_second_run_does_nothing(checkout: Path) -> None:
@@ -129,22 +129,22 @@ def test_read_only_checkout_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_tools_are_built_beside_pip(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that needs the Go tools starts their build in the background; other commands do not."""
     builders: list[subprocess.Popen[bytes]] = []
-    start = setup._build_tools_in_background
+    start = setup._install_tools_in_background
 
     def recorded(root: Path) -> subprocess.Popen[bytes]:
         builders.append(start(root))
         return builders[-1]
 
-    monkeypatch.setattr(setup, "_build_tools_in_background", recorded)
+    monkeypatch.setattr(setup, "_install_tools_in_background", recorded)
     assert setup.run(str(checkout), ["test", "-k", "x"]) == 0
     assert [builder.wait(10) for builder in builders] == [0]
-    assert "-P -m meshctl.tools_build" in _calls(checkout)
+    assert "-P -m meshctl.tools_install" in _calls(checkout)
 
 
 def test_failed_set_up_ends_the_builder(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When pip fails, the build that was started beside it does not go on alone."""
     with popen(["sleep", "600"]) as builder:
-        monkeypatch.setattr(setup, "_build_tools_in_background", lambda _: builder)
+        monkeypatch.setattr(setup, "_install_tools_in_background", lambda _: builder)
         _python(checkout, pip="exit 1")
         assert setup.run(str(checkout), ["test"]) == 2
         assert builder.wait(10) != 0
@@ -157,7 +157,7 @@ def test_ended_set_up_leaves_nothing_behind(checkout: Path, number: int) -> None
     work.mkdir()
     sleeps = f"echo $$ >> {pids}; exec sleep 600"
     script = _python(checkout, pip=f'touch "$TMPDIR/half"; {sleeps}')
-    script.write_text(script.read_text().replace("esac", f"*tools_build*) {sleeps} ;;\nesac"))
+    script.write_text(script.read_text().replace("esac", f"*tools_install*) {sleeps} ;;\nesac"))
     code = f"import sys\nfrom meshctl import setup\nsys.executable = {str(script)!r}\n"
     code += f"sys.exit(setup.run({str(checkout)!r}, ['test']))"
     environ = {**os.environ, "TMPDIR": str(work), "PYTHONPATH": str(ROOT)}

