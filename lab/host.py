@@ -144,9 +144,8 @@ class Host:
             (socket.socket(fileno=item.fd), _app_of(self._plan.manifest, item.group), item.port)
             for item in request.listeners
         )
-        for item, (listener, *_) in zip(request.listeners, entries, strict=True):
-            if item.group == COORDINATOR:
-                self._tell_outsiders(listener.getsockname()[1], owner)
+        places = [listener.getsockname()[1] for listener, *_ in entries]
+        self._tell_outsiders(list(zip(request.listeners, places, strict=True)), owner)
         await start_platform(
             self._scope,
             self._tee,
@@ -270,12 +269,15 @@ class Host:
         await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
         self._network.close()
 
-    def _tell_outsiders(self, port: int, owner: Ed25519PrivateKey) -> None:
-        """Writes what one needs to verify this lab from outside: where coordinators answer (TLS that ends in the CVM),
-        whose signatures count, and the root of the simulated TEE.
+    def _tell_outsiders(self, places: list[tuple[Listener, int]], owner: Ed25519PrivateKey) -> None:
+        """Writes what one needs to verify this lab from outside: which ports of the machine's loopback lead where,
+        where coordinators answer (TLS that ends in the CVM), whose signatures count, and the root of the simulated TEE.
         """
+        entries = [{"group": item.group, "port": item.port, "here": here} for item, here in places]
+        coordinator = next(here for item, here in places if item.group == COORDINATOR)
         told = {
-            "url": f"https://127.0.0.1:{port}",
+            "url": f"https://127.0.0.1:{coordinator}",
+            "entries": entries,
             "owners": text_of(Owners(keys=(key_of(owner),))),
             "development_root": self._tee.root_der.hex(),
         }

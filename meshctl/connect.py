@@ -85,7 +85,7 @@ class Wanted:
     async def way(self) -> Way:
         """By what the folder proves now. UserError."""
         proof = await connect_proof.read(self.folder, self.anchors)
-        target = target_of(proof.manifest, self.route, self.name, self.to)
+        target = target_of(proof.manifest, self.route, self.name, self.to, proof.ports)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         tls.minimum_version = ssl.TLSVersion.TLSv1_3
         tls.load_verify_locations(cadata=proof.root_ca if self.by_root else proof.mesh_ca)
@@ -284,8 +284,10 @@ def _of_labs() -> tuple[Anchor, ...]:
     for run in runs.all_runs():
         with contextlib.suppress(UserError, ValueError):
             if run.alive:
-                root = bytes.fromhex(lab_answers(run).development_root)
-                found.append(Anchor(development_root=root, seen=run.folder / SEEN_IN_LAB))
+                told = lab_answers(run)
+                root = bytes.fromhex(told.development_root)
+                ports = {(entry.group, entry.port): entry.here for entry in told.entries}
+                found.append(Anchor(development_root=root, seen=run.folder / SEEN_IN_LAB, ports=ports))
     return tuple(found)
 
 
@@ -301,7 +303,9 @@ def _of_labs() -> tuple[Anchor, ...]:
     help="The folder that ./mesh verify wrote. Default: verify.",
 )
 @click.option(
-    "--to", metavar="HOST:PORT", help="Where to dial. Default: the gateway, or where the certificate's name is."
+    "--to",
+    metavar="HOST:PORT",
+    help="Where to dial. Default: the gateway, or where the certificate's name is; for a lab, its port.",
 )
 @click.option(
     "--as", "name", metavar="NAME", help="Which name of the certificate. Default: the gateway's, or the first."

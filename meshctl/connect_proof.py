@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshctl import verify_files
+from meshctl.connect_target import Ports
 from meshctl.errors import UserError
 from meshctl.verify_files import BUNDLE
 
@@ -35,6 +36,8 @@ class Proof:
     root_ca: str
     insecure: bool
     """By a development root: nothing is proven about any hardware."""
+    ports: Ports | None
+    """Those of its anchor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class Anchor:
     """DER; None: Intel's root."""
     seen: Path | None = None
     """Where is remembered what was seen enforced; None: where this machine keeps it for the mesh."""
+    ports: Ports | None = None
+    """Of a lab that runs here."""
 
 
 async def read(folder: Path, anchors: tuple[Anchor, ...] = (Anchor(),)) -> Proof:
@@ -66,7 +71,7 @@ async def read(folder: Path, anchors: tuple[Anchor, ...] = (Anchor(),)) -> Proof
         ) from error
     try:
         bundle = decode(data)
-        found = await _verified(bundle, anchors)
+        found, anchor = await _verified(bundle, anchors)
     except (BundleError, UnprovenError, ManifestError) as error:
         raise UserError(f"{path} does not verify: {error}", _AGAIN) from error
     return Proof(
@@ -75,11 +80,14 @@ async def read(folder: Path, anchors: tuple[Anchor, ...] = (Anchor(),)) -> Proof
         mesh_ca=bundle.mesh_ca,
         root_ca=bundle.root_ca,
         insecure=found.evidence.development_root,
+        ports=anchor.ports,
     )
 
 
-async def _verified(bundle: Bundle, anchors: tuple[Anchor, ...]) -> Verified:
-    """BundleError, UnprovenError, ManifestError; UserError where what was seen cannot be read."""
+async def _verified(bundle: Bundle, anchors: tuple[Anchor, ...]) -> tuple[Verified, Anchor]:
+    """What is proven, and by which of `anchors`. BundleError, UnprovenError, ManifestError; UserError where what was
+    seen cannot be read.
+    """
     from evidence.bundle import BundleError
     from evidence.outside import Cause, Trusted, UnprovenError, verify
     from topology.envelope import open_envelope
@@ -92,7 +100,7 @@ async def _verified(bundle: Bundle, anchors: tuple[Anchor, ...]) -> Verified:
         trusted = Trusted(manifest=head.manifest, digest=head.digest, development_root=anchor.development_root)
         seen = verify_files.read_seen(anchor.seen or kept)
         try:
-            return await verify(bundle, trusted, nonce=None, seen=seen, now=time.time())
+            return await verify(bundle, trusted, nonce=None, seen=seen, now=time.time()), anchor
         except UnprovenError as error:
             if error.cause is not Cause.EVIDENCE or anchor is anchors[-1]:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -11,8 +12,12 @@ from meshctl.runs import nearest
 from topology.manifest import Manifest
 from topology.public import WILDCARD, Public, covers, gateway_bases, gateway_name
 
+Ports = Mapping[tuple[str, int], int]
+"""Of a lab, whose gateway has no name here: group and its port → the port of this machine that leads there."""
 GATEWAY_PORT = 443
 """Where dstack's gateway takes TLS."""
+LOOPBACK = "127.0.0.1"
+"""Where a lab's ports are."""
 _NAMES = frozenset({62, 64})
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (x509_vfy.h)."""
 _TIMES = frozenset({9, 10})
@@ -36,11 +41,14 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def target_of(manifest: Manifest, route: str, name: str | None, to: tuple[str, int] | None) -> Target:
+def target_of(
+    manifest: Manifest, route: str, name: str | None, to: tuple[str, int] | None, ports: Ports | None = None
+) -> Target:
     """Where `route` is public by `manifest`. `name` is the one of its names to ask for; None: the gateway's, else the
-    first that a client can check. `to` is where to dial; None: at the gateway, or where the name is. UserError.
+    first that a client can check. `to` is where to dial; None: at the gateway, or where the name is, or in a lab, which
+    has `ports`, at its port. UserError.
     """
-    app_id, public = _public(manifest, route)
+    group, app_id, public = _public(manifest, route)
     gateways = [gateway_name(app_id, public.port, base) for base in gateway_bases(app_id, public)]
     names = [*gateways, *(san for san in public.sans if san not in gateways and "://" not in san)]
     if name is None:
@@ -51,12 +59,27 @@ def target_of(manifest: Manifest, route: str, name: str | None, to: tuple[str, i
             )
     elif not any(covers(san, name.lower()) for san in names):
         raise UserError(f"{route} has no certificate for {name!r:.100}: it has {', '.join(names)}", "--as one of them")
+    if to is None and ports is not None:
+        to = LOOPBACK, _port_in_lab(ports, group, public.port)
     host, port = to or (name, GATEWAY_PORT if name in gateways else public.port)
     return Target(route=route, name=name, host=host, port=port)
 
 
-def _public(manifest: Manifest, route: str) -> tuple[str, Public]:
-    """App ID and public listener of what `route` leads to. UserError."""
+def _port_in_lab(ports: Ports, group: str, port: int) -> int:
+    """The port of this machine that leads to public `port` of `group`. UserError."""
+    if (group, port) not in ports:
+        named = [f"{LOOPBACK}:{here} leads to {name}, port {inside}" for (name, inside), here in sorted(ports.items())]
+        there = "; ".join(named) or "it has none"
+        raise UserError(
+            f"the lab has no port of this machine that leads to {group}, port {port}: {there}",
+            "a lab has one for each group that is public when it begins, to its lowest public port; ./mesh down and "
+            "./mesh up, or --to HOST:PORT",
+        )
+    return ports[group, port]
+
+
+def _public(manifest: Manifest, route: str) -> tuple[str, str, Public]:
+    """Group, app ID and public listener of what `route` leads to. UserError."""
     found = next((entry for entry in manifest.routes if entry.name == route), None)
     if found is None:
         names = [entry.name for entry in manifest.routes]
@@ -74,7 +97,7 @@ def _public(manifest: Manifest, route: str) -> tuple[str, Public]:
             f"{route} is not public in the proven manifest, of epoch {manifest.epoch}: {told}",
             'ingress = "tls" and public = { … } in cluster.tf make it so (docs/public.md)',
         )
-    return group.app_id, public
+    return found.group, group.app_id, public
 
 
 def place_of(text: str, option: str) -> tuple[str, int]:

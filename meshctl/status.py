@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meshctl import applications
+from meshctl import applications, outward
 from meshctl.runs import Run
 
 if TYPE_CHECKING:
@@ -160,6 +159,8 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
             "notes": own.get("manifest_notes") or [],
         },
         "certificate": own.get("certificate"),
+        "public": own.get("public") or [],
+        "egress": own.get("egress") or [],
         "agent_expires_at": own.get("agent_expires_at"),
         "cut": machine.get("cut"),
         "nacks": (own.get("xds") or {}).get("nacks") or [],
@@ -169,7 +170,8 @@ def _peer(machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    """Prints what a person reads: peer, group, address, admission, link, Consul, Envoy, routes.
+    """Prints what a person reads: peer, group, address, admission, link, Consul, Envoy, routes; applications; what
+    listens for clients from outside, and what is dialled beside the routes' names.
 
     A table where there is room for one; below `TABLE_COLUMNS` columns some lines for each peer.
     """
@@ -182,6 +184,8 @@ def print_table(document: dict[str, Any]) -> None:
     else:
         _print_peers(console, document)
     print_applications(console, document)
+    _print_rows(console, "public", ("backend", "route", "port", "names", "certificate"), outward.public(document))
+    _print_rows(console, "egress", ("group", "listen", "tls", "leads to"), outward.egress(document))
     insecure = sorted({text for peer in document["peers"] for text in peer["insecure"]})
     for text in insecure:
         console.print(f"INSECURE: {text}", style="bold yellow")
@@ -246,16 +250,23 @@ def _joined(parts: Sequence[str], width: int) -> list[str]:
 
 def print_applications(console: Console, document: dict[str, Any]) -> None:
     """One line an application container: its state, the ports that it should listen on, and who listens there."""
+    _print_rows(console, "applications", ("peer", "container", "state", "ports"), applications.rows(document))
+
+
+def _print_rows(
+    console: Console, title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], whole: int = 2
+) -> None:
+    """A table, if there are `lines`; the first `whole` columns are never broken."""
+    from rich.markup import escape
     from rich.table import Table
 
-    lines = applications.rows(document)
     if not lines:
         return
-    table = Table(title="applications", title_justify="left")
-    for column in ("peer", "container", "state", "ports"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("peer", "container"))
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=index < whole)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     console.print(table)
 
 
@@ -283,9 +294,7 @@ def _manifest(peer: dict[str, Any]) -> str:
 def _until(peer: dict[str, Any]) -> str:
     """When the CVM's certificate ends; it is renewed at half of its life. Empty for a CVM without one."""
     certificate = peer["certificate"]
-    if certificate is None:
-        return ""
-    return f"until {datetime.fromtimestamp(certificate['expires_at'], UTC):%m-%d %H:%M} UTC"
+    return "" if certificate is None else outward.until(certificate["expires_at"])
 
 
 def _admission(peer: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from topology.owners import Owners
 
 IN_LAB = "outside.json"
-"""In the folder of a lab: where its coordinators answer, who its owner is, and the root of its simulated TEE."""
+"""In the folder of a lab: where it answers on this machine, who its owner is, and the root of its simulated TEE."""
 SEEN_IN_LAB = "seen.json"
 MAX_FILE = 1 << 22
 """Bytes of a manifest, envelope or root that are read."""
@@ -94,6 +94,17 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabEntry:
+    """A port of this machine's loopback from where the lab's gateway leads on."""
+
+    group: str
+    port: int
+    """Of the group's CVMs."""
+    here: int
+    """Of this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabAnswers:
     """What `IN_LAB` says."""
 
@@ -101,6 +112,8 @@ class LabAnswers:
     owners: str
     development_root: str
     """DER, hex."""
+    entries: tuple[LabEntry, ...] = ()
+    """Of the coordinators, too."""
 
 
 @click.command()

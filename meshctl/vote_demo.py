@@ -250,7 +250,6 @@ def demo(nat: Nat, name: str | None, progress: Progress) -> None:
     click.echo(
         f"\na browser sees the page, too: give it this CA, then open https://{HERE}:{port}\n"
         f"    {folder}/verify/mesh-ca.pem\n"
-        f"for programs that take no CA:  ./mesh connect {GROUP} --to {HERE}:{port} \\\n"
-        f"    --bundle {folder}/verify"
+        f"for programs that take no CA:  ./mesh connect {GROUP} --bundle {folder}/verify"
     )
     walk.finish()

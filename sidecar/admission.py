@@ -249,13 +249,15 @@ class Admission:
 
     def _refused(self, broker: Broker, error: RefusedError) -> None:
         log.warning("admission refused", extra={"coordinator": broker.url, "reason": str(error)})
-        reason = f"{broker.url}: {error}"
+        evicted = None
         if error.code is Code.SLOT_TAKEN:
             self._wish = self._wish.taken(self._clock(), self._lease_seconds)
+            evicted = self._wish.eviction(error.reason)
+        reason = f"{broker.url}: {evicted or error}"
         if error.code is Code.SLOT_TAKEN or error.code.permanent:
             reason = "; ".join(part for part in (reason, self._wish.advice) if part)
             self._refusal = reason
-        self._note("refused" if error.code.permanent else "waiting", reason)
+        self._note("refused" if error.code.permanent or evicted else "waiting", reason)
 
     def _tell(self) -> None:
         """Tells the listener why this CVM is not admitted, if it is not."""
@@ -365,7 +367,7 @@ class Admission:
                 raise
             # A challenge is rejected for what is asked for, before any evidence: the manifest lost the slot.
             log.warning("the slot is gone, asking for any of the group", extra={"reason": str(error)})
-            self._wish = self._wish.gone()
+            self._wish = self._wish.dropped()
         return None, await self._ask(broker)
 
     async def _ask(self, broker: Broker) -> Challenge:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.desired import may_call
 from sidecar.phases import Report
+from topology.egress import WEB, server_name
 from topology.envelope import SHOWN_DIGITS, Signed
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Facts:
 
 def document(facts: Facts) -> dict[str, Any]:
     """The document, ready for JSON."""
-    admission, signed = facts.admission, facts.signed
+    signed = facts.signed
     return {
         "peer_id": facts.peer_id,
         "group": facts.group,
@@ -68,13 +69,7 @@ def document(facts: Facts) -> dict[str, Any]:
             name: {"pid": c.pid, "restarts": c.restarts, "state": c.state, "last_exit": c.last_exit}
             for name, c in facts.children.items()
         },
-        "admission": {
-            "state": admission.state if admission else "waiting",
-            "coordinator": admission.coordinator if admission else None,
-            "lease_seconds": admission.lease_seconds if admission else None,
-            "expires_at": admission.expires_at if admission else None,
-            "reason": admission.reason if admission else "",
-        },
+        "admission": _admission(facts.admission),
         "links": [
             {
                 "peer_id": link.peer_id,
@@ -104,11 +99,23 @@ def document(facts: Facts) -> dict[str, Any]:
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
         "certificate": _certificate(facts.certificate),
+        "public": _public(facts),
+        "egress": _egress(facts),
         "gossip_ring": facts.gossip_ring,
         "agent_expires_at": facts.agent_expires_at,
         "manifest_epoch": signed.manifest.epoch if signed is not None else None,
         "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
         "manifest_notes": list(signed.notes) if signed is not None else [],
+    }
+
+
+def _admission(now: AdmissionStatus | None) -> dict[str, Any]:
+    return {
+        "state": now.state if now else "waiting",
+        "coordinator": now.coordinator if now else None,
+        "lease_seconds": now.lease_seconds if now else None,
+        "expires_at": now.expires_at if now else None,
+        "reason": now.reason if now else "",
     }
 
 
@@ -121,3 +128,48 @@ def _certificate(held: Certificate | None) -> dict[str, Any] | None:
         "expires_at": held.leaf.expires_at,
         "authorities": [each.digest[:SHOWN_DIGITS] for each in held.trusted],
     }
+
+
+def _public(facts: Facts) -> list[dict[str, Any]]:
+    """The group's public listeners by the manifest. Without a certificate nothing is served there, and `certificate` is
+    None; it comes soon after the manifest, so for a moment its names may be those of the manifest before.
+    """
+    group = facts.signed.manifest.groups.get(facts.group) if facts.signed is not None else None
+    if facts.signed is None or group is None:
+        return []
+    newest = facts.certificate.newest if facts.certificate is not None else None
+    return [
+        {
+            "backend": name,
+            "routes": [
+                route.name
+                for route in facts.signed.manifest.routes
+                if (route.group, route.backend) == (facts.group, name)
+            ],
+            "port": backend.public.port,
+            "names": list(backend.public.sans),
+            "certificate": {"manifest_digest": newest.digest[:SHOWN_DIGITS], "expires_at": newest.expires_at}
+            if newest is not None and name in newest.public
+            else None,
+        }
+        for name, backend in sorted(group.backends.items())
+        if backend.public is not None
+    ]
+
+
+def _egress(facts: Facts) -> list[dict[str, Any]]:
+    """What the group's programs may dial beside the routes' names, by the manifest. `server_name`: whose certificate
+    a server outside has to show; None: it leads to a route. `pinned`: by the manifest's own authorities.
+    """
+    group = facts.signed.manifest.groups.get(facts.group) if facts.signed is not None else None
+    return [
+        {
+            "name": entry.name,
+            "listen": entry.listen,
+            "remote": entry.remote,
+            "tls": entry.tls,
+            "server_name": server_name(entry) if entry.tls == WEB else None,
+            "pinned": entry.ca is not None,
+        }
+        for entry in (group.egress if group is not None else ())
+    ]

@@ -17,6 +17,8 @@ class Wish:
     """MESH_PEER_ID."""
     held: str | None = None
     """The peer ID that this boot was admitted as."""
+    evicted: str | None = None
+    """The peer ID that this boot held until the manifest had it no more; None: it holds one, or had none."""
     taken_since: float | None = None
     """Unix seconds: since when another CVM is said to hold `held`; None: nobody said so since the last admission."""
 
@@ -34,7 +36,7 @@ class Wish:
 
     def admitted(self, peer_id: str) -> Wish:
         """After an admission as `peer_id`."""
-        return replace(self, held=peer_id, taken_since=None)
+        return replace(self, held=peer_id, evicted=None, taken_since=None)
 
     def taken(self, now: float, lease_seconds: float) -> Wish:
         """After a refusal because another CVM holds the slot. For longer than a lease: then it is no leftover of this
@@ -46,5 +48,20 @@ class Wish:
         return replace(self, taken_since=since)
 
     def gone(self) -> Wish:
-        """After a refusal because the group has no such slot (any more)."""
+        """The slot that this boot holds is another CVM's: any will do."""
         return replace(self, held=None, taken_since=None)
+
+    def dropped(self) -> Wish:
+        """After a refusal because the manifest has no such slot (any more)."""
+        return replace(self.gone(), evicted=self.held or self.evicted)
+
+    def eviction(self, reason: str) -> str | None:
+        """What an owner has to hear first where no slot is free, for which the coordinator gives `reason`: that the
+        manifest took this CVM's away. None where it did not.
+        """
+        if self.evicted is None:
+            return None
+        return (
+            f"EVICTED: the manifest in force has no slot {self.evicted} any more, which this CVM held; and of the "
+            f"others of its group none is free ({reason})"
+        )

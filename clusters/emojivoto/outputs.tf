@@ -1,6 +1,6 @@
-output "page" {
+output "public_urls" {
   description = "Where the page is, for clients that trust the mesh's CA (./mesh verify); empty until the platform knows its gateway."
-  value       = [for base in module.phala.deployment.apps["web"].gateways : "https://${module.phala.deployment.apps["web"].app_id}-443s.${base}"]
+  value       = module.phala.public_urls
 }
 
 output "members" {

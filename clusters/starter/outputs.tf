@@ -4,6 +4,11 @@ output "api_url" {
   value       = module.phala.urls["api"]
 }
 
+output "public_urls" {
+  description = "Where backends with `public` in cluster.tf are, for clients that trust the mesh's CA (./mesh verify)."
+  value       = module.phala.public_urls
+}
+
 output "members" {
   description = "The slots of each app, and the instance that is in each now."
   value       = module.phala.members

@@ -13,6 +13,15 @@ output "coordinators" {
   value       = { peers = local.coordinators, compose = var.coordinator_compose }
 }
 
+output "public" {
+  description = "Per workload group with public listeners: backend => port, as `public` in cluster.tf says."
+  value = {
+    for g, group in var.workload_groups : g => {
+      for name, backend in try({ for k, v in group.backends : k => v }, {}) : name => backend.public.port if can(tonumber(backend.public.port))
+    } if length([for backend in try(values(group.backends), []) : true if can(tonumber(backend.public.port))]) > 0
+  }
+}
+
 output "environment" {
   description = "Per group, and for the coordinators under `coordinator`: the environment of its CVMs. No manifest, route or slot is in it, so none of them restarts a CVM."
   value = {

@@ -45,6 +45,19 @@ output "urls" {
   }
 }
 
+# dstack's gateway calls an app's port `<app_id>-<port>s.<its domain>`; with `s` it passes TLS through by server name, and the
+# connection leads to one of the app's CVMs (Dstack-TEE/dstack, gateway; `topology.public.gateway_name` has the same form).
+output "public_urls" {
+  description = "URLs of each public backend, `group/backend`, one for each gateway in front of the app, for clients that trust the mesh's CA (./mesh verify). Empty until the platform knows its gateway."
+  value = merge([
+    for g, ports in var.mesh.public : {
+      for backend, port in ports : "${g}/${backend}" => [
+        for base in distinct(compact(local.cvms[g][*].gateway_base_domain)) : "https://${local.app_ids[g]}-${port}s.${base}"
+      ]
+    }
+  ]...)
+}
+
 output "members" {
   description = "The slots of each app with the instance that is in each now; \"\" until the CVM has booted."
   value = {

@@ -97,3 +97,5 @@ def test_the_key_that_an_evicted_cvm_knows_opens_nothing_any_more(mesh: Mesh) ->
         enough(mesh, peer, each)
     gone = {name: entry for name, entry in processes(mesh).items() if before[name] != entry}
     assert {name for name in gone if not name.startswith("worker-1")} == set()
+    told = "EVICTED: the manifest in force has no slot worker-1 any more"
+    wait_for(lambda: told in "".join(mesh.peer("worker-1")["reasons"]), "its own status says so", 60)

@@ -20,7 +20,7 @@ from lab.tee_pki import DevPki, TcbState
 from meshctl import __main__ as program
 from meshctl import connect, runs
 from meshctl.connect import Port, Wanted, Ways
-from meshctl.verify import INSECURE, LabAnswers
+from meshctl.verify import INSECURE, LabAnswers, LabEntry
 from runtime.tasks import TaskScope
 from tests.coordinator.world import TEE
 from tests.meshctl.proofs import ANCHORS, chain, server, write
@@ -360,13 +360,19 @@ def test_the_command_refuses_to_begin(person: Person, capsys: pytest.CaptureFixt
 def test_of_several_labs_that_run_the_bundle_is_of_any(
     person: Person, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Without --insecure-root; one whose file cannot be read stands in no other's way."""
+    """Without --insecure-root, and without --to its port is dialled; a broken one stands in no other's way."""
     roots = {"broken": "no hex", "other": DevPki(b"another", TcbState()).root_der.hex(), "own": TEE.root_der.hex()}
     monkeypatch.setattr(runs, "all_runs", lambda: [runs.Run(name, tmp_path / name) for name in (*roots, "ended")])
     monkeypatch.setattr(runs.Run, "alive", property(lambda run: run.name in roots))
-    answers = {name: LabAnswers(url="", owners="", development_root=root) for name, root in roots.items()}
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as strange:
+        gone, other = free.getsockname()[1], strange.getsockname()[1]
+    entries = {"own": (LabEntry(group="api", port=443, here=gone),)}
+    entries["other"] = (LabEntry(group="api", port=443, here=other),)
+    answers = {
+        name: LabAnswers(url="", owners="", development_root=root, entries=entries.get(name, ()))
+        for name, root in roots.items()
+    }
     monkeypatch.setattr(connect, "lab_answers", lambda run: answers[run.name])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        gone = free.getsockname()[1]
-    assert program.run(["connect", "api", "-b", str(person.folder), "--to", f"127.0.0.1:{gone}"]) == 1
-    assert f"not connected: 127.0.0.1:{gone} cannot be reached" in capsys.readouterr().err
+    for to in ((), ("--to", f"127.0.0.1:{gone}")):
+        assert program.run(["connect", "api", "-b", str(person.folder), *to]) == 1
+        assert f"not connected: 127.0.0.1:{gone} cannot be reached" in capsys.readouterr().err

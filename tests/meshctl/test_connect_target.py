@@ -52,6 +52,20 @@ def test_what_cannot_be_verified_is_refused(sans: tuple[str, ...], route: str, n
     assert caught.value.remedy
 
 
+def test_in_a_lab_its_port_leads_there() -> None:
+    """No name of the lab's is one of this machine's; where the lab has no port for the route, those it has are said."""
+    manifest = public_manifest("web", GATEWAY)
+    ports = {("api", 8080): 41, ("api", 443): 42, ("coordinator", 8787): 43}
+    found = target_of(manifest, "api", None, None, ports)
+    assert (found.name, found.host, found.port) == (GATEWAY, "127.0.0.1", 42)
+    assert target_of(manifest, "api", None, ("127.0.0.1", 4), ports).port == 4
+    del ports["api", 443]
+    with pytest.raises(UserError, match="no port of this machine that leads to api, port 443: ") as caught:
+        target_of(manifest, "api", None, None, ports)
+    assert "127.0.0.1:41 leads to api, port 8080; 127.0.0.1:43 leads to coordinator, port 8787" in caught.value.message
+    assert "--to HOST:PORT" in caught.value.remedy
+
+
 def test_one_listens_on_loopback_only() -> None:
     """What comes there is in clear."""
     assert listen_of("127.0.0.1:0") == ("127.0.0.1", 0)

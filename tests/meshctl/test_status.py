@@ -36,6 +36,16 @@ SIDECAR: dict[str, Any] = {
     "manifest_notes": ["left out: x"],
     "certificate": {"manifest_digest": "0123456789ab", "expires_at": 1000, "authorities": ["0123456789ab"]},
 }
+EDGES: dict[str, Any] = {
+    "public": [
+        {"backend": "api", "routes": ["api"], "port": 443, "names": ["web"], "certificate": None},
+    ],
+    "egress": [
+        {"name": "bank", "listen": "127.137.0.1:82", "remote": "[2001:db8::1]:443", "tls": "web"}
+        | {"server_name": "bank.example", "pinned": True}
+    ],
+}
+"""What a sidecar says of public listeners and egress."""
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -51,6 +61,9 @@ def test_contract_has_exactly_the_documented_fields_of_a_peer() -> None:
     assert document["cluster"] == "starter"
     assert peer["manifest"] == {"epoch": 3, "digest": "0123456789ab", "notes": ["left out: x"]}
     assert peer["certificate"] == SIDECAR["certificate"]
+    assert (peer["public"], peer["egress"]) == ([], [])
+    edged = status.contract(raw(sidecar=SIDECAR | EDGES))["peers"][0]
+    assert (edged["public"], edged["egress"]) == (EDGES["public"], EDGES["egress"])
     assert peer["links"] == [{"peer_id": "worker-0", "path": "direct", "lost": None}]
     assert peer["children"] == {"envoy": {"pid": 12, "restarts": 1}, "consul": {"pid": 9, "restarts": 0}}
     assert peer["routes"] == [
@@ -83,6 +96,18 @@ def test_table_shows_epoch_digest_and_when_the_certificate_ends(capsys: pytest.C
     assert "until 01-01 00:16 UTC" in told
     status.print_table(status.contract(raw(sidecar=SIDECAR | {"certificate": None})))
     assert "until" not in capsys.readouterr().out
+
+
+def test_public_listeners_and_egress_have_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """An address in brackets stays in them; a mesh without either has no such table."""
+    status.print_table(status.contract(raw(sidecar=SIDECAR | EDGES)))
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "api/api api 443 web none yet, so not served: api-0" in told
+    assert "api/bank 127.137.0.1:82 web [2001:db8::1]:443 as bank.example, by the manifest's authorities" in told
+    status.print_table(status.contract(raw()))
+    out = capsys.readouterr().out
+    assert "public" not in out
+    assert "egress" not in out
 
 
 def test_table_shows_who_else_claims_an_exclusive_role(capsys: pytest.CaptureFixture[str]) -> None:

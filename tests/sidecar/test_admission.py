@@ -341,6 +341,28 @@ async def test_failures_are_told_and_retried_at_their_pace(failure: Exception, s
         assert rig.admission.status.reason == ""
 
 
+async def test_who_was_evicted_is_told_so() -> None:
+    """Also while no other slot of the group is free: that another CVM has those is not what an owner looks for. With a
+    slot it is over.
+    """
+    gone = RefusedError(Code.ADMISSION_REJECTED, "group api has no peer 'api-1'")
+    full = RefusedError(Code.SLOT_TAKEN, "all 1 slots of api are held by living instances")
+    broker = FakeBroker("one", challenge=[gone, full, full])
+    rig = Rig(broker, wish=Wish(held="api-1"))
+    async with rig.running():
+        for times in (1, 2):
+            await rig.slept(times)
+            assert [request.peer_id for request in broker.asked] == ["api-1", None, None][: times + 1]
+            assert rig.admission.status.state == "refused"
+            assert rig.admission.status.reason == (
+                "one: EVICTED: the manifest in force has no slot api-1 any more, which this CVM held; and of the "
+                "others of its group none is free (all 1 slots of api are held by living instances)"
+            )
+            rig.pass_on.release()
+        await rig.slept(3)
+        assert rig.admission.status.state == "admitted"
+
+
 async def test_guest_agent_that_gives_no_quote_is_waited_for() -> None:
     """A failing quote is no end either."""
     rig = Rig(FakeBroker("one"), guest=FakeGuest(GuestError("GetQuote", "busy")))

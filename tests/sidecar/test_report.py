@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from peer.link import Health, LinkStatus
 from runtime.children import ChildStatus
@@ -9,14 +10,16 @@ from sidecar.certificate import begun, heard
 from sidecar.identity import make
 from sidecar.phases import Report
 from sidecar.report import Facts, document
-from tests.sidecar.world import DIGEST, given, manifest
+from tests.sidecar.world import DIGEST, given, manifest, published
 from tests.topology.support import opened
+from topology.egress import EgressEntry
+from topology.public import Public
 from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
-    "admission", "links", "routes", "xds", "certificate", "gossip_ring", "agent_expires_at", "manifest_epoch",
-    "manifest_digest", "manifest_notes",
+    "admission", "links", "routes", "xds", "certificate", "public", "egress", "gossip_ring", "agent_expires_at",
+    "manifest_epoch", "manifest_digest", "manifest_notes",
 }  # fmt: skip
 
 
@@ -87,31 +90,66 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     json.dumps(shown)
 
 
+STARTED = Facts(
+    peer_id=None,
+    group="api",
+    address=None,
+    report=Report(phase="identity", reasons=("identity: has not begun",)),
+    insecure=(),
+    signed=SIGNED,
+    certificate=None,
+    gossip_ring="",
+    agent_expires_at=None,
+    endpoints={},
+    conflicts={},
+    children={},
+    admission=None,
+    links=(),
+    lost=frozenset(),
+    xds_version=None,
+    nacks=(),
+    problems=(),
+)
+"""Of a process that has just started."""
+
+
 def test_document_of_a_process_that_has_just_started() -> None:
     """The same keys, with nothing known yet."""
-    shown = document(
-        Facts(
-            peer_id=None,
-            group="api",
-            address=None,
-            report=Report(phase="identity", reasons=("identity: has not begun",)),
-            insecure=(),
-            signed=SIGNED,
-            certificate=None,
-            gossip_ring="",
-            agent_expires_at=None,
-            endpoints={},
-            conflicts={},
-            children={},
-            admission=None,
-            links=(),
-            lost=frozenset(),
-            xds_version=None,
-            nacks=(),
-            problems=(),
-        )
-    )
+    shown = document(STARTED)
     assert set(shown) == KEYS
     assert shown["ready"] is False
     assert shown["admission"]["state"] == "waiting"
     assert shown["routes"][0]["endpoints"] == shown["routes"][0]["conflict"] == []
+    assert shown["public"] == shown["egress"] == []
+
+
+def test_public_listeners_and_egress_of_the_group_are_shown() -> None:
+    """By the manifest; and until when each listener's certificate is good, null before there is one."""
+    keys = make().public
+    base = manifest()
+    public = Public(port=443, sans=("web.example", "203.0.113.34"))
+    egress = (
+        EgressEntry(name="other", listen="127.137.0.1:81", remote="api:8080"),
+        EgressEntry(name="bank", listen="127.137.0.1:82", remote="[2001:db8::1]:443", tls="web", sni="bank.example"),
+    )
+    api = base.groups["api"]
+    backends = {"api": replace(api.backends["api"], ingress="tls", public=public)}
+    groups = {**base.groups, "api": replace(api, backends=backends, egress=egress)}
+    signed = opened(replace(base, groups=groups))
+    early = document(replace(STARTED, signed=signed, certificate=CERTIFICATE))
+    assert early["public"] == [
+        {"backend": "api", "routes": ["api"], "port": 443, "names": list(public.sans), "certificate": None}
+    ]
+    pems = {"api": published(keys.public)}
+    held = begun(given(keys.leaf, public_key=keys.public, public_pems=pems), 0.0, 120.0)
+    shown = document(replace(STARTED, signed=signed, certificate=held))
+    assert shown["public"][0]["certificate"] == {"manifest_digest": "d1" * 6, "expires_at": held.leaf.expires_at}
+    assert shown["egress"] == [
+        {"name": "other", "listen": "127.137.0.1:81", "remote": "api:8080", "tls": "mesh"}
+        | {"server_name": None, "pinned": False},
+        {"name": "bank", "listen": "127.137.0.1:82", "remote": "[2001:db8::1]:443", "tls": "web"}
+        | {"server_name": "bank.example", "pinned": False},
+    ]
+    assert document(replace(STARTED, signed=signed, group="client"))["public"] == []
+    assert document(replace(STARTED, signed=signed, group="gone"))["egress"] == []
+    json.dumps(shown)

@@ -18,6 +18,7 @@ LEASE = 15.0
         (Wish(pinned="api-0", held="api-1"), "api-0"),
         (Wish(held="api-1").gone(), None),
         (Wish(pinned="api-0").gone(), "api-0"),
+        (Wish(held="api-1").dropped(), None),
         (Wish().admitted("api-2"), "api-2"),
         (Wish(held="api-1").taken(100.0, LEASE), "api-1"),
         (Wish(held="api-1").taken(100.0, LEASE).taken(115.0, LEASE), "api-1"),
@@ -29,6 +30,14 @@ LEASE = 15.0
 def test_the_slot_that_is_asked_for(wish: Wish, peer_id: str | None) -> None:
     """The owner's, else the held one until it is gone or was another's for longer than a lease, else any."""
     assert wish.peer_id == peer_id
+
+
+def test_an_eviction_is_remembered_until_there_is_a_slot() -> None:
+    """A slot that another CVM took is none."""
+    evicted = Wish(held="api-1").dropped()
+    assert "has no slot api-1 any more" in (evicted.dropped().taken(100.0, LEASE).eviction("full") or "")
+    assert evicted.admitted("api-0").eviction("full") is None
+    assert Wish(held="api-1").gone().eviction("full") is None
 
 
 def test_only_the_owners_choice_needs_advice() -> None:

@@ -69,6 +69,7 @@ def test_one_app_a_group_and_one_instance_a_further_slot(deployed: Sandbox) -> N
     members = json.loads(deployed.terraform("output", "-json", "members"))
     assert [slot["slot"] for slot in members["worker"]] == ["starter-worker", "starter-worker-1", "starter-worker-2"]
     assert all(re.fullmatch("[0-9a-f]{40}", slot["instance_id"]) for slots in members.values() for slot in slots)
+    assert json.loads(deployed.terraform("output", "-json", "public_urls")) == {}
     url = deployed.terraform("output", "-raw", "api_url")
     assert re.fullmatch(rf"https://[0-9a-f]{{40}}-8080\.{provider.GATEWAY}", url)
 
@@ -295,8 +296,10 @@ def test_emojivoto_says_where_its_page_is(tmp_path: Path) -> None:
         sandbox.apply()
         sandbox.cloud.boot()
         sandbox.apply()
-        (page,) = json.loads(sandbox.terraform("output", "-json", "page"))
+        urls = json.loads(sandbox.terraform("output", "-json", "public_urls"))
         (public,) = [backend.public for backend in _signed(sandbox).groups["web"].backends.values()]
+    assert urls.keys() == {"web/web"}
+    (page,) = urls["web/web"]
     assert re.fullmatch(rf"https://[0-9a-f]{{40}}-443s\.{provider.GATEWAY}", page)
     assert public is not None
     assert public.sans == (page.removeprefix("https://"), "web")
