@@ -47,6 +47,8 @@ class Facts:
     """Public keys of the peers that are lost."""
     xds_version: str | None
     nacks: Iterable[Nack]
+    lines_lost: int
+    """Of output."""
     problems: tuple[str, ...]
     """What is wrong but keeps nothing from working, such as a watch that waits for its agent."""
 
@@ -103,6 +105,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
+        "log": {"lines_lost": facts.lines_lost},
         "certificate": _certificate(facts.certificate),
         "gossip_ring": facts.gossip_ring,
         "agent_expires_at": facts.agent_expires_at,
