@@ -11,7 +11,7 @@ import sys
 
 from coordinator import config as configuration
 from coordinator.config import Config
-from runtime import init, log, premises
+from runtime import init, log, output, premises
 from runtime.env import ConfigError
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     argparse.ArgumentParser(prog="coordinator", description="A coordinator of the mesh.").parse_args()
     try:
         config = configuration.parse(os.environ)
+        output.begin()
         log.configure(config.log_level)
         missing = premises.problems({"MESH_CONSUL": config.consul})
         if missing:

@@ -45,6 +45,7 @@ from coordinator.sessions import SessionEnder
 from coordinator.siblings import Own, Sibling
 from evidence.collateral import CollateralSource, HttpCollateral
 from evidence.verify import Verifier
+from runtime import output
 from runtime.children import Child
 from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.env import ConfigError
@@ -463,6 +464,7 @@ class Coordinator:
             "admission": {"state": "issuing" if ready else "waiting", "coordinator": None},
             "links": self._link.status() if self._link else [],
             "routes": [],
+            "log": {"lines_lost": output.lines_lost()},
             "disk": {
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,

@@ -38,7 +38,7 @@ from peer.wireguard import (
     public_key,
     userspace_argv,
 )
-from runtime import premises, values
+from runtime import output, premises, values
 from runtime.backoff import Backoff
 from runtime.children import Child, ChildSpec
 from runtime.env import ConfigError, EnvReader, Problem
@@ -240,6 +240,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     except ConfigError as error:
         print(f"the rendezvous cannot start:\n{error}", file=sys.stderr)
         return 2
+    output.begin()
     if config.dev_root is not None:
         log.warning("INSECURE: MESH_INSECURE_DEV_ROOT is set, so simulated quotes are believed")
     with contextlib.suppress(asyncio.CancelledError):

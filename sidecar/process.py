@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from runtime import init, log
+from runtime import init, log, output
 from runtime.env import ConfigError
 from sidecar import memory, modules
 from sidecar.config import Config, parse
@@ -29,6 +29,7 @@ def run(environ: Mapping[str, str]) -> int:
         print(f"the sidecar's configuration has {len(error.problems)} problem(s):", file=sys.stderr)
         print(error, file=sys.stderr)
         return OPERATOR
+    output.begin()
     log.configure(config.log_level)
     modules.lean_netlink()
     # gRPC's fork handlers cost time at each start of a child and complain; our children exec at once and need none.

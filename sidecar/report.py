@@ -48,6 +48,8 @@ class Facts:
     """Public keys of the peers that are lost."""
     xds_version: str | None
     nacks: Iterable[Nack]
+    lines_lost: int
+    """Of output."""
     problems: tuple[str, ...]
     """What is wrong but keeps nothing from working, such as a watch that waits for its agent."""
 
@@ -98,6 +100,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
+        "log": {"lines_lost": facts.lines_lost},
         "certificate": _certificate(facts.certificate),
         "public": _public(facts),
         "egress": _egress(facts),

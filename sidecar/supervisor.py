@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from admission.broker import Broker
 from admission.client import CoordinatorError
-from runtime import premises
+from runtime import output, premises
 from runtime.backoff import Backoff
 from runtime.children import Child
 from runtime.guest import GuestAgent, GuestError, GuestInfo
@@ -465,6 +465,7 @@ class Supervisor:
                 lost=self._losing.keys,
                 xds_version=xds.version if xds else None,
                 nacks=xds.nacks if xds else (),
+                lines_lost=output.lines_lost(),
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
                     *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),

@@ -18,14 +18,24 @@ from xds.stream import Nack
 
 KEYS = {
     "peer_id", "group", "kind", "phase", "ready", "reasons", "problems", "address", "insecure", "children",
-    "admission", "links", "routes", "xds", "certificate", "public", "egress", "gossip_ring", "agent_expires_at",
-    "manifest_epoch", "manifest_digest", "manifest_notes",
+    "admission", "links", "routes", "xds", "log", "certificate", "public", "egress", "gossip_ring",
+    "agent_expires_at", "manifest_epoch", "manifest_digest", "manifest_notes",
 }  # fmt: skip
 
 
 SIGNED = opened(manifest())
 LEAF_KEY = make().public.leaf
 CERTIFICATE = heard(begun(given(LEAF_KEY), 0.0, 120.0), given(LEAF_KEY, "e2" * 32, DIGEST, epoch=4), 0.0, 120.0, 0.0)
+LINK = LinkStatus(
+    peer_id="api-1",
+    public_key="k",
+    path="direct",
+    health=Health.UP,
+    handshake_age_s=1.5,
+    endpoint="1.2.3.4:5",
+    round_trip_s=0.1,
+    mtu=1440,
+)
 
 
 def test_document_has_the_shape_that_the_architecture_promises() -> None:
@@ -45,21 +55,11 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
             admission=AdmissionStatus(state="admitted", coordinator="https://one.test", lease_seconds=15, expires_at=9),
-            links=(
-                LinkStatus(
-                    peer_id="api-1",
-                    public_key="k",
-                    path="direct",
-                    health=Health.UP,
-                    handshake_age_s=1.5,
-                    endpoint="1.2.3.4:5",
-                    round_trip_s=0.1,
-                    mtu=1440,
-                ),
-            ),
+            links=(LINK,),
             lost=frozenset({"k"}),
             xds_version="v1",
             nacks=(Nack(type_url="type.googleapis.com/envoy.Listener", names=("l",), message="no", version="v0"),),
+            lines_lost=2,
             problems=("names: x",),
         )
     )
@@ -85,6 +85,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
         }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
+    assert shown["log"] == {"lines_lost": 2}
     assert (shown["manifest_epoch"], shown["gossip_ring"], shown["agent_expires_at"]) == (3, "1+0", 7)
     assert (shown["manifest_digest"], shown["manifest_notes"]) == (SIGNED.digest[:12], [])
     json.dumps(shown)
@@ -108,6 +109,7 @@ STARTED = Facts(
     lost=frozenset(),
     xds_version=None,
     nacks=(),
+    lines_lost=0,
     problems=(),
 )
 """Of a process that has just started."""

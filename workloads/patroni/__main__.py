@@ -40,6 +40,7 @@ def _supervise() -> int:
     import asyncio
     import importlib.metadata
 
+    from runtime import output
     from runtime.env import ConfigError
     from runtime.log import configure
     from workloads.patroni import moves
@@ -56,6 +57,7 @@ def _supervise() -> int:
     except (ConfigError, OSError) as error:
         print(f"patroni: {error}", file=sys.stderr)
         return 2
+    output.begin()
     configure()
     return asyncio.run(moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
 
