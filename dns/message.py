@@ -1,8 +1,9 @@
-"""One DNS query in, one reply out: the only place that knows the wire format, through dnslib. Pure.
+"""One DNS query in, one reply out: the wire format of what clients ask and of what we answer. Pure.
 
-Strict where a resolver must be (RFC 1035, 6891), because a forwarded query goes to others under our name: exactly one
-question, written without compression, no answer or authority records, at most one OPT, nothing after the last record.
-dnslib reads labels as UTF-8; a name with other octets in it, which no program of ours uses, is taken for malformed.
+Queries are read here, octet by octet, replies are written through dnslib. Strict where a resolver must be (RFC 1035,
+6891), because a forwarded query goes to others under our name: exactly one question, written without compression, no
+answer or authority records, at most one OPT, whose owner is the root, nothing after the last record. A label is any
+octets (RFC 2181, 11): what a name may be is not for us to say.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from dnslib import EDNS0, RR, DNSBuffer, DNSError, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
-from dnslib.bimap import BimapError
-from dnslib.buffer import BufferError as DnslibBufferError
-from dnslib.label import DNSLabelError
+from dnslib import EDNS0, RR, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
 
 from dns.zone import Name
 
@@ -30,11 +28,11 @@ this size."""
 MAX_TCP = 65535
 _MAX_ADDITIONAL = 4
 """A query carries an OPT and perhaps a signature; more is not worth parsing."""
-# What dnslib's parsers let out on hostile input, RecursionError for long chains of compression pointers included.
-_PARSE_ERRORS = (
-    *(DNSError, DNSLabelError, DnslibBufferError, BimapError, struct.error),
-    *(ValueError, IndexError, KeyError, TypeError, RecursionError),
-)
+MAX_NAME = 255
+MAX_LABEL = 63
+"""Octets (RFC 1035 2.3.4)."""
+_RECORD = struct.Struct("!HHIH")
+"""Of a record, after its name: type, class, TTL, length of the data."""
 
 
 class Transport(Enum):
@@ -82,6 +80,8 @@ class Query:
     question_end: int
     """Offset after the question, in `wire` and in every reply to it."""
     edns: Edns | None
+    signed: bool = False
+    """Whether there are records beside the OPT: a signature, which covers the octets as they are."""
 
     def limit(self, transport: Transport) -> int:
         """Octets that the reply may have."""
@@ -104,51 +104,111 @@ def parse(wire: bytes) -> Query | Fault:
     # for ever.
     if len(wire) < 3 or wire[2] & 0x80:
         return Fault(reply=None)
-    opcode = wire[2] >> 3 & 0xF
-    if opcode != 0:
-        return Fault(reply=_header_only(wire, Rcode.NOTIMP))
-    try:
-        query = _parse(wire)
-    except _PARSE_ERRORS:
-        query = None
-    return query or Fault(reply=_header_only(wire, Rcode.FORMERR))
-
-
-def _parse(wire: bytes) -> Query | None:
-    buffer = DNSBuffer(wire)
-    header = DNSHeader.parse(buffer)
-    if (header.q, header.a, header.auth) != (1, 0, 0) or header.ar > _MAX_ADDITIONAL:
-        return None
-    question = DNSQuestion.parse(buffer)
-    labels: tuple[bytes, ...] = question.qname.label
-    end = HEADER + sum(len(label) + 1 for label in labels) + 1 + 4
-    # A pointer, a label above 63 octets or a name above 255 (RFC 1035 2.3.4) is malformed in a question.
-    if (
-        buffer.offset != end
-        or end - HEADER - 4 > 255
-        or any(len(label) > 63 for label in labels)
-        or question.qtype == OPT
-    ):
-        return None
-    additional = [RR.parse(buffer) for _ in range(header.ar)]
-    options = [record for record in additional if record.rtype == OPT]
-    if buffer.remaining() or len(options) > 1:
-        return None
+    if len(wire) < HEADER:
+        return Fault(reply=_header_only(wire, Rcode.FORMERR if _opcode(wire) == 0 else Rcode.NOTIMP))
+    question = _question(wire)
+    if _opcode(wire) != 0:
+        return Fault(reply=_fault(wire, question, Rcode.NOTIMP))
+    if question is None or int.from_bytes(wire[6:10], "big"):
+        return Fault(reply=_fault(wire, question, Rcode.FORMERR))
+    labels, end = question
+    qtype, qclass = int.from_bytes(wire[end - 4 : end - 2], "big"), int.from_bytes(wire[end - 2 : end], "big")
+    records = _additional(wire, end)
+    if records is None or qtype == OPT:
+        return Fault(reply=_fault(wire, question, Rcode.FORMERR))
+    options = [edns for edns in records if edns is not None]
+    if len(options) > 1:
+        return Fault(reply=_fault(wire, question, Rcode.FORMERR))
     return Query(
         wire=wire,
-        ident=header.id,
+        ident=wire[0] << 8 | wire[1],
         labels=labels,
-        name=tuple(label.lower() for label in labels),
-        qtype=question.qtype,
-        qclass=question.qclass,
+        name=tuple([label.lower() for label in labels]),
+        qtype=qtype,
+        qclass=qclass,
         question_end=end,
-        edns=_edns(options[0]) if options else None,
+        edns=options[0] if options else None,
+        signed=len(records) > len(options),
     )
 
 
-def _edns(record: RR) -> Edns:
-    # RFC 6891 6.1.3: the TTL field is extended RCODE, version, DO bit and zeros; the class is the payload size.
-    return Edns(payload=record.rclass, version=record.ttl >> 16 & 0xFF, dnssec_ok=bool(record.ttl & 0x8000))
+def _opcode(wire: bytes) -> int:
+    return wire[2] >> 3 & 0xF
+
+
+def _question(wire: bytes) -> tuple[tuple[bytes, ...], int] | None:
+    """Labels, and the offset after the question; None unless there is one, whole and written out."""
+    if wire[4:6] != b"\0\1":
+        return None
+    labels: list[bytes] = []
+    offset = HEADER
+    while offset < len(wire) and (size := wire[offset]):
+        # Two upper bits: a pointer, or a label of a kind that was given up (RFC 6891 5).
+        if size > MAX_LABEL:
+            return None
+        labels.append(wire[offset + 1 : offset + 1 + size])
+        offset += 1 + size
+    end = offset + 5
+    return (tuple(labels), end) if end <= len(wire) and offset + 1 - HEADER <= MAX_NAME else None
+
+
+def _additional(wire: bytes, offset: int) -> list[Edns | None] | None:
+    """The OPT records after the question, None for records of other types; None for all when they are not well formed
+    or not the last."""
+    count = int.from_bytes(wire[10:HEADER], "big")
+    if count > _MAX_ADDITIONAL:
+        return None
+    found: list[Edns | None] = []
+    for _ in range(count):
+        body = _after_name(wire, offset)
+        if body is None or body + _RECORD.size > len(wire):
+            return None
+        rtype, rclass, ttl, size = _RECORD.unpack_from(wire, body)
+        start = body + _RECORD.size
+        if rtype == OPT and (body != offset + 1 or not _are_options(wire[start : start + size])):
+            return None
+        # RFC 6891 6.1.3: the TTL field is extended RCODE, version, DO bit and zeros; the class is the payload size.
+        found.append(
+            Edns(payload=rclass, version=ttl >> 16 & 0xFF, dnssec_ok=bool(ttl & 0x8000)) if rtype == OPT else None
+        )
+        offset = start + size
+    return found if offset == len(wire) else None
+
+
+def _after_name(wire: bytes, offset: int) -> int | None:
+    """The offset after a name that may end in a pointer, which nobody follows."""
+    start = offset
+    while offset < len(wire) and offset - start < MAX_NAME:
+        size = wire[offset]
+        if size == 0:
+            return offset + 1
+        if size >= 0xC0:
+            return offset + 2
+        if size > MAX_LABEL:
+            return None
+        offset += 1 + size
+    return None
+
+
+def _are_options(data: bytes) -> bool:
+    """Whether an OPT's data is options that fill it (RFC 6891 6.1.2)."""
+    offset = 0
+    while offset + 4 <= len(data):
+        offset += 4 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    return offset == len(data)
+
+
+def _fault(wire: bytes, question: tuple[tuple[bytes, ...], int] | None, rcode: Rcode) -> bytes:
+    """An error, with the question where it can be read (RFC 1035 4.1.1 copies it), and an OPT where the query may have
+    had one: whoever breaks an OPT is to learn that we know it (RFC 6891 7)."""
+    if question is None:
+        return _header_only(wire, rcode)
+    labels, end = question
+    header = DNSHeader(id=wire[0] << 8 | wire[1], bitmap=wire[2] << 8 & 0x7900, qr=1, ra=1, rcode=int(rcode))
+    asked = DNSQuestion(DNSLabel(labels), *struct.unpack_from("!HH", wire, end - 4))
+    # The type of an OPT behind the root's name; what merely looks like one costs the client eleven octets.
+    options = [EDNS0(udp_len=MAX_UDP)] if b"\0\0\x29" in wire[end - 1 :] else []
+    return bytes(DNSRecord(header, q=asked, ar=options).pack())
 
 
 def _header_only(wire: bytes, rcode: Rcode) -> bytes:

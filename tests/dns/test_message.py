@@ -113,7 +113,10 @@ OPT = b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x00"
         header() + b"\x40" + b"a" * 64 + b"\x00\x00\x01\x00\x01",
         header() + (b"\x3f" + b"a" * 63) * 4 + b"\x00\x00\x01\x00\x01",
         header() + b"\x06worker\x00\x00\x29\x00\x01",
-        header() + b"\x02\xff\xfe\x00\x00\x01\x00\x01",
+        header(additional=1) + QUESTION + b"\x01a" + OPT,
+        header(additional=1) + QUESTION + b"\xc0\x0c" + OPT[1:],
+        header(additional=1) + QUESTION + OPT[:-1] + b"\x03abc",
+        header(additional=1) + QUESTION + OPT[:-1] + b"\x04\x00\x0a\x00\x01",
         header() + b"".join(b"\xc0" + bytes([12 + 2 * i]) for i in range(100)),
         header(additional=1) + QUESTION + b"".join(struct.pack("!H", 0xC000 | 24 + 2 * i) for i in range(8000)),
     ],
@@ -121,6 +124,41 @@ OPT = b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x00"
 def test_malformed_queries_are_format_errors(data: bytes) -> None:
     """FORMERR, with the ID, for whatever breaks the format that RFC 1035 and 6891 set."""
     assert rcode_of(data) == Rcode.FORMERR
+
+
+def test_a_label_is_any_octets() -> None:
+    """RFC 2181 11: neither UTF-8 nor letters are demanded; a reply carries the same octets."""
+    query = parsed(header() + b"\x03\xff\xfeA\x04Mesh\x00\x00\x01\x00\x01")
+    assert (query.labels, query.name) == ((b"\xff\xfeA", b"Mesh"), (b"\xff\xfea", b"mesh"))
+    reply = message.reply(query, 512, rcode=Rcode.NXDOMAIN)
+    assert reply[12 : query.question_end] == query.wire[12 : query.question_end]
+
+
+def test_a_signature_beside_the_opt_is_seen() -> None:
+    """Its record is skipped whole, its name may be a pointer, and the query is marked as signed."""
+    signature = b"\xc0\x0c\x00\xfa\x00\xff" + bytes(4) + b"\x00\x03sig"
+    query = parsed(header(additional=2) + QUESTION + OPT + signature)
+    assert (query.signed, query.edns is not None) == (True, True)
+    assert not parsed(header(additional=1) + QUESTION + OPT).signed
+
+
+@pytest.mark.parametrize(
+    ("data", "rcode"),
+    [
+        (header(additional=2) + QUESTION + OPT * 2, Rcode.FORMERR),
+        (header(additional=1) + QUESTION + b"\x01a" + OPT, Rcode.FORMERR),
+        (b"\x00\x07\x10\x00" + header(additional=1)[4:] + QUESTION + OPT, Rcode.NOTIMP),
+        (b"\x00\x07\x10\x00" + header()[4:] + QUESTION, Rcode.NOTIMP),
+    ],
+)
+def test_an_error_has_the_question_and_an_opt_like_the_query(data: bytes, rcode: Rcode) -> None:
+    """RFC 1035 4.1.1, RFC 6891 7: a client tells by them what it is about, and that its OPT was read."""
+    fault = message.parse(data)
+    assert isinstance(fault, Fault)
+    assert fault.reply is not None
+    reply = DNSRecord.parse(fault.reply)
+    assert (reply.header.rcode, str(reply.q.qname)) == (rcode, "worker.")
+    assert [record.rtype for record in reply.ar] == ([QTYPE.OPT] if b"\x29" in data else [])
 
 
 def test_a_name_of_255_octets_is_the_longest() -> None:

@@ -183,6 +183,13 @@ def test_unknown_edns_versions_are_told_ours() -> None:
         assert reply.ar[0].ttl >> 16 == 0x0100
 
 
+def test_names_of_octets_are_names() -> None:
+    """What is not ours is forwarded, whatever its octets; below `mesh` it does not exist."""
+    for labels, kind in (((b"\xff\xfe", b"example"), Forward), ((b"\xff\xfe", b"mesh"), Answer)):
+        wire = bytes(DNSRecord(DNSHeader(id=1), q=DNSQuestion(DNSLabel(labels))).pack())
+        assert isinstance(resolver.resolve(wire, ZONE, Transport.UDP), kind)
+
+
 def test_garbage_is_refused_or_dropped() -> None:
     """FORMERR where there is an ID to answer to; replies get none."""
     assert isinstance(resolver.resolve(b"\x00\x01\x01\x00rest", ZONE, Transport.UDP), Refuse)
