@@ -89,7 +89,7 @@ def _socket_address(address: str, port: int) -> dict[str, object]:
 @contextlib.asynccontextmanager
 async def sides(folder: Path) -> AsyncIterator[tuple[tuple[Side, Side], ssl.SSLContext]]:
     """Both, which lead to one server, and a client's context."""
-    both = Pair(folder, delta=True, public=True)
+    both = Pair(folder, public=True)
     own = both.ingress()
     plain_place = (loopback(), PUBLIC_PORT)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

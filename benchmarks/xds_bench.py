@@ -28,7 +28,7 @@ from runtime.secret import Secret  # noqa: E402 (a script: the project's root is
 from tests.xds.mesh import INGRESS_PORT, PORT, Pair  # noqa: E402
 from xds.snapshot import CLUSTER, LISTENER, build  # noqa: E402
 from xds.spec import EgressRoute, Endpoint, Leaf, Spec  # noqa: E402
-from xds.stream import DeltaRequest, DeltaStream  # noqa: E402
+from xds.stream import Request, Stream  # noqa: E402
 from xds.wire import delta_response  # noqa: E402
 
 ROUTES, ENDPOINTS = 1000, 10
@@ -95,12 +95,12 @@ def build_rows() -> list[Row]:
     start = time.perf_counter()
     snapshot = build(big_spec(19090))
     rows = [row("build_1000x10_ms", 1000 * (time.perf_counter() - start))]
-    stream = DeltaStream({})
+    stream = Stream({})
     stream.publish(snapshot)
     for type_url in (CLUSTER, LISTENER):
-        stream.handle(DeltaRequest(type_url=type_url))
+        stream.handle(Request(type_url=type_url))
     whole = _drain(stream)
-    stream.handle(DeltaRequest(type_url=_endpoint_type(), subscribe=tuple(snapshot.resources[CLUSTER])))
+    stream.handle(Request(type_url=_endpoint_type(), subscribe=tuple(snapshot.resources[CLUSTER])))
     whole += _drain(stream)
     times, cpu, sizes = [], [], []
     for n in range(20):
@@ -125,12 +125,12 @@ def _endpoint_type() -> str:
     return ENDPOINT
 
 
-def _drain(stream: DeltaStream) -> int:
+def _drain(stream: Stream) -> int:
     """Takes and acknowledges everything; bytes that it was."""
     size = 0
     while (response := stream.poll()) is not None:
         size += len(delta_response(response))
-        stream.handle(DeltaRequest(type_url=response.type_url, nonce=response.nonce))
+        stream.handle(Request(type_url=response.type_url, nonce=response.nonce))
     return size
 
 
@@ -149,7 +149,7 @@ def backend(address: str):  # type: ignore[no-untyped-def]
 
 async def mesh(stack: AsyncExitStack) -> Pair:
     """Two Envoys and a backend."""
-    both = Pair(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xds"))), delta=True)
+    both = Pair(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xds"))))
     stack.enter_context(backend(both.backend))
     for node in (both.callee, both.caller):
         stack.push_async_callback(node.close)

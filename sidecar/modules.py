@@ -42,7 +42,7 @@ def warm() -> None:
     leaf = spec.Leaf(name="i", uri="u", chain_pem=begin, key_pem=Secret("-----BEGIN PRIVATE KEY-----"))
     built = snapshot.build(spec.Spec(egress=(route,), ingress=(ingress,), leaves=(leaf,), roots_pem=begin))
     clusters = tuple(built.resources[snapshot.CLUSTER].values())
-    wire.delta_response(
+    wire.write_response(
         stream.Response(type_url=snapshot.CLUSTER, version=built.version, nonce="1", resources=clusters)
     )
 

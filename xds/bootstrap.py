@@ -31,12 +31,11 @@ def bootstrap(
     cluster: str,
     xds_socket: str,
     admin_socket: str,
-    delta: bool = True,
     max_heap: int = MAX_HEAP,
     max_connections: int = MAX_DOWNSTREAM_CONNECTIONS,
 ) -> str:
-    """The bootstrap as JSON. Sockets are absolute paths; `delta=False` uses the state-of-the-world protocol; `max_heap`
-    is in bytes, `max_connections` those of public listeners."""
+    """The bootstrap as JSON. Sockets are absolute paths; `max_heap` is in bytes, `max_connections` those of public
+    listeners."""
     grpc = {
         "envoy_grpc": {
             "cluster_name": "xds",
@@ -53,7 +52,7 @@ def bootstrap(
         "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}, "ignore_global_conn_limit": True},
         "dynamic_resources": {
             "ads_config": {
-                "api_type": "DELTA_GRPC" if delta else "GRPC",
+                "api_type": "DELTA_GRPC",
                 "transport_api_version": "V3",
                 "grpc_services": [grpc],
                 "set_node_on_first_message_only": True,

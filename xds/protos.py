@@ -206,7 +206,7 @@ with _stand_ins():
         TlsParametersTlsProtocol,
         UpstreamTlsContext,
     )
-    from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse, DiscoveryResponse
+    from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
     from envoy_data_plane.envoy.service.discovery.v3 import Resource as DeltaResource
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
     from envoy_data_plane.envoy.type.v3 import Percent
@@ -266,7 +266,6 @@ __all__ = [
     "DeltaDiscoveryResponse",
     "DeltaResource",
     "DirectResponseAction",
-    "DiscoveryResponse",
     "DnsCluster",
     "DnsClusterRefreshRate",
     "DnsLookupFamily",

@@ -27,6 +27,7 @@ class Node(betterproto2.Message):
 class Status(betterproto2.Message):
     """Why the last response was refused."""
 
+    code: int = betterproto2.field(1, betterproto2.TYPE_INT32)
     message: str = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
@@ -45,14 +46,3 @@ class DeltaDiscoveryRequest(betterproto2.Message):
     )
     response_nonce: str = betterproto2.field(6, betterproto2.TYPE_STRING)
     error_detail: Status | None = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
-
-
-@dataclass(eq=False, repr=False)
-class DiscoveryRequest(betterproto2.Message):
-    """A request of the state-of-the-world protocol."""
-
-    node: Node | None = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
-    resource_names: list[str] = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
-    type_url: str = betterproto2.field(4, betterproto2.TYPE_STRING)
-    response_nonce: str = betterproto2.field(5, betterproto2.TYPE_STRING)
-    error_detail: Status | None = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)

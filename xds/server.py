@@ -20,7 +20,7 @@ import grpc.aio
 from runtime.tasks import TaskScope
 from xds import wire
 from xds.snapshot import Snapshot
-from xds.stream import DeltaStream, History, Nack, Response, StateStream
+from xds.stream import History, Nack, Stream
 
 MAX_MESSAGE = 50 << 20
 """Bytes of one message, both ways. Above any snapshot that we make (1,000 routes with 10 endpoints: 1.5 MiB); gRPC's
@@ -49,23 +49,10 @@ class XdsStatus:
     """What Envoy rejects at present. It runs on with what it had."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Variant:
-    """One of the two protocols."""
-
-    machine: Callable[[dict[str, History]], DeltaStream | StateStream]
-    read: Callable[[bytes], Any]
-    write: Callable[[Response], bytes]
-
-
-_DELTA = _Variant(machine=DeltaStream, read=wire.delta_request, write=wire.delta_response)
-_STATE = _Variant(machine=StateStream, read=wire.state_request, write=wire.state_response)
-
-
 class _Session:
     """A running stream: its machine, and the event that there may be something to send."""
 
-    def __init__(self, machine: DeltaStream | StateStream) -> None:
+    def __init__(self, machine: Stream) -> None:
         self.machine = machine
         self.wake = asyncio.Event()
 
@@ -97,10 +84,7 @@ class XdsServer:
         _remove_socket(self._path)
         limits = [("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)]
         self._server = grpc.aio.server(options=limits)
-        handlers = {
-            wire.DELTA_METHOD: grpc.stream_stream_rpc_method_handler(self._delta),
-            wire.STATE_METHOD: grpc.stream_stream_rpc_method_handler(self._state),
-        }
+        handlers = {wire.METHOD: grpc.stream_stream_rpc_method_handler(self._serve)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
         try:
             self._server.add_insecure_port(f"unix:{self._path}")
@@ -162,15 +146,9 @@ class XdsServer:
                 f"envoy did not acknowledge snapshot {version} in {seconds} s: {self.status()}"
             ) from None
 
-    async def _delta(self, _: object, context: Any) -> None:
-        await self._serve(_DELTA, context)
-
-    async def _state(self, _: object, context: Any) -> None:
-        await self._serve(_STATE, context)
-
-    async def _serve(self, variant: _Variant, context: Any) -> None:
+    async def _serve(self, _: object, context: Any) -> None:
         """One stream, until the client or `stop` ends it."""
-        session = _Session(variant.machine(self._histories))
+        session = _Session(Stream(self._histories))
         if self._snapshot is not None:
             session.machine.publish(self._snapshot)
         self._sessions.append(session)
@@ -181,8 +159,8 @@ class XdsServer:
         bad: BaseException | None = None
         try:
             async with TaskScope() as scope:
-                writer = scope.start("xds writer", self._write(variant, session, context))
-                await self._read(variant, session, context)
+                writer = scope.start("xds writer", self._write(session, context))
+                await self._read(session, context)
                 writer.cancel()
         except* wire.RequestError as errors:
             bad = errors.exceptions[0]
@@ -195,21 +173,21 @@ class XdsServer:
         if bad is not None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
 
-    async def _read(self, variant: _Variant, session: _Session, context: Any) -> None:
+    async def _read(self, session: _Session, context: Any) -> None:
         """Requests, never held up by writes: a client that reads slowly must still be heard."""
         while (data := await context.read()) is not grpc.aio.EOF:
-            request = variant.read(data)
+            request = wire.read_request(data)
             if request.error is not None:
                 log.warning("envoy rejected resources", extra={"type_url": request.type_url, "reason": request.error})
             session.machine.handle(request)
             session.wake.set()
             await self._note_progress(session)
 
-    async def _write(self, variant: _Variant, session: _Session, context: Any) -> None:
+    async def _write(self, session: _Session, context: Any) -> None:
         """Responses, each made when the one before was taken."""
         while True:
             while (response := session.machine.poll()) is not None:
-                await context.write(variant.write(response))
+                await context.write(wire.write_response(response))
             await self._note_progress(session)
             session.wake.clear()
             await session.wake.wait()

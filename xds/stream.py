@@ -13,21 +13,20 @@ listener that is sent after them, since Envoy's main thread takes one after the 
 is cut without a round trip in between.
 
 Words: a client *holds* what it was sent or says it has; a name is *due* when it must be answered although nothing
-changed. `DeltaStream` and `StateStream` (state of the world) differ in what a request means and in what a response
-contains.
+changed.
 
-Long because one set of rules for order and acknowledgement serves both variants, and would be in two places otherwise.
+The protocol is the incremental one (delta): requests change subscriptions, responses say what changed. Our Envoys are
+told to use it, and the other one (state of the world) is not served.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, TYPES, Resource, Snapshot
 
-R = TypeVar("R")
 WILDCARD = "*"
 _WILDCARD_TYPES = (CLUSTER, LISTENER)
 """The types for which an empty first subscription means everything (the protocol's legacy form)."""
@@ -35,7 +34,7 @@ _REMOVED_LAST = (CLUSTER, ENDPOINT, SECRET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaRequest:
+class Request:
     """What a DeltaDiscoveryRequest says."""
 
     type_url: str
@@ -52,28 +51,15 @@ class DeltaRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StateRequest:
-    """What a DiscoveryRequest says."""
-
-    type_url: str
-    node_id: str = ""
-    nonce: str = ""
-    error: str | None = None
-    names: tuple[str, ...] = ()
-    """Everything that is subscribed, not a change."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer, delta or state of the world."""
+    """What a DeltaDiscoveryResponse says."""
 
     type_url: str
     version: str
-    """Of the whole type (state of the world) or of the snapshot (delta, where it only informs)."""
+    """Of the snapshot; it only informs."""
     nonce: str
     resources: tuple[Resource, ...]
     removed: tuple[str, ...] = ()
-    """Delta only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +104,6 @@ class _Type:
     names: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)
     """Name → version. "" for what it may hold in an unknown version."""
-    bodies: dict[str, Resource] = field(default_factory=dict)
     due: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
     """Subscribed names that it was told do not exist."""
@@ -136,13 +121,12 @@ class _Type:
 
     def forget(self, name: str) -> None:
         self.held.pop(name, None)
-        self.bodies.pop(name, None)
         self.rejected.pop(name, None)
         self.due.discard(name)
 
 
-class Stream(Generic[R]):
-    """What both variants share: order, versions, acknowledgements."""
+class Stream:
+    """Order, versions, subscriptions and acknowledgements of one stream."""
 
     def __init__(self, histories: dict[str, History]) -> None:
         """`histories`: node ID → history, shared by all streams of one server."""
@@ -208,108 +192,7 @@ class Stream(Generic[R]):
         """What is rejected at present, each rejection once."""
         return tuple(dict.fromkeys(nack for state in self._types.values() for nack in state.rejected.values()))
 
-    def handle(self, request: R) -> None:
-        """Takes one request."""
-        raise NotImplementedError
-
-    # Requests: what both variants do with them.
-
-    def _identify(self, node_id: str) -> None:
-        # Only the first request carries the node; a later one that did would not change whose stream this is.
-        if not self._named:
-            self._named = True
-            self.node_id = node_id
-            self._history = self._histories.setdefault(node_id, History())
-
-    def _settle(self, type_url: str, nonce: str, error: str | None) -> None:
-        """Takes an ACK or a NACK. A nonce that is not pending (stale, or of an earlier stream) says nothing."""
-        state = self._types[type_url]
-        pending = state.pending.pop(nonce, None)
-        if pending is None:
-            return
-        if error is None:
-            self._history.names[type_url].difference_update(name for name in pending.removed if name not in state.held)
-            for resource in pending.sent:
-                state.rejected.pop(resource.name, None)
-            return
-        names = tuple(resource.name for resource in pending.sent) or pending.removed
-        guilty = tuple(name for name in names if name in error) or names
-        nack = Nack(type_url=type_url, names=guilty, message=error, version=pending.version)
-        # Nothing is sent again because of this: the rejected version counts as held, and only another one differs
-        # from it.
-        state.rejected.update(dict.fromkeys(guilty, nack))
-
-    # Responses.
-
-    def _awaits(self, *type_urls: str) -> bool:
-        return any(self._types[type_url].pending for type_url in type_urls)
-
-    def _additions(self, type_url: str, state: _Type, snapshot: Snapshot) -> Response | None:
-        raise NotImplementedError
-
-    def _removals(self, snapshot: Snapshot) -> Response | None:
-        """What is wanted no longer, once nothing that Envoy runs can refer to it any more."""
-        listeners = self._types[LISTENER]
-        if not listeners.greeted or self._awaits(CLUSTER, ENDPOINT, LISTENER):
-            return None
-        # A listener whose change was rejected runs on as it was, and may need what the new one does not.
-        if listeners.rejected:
-            return None
-        for type_url in _REMOVED_LAST:
-            state = self._types[type_url]
-            gone = tuple(name for name in state.held if name not in snapshot.resources[type_url])
-            if gone and state.opened:
-                for name in gone:
-                    state.forget(name)
-                return self._removal(type_url, state, snapshot, gone)
-        return None
-
-    def _removal(self, type_url: str, state: _Type, snapshot: Snapshot, gone: tuple[str, ...]) -> Response | None:
-        raise NotImplementedError
-
-    def _changed(self, type_url: str, state: _Type, snapshot: Snapshot) -> list[Resource]:
-        """What the client wants and does not hold in this version, and what is due."""
-        wanted = snapshot.resources[type_url]
-        names: Iterable[str] = wanted if state.wildcard else [name for name in state.names if name in wanted]
-        held, due = state.held, state.due
-        return [wanted[name] for name in names if held.get(name) != wanted[name].version or name in due]
-
-    def _respond(
-        self,
-        type_url: str,
-        state: _Type,
-        version: str,
-        resources: Iterable[Resource],
-        removed: Iterable[str] = (),
-    ) -> Response:
-        """Records a response as sent."""
-        sent, gone = tuple(resources), tuple(removed)
-        self._nonces += 1
-        nonce = str(self._nonces)
-        state.greeted = True
-        if type_url == CLUSTER:
-            self._endpoints_due(r.name for r in sent if state.held.get(r.name) != r.version or r.name in state.due)
-        for resource in sent:
-            state.held[resource.name] = resource.version
-            state.bodies[resource.name] = resource
-            state.due.discard(resource.name)
-        self._history.names[type_url].update(resource.name for resource in sent)
-        assert self._snapshot is not None
-        state.pending[nonce] = _Pending(version=self._snapshot.version, sent=sent, removed=gone)
-        return Response(type_url=type_url, version=version, nonce=nonce, resources=sent, removed=gone)
-
-    def _endpoints_due(self, clusters: Iterable[str]) -> None:
-        """A cluster that was updated warms only when its endpoints come after it, changed or not; else it stalls 15
-        s."""
-        endpoints = self._types[ENDPOINT]
-        endpoints.due.update(name for name in clusters if name in endpoints.held)
-        endpoints.dirty = True
-
-
-class DeltaStream(Stream[DeltaRequest]):
-    """Incremental: requests change subscriptions, responses say what changed."""
-
-    def handle(self, request: DeltaRequest) -> None:
+    def handle(self, request: Request) -> None:
         """Takes one request. An unknown type is ignored: there is nothing of it to send."""
         self._identify(request.node_id)
         state = self._types.get(request.type_url)
@@ -325,10 +208,11 @@ class DeltaStream(Stream[DeltaRequest]):
         for name in request.unsubscribe:
             self._unsubscribe(state, name)
 
-    def _open(self, type_url: str, state: _Type, request: DeltaRequest) -> None:
+    def _open(self, type_url: str, state: _Type, request: Request) -> None:
         """First request of a type: the client restates what it has and what it wants."""
         state.held.update(request.initial_versions)
-        state.wildcard = WILDCARD in request.subscribe or (not request.subscribe and type_url in _WILDCARD_TYPES)
+        says_nothing = not request.subscribe and not request.unsubscribe
+        state.wildcard = WILDCARD in request.subscribe or (says_nothing and type_url in _WILDCARD_TYPES)
         for name in request.subscribe:
             if name != WILDCARD:
                 state.subscribe(name)
@@ -359,6 +243,36 @@ class DeltaStream(Stream[DeltaRequest]):
             else:
                 state.forget(name)
 
+    def _identify(self, node_id: str) -> None:
+        # Only the first request carries the node; a later one that did would not change whose stream this is.
+        if not self._named:
+            self._named = True
+            self.node_id = node_id
+            self._history = self._histories.setdefault(node_id, History())
+
+    def _settle(self, type_url: str, nonce: str, error: str | None) -> None:
+        """Takes an ACK or a NACK. A nonce that is not pending (stale, or of an earlier stream) says nothing."""
+        state = self._types[type_url]
+        pending = state.pending.pop(nonce, None)
+        if pending is None:
+            return
+        if error is None:
+            self._history.names[type_url].difference_update(name for name in pending.removed if name not in state.held)
+            for resource in pending.sent:
+                state.rejected.pop(resource.name, None)
+            return
+        names = tuple(resource.name for resource in pending.sent) or pending.removed
+        guilty = tuple(name for name in names if _named(name, error)) or names
+        nack = Nack(type_url=type_url, names=guilty, message=error, version=pending.version)
+        # Nothing is sent again because of this: the rejected version counts as held, and only another one differs
+        # from it.
+        state.rejected.update(dict.fromkeys(guilty, nack))
+
+    # Responses.
+
+    def _awaits(self, *type_urls: str) -> bool:
+        return any(self._types[type_url].pending for type_url in type_urls)
+
     def _additions(self, type_url: str, state: _Type, snapshot: Snapshot) -> Response | None:
         wanted = snapshot.resources[type_url]
         changed = self._changed(type_url, state, snapshot)
@@ -378,67 +292,67 @@ class DeltaStream(Stream[DeltaRequest]):
                 state.absent.add(name)
         return self._respond(type_url, state, snapshot.version, changed, removed)
 
+    def _removals(self, snapshot: Snapshot) -> Response | None:
+        """What is wanted no longer, once nothing that Envoy runs can refer to it any more."""
+        listeners = self._types[LISTENER]
+        # A client that has not asked for listeners when it has answered for clusters has none that refer to any: an
+        # Envoy that reconnects subscribes to all types before it answers for one.
+        if (listeners.wildcard and not listeners.greeted) or self._awaits(CLUSTER, ENDPOINT, LISTENER):
+            return None
+        # A listener whose change was rejected runs on as it was, and may need what the new one does not.
+        if listeners.rejected:
+            return None
+        for type_url in _REMOVED_LAST:
+            state = self._types[type_url]
+            gone = tuple(name for name in state.held if name not in snapshot.resources[type_url])
+            if gone and state.opened:
+                for name in gone:
+                    state.forget(name)
+                return self._removal(type_url, state, snapshot, gone)
+        return None
+
     def _removal(self, type_url: str, state: _Type, snapshot: Snapshot, gone: tuple[str, ...]) -> Response | None:
         state.absent.update(name for name in gone if name in state.names)
         return self._respond(type_url, state, snapshot.version, (), gone)
 
+    def _changed(self, type_url: str, state: _Type, snapshot: Snapshot) -> list[Resource]:
+        """What the client wants and does not hold in this version, and what is due."""
+        wanted = snapshot.resources[type_url]
+        names: Iterable[str] = wanted if state.wildcard else [name for name in state.names if name in wanted]
+        held, due = state.held, state.due
+        return [wanted[name] for name in names if held.get(name) != wanted[name].version or name in due]
 
-class StateStream(Stream[StateRequest]):
-    """State of the world: requests say everything that is subscribed, responses of clusters and listeners say
-    everything."""
-
-    def __init__(self, histories: dict[str, History]) -> None:
-        super().__init__(histories)
-        self._last_nonce: dict[str, str] = {}
-
-    def handle(self, request: StateRequest) -> None:
-        """Takes one request. One that answers an outdated response only acknowledges: a newer request follows it."""
-        self._identify(request.node_id)
-        state = self._types.get(request.type_url)
-        if state is None:
-            return
-        self._settle(request.type_url, request.nonce, request.error)
-        if request.nonce and request.nonce != self._last_nonce.get(request.type_url):
-            return
-        names = {name for name in request.names if name != WILDCARD}
-        if WILDCARD in request.names or (not state.opened and not names and request.type_url in _WILDCARD_TYPES):
-            state.wildcard = True
-        elif names or state.names:
-            state.wildcard = False
-        state.opened, state.dirty = True, True
-        for name in state.names - names:
-            if not state.wildcard:
-                state.forget(name)
-        state.names = names
-
-    def _additions(self, type_url: str, state: _Type, snapshot: Snapshot) -> Response | None:
-        changed = self._changed(type_url, state, snapshot)
-        gone = [name for name in state.held if name not in snapshot.resources[type_url]]
-        full = type_url in _WILDCARD_TYPES
-        if not changed and not (full and not state.greeted) and not (type_url == LISTENER and gone):
-            return None
-        if not full:
-            return self._respond_state(type_url, state, changed)
-        # Absence deletes: what is to go stays in the answer until the last step, except listeners, which nothing
-        # refers to.
-        keep = [] if type_url == LISTENER else [state.bodies[name] for name in gone]
-        if type_url == LISTENER:
-            for name in gone:
-                state.forget(name)
-        return self._respond_state(type_url, state, [*self._all(type_url, state, snapshot), *keep])
-
-    def _removal(self, type_url: str, state: _Type, snapshot: Snapshot, _: tuple[str, ...]) -> Response | None:
-        if type_url not in _WILDCARD_TYPES:
-            # Cannot be said in this variant, and need not be: Envoy drops them with the cluster or listener that used
-            # them.
-            return None
-        return self._respond_state(type_url, state, self._all(type_url, state, snapshot))
-
-    def _all(self, type_url: str, state: _Type, snapshot: Snapshot) -> list[Resource]:
-        return [resource for name, resource in snapshot.resources[type_url].items() if state.wants(name)]
-
-    def _respond_state(self, type_url: str, state: _Type, resources: list[Resource]) -> Response:
+    def _respond(
+        self,
+        type_url: str,
+        state: _Type,
+        version: str,
+        resources: Iterable[Resource],
+        removed: Iterable[str] = (),
+    ) -> Response:
+        """Records a response as sent."""
+        sent, gone = tuple(resources), tuple(removed)
+        self._nonces += 1
+        nonce = str(self._nonces)
+        state.greeted = True
+        if type_url == CLUSTER:
+            self._endpoints_due(r.name for r in sent if state.held.get(r.name) != r.version or r.name in state.due)
+        for resource in sent:
+            state.held[resource.name] = resource.version
+            state.due.discard(resource.name)
+        self._history.names[type_url].update(resource.name for resource in sent)
         assert self._snapshot is not None
-        response = self._respond(type_url, state, self._snapshot.version, resources)
-        self._last_nonce[type_url] = response.nonce
-        return response
+        state.pending[nonce] = _Pending(version=self._snapshot.version, sent=sent, removed=gone)
+        return Response(type_url=type_url, version=version, nonce=nonce, resources=sent, removed=gone)
+
+    def _endpoints_due(self, clusters: Iterable[str]) -> None:
+        """A cluster that was updated warms only when its endpoints come after it, changed or not; else it stalls 15
+        s."""
+        endpoints = self._types[ENDPOINT]
+        endpoints.due.update(name for name in clusters if name in endpoints.held)
+        endpoints.dirty = True
+
+
+def _named(name: str, text: str) -> bool:
+    """Whether Envoy's message is about `name`, and not only about one of which it is a part. Pure."""
+    return re.search(rf"(?<![\w./:-]){re.escape(name)}(?![\w/-]|[.:]\w)", text) is not None

@@ -35,7 +35,7 @@ SOON = 30.0
 async def scene() -> dict[str, object]:
     """Dials as fast as it can while the route is emptied and filled; gives how the dials ended, and the held one."""
     with tempfile.TemporaryDirectory(prefix="mesh-test-", dir="/dev/shm") as folder:
-        pair = Pair(Path(folder), delta=True)
+        pair = Pair(Path(folder))
         effects = Effects(parse(environment(MESH_RUN_DIR=f"{folder}/run", MESH_STATE_DIR=folder)))
         effects._vips = FakeVips()  # type: ignore[assignment]
         effects.files.prepare()

@@ -46,9 +46,7 @@ def loopback() -> str:
 class Node:
     """One Envoy with its control plane."""
 
-    def __init__(
-        self, name: str, directory: Path, *, delta: bool = True, max_heap: int = MAX_HEAP, max_connections: int = 50_000
-    ) -> None:
+    def __init__(self, name: str, directory: Path, *, max_heap: int = MAX_HEAP, max_connections: int = 50_000) -> None:
         self.name = name
         self.admin = directory / f"{name}-admin.sock"
         self.socket = directory / f"{name}-xds.sock"
@@ -62,7 +60,6 @@ class Node:
             cluster="test",
             xds_socket=str(self.socket),
             admin_socket=str(self.admin),
-            delta=delta,
             max_heap=max_heap,
             max_connections=max_connections,
         )
@@ -150,7 +147,6 @@ class Pair:
         self,
         directory: Path,
         *,
-        delta: bool,
         max_heap: int = MAX_HEAP,
         public: bool = False,
         max_connections: int = 50_000,
@@ -158,8 +154,8 @@ class Pair:
         """`public`: the route leads to the callee's public listener, which a caller's Envoy uses as any client does."""
         self.public = public
         self.authority = Authority()
-        self.caller = Node("caller", directory, delta=delta)
-        self.callee = Node("callee", directory, delta=delta, max_heap=max_heap, max_connections=max_connections)
+        self.caller = Node("caller", directory)
+        self.callee = Node("callee", directory, max_heap=max_heap, max_connections=max_connections)
         self.vip, self.address, self.backend, self.source = (loopback() for _ in range(4))
         self.caller_leaf = self.authority.leaf("caller", CALLER)
         self.callee_leaf = self.authority.leaf("callee", CALLEE)
@@ -270,7 +266,6 @@ def closing(writer: asyncio.StreamWriter):  # type: ignore[no-untyped-def]
 @contextlib.asynccontextmanager
 async def pair(
     *,
-    delta: bool = True,
     serve: Handler = echo,
     behind: Behind | None = None,
     max_heap: int = MAX_HEAP,
@@ -279,7 +274,7 @@ async def pair(
     """Two Envoys that talk, acknowledged and ready, with a backend behind the callee: `serve` on the test's own loop,
     or whatever `behind` starts on the address that it is given. `max_heap` is the callee's; `public` as Pair has it."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=delta, max_heap=max_heap, public=public)
+        both = Pair(Path(name), max_heap=max_heap, public=public)
         async with contextlib.AsyncExitStack() as stack:
             if behind is None:
                 backend = await asyncio.start_server(serve, both.backend, PORT, backlog=4096)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def ended_after(client: socket.socket, data: bytes) -> float:
 async def route(caller: str, callee: str, serve: Callable[[socket.socket], None] = serve) -> AsyncIterator[Pair]:
     """A route from an Envoy in one namespace to one in the other, with `serve` behind it."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=True)
+        both = Pair(Path(name))
         both.caller, both.callee = Inside("caller", Path(name)), Inside("callee", Path(name))
         both.caller.namespace, both.callee.namespace = caller, callee
         both.address = CALLEE_PLACE

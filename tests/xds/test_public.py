@@ -116,7 +116,7 @@ class Site:
 async def site(*alpn: str, serve: Handler = echo, behind: object = None) -> AsyncIterator[Site]:
     """One Envoy and what is behind it."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        here = Site(pair=Pair(Path(name), delta=True), folder=Path(name))
+        here = Site(pair=Pair(Path(name)), folder=Path(name))
         async with contextlib.AsyncExitStack() as stack:
             if behind is None:
                 server = await asyncio.start_server(serve, here.pair.backend, PORT)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ async def test_a_certificate_is_rotated_in_the_middle_of_a_long_download() -> No
 async def test_a_public_port_may_be_that_of_a_route() -> None:
     """On every address, beside a route's VIP with the same port: who dials the VIP gets the route."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=True)
+        both = Pair(Path(name))
         spec = both.egress(both.route(port=PUBLIC_PORT))
         ingress = both.ingress()
         listener_ = both.listener(address="0.0.0.0")
@@ -337,7 +337,7 @@ async def calls(both: Pair) -> None:
 
 def test_the_listeners_of_a_cvm_share_the_connections() -> None:
     """Each has its part of the limit, so several together take no more memory than one."""
-    both = Pair(Path(), delta=True)
+    both = Pair(Path())
     two = (both.listener(), both.listener(name="other", port=PUBLIC_PORT + 1))
     for public, most in ((two[:1], MAX_CONNECTIONS), (two, MAX_CONNECTIONS // 2)):
         spec = replace(both.ingress(), public=public, leaves=(both.callee_leaf, both.public_leaf))
@@ -350,7 +350,7 @@ async def test_strangers_at_a_public_listener_do_not_stop_the_mesh() -> None:
     """They use up all connections that Envoy takes from outside and say nothing: calls between CVMs, again and again,
     and the admin interface go on; and who says nothing for long is closed."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
-        both = Pair(Path(name), delta=True, max_connections=8)
+        both = Pair(Path(name), max_connections=8)
         spec = replace(both.ingress(), public=(both.listener(),), leaves=(both.callee_leaf, both.public_leaf))
         server = await asyncio.start_server(echo, both.backend, PORT)
         try:
@@ -387,7 +387,7 @@ def test_a_listener_does_not_depend_on_its_certificate() -> None:
     assert MAX_CONNECTIONS >= 2000
     assert made.listener_filters_timeout == HELLO_SECONDS
     assert not made.ignore_global_conn_limit
-    pair_ = Pair(Path(), delta=True)
+    pair_ = Pair(Path())
     assert egress_listener(pair_.route(), Endpoint(address=pair_.vip, port=PORT)).ignore_global_conn_limit
     assert ingress_listener(pair_.ingress().ingress[0]).ignore_global_conn_limit
     assert TlsInspector.parse(made.listener_filters[0].typed_config.value).initial_read_buffer_size == 512

@@ -17,8 +17,9 @@ import pytest
 from tests.support import eventually
 from tests.xds.mesh import PORT, Pair, loopback, pair
 from xds import wire
+from xds.requests import DeltaDiscoveryRequest
 from xds.server import XdsServer
-from xds.snapshot import LISTENER, build
+from xds.snapshot import CLUSTER, LISTENER, TYPES, Resource, Snapshot, build
 from xds.spec import Spec
 
 EMPTY = build(Spec(egress=(), ingress=(), leaves=(), roots_pem=""))
@@ -158,7 +159,7 @@ async def test_garbage_ends_the_stream_with_a_status_and_harms_no_other() -> Non
     """A request that is none is the client's fault."""
     async with serving() as (server, path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
         server.publish(EMPTY)
-        call = channel.stream_stream(f"/{wire.SERVICE}/{wire.DELTA_METHOD}")()
+        call = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")()
         await call.write(b"\x0a\xff")
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call.read()
@@ -169,15 +170,13 @@ async def test_garbage_ends_the_stream_with_a_status_and_harms_no_other() -> Non
 async def test_a_client_that_does_not_read_blocks_nobody() -> None:
     """Two streams; one takes nothing. The other still gets each snapshot, and `publish` never waits."""
     async with serving() as (server, path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryRequest
-
         request = bytes(DeltaDiscoveryRequest(type_url=LISTENER))
-        method = channel.stream_stream(f"/{wire.SERVICE}/{wire.DELTA_METHOD}")
+        method = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")
         stuck, lively = method(), method()
         await stuck.write(request)
         await lively.write(request)
         with tempfile.TemporaryDirectory() as name:
-            both = Pair(Path(name), delta=True)
+            both = Pair(Path(name))
         for n in range(3):
             server.publish(build(both.egress(both.route(port=1000 + n))))
             async with asyncio.timeout(5):
@@ -186,10 +185,24 @@ async def test_a_client_that_does_not_read_blocks_nobody() -> None:
         lively.cancel()
 
 
+async def test_a_client_that_stops_asking_in_the_middle_of_a_response_is_done() -> None:
+    """It takes nothing more and has said its last: the stream ends, and holds nobody up."""
+    async with serving() as (server, path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        resource = Resource(name="a", version="1", body=bytes(8 << 20))
+        found = {**{type_url: {} for type_url in TYPES}, CLUSTER: {"a": resource}}
+        server.publish(Snapshot(version="1", resources=found, entries={}))
+        call = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")()
+        await call.write(bytes(DeltaDiscoveryRequest(type_url=CLUSTER)))
+        await eventually(lambda: server.status().connected, "the stream is open")
+        await call.done_writing()
+        await eventually(lambda: not server.status().connected, "the stream has ended")
+        call.cancel()
+
+
 async def test_stop_ends_open_streams() -> None:
     """Envoy sees the end at once and reconnects later."""
     async with serving() as (server, path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        call = channel.stream_stream(f"/{wire.SERVICE}/{wire.STATE_METHOD}")()
+        call = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")()
         await call.write(b"")
         await eventually(lambda: server.status().connected, "the stream is open")
         async with asyncio.timeout(5):

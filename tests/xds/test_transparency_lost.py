@@ -41,7 +41,7 @@ async def lose(caller: str, callee: str) -> Saw:
     """What each side of each conversation saw after the wire was cut."""
     with tempfile.TemporaryDirectory(prefix="xds") as name:
         place = Path(name)
-        both = Pair(place, delta=True)
+        both = Pair(place)
         both.caller, both.callee = Inside("caller", place), Inside("callee", place)
         both.caller.namespace, both.callee.namespace = caller, callee
         both.address = CALLEE_PLACE

@@ -86,19 +86,6 @@ async def test_first_byte_through_the_vip() -> None:
         assert both.callee.server.status().nacks == ()
 
 
-async def test_state_of_the_world_variant_serves_and_moves_a_route() -> None:
-    """Envoy on the older protocol gets the same mesh, changes and removals included."""
-    async with pair(delta=False) as both:
-        assert await both.ask() == b"ping"
-        extra = both.route(name="extra", vip=loopback())
-        await both.caller.apply(both.egress(both.route(), extra))
-        await both.caller.apply(both.egress(both.route(generation="2")))
-        await both.settles_on(b"ping")
-        clusters = await both.caller.get("/clusters")
-        assert "egress/worker::" in clusters
-        assert "egress/extra::" not in clusters
-
-
 async def test_a_server_with_another_identity_is_refused() -> None:
     """The route requires its own service's SAN, exactly; a valid certificate of someone else is no server."""
     async with pair() as both:
