@@ -84,6 +84,7 @@ _TOOLING = tuple(
         "console",
         "errors",
         "locks",
+        "requirements",
         "tools",
         "tools_archive",
         "tools_build",
@@ -107,8 +108,8 @@ IMAGES: dict[str, Image] = {
             tools=("consul", "wireguard-go"),
         ),
         *(Image(name=name, sources=("workloads",), about=about) for name, about in _PROGRAMS.items()),
-        Image(name="webdemo", sources=("pyproject.toml", "tools", "workloads")),
-        Image(name="patroni", sources=("pyproject.toml", "tools", "runtime", "workloads")),
+        Image(name="webdemo", sources=("tools/requirements", "workloads")),
+        Image(name="patroni", sources=("tools/requirements", "runtime", "workloads")),
         Image(name="lab", sources=("lab",), needs="sidecar", published=False),
     )
 }
@@ -138,6 +139,13 @@ def epoch(environ: Mapping[str, str]) -> int:
     if not text.isdigit():
         raise UserError(f"SOURCE_DATE_EPOCH is {text!r}, expected whole seconds since 1970", "unset it")
     return int(text)
+
+
+def snapshot(text: str) -> str:
+    """`text`, a moment of Debian's archive as snapshot.debian.org names them; UserError when it is none."""
+    if re.fullmatch(r"20\d{6}T\d{6}Z", text) is None:
+        raise UserError(f"--snapshot {text!r} is no moment of Debian's archive", "--snapshot 20261101T000000Z")
+    return text
 
 
 def context(root: Path, image: Image, built: Mapping[str, Path]) -> bytes:
@@ -180,9 +188,17 @@ def pinned_base(root: Path) -> str:
 
 
 def build(
-    engine: Engine, names: Iterable[str], progress: Progress, *, base: str | None = None, fresh: bool = False
+    engine: Engine,
+    names: Iterable[str],
+    progress: Progress,
+    *,
+    base: str | None = None,
+    fresh: bool = False,
+    debian: str = "",
 ) -> dict[str, str]:
-    """Builds images in the engine under their local references; image IDs by name. `fresh` ignores the layer cache."""
+    """Builds images in the engine under their local references; image IDs by name. `fresh` ignores the layer cache,
+    `debian` is the moment of Debian's archive to install from (empty: as it is now).
+    """
     chosen = with_needs(names)
     wanted = [tools.TOOLS[name] for image in chosen for name in image.tools]
     built, failures = tools_build.build(wanted, os.environ, progress) if wanted else ({}, {})
@@ -192,25 +208,42 @@ def build(
             "give this machine Go (golang.org/dl) or PyPI, and access to a Go module proxy",
         )
     foundation = base or ensure_base(engine, progress)
-    return {
-        image.name: _build(engine, image, foundation, {name: built[name] for name in image.tools}, progress, fresh)
-        for image in chosen
-    }
+    made: dict[str, str] = {}
+    for image in chosen:
+        arguments = _arguments(image, foundation, debian)
+        made[image.name] = _build(
+            engine, image, arguments, {name: built[name] for name in image.tools}, progress, fresh
+        )
+    return made
 
 
-def _build(engine: Engine, image: Image, base: str, built: Mapping[str, Path], progress: Progress, fresh: bool) -> str:
+def _arguments(image: Image, base: str, debian: str) -> dict[str, str]:
+    """The build arguments of `image`. What stands on another image has its base and its Debian from there."""
+    if image.needs:
+        return {"SIDECAR": IMAGES["sidecar"].local}
     moment = epoch(os.environ)
-    arguments = {"SIDECAR": IMAGES["sidecar"].local} if image.needs else {"BASE": base}
-    arguments |= {
+    arguments = {
+        "BASE": base,
         "SOURCE_DATE_EPOCH": str(moment),
         "VERSION": project_version(),
         "REVISION": revision(ROOT),
         "CREATED": dt.datetime.fromtimestamp(moment, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    if image.needs:
-        arguments = {name: arguments[name] for name in ("SIDECAR",)}
+    if debian:
+        arguments["SNAPSHOT"] = debian
     if image.about:
         arguments |= {"PROGRAM": image.name, "ABOUT": image.about}
+    return arguments
+
+
+def _build(
+    engine: Engine,
+    image: Image,
+    arguments: Mapping[str, str],
+    built: Mapping[str, Path],
+    progress: Progress,
+    fresh: bool,
+) -> str:
     options = [item for name, value in arguments.items() for item in ("--build-arg", f"{name}={value}")]
     if not _has_bridge(engine):
         options += ["--network", "host"]

@@ -26,15 +26,19 @@ def images() -> None:
 @click.option("--fresh", is_flag=True, help="Ignore layers of earlier builds.")
 @click.option("--twice", is_flag=True, help="Build twice from nothing and demand the same layers.")
 @click.option("--tag", "tags", is_flag=True, help="Give the images their published names and version as well.")
-def build(names: tuple[str, ...], base: str | None, fresh: bool, twice: bool, tags: bool) -> None:
+@click.option(
+    "--snapshot", metavar="20261101T000000Z", help="Debian's packages as they were then, not as they are now."
+)
+def build(names: tuple[str, ...], base: str | None, fresh: bool, twice: bool, tags: bool, snapshot: str | None) -> None:
     """Builds images (all published ones without NAMES) into the Docker engine, as cvm-mesh/NAME:local."""
     _known(names)
+    debian = builder.snapshot(snapshot) if snapshot is not None else ""
     chosen = names or tuple(image.name for image in builder.IMAGES.values() if image.published)
     found, progress = engine.find(), Console()
-    builder.build(found, chosen, progress, base=base, fresh=fresh or twice)
+    builder.build(found, chosen, progress, base=base, fresh=fresh or twice, debian=debian)
     layers = {name: builder.layers(found, name) for name in chosen}
     if twice:
-        builder.build(found, chosen, progress, base=base, fresh=True)
+        builder.build(found, chosen, progress, base=base, fresh=True, debian=debian)
         differing = [name for name in chosen if builder.layers(found, name) != layers[name]]
         if differing:
             raise UserError(f"built twice, other layers: {', '.join(differing)}", exit_code=1)

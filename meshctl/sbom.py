@@ -1,4 +1,4 @@
-"""What is in an image, as a CycloneDX document: Debian's packages, Python's, and programs built from Go modules.
+"""What is in an image, as a CycloneDX document: Debian's packages, Python's, and other programs with their SHA-256.
 
 The image itself is asked: the list is of what is there, not of what was asked for. Equal images give equal documents.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot5
@@ -22,17 +23,26 @@ from meshctl.images import Image
 from meshctl.info import project_version
 
 _ASK = r"""
-import importlib.metadata as m, json, subprocess, sys
+import hashlib, importlib.metadata as m, json, os, subprocess, sys
 query = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]
 debian = subprocess.run(query, capture_output=True, text=True, check=True)
 folders = [path for path in sys.path if path.startswith("/opt/")]
 python = sorted({(d.metadata["Name"], d.version) for d in m.distributions(path=folders)})
-print(json.dumps({"debian": [line.split() for line in debian.stdout.splitlines()], "python": python}))
+place = "/usr/local/bin"
+paths = [os.path.join(place, name) for name in sorted(os.listdir(place))]
+programs = [
+    (os.path.basename(path), hashlib.sha256(open(path, "rb").read()).hexdigest())
+    for path in paths if not os.path.islink(path)
+]
+debian = [line.split() for line in debian.stdout.splitlines()]
+print(json.dumps({"debian": debian, "python": python, "programs": programs}))
 """
 
 
 def ask(engine: Engine, image: Image) -> dict[str, list[list[str]]]:
-    """What the image says of itself: Debian (name, version, architecture) and Python (name, version)."""
+    """What the image says of itself: Debian (name, version, architecture), Python (name, version), and the programs in
+    /usr/local/bin (name, SHA-256).
+    """
     options = ("--rm", "--network", "none", "--entrypoint", "python3", image.local)
     done = engine.run("run", *options, "-c", _ASK)
     found: dict[str, list[list[str]]] = json.loads(done.stdout)
@@ -51,7 +61,7 @@ def document(image: Image, digest: str, found: dict[str, list[list[str]]], momen
     components = [
         *(_debian(*row) for row in found["debian"]),
         *(_python(*row) for row in found["python"]),
-        *_programs(image.tools),
+        *_programs(image.tools, dict(found["programs"])),
     ]
     bom = Bom(
         components=components,
@@ -72,14 +82,19 @@ def _python(name: str, version: str) -> Component:
     return Component(name=name, version=version, type=ComponentType.LIBRARY, bom_ref=str(purl), purl=purl)
 
 
-def _programs(names: Sequence[str]) -> list[Component]:
+def _programs(names: Sequence[str], digests: Mapping[str, str]) -> list[Component]:
     """Programs that no package manager of the image knows; Envoy comes out of a Python package."""
     found = []
     for tool in (tools.TOOLS[name] for name in (*names, *(("envoy",) if names else ()))):
         module = (tool.go_package or "envoyproxy/envoy").rpartition("/")
         purl = PackageURL("golang" if tool.go_package else "github", module[0], module[2], f"v{tool.version}")
         component = Component(
-            name=tool.name, version=tool.version, type=ComponentType.APPLICATION, bom_ref=str(purl), purl=purl
+            name=tool.name,
+            version=tool.version,
+            type=ComponentType.APPLICATION,
+            bom_ref=str(purl),
+            purl=purl,
+            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digests[tool.name])],
         )
         found.append(component)
     return found

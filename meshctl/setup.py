@@ -13,17 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from meshctl import stamp
+from meshctl import requirements, stamp
 from meshctl.console import Console, Outcome, Progress, elapsed, stream
 from meshctl.ending import Ended, catching
 from meshctl.errors import USAGE_EXIT_CODE, UserError, render
 from meshctl.locks import exclusive
 
-EXTRAS = ("cli", "patroni", "test")
 NEEDS_TOOLS = frozenset({"bench", "chaos", "demo", "test", "tools", "up"})
 """Commands that want the Go tools, so their build starts beside pip's downloads."""
 POINTER = "cvm-mesh.pth"
@@ -39,6 +37,8 @@ _OFFLINE_SIGNS = (
     "Network is unreachable",
     "Cannot connect to proxy",
 )
+_OTHER_FILE = "DO NOT MATCH THE HASHES"
+"""In pip's words when a file has none of the hashes in the list."""
 
 
 def run(root: str, argv: Sequence[str]) -> int:
@@ -163,13 +163,6 @@ def _has_ensurepip() -> bool:
     return spec is not None and spec.origin is not None
 
 
-def requirements(root: Path) -> list[str]:
-    """What the checkout's pyproject asks for, with the extras that the command line and the tests need."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    return [*project["dependencies"], *(item for extra in EXTRAS for item in extras[extra])]
-
-
 def _install_packages(root: Path, progress: Progress) -> None:
     log_path = root / ".mesh" / "setup.log"
     environ = dict(os.environ)
@@ -188,14 +181,17 @@ def _install_packages(root: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory() as scratch, log_path.open("w", encoding="utf-8") as log:
         # A pip that is killed leaves its work behind, in /tmp unless it is told where to have it.
         environ["TMPDIR"] = scratch
-        wanted = Path(scratch) / "requirements.txt"
-        wanted.write_text("\n".join(requirements(root)) + "\n", encoding="utf-8")
         pip = [stamp.python_in(str(root)), "-m", "pip", "install", "--progress-bar", "off"]
-        files = ["-c", str(root / "tools" / "constraints.txt"), "-r", str(wanted)]
-        outcome = stream([*pip, *files], on_tick=tick, env=environ, log=log)
-    if outcome.code != 0:
-        raise _pip_error(outcome, log_path)
-    progress.line(f"installed the Python packages in {elapsed(outcome.seconds)}")
+        # Wheels first: what is built from source is built with the setuptools among them.
+        steps = (("setup", requirements.WHEELS), ("sources", requirements.BUILT))
+        taken = 0.0
+        for place, options in steps:
+            listed = ["-r", str(requirements.path(root, place))]
+            outcome = stream([*pip, *options, *listed], on_tick=tick, env=environ, log=log)
+            if outcome.code != 0:
+                raise _pip_error(outcome, log_path)
+            taken += outcome.seconds
+    progress.line(f"installed the Python packages in {elapsed(taken)}")
 
 
 def _pip_error(outcome: Outcome, log_path: Path) -> UserError:
@@ -206,6 +202,13 @@ def _pip_error(outcome: Outcome, log_path: Path) -> UserError:
             f"pip's whole output is in {log_path}",
         )
     errors = [line for line in outcome.tail if line.startswith("ERROR")] or list(outcome.tail[-4:])
+    if any(_OTHER_FILE in line for line in outcome.tail):
+        return UserError(
+            "\n".join(("the package index gave another file than the one that was tested, by its SHA-256:", *errors)),
+            "use an index that passes the makers' files on unchanged (PIP_INDEX_URL); where they published another\n"
+            "file under the same version, look at it before python -m meshctl.requirements takes it (CONTRIBUTING.md)\n"
+            f"pip's whole output is in {log_path}",
+        )
     return UserError("\n".join(("pip could not install the packages:", *errors)), f"read pip's output in {log_path}")
 
 

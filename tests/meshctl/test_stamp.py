@@ -14,7 +14,7 @@ from meshctl import stamp
 def checkout(tmp_path: Path) -> Path:
     """A folder with the files that the key covers, and an environment whose interpreter is this one."""
     for name in stamp.INPUTS:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
