@@ -124,4 +124,5 @@ def _signed(manifest: Manifest, cluster: Cluster, before: Signed, key: Path | No
     path = key or manifest_keys.default_path(cluster.name)
     signing.check(manifest, cluster, before, path)
     made = manifest_keys.signature(manifest_keys.load(path), manifest)
-    return signing.add(manifest, cluster, before, made, str(path))
+    sets = signing.wanted(manifest, signing.measured(cluster), before)
+    return signing.add(manifest, sets, cluster.folder / signing.PARTIAL, made, str(path))

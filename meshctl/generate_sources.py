@@ -82,11 +82,10 @@ def other_labs(folder: Path) -> str:
 def in_lab(run: runs.Run, folder: Path) -> Site:
     """The site of a lab. UserError."""
     from meshctl.bring_up import checked
-    from topology.owners import Owners, key_of
     from topology.render import with_owners
 
     here = owner_access.lab(run.name)
-    owners = Owners(keys=(key_of(manifest_keys.load(here.folder / owner_access.OWNER_KEY)),))
+    owners = here.owners
     cluster = checked(folder, _request(run).get("overrides", {}))
     return Site(
         kind=LAB,

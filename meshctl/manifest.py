@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 DRAFT = "manifest.json"
 LAB_SIGNED = "manifest.lab.signed"
 """What a lab's owner signed: Terraform must not find it."""
+LAB_PARTIAL = "manifest.lab.partial"
+"""What lacks signatures of a lab's other owners."""
 
 
 def load_cluster(text: str) -> Cluster:
@@ -65,7 +68,7 @@ def sign(
     """Sign the manifest of CLUSTER as one of its owners; writes manifest.signed, which is no secret.
 
     Where several owners have to sign, each runs this in turn with a key of their own. A manifest that was generated
-    from a lab is signed by the lab's owner, and written as manifest.lab.signed.
+    from a lab is signed with the lab's own key unless --key names another owner's, and written as manifest.lab.signed.
     """
     from meshctl.bring_up import cluster_folder
     from meshctl.generate_sources import LAB, source_of
@@ -76,11 +79,12 @@ def sign(
     source = draft or cluster_folder(cluster) / DRAFT
     if not source.exists():
         raise UserError(f"{source} is not there, and it is what is signed", f"./mesh generate {cluster}")
-    if key is prepare is signature is None and source_of(source) == LAB:
-        _sign_for_lab(source, cluster, name)
+    if source_of(source) == LAB:
+        _sign_for_lab(source, cluster, name, key, prepare, signature)
         return
     found = load_cluster(cluster)
-    private = manifest_keys.load(key or manifest_keys.default_path(found.name)) if not (prepare or signature) else None
+    own = key or manifest_keys.default_path(found.name)
+    made = _made(own, prepare, signature)
     manifest = _draft(source, cluster)
     before = signing.head(found)
     if before is not None and before.manifest == manifest:
@@ -90,12 +94,8 @@ def sign(
     if prepare is not None:
         signing.prepare(manifest, prepare, cluster)
         return
-    if private is not None:
-        made, origin = manifest_keys.signature(private, manifest), str(key or manifest_keys.default_path(found.name))
-    else:
-        assert signature is not None
-        made, origin = signing.read_signature(signature), str(signature)
-    envelope = signing.add(manifest, found, before, made, origin)
+    sets = signing.wanted(manifest, signing.measured(found), before)
+    envelope = signing.add(manifest, sets, found.folder / signing.PARTIAL, *made(manifest))
     if envelope is None:
         return
     target = found.folder / signing.SIGNED
@@ -108,8 +108,28 @@ def sign(
         click.echo(f"and: terraform -chdir={found.folder} apply -parallelism=1: CVMs are told where coordinators are")
 
 
-def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:
-    """Signs `source` with the key of the lab that it was generated from. UserError."""
+def _made(key: Path, prepare: Path | None, signature: Path | None) -> Callable[[Manifest], tuple[bytes, str]]:
+    """What gives the signature of a manifest, and where it comes from: the file `signature`, or the private key in
+    `key`. UserError where that cannot be read, at once: before anything else is judged.
+    """
+    if signature is not None:
+        found = signing.read_signature(signature)
+        return lambda _: (found, str(signature))
+    private = manifest_keys.load(key) if prepare is None else None
+
+    def sign(manifest: Manifest) -> tuple[bytes, str]:
+        assert private is not None, "nothing is signed where bytes are prepared"
+        return manifest_keys.signature(private, manifest), str(key)
+
+    return sign
+
+
+def _sign_for_lab(
+    source: Path, cluster: str, name: str | None, key: Path | None, prepare: Path | None, signature: Path | None
+) -> None:
+    """Signs `source` for the lab that it was generated from: with the lab's own key, or as another owner that its
+    manifests name. UserError.
+    """
     from meshctl import owner_access
     from meshctl.bring_up import cluster_folder
     from meshctl.generate_sources import lab_of
@@ -118,14 +138,23 @@ def _sign_for_lab(source: Path, cluster: str, name: str | None) -> None:
     if run is None:
         raise UserError(f"{source} is of a lab, and no lab of {cluster} runs", f"./mesh up {cluster}")
     here = owner_access.lab(run.name)
+    made = _made(key or here.key, prepare, signature)
     manifest = _draft(source, cluster)
     head = here.head()
     if manifest == head.manifest:
         click.echo(f"in force already: {head.name}")
         return
     signing.check_follows(manifest, head, source, cluster)
+    if prepare is not None:
+        signing.prepare(manifest, prepare, cluster)
+        return
+    own = signing.Wanted(owners=here.owners, why="the lab's own owner")
+    sets = signing.wanted(manifest, own, head)
+    envelope = signing.add(manifest, sets, source.with_name(LAB_PARTIAL), *made(manifest))
+    if envelope is None:
+        return
     target = source.with_name(LAB_SIGNED)
-    write(target, f"{here.sign(manifest)}\n")
+    write(target, f"{envelope}\n")
     click.echo(f"signed epoch {manifest.epoch}: {target}\nnext: ./mesh set --manifest {target}")
 
 

@@ -78,11 +78,15 @@ def next_owners(cluster: Cluster, before: Signed | None) -> Owners:
     return manifest_keys.owners(cluster)
 
 
-def wanted(manifest: Manifest, cluster: Cluster, before: Signed | None) -> tuple[Wanted, ...]:
+def measured(cluster: Cluster) -> Wanted:
+    """The owners by whom CVMs go that start. UserError."""
+    return Wanted(owners=manifest_keys.owners(cluster), why="the owners in the compose files")
+
+
+def wanted(manifest: Manifest, own: Wanted, before: Signed | None) -> tuple[Wanted, ...]:
     """The sets that have to sign `manifest`: CVMs that run go by the one before, CVMs that start go by their compose
-    file, and who signs what follows shows that the keys are there (`topology.succession.unproven`).
+    file, which names `own`, and who signs what follows shows that the keys are there (`topology.succession.unproven`).
     """
-    own = Wanted(owners=manifest_keys.owners(cluster), why="the owners in the compose files")
     sets = [own]
     if before is not None and before.manifest.owners != own.owners:
         sets.insert(0, Wanted(owners=before.manifest.owners, why=f"the owners that {before.name} names"))
@@ -140,15 +144,15 @@ def read_signature(path: Path) -> bytes:
     return data
 
 
-def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: bytes, source: str) -> str | None:
-    """Adds `signature`, which came from `source`, to those that `manifest` has; the envelope when it is complete.
+def add(manifest: Manifest, sets: tuple[Wanted, ...], partial: Path, signature: bytes, source: str) -> str | None:
+    """Adds `signature`, which came from `source`, to those that `manifest` has in the file `partial`; the envelope when
+    all of `sets` have signed.
 
     Says how many there are. UserError when it is by none of those that count.
     """
     from topology import envelope as envelopes
     from topology.owners import MAX_OWNERS, signers, text_of
 
-    sets = wanted(manifest, cluster, before)
     message = envelopes.message(manifest)
 
     def owners_behind(*made: bytes) -> set[OwnerKey]:
@@ -157,7 +161,6 @@ def add(manifest: Manifest, cluster: Cluster, before: Signed | None, signature: 
     if not owners_behind(signature):
         named = "; ".join(f"{one.why}: {text_of(one.owners)}" for one in sets)
         raise UserError(f"{source} gives a signature of none of {named}", "sign with one of these keys")
-    partial = cluster.folder / PARTIAL
     begun = partial.read_text(encoding="ascii").strip() if partial.exists() else ""
     bare = envelopes.seal(manifest)
     # A draft that was changed since needs all signatures anew.

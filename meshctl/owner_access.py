@@ -19,6 +19,7 @@ from meshctl.errors import UserError
 if TYPE_CHECKING:
     from topology.envelope import Signed
     from topology.manifest import Manifest
+    from topology.owners import Owners
 
 PATH = "/v1/manifest"
 OWNER_KEY = "owner.pem"
@@ -95,12 +96,25 @@ class Lab:
         head = self.head()
         return replace(head.manifest, epoch=head.manifest.epoch + 1, previous=head.digest)
 
+    @property
+    def key(self) -> Path:
+        """Where the private key of the lab's owner is."""
+        return self.folder / OWNER_KEY
+
+    @property
+    def owners(self) -> Owners:
+        """Whom the lab's compose files name: that owner alone. UserError."""
+        from meshctl.manifest_keys import load
+        from topology.owners import Owners, key_of
+
+        return Owners(keys=(key_of(load(self.key)),))
+
     def sign(self, manifest: Manifest) -> str:
         """The envelope of `manifest`, signed by the lab's owner."""
         from meshctl.manifest_keys import load
         from topology.envelope import seal
 
-        return seal(manifest, load(self.folder / OWNER_KEY))
+        return seal(manifest, load(self.key))
 
     def _first(self) -> str:
         return (self.folder / FIRST).read_text(encoding="ascii")

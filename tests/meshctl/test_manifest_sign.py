@@ -8,17 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshctl import manifest_keys
+from meshctl import generate_sources, manifest_keys, runs
+from meshctl.cli import cli
+from tests.coordinator.world import OWNER
 from tests.meshctl.test_manifest import Owner, owner, refused
 from tests.meshctl.test_manifest_facts import outputs
+from tests.meshctl.test_set_command import FIRST, Coordinator, lab
+from tests.topology.support import after
 from topology.envelope import message, open_envelope
-from topology.manifest import decode
+from topology.manifest import decode, encode
 from topology.owners import MAX_OWNERS, Owners, key_of, name_of, sign
 from topology.render import with_owners
 
-__all__ = ["owner"]
+__all__ = ["lab", "owner"]
 
 
 def openssl(*arguments: str) -> None:
@@ -186,3 +191,37 @@ def test_a_manifest_of_another_history_is_not_signed(owner: Owner) -> None:
     refused(owner.sign(), "those in between are needed first")
     (owner.cluster / "manifest.signed").unlink()
     refused(owner.sign(), "nothing is signed yet: expected epoch 1")
+
+
+def test_a_labs_other_owners_sign_in_turn(lab: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a deployment: until then there is nothing to set, also where the lab's own key signs last."""
+    folder, second, third = tmp_path / "mine", tmp_path / "second.pem", tmp_path / "third.pem"
+    folder.mkdir()
+    (folder / "cluster.tf").write_text("")
+    (folder / "manifest.generated.json").write_text(json.dumps({"from": "lab"}))
+    keys = (OWNER, *(manifest_keys.create(path) for path in (second, third)))
+    several = Owners(keys=tuple(map(key_of, keys)), threshold=2)
+    draft = after(FIRST, owners=several)
+    (folder / "manifest.json").write_bytes(encode(draft))
+    monkeypatch.setattr(generate_sources, "lab_of", lambda _folder, _name: runs.Run("mine", tmp_path))
+
+    def signed(*options: str) -> Result:
+        return CliRunner().invoke(cli, ["sign", str(folder), *options])
+
+    refused(signed("--key", str(tmp_path / "none.pem")), "none.pem cannot be read")
+    first = signed("--key", str(second))
+    assert "0 of 1 signatures by the lab's own owner" in first.output, first.exception
+    assert "1 of 2 signatures by the owners that epoch 2 itself names" in first.output
+    assert (folder / "manifest.lab.partial").exists()
+    assert not (folder / "manifest.lab.signed").exists()
+    last = signed()
+    assert "signed epoch 2" in last.output
+    assert not (folder / "manifest.lab.partial").exists()
+    made = open_envelope((folder / "manifest.lab.signed").read_text(), several)
+    assert made.manifest == draft
+    (folder / "manifest.json").write_bytes(encode(after(FIRST, leaf_hours=3)))
+    refused(signed("--key", str(third)), "third.pem gives a signature of none of the lab's own owner")
+    bytes_of = tmp_path / "bytes"
+    assert "owners of epoch 2 sign" in signed("--prepare", str(bytes_of)).output
+    (tmp_path / "made.sig").write_bytes(sign(OWNER, bytes_of.read_bytes()))
+    assert "signed epoch 2" in signed("--signature", str(tmp_path / "made.sig")).output

@@ -195,12 +195,14 @@ def test_terraform_takes_what_topology_takes(planned: tuple[Path, dict[str, Any]
         assert found["groups"][group.name]["compose_env"] == group.compose_env
         assert found["environment"][group.name] == _environment(ours, group.name, ())
     assert found["environment"]["coordinator"] == _environment(ours, None, ())
+    public = {g.name: {b.name: b.public.port for b in g.backends if b.public is not None} for g in ours.groups}
+    assert found["public"] == {name: ports for name, ports in public.items() if ports}
 
 
 def test_an_environment_has_no_more_than_it_needs(planned: tuple[Path, dict[str, Any]]) -> None:
     """No manifest, route, address or port, so that a change of these restarts nobody."""
     found = planned[1]["template-starter"]
-    assert sorted(found) == ["cluster", "coordinators", "environment", "groups", "signed"]
+    assert sorted(found) == ["cluster", "coordinators", "environment", "groups", "public", "signed"]
     assert found["environment"]["worker"] == {
         "MESH_CLUSTER": "demo", "MESH_COORDINATORS": "", "MESH_GROUP": "worker",
     }  # fmt: skip
