@@ -90,11 +90,17 @@ class Trusted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What this machine saw enforced when it verified last."""
+    """What this machine saw enforced last, when it verified it or set it."""
 
     epoch: int
     digest: str
     root_sha256: str
+    """Empty where it was never shown: `./mesh set` does not ask for it."""
+
+    def contradicts(self, other: Seen) -> bool:
+        """Whether two were shown as in force at one time: another manifest of that epoch, or another root CA."""
+        roots = {each for each in (self.root_sha256, other.root_sha256) if each}
+        return self.epoch == other.epoch and (self.digest != other.digest or len(roots) > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,7 +355,7 @@ def _check_seen(found: Verified, seen: Seen) -> None:
             f"the history has another manifest of epoch {seen.epoch} than this machine has seen enforced "
             f"({_brief(seen.digest)})",
         )
-    if found.statement.root_sha256 != seen.root_sha256:
+    if seen.root_sha256 not in ("", found.statement.root_sha256):
         raise UnprovenError(
             Cause.ROLLBACK, f"the root CA is another one than this machine has seen ({_brief(seen.root_sha256)}…)"
         )

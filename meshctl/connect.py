@@ -24,7 +24,8 @@ from meshctl.connect_proof import Anchor, Proof
 from meshctl.connect_target import Target, listen_of, place_of, refusal, target_of
 from meshctl.connect_tls import Secure
 from meshctl.errors import UserError
-from meshctl.verify import INSECURE, SEEN_IN_LAB, lab_answers, root_in
+from meshctl.verify import INSECURE, lab_answers, root_in
+from meshctl.verify_files import SEEN_IN_LAB
 from runtime.tasks import TaskScope
 
 MOST = 64

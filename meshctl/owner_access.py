@@ -14,7 +14,9 @@ import click
 
 from meshctl import runs
 from meshctl.asking import Answer, Question, Trust, ask, ask_in_lab
+from meshctl.attestation import MAX_PAGES
 from meshctl.errors import UserError
+from meshctl.verify_files import SEEN_IN_LAB
 
 if TYPE_CHECKING:
     from topology.envelope import Signed
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from topology.owners import Owners
 
 PATH = "/v1/manifest"
+HISTORY = f"{PATH}/history"
 OWNER_KEY = "owner.pem"
 """In a lab's folder: the key of its owner, which signs for that lab only."""
 FIRST = "manifest.signed"
@@ -48,6 +51,8 @@ class Mesh:
     """For people."""
     url: str
     ask: Callable[[Question], Answer]
+    seen: Path | None = None
+    """Where is remembered what was seen enforced; None: where this machine keeps it for the mesh."""
 
     def head(self, references: str) -> Signed:
         """The manifest in force, from a coordinator that is what the envelope `references` wants. UserError."""
@@ -64,6 +69,23 @@ class Mesh:
                 raise
             return _opened(refusal.tree["head"], self.url), refusal.reason
 
+    def history(self, references: str, after: int) -> tuple[str, ...]:
+        """The envelopes of the manifests that were in force after epoch `after`, oldest first, as the coordinator says.
+        UserError as `head`.
+        """
+        found: list[str] = []
+        for _ in range(MAX_PAGES):
+            tree = self._call(references, "GET", path=f"{HISTORY}?after={after}").tree
+            try:
+                page = [(int(each["epoch"]), str(each["envelope"])) for each in tree.get("manifests", ())]
+            except (TypeError, ValueError, KeyError) as error:
+                raise UserError(f"{self.url} answers with no history: {error!r:.200}", exit_code=1) from error
+            found += [envelope for _, envelope in page]
+            if not page or page[-1][0] <= after or not tree.get("more"):
+                break
+            after = page[-1][0]
+        return tuple(found)
+
     def put(self, envelope: str, documents: Mapping[str, str] = NO_DOCUMENTS) -> Signed:
         """Sets the manifest in `envelope`, and hands over the app-compose texts `documents`; the one in force
         afterwards. UserError with the coordinator's reason.
@@ -73,8 +95,8 @@ class Mesh:
             body["documents"] = dict(documents)
         return _opened(self._call(envelope, "POST", body).tree, self.url)
 
-    def _call(self, references: str, method: str, body: dict[str, object] | None = None) -> Answer:
-        answer = self.ask(Question(url=self.url, references=references, method=method, path=PATH, body=body))
+    def _call(self, references: str, method: str, body: dict[str, object] | None = None, path: str = PATH) -> Answer:
+        answer = self.ask(Question(url=self.url, references=references, method=method, path=path, body=body))
         if answer.code:
             raise RefusedError(self.url, answer)
         return answer
@@ -140,7 +162,12 @@ def lab(name: str | None, but: str = "") -> Lab:
     first = open_envelope((run.folder / FIRST).read_text(encoding="ascii"), None).manifest
     urls = {peer.peer_id: peer.url for peer in first.coordinators.peers}
     coordinator = ready[0]
-    mesh = Mesh(name=run.name, url=urls[coordinator], ask=lambda question: ask_in_lab(run, coordinator, question))
+    mesh = Mesh(
+        name=run.name,
+        url=urls[coordinator],
+        ask=lambda question: ask_in_lab(run, coordinator, question),
+        seen=run.folder / SEEN_IN_LAB,
+    )
     return Lab(mesh=mesh, folder=run.folder)
 
 

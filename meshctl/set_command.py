@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshctl import owner_access
+from meshctl import owner_access, set_memory
 from meshctl.errors import UserError
 from meshctl.owner_access import NO_DOCUMENTS, NOT_READY, Lab, Mesh, RefusedError
 
 if TYPE_CHECKING:
+    from meshctl.set_memory import Memory
     from topology.envelope import Signed
     from topology.manifest import Manifest
 
@@ -47,12 +48,21 @@ def put(
     """Shows what the manifest in `envelope` changes, asks, sets it, and hands over the app-compose texts `documents`.
     UserError. `first`: a coordinator that has no manifest may begin with it, though it follows another one. `in_force`
     is called once it is in force at one coordinator: another one that is away fails this call, and changes nothing.
+    What was in force then and before is remembered, and nothing is set on a coordinator that is behind that.
     """
+    from topology.envelope import open_envelope
+
+    wanted = open_envelope(envelope, None)
+    memory = set_memory.recall(mesh, wanted.manifest)
 
     def hand_over() -> None:
         _hand_over(mesh, envelope, documents)
 
-    _put(mesh, envelope, in_force, hand_over, yes=yes, first=first)
+    def remembered() -> None:
+        in_force()
+        memory.remember(wanted)
+
+    _put(mesh, wanted, memory, remembered, hand_over, yes=yes, first=first)
 
 
 def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
@@ -70,28 +80,27 @@ def _hand_over(mesh: Mesh, envelope: str, documents: Mapping[str, str]) -> None:
 
 
 def _put(
-    mesh: Mesh, envelope: str, in_force: Callable[[], None], hand_over: Callable[[], None], *, yes: bool, first: bool
+    mesh: Mesh,
+    wanted: Signed,
+    memory: Memory,
+    in_force: Callable[[], None],
+    hand_over: Callable[[], None],
+    *,
+    yes: bool,
+    first: bool,
 ) -> None:
     """Calls `in_force` once it is so, and `hand_over` once the records take texts. An older manifest may only complete
     the history: then neither.
     """
-    from runtime.confirm import confirm
-    from topology.envelope import open_envelope
     from topology.succession import Fault, SuccessionError, follow
 
+    envelope = wanted.envelope
     try:
         head, waits = mesh.known(envelope)
     except RefusedError as refusal:
         if refusal.code != NO_MANIFEST:
             raise
-        wanted = open_envelope(envelope, None)
-        if wanted.manifest.previous is not None and not first:
-            raise UserError(
-                f"{mesh.url} has no manifest, and {wanted.name} follows another one: its coordinators lost their "
-                "records, or another one answers at this URL than you know",
-                "-c with another coordinator; or --first, when all of them lost their records",
-                exit_code=1,
-            ) from refusal
+        _check_first(mesh, wanted, memory, first=first)
         begin(mesh, wanted, yes=yes)
         in_force()
         hand_over()
@@ -102,6 +111,9 @@ def _put(
     try:
         found = follow(head, envelope)
     except SuccessionError as error:
+        if error.fault is Fault.OLDER and _completes(mesh, envelope):
+            return
+        memory.check(mesh, head, wanted)
         if error.fault is Fault.IDENTICAL:
             if waits:
                 mesh.put(envelope)
@@ -111,21 +123,42 @@ def _put(
             in_force()
             _confirm(mesh, head, hand_over, waits=bool(waits), joins=False)
             return
-        if error.fault is Fault.OLDER and _completes(mesh, envelope):
-            return
         remedy = "./mesh generate and sign again, after the one in force"
         raise UserError(f"not to be set: {error}", remedy, exit_code=1) from error
-    _show(head, found)
-    if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
-        raise UserError("nothing was set", exit_code=1)
-    now = mesh.put(envelope)
-    if now.digest != found.digest:
-        raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
-    click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
+    memory.check(mesh, head, wanted)
+    if not waits:
+        # The owner's file follows that very one.
+        memory.remember(head)
+    _change(mesh, head, found, yes=yes)
     known = {peer.peer_id for peer in head.manifest.coordinators.peers}
     joins = any(peer.peer_id not in known for peer in found.manifest.coordinators.peers)
     in_force()
     _confirm(mesh, found, hand_over, waits=bool(waits), joins=joins)
+
+
+def _check_first(mesh: Mesh, wanted: Signed, memory: Memory, *, first: bool) -> None:
+    """Returns when a coordinator without a manifest may begin with `wanted`. UserError."""
+    memory.check_first(mesh, wanted)
+    if wanted.manifest.previous is not None and not first:
+        raise UserError(
+            f"{mesh.url} has no manifest, and {wanted.name} follows another one: its coordinators lost their "
+            "records, or another one answers at this URL than you know",
+            "-c with another coordinator; or --first, when all of them lost their records",
+            exit_code=1,
+        )
+
+
+def _change(mesh: Mesh, head: Signed, found: Signed, *, yes: bool) -> None:
+    """Shows what `found` changes, asks, and puts it in force in the place of `head`. UserError."""
+    from runtime.confirm import confirm
+
+    _show(head, found)
+    if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
+        raise UserError("nothing was set", exit_code=1)
+    now = mesh.put(found.envelope)
+    if now.digest != found.digest:
+        raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
+    click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
 
 
 def _confirm(mesh: Mesh, found: Signed, hand_over: Callable[[], None], *, waits: bool, joins: bool) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 IN_LAB = "outside.json"
 """In the folder of a lab: where it answers on this machine, who its owner is, and the root of its simulated TEE."""
-SEEN_IN_LAB = "seen.json"
 MAX_FILE = 1 << 22
 """Bytes of a manifest, envelope or root that are read."""
 INSECURE = (
@@ -263,7 +262,7 @@ def _lab(name: str | None, reader: Reader) -> tuple[str, Reader, Path]:
     run = runs.find(name)
     told = lab_answers(run)
     click.echo(f"the lab {run.name!r}: {told.url}")
-    return told.url, _as_told(reader, told), run.folder / SEEN_IN_LAB
+    return told.url, _as_told(reader, told), run.folder / verify_files.SEEN_IN_LAB
 
 
 def _anchors(reader: Reader) -> verify_files.LabAnchors:

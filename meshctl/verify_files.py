@@ -1,4 +1,6 @@
-"""What `./mesh verify` keeps: the folder with what was proven, and what this machine has seen enforced. IO: files."""
+"""What `./mesh verify` keeps: the folder with what was proven, and what this machine has seen enforced, which `./mesh
+set` and `evict` keep, too. IO: files.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ BUNDLE = "bundle.json"
 """Also the mark by which a folder is known to be ours, and may be replaced."""
 MAX_SEEN = 1 << 16
 """Bytes."""
+SEEN_IN_LAB = "seen.json"
+"""In the folder of a lab: what was seen enforced in it, which ends with the lab."""
 
 MAX_LABS = 64
 """Verified bundles of labs that are remembered, the newest: a lab is verified some times and then gone."""
@@ -131,7 +135,8 @@ def read_seen(path: Path) -> Seen | None:
 
 def write_seen(path: Path, seen: Seen) -> None:
     """Remembers `seen`, unless another process has seen a newer manifest meanwhile. UserError; UnprovenError (ROLLBACK)
-    where that one has seen another manifest of the same epoch, or another root CA: two are shown as in force.
+    where that one has seen another manifest of the same epoch, or another root CA: two are shown as in force. The root
+    CA that is known stays known, for it outlives manifests.
     """
     from evidence.outside import Cause, UnprovenError
     from topology.envelope import SHOWN_DIGITS
@@ -140,14 +145,16 @@ def write_seen(path: Path, seen: Seen) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locks.exclusive(path.with_suffix(".lock"), lambda _: None):
             before = read_seen(path)
-            if before is not None and before.epoch == seen.epoch and before != seen:
+            if before is not None and before.contradicts(seen):
                 raise UnprovenError(
                     Cause.ROLLBACK,
                     f"epoch {seen.epoch} with digest {seen.digest:.{SHOWN_DIGITS}} and root CA "
                     f"{seen.root_sha256:.{SHOWN_DIGITS}} was shown, and meanwhile this machine has seen it with digest "
                     f"{before.digest:.{SHOWN_DIGITS}} and root CA {before.root_sha256:.{SHOWN_DIGITS}}",
                 )
-            if before is None or before.epoch < seen.epoch:
+            if before is not None:
+                seen = replace(seen, root_sha256=seen.root_sha256 or before.root_sha256)
+            if before is None or (before.epoch <= seen.epoch and before != seen):
                 writing.write(path, _pretty(asdict(seen)))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", "make room, or mend its rights") from error
