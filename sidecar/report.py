@@ -49,6 +49,8 @@ class Facts:
     nacks: Iterable[Nack]
     lines_lost: int
     """Of output."""
+    lines_unsaid: int
+    """Of the log, because there were too many of a kind."""
     problems: tuple[str, ...]
     """What is wrong but keeps nothing from working, such as a watch that waits for its agent."""
 
@@ -105,7 +107,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
-        "log": {"lines_lost": facts.lines_lost},
+        "log": {"lines_lost": facts.lines_lost, "lines_unsaid": facts.lines_unsaid},
         "certificate": _certificate(facts.certificate),
         "gossip_ring": facts.gossip_ring,
         "agent_expires_at": facts.agent_expires_at,
