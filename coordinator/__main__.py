@@ -11,7 +11,7 @@ import sys
 
 from coordinator import config as configuration
 from coordinator.config import Config
-from runtime import init, log, output, premises
+from runtime import init, log, output, premises, watchdog
 from runtime.env import ConfigError
 
 
@@ -44,7 +44,8 @@ async def _run(config: Config) -> None:
 
     duties = init.install()
     try:
-        await Coordinator(config, make_link).run(duties.drain)
+        with watchdog.watching():
+            await Coordinator(config, make_link).run(duties.drain)
     finally:
         duties.close()
 

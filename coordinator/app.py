@@ -51,6 +51,7 @@ from runtime.consul import SERVER_PORT, ConsulClient
 from runtime.env import ConfigError
 from runtime.guest import GuestAgent
 from runtime.http_server import Server
+from runtime.log import lines_unsaid
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
@@ -464,7 +465,7 @@ class Coordinator:
             "admission": {"state": "issuing" if ready else "waiting", "coordinator": None},
             "links": self._link.status() if self._link else [],
             "routes": [],
-            "log": {"lines_lost": output.lines_lost()},
+            "log": {"lines_lost": output.lines_lost(), "lines_unsaid": lines_unsaid()},
             "disk": {
                 "folder": str(self._config.data_dir),
                 "began_empty": self._formation.empty if self._formation else None,

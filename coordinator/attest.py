@@ -22,6 +22,7 @@ from evidence.errors import EvidenceError
 from evidence.merkle import Step, tree
 from evidence.statement import report_data
 from runtime.guest import GuestError, GuestQuote
+from runtime.log import BY_STRANGERS
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Attester:
             self._refuse(batch, refusal)
         except Exception:
             # Whatever it is, only these askers have it; the next ones are served.
-            log.exception("attestation failed")
+            log.exception("attestation failed", extra=BY_STRANGERS)
             self._refuse(batch, RefusalError(Code.VERIFIER_FAILED, "the coordinator failed; its log says why"))
         else:
             for asker, path in zip(batch, paths, strict=True):
@@ -143,7 +144,7 @@ class Attester:
             made = await self._quote(report_data(contents.statement, root))
             collateral = await self._collateral.collateral(made.quote, self._clock())
         except (GuestError, EvidenceError) as error:
-            log.warning("attestation not possible", extra={"reason": str(error)})
+            log.warning("attestation not possible", extra={**BY_STRANGERS, "reason": str(error)})
             raise RefusalError(Code.VERIFIER_FAILED, f"no quote, or no collateral for it: {error!s:.200}") from error
         bundle = contents.bundle(
             quote=made.quote,

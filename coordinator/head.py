@@ -13,6 +13,7 @@ from collections.abc import Callable
 from admission.protocol import MeshPeer
 from coordinator import proposal
 from runtime.guest import GuestInfo
+from runtime.log import BY_STRANGERS
 from topology.envelope import Claims, Signed, claims, digest_of
 from topology.manifest import Manifest, ManifestError
 from topology.succession import Fault, SuccessionError, overtake, pass_over
@@ -136,7 +137,7 @@ class Head:
         note = f"{found.name} was brought and is refused: {reason}"
         if self._refused != note:
             self._refused = note
-            log.warning("manifest refused", extra={"reason": note})
+            log.warning("manifest refused", extra={**BY_STRANGERS, "reason": note})
             self._changed()
         return None
 
@@ -151,7 +152,7 @@ class Head:
             self.behind = error.fault in (Fault.GAP, Fault.INVALID)
             if not self.cannot_read(envelope, error) and self._refused != (note := f"manifest refused: {error}"):
                 self._refused = note
-                log.warning("manifest refused", extra={"reason": str(error)})
+                log.warning("manifest refused", extra={**BY_STRANGERS, "reason": str(error)})
                 self._changed()
             return False
         if found is not None:

@@ -36,6 +36,7 @@ from coordinator.slots import Holder, lapsed
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
 from runtime.consul import ConsulError
+from runtime.log import BY_STRANGERS
 from runtime.tasks import TaskScope
 from topology.envelope import Signed
 from topology.manifest import Manifest
@@ -218,7 +219,7 @@ class Records:
             if allows(head.manifest):
                 head.cannot_read(envelope, error)
         except StandoffError as error:
-            log.warning("manifest of a CVM not taken", extra={"reason": str(error)})
+            log.warning("manifest of a CVM not taken", extra={**BY_STRANGERS, "reason": str(error)})
         except ConsulError as error:
             raise RefusalError(Code.NOT_READY, f"the newer manifest cannot be written yet: {error}") from error
         else:

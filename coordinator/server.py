@@ -32,6 +32,7 @@ from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
 from runtime.http_server import Handler, Limits, keep
+from runtime.log import BY_STRANGERS
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +239,8 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
         log.warning(
             "request refused",
             extra={
-                "path": request.path,
+                **BY_STRANGERS,
+                "path": f"{request.path:.200}",
                 "remote": request.remote,
                 "code": refusal.code.name,
                 "reason": refusal.reason,
@@ -249,7 +251,9 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         return web.json_response({"code": Code.BAD_REQUEST.name, "reason": error.reason}, status=error.status)
     except Exception:
-        log.exception("request failed", extra={"path": request.path, "remote": request.remote})
+        log.exception(
+            "request failed", extra={**BY_STRANGERS, "path": f"{request.path:.200}", "remote": request.remote}
+        )
         return _error(Code.VERIFIER_FAILED, "the coordinator failed; its log says why")
 
 

@@ -38,7 +38,7 @@ from peer.wireguard import (
     public_key,
     userspace_argv,
 )
-from runtime import output, premises, values
+from runtime import output, premises, values, watchdog
 from runtime.backoff import Backoff
 from runtime.children import Child, ChildSpec
 from runtime.env import ConfigError, EnvReader, Problem
@@ -253,7 +253,8 @@ async def _until_signal(config: Config) -> None:
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await serve(config)
+    with watchdog.watching():
+        await serve(config)
 
 
 def _child(config: Config, device: UserspaceDevice) -> ChildSpec:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from runtime.log import BY_STRANGERS
 from runtime.tasks import TaskScope
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Server:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:
-                log.warning("no connection can be accepted", extra={"reason": str(error)})
+                log.warning("no connection can be accepted", extra={**BY_STRANGERS, "reason": str(error)})
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             # A connection that waits already is accepted without a turn of the loop: without this one, a crowd would
@@ -175,7 +176,7 @@ class Server:
             loop.call_later(self._limits.head_seconds, self._close_silent, protocol)
         except Exception as error:  # noqa: BLE001 -- the boundary: whatever a stranger's handshake causes is the stranger's
             self._forget(protocol)
-            log.debug("handshake failed", extra={"reason": repr(error)})
+            log.debug("handshake failed", extra={**BY_STRANGERS, "reason": repr(error)})
         except asyncio.CancelledError:
             self._forget(protocol)
             raise

@@ -35,8 +35,8 @@ EXIT_SECONDS = 1.0
 _PIPE_BYTES = 1 << 20
 """Room for children while this process is busy; the most that the kernel grants everybody (pipe(7))."""
 _POLL_SECONDS = 0.005
-_BEGUN: list[Outlet] = []
-"""Those of this process. Its descriptors are the whole process's, and so are these."""
+_BEGUN: dict[int, Outlet] = {}
+"""By descriptor. These are the whole process's, and so is this."""
 LOST = "lines lost: this output is read too slowly, or cannot be written"
 
 
@@ -44,7 +44,7 @@ class Outlet:
     """Writes lines to the descriptor `target`; `put` never waits for it."""
 
     def __init__(self, target: int, most: int = MOST_BYTES) -> None:
-        self._target = target
+        self.target = target
         self._most = most
         self._source: int | None = None
         self._changed = threading.Condition()
@@ -164,11 +164,11 @@ class Outlet:
         try:
             while left:
                 try:
-                    left = left[os.write(self._target, left) :]
+                    left = left[os.write(self.target, left) :]
                     self._torn = bool(left)
                 except BlockingIOError:
                     # Somebody else has made it so, for it is shared.
-                    select.select((), (self._target,), ())
+                    select.select((), (self.target,), ())
         except OSError:
             return False
         return True
@@ -195,12 +195,33 @@ def begin() -> None:
             outlet.start(source)
             outlets[key] = outlet, sink
         os.dup2(outlets[key][1], number)
+        _BEGUN[number] = outlets[key][0]
     for outlet, sink in outlets.values():
         os.close(sink)
         atexit.register(outlet.drain, EXIT_SECONDS)
-        _BEGUN.append(outlet)
 
 
 def lines_lost() -> int:
     """How many lines of this process and its children nobody will see."""
-    return sum(outlet.lost for outlet in _BEGUN)
+    return sum(outlet.lost for outlet in set(_BEGUN.values()))
+
+
+def say(text: str) -> None:
+    """`text` on stderr, for a process that ends at once; waits EXIT_SECONDS at most for whoever reads."""
+    outlet = _BEGUN.get(2)
+    if outlet is None:
+        outlet = Outlet(2)
+        outlet.start()
+    outlet.put(text.encode())
+    outlet.drain(EXIT_SECONDS)
+
+
+def unblocked_stderr() -> int | None:
+    """A descriptor of where stderr leads, for whom writes without any thread: it takes what there is room for, and
+    never waits. None where there is none, as for a socket.
+    """
+    target = _BEGUN[2].target if 2 in _BEGUN else 2
+    try:
+        return os.open(f"/proc/self/fd/{target}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from runtime import init, log, output
+from runtime import init, log, output, watchdog
 from runtime.env import ConfigError
 from sidecar import memory, modules
 from sidecar.config import Config, parse
@@ -43,8 +43,9 @@ async def _supervise(config: Config) -> int:
     duties = init.install()
     code = 0
     try:
-        if await Supervisor(config, duties).serve():
-            code = ANEW
+        with watchdog.watching():
+            if await Supervisor(config, duties).serve():
+                code = ANEW
     except* StartError as errors:
         for error in _leaves(errors):
             print(error, file=sys.stderr)

@@ -50,6 +50,8 @@ class Facts:
     nacks: Iterable[Nack]
     lines_lost: int
     """Of output."""
+    lines_unsaid: int
+    """Of the log, because there were too many of a kind."""
     problems: tuple[str, ...]
     """What is wrong but keeps nothing from working, such as a watch that waits for its agent."""
 
@@ -100,7 +102,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "version": facts.xds_version,
             "nacks": [{"type": nack.type_url.rpartition(".")[2], "reason": nack.message} for nack in facts.nacks],
         },
-        "log": {"lines_lost": facts.lines_lost},
+        "log": {"lines_lost": facts.lines_lost, "lines_unsaid": facts.lines_unsaid},
         "certificate": _certificate(facts.certificate),
         "public": _public(facts),
         "egress": _egress(facts),

@@ -25,6 +25,7 @@ from runtime.backoff import Backoff
 from runtime.children import Child
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.init import Init
+from runtime.log import lines_unsaid
 from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
@@ -466,6 +467,7 @@ class Supervisor:
                 xds_version=xds.version if xds else None,
                 nacks=xds.nacks if xds else (),
                 lines_lost=output.lines_lost(),
+                lines_unsaid=lines_unsaid(),
                 problems=(
                     *(f"{name}: {reason}" for name, reason in sorted(effects.problems.items())),
                     *([f"refusals: {refusals}"] if (refusals := effects.refusing.problem) is not None else []),

@@ -83,7 +83,7 @@ EDGES = frozenset({
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
     "peer.service", "peer.watch", "peer.wireguard",
     "runtime.children", "runtime.consul", "runtime.guest", "runtime.http_server", "runtime.init", "runtime.keyring",
-    "runtime.log", "runtime.output", "runtime.premises", "runtime.status", "runtime.tasks",
+    "runtime.log", "runtime.output", "runtime.premises", "runtime.status", "runtime.tasks", "runtime.watchdog",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.listed", "sidecar.losing", "sidecar.membership",
     "sidecar.memory", "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar",

@@ -36,6 +36,7 @@ from evidence.bundle import AttestationRequest
 from evidence.verify import Evidence
 from runtime.consul import ConsulClient
 from runtime.http_server import Limits, Server
+from runtime.log import STRANGERS, KeyValueFormatter, LimitedHandler
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import make_manifest, tls_key
@@ -435,6 +436,24 @@ async def posts(
     length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-length"))
     await reader.readexactly(length)
     return int(head.split()[1])
+
+
+async def test_refusals_do_not_fill_the_log(api: Api) -> None:
+    """A stranger's requests cost a few short lines, however many and long they are, and whatever comes of them."""
+    text = io.StringIO()
+    handler = LimitedHandler(text)
+    handler.setFormatter(KeyValueFormatter())
+    module.log.addHandler(handler)
+    try:
+        for _ in range(3 * STRANGERS.at_once):
+            await api.call("POST", "/v1/admission/challenge?" + "x" * 5_000, b"[]")
+            await api.call("GET", "/v1/rendezvous/keys?seen=" + "9" * 5_000)
+    finally:
+        module.log.removeHandler(handler)
+    lines = text.getvalue().splitlines()
+    assert len(lines) <= STRANGERS.at_once + 1
+    assert max(map(len, lines)) < 1_000
+    assert handler.unsaid >= 5 * STRANGERS.at_once - 1
 
 
 async def test_our_own_failure_is_no_refusal(api: Api, caplog: pytest.LogCaptureFixture) -> None:

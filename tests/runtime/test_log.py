@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from runtime import log
-from runtime.log import KeyValueFormatter
+from runtime.log import BY_STRANGERS, NOT_WRITTEN, OWN, STRANGERS, KeyValueFormatter, LimitedHandler
 from runtime.secret import Secret
 
 
@@ -56,3 +58,89 @@ def test_configure_writes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 1
     assert "event=failed" in lines[0]
     assert "ValueError: boom" in lines[0]
+
+
+class Limited:
+    """A logger of its own with a limited handler, and a clock."""
+
+    def __init__(self, name: str = "it.limited") -> None:
+        self.now = 0.0
+        self.text = io.StringIO()
+        self.handler = LimitedHandler(self.text, lambda: self.now)
+        self.handler.setFormatter(KeyValueFormatter())
+        # Not one of the process's, which other tests' handlers are on.
+        self.log = logging.Logger(name)  # noqa: LOG001
+        self.log.addHandler(self.handler)
+
+    def lines(self) -> list[str]:
+        """Since the last call."""
+        found = self.text.getvalue().splitlines()
+        self.text.seek(0)
+        self.text.truncate()
+        return found
+
+
+def refuse(it: Limited, code: str = "BAD") -> None:
+    it.log.warning("refused", extra={**BY_STRANGERS, "code": code})
+
+
+def test_what_strangers_cause_is_limited_and_the_rest_is_counted() -> None:
+    """By the place in the code and the refusal's code: a flood of one hides no other."""
+    it = Limited()
+    for _ in range(1_000):
+        refuse(it)
+    assert len(it.lines()) == STRANGERS.at_once
+    refuse(it, "OTHER")
+    it.log.warning("ours")
+    assert [" unsaid=" in line for line in it.lines()] == [False, False]
+    it.now = STRANGERS.seconds
+    refuse(it)
+    assert it.lines()[0].endswith(f"code=BAD unsaid={1_000 - STRANGERS.at_once}")
+    assert it.handler.unsaid == 1_000 - STRANGERS.at_once
+
+
+def test_a_count_is_told_when_the_flood_has_ended() -> None:
+    """In a line of its own, that names event and code."""
+    it = Limited()
+    for _ in range(STRANGERS.at_once + 7):
+        refuse(it)
+    it.lines()
+    it.now = STRANGERS.seconds
+    it.handler.tell()
+    (line,) = it.lines()
+    assert f'logger=it.limited event="{NOT_WRITTEN}" unsaid=7 of=refused code=BAD' in line
+    it.handler.tell()
+    assert it.lines() == []
+
+
+def test_a_library_of_connections_speaks_of_strangers() -> None:
+    """Also where it puts the particulars into the message."""
+    it = Limited("asyncio")
+    for number in range(1_000):
+        it.log.error("SSL error in data received, connection %d" % number)  # noqa: UP031 - as libraries do
+    assert len(it.lines()) == STRANGERS.at_once
+
+
+def test_our_own_lines_have_room_for_a_large_mesh() -> None:
+    """A thousand at once; an endless circle is held all the same."""
+    it = Limited()
+
+    def many(say: Callable[[], None]) -> int:
+        for _ in range(OWN.at_once * 3):
+            say()
+        return len(it.lines())
+
+    assert many(lambda: it.log.info("slot freed")) == OWN.at_once
+
+
+def test_an_unfinished_count_is_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to log anything for that."""
+    monkeypatch.setattr(log, "STRANGERS", log.Allowance(at_once=1, seconds=0.01))
+    it = Limited()
+    refuse(it)
+    refuse(it)
+    timer = it.handler._timer
+    assert timer is not None
+    it.now = 0.01
+    timer.join(30)
+    assert "unsaid=1" in it.lines()[-1]

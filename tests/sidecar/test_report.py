@@ -60,6 +60,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             xds_version="v1",
             nacks=(Nack(type_url="type.googleapis.com/envoy.Listener", names=("l",), message="no", version="v0"),),
             lines_lost=2,
+            lines_unsaid=3,
             problems=("names: x",),
         )
     )
@@ -85,7 +86,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
         }
     ]
     assert shown["xds"] == {"version": "v1", "nacks": [{"type": "Listener", "reason": "no"}]}
-    assert shown["log"] == {"lines_lost": 2}
+    assert shown["log"] == {"lines_lost": 2, "lines_unsaid": 3}
     assert (shown["manifest_epoch"], shown["gossip_ring"], shown["agent_expires_at"]) == (3, "1+0", 7)
     assert (shown["manifest_digest"], shown["manifest_notes"]) == (SIGNED.digest[:12], [])
     json.dumps(shown)
@@ -110,6 +111,7 @@ STARTED = Facts(
     xds_version=None,
     nacks=(),
     lines_lost=0,
+    lines_unsaid=0,
     problems=(),
 )
 """Of a process that has just started."""

@@ -40,7 +40,7 @@ def _supervise() -> int:
     import asyncio
     import importlib.metadata
 
-    from runtime import output
+    from runtime import output, watchdog
     from runtime.env import ConfigError
     from runtime.log import configure
     from workloads.patroni import moves
@@ -59,7 +59,12 @@ def _supervise() -> int:
         return 2
     output.begin()
     configure()
-    return asyncio.run(moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY))
+
+    async def live() -> int:
+        with watchdog.watching():
+            return await moves.live(Supervisor(settings, postgres).run(), settings.identity.peer_id, IDENTITY)
+
+    return asyncio.run(live())
 
 
 def _answer(chosen: argparse.Namespace) -> int:
