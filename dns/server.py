@@ -19,7 +19,7 @@ from dns.message import MAX_TCP, Transport
 from dns.resolver import Answer, Forward, Refuse, Resolver
 from dns.tcp import Connection
 from dns.upstream import Upstream
-from dns.zone import Zone
+from dns.zone import Zone, search_names
 
 _BATCH = 32
 """Datagrams read before other callbacks have their turn: about a millisecond's worth."""
@@ -58,6 +58,7 @@ class DnsServer:
         self._resolv_conf = resolv_conf
         self._upstream_port = upstream_port
         self._resolver = Resolver(None)
+        self._search: tuple[str, ...] = ()
         self._upstream: Upstream | None = None
         self._udp: socket.socket | None = None
         self._tcp: asyncio.Server | None = None
@@ -88,7 +89,7 @@ class DnsServer:
     def set_zone(self, zone: Zone) -> None:
         """Serves `zone` from the next query on. The same zone again keeps the answers already encoded."""
         if zone != self._resolver.zone:
-            self._resolver = Resolver(zone)
+            self._resolver = Resolver(zone, self._resolver.search)
 
     async def stop(self) -> None:
         """Closes everything; queries under way are dropped. Safe to repeat, and without `start`."""
@@ -128,6 +129,9 @@ class DnsServer:
 
     def _handle(self, wire: bytes, transport: Transport, send: Callable[[bytes], None]) -> int | None:
         """Answers through `send`, now or later; gives the token of a forwarded query that may still be under way."""
+        if self._upstream is not None and self._upstream.search is not self._search:
+            self._search = self._upstream.search
+            self._resolver = Resolver(self._resolver.zone, search_names(self._search))
         outcome = self._resolver.resolve(wire, transport)
         if isinstance(outcome, Answer | Refuse):
             send(outcome.wire)

@@ -72,7 +72,8 @@ class Upstream:
 
     @property
     def search(self) -> tuple[str, ...]:
-        """The search domains that the file has or had: a container may have copied it at any time."""
+        """The search domains that the file has or had: a container may have copied it at any time. The same object
+        while they are the same."""
         self._reload(self._loop.time())
         return self._search
 
@@ -121,9 +122,11 @@ class Upstream:
             self._forwarder.servers = tuple(named)
             self._forwarder.patience = found.patience
             self._addresses.clear()
-            known = (*self._search, *(domain.lower().rstrip(".") for domain in found.search))
-            # The newest ones, where somebody writes others for ever.
-            self._search = tuple(dict.fromkeys(domain for domain in known if domain))[-MAX_SEARCH:]
+        known = (*self._search, *(domain.lower().rstrip(".") for domain in found.search))
+        # The newest ones, where somebody writes others for ever.
+        search = tuple(dict.fromkeys(domain for domain in known if domain))[-MAX_SEARCH:]
+        if search != self._search:
+            self._search = search
 
     def _run(self, commands: list[Command]) -> None:
         queue = deque(commands)
