@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dnslib import RR, SOA, SRV, A, DNSLabel
+from dnslib import NS, PTR, RR, SOA, SRV, A, DNSLabel
 
 from dns import message
 from dns.message import IN, Fault, Query, Rcode, Transport
-from dns.zone import APEX, NEGATIVE_TTL, TTL, Name, SrvTarget, Zone, could_be_ours, parse_name, peer_name
+from dns.zone import APEX, NEGATIVE_TTL, SERVER, TTL, Name, SrvTarget, Zone, could_be_ours, parse_name, peer_name
 
-_A, _SOA, _SRV, _IXFR, _AXFR, _ANY = 1, 6, 33, 251, 252, 255
+_A, _NS, _SOA, _PTR, _SRV, _IXFR, _AXFR, _ANY = 1, 2, 6, 12, 33, 251, 252, 255
 _MEMO_ENTRIES = 2048
 """With the two limits below: 4 MiB at the very most, and room for 1,000 routes asked for A and AAAA."""
 _MEMO_QUERY = 512
@@ -58,8 +58,9 @@ class Resolver:
     times as long.
     """
 
-    def __init__(self, zone: Zone | None) -> None:
+    def __init__(self, zone: Zone | None, search: tuple[Name, ...] = ()) -> None:
         self.zone = zone
+        self.search = search
         self._memo: dict[tuple[Transport, bytes, bytes, bytes], bytes] = {}
 
     def resolve(self, wire: bytes, transport: Transport) -> Outcome:
@@ -72,7 +73,7 @@ class Resolver:
         if known is not None:
             return Answer(wire[:2] + known[2 : message.HEADER] + wire[message.HEADER : end] + known[end:])
         query = message.parse(wire)
-        outcome = resolve(query, self.zone, transport)
+        outcome = resolve(query, self.zone, transport, self.search)
         if isinstance(outcome, Answer):
             self._remember(key, outcome.wire, len(wire))
         return outcome
@@ -85,29 +86,32 @@ class Resolver:
         self._memo[key] = reply
 
 
-def resolve(query: bytes | Query | Fault, zone: Zone | None, transport: Transport) -> Outcome:
-    """What to do with `query` (bytes or parsed) that came by `transport`; `zone` is None until one has been loaded."""
+def resolve(
+    query: bytes | Query | Fault, zone: Zone | None, transport: Transport, search: tuple[Name, ...] = ()
+) -> Outcome:
+    """What to do with `query` (bytes or parsed) that came by `transport`; `zone` is None until one has been loaded,
+    `search` are the domains that stub resolvers here put behind names."""
     if isinstance(query, bytes):
         query = message.parse(query)
     if isinstance(query, Fault):
         return Drop() if query.reply is None else Refuse(query.reply)
     limit = query.limit(transport)
-    rcode = _refusal(query, zone)
+    rcode = _refusal(query, zone, search)
     if rcode is not None:
         return Refuse(message.reply(query, limit, rcode=rcode))
-    owner = zone.owner(query.name) if zone else None
+    owner = (zone.owner(query.name) or zone.searched(query.name, search)) if zone else None
     if zone is None or owner is None:
         return Forward(query)
     return Answer(_answer(query, zone, owner, limit))
 
 
-def _refusal(query: Query, zone: Zone | None) -> Rcode | None:
+def _refusal(query: Query, zone: Zone | None, search: tuple[Name, ...]) -> Rcode | None:
     if query.edns is not None and query.edns.version != 0:
         return Rcode.BADVERS
     # Other classes ask about the server itself (CHAOS `version.bind`); a transfer would hand out the whole table.
     if query.qclass != IN or query.qtype in (_AXFR, _IXFR):
         return Rcode.REFUSED
-    return Rcode.SERVFAIL if zone is None and could_be_ours(query.name) else None
+    return Rcode.SERVFAIL if zone is None and could_be_ours(query.name, search) else None
 
 
 def _answer(query: Query, zone: Zone, owner: Name, limit: int) -> bytes:
@@ -121,8 +125,15 @@ def _answer(query: Query, zone: Zone, owner: Name, limit: int) -> bytes:
         for target in zone.services.get(query.name, ()):
             answers.append(_service(asked, target))
             additional.append(_glue(zone, target))
-    if query.qtype in (_SOA, _ANY) and query.name == owner:
-        answers.append(_soa(asked, zone.serial))
+    if query.qtype in (_PTR, _ANY) and query.name in zone.pointers:
+        answers.append(RR(asked, _PTR, ttl=TTL, rdata=PTR(DNSLabel(zone.pointers[query.name]))))
+    if query.name == owner and query.name in zone.names:
+        if query.qtype in (_SOA, _ANY):
+            answers.append(_soa(asked, zone.serial))
+        if query.qtype in (_NS, _ANY):
+            answers.append(RR(asked, _NS, ttl=TTL, rdata=NS(DNSLabel(SERVER))))
+            if SERVER in zone.addresses:
+                additional.append(RR(DNSLabel(SERVER), _A, ttl=TTL, rdata=A(zone.addresses[SERVER])))
     if answers:
         return message.reply(query, limit, authoritative=True, answers=answers, additional=_unique(additional))
     # RFC 2308: the SOA in the authority section is what lets a resolver remember the absence, for NEGATIVE_TTL.
@@ -146,7 +157,6 @@ def _unique(records: list[RR]) -> list[RR]:
 
 
 def _soa(owner: DNSLabel, serial: int) -> RR:
-    apex = APEX.decode()
     # Refresh, retry and expire only matter to secondaries, which there are none of; the last time is the negative TTL.
     times = (serial, 3600, 600, 86400, NEGATIVE_TTL)
-    return RR(owner, _SOA, ttl=NEGATIVE_TTL, rdata=SOA(f"dns.{apex}", f"hostmaster.{apex}", times))
+    return RR(owner, _SOA, ttl=NEGATIVE_TTL, rdata=SOA(DNSLabel(SERVER), DNSLabel((b"hostmaster", APEX)), times))

@@ -1,25 +1,29 @@
 """The sockets of forwarded queries: carries out what `dns.forward` orders and tells it what came of it. An edge.
 
 Callbacks only, no tasks. Each attempt has a socket of its own: the kernel gives it a random source port and, as it is
-connected, drops datagrams from anyone else. resolv.conf is looked at when a query is forwarded, once a second at
-most.
+connected, drops datagrams from anyone else. resolv.conf is looked at once a second at most,
+while queries come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import secrets
 import socket
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from dns import resolvconf
-from dns.forward import Close, Command, Forwarder, Reply, Send
+from dns.forward import MAX_ATTEMPTS, Again, Close, Command, Forwarder, Reply, Send
 from dns.message import MAX_TCP, Query, Transport
 
 CHECK_EVERY = 1.0
 """Seconds between two looks at resolv.conf: a stat() a second costs nothing, and a new network is taken up at once."""
+MAX_SEARCH = 64
+"""Search domains that are remembered. A resolv.conf has a handful, and changes when the machine changes networks."""
 _Stamp = tuple[int, int, int, int]
 
 
@@ -46,11 +50,14 @@ class Upstream:
         self._port = port
         self._is_self = is_self
         self._loop = asyncio.get_running_loop()
-        self._forwarder = Forwarder((), ident=lambda: secrets.randbits(16))
+        self._forwarder = Forwarder((), ident=lambda: secrets.randbits(16), room=_room())
+        self._search: tuple[str, ...] = ()
+        self._addresses: dict[tuple[str, socket.SocketKind], tuple[int, tuple[object, ...]]] = {}
         self._exchanges: dict[int, _Exchange] = {}
         self._clients: dict[int, Callable[[bytes], None]] = {}
         self._last_token = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
         self._stamp: _Stamp | None = None
         self._checked_at = float("-inf")
 
@@ -62,6 +69,13 @@ class Upstream:
         """The servers asked, in order; ourselves left out."""
         self._reload(self._loop.time())
         return self._forwarder.servers
+
+    @property
+    def search(self) -> tuple[str, ...]:
+        """The search domains that the file has or had: a container may have copied it at any time. The same object
+        while they are the same."""
+        self._reload(self._loop.time())
+        return self._search
 
     def forward(self, query: Query, transport: Transport, done: Callable[[bytes], None]) -> int:
         """Forwards `query`; `done` is called once with the reply, perhaps before this returns. Gives a token for
@@ -101,18 +115,28 @@ class Upstream:
             self._stamp = None
             return
         self._stamp = stamp
-        named = resolvconf.parse(text).nameservers
+        found = resolvconf.parse(text)
         # A file without servers is one being rewritten: as above.
-        if named:
-            self._forwarder.servers = tuple(server for server in named if not self._is_self(server, self._port))
+        if found.nameservers:
+            named = (server for server in found.nameservers if not self._is_self(server, self._port))
+            self._forwarder.servers = tuple(named)
+            self._forwarder.patience = found.patience
+            self._addresses.clear()
+        known = (*self._search, *(domain.lower().rstrip(".") for domain in found.search))
+        # The newest ones, where somebody writes others for ever.
+        search = tuple(dict.fromkeys(domain for domain in known if domain))[-MAX_SEARCH:]
+        if search != self._search:
+            self._search = search
 
     def _run(self, commands: list[Command]) -> None:
-        queue = list(commands)
+        queue = deque(commands)
         while queue:
-            command = queue.pop(0)
+            command = queue.popleft()
             match command:
                 case Send():
                     queue += self._send(command)
+                case Again():
+                    queue += self._again(command.attempt)
                 case Close():
                     self._close(command.attempt)
                 case Reply():
@@ -122,12 +146,14 @@ class Upstream:
         self._set_timer()
 
     def _set_timer(self) -> None:
+        wake_at = self._forwarder.wake_at()
+        # One that fires too soon finds nothing to do and is set again; most questions are answered before theirs.
+        if wake_at is None or (self._timer is not None and self._timer_at <= wake_at):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        wake_at = self._forwarder.wake_at()
-        if wake_at is not None:
-            self._timer = self._loop.call_at(wake_at, self._passed)
+        self._timer_at = wake_at
+        self._timer = self._loop.call_at(wake_at, self._passed)
 
     def _passed(self) -> None:
         self._timer = None
@@ -136,12 +162,10 @@ class Upstream:
 
     def _send(self, order: Send) -> list[Command]:
         is_udp = order.transport is Transport.UDP
+        kind = socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM
         sock: socket.socket | None = None
         try:
-            kind = socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM
-            family, _, _, _, address = socket.getaddrinfo(
-                order.server, self._port, type=kind, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            )[0]
+            family, address = self._address(order.server, kind)
             sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
             result = sock.connect_ex(address)
             if result not in (0, errno.EINPROGRESS):
@@ -157,6 +181,31 @@ class Upstream:
             self._loop.add_reader(sock, self._readable, exchange)
         else:
             self._loop.add_writer(sock, self._connected, exchange)
+        return []
+
+    def _address(self, server: str, kind: socket.SocketKind) -> tuple[int, tuple[object, ...]]:
+        """Family and address of a server; OSError for a scope that is not there."""
+        known = self._addresses.get((server, kind))
+        if known is None:
+            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            family, _, _, _, address = socket.getaddrinfo(server, self._port, type=kind, flags=flags)[0]
+            known = (family, address)
+            # The number behind a scope is another when its interface was made anew.
+            if "%" not in server:
+                self._addresses[server, kind] = known
+        return known
+
+    def _again(self, attempt: int) -> list[Command]:
+        exchange = self._exchanges.get(attempt)
+        if exchange is None:
+            return []
+        try:
+            exchange.sock.send(exchange.data)
+        except BlockingIOError:
+            # A full buffer loses a datagram, as a network does.
+            return []
+        except OSError:
+            return self._forwarder.failed(attempt, self._loop.time())
         return []
 
     def _connected(self, exchange: _Exchange) -> None:
@@ -197,3 +246,9 @@ class Upstream:
             self._loop.remove_reader(exchange.sock)
             self._loop.remove_writer(exchange.sock)
             exchange.sock.close()
+
+
+def _room() -> int:
+    """Sockets that may be open at once: half of what this process may have, for it has others, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_ATTEMPTS if soft == resource.RLIM_INFINITY else max(1, min(MAX_ATTEMPTS, soft // 2))

@@ -21,6 +21,7 @@ from sidecar.certificate import Certificate
 from sidecar.dialled import RESOLVER, Dialled, dialled
 from sidecar.hints import RouteHint
 from sidecar.roles import Choice, Leader, choose, generation
+from topology.addresses import VIP_POOL
 from topology.envelope import Signed
 from topology.manifest import (
     EVERYBODY,
@@ -105,6 +106,8 @@ class Desired:
     """Peer ID to mesh address, for DNS."""
     services: Mapping[str, tuple[SrvTarget, ...]]
     """Service to instances, for DNS."""
+    pools: tuple[str, ...]
+    """Networks of the VIPs and of the mesh addresses, whose reverse names are ours."""
     peers: tuple[MeshPeer, ...]
     """Who the link connects to."""
     endpoints: Mapping[str, tuple[str, ...]]
@@ -132,6 +135,7 @@ def beforehand(routes: Iterable[RouteHint]) -> Desired:
         names={hint.name: hint.vip for hint in hints},
         peer_addresses={},
         services={},
+        pools=(VIP_POOL,),
         peers=(),
         endpoints={},
         conflicts={},
@@ -158,6 +162,7 @@ def desired(world: World) -> Desired:
         names={route.name: route.vip for route in manifest.routes},
         peer_addresses=_peer_addresses(world),
         services=_services(world),
+        pools=(manifest.vip_pool, manifest.mesh_pool),
         peers=tuple(peer for peer in world.peers if peer.address != world.address),
         endpoints={name: tuple(found) for name, found in behind.items()},
         conflicts={name: choice.conflict for name, choice in choices.items() if choice.conflict},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dns.server import DnsServer
 from dns.zone import ZoneError, build
 from runtime.secret import Secret
+from sidecar import former
 from sidecar.desired import Desired
 from sidecar.files import Identity, RunFiles
 from sidecar.refusing import Refusing
@@ -65,6 +66,8 @@ class Effects:
         self._environment: Mapping[str, str] = {}
         self._identity: Identity | None = None
         self._serial = 0
+        self._seen = self._noted = former.read(config.state_dir)
+        """Names of routes that this boot has had, and those of them that the next start will know."""
 
     async def start(self, wish: Desired) -> None:
         """VIPs on loopback, DNS bound, `/run/mesh` there. OSError (VipError, BindError) when that cannot be."""
@@ -193,10 +196,24 @@ class Effects:
     def _names(self, wish: Desired, identity: Identity | None) -> None:
         try:
             self._serial += 1
-            self.dns.set_zone(build(wish.names, wish.peer_addresses, wish.services, serial=self._serial))
+            self._seen = former.added(self._seen, wish.names)
+            zone = build(
+                wish.names,
+                wish.peer_addresses,
+                wish.services,
+                serial=self._serial,
+                former=self._seen,
+                pools=wish.pools,
+                server=DNS_ADDRESS,
+            )
+            self.dns.set_zone(zone)
             self.files.write_hosts(wish.names, identity)
             if identity is not None:
                 self.files.write_identity(identity)
+            # Last: they count all the same, and what cannot be written is only not known after a restart.
+            if self._seen != self._noted:
+                former.keep(self._config.state_dir, self._seen)
+                self._noted = self._seen
         except (ZoneError, OSError) as error:
             self._refused("names", error)
         else:
@@ -252,7 +269,7 @@ class Effects:
 
 
 def _names_of(wish: Desired) -> tuple[object, ...]:
-    return (wish.names, wish.peer_addresses, wish.services)
+    return (wish.names, wish.peer_addresses, wish.services, wish.pools)
 
 
 def _peer_of(generation: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,22 @@ def test_an_empty_file_says_nothing() -> None:
 def test_any_text_is_read(text: str) -> None:
     """No text raises; every server is one that was written there."""
     assert all(server in text for server in parse(text).nameservers)
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ("", 10.0),
+        ("timeout:1", 2.0),
+        ("attempts:3", 15.0),
+        ("timeout:30 attempts:5", 60.0),
+        ("timeout:99 attempts:1", 30.0),
+        ("timeout:0 attempts:0", 1.0),
+        ("timeout:x attempts:", 10.0),
+        ("timeout:" + "9" * 5000, 10.0),
+        ("timeout:7 timeout:3", 6.0),
+    ],
+)
+def test_patience_is_what_the_options_make_of_it(options: str, seconds: float) -> None:
+    """Time times attempts, each within what stub resolvers take, nonsense left out."""
+    assert parse(f"options ndots:1 {options}\n").patience == seconds

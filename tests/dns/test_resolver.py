@@ -19,6 +19,15 @@ ZONE = zone.build(
     {"api": tuple(SrvTarget(peer_id=peer, port=21000) for peer in PEERS), "idle": ()},
     serial=42,
 )
+WHOLE = zone.build(
+    {"worker": "127.10.1.2"},
+    {f"api-{index}": f"100.96.16.{index + 1}" for index in range(9)},
+    {},
+    serial=42,
+    former=("gone",),
+    pools=("127.10.0.0/16", "100.96.16.0/20"),
+    server="127.10.0.53",
+)
 TYPES = ("A", "AAAA", "TXT", "MX", "SRV", "HTTPS", "ANY", "SOA", "NS", "PTR", "CNAME", "DS")
 
 
@@ -62,7 +71,7 @@ def test_addresses(name: str, address: str) -> None:
     assert (reply.header.aa, reply.header.rcode, str(reply.q.qname)) == (1, 0, f"{name}.")
 
 
-@pytest.mark.parametrize("qtype", ["AAAA", "TXT", "MX", "SRV", "HTTPS", "SOA", "NS", "PTR", "CNAME", "DS"])
+@pytest.mark.parametrize("qtype", ["AAAA", "TXT", "MX", "SRV", "HTTPS", "SVCB", "SOA", "NS", "PTR", "CNAME", "DS"])
 @pytest.mark.parametrize(
     ("name", "owner"), [("Worker.mesh", "mesh."), ("peer.mesh", "mesh."), ("_idle._tcp.mesh", "mesh.")]
 )
@@ -126,11 +135,82 @@ def test_udp_answers_keep_to_the_clients_size(payload: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["example.org", "com", "x.worker", "worker.corp.example", "mesh.example", ".", "localhost"]
+    "name", ["example.org", "com", "worker.corp.example", "mesh.example", ".", "localhost", "1.0.10.in-addr.arpa"]
 )
 def test_other_names_are_forwarded(name: str) -> None:
-    """Also single labels that are no routes, and names below a search domain of the machine."""
+    """Also single labels that are no routes, and names below a domain that is not searched."""
     assert isinstance(resolver.resolve(query(name), ZONE, Transport.UDP), Forward)
+
+
+SEARCH = zone.search_names(("corp.example", "mesh", "lab.corp.example", "."))
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("x.worker", "worker"),
+        ("gone", "gone"),
+        ("x.Gone", "Gone"),
+        ("gone.corp.example", "gone.corp.example"),
+        ("x.gone.corp.example", "gone.corp.example"),
+        ("worker.corp.example", "worker.corp.example"),
+        ("worker.lab.corp.example", "worker.lab.corp.example"),
+        ("worker.mesh.corp.example", "mesh.corp.example"),
+        ("nothing.mesh.lab.corp.example", "mesh.lab.corp.example"),
+        ("gone.mesh.corp.example", "mesh.corp.example"),
+        ("9.2.10.127.in-addr.arpa", "10.127.in-addr.arpa"),
+        ("x.2.1.10.127.in-addr.arpa", "10.127.in-addr.arpa"),
+        ("9.18.96.100.in-addr.arpa", "18.96.100.in-addr.arpa"),
+    ],
+)
+@pytest.mark.parametrize("qtype", TYPES)
+def test_names_of_the_mesh_never_leave_it(name: str, owner: str, qtype: str) -> None:
+    """What is below a route, a route that is gone, both with each search domain behind them, addresses that nobody has:
+    NXDOMAIN, whatever is asked, with an SOA of a zone above."""
+    outcome = resolver.resolve(query(name, qtype), WHOLE, Transport.UDP, SEARCH)
+    assert isinstance(outcome, Answer)
+    reply = answered(outcome)
+    assert (reply.header.rcode, reply.rr, reply.header.aa) == (Rcode.NXDOMAIN, [], 1)
+    assert str(reply.auth[0].rname).lower() == f"{owner}.".lower()
+
+
+@pytest.mark.parametrize(
+    "name", ["db.corp.example", "corp.example", "x.y.corp.example", "worker.example", "example", "127.in-addr.arpa",
+             "1.0.0.127.in-addr.arpa", "1.32.96.100.in-addr.arpa", "10.127.in-addr.arpa.org", "01.10.in-addr.arpa"],
+)  # fmt: skip
+def test_hosts_of_the_search_domains_are_forwarded(name: str) -> None:
+    """Only names of the mesh are taken, and only reverse names of its pools."""
+    assert isinstance(resolver.resolve(query(name), WHOLE, Transport.UDP, SEARCH), Forward)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("2.1.10.127.in-addr.arpa", "worker.mesh."),
+        ("4.16.96.100.In-Addr.ARPA", "api-3.peer.mesh."),
+        ("53.0.10.127.in-addr.arpa", "ns.dns.mesh."),
+    ],
+)
+def test_addresses_have_names(name: str, target: str) -> None:
+    """Of routes, peers and the server itself."""
+    outcome = resolver.resolve(query(name, "PTR"), WHOLE, Transport.UDP)
+    assert [str(record.rdata) for record in answered(outcome).rr] == [target]
+
+
+@pytest.mark.parametrize("name", ["mesh", "worker", "10.127.in-addr.arpa"])
+def test_each_zone_has_a_server_whose_name_has_an_address(name: str) -> None:
+    """The server in the NS record is the one in the SOA."""
+    reply = answered(resolver.resolve(query(name, "NS"), WHOLE, Transport.UDP))
+    assert ([str(it.rdata) for it in reply.rr], str(reply.ar[0].rdata)) == (["ns.dns.mesh."], "127.10.0.53")
+    [soa] = answered(resolver.resolve(query(name, "SOA"), WHOLE, Transport.UDP)).rr
+    address = answered(resolver.resolve(query(str(soa.rdata.mname)), WHOLE, Transport.UDP)).rr
+    assert [str(it.rdata) for it in address] == ["127.10.0.53"]
+
+
+@pytest.mark.parametrize("name", ["x.corp.example", "worker.mesh.corp.example", "anything.lab.corp.example"])
+def test_searched_names_fail_before_the_zone_is_loaded(name: str) -> None:
+    """They may be a route's, and nobody else is to answer for it."""
+    assert answered(resolver.resolve(query(name), None, Transport.UDP, SEARCH)).header.rcode == Rcode.SERVFAIL
 
 
 @pytest.mark.parametrize("name", ["worker", "anything", "mesh", "worker.mesh", "a.b.mesh", "com"])

@@ -32,7 +32,7 @@ def query(name: str) -> bytes:
 async def running(tmp_path: Path, *servers: str, port: int = 53) -> AsyncIterator[tuple[DnsServer, tuple[str, int]]]:
     """A started server with ZONE, and where it listens."""
     conf = tmp_path / "resolv.conf"
-    conf.write_text("".join(f"nameserver {name}\n" for name in servers))
+    conf.write_text("".join(f"nameserver {name}\n" for name in servers) + "options timeout:1 attempts:1\n")
     dns = DnsServer(OURS, 0, resolv_conf=conf, upstream_port=port)
     await dns.start()
     dns.set_zone(ZONE)

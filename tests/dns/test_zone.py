@@ -88,6 +88,26 @@ def test_a_zone_does_not_change() -> None:
         built.addresses[zone.parse_name("api")] = "127.10.1.3"  # type: ignore[index]
 
 
+@given(st.lists(st.sampled_from([b"127", b"10", b"0", b"01", b"256", b"x", b"", b"\xb2"]), max_size=6))
+def test_any_reverse_name_is_judged(labels: list[bytes]) -> None:
+    """Whatever its labels; ours only with the octets of a pool as one writes them."""
+    built = zone.build({}, {}, {}, serial=1, pools=("127.10.0.0/16",))
+    owner = built.owner((*labels, *zone.REVERSE))
+    assert owner == ((b"10", b"127", *zone.REVERSE) if labels[-2:] == [b"10", b"127"] else None)
+
+
+def test_search_domains_are_names() -> None:
+    """Longest first, each once, in lower case; the root and our own are none."""
+    found = zone.search_names(("b.example", "A.b.example.", ".", "", "mesh", "x.mesh", "b.example"))
+    assert found == ((b"a", b"b", b"example"), (b"b", b"example"))
+
+
+def test_an_address_outside_the_pools_has_no_name_here() -> None:
+    """A route may be pinned to one, and its reverse name is somebody else's."""
+    built = zone.build({"worker": "127.20.1.2"}, {}, {}, serial=1, pools=("127.10.0.0/16",))
+    assert dict(built.pointers) == {}
+
+
 @given(st.integers(min_value=0, max_value=2**70))
 def test_the_serial_fits_32_bits(serial: int) -> None:
     """A manifest epoch of any size gives a serial that can be encoded."""

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from dnslib import DNSRecord
 
 from admission.protocol import MeshPeer
+from dns.message import Rcode, Transport
+from dns.resolver import Answer, Forward
 from runtime.secret import Secret
-from sidecar import catalog
+from sidecar import catalog, former
 from sidecar.certificate import heard
 from sidecar.config import parse
 from sidecar.desired import beforehand, desired
@@ -135,6 +138,36 @@ async def test_names_are_written_once_and_follow_the_wish(rig: Rig) -> None:
     assert "127.10.0.2 extra" in rig.hosts
     assert "100.96.0.10 api-0.peer.mesh" in rig.hosts
     assert (rig.folder / "run/identity.json").exists()
+
+
+async def test_a_route_that_is_gone_is_denied_also_after_a_restart(rig: Rig) -> None:
+    """Its name, what is below it, and its address; nobody else is asked, whose answer could be anything."""
+    first = manifest(epoch=4, routes=(route("api", "api"), route("extra", "api", vip="127.10.0.2")))
+    await rig.effects.apply(desired(world(certificate=None, manifest=first)), OWN)
+    fewer = desired(world(certificate=None, manifest=manifest(epoch=5, routes=(route("api", "api"),))))
+    await rig.effects.apply(fewer, OWN)
+    again = Rig(rig.folder)
+    await again.effects.apply(fewer, OWN)
+    for effects in (rig.effects, again.effects):
+        resolver = effects.dns._resolver
+        for name in ("extra", "x.extra", "extra.mesh", "2.0.10.127.in-addr.arpa"):
+            outcome = resolver.resolve(bytes(DNSRecord.question(name, "ANY").pack()), Transport.UDP)
+            assert isinstance(outcome, Answer)
+            assert DNSRecord.parse(outcome.wire).header.rcode == Rcode.NXDOMAIN, name
+        outcome = resolver.resolve(bytes(DNSRecord.question("example.org").pack()), Transport.UDP)
+        assert isinstance(outcome, Forward)
+
+
+async def test_names_that_cannot_be_noted_are_served_all_the_same(rig: Rig) -> None:
+    """Status says it, and the next wish notes them."""
+    beside = rig.folder / ".routes.json.new"
+    beside.mkdir()
+    await rig.effects.apply(desired(world(certificate=None)), OWN)
+    assert rig.effects.dns._resolver.zone is not None
+    assert "names" in rig.effects.problems
+    beside.rmdir()
+    await rig.effects.apply(desired(world(certificate=None)), OWN)
+    assert (rig.effects.problems, former.read(rig.folder)) == ({}, ("api",))
 
 
 async def test_a_first_manifest_replaces_what_the_environment_said(rig: Rig) -> None:
