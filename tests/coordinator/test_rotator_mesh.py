@@ -17,6 +17,7 @@ import pytest
 
 from admission.broker import Admitted, Broker, Renewed
 from admission.trust import by, coordinator_check, nothing
+from coordinator import rotator
 from coordinator.keys import GETKEY_PATH, ClusterKeys, derive, gossip_key
 from coordinator.rotation import KEY
 from lab.agent import GuestAgentServer
@@ -41,6 +42,9 @@ from topology.manifest import Rotate
 
 pytestmark = pytest.mark.timeout(400)
 ALIVE = 1
+PATIENCE = 20.0
+"""Seconds for which a stage waits for who does not come so far, in the place of a minute: several renewals. Two stages
+wait for so long, and `test_rotator` has the real time, by a clock of its own."""
 PLANTED = Secret("A" * 43 + "=")
 
 
@@ -236,10 +240,11 @@ async def restarts(made: Cluster, one: Cvm, new: Secret) -> None:
     assert made.running[0].coordinator.broker.ring.name == "1"
 
 
-async def test_who_was_away_takes_part_again() -> None:
+async def test_who_was_away_takes_part_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator that was away during all of it has the old key only; it gets the records by Raft. A CVM that takes
     no keys while it renews is not waited for longer than its time, and comes back by a later renewal.
     """
+    monkeypatch.setattr(rotator, "PATIENCE_SECONDS", PATIENCE)
     async with mesh(3) as (made, one, two, keys):
         old, new = gossip_key(keys, 0), gossip_key(keys, 1)
         leader = (await made.running[0].coordinator.consul.get("/v1/status/leader"))[1].rpartition(":")[0]

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 def test_every_documented_field_of_the_status_is_there(mesh: Mesh) -> None:
     """`status --json` keeps its contract: peers, kinds, children with host PIDs, routes with endpoints."""
-    document = mesh.wait_whole()
+    mesh.wait_whole()
+    document = mesh.printed_status()
     kinds = {peer["peer_id"]: peer["kind"] for peer in document["peers"]}
     assert kinds == {
         "coordinator-0": "coordinator",

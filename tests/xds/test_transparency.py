@@ -6,6 +6,7 @@ Two real Envoys back to back. Each cell is played directly and through the route
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -96,16 +97,22 @@ async def test_a_gigabyte_each_way_at_once_is_whole(ways: Ways, size: int) -> No
 @pytest.mark.timeout(180)
 async def test_a_reader_may_pause_for_longer_than_a_dead_peer_is_waited_for(ways: Ways) -> None:
     """Its window is closed, and it answers the probes of that: what was sent waits, as it does without a route."""
-    for sender, reader in (("client", "server"), ("server", "client")):
-        parts = {
-            sender: part(sender, send=8 << 20, end="half-close", bound=120),
-            reader: part(reader, read="stop", end="half-close", bound=120),
-        }
-        async with ways.stage.talking(parts, ways.places["through the route"]) as voices:
+    talks = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for sender, reader in (SIDES, SIDES[::-1]):
+            parts = {
+                sender: part(sender, send=8 << 20, end="half-close", bound=120),
+                reader: part(reader, read="stop", end="half-close", bound=120),
+            }
+            talk = ways.stage.talking(parts, ways.places["through the route"])
+            talks[sender, reader] = await stack.enter_async_context(talk)
+        for (sender, _), voices in talks.items():
             await voices[sender].until("stuck")
-            # Nothing shows that a clock in the kernel would have ended it, but its time.
-            await asyncio.sleep(DEAD_AFTER + 4)
+        # Nothing shows that a clock in the kernel would have ended it, but its time: both directions pause at once.
+        await asyncio.sleep(DEAD_AFTER + 4)
+        for (_, reader), voices in talks.items():
             voices[reader].go()
+    for (_, reader), voices in talks.items():
         saw = voices[reader].saw()
         assert (saw["got"], saw["intact"], saw["end"]) == (8 << 20, True, "EOF"), f"the {reader}: {saw}"
 
