@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from meshctl import runs, status, tools
 from meshctl.applications import trouble
@@ -41,6 +42,20 @@ class Entry:
     group: str
     url: str
     """`http://…`, or `https://…` where TLS ends in the CVM; who asks there verifies it (docs/public.md)."""
+    name: str | None = None
+    """Of its certificate, where it has one that a lab's client may ask for: a DNS name, and not the gateway's."""
+
+    @property
+    def told(self) -> str:
+        """What a person is told of it."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "http":
+            return f"public entry of {self.group}: {self.url}"
+        told = f"public entry of {self.group}: {self.url}, by a certificate of the mesh: ./mesh verify, then"
+        if self.name is None:
+            return f"{told} ./mesh connect"
+        resolve = f"{self.name}:{parts.port}:{parts.hostname}"
+        return f"{told}\n    curl --cacert verify/mesh-ca.pem --resolve {resolve} https://{self.name}:{parts.port}/"
 
 
 def entry_ports(cluster: Cluster) -> dict[str, tuple[str, int]]:
@@ -55,6 +70,19 @@ def entry_ports(cluster: Cluster) -> dict[str, tuple[str, int]]:
         elif group.name in cluster.public and group.backends:
             found[group.name] = ("http", min(backend.port for backend in group.backends))
     return found
+
+
+def page_name(cluster: Cluster, group: str, port: int) -> str | None:
+    """The first name in the certificate of the public listener at `port` of `group` that a client may be told to find
+    at another address: a DNS name, no wildcard, and not the gateway's. Pure.
+    """
+    from topology.names import why_no_host
+    from topology.public import GATEWAY
+
+    for backend in cluster.group(group).backends:
+        if backend.public is not None and backend.public.port == port:
+            return next((san for san in backend.public.sans if san != GATEWAY and why_no_host(san) is None), None)
+    return None
 
 
 def cluster_folder(text: str) -> Path:
@@ -132,8 +160,12 @@ def bring_up(
     path = run.folder / "request.json"
     request.save(path)
     entries = tuple(
-        Entry(group=group, url=f"{scheme}://127.0.0.1:{sockets[group].getsockname()[1]}")
-        for group, (scheme, _) in ports.items()
+        Entry(
+            group=group,
+            url=f"{scheme}://127.0.0.1:{sockets[group].getsockname()[1]}",
+            name=page_name(cluster, group, port),
+        )
+        for group, (scheme, port) in ports.items()
     )
     try:
         runs.launch(run, path, tuple(item.fileno() for item in sockets.values()))

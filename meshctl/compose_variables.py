@@ -14,8 +14,10 @@ from coordinator import config as coordinator
 from runtime.env import UNKNOWN, ConfigError
 from sidecar import config as sidecar
 from topology.compose import SIDECAR, ComposeFile, interpolate, load, variables
-from topology.owners import OWNERS_VARIABLE
+from topology.owners import OWNERS_VARIABLE, OwnerError
+from topology.owners import parse as parse_owners
 from topology.problems import Problems, Where
+from topology.render import OWNER_KEY_PLACEHOLDER
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster
@@ -34,7 +36,15 @@ def check(cluster: Cluster) -> None:
 
 def _check(file: ComposeFile, parse: Parse, problems: Problems) -> None:
     written = file.sidecar.environment
-    # The owners' key is a placeholder until it is made, and a lab has its own: ./mesh manifest looks at it.
+    owners = written.get(OWNERS_VARIABLE)
+    if owners is not None and not variables(owners) and owners != OWNER_KEY_PLACEHOLDER:
+        try:
+            parse_owners(owners)
+        except OwnerError as error:
+            where = Where(file=str(file.path), line=_line(file, OWNERS_VARIABLE))
+            message = f"{error}; ./mesh keygen writes it, in the place of {OWNER_KEY_PLACEHOLDER}"
+            problems.add(where, f"services.{SIDECAR}.environment.{OWNERS_VARIABLE}", message)
+    # The owners' key is a placeholder until it is made, and a lab has its own.
     literal = {name for name, text in written.items() if not variables(text) and name != OWNERS_VARIABLE}
     try:
         # What only the deployment knows is as if unset: its name counts, and no value.

@@ -26,8 +26,12 @@ TAIL_LINES = 60
 
 
 def fit(text: str, width: int) -> str:
-    """`text` in at most so many columns; what was cut off shows."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    """`text` in at most so many columns; what was cut off shows. A word is left out whole, unless it is most of it."""
+    if len(text) <= width:
+        return text
+    kept = text[: max(width - 2, 0)]
+    whole = kept if text[len(kept)] == " " else kept.rpartition(" ")[0]
+    return f"{whole.rstrip()} …" if len(whole) > width // 2 else f"{text[: max(width - 1, 0)]}…"
 
 
 class Progress(Protocol):

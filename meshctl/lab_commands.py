@@ -148,7 +148,7 @@ def _tail(path: Path, lines: int) -> list[str]:
 def _say_how_to_go_on(run: runs.Run, entries: tuple[lab.Entry, ...]) -> None:
     option = "" if len([r for r in runs.all_runs() if r.alive]) == 1 else f" --name {run.name}"
     for entry in entries:
-        click.echo(f"public entry of {entry.group}: {entry.url}")
+        click.echo(entry.told)
     peers = [machine["peer_id"] for machine in run.call("GET", "/status")["machines"] if machine["kind"] == "workload"]
     first, last = peers[0], peers[-1]
     click.echo(

@@ -6,7 +6,6 @@ Each step is the function of the command that it shows.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,9 +102,11 @@ class Owner:
             )
 
 
-def copy_of(cluster: str, prefix: str) -> Path:
-    """A copy of a shipped cluster's files, without what belongs to one deployment, in a new folder that stays."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix)) / cluster
+def copy_of(cluster: str, run: runs.Run) -> Path:
+    """A copy of a shipped cluster's files, without what belongs to one deployment, in a new folder that goes with the
+    mesh `run`.
+    """
+    folder = runs.create_files(run) / cluster
     ignored = shutil.ignore_patterns(".terraform*", "manifest*")
     shutil.copytree(runs.CHECKOUT / "clusters" / cluster, folder, ignore=ignored)
     return folder

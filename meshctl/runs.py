@@ -194,13 +194,35 @@ def _check_new(run: Run) -> None:
         )
 
 
-def create_folder(run: Run) -> None:
-    """Makes the run folder, private to its owner; clears what a crashed mesh of that name left."""
-    _check_new(run)
+def _make_base() -> Path:
+    """Makes the folder of all runs, private to its owner."""
     base = base_folder()
     base.mkdir(mode=0o700, exist_ok=True)
     if base.stat().st_uid != os.getuid() or base.is_symlink():
         raise UserError(f"{base} belongs to somebody else", "set TMPDIR to a folder of your own")
+    return base
+
+
+def files_of(run: Run) -> Path:
+    """Where a demo has the files of the cluster that it brings up as `run`: beside the run folder, which is empty until
+    the lab begins. It goes with the mesh.
+    """
+    return base_folder() / f"files-{run.folder.name}"
+
+
+def create_files(run: Run) -> Path:
+    """`files_of`, new and empty. UserError when that mesh runs."""
+    _check_new(run)
+    folder = _make_base() / files_of(run).name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def create_folder(run: Run) -> None:
+    """Makes the run folder, private to its owner; clears what a crashed mesh of that name left."""
+    _check_new(run)
+    _make_base()
     shutil.rmtree(run.folder, ignore_errors=True)
     (run.folder / "logs").mkdir(parents=True, mode=0o700)
     run.folder.chmod(0o700)
@@ -244,7 +266,8 @@ def end(run: Run, *, at_once: bool = False) -> None:
                 os.kill(pid, signal.SIGKILL)
             if not _gone(run, 5.0):
                 raise UserError(f"process {pid} of mesh {run.name!r} does not end", f"look at /proc/{pid}/status")
-    shutil.rmtree(run.folder, ignore_errors=True)
+    for folder in (run.folder, files_of(run)):
+        shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         base_folder().rmdir()
 

@@ -7,6 +7,7 @@ said what coordinators must measure. Then come the differences, a question, and 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -150,15 +151,22 @@ def _check_first(mesh: Mesh, wanted: Signed, memory: Memory, *, first: bool) -> 
 
 def _change(mesh: Mesh, head: Signed, found: Signed, *, yes: bool) -> None:
     """Shows what `found` changes, asks, and puts it in force in the place of `head`. UserError."""
-    from runtime.confirm import confirm
-
     _show(head, found)
-    if not yes and not confirm(f"Set {found.name} on {mesh.name}?"):
-        raise UserError("nothing was set", exit_code=1)
+    if not yes:
+        _ask(f"Set {found.name} on {mesh.name}?")
     now = mesh.put(found.envelope)
     if now.digest != found.digest:
         raise UserError(f"{mesh.url} answers with {now.name}", "./mesh status", exit_code=1)
     click.echo(f"set: epoch {now.manifest.epoch}, digest {now.digest}")
+
+
+def _ask(question: str) -> None:
+    """UserError unless the person says yes."""
+    from runtime.confirm import confirm
+
+    if not confirm(question):
+        remedy = "" if sys.stdin.isatty() else "no terminal answers here; with --yes there is no question"
+        raise UserError("nothing was set", remedy, exit_code=1)
 
 
 def _confirm(mesh: Mesh, found: Signed, hand_over: Callable[[], None], *, waits: bool, joins: bool) -> None:
@@ -230,13 +238,12 @@ def begin(mesh: Mesh, found: Signed, *, yes: bool) -> None:
     They found the mesh together, so each has to be given it; one that was given it already is left alone.
     """
     from meshctl.manifest import summary
-    from runtime.confirm import confirm
     from topology.allowed import coordinators
 
     click.echo(f"{mesh.url} is attested, and waits for its first manifest")
     summary(found.manifest)
-    if not yes and not confirm(f"Begin with {found.name}?"):
-        raise UserError("nothing was set", exit_code=1)
+    if not yes:
+        _ask(f"Begin with {found.name}?")
     urls = (mesh.url, *(peer.url for peer in coordinators(found.manifest)))
     reasons = {url: _why_not_begun(replace(mesh, url=url), found) for url in dict.fromkeys(urls)}
     deadline = time.monotonic() + FOLLOW_SECONDS
@@ -317,7 +324,8 @@ def command(
     """
     if sum(it is not None for it in (file, draft)) + edit != 1:
         raise UserError(
-            "say what to set: one of --manifest FILE, --edit and --draft FILE", "--manifest manifest.signed"
+            "say what to set: one of --manifest FILE, --edit and --draft FILE",
+            f"--manifest {'manifest.signed' if url is not None else 'manifest.lab.signed'}",
         )
     if url is not None:
         if file is None:
@@ -359,7 +367,10 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "./mesh sign writes manifest.signed") from error
+        raise UserError(
+            f"{file} cannot be read: {error}",
+            "./mesh sign writes it: manifest.signed, and manifest.lab.signed for a lab",
+        ) from error
 
 
 def _envelope(text: str, source: object, here: Lab | None) -> str:

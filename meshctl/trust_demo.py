@@ -19,6 +19,7 @@ from meshctl import status as statuses
 from meshctl.console import Progress
 from meshctl.errors import UserError
 from meshctl.owner import Owner, command, copy_of, title
+from meshctl.runs import run_of
 from meshctl.trust_load import Caller, Life, processes
 from topology.model import COORDINATOR
 
@@ -252,7 +253,7 @@ def demo(nat: Nat, name: str | None, progress: Progress) -> None:
     """The whole walk on a mesh of its own, which runs on. UserError, with exit code 1 when anything was lost."""
     from meshctl.lab_commands import start_mesh
 
-    folder = copy_of(STARTER, "cvm-mesh-trust-")
+    folder = copy_of(STARTER, run_of(name or NAME))
     run, _document, _entries = start_mesh(str(folder), {}, nat, name or NAME)
     walk = Walk(run=run, folder=folder, progress=progress)
     try:

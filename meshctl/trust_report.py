@@ -37,6 +37,7 @@ def next_steps(name: str, folder: Path) -> str:
     """What a person may do now. Pure."""
     return (
         f"\nthe mesh runs on; its files are in {folder}\n"
+        "until ./mesh down\n"
         f"go on with:  ./mesh status --name {name}\n"
         f"             ./mesh verify --name {name}\n"
         f"             ./mesh set --edit --name {name}\n"

@@ -239,7 +239,7 @@ def demo(nat: Nat, name: str | None, progress: Progress) -> None:
     from meshctl.lab_commands import start_mesh
 
     needed()
-    folder = copy_of(CLUSTER, "cvm-mesh-vote-")
+    folder = copy_of(CLUSTER, runs.run_of(name or NAME))
     run, _document, entries = start_mesh(str(folder), {}, nat, name or NAME)
     url = next(entry.url for entry in entries if entry.group == GROUP)
     port = urlsplit(url).port

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 
+from topology import mounts
 from topology.health import START_PERIOD, HealthCheck, duration
 from topology.owners import OWNERS_VARIABLE
 from topology.problems import ClusterError, Problems, Where, did_you_mean
@@ -326,6 +327,9 @@ class _Reader:
                 self._check_application(service, sidecar)
         self._check_shared_volumes(services)
         self._check_health(services)
+        if sidecar is not None:
+            coordinator = sidecar.command[:1] == ("coordinator",)
+            self._faults(mounts.sidecars(SIDECAR, sidecar.volumes, sidecar.environment, coordinator=coordinator))
         for key, value in sidecar.environment.items() if sidecar is not None else ():
             if "$" in value and (key == OWNERS_VARIABLE or key.startswith(INSECURE)):
                 message = f"{key} comes from the environment, which nobody measures; write the value itself here"
@@ -388,9 +392,15 @@ class _Reader:
             message = f"do not mount {MESH_MOUNT}; add - /tmp/dstack-runtime/mesh:{MESH_MOUNT}:ro"
             self._add(service.name, "volumes", message)
         self._check_signed(service)
+        if sidecar is not None:
+            self._faults(mounts.applications(service.name, service.volumes, sidecar.volumes))
         if sidecar is not None and SIDECAR not in service.waits_healthy:
             message = "does not wait for the mesh; add sidecar: { condition: service_healthy }"
             self._add(service.name, "depends_on", message)
+
+    def _faults(self, found: Iterable[mounts.Fault]) -> None:
+        for fault in found:
+            self._add(fault.service, "volumes", fault.message)
 
     def _check_signed(self, service: Service) -> None:
         """A container has what the manifest says of its variables, and the host cannot leave one out."""

@@ -89,6 +89,22 @@ def parts(syntax: Syntax) -> Iterator[Syntax]:
             yield child
 
 
+def crowded(syntax: Syntax, kind: str) -> Iterator[Syntax]:
+    """The elements of that `kind` in `syntax` that stand on one line with the one before, and no comma between them.
+    python-hcl2 takes them, and Terraform does not.
+    """
+    parted = True
+    for child in syntax.children:
+        if isinstance(child, Tree) and child.data == kind:
+            if not parted:
+                yield child
+            parted = False
+        elif isinstance(child, Tree):
+            parted = parted or any("\n" in str(token) for token in child.scan_values(lambda _: True))
+        else:
+            parted = parted or child.type == "COMMA"
+
+
 def plain_string(syntax: Syntax) -> str | None:
     """The text of an identifier or of a quoted string without templates; None for anything else."""
     if syntax.data in ("identifier", "keyword", "literal_value"):
@@ -142,6 +158,9 @@ class _Evaluator:
         return self._refuse(syntax, entry)
 
     def _object(self, syntax: Syntax, entry: str) -> dict[str, Node] | Unknown:
+        for element in crowded(syntax, "object_elem"):
+            message = f"`{self._expression(element).text}` follows on one line without a comma; write one before it"
+            self._problems.add(self._expression(element).where, entry, message)
         found: dict[str, Node] = {}
         for element in parts(syntax):
             if element.data != "object_elem":

@@ -14,7 +14,18 @@ import hcl2
 from lark import UnexpectedInput
 from lark.exceptions import LarkError
 
-from topology.expressions import Expression, Node, Source, Syntax, Unknown, Value, evaluate, parts, plain_string
+from topology.expressions import (
+    Expression,
+    Node,
+    Source,
+    Syntax,
+    Unknown,
+    Value,
+    crowded,
+    evaluate,
+    parts,
+    plain_string,
+)
 from topology.problems import Problems, Where, did_you_mean
 
 TFVARS = "terraform.tfvars"
@@ -177,6 +188,10 @@ class Module:
 
     def _attributes(self, body: Syntax, source: Source) -> Iterator[tuple[str, Expression]]:
         seen: set[str] = set()
+        for attribute in crowded(body, "attribute"):
+            written = Expression(syntax=attribute, source=source)
+            message = f"`{written.text}` follows on one line; write it on a line of its own"
+            self._problems.add(written.where, plain_string(next(parts(attribute))) or "", message)
         for attribute in parts(body):
             if attribute.data != "attribute":
                 continue

@@ -10,6 +10,7 @@ Long because the form is one value: each entry is here once, with what it means,
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import re
@@ -539,7 +540,10 @@ def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     foreign = sorted(set(tree) - set(fields))
     if foreign and unknown is None:
-        raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; expected {sorted(fields)}")
+        close = (difflib.get_close_matches(texts.shown(name), fields, n=1) for name in foreign[:MAX_UNKNOWN])
+        meant = ", ".join(dict.fromkeys(repr(name) for names in close for name in names))
+        hint = f"did you mean {meant}?" if meant else f"expected {sorted(fields)}"
+        raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; {hint}")
     if unknown is not None:
         unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
     missing = [n for n, f in fields.items() if n not in tree and _required(f)]

@@ -36,6 +36,12 @@ _BACKEND_FIELDS = (
     "public",
 )  # fmt: skip
 _PUBLIC_FIELDS = ("port", "sans", "wildcard", "alpn")
+_NO_ADDRESS = (
+    "is no field: a public listener is on every IPv4 address of the CVM, as the platform's gateway dials one of them; "
+    "on IPv6 (`::`) nobody could be led there, and a CVM may have none; remove it"
+)
+_NO_PUBLIC_FIELDS = {"address": _NO_ADDRESS, "listen": _NO_ADDRESS}
+"""What people write there, and why it is none."""
 _REGISTRATION_FIELDS = ("owner", "parent", "roles")
 _PERMISSION_FIELDS = ("key_prefixes", "session_write")
 _ROUTE_FIELDS = ("backend", "role", "fallback", "vip", "members")
@@ -161,7 +167,7 @@ class Reader:
         entry, node = f"{backend}.public", fields.get("public")
         if node is None or node.value is None:
             return None
-        inner = self._fields(node, entry, _PUBLIC_FIELDS)
+        inner = self._fields(node, entry, _PUBLIC_FIELDS, _NO_PUBLIC_FIELDS)
         port = self._integer(inner, node, entry, "port", least=1, most=65535)
         if "sans" not in inner:
             self._problems.add(node.where, entry, 'lacks sans; add the names that clients use: sans = ["gateway"]')
@@ -358,13 +364,16 @@ class Reader:
                 self._problems.add(item.where, f"{entry}.{name}.{key}", message)
         return found
 
-    def _fields(self, node: Node, entry: str, known: tuple[str, ...]) -> dict[str, Node]:
+    def _fields(
+        self, node: Node, entry: str, known: tuple[str, ...], why_none: Mapping[str, str] = {}
+    ) -> dict[str, Node]:
         self.places[entry] = node.where
         found = self._map(node, entry)
         for name, item in found.items():
             self.places.setdefault(f"{entry}.{name}", item.where)
             if name not in known:
-                self._problems.add(item.where, f"{entry}.{name}", f"is an unknown field; {did_you_mean(name, known)}")
+                message = why_none.get(name) or f"is an unknown field; {did_you_mean(name, known)}"
+                self._problems.add(item.where, f"{entry}.{name}", message)
         return {name: item for name, item in found.items() if name in known}
 
     def _map(self, node: Node, entry: str) -> dict[str, Node]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,9 @@ def walked() -> Iterator[Mesh]:
     """The mesh after the walk."""
     with running("vote", "demo", "emojivoto", timeout=500) as mesh:
         yield mesh
-        shutil.rmtree(folder_of(mesh).parent)
+        folder = folder_of(mesh)
+        assert folder.is_dir()
+    assert not folder.exists(), "its files go with the mesh"
 
 
 def folder_of(mesh: Mesh) -> Path:

@@ -88,3 +88,16 @@ def test_a_group_is_entered_where_it_is_public(cluster: str, wanted: dict[str, t
     from topology.cluster import load
 
     assert bring_up.entry_ports(load(ROOT / "clusters" / cluster)) == wanted
+
+
+def test_a_page_is_told_with_its_address() -> None:
+    """As one types it; where the certificate has no name that may be elsewhere, the command that needs none."""
+    from topology.cluster import load
+
+    cluster = load(ROOT / "clusters" / "emojivoto")
+    assert bring_up.page_name(cluster, "web", 443) == "web"
+    assert bring_up.page_name(cluster, "web", 8443) is None
+    page = bring_up.Entry(group="web", url="https://127.0.0.1:4443", name="web")
+    assert page.told.endswith("curl --cacert verify/mesh-ca.pem --resolve web:4443:127.0.0.1 https://web:4443/")
+    assert bring_up.Entry(group="web", url="https://127.0.0.1:4443").told.endswith("./mesh verify, then ./mesh connect")
+    assert bring_up.Entry(group="api", url="http://127.0.0.1:80").told == "public entry of api: http://127.0.0.1:80"

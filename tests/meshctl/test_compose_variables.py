@@ -47,6 +47,20 @@ def test_literal_that_the_program_would_refuse_is_refused(tmp_path: Path) -> Non
     compose_variables.check(load(write(tmp_path / "b", group("api"), compose=good)))
 
 
+@pytest.mark.parametrize("text", ["nokey", "2 of nokey, nokey"])
+def test_owners_that_are_no_key_are_refused(tmp_path: Path, text: str) -> None:
+    """A CVM would believe nobody; the placeholder is for a key that is not made yet, and a variable is refused
+    elsewhere.
+    """
+    made = write(tmp_path, group("api"), compose=COMPOSE.replace("REPLACE_WITH_YOUR_OWNER_KEY", text))
+    with pytest.raises(ClusterError) as caught:
+        compose_variables.check(load(made))
+    found = [problem for problem in caught.value.problems if "app.yaml" in problem]
+    assert len(found) == 1
+    assert "app.yaml:7: services.sidecar.environment.MESH_OWNERS: " in found[0]
+    assert "./mesh keygen" in found[0]
+
+
 def test_plan_refuses_them(tmp_path: Path) -> None:
     """A person hears of it before anything is measured."""
     write(tmp_path, group("api"), compose=COMPOSE.replace(OWNERS, f"      MESH_GRUOP: x\n{OWNERS}", 1))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from meshctl.console import PLAIN_WIDTH, Console, elapsed, stream
+from meshctl.console import PLAIN_WIDTH, Console, elapsed, fit, stream
 
 
 class _Terminal(io.StringIO):
@@ -38,6 +38,16 @@ def test_a_progress_line_that_is_cut_says_so(terminal: bool, monkeypatch: pytest
         assert out.getvalue().strip("\n").endswith(wanted)
     Console(out).line("x" * 999)
     assert out.getvalue().endswith("x" * 999 + "\n")
+
+
+def test_a_line_is_cut_between_words() -> None:
+    """Half a word may be another one; a single long word is cut all the same."""
+    assert fit("all of it", 9) == "all of it"
+    assert fit("api-0: route worker waits", 22) == "api-0: route worker …"
+    assert fit("api-0: route worker waits", 21) == "api-0: route worker …"
+    assert fit("api-0: route worker waits", 20) == "api-0: route …"
+    assert fit("see " + "x" * 99, 20) == "see " + "x" * 15 + "…"
+    assert [len(fit("a bc", width)) for width in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_terminal_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from meshctl import runs
 from meshctl.console import Silent
 from meshctl.errors import UserError
 from meshctl.owner import Owner, copy_of
 from meshctl.runs import run_of
 
 
-def test_a_copy_has_what_was_shipped_and_nothing_of_a_deployment() -> None:
-    """The files of the cluster, in a folder of its name."""
-    folder = copy_of("emojivoto", "cvm-mesh-test-")
-    try:
+def test_a_copy_has_what_was_shipped_and_nothing_of_a_deployment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the cluster, in a folder of its name, which is no mesh by itself and goes with the mesh."""
+    monkeypatch.setattr(runs, "base_folder", lambda: tmp_path / "base")
+    run = run_of("vote")
+    for _ in range(2):
+        folder = copy_of("emojivoto", run)
         assert folder.name == "emojivoto"
         assert (folder / "cluster.tf").is_file()
         assert (folder / "compose" / "web.yaml").is_file()
         assert not [path for path in folder.rglob("*") if path.name.startswith(("manifest", ".terraform"))]
-    finally:
-        shutil.rmtree(folder.parent)
+        (folder / "manifest.json").touch()
+    assert runs.all_runs() == []
+    runs.end(run)
+    assert not folder.exists()
+    assert not (tmp_path / "base").exists()
 
 
 def test_facts_fail_the_walk_and_times_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

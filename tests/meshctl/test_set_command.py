@@ -205,11 +205,12 @@ def test_what_a_coordinator_does_not_enforce_is_named() -> None:
 
 
 def test_nothing_is_set_without_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An end of input is none."""
+    """An end of input is none; where there is no terminal, the option is named."""
     one = Coordinator()
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    with pytest.raises(UserError, match="nothing was set"):
+    with pytest.raises(UserError, match="nothing was set") as caught:
         put(one.mesh, NEXT.envelope, yes=False)
+    assert "--yes" in caught.value.remedy
     assert [q.method for q in one.asked] == ["GET"]
 
 

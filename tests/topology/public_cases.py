@@ -63,6 +63,8 @@ BROKEN: dict[str, Write] = {
                 '{ port = 8080, sans = ["web"] }',
                 '{ port = 28080, sans = ["web"] }',
                 '{ port = 53, sans = ["web"] }',
+                '{ port = 443, sans = ["web"], address = "::" }',
+                '{ port = 443, sans = ["web"], listen = "[::]:443" }',
             ]
         )
     },

@@ -45,7 +45,8 @@ COMPOSE = """\
 services:
   sidecar:
     image: ghcr.io/example/sidecar:1
-    command: ["sidecar"]
+    <<: {command: [sidecar], volumes: [/var/run/dstack.sock:/var/run/dstack.sock, \
+/tmp/dstack-runtime/mesh:/run/mesh, /tmp/dstack-runtime/mesh-private:/run/mesh-private]}
     network_mode: host
     environment:
       MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
@@ -68,6 +69,11 @@ services:
     image: ghcr.io/example/sidecar:1
     command: ["coordinator"]
     network_mode: host
+    volumes:
+      - /var/run/dstack.sock:/var/run/dstack.sock
+      - /tmp/dstack-runtime/mesh:/run/mesh
+      - /tmp/dstack-runtime/mesh-private:/run/mesh-private
+      - mesh-data:/mesh-data
 """
 
 

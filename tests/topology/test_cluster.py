@@ -196,6 +196,34 @@ def test_broken_hcl_is_named_by_file_and_line(tmp_path: Path) -> None:
     only(problems(tmp_path), "outputs.tf:2", "not valid HCL")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "compose_env = {}",
+            'compose_env = { A = "1" B = "2" }',
+            ("cluster.tf:", '`B = "2"` follows', "without a comma"),
+        ),
+        ("compose_env = {}", 'compose_env = { A = "1" /* , */ B = "2" }', ('`B = "2"` follows', "without a comma")),
+        ('service = "api"', 'service = "api" other = 1', ("cluster.tf:", "`other = 1` follows on one line")),
+    ],
+)
+def test_entries_that_terraform_would_not_part_are_refused(
+    tmp_path: Path, old: str, new: str, words: tuple[str, ...]
+) -> None:
+    """python-hcl2 takes them; commas, line ends and comments to the line's end part them."""
+    write(tmp_path, group("api", more="compose_env = {}"))
+    file = tmp_path / "cluster.tf"
+    text = file.read_text().replace("locals {", 'locals {\n  service = "api"', 1)
+    file.write_text(text)
+    cluster.load(tmp_path)
+    good = text.replace("compose_env = {}", 'compose_env = { A = "1", B = "2" } # C = "3", D\n')
+    file.write_text(good)
+    cluster.load(tmp_path)
+    file.write_text(text.replace(old, new, 1))
+    only(problems(tmp_path), *words)
+
+
 def test_a_missing_brace_is_said(tmp_path: Path) -> None:
     """A file that ends too early is not near anything; the message says what can be missing."""
     write(tmp_path, group("a"))

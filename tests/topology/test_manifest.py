@@ -15,13 +15,22 @@ from topology import manifest, render
 MADE = render.manifest(starter(), deployment())
 
 
+def refusal(tree: object) -> str:
+    """Why `tree` is no manifest."""
+    with pytest.raises(manifest.ManifestError) as caught:
+        manifest.decode(json.dumps(tree).encode())
+    return str(caught.value)
+
+
 def test_decode_refuses_what_it_does_not_know() -> None:
     """An unknown or missing entry is named with its place."""
     tree = json.loads(manifest.encode(MADE))
     tree["groups"]["api"]["extra"] = 1
     with pytest.raises(manifest.ManifestError, match=r"manifest\.groups\.api has unknown entries \['extra'\]"):
         manifest.decode(json.dumps(tree).encode())
+    assert "did you mean" not in refusal(tree)
     del tree["groups"]["api"]["extra"]
+    assert refusal(tree | {"leaf_hour": 4}).endswith("has unknown entries ['leaf_hour']; did you mean 'leaf_hours'?")
     del tree["groups"]["api"]["app_id"]
     with pytest.raises(manifest.ManifestError, match=r"manifest\.groups\.api lacks \['app_id'\]"):
         manifest.decode(json.dumps(tree).encode())

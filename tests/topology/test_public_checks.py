@@ -29,6 +29,8 @@ ENTRY = "workload_groups.a.backends.a"
         ("public-10", f"{ENTRY}.public.sans", "holds 'a_b.example'; expected a DNS name"),
         ("public-23", f"{ENTRY}.public.port", "is 8787, which the admission broker uses"),
         ("public-26", f"{ENTRY}.public.port", "is 53, where the mesh answers for names"),
+        ("public-27", f"{ENTRY}.public.address", "on every IPv4 address of the CVM"),
+        ("public-28", f"{ENTRY}.public.listen", "on IPv6 (`::`) nobody could be led there"),
         ("public-25", f"{ENTRY}.public.port", "is 28080, the sidecar port of backend 'a'"),
     ],
 )
