@@ -78,6 +78,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "lease_seconds": admission.lease_seconds if admission else None,
             "expires_at": admission.expires_at if admission else None,
             "reason": admission.reason if admission else "",
+            "clock_ahead_s": _ahead(admission),
         },
         "links": [
             {
@@ -115,6 +116,13 @@ def document(facts: Facts) -> dict[str, Any]:
         "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
         "manifest_notes": list(signed.notes) if signed is not None else [],
     }
+
+
+def _ahead(admission: AdmissionStatus | None) -> dict[str, float] | None:
+    """By how much this CVM's clock is ahead of its coordinator's, as a range; None before it was measured."""
+    if admission is None or admission.skew is None:
+        return None
+    return {"least": round(admission.skew.least, 1), "most": round(admission.skew.most, 1)}
 
 
 def _certificate(held: Certificate | None) -> dict[str, Any] | None:
