@@ -121,7 +121,15 @@ def _admission(now: AdmissionStatus | None) -> dict[str, Any]:
         "lease_seconds": now.lease_seconds if now else None,
         "expires_at": now.expires_at if now else None,
         "reason": now.reason if now else "",
+        "clock_ahead_s": _ahead(now),
     }
+
+
+def _ahead(admission: AdmissionStatus | None) -> dict[str, float] | None:
+    """By how much this CVM's clock is ahead of its coordinator's, as a range; None before it was measured."""
+    if admission is None or admission.skew is None:
+        return None
+    return {"least": round(admission.skew.least, 1), "most": round(admission.skew.most, 1)}
 
 
 def _certificate(held: Certificate | None) -> dict[str, Any] | None:

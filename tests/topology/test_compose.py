@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -408,3 +409,18 @@ def test_a_named_volume_belongs_to_one_service() -> None:
     assert "services.helper.volumes: mount 'data', which 'app' mounts too" in problem
     compose.parse(text.replace("'data:/other'", "'other:/other'"), Path("c.yaml"))
     compose.parse(text.replace("data:/data", "/tmp/x:/data").replace("'data:/other'", "'/tmp/x:/o'"), Path("c.yaml"))
+
+
+SHIPPED = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("clusters/*/compose/*.yaml", "clusters/*/compose.yaml", "benchmarks/cluster/compose/*.yaml")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_the_logs_of_shipped_containers_have_a_size(path: str) -> None:
+    """Each service names the driver, because another one would refuse the options; 30 MB at most."""
+    services = yaml.safe_load((ROOT / path).read_text())["services"]
+    kept = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
+    assert {name: body.get("logging") for name, body in services.items()} == dict.fromkeys(services, kept)
