@@ -68,6 +68,8 @@ services:
     image: ghcr.io/example/sidecar:1
     command: ["coordinator"]
     network_mode: host
+    environment:
+      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
 """
 
 
