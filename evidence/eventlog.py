@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 
 from .errors import EvidenceError
+from .json_once import once
 
 MAX_LOG = 2 * 1024 * 1024
 """Characters of JSON text. A real log has 20 to 60 kB; the admission API takes 1 MiB in all."""
@@ -20,7 +21,6 @@ RUNTIME_EVENT = 0x08000001
 """The type of every event that dstack itself extends, and of nothing else. It belongs to RTMR3 and RTMR3 to it."""
 _REGISTERS = 4
 _DIGEST = 48
-_KEYS = frozenset({"imr", "event_type", "digest", "event", "event_payload", "version", "preimage"})
 
 APP_ID, COMPOSE_HASH, INSTANCE_ID, KEY_PROVIDER = "app-id", "compose-hash", "instance-id", "key-provider"
 OS_IMAGE_HASH, SYSTEM_READY = "os-image-hash", "system-ready"
@@ -100,12 +100,15 @@ class EventLog:
 def parse(text: str) -> EventLog:
     """The log in `text` (JSON as the guest agent gives it). Empty RTMR3 digests are recomputed, wrong ones refused.
 
+    Entries of an event that are not known here are ignored: no digest covers them, so nothing follows from them, and
+    the next OS may have more. An entry that is there twice is refused.
+
     EvidenceError QUOTE_INVALID names the event that does not fit.
     """
     if len(text) > MAX_LOG:
         raise _bad(f"{len(text)} characters, more than {MAX_LOG}")
     try:
-        items = json.loads(text)
+        items = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise _bad(f"not JSON: {error}") from error
     if not isinstance(items, list):
@@ -123,9 +126,6 @@ def runtime_digest(name: str, payload: bytes) -> bytes:
 def _event(item: object, where: str) -> Event:
     if not isinstance(item, dict):
         raise _bad(f"{where} is {item!r:.40}, expected an object")
-    unknown = sorted(str(key) for key in set(item) - _KEYS)
-    if unknown:
-        raise _bad(f"{where} has unknown entries {unknown!r:.80}")
     imr, kind = item.get("imr"), item.get("event_type")
     # `type(...) is int`: JSON's true is an int to isinstance.
     if type(imr) is not int or not 0 <= imr < _REGISTERS:
@@ -192,7 +192,7 @@ def _key_provider(payload: bytes | None) -> tuple[str, str]:
     if payload is None:
         raise _refused(f"the event log has no {KEY_PROVIDER!r} before {SYSTEM_READY!r}")
     try:
-        tree = json.loads(payload)
+        tree = json.loads(payload, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise _refused(f"event {KEY_PROVIDER!r} is not JSON: {error}") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str) or not isinstance(tree.get("id"), str):

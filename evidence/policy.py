@@ -12,9 +12,14 @@ from datetime import UTC, datetime
 from .errors import EvidenceCode, EvidenceError
 from .verify import Evidence
 
-_UPDATED: Mapping[str, str] = {"OutOfDate": "UpToDate", "OutOfDateConfigurationNeeded": "ConfigurationNeeded"}
-"""Statuses of a platform that is out of date, and what it is once its host has updated it. Intel has no
-others (TCB info of TDX, version 3), and `dcap_qvl` says them in the same words."""
+_UPDATED: Mapping[str, str] = {
+    "OutOfDate": "UpToDate",
+    "OutOfDateConfigurationNeeded": "ConfigurationNeeded",
+    "TDRelaunchAdvised": "UpToDate",
+    "TDRelaunchAdvisedConfigurationNeeded": "ConfigurationNeeded",
+}
+"""Statuses of a platform that is out of date, or was when the TD was launched, and what it is once its host has updated
+it and the CVM has booted anew. Intel has no others, and `dcap_qvl` says them in these words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +157,7 @@ def _check_tcb(evidence: Evidence, rules: TcbRules, now: float) -> None:
             f"the platform's TCB status is {status!r} {list(evidence.advisory_ids)}, allowed are: "
             f"{', '.join(allowed)}{over}"
         )
-    rejected = sorted(set(evidence.advisory_ids) & set(rules.rejected_advisories))
+    rejected = sorted(set(evidence.advisory_ids) & {advisory.strip().upper() for advisory in rules.rejected_advisories})
     if rejected:
         raise _refused(f"advisories {rejected} apply to the platform, and policy rejects them")
     wanted = rules.min_evaluation_data_number

@@ -14,9 +14,11 @@ from typing import Protocol
 import dcap_qvl
 
 from . import eventlog as event_logs
+from . import intel
 from . import quote as quotes
 from .collateral import CollateralSource
 from .errors import EvidenceCode, EvidenceError
+from .json_once import once
 from .keccak import keccak256
 
 __all__ = ["Evidence", "EvidenceCode", "EvidenceError", "Verifier"]
@@ -55,6 +57,7 @@ class Evidence:
     tcb_status: str
     """Of the platform, in Intel's words. Not judged here, as the next two: `evidence.policy` does."""
     advisory_ids: tuple[str, ...]
+    """In upper case."""
     evaluation_data_number: int
     """Which issue of Intel's TCB data said so."""
     device: str
@@ -128,9 +131,12 @@ class Verifier:
             raise self._failure(raw, collateral, seconds, error) from error
         tree = json.loads(claims.to_json())
         _check_same_reading(parsed, tree["report"])
+        intel.check_collateral(collateral, self._root, seconds)
+        intel.check_platform(tree, collateral.tcb_info)
+        status, advisories = intel.judgement(tree)
         return _Tcb(
-            status=str(tree["tcb"]["status"]),
-            advisory_ids=tuple(map(str, tree["tcb"]["advisory_ids"])),
+            status=status,
+            advisory_ids=advisories,
             evaluation_data_number=int(tree["tcb"]["eval_data_number"]),
             device=bytes(tree["platform"]["pck"]["ppid"]).hex(),
         )
@@ -186,6 +192,7 @@ def _check_attributes(quote: quotes.Quote) -> None:
         raise _invalid(f"the TDX module is signed by {quote.mr_signer_seam.hex():.16}…, expected Intel's own (zeros)")
     if any(quote.mr_service_td):
         raise _invalid("a service TD is bound to the TD, expected none")
+    intel.check_td(quote.td_attributes, quote.xfam)
 
 
 def _check_same_reading(quote: quotes.Quote, report: dict[str, dict[str, object]]) -> None:
@@ -207,6 +214,8 @@ def _check_same_reading(quote: quotes.Quote, report: dict[str, dict[str, object]
         "report_data",
         "mr_config_id",
         "td_attributes",
+        "xfam",
+        "tee_tcb_svn",
         "mr_signer_seam",
     ):
         if flat.get(names.get(ours, ours)) != getattr(quote, ours).hex():
@@ -257,7 +266,7 @@ def _check_claimed_image(vm_config: str, measured: str | None) -> None:
     if not vm_config:
         return
     try:
-        tree = json.loads(vm_config)
+        tree = json.loads(vm_config, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise _invalid(f"vm_config is not JSON: {error}") from error
     claimed = tree.get("os_image_hash", "") if isinstance(tree, dict) else None

@@ -41,6 +41,12 @@ class Measurements:
     mr_config_id: bytes = bytes(48)
     td_attributes: bytes = bytes.fromhex("0000001000000000")
     """SEPT_VE_DISABLE, as every dstack TD. Bit 0 of the first byte would be DEBUG."""
+    xfam: bytes = bytes.fromhex("e702060000000000")
+    """As every dstack TD that was seen: x87, SSE, AVX, AVX-512, PKRU, AMX."""
+    tee_tcb_svn: bytes = bytes(16)
+    """Of the TDX module at launch: its version numbers first."""
+    tee_tcb_svn2: bytes | None = None
+    """Of the TDX module now. None: a version 4 quote, which does not say it; else a version 5 quote of TDX 1.5."""
     mr_signer_seam: bytes = bytes(48)
     mr_owner: bytes = bytes(48)
     mr_owner_config: bytes = bytes(48)
@@ -145,12 +151,12 @@ class DevTee:
         return json.dumps(self.collateral(now))
 
     def quote(self, measurements: Measurements, report_data: bytes) -> bytes:
-        """A version 4 quote over these measurements and `report_data` (up to 64 bytes, padded with zeros)."""
+        """A quote over these measurements and `report_data` (up to 64 bytes, padded with zeros)."""
         if len(report_data) > 64:
             raise ValueError(f"report data has {len(report_data)} bytes, expected at most 64")
         numbers = self._attestation_key.public_key().public_numbers()
         public = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
-        signed = _header() + _td_report(measurements, report_data)
+        signed = _signed(measurements, report_data)
         qe_report = _qe_report(public)
         chain = self._pki.pck_chain(measurements.ppid)
         certified = b"".join(
@@ -306,10 +312,19 @@ def _app_name(app_compose: str) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _header() -> bytes:
+def _signed(measured: Measurements, report_data: bytes) -> bytes:
+    """Header and report: version 4, or version 5 with a report of TDX 1.5 (type 3), whose service TD is none."""
+    report = _td_report(measured, report_data)
+    if measured.tee_tcb_svn2 is None:
+        return _header(4) + report
+    report += measured.tee_tcb_svn2 + bytes(48)
+    return _header(5) + (3).to_bytes(2, "little") + len(report).to_bytes(4, "little") + report
+
+
+def _header(version: int) -> bytes:
     return b"".join(
         (
-            (4).to_bytes(2, "little"),
+            version.to_bytes(2, "little"),
             (2).to_bytes(2, "little"),
             (0x81).to_bytes(4, "little"),
             bytes(4),
@@ -322,11 +337,12 @@ def _header() -> bytes:
 def _td_report(measured: Measurements, report_data: bytes) -> bytes:
     return b"".join(
         (
-            bytes(16 + 48),
+            measured.tee_tcb_svn,
+            bytes(48),
             measured.mr_signer_seam,
             bytes(8),
             measured.td_attributes,
-            bytes.fromhex("e702060000000000"),
+            measured.xfam,
             measured.mrtd,
             measured.mr_config_id,
             measured.mr_owner,

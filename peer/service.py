@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0
 """Seconds between looks at the device for mappings that moved. New ones are seen when their peer asks."""
+MAX_WATCHES = 8
+"""That wait at once for one CVM. Its sidecar has one, and for a moment two after a restart; any program of the CVM can
+ask from its address. One more has the oldest answered."""
 _RETRY = Backoff(base=0.2, cap=5.0)
 
 
@@ -61,6 +64,8 @@ class Rendezvous:
         # From the clock, so that a caller who knows a table of an earlier process is answered at once.
         self._index = time.time_ns() // 1_000_000
         self._changed = asyncio.Event()
+        self._watches: dict[str, dict[asyncio.Timeout, None]] = {}
+        """Those that wait, by caller, the oldest first."""
         self._ending = False
         self._lock = asyncio.Lock()
 
@@ -204,12 +209,7 @@ class Rendezvous:
                 await self._apply()
             except DeviceGoneError as error:
                 raise web.HTTPServiceUnavailable(text="the tunnel device is being restarted") from error
-        try:
-            async with asyncio.timeout(wait):
-                while self._index == seen and not self._ending:
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
+        await self._until_changed(caller, seen, wait)
         # The caller may have been dropped while it waited.
         caller = self._caller(request)
         table = control.Table(
@@ -218,6 +218,29 @@ class Rendezvous:
             relays=self._relay.ports_of(caller),
         )
         return web.Response(body=control.encode_table(table), content_type="application/json")
+
+    async def _until_changed(self, caller: str, seen: int, wait: float) -> None:
+        """Returns when the table is another one than `seen`, after `wait` seconds, or when too many wait for `caller`.
+        Each answer is whole, so nobody misses anything by that.
+        """
+        mine = self._watches.setdefault(caller, {})
+        if len(mine) >= MAX_WATCHES:
+            oldest = next(iter(mine))
+            del mine[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0.0)
+        limit = asyncio.timeout(wait)
+        mine[limit] = None
+        try:
+            async with limit:
+                while self._index == seen and not self._ending:
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            mine.pop(limit, None)
+            if not mine and self._watches.get(caller) is mine:
+                del self._watches[caller]
 
     async def _on_relay(self, request: web.Request) -> web.Response:
         caller = self._caller(request)

@@ -17,7 +17,8 @@ from typing import TypeAlias
 
 import yaml
 
-from topology import mounts
+from topology import compose_guard, mounts
+from topology.compose_guard import INSECURE, split_mount
 from topology.health import START_PERIOD, HealthCheck, duration
 from topology.owners import OWNERS_VARIABLE
 from topology.problems import ClusterError, Problems, Where, did_you_mean
@@ -26,8 +27,9 @@ SIDECAR = "sidecar"
 """The name of the service that is the mesh: in a workload's file and in the coordinators'."""
 EXEC_SH = "/run/mesh/exec.sh"
 MESH_MOUNT = "/run/mesh"
-INSECURE = "MESH_INSECURE_"
-"""Variables with this beginning switch a protection off: a host that sets the environment must not reach them."""
+
+MAX_NODES = 20_000
+"""Values in a compose file after its aliases were replaced. A real file has some hundreds."""
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
@@ -111,8 +113,14 @@ def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, 
     """As `load`, from text; `path` is for messages."""
     problems = Problems()
     try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_size(root)
         tree = yaml.load(text, Loader=_Loader)
-        lines = _service_lines(yaml.compose(text, Loader=yaml.SafeLoader))
+        lines = _service_lines(root)
+    except RecursionError:
+        problems.add(Where(file=str(path), line=1), path.name, "is nested too deeply; expected a compose file")
+        problems.finish()
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
@@ -128,31 +136,35 @@ def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, 
     reader = _Reader(path, lines, problems, digests=digests, signed=signed)
     services = tuple(reader.service(str(name), body) for name, body in tree["services"].items())
     reader.check(services)
+    reader.guard(tree)
     problems.finish()
     beside = tuple(
         (f"{field}.{key}" if key else str(field), found)
         for field, entries in tree.items()
         if field != "services" and not str(field).startswith("x-")
         for key, entry in (entries.items() if isinstance(entries, dict) else (("", entries),))
-        for found in (*_texts(entry), *_named_variable(entry))
+        for found in (*compose_guard.texts(entry), *_named_variable(entry))
     )
     return ComposeFile(path=path, text=text, services=services, texts=beside)
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    """All texts in `value`, keys left out: Compose replaces variables in values only."""
-    found: list[str] = []
-    seen: set[int] = set()
-    """An alias of YAML may lead anywhere, also back."""
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, dict | list) and id(item) not in seen:
-            seen.add(id(item))
-            rest += item.values() if isinstance(item, dict) else item
-    return tuple(found)
+def _check_size(root: yaml.Node | None) -> None:
+    """YAMLError for a document that grows beyond MAX_NODES: 300 bytes of aliases can stand for gigabytes."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0  # what leads back to itself is refused by its readers, or not read
+            children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else ()
+            parts = node.value if isinstance(node, yaml.SequenceNode) else children
+            sizes[id(node)] = 1 + sum(map(size, parts))
+            if sizes[id(node)] > MAX_NODES:
+                what = f"stands for more than {MAX_NODES} values, by its aliases; write them out, or fewer"
+                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return sizes[id(node)]
+
+    if root is not None:
+        size(root)
 
 
 def _named_variable(entry: object) -> tuple[str, ...]:
@@ -305,7 +317,7 @@ class _Reader:
                 (str(field), text)
                 for field, value in body.items()
                 if field != "environment" and not str(field).startswith("x-")
-                for text in _texts(value)
+                for text in compose_guard.texts(value)
             ),
             is_sidecar=name == SIDECAR,
             line=self._lines.get((name, ""), 0),
@@ -334,6 +346,16 @@ class _Reader:
             if "$" in value and (key == OWNERS_VARIABLE or key.startswith(INSECURE)):
                 message = f"{key} comes from the environment, which nobody measures; write the value itself here"
                 self._add(SIDECAR, "environment", message)
+
+    def guard(self, tree: Mapping[str, object]) -> None:
+        """What lets the host or an application at the sidecar."""
+        services = tree["services"]
+        assert isinstance(services, dict)
+        for service, entry, message in compose_guard.problems(services, tree, SIDECAR):
+            if service:
+                self._add(service, entry, message)
+            else:
+                self._problems.add(Where(file=str(self._path), line=1), entry, message)
 
     def _check_health(self, services: tuple[Service, ...]) -> None:
         """A sidecar that applications wait for has the time that a first deployment needs."""
@@ -387,7 +409,7 @@ class _Reader:
         elif not service.command and len(service.entrypoint) == 1 and service.name not in self._misnamed:
             # Compose drops the image's CMD when entrypoint is set.
             self._add(service.name, "command", f"is missing: {EXEC_SH} has nothing to start; write the program here")
-        targets = [volume.split(":")[1] for volume in service.volumes if volume.count(":") >= 1]
+        targets = [parts[1] for parts in map(split_mount, service.volumes) if len(parts) > 1]
         if MESH_MOUNT not in targets:
             message = f"do not mount {MESH_MOUNT}; add - /tmp/dstack-runtime/mesh:{MESH_MOUNT}:ro"
             self._add(service.name, "volumes", message)

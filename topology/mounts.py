@@ -1,6 +1,7 @@
 """What a compose file has to mount for the mesh, and from where: faults that only a CVM would show. Pure.
 
 In a CVM of dstack /tmp is memory, and named volumes are on the disk. A lab mounts by itself: a wrong line works there.
+What an application must not mount is `topology.compose_guard`'s.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from topology.compose_guard import normal, split_mount
 
 AGENT = "/var/run/dstack.sock"
 """The guest agent's socket, in the CVM and in the sidecar."""
@@ -58,10 +61,9 @@ def mounts(volumes: Iterable[str]) -> tuple[Mount, ...]:
     """Those of `volumes`, `source:target[:mode]`, whose places are known without the environment."""
     found = []
     for text in volumes:
-        source, colon, rest = text.partition(":")
-        target, _, mode = rest.partition(":")
-        if colon and "$" not in text:
-            found.append(Mount(source=_plain(source), target=_resolved(target), read_only="ro" in mode.split(",")))
+        source, *rest = split_mount(text)
+        if rest and "$" not in text:
+            found.append(Mount(source=normal(source), target=normal(rest[0]), read_only="ro" in rest[-1].split(",")))
     return tuple(found)
 
 
@@ -75,7 +77,7 @@ def sidecars(
     for target in (AGENT, SHARED, PRIVATE, *((DATA,) if coordinator else ())):
         if _OTHERWISE[target] in environment:
             continue
-        mount = found.get(_resolved(target))
+        mount = found.get(normal(target))
         line = f"- {AGENT if target == AGENT else _SOURCES.get(target, 'mesh-data')}:{target}"
         if mount is None:
             yield Fault(service=name, message=f"do not mount {target}: {_WHY[target]}; add {line}")
@@ -89,8 +91,7 @@ def sidecars(
 
 def applications(name: str, volumes: Sequence[str], sidecar: Sequence[str]) -> Iterator[Fault]:
     """What the application called `name` mounts wrongly, beside a sidecar with the volumes `sidecar`."""
-    theirs = {mount.target: mount for mount in mounts(sidecar)}
-    shared, private = theirs.get(SHARED), theirs.get(PRIVATE)
+    shared = next((mount for mount in mounts(sidecar) if mount.target == SHARED), None)
     for mount in mounts(volumes):
         if mount.target == SHARED and shared is not None and mount.source != shared.source:
             yield Fault(
@@ -98,21 +99,11 @@ def applications(name: str, volumes: Sequence[str], sidecar: Sequence[str]) -> I
                 message=f"mount {mount.source} at {SHARED}, and the sidecar writes to {shared.source}; write "
                 f"- {shared.source}:{SHARED}:ro",
             )
-        if (
-            private is not None
-            and mount.on_the_machine
-            and (_within(mount.source, private.source) or _within(private.source, mount.source))
-        ):
-            yield Fault(
-                service=name,
-                message=f"mount {mount.source}, and with it {private.source}, where the sidecar's keys are; mount a "
-                "folder of its own",
-            )
 
 
 def _wrong(target: str, mount: Mount) -> str | None:
     if target == AGENT:
-        return None if _resolved(mount.source) == _resolved(AGENT) else "where the guest agent's socket has to be"
+        return None if normal(mount.source) == normal(AGENT) else "where the guest agent's socket has to be"
     if mount.read_only:
         return "read-only, and the sidecar writes there"
     memory = mount.on_the_machine and _within(mount.source, str(MEMORY))
@@ -121,16 +112,6 @@ def _wrong(target: str, mount: Mount) -> str | None:
     if not mount.on_the_machine:
         return "a named volume, which is on the disk and, where two services mount it, empty in one of them"
     return None if memory else "which is not below /tmp: only that is memory, and what lies there ends with the boot"
-
-
-def _plain(path: str) -> str:
-    return str(PurePosixPath(path)) if path.startswith("/") else path
-
-
-def _resolved(path: str) -> str:
-    """`path`, of which /var/run is /run in every image (Filesystem Hierarchy Standard 3.0, 5.13)."""
-    plain = _plain(path)
-    return plain.removeprefix("/var") if plain.startswith("/var/run/") else plain
 
 
 def _within(path: str, folder: str) -> bool:

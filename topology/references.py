@@ -22,8 +22,11 @@ STATUSES = (
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 )
-"""TCB statuses that can be good enough: Intel's (TCB info of TDX, version 3) without `Revoked`, which never is."""
+"""TCB statuses that can be good enough: Intel's without `Revoked`, which never is. The last two are of a TD that was
+launched before its host updated the TDX module."""
 _ADVISORY = re.compile(r"INTEL-SA-[0-9]{5}")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _DEVICE = re.compile(r"[0-9a-f]{32}")

@@ -11,7 +11,6 @@ from datetime import timedelta
 from xds import tls, transport
 from xds.protos import (
     Any,
-    ConnectionLimit,
     DataSource,
     DirectResponseAction,
     Filter,
@@ -63,25 +62,24 @@ def listener(public: PublicListener, most: int = MAX_CONNECTIONS) -> Listener:
         filter_chain_match=FilterChainMatch(transport_protocol="tls"),
         transport_socket=tls.public(identity=public.identity, alpn=public.alpn),
         transport_socket_connect_timeout=transport.HANDSHAKE_TIMEOUT,
-        filters=[_limit(public, "tls", most), transport.public_filter(public.name, f"local/{public.ingress}")],
+        filters=[
+            transport.connection_limit(f"public.{public.name}.tls", most),
+            transport.public_filter(public.name, f"local/{public.ingress}"),
+        ],
     )
     return Listener(
         name=listener_name(public),
         address=socket_address(public.address, public.port),
         filter_chains=[chain],
         default_filter_chain=FilterChain(
-            name=f"{public.name}/plain", filters=[_limit(public, "plain", most), _answer()]
+            name=f"{public.name}/plain",
+            filters=[transport.connection_limit(f"public.{public.name}.plain", most), _answer()],
         ),
         listener_filters=transport.ingress_listener_filters(HELLO_BUFFER),
         listener_filters_timeout=HELLO_SECONDS,
         socket_options=transport.ingress_socket_options(),
         per_connection_buffer_limit_bytes=BUFFER,
     )
-
-
-def _limit(public: PublicListener, what: str, most: int) -> Filter:
-    limit = ConnectionLimit(stat_prefix=f"public.{public.name}.{what}", max_connections=most)
-    return transport.network_filter("envoy.filters.network.connection_limit", Any.pack(limit))
 
 
 def _answer() -> Filter:

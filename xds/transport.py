@@ -17,6 +17,7 @@ from xds.protos import (
     BindConfig,
     CidrRange,
     Cluster,
+    ConnectionLimit,
     Filter,
     FilterChain,
     FilterChainMatch,
@@ -58,6 +59,11 @@ which the peer's window is closed (net/ipv4/tcp_timer.c, tcp_probe_timer), so it
 KEEPALIVE_PROBES = (DEAD_AFTER - KEEPALIVE_IDLE) // KEEPALIVE_INTERVAL
 """Unanswered probes until DEAD_AFTER."""
 
+MAX_HELD = 4096
+"""Connections that the programs of a CVM hold through one egress listener at a time, and one caller at an ingress; the
+next one is closed at once. One that nobody reads from takes some 70 KiB at its server's CVM (`xds.bootstrap.MAX_HEAP`),
+so one caller takes 280 of 512 MiB there, and the others are still accepted."""
+
 # Linux' numbers (include/uapi/linux/in.h, tcp.h, asm-generic/socket.h).
 _SOL_SOCKET, _SO_KEEPALIVE = 1, 9
 _IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_KEEPCNT = 6, 4, 5, 6
@@ -71,7 +77,10 @@ def egress_filters(route: EgressRoute, cluster: str) -> list[Filter]:
     proxy.backoff_options = BackoffStrategy(base_interval=FIRST_PAUSE, max_interval=LONGEST_PAUSE)
     if route.sole is not None:
         proxy.metadata_match = subset.only(route.sole)
-    return [network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))]
+    return [
+        connection_limit(f"egress.{route.name}", MAX_HELD),
+        network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy)),
+    ]
 
 
 def egress_cluster(route: EgressRoute, caller: str, cluster: Cluster) -> None:
@@ -147,8 +156,17 @@ def _chain(ingress: Ingress, cluster: str, caller: Principal) -> FilterChain:
         name=f"{ingress.name}/{caller.uri}",
         transport_socket=tls.downstream(identity=ingress.identity, caller=caller),
         transport_socket_connect_timeout=HANDSHAKE_TIMEOUT,
-        filters=[network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy))],
+        filters=[
+            connection_limit(f"ingress.{ingress.name}.{caller_name(caller.uri)}", MAX_HELD),
+            network_filter("envoy.filters.network.tcp_proxy", Any.pack(proxy)),
+        ],
     )
+
+
+def connection_limit(stat_prefix: str, most: int) -> Filter:
+    """The first filter of a chain in which `most` connections are held at a time."""
+    limit = ConnectionLimit(stat_prefix=stat_prefix, max_connections=most)
+    return network_filter("envoy.filters.network.connection_limit", Any.pack(limit))
 
 
 def network_filter(name: str, config: Any) -> Filter:

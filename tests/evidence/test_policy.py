@@ -103,6 +103,16 @@ def fault(
     return caught.value
 
 
+@pytest.mark.parametrize("rejected", ["INTEL-SA-00001", "intel-sa-00001", " Intel-SA-00001 "])
+def test_advisories_are_rejected_however_they_are_written(
+    tee: DevTee, cvm: CvmIdentity, facts: Evidence, rejected: str
+) -> None:
+    """Evidence names advisories in upper case; a policy may have another case."""
+    risky = replace(facts, advisory_ids=("INTEL-SA-00001",))
+    error = fault(risky, tee, cvm, reference(tee, cvm, tcb=TcbRules(rejected_advisories=(rejected,))))
+    assert "INTEL-SA-00001" in error.reason
+
+
 def test_tcb_status_and_advisories_are_policy(tee: DevTee, cvm: CvmIdentity, facts: Evidence) -> None:
     """Anything but UpToDate is refused unless policy lists it, and a rejected advisory all the same."""
     risky = replace(facts, tcb_status="SWHardeningNeeded", advisory_ids=("INTEL-SA-00001",))
@@ -134,6 +144,9 @@ GRACE = TcbRules(grace_until=int(NOW))
         ("OutOfDate", ("SWHardeningNeeded",), False),
         ("OutOfDateConfigurationNeeded", ("UpToDate", "ConfigurationNeeded"), True),
         ("OutOfDateConfigurationNeeded", ("UpToDate",), False),
+        ("TDRelaunchAdvised", ("UpToDate",), True),
+        ("TDRelaunchAdvisedConfigurationNeeded", ("UpToDate", "ConfigurationNeeded"), True),
+        ("TDRelaunchAdvisedConfigurationNeeded", ("UpToDate",), False),
         ("ConfigurationNeeded", ("UpToDate",), False),
         ("SWHardeningNeeded", ("UpToDate",), False),
         ("Revoked", ("UpToDate",), False),

@@ -248,6 +248,7 @@ def test_mr_config_id_form_2_covers_app_and_key_provider(tee: DevTee, cvm: CvmId
         ("{}", True),
         ('{"os_image_hash":"' + "AB" * 32 + '"}', False),
         ('{"os_image_hash":7}', False),
+        ('{"os_image_hash":"","os_image_hash":""}', False),
         ("[]", False),
         ("{", False),
         ("[" * 100_000, False),

@@ -15,7 +15,7 @@ import pytest
 from peer import control
 from peer.keys import AdmittedKey, KeySet
 from peer.relay import Relay
-from peer.service import Rendezvous
+from peer.service import MAX_WATCHES, Rendezvous
 from peer.spec import CONTROL_PORT, DeviceState, InterfaceSpec, Operation, PeerState, RemovePeer
 from peer.wireguard import DeviceGoneError, generate_key, public_key
 from runtime.tasks import TaskScope
@@ -168,6 +168,23 @@ async def test_an_unchanged_table_is_waited_for(setting: Setting) -> None:
     table = await setting.table(0, wait=0.0)
     table = await setting.table(0, table.index, wait=0.1)
     assert (await setting.table(0, table.index, wait=0.05)).index == table.index
+
+
+async def test_one_caller_has_few_watches_and_others_theirs(setting: Setting) -> None:
+    """Any program of a CVM can ask from its address: one watch too many has the CVM's oldest answered, no other's."""
+    await setting.admit(1, 0, 1)
+    index = (await setting.table(0, wait=0.0)).index
+    assert (await setting.table(1, wait=0.0)).index == index
+    async with TaskScope() as scope:
+        other = scope.start("other", setting.table(1, index, wait=60.0))
+        watches = [scope.start(f"watch {n}", setting.table(0, index, wait=60.0)) for n in range(MAX_WATCHES + 3)]
+        await eventually(lambda: sum(watch.done() for watch in watches) == 3, "the oldest three are answered")
+        assert not other.done()
+        # A newcomer of the same caller is heard at once when something changes, as all who wait are.
+        setting.device.meet(setting.keys[1], "198.18.1.2:51820")
+        for watch in (watch for watch in watches if not watch.done()):
+            assert (await watch).mappings == {setting.keys[1]: "198.18.1.2:51820"}
+        other.cancel()
 
 
 async def test_only_admitted_addresses_are_served(setting: Setting) -> None:

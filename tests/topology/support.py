@@ -45,9 +45,9 @@ COMPOSE = """\
 services:
   sidecar:
     image: ghcr.io/example/sidecar:1
-    <<: {command: [sidecar], volumes: [/var/run/dstack.sock:/var/run/dstack.sock, \
+    command: ["sidecar"]
+    <<: {network_mode: host, volumes: [/var/run/dstack.sock:/var/run/dstack.sock, \
 /tmp/dstack-runtime/mesh:/run/mesh, /tmp/dstack-runtime/mesh-private:/run/mesh-private]}
-    network_mode: host
     environment:
       MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
     healthcheck: { test: ["CMD", "true"], interval: 2s, retries: 150, start_period: 24h }
@@ -74,6 +74,8 @@ services:
       - /tmp/dstack-runtime/mesh:/run/mesh
       - /tmp/dstack-runtime/mesh-private:/run/mesh-private
       - mesh-data:/mesh-data
+    environment:
+      MESH_OWNERS: "REPLACE_WITH_YOUR_OWNER_KEY"
 """
 
 

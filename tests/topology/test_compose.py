@@ -115,8 +115,8 @@ def test_a_signed_variable_that_the_host_could_leave_out_is_refused(text: str) -
 def test_variables_that_no_container_has_under_their_name_are_unseen() -> None:
     """Used in a command, a volume, another variable, or by the sidecar: nothing can hold them against the manifest."""
     text = with_environment('A: ${A}\n      B: "${A} ${C}"').replace('"/app/app"', '"/app/app", "--d=${D:-1}"')
-    text = text.replace("/tmp/dstack-runtime/mesh:", "/tmp/${C}:").replace('"REPLACE', '"${A}REPLACE')
-    text = text.replace("MESH_OWNERS", "SETTING")
+    text = text.replace("    depends_on", "      - data:/tmp/${C}\n    depends_on")
+    text = text.replace("      MESH_OWNERS", '      SETTING: "${A}x"\n      MESH_OWNERS')
     assert compose.unseen(compose.parse(text, Path("c.yaml")), {"A", "C", "D"}) == (
         "services.app.command: D",
         "services.app.environment: A",
@@ -135,7 +135,6 @@ def test_variables_that_no_container_has_under_their_name_are_unseen() -> None:
         ('healthcheck: { test: ["CMD", "${A:-x}"] }', "services.app.healthcheck"),
         ('post_start: [{ command: ["${A}"] }]', "services.app.post_start"),
         ('working_dir: "/x/${A}"', "services.app.working_dir"),
-        ('env_file: "${A}"', "services.app.env_file"),
         ('ulimits: &u { x: ["${A}", *u] }', "services.app.ulimits"),
         ('x-note: "${A}"', None),
         ('labels: { x: "$${A}" }', None),
@@ -155,7 +154,7 @@ def test_every_field_of_a_service_is_looked_at(written: str, place: str | None) 
         ('configs:\n  c: { content: "mode=${A}" }\n', "configs.c"),
         ("configs:\n  c: { environment: A }\n", "configs.c"),
         ("secrets:\n  s: { environment: A }\n", "secrets.s"),
-        ('volumes:\n  v: { driver_opts: { device: "${A}" } }\n', "volumes.v"),
+        ('volumes:\n  v: { driver_opts: { type: "${A}" } }\n', "volumes.v"),
         ('name: "${A}"\n', "name"),
     ],
 )
@@ -170,7 +169,7 @@ def test_both_forms_of_lists_and_maps_are_read() -> None:
     text = (
         COMPOSE.replace(
             '    environment:\n      MESH_OWNERS: "R',
-            '    environment:\n      - A=b=c\n      - PASS\n      - "KEY=R',
+            '    environment:\n      - A=b=c\n      - PASS\n      - "MESH_OWNERS=R',
         )
         .replace(
             "    depends_on:\n      sidecar:\n        condition: service_healthy\n",
@@ -178,22 +177,34 @@ def test_both_forms_of_lists_and_maps_are_read() -> None:
         )
         .replace(
             "      - /tmp/dstack-runtime/mesh:/run/mesh:ro",
-            "      - {type: bind, source: /tmp/x, target: /run/mesh, read_only: true}",
+            "      - {type: bind, source: /tmp/dstack-runtime/mesh, target: /run/mesh, read_only: true}",
         )
         .replace('command: ["/app/app"]', "command: /app/app --name 'two words'\n    restart: no")
     )
     found = compose.parse(text, Path("c.yaml"))
-    assert found.sidecar.environment == {"A": "b=c", "PASS": "${PASS}", "KEY": "REPLACE_WITH_YOUR_OWNER_KEY"}
+    assert found.sidecar.environment == {"A": "b=c", "PASS": "${PASS}", "MESH_OWNERS": "REPLACE_WITH_YOUR_OWNER_KEY"}
     app = found.applications[0]
-    assert app.volumes == ("/tmp/x:/run/mesh:ro",)
+    assert app.volumes == ("/tmp/dstack-runtime/mesh:/run/mesh:ro",)
     assert app.command == ("/app/app", "--name", "two words")
     assert app.restart == "no"
+
+
+def test_aliases_do_not_multiply() -> None:
+    """A file that stands for more than anybody could read is refused at once, as one nested too deeply is."""
+    rows = [f"x-{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    (problem,) = refused("\n".join(['x-0: &a0 ["a"]', *rows, COMPOSE]))
+    assert "stands for more than 20000 values" in problem
+    assert len(problem) < 300
+    (problem,) = refused("x-0: " + "[" * 5_000 + "]" * 5_000 + "\n" + COMPOSE)
+    assert "nested too deeply" in problem
+    text = COMPOSE.replace("  app:\n", "  app:\n    labels: &l { a: b, c: *l }\n")
+    assert compose.parse(text, Path("c.yaml")).applications
 
 
 def test_what_is_started_first_and_what_must_be_healthy_first() -> None:
     """A list only orders the starts; a map may demand a passed health check."""
     helper = "  helper:\n    image: x\n    entrypoint: [/run/mesh/exec.sh, /x]\n    network_mode: host\n"
-    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh]\n" + WAITS + "      app:\n"
+    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh:ro]\n" + WAITS + "      app:\n"
     found = compose.parse(COMPOSE + helper, Path("c.yaml"))
     assert (found.services[2].depends_on, found.services[2].waits_healthy) == (("sidecar", "app"), ("sidecar",))
     text = COMPOSE.replace('    command: ["sidecar"]', '    command: ["sidecar"]\n    depends_on: [app]')
@@ -402,7 +413,7 @@ def test_variables_lists_each_name_once() -> None:
 def test_a_named_volume_belongs_to_one_service() -> None:
     """Two services with one named volume are refused; folders may be shared, and volumes of one's own are fine."""
     helper = "  helper:\n    image: x\n    entrypoint: [/run/mesh/exec.sh, /x]\n    network_mode: host\n"
-    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh, 'data:/other']\n" + WAITS
+    helper += "    volumes: [/tmp/dstack-runtime/mesh:/run/mesh:ro, 'data:/other']\n" + WAITS
     text = COMPOSE.replace("/run/mesh:ro\n", "/run/mesh:ro\n      - data:/data\n") + helper
     (problem,) = refused(text)
     assert problem.startswith("c.yaml:2")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import psutil
+import pytest
 
-from tests.xds.mesh import PORT, Node, Pair, echo, pair
+from tests.xds.mesh import CALLER, PORT, Node, Pair, closing, echo, loopback, pair
+from tests.xds.test_transport import OTHER, held, says
+from xds import transport
+from xds.spec import Principal
 
 STUCK = 500
 """Connections into a server that does not read. With windows of 4 MiB, as streams had, they took over 600 MiB."""
@@ -108,3 +114,39 @@ async def test_at_its_heaps_limit_envoy_accepts_no_more_and_what_is_held_goes_on
                 pass
         held[1].transport.abort()
         wall.fall()
+
+
+async def test_one_listener_and_one_caller_hold_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs hold so many connections through a VIP, and a caller so many at an ingress, whichever VIPs they came by;
+    the next one is closed at once, the other caller is served, and a place that is free again is given away."""
+    monkeypatch.setattr(transport, "MAX_HELD", 4)
+    async with pair() as both:
+        leaf, again, other = both.authority.leaf("other", OTHER.uri), loopback(), loopback()
+        routes = (both.route(), both.route(name="again", vip=again), both.route(name="o", vip=other, identity="other"))
+        spec = both.egress(*routes)
+        await both.callee.apply(both.ingress(Principal(uri=CALLER), OTHER))
+        await both.caller.apply(replace(spec, leaves=(*spec.leaves, leaf)))
+
+        async def served(vip: str) -> bool:
+            with contextlib.suppress(ConnectionError):
+                stream = await asyncio.open_connection(vip, PORT)
+                with closing(stream[1]):
+                    return await says(stream)
+            return False
+
+        for vip in (again, other):
+            await becomes(lambda vip=vip: served(vip))  # type: ignore[misc]
+        async with held(both, 4) as streams:
+            assert not await served(both.vip)
+            assert not await served(again)
+            assert await served(other)
+            streams.pop()[1].transport.abort()
+            await becomes(lambda: served(again))
+
+
+async def becomes(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Returns once `holds`: each worker of Envoy hears of a change a moment later."""
+    for _ in range(200):
+        if await holds():
+            return
+    pytest.fail("it never holds")

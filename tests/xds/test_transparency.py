@@ -147,8 +147,7 @@ async def test_no_clock_ends_a_connection_that_waits(ways: Ways) -> None:
                 assert not CLOCKS & found.keys()
             if "filters" in found:
                 seen |= {one["name"] for one in found["filters"]} if not found["name"].endswith("/plain") else set()
-    limit = {"envoy.filters.network.connection_limit"} if ways.pair.public else set()
-    assert seen == {"envoy.filters.network.tcp_proxy", *limit}
+    assert seen == {"envoy.filters.network.tcp_proxy", "envoy.filters.network.connection_limit"}
 
 
 def walk(value: object) -> Iterator[dict[str, Any]]:
