@@ -224,7 +224,8 @@ async def _both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
         async with asyncio.timeout(None) as limit, TaskScope() as scope:
             sending = scope.start("up", up())
             torn = await _down(writer, secure, wait)
-            # Who ends its side of a public listener takes nothing more either: Envoy closes then.
+            # What the program would still send is dropped. Programs that keep connections for later do not look whether
+            # one has ended, and would hold theirs, of which there are MOST.
             sending.cancel()
     except TimeoutError:
         torn = f"it did not go on for {SILENT_SECONDS:g} s"

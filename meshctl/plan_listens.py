@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from meshctl.plan_calls import names_of
 from meshctl.plan_snapshot import Snapshot
-from topology.public import MTLS, OFF, TLS, WILDCARD
+from topology.public import GATEWAY, HTTP2, MTLS, OFF, TLS, WILDCARD, covers
 
 ANYBODY = "anybody"
 """Who may call a public listener."""
@@ -28,6 +28,8 @@ class Listener:
     """Groups, EVERYBODY, or ANYBODY."""
     names: tuple[str, ...] = ()
     """What its certificate says, where it is public."""
+    alpn: tuple[str, ...] = ()
+    """What it offers, where it is public."""
 
     def row(self) -> tuple[str, str, str, str]:
         """The cells of a table: backend, where, mode, called by."""
@@ -50,9 +52,14 @@ def _listeners(snapshot: Snapshot) -> Iterator[Listener]:
         yield Listener(backend=name, place="mesh", port=facts["sidecar_port"], mode=MTLS, called_by=callers)
         public = facts["public"]
         if public is not None:
-            names = tuple(public["sans"])
             yield Listener(
-                backend=name, place="public", port=public["port"], mode=TLS, called_by=(ANYBODY,), names=names
+                backend=name,
+                place="public",
+                port=public["port"],
+                mode=TLS,
+                called_by=(ANYBODY,),
+                names=tuple(public["sans"]),
+                alpn=tuple(public["alpn"]),
             )
 
 
@@ -71,3 +78,23 @@ def warnings(snapshot: Snapshot) -> Iterator[str]:
             f"certificates for every name of a domain: {', '.join(wide)}; whoever takes such a CVM over can speak for "
             "all of them"
         )
+    for one, other, name in _coalesced([it for it in found if it.place == "public"]):
+        yield (
+            f"{name} is in the certificates of {one} and {other}: who speaks HTTP/2 to {one} may send it what is meant "
+            f"for {other}, where both have one address and port, as behind the gateway (RFC 9113, 9.1.1); leave it to "
+            "one of them"
+        )
+
+
+def _coalesced(found: list[Listener]) -> Iterator[tuple[str, str, str]]:
+    """Listeners that offer HTTP/2, others, and names of those for which the first ones' certificate is good, too; each
+    two once. A client that has a connection for one name takes it for each other name that the certificate has.
+    """
+    said: set[tuple[frozenset[str], str]] = set()
+    for one in found:
+        for other in found if HTTP2 in one.alpn and len(one.names) > 1 else ():
+            for name in other.names if other is not one else ():
+                both = frozenset((one.backend, other.backend)), name
+                if both not in said and name != GATEWAY and any(covers(san, name) or san == name for san in one.names):
+                    said.add(both)
+                    yield one.backend, other.backend, name

@@ -94,6 +94,7 @@ class Walk(Owner):
     def add_address(self) -> None:
         """The owner adds an address to the certificate; clients of before are told apart from those of after."""
         title("The owner adds the address to its certificate")
+        click.secho(f"$ cp verify/mesh-ca.pem {OLDER}", fg="cyan")
         shutil.copy(self.folder / "verify" / "mesh-ca.pem", self.folder / OLDER)
         tree = json.loads(self.draft.read_text(encoding="utf-8"))
         sans = tree["groups"][GROUP]["backends"][GROUP]["public"]["sans"]

@@ -62,6 +62,7 @@ def test_the_walk_shows_what_holds_and_what_is_refused(walked: Mesh) -> None:
     assert "FAILED" not in out
     assert f"<title>{TITLE}</title>" in out
     assert "Verify return code: 0 (ok)" in out
+    assert out.index("$ cp verify/mesh-ca.pem mesh-ca.older.pem") < out.index("--cacert mesh-ca.older.pem")
     walk = out[out.index("$ cd ") : out.index("The owner adds the address")]
     assert [line for line in walk.splitlines() if len(line) > WIDTH and not line.startswith(("$ cd", "$ ./mesh"))] == []
 

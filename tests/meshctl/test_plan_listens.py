@@ -33,6 +33,23 @@ def test_each_backend_is_told_by_port_mode_and_callers(tmp_path: Path) -> None:
     assert {off, wide} <= set(compare(None, found, "nothing").warnings)
 
 
+def test_a_name_in_two_certificates_is_warned_of_where_http2_is_offered(tmp_path: Path) -> None:
+    """A client takes the connection that it has (envoyproxy/envoy 6767). With HTTP/1.1, or one name each, none does."""
+
+    def told(folder: str, alpn: str, *sans: str) -> list[str]:
+        publics = (f'ingress = "tls"\npublic = {{ port = {443 + n}, wildcard = true, alpn = {alpn}, sans = [{names}] }}'
+                   for n, names in enumerate(sans))  # fmt: skip
+        backends = "".join(backend(f"b{n}", port=f"{8080 + n}", more=more) for n, more in enumerate(publics))
+        found = snapshot(tmp_path / folder, group("web", backends=backends, routes=""))
+        return [text for text in warnings(found) if "HTTP/2" in text]
+
+    (one,) = told("a", '["h2"]', '"gateway", "a.example", "b.example"', '"gateway", "b.example"')
+    assert one.startswith("b.example is in the certificates of web/b0 and web/b1: ")
+    assert len(told("b", '["h2"]', '"gateway", "*.example.com"', '"b.example.com"')) == 1
+    assert told("c", '["http/1.1"]', '"a.example", "b.example"', '"b.example"') == []
+    assert told("d", '["h2"]', '"gateway", "a.example"', '"gateway", "b.example"') == []
+
+
 def test_a_listener_that_appears_is_a_change_of_the_ingress(tmp_path: Path) -> None:
     """Only the manifest: nothing restarts. And a plan's JSON has every listener."""
     before = snapshot(tmp_path / "a", group("web"))
