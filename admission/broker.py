@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from admission.client import IN_FORCE, TIMEOUT, Attested, CoordinatorError, RefusedError, Verify
+from admission.clocks import Skew
 from admission.protocol import (
     WORKLOAD_TOKEN,
     AttestRequest,
@@ -117,6 +118,11 @@ class Broker:
         self._seconds = seconds
         self._newest = newest
         self._coordinator = Attested(url, verify, held=newest)
+
+    @property
+    def skew(self) -> Skew | None:
+        """Of our clock against the coordinator's, by its last answer; None before there was one."""
+        return self._coordinator.skew
 
     async def close(self) -> None:
         """Closes the connections. Safe to repeat; the next call verifies anew."""

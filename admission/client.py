@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from admission.clocks import Skew, measured
 from admission.protocol import MAX_BODY, Code
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ class Attested:
         self._channel: _Channel | None = None
         """The verified one."""
         self._verified_at = 0.0
+        self.skew: Skew | None = None
+        """Of our clock, by its last answer; None before it was verified."""
 
     async def close(self) -> None:
         """Closes the connections. Safe to repeat; the next call verifies anew."""
@@ -110,6 +114,8 @@ class Attested:
         except _LostError:
             await self.close()
             raise
+        finally:
+            self.skew = channel.skew or self.skew
         # A manifest that came meanwhile may be about this very coordinator.
         await self._judge_again(channel)
         return answer
@@ -160,6 +166,8 @@ class _Channel:
         self.greeting: Greeting | None = None
         self.judged_by = ""
         """The envelope of the manifest by which what it has shown was judged last."""
+        self.skew: Skew | None = None
+        """By the last answer that says something of it."""
         self._pin = _pin()
         # A coordinator closes idle connections after 15 s; ours are gone before, so none is used while it closes.
         self._session: ClientSession = aiohttp.ClientSession(
@@ -188,8 +196,10 @@ class _Channel:
 
         limit = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
         url = f"{self._url}{path}"
+        sent = time.time()
         try:
             async with self._session.request(method, url, json=body, timeout=limit, allow_redirects=False) as response:
+                self.skew = measured(response.headers.get("Date"), sent, time.time()) or self.skew
                 data = await response.content.read(MAX_BODY + 1)
                 while len(data) <= MAX_BODY and (more := await response.content.read(MAX_BODY)):
                     data += more

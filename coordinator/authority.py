@@ -29,7 +29,7 @@ from coordinator.keys import ClusterKeys, ca_builder, derived_key
 from topology.manifest import Manifest
 
 BACKDATED = dt.timedelta(hours=1)
-"""A leaf is good from so long before it is made: clocks of two CVMs differ, by `coordinator.policy.CLOCK_SKEW` at
+"""A leaf is good from so long before it is made: clocks of two CVMs differ, by `admission.clocks.MAX_SKEW` at
 most."""
 GENERATIONS = MAX_AUTHORITIES
 """Mesh CAs that are kept: making one costs 1 ms, and so many are asked for at a time, one or two as a rule."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from admission.binding import BINDING_VERSION
+from admission.clocks import MAX_SKEW
 from admission.protocol import Binding, BootKeys, Code
 from coordinator.authority import load_p256
 from coordinator.refusal import RefusalError
@@ -27,9 +28,6 @@ _FIELD = 2**255 - 19
 """X25519's field (RFC 7748)."""
 _ANY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 """No secret: points of small order give zero with any key."""
-CLOCK_SKEW = 300.0
-"""Seconds that a binding's `issued_at` may differ from our clock. The nonce gives freshness; this catches a clock
-that would refuse certificates: they are good from an hour before they are made (`coordinator.authority.BACKDATED`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +104,11 @@ def check_binding(binding: Binding, slot: Slot, manifest: Manifest, evidence: Ev
         raise RefusalError(
             Code.ADMISSION_REJECTED, "the app runs without instance IDs; deploy it with no_instance_id unset"
         )
-    if abs(binding.issued_at - now) > CLOCK_SKEW:
+    if abs(binding.issued_at - now) > MAX_SKEW:
         raise RefusalError(
             Code.ADMISSION_REJECTED,
             f"binding.issued_at is {binding.issued_at - now:+.0f} s from our clock, allowed are "
-            f"{CLOCK_SKEW:g} s either way; set the CVM's clock",
+            f"{MAX_SKEW:g} s either way; set the CVM's clock",
         )
 
 

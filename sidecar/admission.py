@@ -15,13 +15,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, Protocol, TypeVar
 
 from admission.binding import make
 from admission.broker import Admitted, Broker, Held, Renewed
 from admission.client import CoordinatorError, RefusedError
+from admission.clocks import Skew
 from admission.offers import Ask
 from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
@@ -80,6 +81,8 @@ class AdmissionStatus:
     """Unix seconds."""
     reason: str = ""
     """Why it is not (or no longer surely) admitted."""
+    skew: Skew | None = None
+    """Of this CVM's clock against the coordinator's."""
 
 
 class Listener(Protocol):
@@ -276,6 +279,7 @@ class Admission:
 
     async def _attest(self, broker: Broker) -> tuple[Admitted, Given]:
         asked, challenge = await self._challenge(broker)
+        self._see_clock(broker)
         if asked is not None and challenge.peer_id != asked:
             raise CoordinatorError(f"{broker.url} offers slot {challenge.peer_id!r}, asked was {asked!r}")
         claim = self._claim
@@ -427,6 +431,7 @@ class Admission:
             agent_expires_at=self.agent_expires_at,
         )
         renewed = await broker.renew(lease, held)
+        self._see_clock(broker)
         await self._level(broker, renewed.manifest_epoch)
         self._check_head(broker, renewed)
         given = self._given(broker, renewed, self._wish.held or "")
@@ -467,6 +472,7 @@ class Admission:
             lease_seconds=self.status.lease_seconds,
             expires_at=self.status.expires_at,
             reason=reason,
+            skew=self.status.skew,
         )
 
     def _set_admitted(self, coordinator: str, lease_seconds: float) -> None:
@@ -477,4 +483,16 @@ class Admission:
             coordinator=coordinator,
             lease_seconds=lease_seconds,
             expires_at=self._clock() + lease_seconds,
+            skew=self.status.skew,
         )
+
+    def _see_clock(self, broker: Broker) -> None:
+        """Notes what `broker` has shown of this CVM's clock. Said when it becomes a problem, and when it is none."""
+        before, now = self.status.skew, broker.skew
+        problem = now.problem if now is not None else ""
+        if bool(problem) != (before is not None and bool(before.problem)):
+            if problem:
+                log.warning("the clock is off", extra={"coordinator": broker.url, "reason": problem})
+            else:
+                log.info("the clock agrees again", extra={"coordinator": broker.url})
+        self.status = replace(self.status, skew=now)

@@ -76,6 +76,8 @@ class Leaf:
     tickets, so the CA's certificate would cost 650 bytes in each ticket, twice a connection, and in each resumption."""
     expires_at: int
     """Unix seconds."""
+    begins_at: int = 0
+    """Likewise."""
     public: Mapping[str, str] = field(default_factory=dict)
     """By backend: the certificate of its public listener, PEM with its mesh CA as the root certified it, for who pins
     the root. It came with the leaf and ends with it."""
@@ -228,10 +230,14 @@ def aged(held: Certificate, now: float) -> Certificate:
     )
 
 
-def wrong_end(held: Certificate, leaf_hours: int, now: float) -> str:
-    """What is wrong with the end of the newest leaf at `now` (Unix seconds), of which `leaf_hours` are a life; empty
-    while all is well. A leaf is renewed at half of its life; after half of the rest that has failed for long.
+def wrong_time(held: Certificate, leaf_hours: int, now: float) -> str:
+    """What is wrong with the time of the newest leaf at `now` (Unix seconds), of which `leaf_hours` are a life; empty
+    while all is well. A leaf is renewed at half of its life; after half of the rest that has failed for long. A clock
+    before its begin was set back.
     """
+    early = held.newest.begins_at - now
+    if early > 0:
+        return f"the certificate is good from {early / 3600:.1f} h from now by this CVM's clock, so calls fail: set it"
     left = held.newest.expires_at - now
     if left <= 0:
         return f"the certificate ended {-left / 3600:.1f} h ago, and no coordinator has renewed it: calls fail"
@@ -328,6 +334,7 @@ def _leaf(pem: str, authority: Parsed, digest: str, expected: Expected, now: flo
         digest=digest,
         pem=_pem(leaf),
         expires_at=int(_end(leaf, now, "leaf")),
+        begins_at=int(leaf.not_valid_before_utc.timestamp()),
     )
 
 

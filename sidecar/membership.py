@@ -28,7 +28,7 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
-from sidecar.certificate import Certificate, Given, wrong_end
+from sidecar.certificate import Certificate, Given, wrong_time
 from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot
@@ -253,22 +253,22 @@ class Membership:
             before = self._host.world.certificate
             self._host.see(sources.with_time(self._host.world, loop.time()))
             self._tell_certificate(before)
-            self._check_end()
+            self._check_time()
 
-    def _check_end(self) -> None:
-        """Whoever's certificate has ended reaches nobody and is reached by nobody."""
-        if self._has_ended():
+    def _check_time(self) -> None:
+        """Whoever's certificate has ended, or not begun, reaches nobody and is reached by nobody."""
+        if self._is_out_of_time():
             self._host.lost("admission", self.certificate_problem())
 
-    def _has_ended(self) -> bool:
+    def _is_out_of_time(self) -> bool:
         held = self._host.world.certificate
-        return held is not None and self._unix() >= held.newest.expires_at
+        return held is not None and not held.newest.begins_at <= self._unix() < held.newest.expires_at
 
     def certificate_problem(self) -> str:
-        """What is wrong with the end of the certificate; empty while all is well."""
+        """What is wrong with the time of the certificate; empty while all is well."""
         world = self._host.world
         held = world.certificate
-        return wrong_end(held, world.manifest.leaf_hours, self._unix()) if held is not None else ""
+        return wrong_time(held, world.manifest.leaf_hours, self._unix()) if held is not None else ""
 
     def newest_envelope(self) -> str:
         """See `admission.Listener`."""
@@ -324,8 +324,8 @@ class Membership:
             self._serve_workload(self.admission.workload_token)
         if not self._host.keep_secrets(secrets):
             self._host.wait("admission", "the secrets cannot be written; `problems` of the status says why")
-        elif self._has_ended():
-            self._check_end()
+        elif self._is_out_of_time():
+            self._check_time()
         else:
             self._host.done("admission")
 

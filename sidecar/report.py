@@ -72,13 +72,7 @@ def document(facts: Facts) -> dict[str, Any]:
             name: {"pid": c.pid, "restarts": c.restarts, "state": c.state, "last_exit": c.last_exit}
             for name, c in facts.children.items()
         },
-        "admission": {
-            "state": admission.state if admission else "waiting",
-            "coordinator": admission.coordinator if admission else None,
-            "lease_seconds": admission.lease_seconds if admission else None,
-            "expires_at": admission.expires_at if admission else None,
-            "reason": admission.reason if admission else "",
-        },
+        "admission": _admission(admission),
         "links": [
             {
                 "peer_id": link.peer_id,
@@ -114,6 +108,19 @@ def document(facts: Facts) -> dict[str, Any]:
         "manifest_epoch": signed.manifest.epoch if signed is not None else None,
         "manifest_digest": signed.digest[:SHOWN_DIGITS] if signed is not None else None,
         "manifest_notes": list(signed.notes) if signed is not None else [],
+    }
+
+
+def _admission(found: AdmissionStatus | None) -> dict[str, Any]:
+    skew = found.skew if found else None
+    return {
+        "state": found.state if found else "waiting",
+        "coordinator": found.coordinator if found else None,
+        "lease_seconds": found.lease_seconds if found else None,
+        "expires_at": found.expires_at if found else None,
+        "reason": found.reason if found else "",
+        # A range; None before it was measured.
+        "clock_ahead_s": {"least": round(skew.least, 1), "most": round(skew.most, 1)} if skew else None,
     }
 
 

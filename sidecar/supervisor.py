@@ -475,6 +475,7 @@ class Supervisor:
                     *([f"manifest: {refused}"] if (refused := self._refused_manifest()) else []),
                     *([f"workload: {reason}"] if (reason := self._workload_problem()) else []),
                     *([f"certificate: {ending}"] if (ending := self._certificate_problem()) else []),
+                    *([f"clock: {off}"] if (off := self._clock_problem()) else []),
                     *(f"watch: {path} has no current answer" for path in stale),
                 ),
             )
@@ -485,6 +486,10 @@ class Supervisor:
 
     def _refused_manifest(self) -> str:
         return self._member.refused_manifest if self._member is not None else ""
+
+    def _clock_problem(self) -> str:
+        skew = self._admission.status.skew if self._admission is not None else None
+        return skew.problem if skew is not None else ""
 
     def _certificate_problem(self) -> str:
         # The member is there before the first manifest, which coordinators bring.

@@ -7,8 +7,10 @@ import contextlib
 import datetime as dt
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +303,35 @@ async def test_error_codes_become_refusals(tmp_path: Path) -> None:
 def test_empty_answer_is_an_empty_object() -> None:
     """A release is answered without a body by some servers."""
     assert decode_answer("u", 204, b"") == {}
+
+
+async def test_the_clock_is_measured_by_a_verified_coordinators_answers(tmp_path: Path) -> None:
+    """Not by what a server says before its evidence was verified, and anew with each answer."""
+    shift = 3600.0
+
+    class Late(Fake):
+        async def handle(self, request: web.Request) -> web.Response:
+            response = await super().handle(request)
+            response.headers["Date"] = formatdate(time.time() - shift, usegmt=True)
+            return response
+
+    fake = Late()
+
+    async def refuse(greeting: Greeting) -> str:
+        raise CoordinatorError("not ours")
+
+    async def trust(_: Greeting) -> str:
+        return ""
+
+    async with serve(fake, tmp_path):
+        stranger = Attested(fake.url, refuse)
+        with pytest.raises(CoordinatorError):
+            await stranger.call("GET", "/x")
+        assert stranger.skew is None
+        it = Attested(fake.url, trust)
+        for shift in (3600.0, -3600.0):
+            await it.call("GET", "/x")
+            assert it.skew is not None
+            assert it.skew.least < shift < it.skew.most
+            assert abs(it.skew.certain) > 3500
+        await it.close()

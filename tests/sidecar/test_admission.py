@@ -17,6 +17,7 @@ import pytest
 
 from admission.broker import Admitted, Held, Renewed, decode_admission, decode_renewal
 from admission.client import CoordinatorError, RefusedError
+from admission.clocks import Skew
 from admission.protocol import AttestRequest, Challenge, ChallengeRequest, Code
 from evidence.binding import report_data
 from runtime.guest import GuestError, GuestInfo, GuestQuote
@@ -58,6 +59,7 @@ class FakeBroker:
 
     def __init__(self, url: str, **failures: list[Exception]) -> None:
         self.url = url
+        self.skew: Skew | None = None
         self.failures = failures
         self.calls: list[str] = []
         self.attested: list[AttestRequest] = []
@@ -257,6 +259,24 @@ async def test_lease_is_renewed_at_a_third_of_its_life() -> None:
         await rig.slept(2)
         assert broker.calls == ["challenge", "attest", "renew"]
         assert [type(one) for one in rig.heard] == [Admitted, Renewed]
+
+
+async def test_the_clock_is_measured_at_admission_and_at_each_renewal(caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong with it is said once, and once that it is well again; a refused CVM's is known, too."""
+    broker = FakeBroker("one", attest=[RefusedError(Code.ADMISSION_REJECTED, "set the CVM's clock")])
+    broker.skew = Skew(-401.0, -400.0)
+    caplog.set_level("INFO")
+    rig = Rig(broker)
+    async with rig.running():
+        await rig.slept(1)
+        assert rig.admission.status.skew == Skew(-401.0, -400.0)
+        for count, skew in enumerate((Skew(-9.0, -8.0), Skew(-9.0, -7.0), Skew(-0.9, 0.1)), 2):
+            broker.skew = skew
+            rig.pass_on.release()
+            await rig.slept(count)
+            assert rig.admission.status.skew == skew
+    said = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert said == ["the clock is off", "the clock agrees again"]
 
 
 async def test_renewal_says_of_which_manifest_the_secrets_are() -> None:

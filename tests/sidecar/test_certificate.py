@@ -21,7 +21,7 @@ from sidecar.certificate import (
     begun,
     heard,
     parse,
-    wrong_end,
+    wrong_time,
 )
 from tests.sidecar.world import CLUSTER_KEYS, DIGEST, NOW, given, granted, published
 from topology.manifest import OVERLAP_SECONDS
@@ -129,9 +129,9 @@ def test_an_end_that_comes_near_is_said_and_then_that_it_is_past() -> None:
     """From half of what is left when it should have been renewed; of the newest one."""
     held = first()
     end = held.leaf.expires_at
-    assert wrong_end(held, 8, end - 2 * 3600) == ""
-    assert "ends in 2.0 h, and no coordinator" in wrong_end(held, 8, end - 2 * 3600 + 1)
-    assert "ended 0.0 h ago" in wrong_end(held, 8, end)
+    assert wrong_time(held, 8, end - 2 * 3600) == ""
+    assert "ends in 2.0 h, and no coordinator" in wrong_time(held, 8, end - 2 * 3600 + 1)
+    assert "ended 0.0 h ago" in wrong_time(held, 8, end)
     renewed = heard(
         held,
         replace(given(KEY, NEXT, DIGEST, epoch=4), leaf=replace(held.leaf, digest=NEXT, expires_at=end + 9)),
@@ -139,7 +139,16 @@ def test_an_end_that_comes_near_is_said_and_then_that_it_is_past() -> None:
         OVERLAP,
         0,
     )
-    assert "ends in" in wrong_end(renewed, 8, end)
+    assert "ends in" in wrong_time(renewed, 8, end)
+
+
+def test_a_clock_that_was_set_back_before_its_begin_is_said() -> None:
+    """Nobody would believe it, by that clock."""
+    held = first()
+    begin = held.leaf.begins_at
+    assert 0 < begin < held.leaf.expires_at
+    assert wrong_time(held, 8, begin) == ""
+    assert "good from 2.0 h from now by this CVM's clock" in wrong_time(held, 8, begin - 7200)
 
 
 def test_renewal_under_the_same_manifest_is_shown_at_once() -> None:

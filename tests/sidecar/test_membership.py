@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,9 @@ class FakeHost:
 
 
 @contextlib.asynccontextmanager
-async def membership(folder: Path, unix: Callable[[], float] = time.time) -> AsyncIterator[tuple[Membership, FakeHost]]:
+async def membership(
+    folder: Path, unix: Callable[[], float] = lambda: NOW
+) -> AsyncIterator[tuple[Membership, FakeHost]]:
     host = FakeHost()
     async with TaskScope() as scope:
         it = Membership(parse(environment(MESH_STATE_DIR=str(folder))), KEYS, host, scope, userspace=True, unix=unix)
@@ -124,6 +125,19 @@ async def test_an_ended_certificate_is_not_ready_in_between(tmp_path: Path) -> N
             decode_renewal({"lease_seconds": 15.0, "manifest_epoch": 3}), given(KEYS.public.leaf, leaf=False)
         )
         assert [phase.split(":")[0] for phase in host.phases] == ["admission lost"]
+
+
+async def test_a_clock_before_the_certificates_begin_is_not_ready(tmp_path: Path) -> None:
+    """Calls fail by it; when it is set right, the next renewal makes the CVM ready again."""
+    now = NOW
+    async with membership(tmp_path, lambda: now) as (it, host):
+        await it.admitted(*admission())
+        answer = decode_renewal({"lease_seconds": 15.0, "manifest_epoch": 3}), given(KEYS.public.leaf, leaf=False)
+        for moment, told in ((NOW - 9 * 3600, "admission lost"), (NOW, "admission done")):
+            now = moment
+            host.phases.clear()
+            await it.renewed(*answer)
+            assert [phase.split(":")[0] for phase in host.phases] == [told]
 
 
 async def test_a_history_that_takes_long_leaves_time_for_the_lease(tmp_path: Path) -> None:

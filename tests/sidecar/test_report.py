@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from admission.clocks import Skew
 from peer.link import Health, LinkStatus
 from runtime.children import ChildStatus
 from sidecar.admission import AdmissionStatus
@@ -23,6 +24,9 @@ KEYS = {
 SIGNED = opened(manifest())
 LEAF_KEY = make().public.leaf
 CERTIFICATE = heard(begun(given(LEAF_KEY), 0.0, 120.0), given(LEAF_KEY, "e2" * 32, DIGEST, epoch=4), 0.0, 120.0, 0.0)
+ADMITTED = AdmissionStatus(
+    state="admitted", coordinator="https://one.test", lease_seconds=15, expires_at=9, skew=Skew(5.04, 6.06)
+)
 LINK = LinkStatus(
     peer_id="api-1",
     public_key="k",
@@ -51,7 +55,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
             endpoints={"api": ("api-0", "api-1")},
             conflicts={"api": ("api-0", "api-1")},
             children={"envoy": ChildStatus(pid=7, restarts=1, state="running", last_exit="SIGKILL")},
-            admission=AdmissionStatus(state="admitted", coordinator="https://one.test", lease_seconds=15, expires_at=9),
+            admission=ADMITTED,
             links=(LINK,),
             lost=frozenset({"k"}),
             xds_version="v1",
@@ -70,6 +74,7 @@ def test_document_has_the_shape_that_the_architecture_promises() -> None:
     }
     assert shown["children"] == {"envoy": {"pid": 7, "restarts": 1, "state": "running", "last_exit": "SIGKILL"}}
     assert shown["admission"]["coordinator"] == "https://one.test"
+    assert shown["admission"]["clock_ahead_s"] == {"least": 5.0, "most": 6.1}
     assert shown["links"] == [{"peer_id": "api-1", "path": "direct", "lost": True, "handshake_age_s": 1.5, "mtu": 1440}]
     assert shown["routes"] == [
         {
