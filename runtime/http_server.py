@@ -10,6 +10,7 @@ come through one gateway.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import logging
@@ -98,6 +99,8 @@ class Server:
         self._accepting: asyncio.Task[None]
         self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
         """Connections in their handshake, oldest first."""
+        self._sockets: dict[web.RequestHandler, socket.socket] = {}
+        """Theirs."""
         self._untouched: set[socket.socket] = set()
         """Those on which no handshake has begun: their task may be cancelled before its first step."""
         self._silent: dict[web.RequestHandler, str] = {}
@@ -166,6 +169,7 @@ class Server:
             protocol = factory()
             self._forget_ended(len(factory.connections))
             self._silent[protocol] = self._strangers[protocol] = source_of(address[0])
+            self._sockets[protocol] = connection
             self._untouched.add(connection)
             task = self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
             task.add_done_callback(functools.partial(self._close_untouched, connection, protocol))
@@ -185,16 +189,19 @@ class Server:
         except Exception as error:  # noqa: BLE001 -- the boundary: whatever a stranger's handshake causes is the stranger's
             self._forget(protocol)
             log.debug("handshake failed", extra={**BY_STRANGERS, "reason": repr(error)})
+            _forget_traces(error)
         except asyncio.CancelledError:
             self._forget(protocol)
             raise
         finally:
             self._greeted.pop(protocol, None)
+            self._sockets.pop(protocol, None)
 
     def _close_untouched(self, connection: socket.socket, protocol: web.RequestHandler, _: asyncio.Task[None]) -> None:
         if connection in self._untouched:
             self._untouched.discard(connection)
             self._greeted.pop(protocol, None)
+            self._sockets.pop(protocol, None)
             self._forget(protocol)
             connection.close()
 
@@ -204,8 +211,7 @@ class Server:
             # The oldest: an honest one takes a tenth of a second.
             oldest = _first_of_most({each: self._strangers.get(each, "") for each in self._greeted})
             if oldest is not None:
-                self._greeted.pop(oldest).cancel()
-                self._forget(oldest)
+                self._break_off(oldest)
         if connected + len(self._greeted) < self._limits.connections and not self._crowded():
             return True
         displaced = self._displaced()
@@ -215,9 +221,19 @@ class Server:
         if displaced is None:
             return False
         if displaced in self._greeted:
-            self._greeted.pop(displaced).cancel()
-        self._end(displaced)
+            self._break_off(displaced)
+        else:
+            self._end(displaced)
         return True
+
+    def _break_off(self, protocol: web.RequestHandler) -> None:
+        """Ends a handshake. By its socket: its task, were it cancelled, would not hear of the error that asyncio makes
+        of that, and nobody could have it forget its traces.
+        """
+        self._greeted.pop(protocol)
+        self._forget(protocol)
+        with contextlib.suppress(OSError):
+            self._sockets.pop(protocol).shutdown(socket.SHUT_RDWR)
 
     def _crowded(self) -> bool:
         """Whether strangers have all the places that they may have."""
@@ -312,6 +328,14 @@ class Server:
             # The caller has gone, or the handler has cut it off.
             pass
         return response
+
+
+def _forget_traces(error: BaseException | None) -> None:
+    """The trace of a handshake's error holds the frame that made it, and so the error itself, and 256 KiB of buffers:
+    a circle, which stays until the collector comes by.
+    """
+    while error is not None:
+        error.__traceback__, error = None, error.__context__
 
 
 def source_of(address: str) -> str:

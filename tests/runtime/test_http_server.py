@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -308,6 +309,25 @@ async def test_one_address_does_not_take_the_handshakes_of_another_one(tmp_path:
 def test_a_source_is_an_address_or_a_network_of_one_host(address: str, source: str) -> None:
     """A host with IPv6 has as many addresses as it likes."""
     assert source_of(address) == source
+
+
+async def test_handshakes_leave_nothing_to_the_collector(tmp_path: Path) -> None:
+    """Those that are displaced, that their client gives up, and that last too long: the collector may take its time
+    while a crowd goes on.
+    """
+    limits = dataclasses.replace(LIMITS, handshakes=5, head_seconds=2.0)
+    async with serving(limits, tls(tmp_path)) as made:
+        gc.collect()
+        gc.disable()
+        try:
+            crowd = [await made.open() for _ in range(40)]
+            await eventually(lambda: ended(crowd) == 35, "the oldest have ended")
+            await close(crowd[35:37])
+            await eventually(lambda: made.connections() == 0, "the rest has lasted too long")
+            await close(crowd)
+            await eventually(lambda: not any(type(it) is SSLProtocol for it in gc.get_objects()), "nothing is left")
+        finally:
+            gc.enable()
 
 
 async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:
