@@ -11,7 +11,7 @@ import sys
 
 from coordinator import config as configuration
 from coordinator.config import Config
-from runtime import init, log, output, premises, watchdog
+from runtime import heap, init, log, output, premises, watchdog
 from runtime.env import ConfigError
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     argparse.ArgumentParser(prog="coordinator", description="A coordinator of the mesh.").parse_args()
     try:
         config = configuration.parse(os.environ)
+        heap.give_back()
         output.begin()
         log.configure(config.log_level)
         missing = premises.problems({"MESH_CONSUL": config.consul})

@@ -25,6 +25,7 @@ from admission.protocol import (
     ManifestRequest,
 )
 from coordinator import openapi
+from coordinator.bodies import BODY_SECONDS, Bodies
 from coordinator.broker import Broker, decode
 from coordinator.feed import Feed
 from coordinator.forming import Standing, StandingRequest
@@ -36,11 +37,12 @@ from runtime.log import BY_STRANGERS
 
 log = logging.getLogger(__name__)
 
-BODY_SECONDS = 15.0
-"""A body must be here after this (the template family's limit)."""
 LIMITS = Limits(
     # A CVM holds one, and strangers must not use up the memory that the Consul server beside us lives in.
     connections=4096,
+    # One that went through its handshake takes 0.29 MiB (asyncio's buffers), so these take 186 MiB, and bodies 32 more
+    # (`coordinator.bodies`). Twice as many as may be in their handshake, and more than CVMs that boot at once.
+    strangers=640,
     head_seconds=15.0,
     idle_seconds=30.0,
     stop_seconds=2.0,
@@ -52,6 +54,7 @@ LIMITS = Limits(
     # kept for each; whoever has none comes in as a newcomer does.
     kept=3584,
 )
+BODIES = web.AppKey("bodies", Bodies)
 BODY = web.RequestKey("body", bytes)
 """What was read of a request, for the log of a refusal."""
 
@@ -103,7 +106,7 @@ def application(
     async def begun_with(_: web.Request) -> web.StreamResponse:
         return _answer(shown(broker.rules.signed))
 
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    app = _empty()
     _add_admission(app, broker, standing)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
@@ -111,6 +114,12 @@ def application(
     _add_manifest(app, not_ready, manifests)
     _add_attestation(app, asked)
     app.router.add_get(openapi.PATH, _document)
+    return app
+
+
+def _empty() -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    app[BODIES] = Bodies()
     return app
 
 
@@ -195,7 +204,7 @@ def waiting_application(reason: str, take: Callable[[str, tuple[str, ...]], Mani
     async def anything(_: web.Request) -> web.StreamResponse:
         return _error(Code.NO_MANIFEST, reason)
 
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_refusals])
+    app = _empty()
     app.router.add_post("/v1/manifest", set_manifest)
     app.router.add_route("*", "/{path:.*}", anything)
     return app
@@ -266,16 +275,7 @@ def _number(request: web.Request, name: str, meaning: str) -> int:
 
 
 async def _body(request: web.Request) -> bytes:
-    if (request.content_length or 0) > MAX_BODY:
-        # Refused before it is read; the connection cannot be used after that.
-        raise RefusalError(Code.BAD_REQUEST, f"the body has {request.content_length} bytes, allowed are {MAX_BODY}")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await request.read()
-    except TimeoutError:
-        raise RefusalError(Code.BAD_REQUEST, f"the body was not here after {BODY_SECONDS:g} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise RefusalError(Code.BAD_REQUEST, f"the body exceeds {MAX_BODY} bytes") from None
+    body = await request.app[BODIES].read(request, BODY_SECONDS)
     request[BODY] = body
     return body
 

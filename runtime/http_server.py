@@ -2,17 +2,22 @@
 and how long its caller may take to read an answer is bounded, which aiohttp does not do.
 
 A handler that knows its caller says so with `keep`. All other connections are strangers', and give their places up. So
-do those of a caller who is known no more. Some places are never kept, so whoever comes new finds one.
+do those of a caller who is known no more. Some places are never kept, so whoever comes new finds one. The source that
+has the most gives up first: one address cannot take what others have. It is no limit for each, because all clients may
+come through one gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -47,7 +52,10 @@ class Limits:
     """Likewise of all known callers together. The rest is for whoever comes new: more than `handshakes`, or those use
     it up."""
     handshakes: int = 256
-    """At once. One more ends the oldest."""
+    """At once. One more ends the oldest of whoever has the most."""
+    strangers: int | None = None
+    """Connections of who is not known, those in their handshake among them. What one of them costs bounds the memory
+    that strangers can take. None: as many as there is room for."""
     cancels: bool = False
     """A request whose caller has gone is not worked on any more."""
 
@@ -59,6 +67,7 @@ class _Known:
     caller: str
     still: Callable[[], bool]
     """Whether it is known yet."""
+    source: str
 
 
 class Server:
@@ -90,12 +99,14 @@ class Server:
         self._accepting: asyncio.Task[None]
         self._greeted: dict[web.RequestHandler, asyncio.Task[None]] = {}
         """Connections in their handshake, oldest first."""
+        self._sockets: dict[web.RequestHandler, socket.socket] = {}
+        """Theirs."""
         self._untouched: set[socket.socket] = set()
         """Those on which no handshake has begun: their task may be cancelled before its first step."""
-        self._silent: dict[web.RequestHandler, None] = {}
-        """Connections that have brought no request, oldest first."""
-        self._strangers: dict[web.RequestHandler, None] = {}
-        """Connections of callers who are not known, oldest first; those without a request among them."""
+        self._silent: dict[web.RequestHandler, str] = {}
+        """Connections that have brought no request → their sources; oldest first."""
+        self._strangers: dict[web.RequestHandler, str] = {}
+        """Likewise of callers who are not known; those without a request among them."""
         self._kept: dict[web.RequestHandler, _Known] = {}
         """Connections of known callers → whose each is."""
         app[_SERVER] = self
@@ -139,7 +150,7 @@ class Server:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, address = await loop.sock_accept(listener)
             except OSError as error:
                 log.warning("no connection can be accepted", extra={**BY_STRANGERS, "reason": str(error)})
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -157,7 +168,8 @@ class Server:
                 continue
             protocol = factory()
             self._forget_ended(len(factory.connections))
-            self._silent[protocol] = self._strangers[protocol] = None
+            self._silent[protocol] = self._strangers[protocol] = source_of(address[0])
+            self._sockets[protocol] = connection
             self._untouched.add(connection)
             task = self._greeted[protocol] = scope.start("handshake", self._greet(connection, protocol))
             task.add_done_callback(functools.partial(self._close_untouched, connection, protocol))
@@ -177,16 +189,19 @@ class Server:
         except Exception as error:  # noqa: BLE001 -- the boundary: whatever a stranger's handshake causes is the stranger's
             self._forget(protocol)
             log.debug("handshake failed", extra={**BY_STRANGERS, "reason": repr(error)})
+            _forget_traces(error)
         except asyncio.CancelledError:
             self._forget(protocol)
             raise
         finally:
             self._greeted.pop(protocol, None)
+            self._sockets.pop(protocol, None)
 
     def _close_untouched(self, connection: socket.socket, protocol: web.RequestHandler, _: asyncio.Task[None]) -> None:
         if connection in self._untouched:
             self._untouched.discard(connection)
             self._greeted.pop(protocol, None)
+            self._sockets.pop(protocol, None)
             self._forget(protocol)
             connection.close()
 
@@ -194,33 +209,55 @@ class Server:
         """Whether there is a place for one more connection, beside those that are `connected` or in their handshake."""
         if len(self._greeted) >= self._limits.handshakes:
             # The oldest: an honest one takes a tenth of a second.
-            oldest = next(iter(self._greeted))
-            self._greeted.pop(oldest).cancel()
-        if connected + len(self._greeted) < self._limits.connections:
+            oldest = _first_of_most({each: self._strangers.get(each, "") for each in self._greeted})
+            if oldest is not None:
+                self._break_off(oldest)
+        if connected + len(self._greeted) < self._limits.connections and not self._crowded():
             return True
-        # Who has asked nothing goes first; then the oldest.
-        displaced = self._oldest(self._silent) or self._oldest(self._strangers)
+        displaced = self._displaced()
         if displaced is None:
             self._review()
-            displaced = self._oldest(self._strangers)
+            displaced = self._displaced()
         if displaced is None:
             return False
-        self._end(displaced)
+        if displaced in self._greeted:
+            self._break_off(displaced)
+        else:
+            self._end(displaced)
         return True
 
-    def _oldest(self, crowd: Iterable[web.RequestHandler]) -> web.RequestHandler | None:
-        """The first of `crowd` that is connected; lets go of those before it that have ended."""
-        found = None
-        ended = []
-        for each in crowd:
-            if each not in self._greeted:
-                if each.transport is not None:
-                    found = each
-                    break
-                ended.append(each)
-        for each in ended:
-            self._forget(each)
-        return found
+    def _break_off(self, protocol: web.RequestHandler) -> None:
+        """Ends a handshake. By its socket: its task, were it cancelled, would not hear of the error that asyncio makes
+        of that, and nobody could have it forget its traces.
+        """
+        self._greeted.pop(protocol)
+        self._forget(protocol)
+        with contextlib.suppress(OSError):
+            self._sockets.pop(protocol).shutdown(socket.SHUT_RDWR)
+
+    def _crowded(self) -> bool:
+        """Whether strangers have all the places that they may have."""
+        most = self._limits.strangers
+        if most is None or len(self._strangers) < most:
+            return False
+        self._forget_strangers()
+        return len(self._strangers) >= most
+
+    def _displaced(self) -> web.RequestHandler | None:
+        """The stranger who gives up his place: of the source that has the most, the oldest that has asked nothing, else
+        the oldest. None where there is none. One whose handshake is under way has its own limit, and goes last.
+        """
+        self._forget_strangers()
+        connected = {each: source for each, source in self._strangers.items() if each not in self._greeted}
+        most = _source_of_most(connected or self._strangers)
+        own = [each for each, source in (connected or self._strangers).items() if source == most]
+        return next((each for each in own if each in self._silent), next(iter(own), None))
+
+    def _forget_strangers(self) -> None:
+        """Lets go of those that have ended: nobody tells of that."""
+        for each in tuple(self._strangers):
+            if each.transport is None and each not in self._greeted:
+                self._forget(each)
 
     def _close_silent(self, protocol: web.RequestHandler) -> None:
         if protocol in self._silent:
@@ -251,8 +288,9 @@ class Server:
         if len(self._kept) >= self._limits.kept:
             self._review()
         if len(self._kept) < self._limits.kept:
+            source = self._strangers[protocol]
             self._forget(protocol)
-            self._kept[protocol] = _Known(caller, still)
+            self._kept[protocol] = _Known(caller, still, source)
 
     def _places(self, caller: str) -> int:
         """Of `caller`. Those that were kept for what it was before are not its own any more."""
@@ -269,9 +307,9 @@ class Server:
         """Makes a kept connection a stranger's where its caller is known no more, and forgets one that has ended."""
         if protocol.transport is None:
             self._forget(protocol)
-        elif not self._kept[protocol].still():
+        elif not (known := self._kept[protocol]).still():
             self._forget(protocol)
-            self._strangers[protocol] = None
+            self._strangers[protocol] = known.source
 
     @web.middleware
     async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -290,6 +328,36 @@ class Server:
             # The caller has gone, or the handler has cut it off.
             pass
         return response
+
+
+def _forget_traces(error: BaseException | None) -> None:
+    """The trace of a handshake's error holds the frame that made it, and so the error itself, and 256 KiB of buffers:
+    a circle, which stays until the collector comes by.
+    """
+    while error is not None:
+        error.__traceback__, error = None, error.__context__
+
+
+def source_of(address: str) -> str:
+    """Whose connection from `address` is: with IPv6 a network's, for any host has as many addresses as it likes."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
+def _source_of_most(sources: Mapping[web.RequestHandler, str]) -> str | None:
+    return Counter(sources.values()).most_common(1)[0][0] if sources else None
+
+
+def _first_of_most(sources: Mapping[web.RequestHandler, str]) -> web.RequestHandler | None:
+    most = _source_of_most(sources)
+    return next((each for each, source in sources.items() if source == most), None)
 
 
 _SERVER = web.AppKey("server", Server)

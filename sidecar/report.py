@@ -114,22 +114,17 @@ def document(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _admission(now: AdmissionStatus | None) -> dict[str, Any]:
+def _admission(found: AdmissionStatus | None) -> dict[str, Any]:
+    skew = found.skew if found else None
     return {
-        "state": now.state if now else "waiting",
-        "coordinator": now.coordinator if now else None,
-        "lease_seconds": now.lease_seconds if now else None,
-        "expires_at": now.expires_at if now else None,
-        "reason": now.reason if now else "",
-        "clock_ahead_s": _ahead(now),
+        "state": found.state if found else "waiting",
+        "coordinator": found.coordinator if found else None,
+        "lease_seconds": found.lease_seconds if found else None,
+        "expires_at": found.expires_at if found else None,
+        "reason": found.reason if found else "",
+        # A range; None before it was measured.
+        "clock_ahead_s": {"least": round(skew.least, 1), "most": round(skew.most, 1)} if skew else None,
     }
-
-
-def _ahead(admission: AdmissionStatus | None) -> dict[str, float] | None:
-    """By how much this CVM's clock is ahead of its coordinator's, as a range; None before it was measured."""
-    if admission is None or admission.skew is None:
-        return None
-    return {"least": round(admission.skew.least, 1), "most": round(admission.skew.most, 1)}
 
 
 def _certificate(held: Certificate | None) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ PURE_NAMES = frozenset({"random.Random"})
 
 EDGES = frozenset({
     "admission.client", "admission.offers",
-    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.chronicle", "coordinator.circle",
+    "coordinator.__main__", "coordinator.app", "coordinator.attest", "coordinator.bodies", "coordinator.chronicle",
+    "coordinator.circle",
     "coordinator.disk",
     "coordinator.disk_probe", "coordinator.documents",
     "coordinator.feed", "coordinator.formation", "coordinator.head", "coordinator.identity",
@@ -82,8 +83,9 @@ EDGES = frozenset({
     "evidence.collateral",
     "peer.driver", "peer.half_open_ends", "peer.prober", "peer.relay", "peer.rendezvous", "peer.routes",
     "peer.service", "peer.watch", "peer.wireguard",
-    "runtime.children", "runtime.consul", "runtime.guest", "runtime.http_server", "runtime.init", "runtime.keyring",
-    "runtime.log", "runtime.output", "runtime.premises", "runtime.status", "runtime.tasks", "runtime.watchdog",
+    "runtime.children", "runtime.consul", "runtime.guest", "runtime.heap", "runtime.http_server", "runtime.init",
+    "runtime.keyring", "runtime.log", "runtime.output", "runtime.premises", "runtime.status", "runtime.tasks",
+    "runtime.watchdog",
     "sidecar.__main__", "sidecar.admission", "sidecar.agent", "sidecar.effects", "sidecar.envoy",
     "sidecar.files", "sidecar.health", "sidecar.link", "sidecar.listed", "sidecar.losing", "sidecar.membership",
     "sidecar.memory", "sidecar.process", "sidecar.modules", "sidecar.refusing", "sidecar.registrar",

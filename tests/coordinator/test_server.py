@@ -21,6 +21,7 @@ import pytest_asyncio
 
 from admission.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
 from coordinator import server as module
+from coordinator.bodies import MOST_BYTES
 from coordinator.broker import Broker, Clocks, Rules
 from coordinator.feed import Feed
 from coordinator.forming import UNKNOWN, Standing, StandingRequest
@@ -195,6 +196,26 @@ async def test_a_slow_body_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch
     assert b"BAD_REQUEST" in answer
     writer.close()
     await writer.wait_closed()
+
+
+async def test_bodies_under_way_are_bounded_together(api: Api) -> None:
+    """Of slow ones that are too many bytes the first are cut off; who comes then is answered, and nothing is left."""
+    bodies = api.server._runner.app[module.BODIES]
+    slow = []
+    for _ in range(MOST_BYTES // MAX_BODY + 8):
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(b"POST /v1/admission/attest HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MAX_BODY)
+        writer.write(b"x" * (MAX_BODY - 1))
+        slow.append((reader, writer))
+    await eventually(lambda: sum(reader.at_eof() or bool(reader.exception()) for reader, _ in slow) >= 8, "some end")
+    assert 0 < bodies.size <= MOST_BYTES
+    status, _ = await api.call("POST", "/v1/admission/attest", b"[]")
+    assert status == 400
+    for _, writer in slow:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    await eventually(lambda: bodies.size == 0, "nothing is held")
 
 
 async def test_a_packed_body_is_not_unpacked(api: Api) -> None:

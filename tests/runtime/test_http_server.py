@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from runtime.http_server import Limits, Server, keep
+from runtime.http_server import Limits, Server, keep, source_of
 from tests.support import eventually
 from tests.xds.pki import Authority
 
@@ -36,8 +37,8 @@ class Served:
         self.gone: set[str] = set()
         self.connections: Callable[[], int] = int
 
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+    async def open(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
 
     async def wait(self, _: web.Request) -> web.Response:
         self.waiting += 1
@@ -248,6 +249,85 @@ async def test_a_crowd_at_once_neither_overshoots_nor_stays() -> None:
             assert response.status == 200
         await eventually(lambda: ended(crowd) == 400, "who brings nothing is closed in time")
         await close(crowd)
+
+
+async def test_strangers_have_no_more_places_than_they_may() -> None:
+    """However many there are beside; who is known is not counted among them."""
+    async with serving(dataclasses.replace(LIMITS, strangers=3)) as made:
+        known = [await known_as(made, str(n)) for n in range(4)]
+        crowd = [await made.open() for _ in range(10)]
+        await eventually(lambda: ended(crowd) == 7, "all but the newest have ended")
+        assert made.connections() == 7
+        for reader, writer in known:
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        await close([*known, *crowd])
+
+
+async def test_one_address_does_not_take_what_another_one_has() -> None:
+    """Whoever has the most gives up his own; be it silent or asking all the time."""
+    async with serving(dataclasses.replace(LIMITS, strangers=6)) as made:
+        silent, asking = await made.open("127.0.0.2"), await made.open("127.0.0.2")
+        asking[1].write(HELLO)
+        await asking[0].readuntil(b"hello")
+        crowd = [await made.open() for _ in range(20)]
+        for _ in range(10):
+            crowd.append(await made.open())
+            crowd[-1][1].write(HELLO)
+            await crowd[-1][0].readuntil(b"hello")
+        for reader, writer in (silent, asking):
+            writer.write(HELLO)
+            await reader.readuntil(b"hello")
+        await close([silent, asking, *crowd])
+
+
+async def test_one_address_does_not_take_the_handshakes_of_another_one(tmp_path: Path) -> None:
+    """A slow one goes through while another address begins one after the other."""
+    limits = dataclasses.replace(LIMITS, handshakes=5)
+    async with serving(limits, tls(tmp_path)) as made:
+        slow = await made.open("127.0.0.2")
+        crowd = [await made.open() for _ in range(40)]
+        await eventually(lambda: ended(crowd) == 36, "the crowd's own have ended")
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        await slow[1].start_tls(client)
+        slow[1].write(HELLO)
+        await slow[0].readuntil(b"hello")
+        await close([slow, *crowd])
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("", ""),
+    ],
+)
+def test_a_source_is_an_address_or_a_network_of_one_host(address: str, source: str) -> None:
+    """A host with IPv6 has as many addresses as it likes."""
+    assert source_of(address) == source
+
+
+async def test_handshakes_leave_nothing_to_the_collector(tmp_path: Path) -> None:
+    """Those that are displaced, that their client gives up, and that last too long: the collector may take its time
+    while a crowd goes on.
+    """
+    limits = dataclasses.replace(LIMITS, handshakes=5, head_seconds=2.0)
+    async with serving(limits, tls(tmp_path)) as made:
+        gc.collect()
+        gc.disable()
+        try:
+            crowd = [await made.open() for _ in range(40)]
+            await eventually(lambda: ended(crowd) == 35, "the oldest have ended")
+            await close(crowd[35:37])
+            await eventually(lambda: made.connections() == 0, "the rest has lasted too long")
+            await close(crowd)
+            await eventually(lambda: not any(type(it) is SSLProtocol for it in gc.get_objects()), "nothing is left")
+        finally:
+            gc.enable()
 
 
 async def test_handshakes_that_never_end_are_counted(tmp_path: Path) -> None:

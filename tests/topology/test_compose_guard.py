@@ -135,7 +135,8 @@ def test_what_an_application_needs_is_taken(mount: str) -> None:
 
 def test_what_the_sidecar_mounts_is_its_own() -> None:
     """Wherever the sidecar has its folders: who could write there would have its code or keys."""
-    moved = "volumes: [/tmp/own/keys:/run/mesh-private, /tmp/own/names:/run/mesh, /run/dstack.sock:/var/run/dstack.sock]"
+    own = "/tmp/own/keys:/run/mesh-private, /tmp/own/names:/run/mesh"
+    moved = f"volumes: [{own}, /run/dstack.sock:/var/run/dstack.sock]"
     text = mesh(moved).replace(MOUNTS, "      - /tmp/own/names:/run/mesh:ro\n")
     assert compose.parse(text, Path("c.yaml")).applications
     for mount in ("/tmp/own/keys:/x:ro", "/tmp/own:/x:ro", "/tmp/own/names/secrets:/x"):
