@@ -15,8 +15,9 @@ from topology.places import check_url
 
 MAX_URLS = 16
 """Former coordinators that are named: no mesh has more, and each is asked in turn."""
-UNTIL = (1, 1 << 40)
-"""Least and greatest `until`: Unix seconds that every clock and calendar can say."""
+UNTIL = (1, 253_402_300_799)
+"""Least and greatest `until`: Unix seconds up to the end of the year 9999, which is the last that Python's calendar can
+show to a person."""
 _APP_ID = re.compile(r"[0-9a-f]{40}")
 
 

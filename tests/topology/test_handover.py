@@ -26,7 +26,7 @@ def test_a_handover_names_the_app_before_and_where_it_answers() -> None:
         ({"from_app_id": "AA" * 20}, "40 hex digits"),
         ({"from_app_id": OWN}, "the app that the manifest names"),
         ({"until": 0}, "until is 0"),
-        ({"until": 1 << 60}, "expected Unix seconds"),
+        ({"until": 253_402_300_800}, "expected Unix seconds"),
         ({"urls": ()}, "has 0 entries"),
         ({"urls": (URL,) * (MAX_URLS + 1)}, f"has {MAX_URLS + 1} entries"),
         ({"urls": ("https://new.example",)}, "itself answers"),
