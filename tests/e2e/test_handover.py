@@ -1,0 +1,108 @@
+"""The mesh moves to another coordinators' app under load."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from meshctl import bring_up, runs
+from meshctl.console import Silent
+from tests.e2e.heir_lab import FORMER, HEIR, SECONDS
+from tests.e2e.test_coordinators import consul
+from tests.e2e.test_generations import CALLS
+from tests.e2e.user import Mesh, wait_for
+from tests.support import ROOT, need_root_or_userns, popen
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+WORKLOADS = ("api-0", "api-1", "worker-0", "worker-1")
+
+
+@pytest.fixture
+def mesh() -> Iterator[Mesh]:
+    """A starter mesh with coordinators of a second app, which wait to be started."""
+    need_root_or_userns()
+    run = runs.run_of(f"handover-{os.getpid()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "launch", functools.partial(runs.launch, module="tests.e2e.heir_lab"))
+        try:
+            bring_up.bring_up(run, ROOT / "clusters" / "starter", {}, "preserving", Silent())
+            found = Mesh(name=run.name, up_output="")
+            wait_for(lambda: whole(found), "the mesh is there", 240)
+            yield found
+        finally:
+            runs.end(run)
+
+
+def workloads(mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """What each workload's sidecar says."""
+    return {peer["peer_id"]: peer for peer in mesh.status()["peers"] if peer["peer_id"] in WORKLOADS}
+
+
+def whole(mesh: Mesh) -> bool:
+    """Whether every workload is ready, and every route has both its endpoints everywhere."""
+    found = workloads(mesh)
+    return len(found) == len(WORKLOADS) and all(
+        peer["ready"] and all(len(route["endpoints"]) == 2 for route in peer["routes"]) for peer in found.values()
+    )
+
+
+def calls(mesh: Mesh, peer: str, url: str) -> subprocess.Popen[str]:
+    """Calls from `peer` until `enough`."""
+    argv = [str(ROOT / "mesh"), "exec", "--name", mesh.name, peer, "--", "python3", "-c", CALLS, url]
+    return popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def enough(mesh: Mesh, load: dict[str, subprocess.Popen[str]]) -> None:
+    """Ends the calls: many were answered, and none was lost."""
+    for peer in load:
+        assert mesh.run("exec", peer, "--", "touch", "/tmp/enough").returncode == 0
+    for peer, caller in load.items():
+        out, err = caller.communicate(timeout=60)
+        good, *bad = out.splitlines()
+        assert not bad, f"{peer}: {bad[:5]} {err}"
+        assert int(good) > 50, f"{peer} has called too little: {good} {err}"
+
+
+def test_the_mesh_moves_to_another_coordinators_app_under_load(mesh: Mesh) -> None:
+    """One owner's word, given to the new coordinator. No call is lost, slots and keys are as they were, every CVM shows
+    a certificate of the new authority, and the former coordinator may end. Afterwards only the new authority counts.
+    """
+    assert consul(mesh, "PUT", "/v1/kv/service/kept", "the same") == "true"
+    before = workloads(mesh)
+    load = {"api-0": calls(mesh, "api-0", "http://worker:9090/hello")}
+    load["worker-1"] = calls(mesh, "worker-1", "http://api:8080/hello")
+    assert mesh.run("start", HEIR).returncode == 0
+    wait_for(lambda: bool(mesh.peer(HEIR)["ready"]), f"{HEIR} is ready", 120)
+
+    def changed() -> bool:
+        found = workloads(mesh).values()
+        newest = mesh.peer(HEIR)["manifest"]["digest"]
+        return all(
+            peer["manifest"]["digest"] == peer["certificate"]["manifest_digest"] == newest
+            and peer["certificate"]["authorities"][0] == newest
+            and len(peer["certificate"]["authorities"]) == 2
+            for peer in found
+        )
+
+    wait_for(changed, "every CVM shows the new certificate, and trusts both authorities", 120)
+    assert not mesh.peer(FORMER)["ready"]
+    assert "handed the mesh over" in " ".join(mesh.peer(FORMER)["reasons"])
+    assert mesh.run("kill", FORMER).returncode == 0
+    alone = lambda: all(len(p["certificate"]["authorities"]) == 1 for p in workloads(mesh).values())  # noqa: E731
+    wait_for(alone, "only the new authority counts", SECONDS + 60)
+    wait_for(lambda: whole(mesh), "by the new coordinator's Consul alone", 60)
+    enough(mesh, load)
+    found = workloads(mesh)
+    assert {name: peer["address"] for name, peer in found.items()} == {n: p["address"] for n, p in before.items()}
+    assert {name: peer["machine"] for name, peer in found.items()} == {n: p["machine"] for n, p in before.items()}
+    for name, peer in found.items():
+        children = before[name]["children"]
+        assert peer["children"]["envoy"] == children["envoy"]
+        assert peer["children"]["consul"]["restarts"] == children["consul"]["restarts"] + 1
+    assert consul(mesh, "GET", "/v1/kv/service/kept?raw", coordinator=HEIR) == "the same"
