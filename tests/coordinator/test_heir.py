@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
 from admission.client import CoordinatorError
@@ -137,6 +138,43 @@ async def test_who_comes_too_late_takes_nothing_over() -> None:
         )
         assert lead.coordinator.document()["ready"], "nobody took the mesh from the former ones"
         assert await value(heir, INHERITANCE_KEY) is None
+
+
+async def estate_of(lead: Running, lease: str) -> tuple[int, str]:
+    """Status and code of what a former coordinator answers to that lease."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+        session.post(f"{lead.url}{ESTATE}", json={"lease": lease}) as answer,
+    ):
+        return answer.status, str((await answer.json()).get("code"))
+
+
+async def test_nobody_else_is_handed_anything() -> None:
+    """Neither a CVM of the mesh, nor a coordinator of an app that the manifest does not name, nor one with a manifest
+    that does not follow the one in force.
+    """
+    async with cluster() as mesh, beside(mesh) as heirs:
+        await mesh.start()
+        lead = await mesh.ready()
+        head = lead.coordinator.head.signed
+        newest = moved(mesh, heirs, head)
+        heirs.manifest = newest.manifest
+        lease = (await Applicant(url=lead.url, manifest=mesh.manifest).admitted())["lease"]
+        other = opened(after(head, leaf_hours=head.manifest.leaf_hours + 1), OWNER)
+        assert (await proposed(lead, other.envelope))[0] == 200
+        heir = await heirs.start(0, newest.manifest, compose=HEIR_COMPOSE)
+        await eventually(
+            lambda: "two were signed for one epoch" in str(heir.coordinator.document()["reasons"]), "it is refused", 20
+        )
+        assert lead.coordinator.document()["ready"]
+        newest = moved(mesh, heirs, other)
+        assert (await proposed(lead, newest.envelope))[0] == 200
+        assert await estate_of(lead, lease) == (401, "LEASE_INVALID")
+        foreign = cvm(HEIR_COMPOSE, "heir-0", app_id="66" * 20)
+        asks = Applicant(url=lead.url, manifest=newest.manifest, group="coordinator", who=foreign)
+        assert (await asks.attest("heir-0"))[0] == 403
+        genuine = dataclasses.replace(asks, who=cvm(HEIR_COMPOSE, "heir-0", app_id=APP))
+        assert await estate_of(lead, (await genuine.admitted("heir-0"))["lease"]) == (200, "None")
 
 
 FIRST = opened(make_database_manifest(), OWNER)
