@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import time
 from typing import Any
 
 import aiohttp
@@ -26,14 +27,19 @@ from coordinator.keys import Inherited, derive
 from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from coordinator.siblings import Own
+from evidence.bundle import decode
+from evidence.outside import Trusted, verify
 from runtime.consul import ConsulClient, ConsulError
 from runtime.guest import GuestInfo
 from runtime.secret import Secret
 from tests.coordinator.heirs import APP, HEIR_COMPOSE, beside, moved
 from tests.coordinator.setting import proposed
+from tests.coordinator.test_app import attested
 from tests.coordinator.world import (
     DB_COMPOSE,
     OWNER,
+    OWNERS,
+    TEE,
     Applicant,
     Running,
     cluster,
@@ -82,6 +88,13 @@ async def test_slots_history_keys_and_secrets_come_along() -> None:
         assert await value(heir, "service/db-notes") == b"\x00ttl"
         history = heir.coordinator._chronicle.history  # type: ignore[union-attr]
         assert [each.manifest.epoch for each in history.chain] == [1, 2]
+        reader = Trusted(
+            manifest=newest.manifest, digest=newest.digest, owners=OWNERS, development_root=TEE.root_der
+        )  # fmt: skip
+        bundle = decode(await attested(heir, bytes(32)))
+        proven = await verify(bundle, reader, nonce=bytes(32), seen=None, now=time.time())
+        assert {each.peer_id for each in proven.members} == {"api-0", "db-0"}
+        assert len(bundle.history) == 2, "from the first one on, over the handover"
         for who in (api, database):
             who.url, who.manifest = heir.url, newest.manifest
         now = {"api-0": await api.admitted(), "db-0": await database.admitted()}
