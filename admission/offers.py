@@ -12,6 +12,7 @@ from typing import Any
 
 from admission.client import CoordinatorError, Greeting, RefusedError
 from admission.protocol import ManifestHistory
+from topology.allowed import coordinators
 from topology.envelope import Signed, UnreadableError, digest_of, open_envelope
 from topology.manifest import Manifest, ManifestError, from_tree
 from topology.owners import Owners
@@ -37,11 +38,20 @@ class Offers:
         about who asks, None when it is.
         """
         self._owners, self._held, self._misfit = owners, held, misfit
+        self.elsewhere: tuple[str, ...] = ()
+        """URLs of coordinators to which the owners have handed the mesh over, as a manifest says that a coordinator
+        showed. A former one shows it, and is nobody's coordinator by it: so it is a place to ask at, and not taken."""
 
     async def judge(self, greeting: Greeting) -> Signed:
         """The manifest by which the coordinator of `greeting` is verified: a newer one than is held, or the one that is
         held. CoordinatorError for a coordinator that is not to be used, and where there is none.
         """
+        found = await self._judged(greeting)
+        if found.manifest.coordinators.handover is not None:
+            self.elsewhere = tuple(peer.url for peer in coordinators(found.manifest))
+        return found
+
+    async def _judged(self, greeting: Greeting) -> Signed:
         held = self._held()
         if not greeting.envelope:
             if held is None:

@@ -318,3 +318,64 @@ class ManifestHistory:
     manifests: tuple[ManifestHead, ...]
     more: bool
     """There are later ones: ask for those after the last of these."""
+
+
+ESTATE = "/v1/coordinators/estate"
+"""Where former coordinators hand out what they keep (`topology.handover`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstateRequest:
+    """`POST` to ESTATE, by a coordinator of the app to which the owners hand the mesh over. It attested before."""
+
+    lease: str
+    """Secret."""
+    after: str = ""
+    """Key of the last entry that it has; empty: it has none yet."""
+    done: bool = False
+    """It has taken over everything: nobody is to have it again, for from now on it grows old."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstateEntry:
+    """One key of Consul's KV."""
+
+    key: str
+    value: str
+    """Base64."""
+    flags: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstateSecret:
+    """The text of a workload secret under the manifest before the handover."""
+
+    owner: str
+    """The group that declares it."""
+    name: str
+    rotation: int
+    text: str
+    """Secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstateAuthority:
+    """A mesh CA of the former coordinators. They keep its key."""
+
+    digest: str
+    """Of its manifest, hex."""
+    pem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstatePage:
+    """A part of what former coordinators keep."""
+
+    entries: tuple[EstateEntry, ...]
+    """In order of their keys."""
+    more: bool
+    """There are further ones after the last of these."""
+    secrets: tuple[EstateSecret, ...]
+    """All of them, on each page; so with the next."""
+    authorities: tuple[EstateAuthority, ...]
+    """Whom CVMs trust until `coordinators.handover.until`, beside the new coordinators' own, the newest first."""

@@ -27,9 +27,11 @@ from coordinator.config import Config, begun, own_peer_id
 from coordinator.disk import Disk, manifests
 from coordinator.disk_probe import DiskProbe
 from coordinator.documents import Documents
+from coordinator.estate import Estate
 from coordinator.feed import Feed
 from coordinator.formation import Formation
 from coordinator.head import Head
+from coordinator.heir import Heir
 from coordinator.history import Mesh, arrange
 from coordinator.identity import Identity, Machine
 from coordinator.keys import ClusterKeys, derive, wireguard_key
@@ -56,7 +58,7 @@ from runtime.secret import Secret
 from runtime.status import StatusServer
 from runtime.tasks import TaskScope
 from topology.envelope import SHOWN_DIGITS, Signed
-from topology.manifest import COORDINATORS, CoordinatorPeer
+from topology.manifest import COORDINATORS, CoordinatorPeer, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,8 @@ class Coordinator:
         self._formation: Formation | None = None
         self._circle: Circle | None = None
         self._rotation: Rotator | None = None
+        self._heir: Heir | None = None
+        self._feed: Feed | None = None
         self._port = 0
 
     @property
@@ -190,7 +194,7 @@ class Coordinator:
         keys = derive(who.seed, config.cluster)
         link = self._link = await self._link_factory(config, wireguard_key(keys, who.peer_id), who.address)
         # Milliseconds: greater than any version of an earlier process.
-        feed = Feed(int(time.time() * 1000), time.monotonic)
+        feed = self._feed = Feed(int(time.time() * 1000), time.monotonic)
         registry = Registry(lambda: _publish(registry, link, feed, who.peer_id))
         disk = self._disk(who)
         probe = DiskProbe(disk)
@@ -217,8 +221,9 @@ class Coordinator:
         rotator = records.rotation = self._rotation = self._make_rotator(keys, own)
         registry.put(own)
         formation = self._formation = records.forming = self._make_formation(disk, probe, own, registry)
-        boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
-        asks = self._sibling_maker(guest, Own(peer_id=who.peer_id, info=who.info, boot=boot), broker, registry, records)
+        asker = _asker(who, own, consul)
+        self._heir = records.heir = self._make_heir(guest, asker)
+        asks = self._sibling_maker(guest, asker, broker, registry, records)
         formation.circle = self._make_circle(own, registry, chronicle, asks)
         ledger.kept = disk.remember
         attester = self._attester(guest, who, keys, broker, chronicle, documents, records)
@@ -258,9 +263,30 @@ class Coordinator:
             link,
             own=own,
             manifest=lambda: broker.rules.manifest,
-            dismissed=lambda: head.dismissed,
+            # Who hands the mesh over keeps its server: the new coordinators ask for what it has.
+            dismissed=lambda: None if head.handed_over else head.dismissed,
             registry=registry,
         )
+
+    def _make_heir(self, guest: GuestAgent, own: Own) -> Heir:
+        return Heir(
+            self.consul,
+            own,
+            guest=guest,
+            verifier=self._verifier,
+            keys=self.broker.keys,
+            use=self.broker.inherit,
+            unix=time.time,
+        )
+
+    def _make_estate(self, who: Identity) -> Estate:
+        chronicle, head = self._chronicle, self.head
+        assert chronicle is not None
+
+        def before() -> Manifest:
+            return (chronicle.history.last_of(who.info.app_id) or head.signed).manifest
+
+        return Estate(self.consul, self.broker, head, before=before, unix=time.time)
 
     def _make_rotator(self, keys: ClusterKeys, own: MeshPeer) -> Rotator:
         consul = self._consul
@@ -304,6 +330,7 @@ class Coordinator:
             lambda request: formation.answer(broker, request),
             records,
             attester.asked,
+            estate=self._make_estate(who).answer,
         )
         return Server(app, *self._config.listen, identity.server_tls(who.tls, self._config.state_dir), LIMITS)
 
@@ -365,6 +392,9 @@ class Coordinator:
         assert head is not None
         if (head.signed, head.adopted_at) != (broker.rules.signed, broker.rules.adopted_at):
             broker.rules = broker.rules.replaced(head.signed, head.adopted_at)
+            if head.handed_over and self._feed is not None:
+                # A rendezvous has to know the new coordinators before CVMs have a way to them.
+                self._feed.announce()
         if self._circle is not None:
             self._circle.changed()
         if self._formation is not None:
@@ -373,7 +403,8 @@ class Coordinator:
 
     def _mesh(self, machine: Machine) -> Mesh:
         config = self._config
-        return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners)
+        apps = config.manifest.coordinators.apps if config.signed is not None else frozenset[str]()
+        return Mesh(cluster=config.cluster, app_id=machine.info.app_id, owners=config.owners, apps=apps)
 
     def _begin_head(self, who: Identity, own: MeshPeer, chronicle: Chronicle) -> Head:
         """What is enforced until the records are heard: what it began with."""
@@ -439,7 +470,7 @@ class Coordinator:
         notes = (*(self._head.notes if self._head else ()), *(self._chronicle.notes if self._chronicle else ()))
         phase_ready = self._phase == "ready"
         ready = phase_ready and hindrance is None
-        waits = self._formation.reason if self._formation else ""
+        waits = [it.reason for it in (self._formation, self._heir) if it is not None and it.reason]
         children = {
             "consul": self._consul.child if self._consul else None,
             "wireguard": self._link.child() if self._link else None,
@@ -453,7 +484,7 @@ class Coordinator:
             "reasons": [
                 *([hindrance] if hindrance is not None else []),
                 *([] if phase_ready else [f"phase {self._phase}"]),
-                *([waits] if waits else []),
+                *waits,
             ],
             "problems": [
                 *([f"filter: {self._link.problem}"] if self._link and self._link.problem else []),
@@ -486,11 +517,19 @@ class Coordinator:
 
 def _lists(config: Config, signed: Signed, machine: Machine) -> bool:
     """Whether the manifest has the coordinator on `machine`."""
+    if signed.manifest.coordinators.app_id != machine.info.app_id.lower():
+        return False
     try:
         own_peer_id(begun(config, signed), machine.info.instance_id)
     except ConfigError:
         return False
     return True
+
+
+def _asker(who: Identity, own: MeshPeer, consul: ServerProcess) -> Own:
+    """As whom this coordinator attests to others."""
+    boot = BootKeys(wireguard=own.public_key, tls=consul.public_key, leaf="")
+    return Own(peer_id=who.peer_id, info=who.info, boot=boot)
 
 
 def _publish(registry: Registry, link: Link, feed: Feed, own: str) -> None:

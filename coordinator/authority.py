@@ -97,11 +97,14 @@ def mesh_ca(keys: ClusterKeys, epoch: int, digest: str) -> MeshCa:
 
 def authorities(keys: ClusterKeys, epoch: int, digest: str, windows: tuple[Window, ...], now: float) -> str:
     """What a CVM trusts under the manifest with that epoch and digest: its mesh CA, and those of `windows` that are
-    open at `now` (Unix seconds). PEM, its own first.
+    open at `now` (Unix seconds), and former coordinators'. PEM, its own first.
     """
-    found = [mesh_ca(keys, epoch, digest)]
-    found += [mesh_ca(keys, each.epoch, each.digest) for each in windows if now < each.until]
-    return "".join(ca.pem for ca in found[:MAX_AUTHORITIES])
+    former = keys.inherited.authorities
+    found = [mesh_ca(keys, epoch, digest).pem]
+    found += [mesh_ca(keys, it.epoch, it.digest).pem for it in windows if now < it.until and it.digest not in former]
+    # Theirs were made with keys that are not here.
+    found += former.values() if now < keys.inherited.until else ()
+    return "".join(found[:MAX_AUTHORITIES])
 
 
 def windows(manifest: Manifest, adopted_at: float, others: tuple[Window, ...] = ()) -> tuple[Window, ...]:

@@ -33,7 +33,7 @@ from coordinator import grants, policy, rotation
 from coordinator.authority import Window, windows
 from coordinator.feed import Feed
 from coordinator.grants import Tokens
-from coordinator.keys import ClusterKeys
+from coordinator.keys import ClusterKeys, Inherited
 from coordinator.leases import Lease, LeaseError, seal, unseal
 from coordinator.ledger import Ledger
 from coordinator.nonces import RANDOM_BYTES, Challenges, NonceError
@@ -131,7 +131,8 @@ class Broker:
         sight of the records would put the keys of before back.
         """
         self._verifier = verifier
-        self._keys = keys
+        self.keys = keys
+        """With what comes from former coordinators, once that is known."""
         self._ledger = ledger
         self._registry = registry
         self._feed = feed
@@ -143,6 +144,10 @@ class Broker:
         self._siblings: dict[str, Holder] = {}
         self._verified: set[str] = set()
         """Peer IDs of coordinators whose URLs showed evidence that the manifest allows, when they were asked last."""
+
+    def inherit(self, inherited: Inherited) -> None:
+        """Hands out what comes from former coordinators as they did."""
+        self.keys = replace(self.keys, inherited=inherited)
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
         """A nonce, and the peer ID to bind."""
@@ -272,16 +277,16 @@ class Broker:
             token=tokens.node.secret.reveal() if tokens else None,
             token_expires_at=int(tokens.expires_at) if tokens else None,
             workload_token=_workload_token(tokens) if tokens else None,
-            agent_pem=grants.agent_renewed(self._keys, rules.manifest, holder, request, now) if tokens else None,
-            secrets=grants.secrets(self._keys, rules.manifest, holder.group) if news else None,
+            agent_pem=grants.agent_renewed(self.keys, rules.manifest, holder, request, now) if tokens else None,
+            secrets=grants.secrets(self.keys, rules.manifest, holder.group) if news else None,
             gossip_ring=ring.name if ring is not None else "",
             gossip_keys=tuple(key.reveal() for key in ring.keys)
             if ring is not None and ring.name != request.gossip_ring
             else None,
             manifest_digest=digest,
-            leaf_pem=grants.leaf(self._keys, rules.signed, holder, now) if certifies else None,
-            public_pems=grants.public(self._keys, rules.signed, holder, now) if certifies else {},
-            authorities_pem=grants.trusted(self._keys, rules.signed, rules.windows, now),
+            leaf_pem=grants.leaf(self.keys, rules.signed, holder, now) if certifies else None,
+            public_pems=grants.public(self.keys, rules.signed, holder, now) if certifies else {},
+            authorities_pem=grants.trusted(self.keys, rules.signed, rules.windows, now),
             all_trust=self._ledger.complete and all_trust(self._ledger.slots, self._ledger.nodes, digest, now),
         )
 
@@ -317,7 +322,7 @@ class Broker:
     def lease(self, text: str) -> Lease:
         """The lease in `text`, whether it counts or not; RefusalError where it is none."""
         try:
-            return unseal(text, self._keys.broker_key)
+            return unseal(text, self.keys.broker_key)
         except LeaseError as error:
             raise RefusalError(Code.LEASE_INVALID, str(error)) from error
 
@@ -400,18 +405,18 @@ class Broker:
             manifest=rules.signed.envelope,
             manifest_epoch=rules.manifest.epoch,
             workload_token=_workload_token(tokens),
-            secrets=grants.secrets(self._keys, rules.manifest, slot.group) if tokens else {},
+            secrets=grants.secrets(self.keys, rules.manifest, slot.group) if tokens else {},
             manifest_digest=rules.signed.digest if tokens else "",
-            leaf_pem=grants.leaf(self._keys, rules.signed, wanted, now) if tokens else "",
-            authorities_pem=grants.trusted(self._keys, rules.signed, rules.windows, now) if tokens else "",
-            public_pems=grants.public(self._keys, rules.signed, wanted, now) if tokens else {},
+            leaf_pem=grants.leaf(self.keys, rules.signed, wanted, now) if tokens else "",
+            authorities_pem=grants.trusted(self.keys, rules.signed, rules.windows, now) if tokens else "",
+            public_pems=grants.public(self.keys, rules.signed, wanted, now) if tokens else {},
         )
 
     def _lease(self, holder: Holder) -> str:
         lease = Lease(
             peer_id=holder.peer_id, group=holder.group, instance_id=holder.instance_id, boot_key=holder.boot_key
         )
-        return seal(lease, self._keys.broker_key).reveal()
+        return seal(lease, self.keys.broker_key).reveal()
 
     async def _check_still(self, holder: Holder) -> None:
         """RefusalError, and the slot is free again, when a manifest that came meanwhile does not allow `holder`, which
@@ -440,8 +445,8 @@ class Broker:
             token_expires_at=int(tokens.expires_at) if tokens else 0,
             gossip_ring=self.ring.name if tokens else "",
             gossip_keys=tuple(key.reveal() for key in self.ring.keys) if tokens else (),
-            ca_pem=self._keys.rpc_ca_pem,
-            certificate_pem=grants.agent(self._keys, datacenter, slot.peer_id, binding.boot.tls, self._clocks.unix()),
+            ca_pem=self.keys.rpc_ca_pem,
+            certificate_pem=grants.agent(self.keys, datacenter, slot.peer_id, binding.boot.tls, self._clocks.unix()),
             servers=tuple(peer.address for peer in coordinators(manifest)),
         )
 

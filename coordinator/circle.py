@@ -224,4 +224,7 @@ class Circle:
 
     @property
     def _manifest(self) -> Manifest:
-        return self._parts.broker.rules.manifest
+        """The newest of our own app: who hands the mesh over to another stays with those that it was with."""
+        newest, own = self._parts.broker.rules.manifest, self._parts.own.app_id
+        of_ours = (each.manifest for each in reversed(self._parts.chain()) if each.manifest.coordinators.app_id == own)
+        return newest if own == newest.coordinators.app_id else next(of_ours, newest)

@@ -58,6 +58,11 @@ class Feed:
             self._version += 1
             self._wake()
 
+    def announce(self) -> None:
+        """Wakes whoever waits for news: there are some, beside the set."""
+        self._version += 1
+        self._wake()
+
     async def poll(self, seen: int, wait: float = POLL_SECONDS) -> Keys:
         """The newest set, as soon as its version is not `seen` (what the caller has applied), else after `wait`
         seconds, or when there are too many who wait. Each answer is whole, so nobody misses anything by that.

@@ -26,11 +26,18 @@ class StandoffError(Exception):
     """The records and this coordinator have manifests of which neither follows the other, as far as it can judge."""
 
 
-async def establish(consul: ConsulClient, manifest: Manifest) -> None:
-    """Writes the policies as `manifest` says. ConsulError."""
+async def freeze(consul: ConsulClient, manifest: Manifest) -> None:
+    """Takes the right to write any key from the groups of `manifest`: what they write from here on would be lost, for
+    other coordinators take over what there is now. ConsulError.
+    """
+    await establish(consul, manifest, "read")
+
+
+async def establish(consul: ConsulClient, manifest: Manifest, keys: str = "write") -> None:
+    """Writes the policies as `manifest` says; `keys` as `coordinator.tokens.policy_bodies`. ConsulError."""
     _, existing = await consul.get("/v1/acl/policies")
     ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
-    for body in policy_bodies(manifest):
+    for body in policy_bodies(manifest, keys):
         known = ids.get(str(body["Name"]))
         try:
             await consul.put(f"/v1/acl/policy/{known}" if known else "/v1/acl/policy", body)

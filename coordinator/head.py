@@ -68,6 +68,11 @@ class Head:
         return proposal.misfit(self.manifest, self._info) or proposal.dropped(self.manifest, self._own, self._info)
 
     @property
+    def handed_over(self) -> bool:
+        """Whether the manifest gives the mesh to another app, whose coordinators take over what is here."""
+        return proposal.hands_over(self.manifest, self._info)
+
+    @property
     def dismissed(self) -> str | None:
         """Why this coordinator has to leave: others enforce a manifest that is not about it. None: it stays."""
         return self.misfit if self._agreed == self.signed.digest else None

@@ -30,6 +30,9 @@ class Mesh:
     """The coordinators'."""
     owners: Owners | None
     """Those of the measured compose file; None skips signatures."""
+    apps: frozenset[str] = frozenset()
+    """Coordinators' apps that had the mesh before, or have it since, by the manifest that the coordinator began with.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,11 @@ class History:
         missing.
         """
         return (self.chain[0].manifest.previous or "") if self.chain else ""
+
+    def last_of(self, app_id: str) -> Signed | None:
+        """The newest whose coordinators are of that app; None where there is none."""
+        found = (it for it in reversed(self.chain) if it.manifest.coordinators.app_id == app_id.lower())
+        return next(found, None)
 
     def handovers(self, room: int) -> tuple[str, ...]:
         """The envelopes before the newest in which owners were replaced, or that come first, oldest first; the last of
@@ -116,13 +124,17 @@ def arrange(kept: Mapping[str, str], mesh: Mesh) -> History:
             signed = open_envelope(kept[name], None)
             if name != name_of(signed):
                 raise ManifestError(f"holds {name_of(signed)}")
-            own = (signed.manifest.cluster, signed.manifest.coordinators.app_id.lower())
-            if own != (mesh.cluster, mesh.app_id.lower()):
-                raise ManifestError(f"is of cluster {own[0]!r}, app {own[1]}")
             found[signed.digest] = signed
         except ManifestError as error:
             ignored.append(f"{name} {error}")
             closed.append(kept[name])
+    apps = _apps(found.values(), mesh)
+    for digest, signed in tuple(found.items()):
+        if signed.manifest.cluster != mesh.cluster or signed.manifest.coordinators.app_id not in apps:
+            own = signed.manifest
+            ignored.append(f"{name_of(signed)} is of cluster {own.cluster!r}, app {own.coordinators.app_id}")
+            closed.append(signed.envelope)
+            del found[digest]
     counted, reasons = _counted(found.values(), mesh.owners)
     chain = _rightful(counted, found, mesh)
     newest = chain[-1] if chain else None
@@ -135,6 +147,18 @@ def arrange(kept: Mapping[str, str], mesh: Mesh) -> History:
     epoch, reason = _unreadable(closed, newest, mesh)
     unproven = tuple(it.digest for n, it in enumerate(chain) if not _proven(it, chain, n, mesh))
     return History(chain=chain, unproven=unproven, ignored=tuple(ignored), unreadable=reason, unreadable_epoch=epoch)
+
+
+def _apps(found: Iterable[Signed], mesh: Mesh) -> frozenset[str]:
+    """The coordinators' apps that have had the mesh one after the other, as far as handovers in `found` say."""
+    own = [each.manifest.coordinators for each in found if each.manifest.cluster == mesh.cluster]
+    apps = {mesh.app_id.lower(), *mesh.apps}
+    for _ in own:
+        more = {app for each in own if each.apps & apps for app in each.apps} - apps
+        if not more:
+            break
+        apps |= more
+    return frozenset(apps)
 
 
 def wanted(history: History, envelope: str, mesh: Mesh) -> Signed | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -31,6 +32,22 @@ AGENT_CERTIFICATE_DAYS = 365
 and without a token it opens nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherited:
+    """What comes from coordinators of another app, whose keys nobody has here (`coordinator.heir`)."""
+
+    secrets: Mapping[tuple[str, str, int], Secret] = field(default_factory=dict)
+    """Texts of workload secrets by owner, name and rotation: the next rotation is derived here."""
+    authorities: Mapping[str, str] = field(default_factory=dict)
+    """Mesh CAs by their manifest's digest, PEM, the newest first."""
+    until: float = 0.0
+    """Unix seconds until which those are trusted."""
+
+
+NOTHING = Inherited()
+"""Of a mesh that began with these coordinators."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterKeys:
     """The derived secrets of one cluster. Equal to itself only, so that what is derived from them can be remembered."""
@@ -50,6 +67,9 @@ class ClusterKeys:
     cluster: str
     authority_root: Secret
     """What the keys of the mesh's certificate authorities (`coordinator.authority`) are derived from; hex."""
+    inheritance_key: bytes = field(repr=False)
+    """What `inherited` is sealed with in the records."""
+    inherited: Inherited = field(default=NOTHING, repr=False)
 
     @property
     def rpc_ca_pem(self) -> str:
@@ -71,6 +91,7 @@ def derive(seed: Secret, cluster: str) -> ClusterKeys:
         rpc_ca=_authority(f"{cluster} agents", rpc_key),
         cluster=cluster,
         authority_root=Secret(_bytes(root, cluster, "mesh-authorities", 32).hex()),
+        inheritance_key=_bytes(root, cluster, "inheritance", 32),
     )
 
 
@@ -108,8 +129,10 @@ def workload_secret(keys: ClusterKeys, owner: str, name: str, rotation: int) -> 
     """The secret `name` that group `owner` declares: 32 bytes as 64 hex digits, text that any program takes.
 
     It follows from the coordinators' GetKey and the manifest's `rotation` of it: the same at every coordinator and
-    start.
+    start. Where the mesh was taken over with that text, it is the former coordinators'.
     """
+    if (text := keys.inherited.secrets.get((owner, name, rotation))) is not None:
+        return text
     info = f"cvm-mesh workload secret {owner}/{name}/{rotation}".encode()
     root = bytes.fromhex(keys.workload_root.reveal())
     return Secret(HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(root).hex())

@@ -14,11 +14,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from admission.client import BEGUN_WITH
 from admission.protocol import (
+    ESTATE,
     Admission,
     AttestRequest,
     Challenge,
     ChallengeRequest,
     Code,
+    EstatePage,
+    EstateRequest,
     LeaseRequest,
     ManifestHead,
     ManifestHistory,
@@ -49,6 +52,8 @@ class Keys:
 
     version: int
     peers: tuple[Key, ...]
+    manifest: str
+    """Digest of the one by which the coordinator goes, hex."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,15 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StandingRequest,
         answer=Standing,
         codes=(*_BODY, Code.LEASE_INVALID, Code.NOT_READY),
+    ),
+    Operation(
+        method="post",
+        path=ESTATE,
+        name="estate",
+        summary="A part of what this former coordinator keeps, for one to whom the owners hand the mesh over.",
+        request=EstateRequest,
+        answer=EstatePage,
+        codes=(*_BODY, Code.LEASE_INVALID, Code.ADMISSION_REJECTED, Code.NOT_READY),
     ),
     Operation(
         method="get",

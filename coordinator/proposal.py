@@ -40,12 +40,20 @@ _CODES: Mapping[Fault, Code] = {
 def misfit(manifest: Manifest, info: GuestInfo) -> str | None:
     """Why `manifest` is not about the coordinator that `info` describes; None when it is."""
     own = manifest.coordinators
+    if hands_over(manifest, info):
+        return f"the owners have handed the mesh over to the coordinators' app {own.app_id}; this CVM is of the former"
     if own.app_id.lower() != info.app_id.lower():
         return f"the manifest is of the coordinators' app {own.app_id}, and this CVM is of app {info.app_id}"
     if info.compose_hash.lower() not in {known.lower() for known in own.compose_hashes}:
         allowed = ", ".join(own.compose_hashes)
         return f"the manifest allows coordinators the compose hashes {allowed}, and this CVM has {info.compose_hash}"
     return why_revoked(manifest.revoked, compose_hash=info.compose_hash)
+
+
+def hands_over(manifest: Manifest, info: GuestInfo) -> bool:
+    """Whether `manifest` takes the mesh from the coordinator that `info` describes, for another app."""
+    given = manifest.coordinators.handover
+    return given is not None and given.from_app_id == info.app_id.lower()
 
 
 def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed: bool) -> Signed | None:
@@ -62,7 +70,8 @@ def judge(head: Signed, envelope: str, info: GuestInfo, own: MeshPeer, *, signed
         if (code := _CODES[error.fault]) is Code.MANIFEST_STALE:
             raise stale(head, str(error)) from error
         raise RefusalError(code, str(error)) from error
-    reason = _drops(head.manifest, found.manifest, own, info) or why_not(head, found, info, signed=signed)
+    reason = None if hands_over(found.manifest, info) else _drops(head.manifest, found.manifest, own, info)
+    reason = reason or why_not(head, found, info, signed=signed)
     if reason is not None:
         raise RefusalError(Code.MANIFEST_REFUSED, reason)
     return found
@@ -101,9 +110,10 @@ def first(
 def why_not(head: Signed, found: Signed, info: GuestInfo, *, signed: bool) -> str | None:
     """Why `found`, which the head's owners signed, is not to take the place of `head` here: it would leave all
     coordinators, the CVMs that run or all owners behind. None when it may; also where it drops the coordinator that
-    judges, and others stay. `signed=False` skips signatures.
+    judges, and others stay, and where it hands the mesh over to another app. `signed=False` skips signatures.
     """
-    lock_out = misfit(found.manifest, info) or _lock_out(head.manifest, found.manifest)
+    lock_out = None if hands_over(found.manifest, info) else misfit(found.manifest, info)
+    lock_out = lock_out or _lock_out(head.manifest, found.manifest)
     return lock_out or (unproven(head.manifest.owners, found) if signed else None)
 
 
@@ -156,6 +166,8 @@ def _lock_out(head: Manifest, found: Manifest) -> str | None:
     before, after = _places(head), _places(found)
     if not after:
         return "the manifest has no coordinator, so nobody could be admitted or take the next one"
+    if found.coordinators.app_id != head.coordinators.app_id:
+        return _why_not_beside(head, found) or _other_pools(head, found)
     for peer_id, address in before.items():
         if after.get(peer_id, address) != address:
             return (
@@ -164,6 +176,28 @@ def _lock_out(head: Manifest, found: Manifest) -> str | None:
             )
     if not before.keys() & after.keys():
         return f"the manifest drops {', '.join(before)}, which have the records; let one of them stay"
+    return _other_pools(head, found)
+
+
+def _why_not_beside(head: Manifest, found: Manifest) -> str | None:
+    """Why the coordinators of `found`, of another app, cannot take the mesh over while those of `head` run."""
+    handover = found.coordinators.handover
+    if handover is None or handover.from_app_id != head.coordinators.app_id:
+        return None
+    former = head.coordinators.peers
+    for taken, own in (
+        ({peer.peer_id for peer in former}, {peer.peer_id for peer in found.coordinators.peers}),
+        ({peer.address for peer in former}, {peer.address for peer in found.coordinators.peers}),
+    ):
+        if both := taken & own:
+            return (
+                f"the manifest hands the mesh over to another app and gives its coordinators {min(both)}, which one of "
+                "the former ones has until it ends; give them others"
+            )
+    return None
+
+
+def _other_pools(head: Manifest, found: Manifest) -> str | None:
     if (found.vip_pool, found.mesh_pool) != (head.vip_pool, head.mesh_pool):
         return "the manifest has other address pools, which no CVM that runs can take; keep vip_pool and mesh_pool"
     return None

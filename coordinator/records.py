@@ -71,6 +71,13 @@ class Forming(Protocol):
         """The owners have said who is lost, by the manifest that is enforced now."""
 
 
+class Inheriting(Protocol):
+    """What is asked of `coordinator.heir`."""
+
+    async def take(self, signed: Signed) -> None:
+        """Returns when the records have whatever that manifest lets them take over. RefusalError, ConsulError."""
+
+
 class Rotation(Protocol):
     """What is asked of `coordinator.rotator`."""
 
@@ -98,6 +105,7 @@ class Records:
         self.forming: Forming | None = None
         """Set before `run`, as the next."""
         self.rotation: Rotation | None = None
+        self.heir: Inheriting | None = None
         self._rng = Random()
         self._adopted = asyncio.Event()
         self._swept = asyncio.Event()
@@ -128,6 +136,9 @@ class Records:
         while True:
             try:
                 if await self._consul.leader():
+                    if self.heir is not None and self._head.misfit is None:
+                        # First: what is written before it would pass for records of its own.
+                        await self.heir.take(self._head.signed)
                     if await self._settle():
                         await governance.establish(self._client, self._head.manifest)
                         await governance.publish_peer(self._client, self._own)
@@ -312,6 +323,11 @@ class Records:
         if counts.digest != found.digest:
             raise proposal.stale(head.signed, f"{counts.name} was set before {found.name}")
         return self.shown()
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the manifest gives the mesh to coordinators of another app."""
+        return self._head.handed_over
 
     @property
     def leaderless(self) -> bool:

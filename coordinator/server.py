@@ -15,10 +15,13 @@ from aiohttp import web
 
 from admission.client import BEGUN_WITH
 from admission.protocol import (
+    ESTATE,
     MAX_BODY,
     AttestRequest,
     ChallengeRequest,
     Code,
+    EstatePage,
+    EstateRequest,
     LeaseRequest,
     ManifestHead,
     ManifestHistory,
@@ -81,6 +84,11 @@ class Manifests(Protocol):
         """Whether the coordinator waits for a manifest that drops those that are lost."""
         ...
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether its manifest gives the mesh to coordinators of another app."""
+        ...
+
 
 def application(
     broker: Broker,
@@ -89,9 +97,11 @@ def application(
     standing: Callable[[StandingRequest], Awaitable[Standing]],
     manifests: Manifests,
     asked: Callable[[AttestationRequest], AbstractAsyncContextManager[bytes]],
+    *,
+    estate: Callable[[EstateRequest], Awaitable[EstatePage]],
 ) -> web.Application:
     """The API. `not_ready` gives the reason for 503 on `/healthz`, or None; `standing` answers another coordinator,
-    `asked` (`coordinator.attest`) anyone who wants to verify this one.
+    `asked` (`coordinator.attest`) anyone who wants to verify this one, `estate` a coordinator that takes the mesh over.
     """
 
     async def healthz(_: web.Request) -> web.StreamResponse:
@@ -101,13 +111,16 @@ def application(
     async def keys(request: web.Request) -> web.StreamResponse:
         news = await feed.poll(_number(request, "seen", "the version of the last answer"))
         peers = [{"public_key": peer.public_key, "address": peer.address} for peer in news.peers]
-        return web.json_response({"version": news.version, "peers": peers})
+        # A rendezvous that goes by another one asks for it.
+        digest = broker.rules.signed.digest
+        return web.json_response({"version": news.version, "peers": peers, "manifest": digest})
 
     async def begun_with(_: web.Request) -> web.StreamResponse:
         return _answer(shown(broker.rules.signed))
 
     app = _empty()
     _add_admission(app, broker, standing)
+    _add_estate(app, broker, estate)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/rendezvous/keys", keys)
     app.router.add_get(BEGUN_WITH, begun_with)
@@ -165,6 +178,19 @@ def _add_admission(
     app.router.add_post("/v1/coordinators/standing", coordinators)
 
 
+def _add_estate(app: web.Application, broker: Broker, estate: Callable[[EstateRequest], Awaitable[EstatePage]]) -> None:
+    """The route of those to whom the owners hand the mesh over."""
+
+    async def hand_out(request: web.Request) -> web.StreamResponse:
+        asked = decode(EstateRequest, await _body(request))
+        answer = await estate(asked)
+        lease = broker.lease(asked.lease)
+        keep(request, lease.peer_id, lambda: broker.holds(lease))
+        return _answer(answer)
+
+    app.router.add_post(ESTATE, hand_out)
+
+
 async def _document(_: web.Request) -> web.StreamResponse:
     return web.Response(body=openapi.document(), content_type="application/json")
 
@@ -218,6 +244,9 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
             raise RefusalError(Code.NOT_READY, reason)
 
     async def get_manifest(_: web.Request) -> web.StreamResponse:
+        if manifests.handed_over:
+            # Where the mesh's coordinators are, for whoever knows only the former ones.
+            return _answer(manifests.shown())
         if (reason := not_ready()) is not None and manifests.leaderless:
             # Not in force here; what a manifest has to follow that lets the records go on.
             raise RefusalError(Code.NOT_READY, reason, head=dataclasses.asdict(manifests.shown()))

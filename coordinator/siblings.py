@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from admission import binding
-from admission.broker import Broker, Held, decode
+from admission.broker import Admitted, Broker, Held, decode
 from admission.client import IN_FORCE, CoordinatorError, Greeting, NotAllowedError, RefusedError
 from admission.offers import HISTORY_SECONDS, successors
 from admission.protocol import AttestRequest, BootKeys, ChallengeRequest, Code, ManifestHead, MeshPeer
@@ -169,30 +169,35 @@ class Sibling:
                 # It is new, or was away when it was listed. What it begins with is signed: anybody may bring it.
                 raise SiblingError(f"{self.peer_id} was given the manifest, and begins with it") from error
             raise
-        signed = self._rules().signed
-        manifest = signed.manifest
-        raw = binding.make(
-            cluster=manifest.cluster,
-            peer_id=own.peer_id,
-            identities=policy.identities(manifest, COORDINATORS),
-            info=own.info,
-            boot=own.boot,
-            now=self._clock(),
-        )
-        quote = await self._guest.quote(report_data(raw, bytes.fromhex(challenge.nonce)))
-        admitted = await broker.attest(
-            AttestRequest(
-                binding=raw.hex(),
-                nonce=challenge.nonce,
-                quote=quote.quote.hex(),
-                event_log=quote.event_log,
-                vm_config=quote.vm_config,
-                manifest=signed.envelope,
-            )
-        )
+        admitted = await attest(broker, self._guest, own, self._rules().signed, challenge.nonce, self._clock())
         for peer in admitted.peers:
             if peer.peer_id == self.peer_id and peer.address == self._peer.address and peer.kind == "coordinator":
                 self._admitted(peer)
                 await self._hear(broker, admitted.envelope)
                 return admitted.lease
         raise SiblingError(f"{self._url} does not answer as {self.peer_id}; check its URL in the manifest")
+
+
+async def attest(broker: Broker, guest: GuestAgent, own: Own, signed: Signed, nonce: str, now: float) -> Admitted:
+    """Attests to the coordinator of `broker`, which gave `nonce` (hex), as a coordinator of the manifest `signed`, at
+    `now` (Unix seconds). RefusedError, CoordinatorError, GuestError.
+    """
+    raw = binding.make(
+        cluster=signed.manifest.cluster,
+        peer_id=own.peer_id,
+        identities=policy.identities(signed.manifest, COORDINATORS),
+        info=own.info,
+        boot=own.boot,
+        now=now,
+    )
+    quote = await guest.quote(report_data(raw, bytes.fromhex(nonce)))
+    return await broker.attest(
+        AttestRequest(
+            binding=raw.hex(),
+            nonce=nonce,
+            quote=quote.quote.hex(),
+            event_log=quote.event_log,
+            vm_config=quote.vm_config,
+            manifest=signed.envelope,
+        )
+    )

@@ -44,20 +44,24 @@ def workload_backends(entry: GroupEntry) -> tuple[BackendEntry, ...]:
     return tuple(backend for _, backend in sorted(entry.backends.items()) if backend.owner == "workload")
 
 
-def policy_bodies(manifest: Manifest) -> tuple[dict[str, object], ...]:
-    """Every policy that tokens under `manifest` name, as `PUT /v1/acl/policy` wants them."""
+def policy_bodies(manifest: Manifest, keys: str = "write") -> tuple[dict[str, object], ...]:
+    """Every policy that tokens under `manifest` name, as `PUT /v1/acl/policy` wants them. `keys` is what groups may do
+    with their own keys: `read` once those are handed over to other coordinators.
+    """
     bodies: list[dict[str, object]] = []
     for group, entry in sorted(manifest.groups.items()):
-        bodies.append(policy_body(group, entry, manifest.leader_keys()))
+        bodies.append(policy_body(group, entry, manifest.leader_keys(), keys))
         if workload_backends(entry):
-            bodies.append(workload_policy_body(group, entry))
+            bodies.append(workload_policy_body(group, entry, keys))
         if _has_sessions(entry.backends.values()):
             bodies += [session_policy_body(peer.peer_id) for peer in entry.peers]
     return tuple(bodies)
 
 
-def policy_body(group: str, entry: GroupEntry, leader_keys: Iterable[str] = ()) -> dict[str, object]:
-    """The group's policy. `leader_keys`: what every CVM may read, to know who leads."""
+def policy_body(
+    group: str, entry: GroupEntry, leader_keys: Iterable[str] = (), keys: str = "write"
+) -> dict[str, object]:
+    """The group's policy. `leader_keys`: what every CVM may read, to know who leads. `keys` as `policy_bodies`."""
     rules: dict[str, object] = {
         # What a node needs to see: the catalog, the peers and the manifest.
         "node_prefix": {"": {"policy": "read"}},
@@ -67,7 +71,7 @@ def policy_body(group: str, entry: GroupEntry, leader_keys: Iterable[str] = ()) 
     }
     if entry.backends:
         rules["service"] = _rules(dict.fromkeys(services(entry.backends.values()), "write"))
-    own = _writable(entry.backends.values())
+    own = _own_keys(entry.backends.values(), keys)
     rules["key_prefix"] = _rules(own | {"mesh/": "read", LEDGER_PREFIX: "deny"})
     # A rule for one key is stronger than any prefix: it must not take the right to write away from who has it.
     foreign = [key for key in leader_keys if not key.startswith(tuple(own))]
@@ -76,14 +80,14 @@ def policy_body(group: str, entry: GroupEntry, leader_keys: Iterable[str] = ()) 
     return _policy(policy_name(group), f"CVMs of {group}", rules)
 
 
-def workload_policy_body(group: str, entry: GroupEntry) -> dict[str, object]:
-    """The policy of a group's workload: its own services, its keys, and the catalog to look at."""
+def workload_policy_body(group: str, entry: GroupEntry, keys: str = "write") -> dict[str, object]:
+    """The policy of a group's workload: its own services, its keys, and the catalog to look at. `keys` as above."""
     backends = workload_backends(entry)
     rules: dict[str, object] = {
         "node_prefix": {"": {"policy": "read"}},
         "service_prefix": {"": {"policy": "read"}},
         "service": _rules(dict.fromkeys(services(backends), "write")),
-        "key_prefix": _rules(_writable(backends) | {"mesh/": "deny", LEDGER_PREFIX: "deny"}),
+        "key_prefix": _rules(_own_keys(backends, keys) | {"mesh/": "deny", LEDGER_PREFIX: "deny"}),
     }
     return _policy(workload_policy_name(group), f"the workload of {group}", rules)
 
@@ -138,9 +142,9 @@ def _has_sessions(backends: Iterable[BackendEntry]) -> bool:
     return any(backend.permissions.session_write for backend in backends)
 
 
-def _writable(backends: Iterable[BackendEntry]) -> dict[str, str]:
-    """The prefixes that `backends` may write. Consul's longest prefix wins, so a permission on "" cannot reach what
-    only coordinators write, as long as there is a rule for that.
+def _own_keys(backends: Iterable[BackendEntry], right: str) -> dict[str, str]:
+    """The prefixes of `backends`, with that right. Consul's longest prefix wins, so a permission on "" cannot reach
+    what only coordinators write, as long as there is a rule for that.
     """
     prefixes = [prefix for backend in backends for prefix in backend.permissions.key_prefixes]
-    return {prefix: "write" for prefix in sorted(prefixes) if not prefix.startswith(RESERVED_KEYS)}
+    return {prefix: right for prefix in sorted(prefixes) if not prefix.startswith(RESERVED_KEYS)}

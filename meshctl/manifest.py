@@ -262,6 +262,9 @@ def summary(manifest: Manifest) -> None:
         f"  coordinators: app {own.app_id}, {len(own.peers)} CVM(s), "
         f"compose {', '.join(h[:16] for h in own.compose_hashes)}…"
     )
+    if (given := own.handover) is not None:
+        _say(f"    take the mesh over from app {given.from_app_id} at {', '.join(given.urls)}")
+        _say(f"    until {datetime.fromtimestamp(given.until, UTC):%Y-%m-%d %H:%M} UTC")
     for name, group in sorted(manifest.groups.items()):
         hashes = ", ".join(h[:16] for h in group.compose_hashes)
         _say(f"  group {name}: app {group.app_id}, {len(group.peers)} CVM(s), compose {hashes}…")

@@ -27,6 +27,14 @@ _EFFECTS: Mapping[tuple[str, str], str] = {
     ("coordinator", "add"): "joins when it runs: it waits for a manifest, and the others give it this one",
     ("coordinator", "change"): "asked at the new URL at once; another mesh address is refused",
     ("coordinator", "remove"): "admits nobody any more; off link and lists, its server out of Raft",
+    ("coordinators' app", "change"): "its coordinators take the mesh over (handover), and have keys of their own",
+    (
+        "handover",
+        "add",
+    ): "they take slots, history, workloads' keys and secrets from the former ones, and CVMs change over "
+    "by themselves; certificates of before are trusted until then",
+    ("handover", "change"): "counts for coordinators that have not taken the mesh over yet",
+    ("handover", "remove"): "nothing more is taken over; end the former coordinators",
     ("app", "add"): "CVMs of the app may join",
     ("app", "change"): "every CVM of the app of before is " + _EVICTED,
     ("app", "remove"): "every CVM of the app is " + _EVICTED,
@@ -87,6 +95,12 @@ def compare(before: Manifest, after: Manifest) -> tuple[Change, ...]:
 
 def warnings(before: Manifest, after: Manifest) -> tuple[str, ...]:
     """What a person should know before it is set."""
+    if before.coordinators.app_id != after.coordinators.app_id:
+        told = (
+            "the mesh is handed over to another coordinators' app: the root CA becomes another one, so whoever pins it "
+            "has to verify anew; end the former coordinators only when the new ones are ready"
+        )
+        return (told,)
     one, other = ([peer.peer_id for peer in it.coordinators.peers] for it in (before, after))
     return tuple(coordinators_go(one, other))
 
@@ -104,7 +118,9 @@ def _entries(manifest: Manifest) -> Iterator[tuple[_Key, Any]]:
     for name, value in tree.items():
         if name not in _TOLD:
             yield ("setting", name), _plain(value)
-    yield from _app("coordinator", tree["coordinators"])
+    yield from _app("coordinator", tree["coordinators"], "coordinators' app")
+    if tree["coordinators"]["handover"] is not None:
+        yield ("handover", "coordinator"), _plain(tree["coordinators"]["handover"])
     for peer in tree["coordinators"]["peers"]:
         yield ("coordinator", peer["peer_id"]), {"address": peer["address"], "url": peer["url"]}
     for group, entry in sorted(tree["groups"].items()):
@@ -142,8 +158,8 @@ def _references(references: Iterable[Mapping[str, Any]]) -> Iterator[tuple[_Key,
     yield from ((("image", name), found) for name, found in images.items())
 
 
-def _app(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[_Key, Any]]:
-    yield ("app", name), entry["app_id"]
+def _app(name: str, entry: Mapping[str, Any], kind: str = "app") -> Iterator[tuple[_Key, Any]]:
+    yield (kind, name), entry["app_id"]
     for found in entry["compose_hashes"]:
         yield ("compose hash", f"{name} {found}"), found
 

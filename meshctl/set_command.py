@@ -140,7 +140,9 @@ def _put(
 def _check_first(mesh: Mesh, wanted: Signed, memory: Memory, *, first: bool) -> None:
     """Returns when a coordinator without a manifest may begin with `wanted`. UserError."""
     memory.check_first(mesh, wanted)
-    if wanted.manifest.previous is not None and not first:
+    # New coordinators that are handed the mesh bring the manifest to the former ones themselves.
+    taken_over = wanted.manifest.coordinators.handover is not None
+    if wanted.manifest.previous is not None and not (first or taken_over):
         raise UserError(
             f"{mesh.url} has no manifest, and {wanted.name} follows another one: its coordinators lost their "
             "records, or another one answers at this URL than you know",

@@ -16,12 +16,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from admission.client import BEGUN_WITH, Attested, CoordinatorError, RefusedError
+from admission.client import BEGUN_WITH, Attested, CoordinatorError, Greeting, RefusedError
 from admission.offers import Offers
 from admission.trust import coordinator_check
 from peer.keys import KeySet, decode_keys
@@ -46,6 +46,7 @@ from runtime.log import configure
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from topology import given
+from topology.allowed import coordinators
 from topology.envelope import Signed
 from topology.manifest import Manifest
 from topology.owners import Owners
@@ -91,8 +92,11 @@ class Newest:
         """None before there is one."""
         self.there = asyncio.Event()
         """Set with the first."""
+        self.news = asyncio.Event()
+        """Set when `urls` may have others."""
+        self._offers = Offers(config.owners, lambda: self.signed, self._misfit)
         self.verify = coordinator_check(
-            Offers(config.owners, lambda: self.signed, self._misfit).judge,
+            self._judge,
             self._take,
             config.pccs_url,
             config.dev_root,
@@ -103,6 +107,23 @@ class Newest:
         """Its signed envelope; empty before there is one."""
         return self.signed.envelope if self.signed is not None else ""
 
+    @property
+    def digest(self) -> str:
+        """Of its manifest, hex; empty before there is one."""
+        return self.signed.digest if self.signed is not None else ""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where coordinators are: by the configuration, by the newest manifest, and where the mesh was handed over."""
+        named = coordinators(self.signed.manifest) if self.signed is not None else ()
+        return (*self._config.coordinators, *(peer.url for peer in named), *self._offers.elsewhere)
+
+    async def _judge(self, greeting: Greeting) -> Signed:
+        try:
+            return await self._offers.judge(greeting)
+        finally:
+            self.news.set()
+
     async def _take(self, signed: Signed) -> None:
         # A newer one may have come while this one's coordinator was verified.
         if self.signed is not None and signed.manifest.epoch < self.signed.manifest.epoch:
@@ -111,17 +132,46 @@ class Newest:
             log.info("goes by the manifest of %s", signed.name)
         self.signed = signed
         self.there.set()
+        self.news.set()
 
     def _misfit(self, manifest: Manifest) -> str | None:
         return misfit(manifest, self._config.address, public_key(self._config.private_key))
 
 
-class AttestedKeys:
-    """A coordinator's keys, which count only after its evidence was verified."""
+class Known:
+    """The coordinators that are asked. They come with manifests, and stay: one that is away keeps its last word."""
 
-    def __init__(self, coordinator: Attested, pool: str) -> None:
+    def __init__(self, newest: Newest) -> None:
+        self._newest = newest
+        self._made: dict[str, Attested] = {}
+
+    async def next(self) -> Attested:
+        """One that is not asked yet, as soon as there is one."""
+        newest = self._newest
+        while True:
+            newest.news.clear()
+            for url in newest.urls:
+                if url not in self._made:
+                    made = Attested(url, newest.verify, manifest=BEGUN_WITH, held=newest.envelope)
+                    self._made[url] = made
+                    return made
+            await newest.news.wait()
+
+    @property
+    def all(self) -> tuple[Attested, ...]:
+        """Those that are asked by now."""
+        return tuple(self._made.values())
+
+
+class AttestedKeys:
+    """A coordinator's keys, which count only after its evidence was verified. `digest` is of the manifest that is held
+    here, hex.
+    """
+
+    def __init__(self, coordinator: Attested, pool: str, digest: Callable[[], str] = lambda: "") -> None:
         self._coordinator = coordinator
         self._pool = pool
+        self._digest = digest
 
     async def watch(self, seen: int) -> KeySet:
         """See KeySource."""
@@ -129,6 +179,9 @@ class AttestedKeys:
             tree = await self._coordinator.call("GET", f"/v1/rendezvous/keys?seen={seen}", seconds=_POLL_TIMEOUT)
         except (CoordinatorError, RefusedError) as error:
             raise LinkError(str(error)) from error
+        if self._digest() not in ("", tree.get("manifest", self._digest())):
+            # It goes by another manifest, and shows it to whoever connects anew.
+            await self._coordinator.close()
         return decode_keys(tree, self._pool)
 
 
@@ -174,21 +227,30 @@ def own_public_key(environ: Mapping[str, str]) -> str:
 async def serve(config: Config) -> None:
     """Runs the rendezvous until cancelled."""
     newest = Newest(config)
-    coordinators = [
-        Attested(url, newest.verify, manifest=BEGUN_WITH, held=newest.envelope) for url in config.coordinators
-    ]
+    known = Known(newest)
     try:
-        pool = (await first_manifest(newest, coordinators)).mesh_pool
-        await _serve(config, pool, [AttestedKeys(coordinator, pool) for coordinator in coordinators])
+        pool = (await first_manifest(newest, known)).mesh_pool
+
+        async def more() -> AttestedKeys:
+            return AttestedKeys(await known.next(), pool, lambda: newest.digest)
+
+        await _serve(config, pool, [AttestedKeys(each, pool, lambda: newest.digest) for each in known.all], more)
     finally:
-        for coordinator in coordinators:
+        for coordinator in known.all:
             await coordinator.close()
 
 
-async def first_manifest(newest: Newest, coordinators: Sequence[Attested]) -> Manifest:
-    """Asks all `coordinators` until one has a manifest of ours and is verified by it."""
+async def first_manifest(newest: Newest, known: Known) -> Manifest:
+    """Asks all coordinators that are known until one has a manifest of ours and is verified by it."""
     async with TaskScope() as scope:
-        asks = [scope.start(f"ask {coordinator.url}", _ask(coordinator)) for coordinator in coordinators]
+        asks: list[asyncio.Task[None]] = []
+
+        async def ask_all() -> None:
+            while True:
+                coordinator = await known.next()
+                asks.append(scope.start(f"ask {coordinator.url}", _ask(coordinator)))
+
+        asks.append(scope.start("ask", ask_all()))
         await newest.there.wait()
         for task in asks:
             task.cancel()
@@ -210,14 +272,16 @@ async def _ask(coordinator: Attested) -> None:
         attempt += 1
 
 
-async def _serve(config: Config, pool: str, sources: Sequence[AttestedKeys]) -> None:
+async def _serve(
+    config: Config, pool: str, sources: Sequence[AttestedKeys], more: Callable[[], Awaitable[AttestedKeys]]
+) -> None:
     spec = InterfaceSpec(private_key=config.private_key, address=config.address, pool=pool, listen_port=config.port)
     device = await choose(spec)
     try:
         async with TaskScope() as scope:
             if isinstance(device, UserspaceDevice):
                 scope.start("wireguard-go", Child(_child(config, device)).run())
-            scope.start("rendezvous", Rendezvous(device, sources, Relay("0.0.0.0", _RELAY_PORTS)).run())
+            scope.start("rendezvous", Rendezvous(device, sources, Relay("0.0.0.0", _RELAY_PORTS), more=more).run())
     finally:
         if isinstance(device, KernelDevice):
             await device.remove()

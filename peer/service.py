@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from aiohttp import web
@@ -48,8 +48,12 @@ class Rendezvous:
         *,
         rng: Random | None = None,
         through_tunnel_only: bool = True,
+        more: Callable[[], Awaitable[KeySource]] | None = None,
     ) -> None:
-        """`through_tunnel_only=False` is for tests without a device: callers are then whoever has the address."""
+        """`through_tunnel_only=False` is for tests without a device: callers are then whoever has the address. `more`
+        waits for a further coordinator, and gives it.
+        """
+        self._more = more
         self._device = device
         self._through_tunnel_only = through_tunnel_only
         self._sources = sources
@@ -83,6 +87,8 @@ class Rendezvous:
                 scope.start("mappings", self._look())
                 for number, source in enumerate(self._sources):
                     scope.start(f"keys from coordinator {number}", self._follow(number, source))
+                if self._more is not None:
+                    scope.start("further coordinators", self._follow_more(scope, self._more))
         finally:
             self._ending = True
             self._publish()
@@ -114,6 +120,12 @@ class Rendezvous:
             key: self._probe_keys.get(key) or probe_key(spec.private_key, key, self._own_key) for key in self._admitted
         }
         await self._apply()
+
+    async def _follow_more(self, scope: TaskScope, more: Callable[[], Awaitable[KeySource]]) -> None:
+        number = len(self._sources)
+        while True:
+            scope.start(f"keys from coordinator {number}", self._follow(number, await more()))
+            number += 1
 
     async def _follow(self, number: int, source: KeySource) -> None:
         seen, attempt = 0, 0

@@ -89,6 +89,12 @@ class Child:
         self._state: State = "waiting"
         self._last_exit: str | None = None
         self._verdict: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def end(self) -> None:
+        """Ends the program at once, if it runs: it is started anew, with what its files say by then."""
+        if self._process is not None:
+            self._give_up(self._process, "started anew")
 
     def status(self) -> ChildStatus:
         """The state now. Cheap; may be called at any time."""
@@ -125,7 +131,7 @@ class Child:
         except OSError as error:
             self._last_exit = f"cannot start: {error}"
             return
-        self._pid, self._state = process.pid, "running"
+        self._pid, self._state, self._process = process.pid, "running", process
         self._verdict = None
         log.info("child started", extra={"child": self.spec.name, "pid": process.pid, "start": self._starts})
         with _Exit(process) as exited:
@@ -141,7 +147,7 @@ class Child:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KILL_SECONDS):
                         await exited.wait()
-                self._pid = None
+                self._pid = self._process = None
                 self._last_exit = self._why(process)
 
     async def _watch(self, process: subprocess.Popen[bytes], exited: _Exit) -> None:

@@ -18,6 +18,12 @@ SERF_PORT = 8301
 SERVER_PORT = 8300
 _NODE_NAMESPACE = uuid.UUID("6f0d7a2c-6f5d-5d0e-9d55-5b8f4f1f8a11")
 """Namespace of node IDs; any constant would do."""
+_LIMITS = {
+    # A service that turns critical and back is one HTTP client with many watches: the default of 200 is for strangers.
+    "http_max_conns_per_client": 2000,
+    # A transaction holds the greatest value that a key may have (512 KiB) in base64, and what goes with it.
+    "txn_max_req_len": 1 << 20,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +183,7 @@ def _common(
         "disable_anonymous_signature": True,
         # Output of a check that changes nothing is not worth a raft write.
         "check_update_interval": "5m",
-        # A service that turns critical and back is one HTTP client with many watches: the default of 200 is for
-        # strangers.
-        "limits": {"http_max_conns_per_client": 2000},
+        "limits": _LIMITS,
         "telemetry": {"disable_hostname": True, "prometheus_retention_time": "0s"},
         "log_level": "warn",
         "enable_syslog": False,

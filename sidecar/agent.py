@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -75,13 +76,19 @@ class Agent:
                 servers=admitted.servers,
                 gossip_key=admitted.gossip.keys[0],
                 token=admitted.token,
-                data_dir=self._folder / "data",
+                data_dir=self._data_of(admitted.ca_pem),
                 tls=tls,
                 api=self._api,
                 recovery_token=keys.recovery_token,
             ),
         )
         return before != after
+
+    def _data_of(self, ca_pem: str) -> Path:
+        """Where an agent of the Consul cluster with that authority has its data. Another cluster's is not for it: it
+        would go by nodes, registrations and gossip of before.
+        """
+        return self._folder / f"data-{hashlib.sha256(ca_pem.encode()).hexdigest()[:16]}"
 
     def forget(self) -> None:
         """Removes the agent's files: registrations and tokens of the peer that it was. Call it when it has ended."""

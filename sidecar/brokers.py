@@ -1,4 +1,5 @@
-"""Whom a CVM asks: the coordinators of its environment, and those that the newest manifest names. Pure.
+"""Whom a CVM asks: the coordinators of its environment, those that the newest manifest names, and those to whom the
+mesh was handed over. Pure.
 
 Coordinators come and go while the environment stays. Wherever a URL comes from, who answers there is verified.
 """
@@ -16,7 +17,7 @@ class Brokers:
     def __init__(
         self, given: tuple[str, ...], named: Callable[[], tuple[str, ...]], make: Callable[[str], Broker]
     ) -> None:
-        """`given` are the URLs of the environment, `named` those of the newest manifest."""
+        """`given` are the URLs of the environment, `named` those that manifests say."""
         self._given, self._named, self._make = given, named, make
         self._made: dict[str, Broker] = {}
 

@@ -27,6 +27,7 @@ from topology.manifest import (
     EVERYBODY,
     EXCLUSIVE_ROLES,
     BackendEntry,
+    CoordinatorPeer,
     Coordinators,
     GroupEntry,
     Manifest,
@@ -86,6 +87,9 @@ class World:
     """Those that they had when something was last held."""
     peers: tuple[MeshPeer, ...] = ()
     """Admitted CVMs that the manifest has, ourselves included once Consul lists us."""
+    former: tuple[CoordinatorPeer, ...] = ()
+    """Coordinators that had the mesh before the manifest handed it over: their Consul is what there is until one of the
+    new ones has admitted this CVM."""
     roots_file: str | None = None
     """Absolute path of the public authorities' certificates; None: this machine has none."""
 

@@ -117,6 +117,8 @@ class Membership:
         self._consul = ConsulClient(socket=api_socket(config.state_dir))
         self._agent = Agent(config.consul, config.state_dir, self._consul)
         self._watches = Watches(self._consul, scope, Random(), on_failure=self._watch_failed)
+        self._child: Child | None = None
+        """The agent's process."""
         self._joined = False
         self._trusts = ""
         self._ring = ""
@@ -151,6 +153,7 @@ class Membership:
             # Everything here is one peer's: device, agent, registrations, certificates, names.
             self._host.restart(f"admitted as {admitted.peer_id} after {first.peer_id}")
             return
+        moved = first is not None and first.ca_pem != admitted.ca_pem
         self.admission = admitted
         self._consul.use_token(admitted.token)
         changed = self._agent.write(admitted, self._keys)
@@ -163,7 +166,10 @@ class Membership:
             self._host.run("certificate", self._age())
             self._host.run("mesh", self._connect(admitted))
             return
-        await self._recover(admitted, changed)
+        if moved:
+            self._move()
+        else:
+            await self._recover(admitted, changed)
 
     async def renewed(self, renewed: Renewed, given: Given) -> None:
         """See `admission.Listener`."""
@@ -219,10 +225,13 @@ class Membership:
     def _take_certificate(self, given: Given) -> None:
         before = self._host.world.certificate
         now, last = asyncio.get_running_loop().time(), self._answered_at
-        keys = self._keys
-        self._host.see(
-            sources.with_certificate(self._host.world, given, keys.leaf_private_pem, keys.public_private_pem, now, last)
+        keys, world = self._keys, self._host.world
+        leaf, public, seconds = (
+            keys.leaf_private_pem,
+            keys.public_private_pem,
+            sources.overlap(world.manifest, self._unix()),
         )
+        self._host.see(sources.with_certificate(world, given, leaf, public, now, last, seconds))
         self._answered_at = now
         self._tell_certificate(before)
         self._certified.set()
@@ -346,16 +355,33 @@ class Membership:
 
     async def _recover(self, admitted: Admitted, certificate_changed: bool) -> None:
         """After a lease was lost: the servers may have come back knowing nobody and nothing (`sources.hold`)."""
-        self._host.see(sources.hold(self._host.world))
-        if self._hold is not None:
-            self._hold.cancel()
-        self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
+        self._hold_on()
         await self._give_token(admitted, reload=certificate_changed)
         if self._joined:
             await self._take_ring()
         self._lost.set()
         if self._joined:
             # Asked anew, not only for the new token: a query that waits on a server that is gone would wait on.
+            self._watches.keep({})
+            self.watch()
+
+    def _hold_on(self) -> None:
+        self._host.see(sources.hold(self._host.world))
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._let_go)
+
+    def _move(self) -> None:
+        """After coordinators of another app have admitted this CVM: their Consul is another cluster, whose authority
+        and gossip key the agent knows from its start, with data of its own. What was good until now is held.
+        """
+        log.warning("the Consul agent changes over to other coordinators")
+        self._ring = ""
+        self._hold_on()
+        if self._child is not None:
+            self._child.end()
+        if self._joined:
+            # Asked anew: what a query that waits would say is of the other cluster.
             self._watches.keep({})
             self.watch()
 
@@ -406,7 +432,8 @@ class Membership:
         self._host.wait("registration", "waits for the agent")
         self.registrar = Registrar(self._consul, self._backends(), admitted.peer_id, admitted.address, self.serving)
         self.registrar.on_change = self._registration_changed
-        self._host.supervise(Child(self._agent.spec(), self._agent_started))
+        self._child = Child(self._agent.spec(), self._agent_started)
+        self._host.supervise(self._child)
         await self._agent.joined()
         self._host.done("consul")
         self._joined = True

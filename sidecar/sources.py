@@ -16,12 +16,15 @@ from sidecar.certificate import Given, aged, begun, heard
 from sidecar.desired import World, watched_services
 from topology.allowed import coordinators, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, digest_of
-from topology.manifest import Manifest
+from topology.manifest import CoordinatorPeer, Manifest
 from topology.succession import Fault, SuccessionError, overtake
 
 CONSISTENT = ("consistent", "")
 """Parameter of a watch that must not go back in time. A server that restarts alone leads before it has applied its log,
 and would answer with an earlier leader, and without the CVMs that were admitted since."""
+NO_RECORDS = "of other coordinators"
+"""In the place of those that are held, where no records will show that nothing was lost: the new coordinators' have a
+text of their own (`coordinator.heir`), which is never this one."""
 MAX_BEFORE = 1 << 20
 """Characters of envelopes of former manifests that are kept: as much again as one manifest may have. A change of one
 manifest of a small mesh has some 20 KiB, so this is some fifty changes."""
@@ -101,7 +104,7 @@ def _with_peers(world: World) -> World:
     be wrong, or behind.
     """
     found = merge_peers(merge_peers(world.held_peers, world.admitted_peers), world.listed_peers)
-    peers = tuple(peer for peer in found if _stays(world.manifest, peer))
+    peers = tuple(peer for peer in found if _stays(world.manifest, peer) or _is_former(world, peer))
     return world if peers == world.peers else replace(world, peers=peers)
 
 
@@ -114,6 +117,11 @@ def _stays(manifest: Manifest, peer: MeshPeer) -> bool:
         said = replace(peer, kind="coordinator")
         return not peer.compose_hash or why_not_allowed(manifest, admitted_as(said)) is None
     return peer.kind == "workload" and why_not_allowed(manifest, admitted_as(peer)) is None
+
+
+def _is_former(world: World, peer: MeshPeer) -> bool:
+    """Whether the peer is a coordinator that had the mesh before, and is needed still."""
+    return any((lead.peer_id, lead.address) == (peer.peer_id, peer.address) for lead in world.former)
 
 
 def _by_manifest(world: World) -> World:
@@ -162,7 +170,28 @@ def adopt(world: World, found: Signed) -> World:
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
     before = _kept((*world.before, world.signed)) if new.previous == world.signed.digest else ()
-    return _by_manifest(replace(world, signed=found, before=before))
+    if new.coordinators.app_id == now.coordinators.app_id:
+        return _by_manifest(replace(world, signed=found, before=before))
+    # Other CVMs leave the former coordinators' Consul one after the other, and live all the same.
+    held = replace(hold(world), held_records=NO_RECORDS)
+    return _by_manifest(_with_former(replace(held, signed=found, before=before), now.coordinators.peers))
+
+
+def _with_former(world: World, former: tuple[CoordinatorPeer, ...]) -> World:
+    """The world in which the coordinators `former` are needed until one of those that the manifest has now has admitted
+    this CVM.
+    """
+    names = {lead.peer_id for lead in world.manifest.coordinators.peers}
+    admitted = any(peer.peer_id in names for peer in world.admitted_peers)
+    return replace(world, former=() if admitted else former)
+
+
+def overlap(manifest: Manifest, unix: float) -> float:
+    """Seconds from now (`unix`, in Unix seconds) for which certificates under what came before `manifest` are trusted:
+    while a handover lasts, some CVM may not have been admitted by the new coordinators yet.
+    """
+    handover = manifest.coordinators.handover
+    return max(float(manifest.overlap_seconds), handover.until - unix if handover is not None else 0.0)
 
 
 def _kept(before: tuple[Signed, ...]) -> tuple[Signed, ...]:
@@ -269,13 +298,15 @@ def _leader(key: str) -> Change:
     return change
 
 
-def with_certificate(world: World, given: Given, key: Secret, public: Secret, now: float, last: float) -> World:
+def with_certificate(
+    world: World, given: Given, key: Secret, public: Secret, now: float, last: float, seconds: float
+) -> World:
     """The world after a coordinator gave a certificate for our `key`, and those of public listeners for the key
-    `public`, at `now`; the answer before came at `last` (both monotonic seconds). CertificateError when it is the first
-    and has no leaf.
+    `public`, at `now`; the answer before came at `last` (both monotonic seconds). What came before it is trusted for
+    `seconds` (`overlap`). CertificateError when it is the first and has no leaf.
     """
-    held, overlap = world.certificate, float(world.manifest.overlap_seconds)
-    certificate = begun(given, now, overlap) if held is None else heard(held, given, now, overlap, last)
+    held = world.certificate
+    certificate = begun(given, now, seconds) if held is None else heard(held, given, now, seconds, last)
     return world if certificate == held else replace(world, certificate=certificate, leaf_key=key, public_key=public)
 
 
@@ -295,4 +326,5 @@ def with_admission(world: World, peers: tuple[MeshPeer, ...], address: str) -> W
     named = {peer.peer_id for peer in peers}
     listed = tuple(peer for peer in world.listed_peers if peer.peer_id not in named)
     held = tuple(peer for peer in world.held_peers if peer.peer_id not in named)
-    return _with_peers(replace(world, address=address, admitted_peers=peers, listed_peers=listed, held_peers=held))
+    world = replace(world, address=address, admitted_peers=peers, listed_peers=listed, held_peers=held)
+    return _with_peers(_with_former(world, world.former))

@@ -252,7 +252,11 @@ class Supervisor:
         offers = Offers(config.owners, lambda: self._newest, self._misfit)
         verify = coordinator_check(offers.judge, self.take, config.pccs_url, config.dev_root, time.time)
         self._admission = Admission(
-            Brokers(config.coordinators, self._named, lambda url: Broker(url, verify, self._envelope)),
+            Brokers(
+                config.coordinators,
+                lambda: (*self._named(), *offers.elsewhere),
+                lambda url: Broker(url, verify, self._envelope),
+            ),
             self._guest,
             Claim(
                 cluster=config.cluster,

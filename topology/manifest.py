@@ -19,10 +19,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from topology import egress, places, references, texts
+from topology import egress, handover, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
 from topology.egress import EgressEntry, Surroundings, Target
+from topology.handover import Handover, HandoverError
 from topology.named import named
 from topology.names import why_no_label
 from topology.owners import OwnerError, Owners, check
@@ -87,6 +88,13 @@ class Coordinators:
     app_id: str
     compose_hashes: tuple[str, ...]
     peers: tuple[CoordinatorPeer, ...]
+    handover: Handover | None = None
+    """Who has the mesh until they have it; None: they have it, or it begins with them."""
+
+    @property
+    def apps(self) -> frozenset[str]:
+        """Their app, and the one before it where there is a handover."""
+        return handover.apps(self.app_id, self.handover)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +322,7 @@ def _check(manifest: Manifest) -> None:
     except RevocationError as error:
         raise ManifestError(f"manifest.revoked{error}") from error
     _check_app("coordinators", manifest.coordinators)
+    _check_handover(manifest)
     for name, group in manifest.groups.items():
         _check_app(f"groups.{name:.80}", group)
     _check_env(manifest)
@@ -355,6 +364,14 @@ def _check_app(entry: str, app: Coordinators | GroupEntry) -> None:
             raise ManifestError(
                 f"manifest.{entry}.compose_hashes[{n}] is {compose_hash!r:.80}, expected 64 hex digits in lower case"
             )
+
+
+def _check_handover(manifest: Manifest) -> None:
+    own = manifest.coordinators
+    try:
+        handover.check(own.handover, own.app_id, (peer.url for peer in own.peers), manifest.epoch)
+    except (HandoverError, PlacesError) as error:
+        raise ManifestError(f"manifest{error}") from error
 
 
 def _check_env(manifest: Manifest) -> None:

@@ -1,8 +1,9 @@
 """Which manifest may follow which: one judgement for all who take manifests. Pure.
 
 A manifest follows its head when it has the next epoch, names the head's digest, is of the same cluster and the same
-coordinators' app, counts no rotation back, and is signed by the head's owners. So a manifest that was signed before the
-owners changed, or one of two that were signed at the same time, does not pass for the newest.
+coordinators' app (or says from which one it takes the mesh over), counts no rotation back, and is signed by the head's
+owners. So a manifest that was signed before the owners changed, or one of two that were signed at the same time, does
+not pass for the newest.
 """
 
 from __future__ import annotations
@@ -205,10 +206,12 @@ def _open(envelope: str, owners: Owners | None) -> Signed:
 def _check_same_mesh(head: Manifest, found: Manifest) -> None:
     if found.cluster != head.cluster:
         raise SuccessionError(Fault.FOREIGN, f"the manifest is of cluster {found.cluster!r}, not of {head.cluster!r}")
-    if found.coordinators.app_id != head.coordinators.app_id:
+    # A handover is taken back by naming the former app again, and led elsewhere by naming a third.
+    if not found.coordinators.apps & head.coordinators.apps:
         raise SuccessionError(
             Fault.FOREIGN,
-            f"the manifest names the coordinators' app {found.coordinators.app_id}, not {head.coordinators.app_id}",
+            f"the manifest names the coordinators' app {found.coordinators.app_id}, not {head.coordinators.app_id}, "
+            "and no coordinators.handover from that one",
         )
 
 

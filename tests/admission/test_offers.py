@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from coordinator.proposal import shown
 from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened, sealed
 from topology.envelope import Signed, digest_of
+from topology.handover import Handover
 from topology.manifest import Manifest, encode
 from topology.owners import Owners, key_of
 
@@ -155,3 +157,21 @@ async def test_a_coordinator_that_enforces_another_than_is_held_is_not_used() ->
     assert "is of cluster 'staging'" in await refused(Server(foreign), TWO)
     app = dataclasses.replace(TWO.manifest.coordinators, app_id="11" * 20)
     assert "names the coordinators' app" in await refused(Server(opened(after(TWO, coordinators=app), OWNER)), TWO)
+
+
+async def test_where_the_owners_have_handed_the_mesh_over_is_known_from_their_word_alone() -> None:
+    """To who holds a manifest and to who has none; a stranger's says nothing."""
+    held: list[Signed] = []
+    offers = Offers(OWNERS, lambda: held[-1] if held else None, lambda _: None)
+    own = ONE.manifest.coordinators
+    given = Handover(from_app_id=own.app_id, until=2_000_000_000, urls=("https://former",))
+    moved = after(ONE, coordinators=replace(own, app_id="77" * 20, handover=given))
+    with pytest.raises(CoordinatorError):
+        await offers.judge(Server(opened(moved, SECOND)).greeting)
+    await offers.judge(Server(ONE).greeting)
+    assert offers.elsewhere == ()
+    for _ in range(2):
+        offers.elsewhere = ()
+        await offers.judge(Server(opened(moved, OWNER)).greeting)
+        assert offers.elsewhere == tuple(peer.url for peer in own.peers)
+        held.append(ONE)

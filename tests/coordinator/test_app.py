@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from coordinator import app
+from coordinator.config import parse
+from coordinator.identity import Machine
 from evidence.bundle import decode
 from evidence.outside import Cause, Trusted, UnprovenError, verify
 from evidence.statement import evidence_digest
 from meshctl.attestation import fetch_whole
 from runtime.consul import ConsulClient
+from runtime.guest import GuestInfo, TlsKey
 from runtime.secret import Secret
 from tests.coordinator.setting import proposed
-from tests.coordinator.world import OWNER, OWNERS, TEE, Applicant, Running, cluster, encode
+from tests.coordinator.world import (
+    COORDINATOR_COMPOSE,
+    OWNER,
+    OWNER_KEY,
+    OWNERS,
+    TEE,
+    Applicant,
+    Running,
+    cluster,
+    cvm,
+    encode,
+    make_manifest,
+)
 from tests.topology.support import after, opened
+from topology.handover import Handover
 
 
 async def test_a_cvm_is_admitted() -> None:
@@ -125,3 +143,15 @@ async def test_a_bundle_has_the_last_manifests_and_the_rest_is_asked_for() -> No
         assert [
             each.digest for each in (await verify(kept, reader, nonce=nonce, seen=None, now=time.time())).history
         ] == [each.digest for each in chain]
+
+
+def test_a_former_coordinator_is_none_of_those_that_have_the_mesh_now(tmp_path: Path) -> None:
+    """Where the manifest has one only, and nobody said who it is: that one is of another app."""
+    head = opened(make_manifest(), OWNER)
+    former, lead = head.manifest.coordinators, cvm(COORDINATOR_COMPOSE, "coordinator-0")
+    given = Handover(from_app_id=former.app_id, until=2_000_000_000, urls=("https://former",))
+    new = opened(after(head, coordinators=dataclasses.replace(former, app_id="77" * 20, handover=given)), OWNER)
+    config = parse({"MESH_CLUSTER": "tests", "MESH_OWNERS": OWNER_KEY, "MESH_DATA_DIR": str(tmp_path)})
+    info = GuestInfo(app_id=lead.app_id, instance_id=lead.instance_id, compose_hash=lead.compose_hash)
+    machine = Machine(info=info, seed=Secret("00" * 32), tls=TlsKey(key_pem=Secret(""), chain_pem=""))
+    assert [app._lists(config, each, machine) for each in (head, new)] == [True, False]

@@ -18,7 +18,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from admission.protocol import MAX_AUTHORITIES
 from coordinator.authority import MeshCa, Window, authorities, issue, issue_public, mesh_ca, root, windows
-from coordinator.keys import ClusterKeys, derive
+from coordinator.keys import ClusterKeys, Inherited, derive
 from runtime.secret import Secret
 from tests.coordinator.world import make_manifest
 
@@ -225,3 +225,13 @@ def test_nothing_shows() -> None:
     """A dump of an authority holds no key."""
     shown = repr(mesh_ca(KEYS, 2, NEW))
     assert "PrivateKey" not in shown
+
+
+def test_former_coordinators_certificates_count_while_the_handover_lasts() -> None:
+    """As they made them: with the keys here theirs would be others."""
+    window = Window(epoch=1, digest="22" * 32, until=1e12)
+    former = Inherited(authorities={"22" * 32: "FORMER"}, until=50.0)
+    keys = dataclasses.replace(derive(Secret("11" * 32), "tests"), inherited=former)
+    own = mesh_ca(keys, 2, "33" * 32).pem
+    assert authorities(keys, 2, "33" * 32, (window,), 49.0) == own + "FORMER"
+    assert authorities(keys, 2, "33" * 32, (window,), 50.0) == own

@@ -23,6 +23,8 @@ from runtime.secret import Secret
 from tests.coordinator.world import OWNER, make_manifest, wireguard_key
 from tests.topology.support import after, opened
 from topology.envelope import Signed
+from topology.handover import Handover
+from topology.manifest import CoordinatorPeer
 
 HEAD = opened(make_manifest(coordinators=2), OWNER)
 STAYS, GOES = HEAD.manifest.coordinators.peers
@@ -220,3 +222,18 @@ async def test_one_that_may_be_withdrawn_and_shows_nothing_has_no_link(newest: S
     registry.put(other)
     await circle.look(3 * UNPROVEN_SECONDS)
     assert registry.peers() == (own, other)
+
+
+def test_who_has_handed_the_mesh_over_stays_with_those_that_it_was_with() -> None:
+    """They have the records together until the new coordinators have them: their own siblings are asked, not those."""
+    former = HEAD.manifest.coordinators
+    given = Handover(from_app_id=former.app_id, until=2_000_000_000, urls=("https://former",))
+    new = CoordinatorPeer(peer_id="coordinator-9", address="127.0.0.9", url="https://new")
+    own = dataclasses.replace(former, app_id="77" * 20, peers=(new,), handover=given)
+    moved = opened(after(HEAD, coordinators=own), OWNER)
+    broker = Broker()
+    broker.rules = SimpleNamespace(manifest=moved.manifest)
+    for app_id, addresses in ((former.app_id, (GOES.address,)), ("77" * 20, ("127.0.0.9",))):
+        who = dataclasses.replace(entry(STAYS.peer_id, STAYS.address), app_id=app_id)
+        circle = circle_of(who, broker, Registry(lambda: None), IllMeant("leads"), (HEAD, moved))
+        assert circle.addresses == addresses

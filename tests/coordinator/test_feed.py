@@ -29,6 +29,16 @@ async def test_a_poll_returns_at_once_when_there_is_news() -> None:
     assert news.version == feed.version
 
 
+async def test_news_beside_the_set_are_announced() -> None:
+    """Whoever waits is answered with the set as it is, and asks anew."""
+    feed = Feed(1000, Clock())
+    async with TaskScope() as scope:
+        poll = scope.start("poll", feed.poll(feed.version))
+        await asyncio.sleep(0)
+        feed.announce()
+        assert (await poll).version == 1001
+
+
 async def test_a_poll_waits_for_news() -> None:
     """A caller that is up to date is answered when something changes."""
     feed = Feed(1000, Clock())

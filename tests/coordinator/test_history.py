@@ -14,6 +14,7 @@ from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.world import OWNER, OWNERS, make_manifest
 from tests.topology.support import after, opened
 from topology.envelope import Signed, seal
+from topology.handover import Handover
 from topology.owners import Owners, key_of
 from topology.succession import led
 
@@ -217,3 +218,19 @@ def test_what_is_in_force_by_now_extends_the_history() -> None:
     assert history.chain == (ONE, TWO, THREE)
     assert extend(history, FIVE, MESH).chain == (FIVE,)
     assert extend(extend(History(), TWIN, MESH), TWO, MESH).chain in ((TWO,), (TWIN,))
+
+
+def test_manifests_of_the_app_before_a_handover_are_of_the_same_mesh() -> None:
+    """For the new coordinators, and for the former ones, by the manifest that names both; without it they are not."""
+    app = ONE.manifest.coordinators.app_id
+    given = Handover(from_app_id=app, until=2_000_000_000, urls=("https://former",))
+    own = dataclasses.replace(TWO.manifest.coordinators, app_id="77" * 20, handover=given)
+    moved = opened(after(TWO, coordinators=own), OWNER)
+    last = opened(after(moved, coordinators=dataclasses.replace(own, handover=None)), OWNER)
+    for mesh in (MESH, dataclasses.replace(MESH, app_id="77" * 20)):
+        found = arrange(kept(ONE, TWO, moved, last), mesh)
+        assert found.chain == (ONE, TWO, moved, last)
+        assert (found.last_of(app), found.last_of("77" * 20), found.last_of("88" * 20)) == (TWO, last, None)
+    heir = dataclasses.replace(MESH, app_id="77" * 20)
+    assert arrange(kept(ONE, TWO), heir).chain == ()
+    assert arrange(kept(ONE, TWO), dataclasses.replace(heir, apps=own.apps)).chain == (ONE, TWO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import uuid
 
 import pytest
@@ -10,7 +11,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from coordinator.keys import ClusterKeys, agent_certificate, derive, gossip_key, wireguard_key, workload_secret
+from coordinator.keys import (
+    ClusterKeys,
+    Inherited,
+    agent_certificate,
+    derive,
+    gossip_key,
+    wireguard_key,
+    workload_secret,
+)
 from runtime.secret import Secret
 
 SEED = Secret("ab" * 32)
@@ -104,3 +113,13 @@ def test_other_keys_get_no_certificate(der: bytes) -> None:
     """Only elliptic-curve keys are signed."""
     with pytest.raises(ValueError, match=r".+"):
         agent_certificate(derive(SEED, "tests"), der, node="n", datacenter="tests", server=False, now=NOW)
+
+
+def test_a_secret_that_came_with_the_mesh_stays_until_it_is_rotated() -> None:
+    """Programs that run know it; the next one is derived here, where the former coordinators' key is not."""
+    own = derive(SEED, "tests")
+    keys = dataclasses.replace(own, inherited=Inherited(secrets={("db", "a", 3): Secret("before")}))
+    assert workload_secret(keys, "db", "a", 3).reveal() == "before"
+    for name, rotation in (("a", 4), ("a", 2), ("b", 3)):
+        found = workload_secret(keys, "db", name, rotation).reveal()
+        assert found == workload_secret(own, "db", name, rotation).reveal()

@@ -41,7 +41,7 @@ CHECKS = [
 def test_every_route_is_in_the_document() -> None:
     """And nothing else."""
     api = Api()
-    app = application(api.broker, api.feed, lambda: None, api.standing, api, api.asked)
+    app = application(api.broker, api.feed, lambda: None, api.standing, api, api.asked, estate=api.estate)
     routes = {
         (route.method.lower(), route.resource.canonical)
         for route in app.router.routes()

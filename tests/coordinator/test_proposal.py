@@ -8,13 +8,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from admission.protocol import Code, MeshPeer
-from coordinator.proposal import MAX_STORED, judge, shown
+from coordinator.proposal import MAX_STORED, hands_over, judge, misfit, shown, why_not
 from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from tests.coordinator.test_head import of_newer_program
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, cvm, make_manifest
 from tests.topology.support import after, opened
 from topology.envelope import Signed, seal
+from topology.handover import Handover
 from topology.manifest import Coordinators
 from topology.owners import Owners, key_of
 
@@ -112,6 +113,43 @@ def test_what_would_lock_out_is_refused_with_its_reason(manifest: object, words:
     refusal = answer(seal(manifest, OWNER))  # type: ignore[arg-type]
     assert refusal.code is Code.MANIFEST_REFUSED
     assert words in refusal.reason
+
+
+def handed_over(**changes: object) -> Coordinators:
+    """The coordinators' entry of a new app that takes the mesh over, with `changes`."""
+    new = dataclasses.replace(LEADS.peers[0], peer_id="coordinator-3", address="127.90.0.9", url="https://new.example")
+    given = Handover(from_app_id=WHO.app_id, until=2_000_000_000, urls=(LEADS.peers[0].url,))
+    return leads(app_id="33" * 20, compose_hashes=("33" * 32,), peers=(new,), handover=given, **changes)
+
+
+def test_a_handover_takes_the_mesh_from_this_app() -> None:
+    """The new coordinators bring it; whoever has read it knows why this one enforces nothing any more."""
+    moved = opened(after(HEAD, coordinators=handed_over()), OWNER)
+    assert judge(HEAD, moved.envelope, INFO, OWN, signed=True) == moved
+    assert hands_over(moved.manifest, INFO)
+    assert not hands_over(HEAD.manifest, INFO)
+    assert "have handed the mesh over to the coordinators' app " + "33" * 20 in str(misfit(moved.manifest, INFO))
+    stranger = dataclasses.replace(INFO, app_id="44" * 20)
+    assert "this CVM is of app " + "44" * 20 in str(misfit(moved.manifest, stranger))
+
+
+def test_new_coordinators_stand_beside_the_former_ones() -> None:
+    """With names and addresses of their own, and the mesh's pools."""
+    for place, words in (
+        ({"peer_id": "coordinator-1"}, "coordinator-1"),
+        ({"address": LEADS.peers[2].address}, "127."),
+    ):
+        own = handed_over()
+        own = dataclasses.replace(own, peers=(dataclasses.replace(own.peers[0], **place),))
+        moved = opened(after(HEAD, coordinators=own), OWNER)
+        reason = why_not(HEAD, moved, INFO, signed=True)
+        assert reason is not None
+        assert words in reason
+        assert "which one of the former ones has" in reason
+    moved = opened(after(HEAD, coordinators=handed_over(), vip_pool="127.20.0.0/16"), OWNER)
+    assert "other address pools" in str(why_not(HEAD, moved, INFO, signed=True))
+    nobody = opened(after(HEAD, coordinators=dataclasses.replace(handed_over(), peers=())), OWNER)
+    assert "no coordinator" in str(why_not(HEAD, nobody, INFO, signed=True))
 
 
 def test_the_only_coordinator_is_not_dropped() -> None:

@@ -19,7 +19,15 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from admission.protocol import MAX_BODY, Code, ManifestHead, ManifestHistory, MeshPeer
+from admission.protocol import (
+    MAX_BODY,
+    Code,
+    EstatePage,
+    EstateRequest,
+    ManifestHead,
+    ManifestHistory,
+    MeshPeer,
+)
 from coordinator import server as module
 from coordinator.bodies import MOST_BYTES
 from coordinator.broker import Broker, Clocks, Rules
@@ -75,7 +83,15 @@ class Api:
         )
         self.broker.not_ready = None
         self.server = Server(
-            application(self.broker, self.feed, lambda: self.broker.not_ready, self.standing, self, self.asked),
+            application(
+                self.broker,
+                self.feed,
+                lambda: self.broker.not_ready,
+                self.standing,
+                self,
+                self.asked,
+                estate=self.estate,
+            ),
             "127.0.0.1", 0, None, limits,
         )  # fmt: skip
         self.port = 0
@@ -85,6 +101,7 @@ class Api:
         """The lease of another coordinator."""
         self.proposed: list[tuple[str, dict[str, str]]] = []
         self.leaderless = False
+        self.handed_over = False
         self.refusal: RefusalError | None = None
 
     def shown(self) -> ManifestHead:
@@ -111,6 +128,11 @@ class Api:
         if request.lease != self.sibling:
             self.broker.sibling(request.lease)
         return UNKNOWN
+
+    async def estate(self, request: EstateRequest) -> EstatePage:
+        """What a former coordinator hands out, to one that proves a lease."""
+        self.broker.sibling(request.lease)
+        raise RefusalError(Code.ADMISSION_REJECTED, "no manifest hands the mesh over")
 
     @contextlib.asynccontextmanager
     async def asked(self, request: AttestationRequest) -> AsyncIterator[bytes]:
@@ -304,11 +326,22 @@ async def test_a_coordinator_that_is_not_ready_neither_shows_nor_sets_a_manifest
     assert api.proposed == []
 
 
+async def test_a_former_coordinator_shows_where_the_mesh_is(api: Api) -> None:
+    """Though it is not ready, and takes none. What it keeps is for who proves a lease."""
+    api.broker.not_ready, api.handed_over = "the owners have handed the mesh over", True
+    status, shows = await api.call("GET", "/v1/manifest")
+    assert (status, shows["digest"]) == (200, api.shown().digest)
+    assert (await api.call("POST", "/v1/manifest", b'{"envelope": "a.b"}'))[0] == 503
+    status, refused = await api.call("POST", "/v1/coordinators/estate", b'{"lease": "none"}')
+    assert (status, refused["code"]) == (401, "LEASE_INVALID")
+
+
 async def test_the_rendezvous_feed(api: Api) -> None:
     """A poll gives keys and addresses, waits for news, and refuses a version that is none."""
     api.feed.publish((MeshPeer(peer_id="api-0", public_key="k", address="100.96.0.1", kind="workload"),))
     status, news = await api.call("GET", "/v1/rendezvous/keys?seen=0")
     assert (status, news["peers"]) == (200, [{"public_key": "k", "address": "100.96.0.1"}])
+    assert news["manifest"] == api.broker.rules.signed.digest
     async with TaskScope() as scope:
         poll = scope.start("poll", api.call("GET", f"/v1/rendezvous/keys?seen={news['version']}"))
         api.feed.publish(())

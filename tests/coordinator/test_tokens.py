@@ -124,3 +124,12 @@ def test_a_group_registers_its_own_services_and_nothing_else() -> None:
         "b": {"policy": "write"},
     }
     assert "service" not in rules("client", MANIFEST.groups["client"])
+
+
+def test_keys_that_are_handed_over_are_written_no_more() -> None:
+    """By sidecars and workloads; they are read as before."""
+    for body in policy_bodies(make_database_manifest(), "read"):
+        prefixes = json.loads(str(body["Rules"])).get("key_prefix", {})
+        assert "write" not in {rule["policy"] for rule in prefixes.values()}, body
+    before = str([body["Rules"] for body in policy_bodies(make_database_manifest())])
+    assert '"service/db": {"policy": "write"}' in before

@@ -236,9 +236,11 @@ class Running:
 class Cluster:
     """Starts coordinators of one manifest."""
 
-    def __init__(self, scope: TaskScope, root: Path, coordinators: int = 1) -> None:
+    def __init__(self, scope: TaskScope, root: Path, coordinators: int = 1, name: str = "coordinator") -> None:
+        """`name` is what their peer IDs begin with."""
         self.scope = scope
         self.root = root
+        self.name = name
         self.ports = tuple(free_port() for _ in range(coordinators))
         # Several test processes share the machine: each takes /24 networks of its own.
         network = f"127.{100 + os.getpid() % 150}.{(os.getpid() // 150 + next(_numbers)) % 250}"
@@ -274,13 +276,13 @@ class Cluster:
         private = self.root / f"private-{n}"
         shutil.rmtree(private, ignore_errors=True)
         app_id = self.manifest.coordinators.app_id
-        agent = GuestAgentServer(TEE, cvm(compose, f"coordinator-{n}", app_id=app_id))
+        agent = GuestAgentServer(TEE, cvm(compose, f"{self.name}-{n}", app_id=app_id))
         await agent.start(folder / "dstack.sock")
         self._agents.append(agent)
         config = parse(
             {
                 "MESH_CLUSTER": "tests",
-                "MESH_PEER_ID": f"coordinator-{n}",
+                "MESH_PEER_ID": f"{self.name}-{n}",
                 "MESH_OWNERS": OWNER_KEY,
                 "MESH_PCCS_URL": self.pccs_url,
                 "MESH_INSECURE_DEV_ROOT": base64.b64encode(TEE.root_der).decode(),
@@ -300,7 +302,7 @@ class Cluster:
 
         coordinator = Coordinator(config, make_link)
         stop = asyncio.Event()
-        task = self.scope.start(f"coordinator-{n}", coordinator.run(stop))
+        task = self.scope.start(f"{self.name}-{n}", coordinator.run(stop))
         running = Running(
             coordinator=coordinator,
             link=link,
@@ -316,7 +318,7 @@ class Cluster:
         """Puts `signed` on the disk of coordinator `n`, which is its own from then on."""
         folder = self.disk(n)
         if not (folder.exists() and any(folder.iterdir())):
-            owner = Owner(cluster="tests", app_id=self.manifest.coordinators.app_id, peer_id=f"coordinator-{n}")
+            owner = Owner(cluster="tests", app_id=self.manifest.coordinators.app_id, peer_id=f"{self.name}-{n}")
             Disk(folder, owner).claim()
         file = folder / MANIFESTS / name_of(signed)
         if not file.exists():

@@ -120,6 +120,23 @@ def test_what_evicts_is_called_so(edit: Any, kind: str) -> None:
     assert all("evicted: " in effect for effect in effects), effects
 
 
+HANDOVER = {"from_app_id": "99" * 20, "until": 2_000_000_000, "urls": ["https://former.example"]}
+
+
+def test_a_handover_says_what_becomes_of_the_mesh() -> None:
+    """And what a person has to do who pins its root."""
+
+    def edit(tree: Any) -> None:
+        tree["coordinators"].update(app_id="88" * 20, handover=HANDOVER)
+
+    made = changed(edit)
+    found = {each.kind: each.effect for each in compare(HEAD.manifest, made)}
+    assert "have keys of their own" in found["coordinators' app"]
+    assert "certificates of before are trusted until then" in found["handover"]
+    [warning] = warnings(HEAD.manifest, made)
+    assert "whoever pins it has to verify anew" in warning
+
+
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where the values of a JSON tree are."""
     if isinstance(tree, dict | list):
@@ -141,6 +158,8 @@ def test_no_value_of_a_manifest_changes_unseen() -> None:
         place[path[-1]] = (
             LISTENER
             if path[-1] == "public"
+            else HANDOVER
+            if path[-1] == "handover"
             else not was
             if isinstance(was, bool)
             else was + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.coordinator.world import API_COMPOSE, COORDINATOR_COMPOSE, OWNER, OWN
 from tests.support import eventually
 from tests.topology.support import after, opened
 from topology.envelope import Signed, open_envelope, seal
+from topology.handover import Handover
 from topology.manifest import decode
 
 FIRST = opened(make_manifest(), OWNER)
@@ -189,6 +191,19 @@ def test_a_later_manifest_is_no_first_one() -> None:
         put(three.mesh, NEXT.envelope, yes=True)
     assert "--first" in caught.value.remedy
     assert set(three.states.values()) == {"waits"}
+
+
+def test_new_coordinators_begin_with_the_manifest_that_hands_the_mesh_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --first: it says itself that another app has the mesh until then. A person sees whose, and until when."""
+    three = Beginning("waits", "waits")
+    given = Handover(from_app_id="aa" * 20, until=2_000_000_000, urls=("https://former.test",))
+    own = dataclasses.replace(three.manifest.manifest.coordinators, handover=given)
+    three.manifest = opened(after(three.manifest, coordinators=own), OWNER)
+    put(three.mesh, three.manifest.envelope, yes=True)
+    assert set(three.states.values()) == {"starts"}
+    out = capsys.readouterr().out
+    assert f"take the mesh over from app {'aa' * 20} at https://former.test" in out
+    assert "until 2033-05-18 03:33 UTC" in out
 
 
 def test_what_a_coordinator_does_not_enforce_is_named() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
+import json
 import ssl
 import subprocess
 import sys
@@ -21,14 +23,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from admission.client import BEGUN_WITH, Attested, CoordinatorError, Greeting, Verify
-from peer.rendezvous import AttestedKeys, Newest, first_manifest, misfit, read_config
+from peer.rendezvous import AttestedKeys, Config, Known, Newest, first_manifest, misfit, read_config
 from peer.spec import LinkError
 from peer.wireguard import generate_key
 from runtime.env import ConfigError
 from runtime.tasks import TaskScope
 from tests.support import ROOT, eventually
-from tests.topology.support import REFERENCE
+from tests.topology.support import REFERENCE, after
 from topology.envelope import open_envelope, seal
+from topology.handover import Handover
 from topology.manifest import (
     MANIFEST_VERSION,
     CoordinatorPeer,
@@ -265,10 +268,10 @@ async def test_it_waits_for_a_manifest_of_its_own(
     """Of its owners, that names its key, and by which the coordinator's evidence holds; the log says what is missing.
     Another coordinator that is away keeps nobody waiting.
     """
-    newest = Newest(read_config(_environ(tmp_path)))
-    clients = [attested(url, newest.verify) for url in ("https://127.0.0.1:1", coordinator.url)]
+    newest = Newest(_asking(tmp_path, "https://127.0.0.1:1", coordinator.url))
+    known = Known(newest)
     async with TaskScope() as scope:
-        first = scope.start("first", first_manifest(newest, clients))
+        first = scope.start("first", first_manifest(newest, known))
         for envelope, words in (
             ("", "waits for an owner"),
             (seal(_manifest()), "signed by 0 of"),
@@ -281,8 +284,58 @@ async def test_it_waits_for_a_manifest_of_its_own(
         signed = open_envelope(coordinator.envelope, OWNERS)
         await newest._take(signed)
         assert await first == signed.manifest
-    for client in clients:
+    for client in known.all:
         await client.close()
+
+
+def _asking(tmp_path: Path, *urls: str) -> Config:
+    return read_config(_environ(tmp_path, MESH_COORDINATORS=json.dumps(urls)))
+
+
+def _handed_over(url: str) -> str:
+    """The envelope by which the mesh of `_manifest` has its coordinators at `url`."""
+    first = open_envelope(seal(_manifest(), OWNER), OWNERS)
+    given = Handover(from_app_id="aa" * 20, until=2_000_000_000, urls=("https://c0.example:443",))
+    lead = CoordinatorPeer(peer_id="coordinator-1", address="100.96.0.11", url=url)
+    own = Coordinators(app_id="cc" * 20, compose_hashes=("dd" * 32,), peers=(lead,), handover=given)
+    return seal(after(first, coordinators=own), OWNER)
+
+
+async def test_where_the_mesh_was_handed_over_is_asked_too(tmp_path: Path, coordinator: Coordinator) -> None:
+    """A former coordinator, which is none by the manifest that it shows, says where; and nobody is asked twice."""
+    newest = Newest(_asking(tmp_path, coordinator.url))
+    known = Known(newest)
+    former = await known.next()
+    coordinator.envelope = _handed_over("https://new.example:443")
+    with pytest.raises(CoordinatorError):
+        await former.call("GET", BEGUN_WITH)
+    assert newest.signed is None
+    assert (await known.next()).url == "https://new.example:443"
+    async with TaskScope() as scope:
+        waiting = scope.start("next", known.next())
+        newest.news.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+    for client in known.all:
+        await client.close()
+
+
+async def test_who_goes_by_another_manifest_is_asked_anew(coordinator: Coordinator) -> None:
+    """It shows it to a new connection, and may be none of this mesh by it; the keys that it gave are taken."""
+
+    async def trust(_: Greeting) -> str:
+        return ""
+
+    client = attested(coordinator.url, trust)
+    held = ""
+    keys = AttestedKeys(client, "100.96.0.0/16", lambda: held)
+    coordinator.answer = json.dumps({"version": 4, "peers": [], "manifest": "ab" * 32}).encode()
+    for held, stays in (("", True), ("ab" * 32, True), ("cd" * 32, False)):
+        await keys.watch(0)
+        assert (client._channel is not None) is stays, held
+    await client.close()
 
 
 def _run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -162,6 +162,25 @@ async def test_callers_learn_each_others_mappings(setting: Setting) -> None:
         assert (await waiting).mappings == {setting.keys[1]: "198.18.1.2:51820"}
 
 
+async def test_a_coordinator_that_comes_later_is_followed_too() -> None:
+    """As those that were there from the start; the next one is waited for."""
+    net = f"127.{80 + os.getpid() % 100}.{next(_subnets)}"
+    device = FakeDevice(InterfaceSpec(private_key=generate_key()[0], address=f"{net}.1", pool="127.0.0.0/8"))
+    made = Setting(device, [FakeSource()], net, [generate_key()[1] for _ in range(2)])
+    later: asyncio.Queue[FakeSource] = asyncio.Queue()
+    relay = Relay("127.0.0.1", range(45010, 45020))
+    service = Rendezvous(device, tuple(made.sources), relay, through_tunnel_only=False, more=later.get)
+    async with TaskScope() as scope:
+        task = scope.start("service", service.run())
+        await made.admit(1, 0)
+        for number in (1, 2):
+            made.sources.append(FakeSource())
+            later.put_nowait(made.sources[number])
+            await made.admit(7, 1, source=number)
+            assert device.keys() == set(made.keys)
+        task.cancel()
+
+
 async def test_an_unchanged_table_is_waited_for(setting: Setting) -> None:
     """A watch at the newest index is held for as long as it asks."""
     await setting.admit(1, 0)

@@ -72,6 +72,19 @@ async def test_killed_child_is_replaced_and_its_sibling_untouched() -> None:
     assert not alive(sibling)
 
 
+async def test_a_child_that_is_ended_is_started_anew() -> None:
+    """At once, with what it reads then; where it does not run there is nothing to end."""
+    child = Child(spec(SLEEP), backoff=QUICK)
+    child.end()
+    async with running(child):
+        await eventually(lambda: child.status().pid is not None, "it runs")
+        first = pid_of(child)
+        child.end()
+        await eventually(lambda: child.status().pid not in (None, first), "another one runs")
+        assert not alive(first)
+        assert child.status().last_exit == "started anew"
+
+
 async def test_no_python_runs_between_fork_and_exec() -> None:
     """A handler for forks is not called: gRPC has threads in a sidecar, and its own handlers crash there."""
     called: list[int] = []

@@ -79,7 +79,7 @@ class Member:
         self._server = await asyncio.start_server(self._serve, self.backend, 5432)
         own = World(signed=opened(manifest), own=manifest.groups["db"], group="db", address=self.address)
         spec = desired(
-            sources.with_certificate(own, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0)
+            sources.with_certificate(own, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0, 120.0)
         ).spec
         assert spec is not None
         # Each member has a server of its own, and all are on this machine.
@@ -281,7 +281,7 @@ async def _stage() -> AsyncIterator[Stage]:
         scope = await stack.enter_async_context(TaskScope())
         caller = Caller(mesh.manifest, folder, admission["address"], consul, scope)
         caller.world = sources.with_certificate(
-            caller.world, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0
+            caller.world, given, keys.leaf_private_pem, keys.public_private_pem, 0.0, 0.0, 120.0
         )
         stack.push_async_callback(caller.envoy.close)
         await caller.envoy.start()

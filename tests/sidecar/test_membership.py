@@ -172,6 +172,36 @@ async def test_later_admission_renews_in_place_and_holds_what_was_good(tmp_path:
         assert host.world.held == {}
 
 
+class Program:
+    """The agent's process."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    def end(self) -> None:
+        """As Child."""
+        self.ended += 1
+
+
+async def test_coordinators_of_another_app_have_another_consul(tmp_path: Path) -> None:
+    """The agent is started anew, with data of its own, and what was good until then is held. The same authority with
+    another certificate is no reason.
+    """
+    async with membership(tmp_path) as (it, host):
+        await it.admitted(*admission())
+        it._child = program = Program()  # type: ignore[assignment]
+        host.world = dataclasses.replace(host.world, catalog={"api": instances([health("api-1", "100.96.0.11")])})
+        file = tmp_path / "consul/config/agent.json"
+        before = json.loads(file.read_text())["data_dir"]
+        await it.admitted(*admission(certificate_pem="another"))
+        assert (program.ended, json.loads(file.read_text())["data_dir"]) == (0, before)
+        sources_of_before, host.world = host.world, sources.let_go(host.world)
+        await it.admitted(*admission(ca_pem="another"))
+        assert (program.ended, json.loads(file.read_text())["data_dir"] == before) == (1, False)
+        assert host.world.held == sources_of_before.held != {}
+        assert it.gossip_ring() == ""
+
+
 async def test_admission_as_another_peer_starts_anew_as_that_one(tmp_path: Path) -> None:
     """Everything here belongs to one peer: nothing of it changes, and the next process claims the new slot."""
     async with membership(tmp_path) as (it, host):

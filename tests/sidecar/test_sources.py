@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -17,16 +18,18 @@ from sidecar.sources import (
     hold,
     let_go,
     merge_peers,
+    overlap,
     queries,
     take_manifest,
     with_admission,
     with_certificate,
     with_time,
 )
-from tests.sidecar.world import DIGEST, OWNER, given, health, kv, kv_peers, manifest, peer
+from tests.sidecar.world import DIGEST, NOW, OWNER, given, health, kv, kv_peers, manifest, peer
 from tests.topology.support import REFERENCE, opened
 from tests.topology.support import after as following
-from topology.envelope import seal
+from topology.envelope import Signed, seal
+from topology.handover import Handover
 from topology.manifest import CoordinatorPeer
 from topology.revocation import Revocation
 
@@ -246,11 +249,11 @@ def test_who_the_manifest_dropped_is_not_held() -> None:
 def test_a_certificate_is_known_with_its_key_and_ages() -> None:
     """The same answer again is no news; the window of the manifest ends what was trusted before."""
     key = KEYS.leaf_private_pem
-    world = with_certificate(WORLD, given(KEYS.public.leaf), key, key, 0.0, 0.0)
+    world = with_certificate(WORLD, given(KEYS.public.leaf), key, key, 0.0, 0.0, 120.0)
     assert world.certificate is not None
     assert (world.certificate.digest, world.leaf_key) == (DIGEST, key)
-    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, key, 5.0, 0.0) is world
-    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, key, 10.0, 5.0)
+    assert with_certificate(world, given(KEYS.public.leaf, leaf=False), key, key, 5.0, 0.0, 120.0) is world
+    changed = with_certificate(world, given(KEYS.public.leaf, "e2" * 32, DIGEST, epoch=4), key, key, 10.0, 5.0, 120.0)
     assert changed.certificate is not None
     assert len(changed.certificate.trusted) == 2
     assert with_time(changed, 20.0) is changed
@@ -276,3 +279,34 @@ def test_a_coordinator_that_the_manifest_drops_is_no_peer_whoever_lists_it() -> 
     fewer = taken(more, seal(following(grown, coordinators=leads), OWNER))
     assert fewer.peers == (zero,)
     assert tell(fewer, kv_peers(zero, one), 8).peers == (zero,)
+
+
+def handed_over() -> Signed:
+    """The manifest that hands the mesh over to coordinator-9."""
+    own = HEAD.manifest.coordinators
+    given_by = Handover(from_app_id=own.app_id, until=int(NOW) + 600, urls=("https://former",))
+    new = CoordinatorPeer(peer_id="coordinator-9", address="100.96.9.9", url="https://new")
+    return opened(following(HEAD, coordinators=replace(own, app_id="77" * 20, peers=(new,), handover=given_by)), OWNER)
+
+
+def test_a_handover_holds_what_is_good_and_keeps_the_former_coordinators_until_a_new_one_admits() -> None:
+    """Their Consul is all that there is until then; the text of its records lets nothing go."""
+    lead = HEAD.manifest.coordinators.peers[0]
+    former, new = peer(lead.peer_id, lead.address, "coordinator"), peer("coordinator-9", "100.96.9.9", "coordinator")
+    world = replace(with_admission(WORLD, (former,), "100.96.0.10"), records="ab")
+    world = replace(world, catalog={"api": instances([health("api-1", "100.96.0.11")])})
+    found = taken(world, handed_over().envelope)
+    assert found.held["api"] == world.catalog["api"]
+    assert [each.peer_id for each in found.peers] == [lead.peer_id]
+    records = next(change for query, change in queries(found, check_signatures=True).items() if "records" in query.path)
+    assert records(found, kv({"mesh/records": "ab"}), 1).held == found.held
+    admitted = with_admission(found, (new,), "100.96.0.10")
+    assert [each.peer_id for each in admitted.peers] == ["coordinator-9"]
+    early = with_admission(world, (new,), "100.96.0.10")
+    assert [each.peer_id for each in taken(early, handed_over().envelope).peers] == ["coordinator-9"]
+
+
+def test_certificates_of_before_count_while_a_handover_lasts() -> None:
+    """Or for overlap_seconds, whichever is longer."""
+    assert [overlap(handed_over().manifest, NOW + late) for late in (0, 590, 700)] == [600.0, 120.0, 120.0]
+    assert overlap(HEAD.manifest, NOW) == 120.0

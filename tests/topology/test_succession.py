@@ -14,6 +14,7 @@ from tests.topology.test_render import deployment, starter
 from topology import envelope as envelopes
 from topology import render
 from topology.envelope import Signed, seal
+from topology.handover import Handover
 from topology.manifest import Manifest, Rotate, SecretEntry, encode
 from topology.owners import Owners, key_of
 from topology.succession import Fault, SuccessionError, chain, follow, led, overruled, overtake, pass_over, unproven
@@ -61,6 +62,44 @@ def test_what_does_not_follow_is_refused_with_its_reason(candidate: Signed, faul
     with pytest.raises(SuccessionError) as caught:
         follow(HEAD, candidate.envelope)
     assert caught.value.fault is fault
+
+
+def handed_over(head: Signed, to: str, handover_from: str) -> Manifest:
+    """The manifest by which `head` gives the mesh to the coordinators' app `to`."""
+    given = Handover(from_app_id=handover_from, until=2_000_000_000, urls=("https://former.example",))
+    own = dataclasses.replace(head.manifest.coordinators, app_id=to, handover=given)
+    return after(head, coordinators=own)
+
+
+def test_another_app_takes_the_mesh_over_by_the_owners_word_alone() -> None:
+    """From the app that has it; by those who sign. What follows is of the new app, with or without the entry."""
+    before = HEAD.manifest.coordinators.app_id
+    moved = signed(handed_over(HEAD, "ee" * 20, before))
+    assert follow(HEAD, moved.envelope) == moved
+    assert overtake(HEAD, moved.envelope, settled=True) == moved
+    for coordinators in (moved.manifest.coordinators, dataclasses.replace(moved.manifest.coordinators, handover=None)):
+        further = signed(after(moved, coordinators=coordinators))
+        assert follow(moved, further.envelope) == further
+    assert chain(FIRST.owners, (HEAD.envelope, moved.envelope)) == (HEAD, moved)
+    for wrong, fault in (
+        (signed(handed_over(HEAD, "ee" * 20, "dd" * 20)), Fault.FOREIGN),
+        (signed(handed_over(HEAD, "ee" * 20, before), BOB), Fault.INVALID),
+    ):
+        with pytest.raises(SuccessionError) as caught:
+            follow(HEAD, wrong.envelope)
+        assert caught.value.fault is fault
+
+
+def test_a_handover_is_taken_back_or_led_elsewhere_by_the_next_manifest() -> None:
+    """An app of which neither manifest speaks is foreign."""
+    before = HEAD.manifest.coordinators
+    moved = signed(handed_over(HEAD, "ee" * 20, before.app_id))
+    back = signed(after(moved, coordinators=before))
+    assert follow(moved, back.envelope) == back
+    third = signed(handed_over(moved, "dd" * 20, before.app_id))
+    assert follow(moved, third.envelope) == third
+    with pytest.raises(SuccessionError, match=r"no coordinators\.handover"):
+        follow(HEAD, signed(other_app(after(HEAD))).envelope)
 
 
 def test_an_older_manifest_is_refused() -> None:
