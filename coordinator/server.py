@@ -31,6 +31,7 @@ from coordinator.forming import Standing, StandingRequest
 from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
+from runtime import jsons
 from runtime.http_server import Handler, Limits, keep
 
 log = logging.getLogger(__name__)
@@ -291,7 +292,7 @@ def _claims(request: web.Request) -> str:
 
 
 def _answer(value: object) -> web.Response:
-    return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
+    return web.Response(text=jsons.text(value), content_type="application/json")
 
 
 def _error(code: Code, reason: str, **more: object) -> web.Response:
