@@ -1,4 +1,4 @@
-"""Admissions per second and core: `python benchmarks/admission_bench.py [--count N] [--json]`.
+"""Admissions per second and core: `python benchmarks/admission_bench.py [--count N] [--machines N] [--json]`.
 
 A coordinator process with a real Consul server admits CVMs of a simulated TEE, each over a TLS connection of its
 own, eight at a time; collateral is cached after the first. The applicants' work (quotes, bindings) is done by
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 
+from lab.tee import CvmIdentity, machine
 from tests.coordinator.world import API_COMPOSE, Applicant, Cluster, cluster, cvm
 from topology.manifest import PeerEntry
 
@@ -59,8 +60,15 @@ def cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def measure(count: int) -> dict[str, float]:
-    """Admits `count` CVMs and gives the figures."""
+def on_machine(n: int, machines: int) -> CvmIdentity:
+    """The CVM of that number, on one of so many machines; 0: each is on a machine of its own."""
+    made = cvm(API_COMPOSE, f"cvm-{n}")
+    ppid = machine(b"machine %d" % (n % machines)) if machines else made.measurements.ppid
+    return dataclasses.replace(made, measurements=dataclasses.replace(made.measurements, ppid=ppid))
+
+
+async def measure(count: int, machines: int) -> dict[str, float]:
+    """Admits `count` CVMs on so many `machines` and gives the figures."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--serve", "--count", str(count + WARM),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -72,7 +80,7 @@ async def measure(count: int) -> dict[str, float]:
         async with cluster() as mesh:
             with_slots(mesh, count + WARM)
             waiting = [
-                Applicant(url=where["url"], manifest=mesh.manifest, who=cvm(API_COMPOSE, f"cvm-{n}"))
+                Applicant(url=where["url"], manifest=mesh.manifest, who=on_machine(n, machines))
                 for n in range(count + WARM)
             ]
         for _ in range(WARM):
@@ -109,6 +117,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--machines", type=int, default=0, help="they share so many; default: each has its own")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -116,7 +125,7 @@ def main() -> None:
     if options.serve:
         asyncio.run(serve(options.count))
         return
-    found = asyncio.run(measure(options.count))
+    found = asyncio.run(measure(options.count, options.machines))
     if options.json:
         print(json.dumps(found))
         return

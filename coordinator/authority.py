@@ -35,6 +35,20 @@ GENERATIONS = MAX_AUTHORITIES
 """Mesh CAs that are kept: making one costs 1 ms, and so many are asked for at a time, one or two as a rule."""
 
 
+_KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=False,
+    crl_sign=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""Of a leaf."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshCa:
     """The CA of one manifest."""
@@ -48,10 +62,11 @@ class MeshCa:
     cross: x509.Certificate
     """The same name and key, certified by the root."""
 
-    @property
-    def pem(self) -> str:
-        """For who trusts this manifest and no other."""
-        return _pem(self.certificate)
+    pem: str
+    """The self-signed one: for who trusts this manifest and no other."""
+    cross_pem: str
+    identifier: x509.AuthorityKeyIdentifier
+    """Of its key, for what it certifies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +99,17 @@ def mesh_ca(keys: ClusterKeys, epoch: int, digest: str) -> MeshCa:
     alternative = x509.SubjectAlternativeName([uri])
     own = ca_builder(name, name, public, public, path_length=0).add_extension(alternative, critical=False)
     cross = ca_builder(name, root(keys).subject, public, root_key.public_key(), path_length=0)
+    certificate = own.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+    crossed = cross.add_extension(alternative, critical=False).sign(root_key, hashes.SHA256(), ecdsa_deterministic=True)
     return MeshCa(
         cluster=keys.cluster,
         digest=digest,
         key=key,
-        certificate=own.sign(key, hashes.SHA256(), ecdsa_deterministic=True),
-        cross=cross.add_extension(alternative, critical=False).sign(
-            root_key, hashes.SHA256(), ecdsa_deterministic=True
-        ),
+        certificate=certificate,
+        cross=crossed,
+        pem=_pem(certificate),
+        cross_pem=_pem(crossed),
+        identifier=x509.AuthorityKeyIdentifier.from_issuer_public_key(public),
     )
 
 
@@ -161,9 +179,9 @@ def _leaf(ca: MeshCa, spki: bytes, who: str, hours: int, now: float) -> x509.Cer
         .not_valid_before(start - BACKDATED)
         .not_valid_after(start + dt.timedelta(hours=hours))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(), critical=True)
+        .add_extension(_KEY_USAGE, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
+        .add_extension(ca.identifier, critical=False)
     )
 
 
@@ -171,7 +189,7 @@ def _signed(builder: x509.CertificateBuilder, usages: list[x509.ObjectIdentifier
     leaf = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False).sign(
         ca.key, hashes.SHA256(), ecdsa_deterministic=True
     )
-    return _pem(leaf) + _pem(ca.cross)
+    return _pem(leaf) + ca.cross_pem
 
 
 def _general_name(san: str) -> x509.GeneralName:
@@ -197,20 +215,6 @@ def load_p256(spki: bytes) -> ec.EllipticCurvePublicKey:
     if public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
         raise ValueError("is not in the one form that DER gives a P-256 key (uncompressed, named curve)")
     return public
-
-
-def _key_usage() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=False,
-        crl_sign=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _name(cluster: str, unit: str, common: str) -> x509.Name:

@@ -479,7 +479,8 @@ class Broker:
             return request.peer_id
         moment = self._clocks.monotonic()
         self._reserved = {p: entry for p, entry in self._reserved.items() if entry[1] > moment}
-        open_ids = [p for p in peer_ids if self._reserved.get(p, (request.instance_id,))[0] == request.instance_id]
+        others = {p for p, (instance_id, _) in self._reserved.items() if instance_id != request.instance_id}
+        open_ids = [p for p in peer_ids if p not in others]
         found = propose(open_ids, holders, request.instance_id, nodes, now)
         found = found or propose(peer_ids, holders, request.instance_id, nodes, now)
         if found is None:

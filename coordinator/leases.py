@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
-import hashlib
 import hmac
 import json
 from dataclasses import dataclass
 
+from runtime import jsons
 from runtime.secret import Secret
 from topology.manifest import ManifestError, from_tree
 
@@ -36,8 +35,8 @@ class Lease:
 
 def seal(lease: Lease, key: bytes) -> Secret:
     """The bearer text of `lease`."""
-    payload = json.dumps(dataclasses.asdict(lease), sort_keys=True, separators=(",", ":")).encode()
-    return Secret(f"{_b64(payload)}.{_b64(_mac(payload, key))}")
+    payload = jsons.canonical(lease)
+    return Secret(_text(payload, _mac(payload, key)))
 
 
 def unseal(text: str, key: bytes) -> Lease:
@@ -53,13 +52,17 @@ def unseal(text: str, key: bytes) -> Lease:
         lease: Lease = from_tree(Lease, json.loads(payload), "lease")
     except (ManifestError, ValueError, RecursionError):
         raise LeaseError("the lease is of another version of this program; attest again") from None
-    if text != seal(lease, key).reveal():
+    if text != _text(payload, mac) or payload != jsons.canonical(lease):
         raise LeaseError("the lease is not as the coordinator that gave it out wrote it")
     return lease
 
 
+def _text(payload: bytes, mac: bytes) -> str:
+    return f"{_b64(payload)}.{_b64(mac)}"
+
+
 def _mac(payload: bytes, key: bytes) -> bytes:
-    return hmac.new(key, b"cvm-mesh lease\0" + payload, hashlib.sha256).digest()
+    return hmac.digest(key, b"cvm-mesh lease\0" + payload, "sha256")
 
 
 def _b64(data: bytes) -> str:

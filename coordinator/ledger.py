@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import json
 import logging
 import secrets
@@ -44,6 +43,7 @@ from coordinator.slots import (
     newcomers_wait,
 )
 from coordinator.tokens import LEDGER_PREFIX
+from runtime import jsons
 from runtime.consul import ConsulClient, ConsulError
 from topology.manifest import ManifestError, from_tree
 
@@ -121,6 +121,8 @@ class Ledger:
             if index is not None:
                 self.slots[wanted.peer_id] = decision
                 self._slot_index[wanted.peer_id] = index
+                # What was just written need not be read to be known.
+                self._decoded[SLOTS_PREFIX + wanted.peer_id] = index, decision
                 self._instances[wanted.instance_id] = index, wanted.peer_id
                 self._registry.written(wanted.peer_id, index)
                 self._tell()
@@ -483,7 +485,7 @@ def _kv(verb: str, key: str, value: bytes | None = None, index: int | None = Non
 
 
 def _encode(record: Holder | Newcomer) -> bytes:
-    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
+    return jsons.canonical(record)
 
 
 def _decode_holder(key: str, value: bytes) -> Holder | None:

@@ -64,8 +64,8 @@ def peer_ids(manifest: Manifest, group: str) -> tuple[str, ...]:
         raise RefusalError(Code.ADMISSION_REJECTED, f"the manifest has no group {group!r:.80}")
     if group == COORDINATORS:
         return tuple(peer.peer_id for peer in coordinators(manifest))
-    peers = manifest.groups[group].peers
-    return tuple(peer.peer_id for peer in peers if not why_revoked(manifest.revoked, peer_id=peer.peer_id))
+    revoked = {each.peer_id for each in manifest.revoked}
+    return tuple(peer.peer_id for peer in manifest.groups[group].peers if peer.peer_id not in revoked)
 
 
 def check_revoked(manifest: Manifest, peer_id: str) -> None:

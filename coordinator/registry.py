@@ -7,12 +7,12 @@ from which all others learn it, follows.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from admission.protocol import PEERS_PREFIX, MeshPeer
+from runtime import jsons
 from topology.manifest import ManifestError, from_tree
 
 
@@ -101,7 +101,7 @@ class Registry:
 
 def encode_peer(peer: MeshPeer) -> bytes:
     """The JSON value under `mesh/peers/<peer_id>`."""
-    return json.dumps(dataclasses.asdict(peer), sort_keys=True, separators=(",", ":")).encode()
+    return jsons.canonical(peer)
 
 
 def decode_peer(key: str, value: bytes) -> MeshPeer | None:

@@ -20,6 +20,7 @@ from coordinator.policy import find_slot
 from coordinator.refusal import RefusalError
 from coordinator.slots import Holder, Node, NodeState, dead
 from coordinator.tokens import LEDGER_PREFIX
+from runtime import jsons
 from runtime.gossip import Ring
 from topology.manifest import Manifest, ManifestError, from_tree
 
@@ -124,7 +125,7 @@ def members(
 
 def encode(record: Record) -> bytes:
     """As `decode` reads it."""
-    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":")).encode()
+    return jsons.canonical(record)
 
 
 def decode(value: bytes) -> Record:

@@ -35,6 +35,7 @@ from coordinator.forming import Standing, StandingRequest
 from coordinator.proposal import shown
 from coordinator.refusal import RefusalError
 from evidence.bundle import AttestationRequest
+from runtime import jsons
 from runtime.http_server import Handler, Limits, keep
 from runtime.log import BY_STRANGERS
 
@@ -324,7 +325,7 @@ def _claims(request: web.Request) -> str:
 
 
 def _answer(value: object) -> web.Response:
-    return web.json_response(dataclasses.asdict(value))  # type: ignore[call-overload]
+    return web.Response(text=jsons.text(value), content_type="application/json")
 
 
 def _error(code: Code, reason: str, **more: object) -> web.Response:

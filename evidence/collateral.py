@@ -8,6 +8,7 @@ processes that called it can crash at exit, and it caches nothing.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import ssl
 import urllib.parse
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import dcap_qvl
 
 from .errors import EvidenceError
+from .quote import certificates
 
 if TYPE_CHECKING:
     import aiohttp
@@ -38,6 +40,8 @@ MAX_HEADER = 32 * 1024
 """Bytes of one response header: issuer chains travel URL-encoded in headers."""
 MAX_PLATFORMS = 64
 """Kinds of platform (FMSPC and CA) kept; the least recently used goes."""
+MAX_MACHINES = 4096
+"""Machines whose kind is known, by the digest of their certificates; the oldest goes. A few hundred KiB."""
 MAX_FETCHES = 4
 """Kinds fetched at the same time. A caller can make us ask for any kind by inventing a quote, so more wait."""
 
@@ -82,17 +86,14 @@ class HttpCollateral:
     def __init__(self, pccs_url: str) -> None:
         self._url = pccs_url.rstrip("/")
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()
+        self._kinds: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
         self._fetches = asyncio.Semaphore(MAX_FETCHES)
 
     async def collateral(self, quote: bytes, now: float) -> dcap_qvl.QuoteCollateralV3:
         """See `CollateralSource`. EvidenceError QUOTE_INVALID: names no platform; VERIFIER_FAILED: the PCCS has nothing
         usable.
         """
-        try:
-            parsed = dcap_qvl.parse_quote(quote)
-            key = (str(parsed.fmspc()).upper(), str(parsed.ca()))
-        except ValueError as error:
-            raise EvidenceError("QUOTE_INVALID", f"the quote names no platform: {error}") from error
+        key = self._kind(quote)
         if key not in self._slots:
             self._make_room()
         slot = self._slots.setdefault(key, _Slot())
@@ -103,6 +104,22 @@ class HttpCollateral:
             return slot.good
         async with slot.lock:
             return await self._refresh(key, slot, now)
+
+    def _kind(self, quote: bytes) -> tuple[str, str]:
+        """FMSPC and CA, as the certificates of the quote's machine say. Read once a machine: it takes longer than all
+        else that is done for a quote here. EvidenceError.
+        """
+        name = hashlib.sha256(certificates(quote)).digest()
+        if name not in self._kinds:
+            try:
+                parsed = dcap_qvl.parse_quote(quote)
+                found = str(parsed.fmspc()).upper(), str(parsed.ca())
+            except ValueError as error:
+                raise EvidenceError("QUOTE_INVALID", f"the quote names no platform: {error}") from error
+            self._kinds[name] = found
+            if len(self._kinds) > MAX_MACHINES:
+                self._kinds.popitem(last=False)
+        return self._kinds[name]
 
     async def _refresh(self, key: tuple[str, str], slot: _Slot, now: float) -> dcap_qvl.QuoteCollateralV3:
         usable = slot.good if now < slot.expires else None

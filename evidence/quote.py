@@ -58,7 +58,8 @@ class Quote:
     mr_service_td: bytes
     """Measurement of a service (migration) TD; 48 zero bytes where the report has no such field."""
     body_end: int
-    """Offset of the first byte that the quote's signature does not cover."""
+    """Offset of the first byte that the quote's signature does not cover. Four bytes on are that signature and the key
+    that made it, the quoting enclave's attestation key."""
 
     @property
     def debug(self) -> bool:
@@ -91,6 +92,29 @@ def parse(raw: bytes) -> Quote:
     body, size = _body(raw, version)
     _check_tail(raw, body + size)
     return _fields(raw, version, body, size)
+
+
+def signature(raw: bytes, quote: Quote) -> tuple[bytes, bytes, bytes]:
+    """What is signed in `raw`, which was read as `quote`, the signature (r, s) and the attestation key (x, y)."""
+    start = quote.body_end + 4
+    key = start + _SIGNATURE
+    return raw[: quote.body_end], raw[start:key], raw[key : key + _KEY]
+
+
+def machine(raw: bytes, quote: Quote) -> bytes:
+    """What is the same in each quote over CVMs of one OS image on one machine: all of `raw` but MRCONFIGID, RTMR3,
+    report data, and the signature over these. The rest keeps its place, so two that are equal here differ nowhere else.
+    """
+    body = _HEADER if quote.version == 4 else _HEADER + 6
+    after = quote.body_end + 4 + _SIGNATURE
+    return raw[: body + 184] + raw[body + 232 : body + 472] + raw[body + 584 : quote.body_end + 4] + raw[after:]
+
+
+def certificates(raw: bytes) -> bytes:
+    """The certificate chain of the machine in the quote `raw`. EvidenceError where it has none at its place."""
+    body, size = _body(raw, _uint(raw, 0, 2))
+    start = body + size + 4 + _SIGNATURE + _KEY + _CERTIFICATION_HEADER + _QE_REPORT + _SIGNATURE + 2 + _AUTH
+    return _take(raw, start + _CERTIFICATION_HEADER, _uint(raw, start + 2, 4))
 
 
 def _body(raw: bytes, version: int) -> tuple[int, int]:

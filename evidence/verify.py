@@ -20,6 +20,7 @@ from .collateral import CollateralSource
 from .errors import EvidenceCode, EvidenceError
 from .json_once import once
 from .keccak import keccak256
+from .verdicts import Verdicts
 
 __all__ = ["Evidence", "EvidenceCode", "EvidenceError", "Verifier"]
 
@@ -75,7 +76,7 @@ class EvidenceVerifier(Protocol):
 
 
 class Verifier:
-    """Turns evidence into facts. One object serves many callers; it holds no state but its collateral source."""
+    """Turns evidence into facts. One object serves many callers; it keeps what it found about machines."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Verifier:
         self._collateral = collateral
         self._root = root_ca_der
         self._allow_application_events = allow_application_events
+        self._machines = Verdicts[_Tcb]()
 
     async def verify(self, *, quote: bytes, event_log: str, vm_config: str, report_data: bytes, now: float) -> Evidence:
         """The facts in this evidence at Unix time `now`, or EvidenceError.
@@ -122,6 +124,17 @@ class Verifier:
     def _verify_quote(
         self, raw: bytes, parsed: quotes.Quote, collateral: dcap_qvl.QuoteCollateralV3, now: float
     ) -> _Tcb:
+        """What is known of the machine, where the quote's own signature holds; else of a quote verified as a whole."""
+        found = self._machines.find(raw, parsed, collateral, now)
+        if found is None:
+            found, ends_at = self._verify_whole(raw, parsed, collateral, now)
+            self._machines.keep(raw, parsed, collateral, found, now=now, ends_at=ends_at)
+        return found
+
+    def _verify_whole(
+        self, raw: bytes, parsed: quotes.Quote, collateral: dcap_qvl.QuoteCollateralV3, now: float
+    ) -> tuple[_Tcb, float]:
+        """And until when (Unix seconds) all of what that rests on is good."""
         seconds = int(now)
         try:
             claims = dcap_qvl.QuoteVerifier(self._root).verify_with_policy(
@@ -134,12 +147,14 @@ class Verifier:
         intel.check_collateral(collateral, self._root, seconds)
         intel.check_platform(tree, collateral.tcb_info)
         status, advisories = intel.judgement(tree)
-        return _Tcb(
+        found = _Tcb(
             status=status,
             advisory_ids=advisories,
             evaluation_data_number=int(tree["tcb"]["eval_data_number"]),
             device=bytes(tree["platform"]["pck"]["ppid"]).hex(),
         )
+        # Of certificates, revocation lists, TCB info and the quoting enclave's identity.
+        return found, min(tree["earliest_expiration_date"], tree["qe_iden_earliest_expiration_date"])
 
     def _failure(
         self, raw: bytes, collateral: dcap_qvl.QuoteCollateralV3, seconds: int, error: ValueError

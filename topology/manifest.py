@@ -16,8 +16,9 @@ import json
 import re
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from topology import egress, handover, places, references, texts
 from topology import revocation as revocations
@@ -519,55 +520,94 @@ def _dataclasses_in(hint: Any) -> list[Any]:
     return [found for arg in get_args(hint) for found in _dataclasses_in(arg)]
 
 
-T = TypeVar("T")
-
-
 def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = None) -> Any:
     """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong.
 
     An entry that `kind` does not have is refused, or added to `unknown` where that is given, MAX_UNKNOWN at most. Names
     are cut, so that what is said of a tree stays small whoever wrote it.
     """
+    return _reader(kind)(tree, where, unknown)
+
+
+Reader = Callable[[object, str, list[str] | None], Any]
+"""`from_tree` of one type."""
+
+
+@functools.cache
+def _reader(kind: Any) -> Reader:
+    """How a `kind` is read. Once a type: to look at annotations costs more than the rest of a decode."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        inner = [arg for arg in get_args(kind) if arg is not type(None)]
-        return None if tree is None else from_tree(inner[0], tree, where, unknown)
+        inner = _reader(next(arg for arg in get_args(kind) if arg is not type(None)))
+        return lambda tree, where, unknown: None if tree is None else inner(tree, where, unknown)
     if origin is tuple:
+        return _list(_reader(get_args(kind)[0]))
+    if origin is dict:
+        return _mapping(_reader(get_args(kind)[1]))
+    if dataclasses.is_dataclass(kind):
+        return _object(typing.cast("type[Any]", kind))
+    return _scalar(kind)
+
+
+def _list(inner: Reader) -> Reader:
+    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
         if not isinstance(tree, list):
             raise ManifestError(f"{where} must be a list, not {tree!r:.80}")
-        return tuple(
-            from_tree(get_args(kind)[0], item, f"{where}[{index}]", unknown) for index, item in enumerate(tree)
-        )
-    if origin is dict:
+        return tuple([inner(item, f"{where}[{index}]", unknown) for index, item in enumerate(tree)])
+
+    return read
+
+
+def _mapping(inner: Reader) -> Reader:
+    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
         if not isinstance(tree, dict):
             raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        return {key: from_tree(get_args(kind)[1], item, _below(where, key), unknown) for key, item in tree.items()}
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where, unknown)
-    # bool is an int in Python; a manifest that says `true` for a port is wrong.
-    if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
-        raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
-    return tree
+        return {key: inner(item, _below(where, key), unknown) for key, item in tree.items()}
+
+    return read
 
 
-def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[str] | None) -> T:
-    if not isinstance(tree, dict):
-        raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-    hints = _hints(typing.cast("Any", kind))
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    foreign = sorted(set(tree) - set(fields))
-    if foreign and unknown is None:
-        close = (difflib.get_close_matches(texts.shown(name), fields, n=1) for name in foreign[:MAX_UNKNOWN])
-        meant = ", ".join(dict.fromkeys(repr(name) for names in close for name in names))
-        hint = f"did you mean {meant}?" if meant else f"expected {sorted(fields)}"
-        raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; {hint}")
-    if unknown is not None:
-        unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
-    missing = [n for n, f in fields.items() if n not in tree and _required(f)]
-    if missing:
-        raise ManifestError(f"{where} lacks {missing}")
-    known = {name: value for name, value in tree.items() if name in fields}
-    return kind(**{name: from_tree(hints[name], value, f"{where}.{name}", unknown) for name, value in known.items()})
+def _scalar(kind: type[Any]) -> Reader:
+    def read(tree: object, where: str, _: list[str] | None) -> Any:
+        # bool is an int in Python; a manifest that says `true` for a port is wrong.
+        if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
+            raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
+        return tree
+
+    return read
+
+
+def _object(kind: type[Any]) -> Reader:
+    fields, hints, none = dataclasses.fields(kind), _hints(typing.cast("Any", kind)), dataclasses.MISSING
+    # With each type, which nearly every value of a simple one has exactly.
+    readers = {it.name: (hints[it.name], _reader(hints[it.name])) for it in fields}
+    required = [it.name for it in fields if it.default is none and it.default_factory is none]
+
+    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
+        if not isinstance(tree, dict):
+            raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
+        if not tree.keys() <= readers.keys():
+            foreign = sorted(tree.keys() - readers.keys())
+            if unknown is None:
+                raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; {_meant(foreign, readers)}")
+            unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
+            tree = {name: value for name, value in tree.items() if name in readers}
+        if missing := [name for name in required if name not in tree]:
+            raise ManifestError(f"{where} lacks {missing}")
+        values = {}
+        for name, value in tree.items():
+            exact, inner = readers[name]
+            values[name] = value if type(value) is exact else inner(value, f"{where}.{name}", unknown)
+        return kind(**values)
+
+    return read
+
+
+def _meant(foreign: list[str], known: Iterable[str]) -> str:
+    """The nearest of `known` names, or all of them."""
+    close = (difflib.get_close_matches(texts.shown(name), known, n=1) for name in foreign[:MAX_UNKNOWN])
+    meant = ", ".join(dict.fromkeys(repr(name) for names in close for name in names))
+    return f"did you mean {meant}?" if meant else f"expected {sorted(known)}"
 
 
 def _below(where: str, name: str) -> str:
@@ -580,11 +620,6 @@ def _shown(names: list[str]) -> str:
     return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
 
 
-def _required(it: dataclasses.Field[Any]) -> bool:
-    return it.default is dataclasses.MISSING and it.default_factory is dataclasses.MISSING
-
-
 @functools.cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Resolving annotations costs more than the rest of a decode."""
     return get_type_hints(kind)

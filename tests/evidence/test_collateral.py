@@ -208,6 +208,18 @@ async def test_invented_platforms_push_out_no_real_one(
         assert await source.collateral(raw, NOW + 1) is first
 
 
+async def test_few_machines_are_remembered(tee: DevTee, raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their certificates, which say what kind they are: the oldest is forgotten, and read again."""
+    monkeypatch.setattr(module, "MAX_MACHINES", 2)
+    others = [tee.quote(boot(tee, instance_seed=bytes([n])).measurements, SAID) for n in range(3)]
+    async with pccs(tee) as (url, _, _):
+        source = HttpCollateral(url)
+        first = await source.collateral(raw, NOW)
+        for each in (*others, raw):
+            assert await source.collateral(each, NOW) is first, "all are of one kind"
+            assert len(source._kinds) <= 2
+
+
 async def test_a_failure_is_remembered_for_a_moment(tee: DevTee, raw: bytes) -> None:
     """Waiters behind a failed fetch fail with it instead of each trying in turn."""
     async with pccs(tee) as (url, front, _):

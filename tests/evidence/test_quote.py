@@ -102,3 +102,29 @@ def test_garbage_only_gives_typed_errors(data: bytes) -> None:
 def test_a_giant_is_refused_unread() -> None:
     """Size is checked first."""
     assert "more than" in refused(bytes(quote.MAX_QUOTE + 1))
+
+
+def test_a_quote_comes_apart_into_what_is_signed_and_what_is_the_machines(tee: DevTee, cvm: CvmIdentity) -> None:
+    """Signature and key are where Intel has them, and nothing but what a CVM says of itself is left out of the rest."""
+    raw = tee.quote(cvm.measurements, SAID)
+    parsed = quote.parse(raw)
+    message, signed, key = quote.signature(raw, parsed)
+    assert raw.startswith(message + len(raw[parsed.body_end + 4 :]).to_bytes(4, "little") + signed + key)
+    assert (len(message), len(signed), len(key)) == (632, 64, 64)
+    rest = quote.machine(raw, parsed)
+    assert len(raw) - len(rest) == 48 + 48 + 64 + 64
+    said = (parsed.mr_config_id, parsed.rtmr3, parsed.report_data, signed)
+    assert [each in rest for each in said] == [False] * 4
+    kept = (parsed.mrtd, parsed.rtmr0, parsed.rtmr1, parsed.rtmr2, parsed.td_attributes, key)
+    assert [each in rest for each in kept] == [True] * 6
+    chain = quote.certificates(raw)
+    assert chain.startswith(b"-----BEGIN CERTIFICATE-----")
+    assert raw.endswith(chain)
+
+
+def test_certificates_of_what_is_no_whole_quote_are_refused() -> None:
+    """Whoever asks for collateral may not have parsed it."""
+    for length in (0, 40, 60, 700, 1200, len(_RAW) - 1):
+        with pytest.raises(EvidenceError) as caught:
+            quote.certificates(_RAW[:length])
+        assert caught.value.code == "QUOTE_INVALID"

@@ -134,11 +134,22 @@ def test_the_owners_manifest_has_its_aims_as_rows() -> None:
     from benchmarks import trust
 
     assert [trust.sidecars(gib << 30) for gib in (1, 2, 3, 64)] == [4, 8, 12, trust.SIDECARS]
-    samples = trust.Samples(sets=[900.0, 1100.0], evictions=[80.0], verifications=[1500.0], calls=5000, lost=1)
+    samples = trust.Samples(
+        sets=[900.0, 1100.0], evictions=[80.0], verifications=[1500.0], starts=[1600.0], calls=5000, lost=1
+    )
     rows = trust.rows(samples, 8)
-    assert [row.met for row in rows] == [True, False, True, True]
+    assert [row.met for row in rows] == [True, False, True, True, False]
     assert "this machine's memory holds 8" in rows[0].note
     assert "aimed at" not in trust.rows(samples, trust.SIDECARS)[0].note
+
+
+def test_what_was_measured_before_a_failure_has_its_rows() -> None:
+    """What was not says why; no call is no call lost."""
+    from benchmarks import trust
+
+    rows = trust.rows(trust.Samples(sets=[900.0], problem="UserError: has not come to api-1"), trust.SIDECARS)
+    assert [row.ours is not None for row in rows] == [True, False, False, False, False]
+    assert all("Ended early: UserError: has not come to api-1" in row.note for row in rows)
 
 
 def test_the_public_listener_is_beside_a_plain_envoy() -> None:
