@@ -15,7 +15,7 @@ from typing import Any
 from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import policy_bodies
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, reading
 from topology.envelope import Signed, claims, open_envelope
 from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
 from topology.owners import Owners
@@ -29,7 +29,8 @@ class StandoffError(Exception):
 async def establish(consul: ConsulClient, manifest: Manifest) -> None:
     """Writes the policies as `manifest` says. ConsulError."""
     _, existing = await consul.get("/v1/acl/policies")
-    ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
+    with reading("the list of policies"):
+        ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
     for body in policy_bodies(manifest):
         known = ids.get(str(body["Name"]))
         try:
@@ -78,7 +79,8 @@ async def publish_manifest(
 async def stored_manifest(consul: ConsulClient) -> Stored:
     """What the KV holds. ConsulError."""
     _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
-    return held(entries)
+    with reading("the manifest's entry"):
+        return held(entries)
 
 
 def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequence[Signed] = ()) -> Signed:
