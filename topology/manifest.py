@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import re
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -267,7 +268,7 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     if found is not None and found != MANIFEST_VERSION:
         newer = isinstance(found, int) and found > MANIFEST_VERSION
         kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
-        raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
+        raise kind(f"manifest.version is {reprlib.repr(found)}, expected {MANIFEST_VERSION}{advice}")
     if isinstance(tree, dict):
         # First: of what it names, and this program does not know, the form may be another one, too.
         _check_critical(tree.get("critical"))
@@ -516,25 +517,25 @@ def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = N
         return None if tree is None else from_tree(inner[0], tree, where, unknown)
     if origin is tuple:
         if not isinstance(tree, list):
-            raise ManifestError(f"{where} must be a list, not {tree!r:.80}")
+            raise ManifestError(f"{where} must be a list, not {reprlib.repr(tree)}")
         return tuple(
             from_tree(get_args(kind)[0], item, f"{where}[{index}]", unknown) for index, item in enumerate(tree)
         )
     if origin is dict:
         if not isinstance(tree, dict):
-            raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
+            raise ManifestError(f"{where} must be an object, not {reprlib.repr(tree)}")
         return {key: from_tree(get_args(kind)[1], item, _below(where, key), unknown) for key, item in tree.items()}
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_tree(typing.cast("type[Any]", kind), tree, where, unknown)
     # bool is an int in Python; a manifest that says `true` for a port is wrong.
     if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
-        raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
+        raise ManifestError(f"{where} must be {kind.__name__}, not {reprlib.repr(tree)}")
     return tree
 
 
 def _dataclass_from_tree(kind: type[T], tree: object, where: str, unknown: list[str] | None) -> T:
     if not isinstance(tree, dict):
-        raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
+        raise ManifestError(f"{where} must be an object, not {reprlib.repr(tree)}")
     hints = _hints(typing.cast("Any", kind))
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     foreign = sorted(set(tree) - set(fields))
