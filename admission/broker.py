@@ -22,8 +22,8 @@ from admission.protocol import (
 )
 from runtime.gossip import Ring
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree
 from topology.names import why_no_label
+from topology.trees import ManifestError, from_tree
 
 LEASE_SECONDS = (1.0, 300.0)
 """Least and greatest lease that is taken from a coordinator; they give 15 s (`coordinator.slots.LEASE_SECONDS`)."""

@@ -14,9 +14,10 @@ from admission.client import CoordinatorError, Greeting, RefusedError
 from admission.protocol import ManifestHistory
 from topology.allowed import coordinators
 from topology.envelope import Signed, UnreadableError, digest_of, open_envelope
-from topology.manifest import Manifest, ManifestError, from_tree
+from topology.manifest import Manifest
 from topology.owners import Owners
 from topology.succession import Fault, SuccessionError, chain, follow, overtake, pass_over
+from topology.trees import ManifestError, from_tree
 
 HISTORY = "/v1/manifest/history"
 HISTORY_SECONDS = 60.0

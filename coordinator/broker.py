@@ -48,7 +48,8 @@ from evidence.verify import EvidenceVerifier
 from topology import allowed
 from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
-from topology.manifest import COORDINATORS, Manifest, ManifestError, from_tree
+from topology.manifest import COORDINATORS, Manifest
+from topology.trees import ManifestError, from_tree
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from admission.protocol import MANIFESTS_PREFIX, ManifestHead, ManifestHistory
 from coordinator.disk import Disk
 from coordinator.history import History, Mesh, arrange, extend, is_name, name_of, wanted
 from coordinator.proposal import MAX_STORED, shown
-from runtime.consul import ConsulClient
+from runtime.consul import ConsulClient, reading
 from topology.envelope import Signed
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,9 @@ class Chronicle:
         for name in await self._listed():
             if is_name(name) and (name not in found or name in unproven):
                 _, entries = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}{name}")
-                if entries:
-                    found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
+                with reading(f"the manifest {name}"):
+                    if entries:
+                        found[name] = base64.b64decode(entries[0]["Value"] or "").decode("ascii", "replace")
         self._take(found)
 
     def lacked(self, envelope: str) -> Signed | None:
@@ -121,7 +122,8 @@ class Chronicle:
 
     async def _listed(self) -> frozenset[str]:
         _, keys = await self._client.get(f"/v1/kv/{MANIFESTS_PREFIX}", params={"keys": ""})
-        return frozenset(key.removeprefix(MANIFESTS_PREFIX) for key in keys or ())
+        with reading("the list of manifests"):
+            return frozenset(key.removeprefix(MANIFESTS_PREFIX) for key in keys or ())
 
     def _say(self, found: History) -> None:
         for reason in found.ignored:

@@ -147,20 +147,24 @@ def _disagreements(manifest: Manifest, cluster: str, peer_id: str | None) -> lis
     problems = []
     known = [peer.peer_id for peer in manifest.coordinators.peers]
     if cluster and cluster != manifest.cluster:
-        problems.append(Problem("MESH_CLUSTER", f"is {cluster!r}, but the manifest is of cluster {manifest.cluster!r}"))
+        problems.append(
+            Problem("MESH_CLUSTER", f"is {cluster!r:.100}, but the manifest is of cluster {manifest.cluster!r}")
+        )
     if peer_id is not None and peer_id not in known:
-        problems.append(Problem("MESH_PEER_ID", f"is {peer_id!r}, expected a coordinator of the manifest: {known}"))
+        problems.append(
+            Problem("MESH_PEER_ID", f"is {peer_id!r:.100}, expected a coordinator of the manifest: {known}")
+        )
     return problems
 
 
 def _own_group(text: str) -> str:
     if text != COORDINATORS:
-        raise ValueError(f"is {text!r}, expected {COORDINATORS!r}; a workload runs `python -m sidecar`")
+        raise ValueError(f"is {text!r:.100}, expected {COORDINATORS!r}; a workload runs `python -m sidecar`")
     return text
 
 
 def _listen(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"is {text!r}, expected address:port such as 0.0.0.0:{ADMISSION_PORT}")
+        raise ValueError(f"is {text!r:.100}, expected address:port such as 0.0.0.0:{ADMISSION_PORT}")
     return host.strip("[]"), int(port)

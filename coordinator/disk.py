@@ -18,7 +18,7 @@ from coordinator import marker as markers
 from coordinator.history import order
 from coordinator.marker import MARKER, MEMBER, RECORDS, Marker, Owner
 from coordinator.proposal import MAX_STORED
-from topology.manifest import ManifestError, from_tree
+from topology.trees import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
 

@@ -130,7 +130,7 @@ class Formation:
             return found
         try:
             room = await self._server.make_room(peer_id, address, request.server_id)
-        except (ConsulError, KeyError, TypeError) as error:
+        except ConsulError as error:
             log.warning("no room made yet", extra={"peer_id": peer_id, "reason": str(error)})
             room = False
         return dataclasses.replace(found, room=room)

@@ -15,11 +15,12 @@ from typing import Any
 from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, MeshPeer
 from coordinator.registry import encode_peer
 from coordinator.tokens import policy_bodies
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, reading
 from topology.envelope import Signed, claims, open_envelope
-from topology.manifest import MANIFEST_VERSION, Manifest, ManifestError
+from topology.manifest import MANIFEST_VERSION, Manifest
 from topology.owners import Owners
 from topology.succession import SuccessionError, overruled, overtake
+from topology.trees import ManifestError
 
 
 class StandoffError(Exception):
@@ -36,7 +37,8 @@ async def freeze(consul: ConsulClient, manifest: Manifest) -> None:
 async def establish(consul: ConsulClient, manifest: Manifest, keys: str = "write") -> None:
     """Writes the policies as `manifest` says; `keys` as `coordinator.tokens.policy_bodies`. ConsulError."""
     _, existing = await consul.get("/v1/acl/policies")
-    ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
+    with reading("the list of policies"):
+        ids = {entry["Name"]: entry["ID"] for entry in existing or ()}
     for body in policy_bodies(manifest, keys):
         known = ids.get(str(body["Name"]))
         try:
@@ -85,7 +87,8 @@ async def publish_manifest(
 async def stored_manifest(consul: ConsulClient) -> Stored:
     """What the KV holds. ConsulError."""
     _, entries = await consul.get(f"/v1/kv/{MANIFEST_KEY}", params={"consistent": ""})
-    return held(entries)
+    with reading("the manifest's entry"):
+        return held(entries)
 
 
 def weigh(stored: str | None, signed: Signed, owners: Owners | None, chain: Sequence[Signed] = ()) -> Signed:

@@ -15,8 +15,9 @@ from coordinator import proposal
 from runtime.guest import GuestInfo
 from runtime.log import BY_STRANGERS
 from topology.envelope import Claims, Signed, claims, digest_of
-from topology.manifest import Manifest, ManifestError
+from topology.manifest import Manifest
 from topology.succession import Fault, SuccessionError, overtake, pass_over
+from topology.trees import ManifestError
 
 log = logging.getLogger(__name__)
 

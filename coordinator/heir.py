@@ -45,7 +45,8 @@ from runtime.guest import GuestAgent, GuestError
 from runtime.secret import Secret
 from topology.envelope import Signed, digest_of, open_envelope
 from topology.handover import Handover
-from topology.manifest import COORDINATORS, ManifestError, from_tree
+from topology.manifest import COORDINATORS
+from topology.trees import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
 

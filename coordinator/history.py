@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from admission.protocol import MAX_HANDOVERS
 from topology.envelope import Signed, UnreadableError, claims, digest_of, open_envelope
-from topology.manifest import ManifestError
 from topology.owners import Owners
 from topology.succession import overruled, overtake, signed_by
+from topology.trees import ManifestError
 
 _NAME = re.compile(r"[1-9][0-9]{0,18}-[0-9a-f]{64}")
 

@@ -25,7 +25,7 @@ from coordinator.registry import decode_peer
 from coordinator.slots import Holder
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree
+from topology.trees import ManifestError, from_tree
 
 INHERITANCE_KEY = LEDGER_PREFIX + "inheritance"
 """Consul KV key that is written last: these records have what the former coordinators had. Sealed."""

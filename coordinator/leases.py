@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from runtime import jsons
 from runtime.secret import Secret
-from topology.manifest import ManifestError, from_tree
+from topology.trees import ManifestError, from_tree
 
 
 class LeaseError(ValueError):

@@ -44,8 +44,8 @@ from coordinator.slots import (
 )
 from coordinator.tokens import LEDGER_PREFIX
 from runtime import jsons
-from runtime.consul import ConsulClient, ConsulError
-from topology.manifest import ManifestError, from_tree
+from runtime.consul import ConsulClient, ConsulError, reading
+from topology.trees import ManifestError, from_tree
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +207,13 @@ class Ledger:
         revokes what there is. Asks the leader: another coordinator may have freed it.
         """
         try:
-            _, entries = await self._consul.get(f"/v1/kv/{SLOTS_PREFIX}{holder.peer_id}", params={"consistent": ""})
+            key = SLOTS_PREFIX + holder.peer_id
+            _, entries = await self._consul.get(f"/v1/kv/{key}", params={"consistent": ""})
+            with reading(key):
+                written = _decode_holder(key, base64.b64decode(entries[0]["Value"] or "")) if entries else None
         except ConsulError as error:
             await self._revoke(*holder.tokens)
             raise RefusalError(Code.NOT_READY, f"the records cannot be read now: {error}") from error
-        key = SLOTS_PREFIX + holder.peer_id
-        written = _decode_holder(key, base64.b64decode(entries[0]["Value"] or "")) if entries else None
         if written is None or written.released or written.boot_key != holder.boot_key:
             await self._revoke(*holder.tokens)
             raise RefusalError(Code.NOT_READY, f"{holder.peer_id} was freed meanwhile; attest again")
@@ -313,7 +314,8 @@ class Ledger:
     async def refresh(self) -> None:
         """Reads the records once, from the leader."""
         index, tree = await self._consul.get(f"/v1/kv/{LEDGER_PREFIX}", params={"recurse": "", "consistent": ""})
-        self.take_records(index, tree)
+        with reading("the records"):
+            self.take_records(index, tree)
 
     def take_records(self, index: int, tree: Any) -> None:
         """The records as of an answer of Consul's KV. An answer from before an own write does not undo that write."""
@@ -451,12 +453,13 @@ class Ledger:
         """
         try:
             answer = await self._consul.put("/v1/txn", operations)
+            with reading("the answer to a transaction"):
+                # What is removed has no index.
+                return max((int(result["KV"]["ModifyIndex"]) for result in answer["Results"] or ()), default=0)
         except ConsulError as error:
             if error.status == 409:
                 return None
             raise RefusalError(Code.NOT_READY, f"the records cannot be written now: {error}") from error
-        # What is removed has no index.
-        return max((int(result["KV"]["ModifyIndex"]) for result in answer["Results"] or ()), default=0)
 
     def _take(self, holder: Holder, peer: MeshPeer) -> list[dict[str, object]]:
         instance = holder.instance_id

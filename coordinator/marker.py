@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from topology.manifest import ManifestError, from_tree
+from topology.trees import ManifestError, from_tree
 
 MARKER_VERSION = 1
 MARKER = "mesh.json"

@@ -15,10 +15,11 @@ from coordinator.refusal import RefusalError
 from runtime.guest import GuestInfo
 from topology.allowed import coordinators
 from topology.envelope import Signed, claims, open_envelope
-from topology.manifest import Manifest, ManifestError
+from topology.manifest import Manifest
 from topology.owners import Owners
 from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, follow, led, unproven
+from topology.trees import ManifestError
 
 MAX_STORED = 512 << 10
 """Bytes of an envelope: what Consul's KV takes in one value (`kv_max_value_size`, by default)."""

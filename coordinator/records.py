@@ -35,7 +35,7 @@ from coordinator.server_process import ServerProcess
 from coordinator.slots import Holder, lapsed
 from coordinator.tokens import LEDGER_PREFIX
 from runtime.backoff import Backoff
-from runtime.consul import ConsulError
+from runtime.consul import ConsulError, reading
 from runtime.log import BY_STRANGERS
 from runtime.tasks import TaskScope
 from topology.envelope import Signed
@@ -188,7 +188,8 @@ class Records:
         while True:
             try:
                 index, tree = await self._client.get(path, index=index, params=params)
-                take(index, tree)
+                with reading(path):
+                    take(index, tree)
                 attempt = 0
                 # The first change is taken at once; what follows it closely is taken together, as each answer brings
                 # all entries. Own admissions do not wait for this.

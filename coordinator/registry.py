@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from admission.protocol import PEERS_PREFIX, MeshPeer
 from runtime import jsons
-from topology.manifest import ManifestError, from_tree
+from topology.trees import ManifestError, from_tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from coordinator.slots import Holder, Node, NodeState, dead
 from coordinator.tokens import LEDGER_PREFIX
 from runtime import jsons
 from runtime.gossip import Ring
-from topology.manifest import Manifest, ManifestError, from_tree
+from topology.manifest import Manifest
+from topology.trees import ManifestError, from_tree
 
 KEY = f"{LEDGER_PREFIX}gossip"
 """Of the record in Consul's KV. No key is in it."""

@@ -17,7 +17,7 @@ from coordinator.ledger import Ledger
 from coordinator.rotation import KEY, Fact, Record, decode, encode, members, moved_on, ring, settled, waits_for
 from coordinator.server_process import ServerProcess
 from coordinator.slots import all_trust
-from runtime.consul import SERVER_PORT, ConsulError
+from runtime.consul import SERVER_PORT, ConsulError, reading
 from runtime.gossip import Heard, Ring
 from runtime.keyring import KeyringError, Member
 from runtime.secret import Secret
@@ -183,7 +183,8 @@ class Rotator:
         current = gossip_key(self._keys, record.number).reveal()
         try:
             _, answers = await self._client.get("/v1/operator/keyring")
-            foreign = {key for each in answers or () for key in each.get("Keys") or {} if key != current}
+            with reading("the list of gossip keys"):
+                foreign = {key for each in answers or () for key in each.get("Keys") or {} if key != current}
             for key in foreign:
                 await self._client.delete("/v1/operator/keyring", {"Key": key})
         except ConsulError as error:
@@ -216,8 +217,10 @@ class Rotator:
         _, entries = await self._client.get(f"/v1/kv/{KEY}", params={consistency: ""})
         if not entries:
             return 0, None
-        entry: Any = entries[0]
-        return int(entry["ModifyIndex"]), decode(base64.b64decode(entry["Value"] or ""))
+        with reading("the entry of the gossip key"):
+            entry: Any = entries[0]
+            index, value = int(entry["ModifyIndex"]), base64.b64decode(entry["Value"] or "")
+        return index, decode(value)
 
     async def _write(self, record: Record, index: int) -> bool:
         """Whether nobody else wrote since `index`. ConsulError."""

@@ -29,6 +29,7 @@ from runtime.consul import (
     api_socket,
     argv,
     query_clock,
+    reading,
     server_config,
     write_config,
     write_private,
@@ -206,9 +207,10 @@ class ServerProcess:
                 return Standing(records=False)
             _, leader = await self._local.get("/v1/status/leader")
             _, tree = await self._local.get("/v1/agent/self")
-            raft = tree["Stats"]["raft"]
-            term, index = int(raft["last_log_term"]), int(raft["last_log_index"])
-        except (ConsulError, KeyError, TypeError, ValueError):
+            with reading("the state of Raft"):
+                raft = tree["Stats"]["raft"]
+                term, index = int(raft["last_log_term"]), int(raft["last_log_index"])
+        except ConsulError:
             return UNKNOWN
         return Standing(records=True, led=bool(leader), term=term, index=index, voters=voters)
 
@@ -218,11 +220,14 @@ class ServerProcess:
         """
         _, tree = await self.client.get("/v1/operator/raft/configuration")
         place = f"{address}:{SERVER_PORT}"
-        old = [each["ID"] for each in tree["Servers"] if each["Address"] == place and each["ID"] != server_id]
+        with reading("Raft's configuration"):
+            old = [each["ID"] for each in tree["Servers"] if each["Address"] == place and each["ID"] != server_id]
         for each in old:
             await self.client.delete("/v1/operator/raft/peer", params={"id": each})
         _, found = await self.client.get(f"/v1/catalog/node/{peer_id}")
-        if found and found["Node"]["ID"] != server_id:
+        with reading(f"the node {peer_id}"):
+            stale = bool(found) and found["Node"]["ID"] != server_id
+        if stale:
             # Consul gives a node's name to another ID only once gossip has seen the old one fail.
             await self.client.put("/v1/catalog/deregister", {"Node": peer_id})
         return not old
@@ -233,23 +238,14 @@ class ServerProcess:
         Alive are those that take a connection now, too: gossip sees a server's end 1 to 3 s late.
         """
         _, tree = await self.client.get("/v1/operator/raft/configuration")
-        gossip = {one["Addr"] for one in await self._members() if one["Status"] == _ALIVE}
+        members = await self._members()
+        with reading("the list of members"):
+            gossip = {str(one["Addr"]) for one in members if one["Status"] == _ALIVE}
         async with TaskScope() as scope:
             answers = {each: scope.start(f"connects to {each}", _connects(each)) for each in gossip}
         alive = {each for each, task in answers.items() if task.result()}
-        found = []
-        for each in tree["Servers"]:
-            address = str(each["Address"]).rpartition(":")[0]
-            found.append(
-                Server(
-                    server_id=each["ID"],
-                    address=address,
-                    leads=each["Leader"],
-                    votes=each["Voter"],
-                    alive=address in alive,
-                )
-            )
-        return tuple(found)
+        with reading("Raft's configuration"):
+            return tuple(_server(each, alive) for each in tree["Servers"])
 
     async def remove(self, server_id: str) -> None:
         """Takes a server out of the Raft configuration. ConsulError."""
@@ -272,9 +268,12 @@ class ServerProcess:
         """Ends in gossip, and so in the catalog, servers that are dead and not at one of the mesh addresses `staying`:
         Consul would try to reach them for 72 h. ConsulError.
         """
-        for one in await self._members():
-            if one["Tags"].get("role") == "consul" and one["Status"] != _ALIVE and one["Addr"] not in staying:
-                await self.client.put(f"/v1/agent/force-leave/{one['Name']}", params={"prune": ""})
+        members = await self._members()
+        with reading("the list of members"):
+            dead = [one for one in members if one["Tags"].get("role") == "consul" and one["Status"] != _ALIVE]
+            names = [str(one["Name"]) for one in dead if one["Addr"] not in staying]
+        for name in names:
+            await self.client.put(f"/v1/agent/force-leave/{name}", params={"prune": ""})
 
     async def leave(self) -> None:
         """Has our own server say good-bye for good, and end. ConsulError."""
@@ -282,7 +281,8 @@ class ServerProcess:
 
     async def _members(self) -> list[Any]:
         _, found = await self.client.get("/v1/agent/members")
-        return list(found or ())
+        with reading("the list of members"):
+            return list(found or ())
 
     async def close(self) -> None:
         """Closes the connections to the server."""
@@ -292,7 +292,8 @@ class ServerProcess:
     async def _voters(self) -> tuple[str, ...]:
         """Mesh addresses in this server's own copy of the Raft configuration; none while it has no records."""
         _, peers = await self._local.get("/v1/status/peers")
-        return tuple(str(peer).rpartition(":")[0] for peer in peers or ())
+        with reading("the list of Raft's servers"):
+            return tuple(str(peer).rpartition(":")[0] for peer in peers or ())
 
     def _write(self, multiplier: int) -> None:
         settings, keys, start = replace(self._settings, raft_multiplier=multiplier), self._keys, self._start
@@ -344,6 +345,13 @@ class ServerProcess:
         while not await self.leader():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._write(SLOW_START)
+
+
+def _server(entry: Any, alive: Collection[str]) -> Server:
+    address = str(entry["Address"]).rpartition(":")[0]
+    return Server(
+        server_id=entry["ID"], address=address, leads=entry["Leader"], votes=entry["Voter"], alive=address in alive
+    )
 
 
 async def _connects(address: str) -> bool:

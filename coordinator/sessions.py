@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from runtime.consul import ConsulClient, ConsulError
+from runtime.consul import ConsulClient, ConsulError, reading
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ class SessionEnder:
     async def look(self) -> None:
         """One look, and what follows from it. ConsulError."""
         _, members = await self._consul.get("/v1/agent/members")
-        now_lost = lost(members)
+        with reading("the list of members"):
+            now_lost = lost(members)
         if not now_lost - self._lost and (not now_lost or self._clock() - self._looked_at < LOOK_SECONDS):
             self._lost = now_lost
             return
@@ -87,7 +88,9 @@ class SessionEnder:
         if leader == self._own_rpc:
             # As this server has it: the Raft leader lacks nothing that was acknowledged.
             _, sessions = await self._consul.get("/v1/session/list")
-            for session in to_end(sessions, now_lost):
+            with reading("the list of sessions"):
+                ended = to_end(sessions, now_lost)
+            for session in ended:
                 await self._consul.put(f"/v1/session/destroy/{session}")
                 log.info("session of a lost node ended", extra={"session": session, "lost": sorted(now_lost)})
         # Not before it is done: what failed is tried again at the next look.

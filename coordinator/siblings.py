@@ -27,7 +27,8 @@ from runtime.backoff import Backoff
 from runtime.guest import GuestAgent, GuestError, GuestInfo
 from runtime.secret import Secret
 from topology.envelope import Signed, claims
-from topology.manifest import COORDINATORS, CoordinatorPeer, ManifestError
+from topology.manifest import COORDINATORS, CoordinatorPeer
+from topology.trees import ManifestError
 
 log = logging.getLogger(__name__)
 

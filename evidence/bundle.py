@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from evidence.merkle import Step
 from evidence.statement import NONCE_BYTES, Member, Statement
 from topology.envelope import claims
-from topology.manifest import ManifestError, from_tree, once
+from topology.manifest import once
+from topology.trees import ManifestError, from_tree
 
 VERSION = 1
 MAX_BUNDLE = 64 << 20

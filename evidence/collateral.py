@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import reprlib
 import ssl
 import urllib.parse
 from collections import OrderedDict
@@ -251,10 +252,10 @@ def signed_part(text: str, name: str) -> tuple[str, bytes]:
 def _next_update(text: str) -> float:
     value = json.loads(text).get("nextUpdate")
     if not isinstance(value, str):
-        raise ValueError(f"nextUpdate {value!r:.40}, expected a time")
+        raise ValueError(f"nextUpdate {reprlib.repr(value)}, expected a time")
     moment = datetime.fromisoformat(value)
     if moment.tzinfo is None:
-        raise ValueError(f"nextUpdate {value!r:.40}, expected a time zone")
+        raise ValueError(f"nextUpdate {reprlib.repr(value)}, expected a time zone")
     return moment.timestamp()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from dataclasses import dataclass
 
 from .errors import EvidenceError
@@ -125,20 +126,20 @@ def runtime_digest(name: str, payload: bytes) -> bytes:
 
 def _event(item: object, where: str) -> Event:
     if not isinstance(item, dict):
-        raise _bad(f"{where} is {item!r:.40}, expected an object")
+        raise _bad(f"{where} is {reprlib.repr(item)}, expected an object")
     imr, kind = item.get("imr"), item.get("event_type")
     # `type(...) is int`: JSON's true is an int to isinstance.
     if type(imr) is not int or not 0 <= imr < _REGISTERS:
-        raise _bad(f"{where}: imr {imr!r:.40}, expected 0 to 3")
+        raise _bad(f"{where}: imr {reprlib.repr(imr)}, expected 0 to 3")
     if type(kind) is not int or not 0 <= kind < 1 << 32:
-        raise _bad(f"{where}: event_type {kind!r:.40}, expected a 32-bit number")
+        raise _bad(f"{where}: event_type {reprlib.repr(kind)}, expected a 32-bit number")
     if (imr == 3) != (kind == RUNTIME_EVENT):
         raise _bad(
             f"{where}: type {kind:#x} in register {imr}; RTMR3 holds runtime events ({RUNTIME_EVENT:#x}) and only them"
         )
     name = item.get("event")
     if not isinstance(name, str) or not name.isprintable():
-        raise _bad(f"{where}: event {name!r:.40}, expected printable text")
+        raise _bad(f"{where}: event {reprlib.repr(name)}, expected printable text")
     payload = _hex(item.get("event_payload"), f"{where}: event_payload")
     digest = _hex(item.get("digest"), f"{where}: digest")
     if imr == 3:
@@ -161,7 +162,7 @@ def _checked(item: dict[str, object], where: str, name: str, payload: bytes, sta
             raise _bad(f"{where}: the preimage is not the canonical form of event and event_payload")
         digest = hashlib.sha384(preimage).digest()
     else:
-        raise _bad(f"{where}: version {version!r:.40}, expected 1 (without preimage) or 2")
+        raise _bad(f"{where}: version {reprlib.repr(version)}, expected 1 (without preimage) or 2")
     if stated and stated != digest:
         raise _bad(
             f"{where}: digest {stated.hex():.16}… is not that of {name!r:.40} and its payload ({digest.hex():.16}…)"
@@ -196,18 +197,20 @@ def _key_provider(payload: bytes | None) -> tuple[str, str]:
     except (ValueError, RecursionError) as error:
         raise _refused(f"event {KEY_PROVIDER!r} is not JSON: {error}") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str) or not isinstance(tree.get("id"), str):
-        raise _refused(f"event {KEY_PROVIDER!r} is {payload!r:.80}, expected an object with the texts name and id")
+        raise _refused(
+            f"event {KEY_PROVIDER!r} is {reprlib.repr(payload)}, expected an object with the texts name and id"
+        )
     return tree["name"], tree["id"].lower()
 
 
 def _hex(value: object, what: str) -> bytes:
     # bytes.fromhex skips blanks; isalnum keeps one text per value.
     if not isinstance(value, str) or not (value == "" or value.isalnum()):
-        raise _bad(f"{what} {value!r:.40}, expected hex")
+        raise _bad(f"{what} {reprlib.repr(value)}, expected hex")
     try:
         return bytes.fromhex(value)
     except ValueError as error:
-        raise _bad(f"{what} {value!r:.40}, expected hex") from error
+        raise _bad(f"{what} {reprlib.repr(value)}, expected hex") from error
 
 
 def _bad(what: str) -> EvidenceError:

@@ -28,10 +28,11 @@ from evidence.statement import Member, Statement, members_digest, report_data
 from evidence.verify import Evidence, Verifier
 from topology.allowed import Admitted, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, open_envelope
-from topology.manifest import COORDINATORS, Manifest, ManifestError
+from topology.manifest import COORDINATORS, Manifest
 from topology.owners import Owners
 from topology.revocation import why_revoked
 from topology.succession import Fault, SuccessionError, chain
+from topology.trees import ManifestError
 
 CLOCK_SKEW = 300.0
 """Seconds that the coordinator's clock and the reader's may differ; as much as at an admission."""

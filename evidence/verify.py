@@ -34,6 +34,8 @@ _STALE = (
     "CrlExpired",
 )
 """dcap_qvl's words for collateral out of its time: our side's fault, not the peer's."""
+_MAX_DETAIL = 1024
+"""Characters of dcap_qvl's reason. The whole chain of its errors has some 200 where the input is not quoted."""
 _MAX_VM_CONFIG = 256 * 1024
 
 
@@ -168,7 +170,8 @@ class Verifier:
                 dcap_qvl.verify_with_root_ca(raw, collateral, self._root, seconds)
         except ValueError as detail:
             text = str(detail)
-        text = " ".join(text.split())
+        # It quotes what the collateral says.
+        text = " ".join(text[:_MAX_DETAIL].split())
         if any(words in text for words in _STALE):
             return EvidenceError("VERIFIER_FAILED", f"the collateral cannot judge this quote now: {text}")
         return _invalid(f"the quote does not verify: {text}")

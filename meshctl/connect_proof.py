@@ -58,7 +58,7 @@ async def read(folder: Path, anchors: tuple[Anchor, ...] = (Anchor(),)) -> Proof
     """
     from evidence.bundle import MAX_BUNDLE, BundleError, decode
     from evidence.outside import UnprovenError
-    from topology.manifest import ManifestError
+    from topology.trees import ManifestError
 
     path = folder / BUNDLE
     try:

@@ -107,7 +107,8 @@ def edit_draft(draft: Path, peer: str, gossip: int) -> None:
     greater one would replace the key once more.
     """
     from meshctl.generate import pretty, tree_of
-    from topology.manifest import ManifestError, decode
+    from topology.manifest import decode
+    from topology.trees import ManifestError
 
     again = "the next ./mesh generate would bring the slot back, for cluster.tf still has it"
     try:

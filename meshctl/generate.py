@@ -303,7 +303,8 @@ def rendered(site: Site, reviewed: Reviewed) -> Manifest:
 
 def placed(tree: Mapping[str, Any], head: Signed | None, target: Path) -> Manifest:
     """The manifest of `tree` as the one after `head`; `head` itself where nothing differs. UserError."""
-    from topology.manifest import ManifestError, decode
+    from topology.manifest import decode
+    from topology.trees import ManifestError
 
     place: dict[str, Any] = {"epoch": 1, "previous": None}
     if head is not None:

@@ -151,8 +151,8 @@ def terraform_output(folder: Path, outputs: Path | None) -> str:
 
 def os_images(path: Path) -> tuple[OsImage, ...]:
     """The approved images that `path` lists. UserError."""
-    from topology.manifest import ManifestError, from_tree
     from topology.references import OsImage
+    from topology.trees import ManifestError, from_tree
 
     try:
         found: Any = from_tree(tuple[OsImage, ...], json.loads(path.read_text(encoding="utf-8")), path.name)

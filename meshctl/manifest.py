@@ -160,7 +160,8 @@ def _sign_for_lab(
 
 def _draft(source: Path, cluster: str) -> Manifest:
     """The manifest in `source`, which nobody has signed. UserError."""
-    from topology.manifest import ManifestError, decode
+    from topology.manifest import decode
+    from topology.trees import ManifestError
 
     try:
         return decode(source.read_bytes())

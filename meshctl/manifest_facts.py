@@ -20,12 +20,13 @@ from meshctl.app_compose import AppCompose
 from topology.addresses import rendezvous_address
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import Manifest, ManifestError, Rendezvous, from_tree
+from topology.manifest import Manifest, Rendezvous
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
 from topology.references import MEASURED, KeyProvider, OsImage, Reference, ReferencesError, TcbPolicy, check_tcb
 from topology.render import AppFacts, Deployment
+from topology.trees import ManifestError, from_tree
 
 FORMAT = 1
 

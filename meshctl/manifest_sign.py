@@ -40,7 +40,7 @@ def head(cluster: Cluster) -> Signed | None:
     files' owners nor, where those were changed since, by the owners that it names.
     """
     from topology.envelope import open_envelope
-    from topology.manifest import ManifestError
+    from topology.trees import ManifestError
 
     path = cluster.folder / SIGNED
     if not path.exists():
@@ -62,7 +62,7 @@ def head(cluster: Cluster) -> Signed | None:
 def by_the_compose_files(cluster: Cluster, signed: Signed) -> bool:
     """Whether the owners in the compose files signed it; else those were changed since."""
     from topology.envelope import open_envelope
-    from topology.manifest import ManifestError
+    from topology.trees import ManifestError
 
     try:
         open_envelope(signed.envelope, manifest_keys.owners(cluster))

@@ -185,7 +185,7 @@ def deployed(url: str, pccs_url: str, dev_root: Path | None) -> Mesh:
 
 def _opened(tree: dict[str, Any], url: str) -> Signed:
     from topology.envelope import open_envelope
-    from topology.manifest import ManifestError
+    from topology.trees import ManifestError
 
     try:
         return open_envelope(str(tree.get("envelope", "")), None)

@@ -16,12 +16,13 @@ from meshctl.app_compose import AppCompose
 from meshctl.manifest_facts import Reviewed
 from topology.cluster import Cluster
 from topology.envelope import Signed
-from topology.manifest import Coordinators, GroupEntry, ManifestError, from_tree
+from topology.manifest import Coordinators, GroupEntry
 from topology.model import COORDINATOR
 from topology.owners import Owners
 from topology.problems import ClusterError
 from topology.public import gateway_bases
 from topology.render import AppFacts, Deployment, environment_names
+from topology.trees import ManifestError, from_tree
 
 FORMAT = 1
 

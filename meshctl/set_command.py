@@ -378,7 +378,8 @@ def _read(file: Path) -> str:
 def _envelope(text: str, source: object, here: Lab | None) -> str:
     """The envelope in `text`; of a draft, as the owner of the lab `here` signs it. UserError."""
     from topology.envelope import open_envelope
-    from topology.manifest import ManifestError, decode
+    from topology.manifest import decode
+    from topology.trees import ManifestError
 
     text = text.strip()
     try:

@@ -71,7 +71,7 @@ class Memory:
         )
 
     def _check_history(self, mesh: Mesh, head: Signed, wanted: Signed, seen: Seen) -> None:
-        from topology.manifest import ManifestError
+        from topology.trees import ManifestError
 
         try:
             reason = _why_not_through(mesh.history(wanted.envelope, seen.epoch - 1), seen, head)

@@ -226,7 +226,8 @@ def _trusted(reader: Reader, bundle: Bundle) -> Trusted:
     """
     from evidence.outside import Trusted, signed_history
     from topology.envelope import digest, open_envelope
-    from topology.manifest import ManifestError, decode
+    from topology.manifest import decode
+    from topology.trees import ManifestError
 
     if reader.manifest is None:
         assert reader.owners is not None
@@ -285,7 +286,7 @@ def _as_told(reader: Reader, told: LabAnswers | verify_files.LabAnchors) -> Read
 
 def lab_answers(run: runs.Run) -> LabAnswers:
     """What the lab `run` says of itself. UserError."""
-    from topology.manifest import ManifestError, from_tree
+    from topology.trees import ManifestError, from_tree
 
     path = run.folder / IN_LAB
     try:

@@ -118,7 +118,7 @@ def seen_path(cluster: str, app_id: str) -> Path:
 def read_seen(path: Path) -> Seen | None:
     """What is remembered there; None when nothing is. UserError when it cannot be read: that is no reason to forget."""
     from evidence.outside import Seen
-    from topology.manifest import ManifestError, from_tree
+    from topology.trees import ManifestError, from_tree
 
     try:
         with path.open("rb") as file:
@@ -166,7 +166,7 @@ def read_lab(bundle: bytes) -> LabAnchors | None:
     It lies in the person's own configuration and not beside the bundle: whoever hands a bundle on could put any root
     there.
     """
-    from topology.manifest import ManifestError, from_tree
+    from topology.trees import ManifestError, from_tree
 
     path = _lab_path(bundle)
     try:

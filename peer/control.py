@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ def decode_table(body: bytes) -> Table:
     for key, endpoint in mappings.items():
         check_key(key)
         if not isinstance(endpoint, str):
-            raise LinkError(f"mapping of {key!r} is {endpoint!r:.60}, expected 'ip:port'")
+            raise LinkError(f"mapping of {key!r} is {reprlib.repr(endpoint)}, expected 'ip:port'")
         parse_endpoint(endpoint)
     for key in relays:
         check_key(key)
@@ -61,7 +62,7 @@ def decode_relay_request(body: bytes) -> str:
     """The peer's public key in the body of `POST /v1/relay`; LinkError when there is none."""
     key = _object(body).get("peer")
     if not isinstance(key, str):
-        raise LinkError(f"the body has peer {key!r:.60}, expected a WireGuard public key")
+        raise LinkError(f"the body has peer {reprlib.repr(key)}, expected a WireGuard public key")
     return check_key(key)
 
 
@@ -73,7 +74,7 @@ def decode_relay_answer(body: bytes) -> int:
 def check_port(port: object) -> int:
     """`port` when it is one, else LinkError."""
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-        raise LinkError(f"{port!r:.60} is not a UDP port")
+        raise LinkError(f"{reprlib.repr(port)} is not a UDP port")
     return port
 
 
@@ -83,19 +84,19 @@ def _object(body: bytes) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise LinkError(f"not JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise LinkError(f"expected a JSON object, got {tree!r:.60}")
+        raise LinkError(f"expected a JSON object, got {reprlib.repr(tree)}")
     return tree
 
 
 def _entries(tree: dict[str, object], name: str) -> dict[str, object]:
     value = tree.get(name)
     if not isinstance(value, dict):
-        raise LinkError(f"{name} is {value!r:.60}, expected an object")
+        raise LinkError(f"{name} is {reprlib.repr(value)}, expected an object")
     return value
 
 
 def _number(tree: dict[str, object], name: str) -> int:
     value = tree.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise LinkError(f"{name} is {value!r:.60}, expected an integer")
+        raise LinkError(f"{name} is {reprlib.repr(value)}, expected an integer")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ def decode_keys(tree: Mapping[str, Any], pool: str) -> KeySet:
     except (KeyError, TypeError) as error:
         raise LinkError(f"the coordinator's keys are not what they should be: {error!r}") from error
     if not isinstance(version, int):
-        raise LinkError(f"the keys' version is {version!r:.60}, expected an integer")
+        raise LinkError(f"the keys' version is {reprlib.repr(version)}, expected an integer")
     for peer in peers:
         check_key(peer.public_key)
         check_address(peer.address, pool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ KEEPALIVE = 25
 """Seconds: WireGuard's own advice for NATs. It keeps sessions fresh on idle links; probes watch the path."""
 CONTROL_PORT = 51821
 """TCP, on a rendezvous' mesh address only."""
+
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 class LinkError(ValueError):
@@ -157,9 +160,9 @@ def check_key(key: str) -> str:
     try:
         raw = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise LinkError(f"{key!r} is not a WireGuard public key: expected 32 bytes in base64") from error
+        raise LinkError(f"{key!r:.80} is not a WireGuard public key: expected 32 bytes in base64") from error
     if len(raw) != 32 or base64.b64encode(raw).decode() != key:
-        raise LinkError(f"{key!r} is not a WireGuard public key: expected 32 bytes in canonical base64")
+        raise LinkError(f"{key!r:.80} is not a WireGuard public key: expected 32 bytes in canonical base64")
     return key
 
 
@@ -168,9 +171,9 @@ def check_address(address: str, pool: str) -> str:
     try:
         good = ipaddress.IPv4Address(address) in ipaddress.IPv4Network(pool)
     except ValueError as error:
-        raise LinkError(f"{address!r} is not an IPv4 address") from error
+        raise LinkError(f"{address!r:.80} is not an IPv4 address") from error
     if not good:
-        raise LinkError(f"mesh address {address!r} is outside the mesh's pool {pool}")
+        raise LinkError(f"mesh address {address!r:.80} is outside the mesh's pool {pool}")
     return str(ipaddress.IPv4Address(address))
 
 
@@ -179,9 +182,11 @@ def parse_endpoint(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     try:
         address = str(ipaddress.IPv4Address(host))
-        number = int(port)
     except ValueError as error:
-        raise LinkError(f"{endpoint!r} is not an endpoint: expected IPv4:port") from error
+        raise LinkError(f"{endpoint!r:.80} is not an endpoint: expected IPv4:port") from error
+    # In its one form: it becomes a line of what the WireGuard device is told, and Python's int() takes spaces and line
+    # ends around a number, signs, '_' and other alphabets' digits.
+    number = int(port) if _PORT.fullmatch(port) else 0
     if not 0 < number < 65536:
-        raise LinkError(f"{endpoint!r} has port {number}, expected 1 to 65535")
+        raise LinkError(f"{endpoint!r:.80} has no port from 1 to 65535")
     return address, number

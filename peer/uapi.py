@@ -54,6 +54,15 @@ def check_answer(answer: str) -> None:
 def parse_state(answer: str) -> DeviceState:
     """The state in the answer to GET, LinkError when it is none. The private key in it becomes the public one."""
     check_answer(answer)
+    try:
+        return _state(answer)
+    except LinkError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise LinkError(f"the WireGuard device's state cannot be read: {error!r:.200}") from error
+
+
+def _state(answer: str) -> DeviceState:
     public_key, listen_port = "", 0
     peers: list[dict[str, str]] = []
     allowed: list[list[str]] = []

@@ -180,8 +180,9 @@ class UserspaceDevice:
                     writer.close()
                     with contextlib.suppress(OSError):
                         await writer.wait_closed()
-        except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-            raise DeviceGoneError(f"no WireGuard device answers at {self._socket}: {error!r}") from error
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError) as error:
+            # ValueError: what is no ASCII.
+            raise DeviceGoneError(f"no WireGuard device answers at {self._socket}: {error!r:.300}") from error
 
 
 class KernelDevice:

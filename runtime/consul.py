@@ -8,9 +8,10 @@ lacks and need no import of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,7 @@ from runtime.consul_config import (
 from runtime.secret import Secret
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
 
 __all__ = [
     "SERVER_PORT",
@@ -42,6 +43,7 @@ __all__ = [
     "argv",
     "next_index",
     "node_id",
+    "reading",
     "server_config",
     "write_config",
     "write_private",
@@ -49,6 +51,9 @@ __all__ = [
 
 TIMEOUT = 10.0
 """Seconds for a call that does not block on an index. A write waits for raft; an election takes about 2 s."""
+MAX_ANSWER = 64 << 20
+"""Bytes. All health of a service with 1,000 instances is some 2 MB; the largest is all app-compose texts of a mesh, of
+512 KiB at most each."""
 WAIT = 300.0
 """Seconds that a blocking query waits at most when the caller does not say (Consul's own default)."""
 
@@ -60,6 +65,19 @@ class ConsulError(Exception):
         super().__init__(f"Consul answers {status}: {reason}" if status else f"Consul does not answer: {reason}")
         self.status = status
         self.reason = reason
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """The one place in which an answer of Consul is read that may be anything: what it lacks, or has in another shape,
+    is Consul's failure and not the end of who reads it. `what` is the beginning of the reason. ConsulError.
+    """
+    try:
+        yield
+    except ConsulError:
+        raise
+    except Exception as error:
+        raise ConsulError(200, f"{what} cannot be read: {error!r:.200}") from error
 
 
 def next_index(previous: int | None, seen: int) -> int:
@@ -195,7 +213,7 @@ class ConsulClient:
             async with self._client().request(
                 method, _url(url), data=data, headers=headers, timeout=aiohttp.ClientTimeout(total=limit)
             ) as response:
-                text = await response.text(encoding="utf-8")
+                text = _text(await _body(response))
         except TimeoutError as error:
             raise ConsulError(0, f"{method} {path} took longer than {limit:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -221,10 +239,8 @@ class ConsulClient:
 async def query_clock(consul: ConsulClient) -> int:
     """The Lamport time of gossip's queries (`runtime.gossip.query`), as the agent has it. ConsulError."""
     _, tree = await consul.get("/v1/agent/self")
-    try:
+    with reading("the agent's query clock"):
         return int(tree["Stats"]["serf_lan"]["query_time"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConsulError(200, "the agent does not say what its query clock is") from error
 
 
 def _url(text: str) -> Any:
@@ -234,9 +250,26 @@ def _url(text: str) -> Any:
     return URL(text, encoded=True)
 
 
+async def _body(response: ClientResponse) -> bytes:
+    data = bytearray()
+    async for part in response.content.iter_chunked(1 << 16):
+        data += part
+        if len(data) > MAX_ANSWER:
+            raise ConsulError(response.status, f"the answer has more than {MAX_ANSWER} bytes")
+    return bytes(data)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConsulError(200, f"the answer is not UTF-8: {data[:80]!r}") from error
+
+
 def _index(headers: Mapping[str, str]) -> int | None:
     text = headers.get("X-Consul-Index", "")
-    return int(text) if text.isdigit() else None
+    # Consul's is an unsigned number of 64 bits: 20 digits at most.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def _parse(text: str) -> Any:

@@ -7,6 +7,7 @@ shorter than a quote under load, and it weighs 13 MiB. aiohttp is imported on th
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,16 +219,21 @@ def _object(method: str, status: int, text: bytes) -> Mapping[str, object]:
         # 404 and 422 are HTML pages, and a body over the agent's limit is refused in protobuf.
         raise GuestError(method, f"HTTP {status} with a body that is not JSON: {text[:80]!r}") from None
     if not isinstance(answer, dict):
-        raise GuestError(method, f"HTTP {status} with {answer!r:.80}, expected a JSON object")
+        raise GuestError(method, f"HTTP {status} with {reprlib.repr(answer)}, expected a JSON object")
     if status != 200 or "error" in answer:
-        raise GuestError(method, f"HTTP {status}: {answer.get('error', answer)!s:.300}")
+        raise GuestError(method, f"HTTP {status}: {_said(answer)}")
     return answer
+
+
+def _said(answer: Mapping[str, object]) -> str:
+    error = answer.get("error")
+    return error[:300] if isinstance(error, str) else reprlib.repr(answer)
 
 
 def _text(answer: Mapping[str, object], method: str, name: str, default: str | None = None) -> str:
     value = answer.get(name, default)
     if not isinstance(value, str):
-        raise GuestError(method, f"{name} is {value!r:.80}, expected text")
+        raise GuestError(method, f"{name} is {reprlib.repr(value)}, expected text")
     return value
 
 
@@ -249,4 +255,7 @@ def _key_provider(text: str) -> tuple[str, str]:
         tree = None
     if not isinstance(tree, dict):
         raise GuestError("Info", f"key_provider_info is {text!r:.80}, expected a JSON object with name and id")
-    return str(tree.get("name", "")), str(tree.get("id", ""))
+    name, ident = tree.get("name") or "", tree.get("id") or ""
+    if not isinstance(name, str) or not isinstance(ident, str):
+        raise GuestError("Info", f"key_provider_info is {text!r:.80}, expected name and id to be text")
+    return name, ident

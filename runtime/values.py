@@ -14,28 +14,28 @@ LEVELS = ("debug", "info", "warning", "error")
 def text(value: str) -> str:
     """Printable text without spaces around it."""
     if value != value.strip() or not value.isprintable():
-        raise ValueError(f"is {value!r}, expected printable text without spaces around it")
+        raise ValueError(f"is {value!r:.100}, expected printable text without spaces around it")
     return value
 
 
 def flag(value: str) -> bool:
     """`0` or `1`."""
     if value not in ("0", "1"):
-        raise ValueError(f"is {value!r}, expected 0 or 1")
+        raise ValueError(f"is {value!r:.100}, expected 0 or 1")
     return value == "1"
 
 
 def path(value: str) -> Path:
     """An absolute path."""
     if not value.startswith("/"):
-        raise ValueError(f"is {value!r}, expected an absolute path")
+        raise ValueError(f"is {value!r:.100}, expected an absolute path")
     return Path(value)
 
 
 def level(value: str) -> str:
     """A log level."""
     if value not in LEVELS:
-        raise ValueError(f"is {value!r}, expected debug, info, warning or error")
+        raise ValueError(f"is {value!r:.100}, expected debug, info, warning or error")
     return value
 
 
@@ -73,7 +73,7 @@ def http_url(value: str) -> str:
     """An http or https URL."""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"is {value!r}, expected an http or https URL")
+        raise ValueError(f"is {value!r:.100}, expected an http or https URL")
     return value.rstrip("/")
 
 

@@ -7,14 +7,16 @@ last good value.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from admission.protocol import PEERS_PREFIX, MeshPeer
 from runtime import leader_key
-from topology.manifest import ManifestError, from_tree
+from topology.trees import from_tree
 
 
 class CatalogError(ValueError):
@@ -46,6 +48,17 @@ class Holder:
     """The holder has said in the key itself that it takes requests (`runtime.leader_key`)."""
 
 
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever an answer lacks, or has in another shape, is Consul's failure."""
+    try:
+        yield
+    except CatalogError:
+        raise
+    except Exception as error:
+        raise CatalogError(f"{what} cannot be read: {error!r:.200}") from error
+
+
 def instances(tree: object) -> tuple[Instance, ...]:
     """The answer of `/v1/health/service/<service>?passing`, in a fixed order."""
     found = [_instance(entry) for entry in _list(tree, "health")]
@@ -53,7 +66,7 @@ def instances(tree: object) -> tuple[Instance, ...]:
 
 
 def _instance(entry: Any) -> Instance:
-    try:
+    with _reading("an entry of health"):
         node, service = entry["Node"], entry["Service"]
         return Instance(
             service_id=_text(service["ID"]),
@@ -61,8 +74,6 @@ def _instance(entry: Any) -> Instance:
             tags=tuple(map(_text, service.get("Tags") or ())),
             modify_index=int(service.get("ModifyIndex") or 0),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CatalogError(f"health has an entry that cannot be read: {error!r}") from error
 
 
 def peers(tree: object) -> tuple[MeshPeer, ...]:
@@ -71,13 +82,11 @@ def peers(tree: object) -> tuple[MeshPeer, ...]:
 
 
 def _peer(entry: Any) -> MeshPeer:
-    try:
+    with _reading("a peer entry"):
         peer: MeshPeer = from_tree(MeshPeer, json.loads(base64.b64decode(entry["Value"])), "peer")
         key = _text(entry["Key"])
-    except (KeyError, TypeError, ValueError, ManifestError) as error:
-        raise CatalogError(f"a peer entry cannot be read: {error}") from error
     if key != PEERS_PREFIX + peer.peer_id:
-        raise CatalogError(f"the entry {key!r} holds peer {peer.peer_id!r}")
+        raise CatalogError(f"the entry {key!r:.200} holds peer {peer.peer_id!r:.80}")
     return peer
 
 
@@ -85,10 +94,8 @@ def value(tree: object) -> str | None:
     """The text of the one entry in the answer of `/v1/kv/<key>`; None when there is no such key."""
     entries: Iterable[Any] = _list(tree or [], "key")
     for entry in entries:
-        try:
+        with _reading("a key's value"):
             return base64.b64decode(entry["Value"]).decode()
-        except (KeyError, TypeError, ValueError) as error:
-            raise CatalogError(f"a key's value cannot be read: {error!r}") from error
     return None
 
 
@@ -100,11 +107,11 @@ def lock_holder(tree: object) -> Holder:
 
 def _list(tree: object, what: str) -> list[Any]:
     if not isinstance(tree, list):
-        raise CatalogError(f"{what} is {tree!r:.60}, expected a list")
+        raise CatalogError(f"{what} is {reprlib.repr(tree)}, expected a list")
     return tree
 
 
 def _text(it: object) -> str:
     if not isinstance(it, str):
-        raise TypeError(f"{it!r:.40} is not text")
+        raise TypeError(f"{reprlib.repr(it)} is not text")
     return it

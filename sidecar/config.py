@@ -234,7 +234,7 @@ def _default(name: str) -> str:
 def _gid(text: str) -> int:
     # 2^32 - 1 means "leave it" to the kernel.
     if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < (1 << 32) - 1):
-        raise ValueError(f"is {text!r}, expected a numeric group ID, such as 999")
+        raise ValueError(f"is {text!r:.100}, expected a numeric group ID, such as 999")
     return int(text)
 
 
@@ -244,5 +244,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 3600:
-        raise ValueError(f"is {text!r}, expected seconds between 0 and 3600")
+        raise ValueError(f"is {text!r:.100}, expected seconds between 0 and 3600")
     return value

@@ -7,6 +7,7 @@ their place.
 from __future__ import annotations
 
 import ipaddress
+import reprlib
 from dataclasses import dataclass
 
 from runtime import values
@@ -36,14 +37,14 @@ def parse(text: str) -> tuple[RouteHint, ...]:
 
 def _route(item: object) -> RouteHint:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise ValueError(f"holds {item!r:.80}, expected objects {_FORM}")
+        raise ValueError(f"holds {reprlib.repr(item)}, expected objects {_FORM}")
     name, vip, port = item["name"], item.get("vip"), item.get("port")
     if (reason := why_no_label(name)) is not None:
         raise ValueError(f"has a route whose name {reason}")
     if not isinstance(vip, str) or not _is_vip(vip):
-        raise ValueError(f"has route {name!r} with the VIP {vip!r:.40}, expected one of {VIP_POOL}")
+        raise ValueError(f"has route {name!r} with the VIP {reprlib.repr(vip)}, expected one of {VIP_POOL}")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-        raise ValueError(f"has route {name!r} with port {port!r:.40}, expected 1 to 65535")
+        raise ValueError(f"has route {name!r} with port {reprlib.repr(port)}, expected 1 to 65535")
     role = item.get("role")
     return RouteHint(
         name=name, vip=vip, port=port, role=None if role is None else str(role), service=str(item.get("service"))

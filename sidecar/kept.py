@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runtime.consul import write_private
 from topology.envelope import Signed, open_envelope
-from topology.manifest import ManifestError
+from topology.trees import ManifestError
 
 FILE = "manifest.signed"
 TRIED = "manifest.tried"

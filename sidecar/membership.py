@@ -36,8 +36,9 @@ from sidecar.link import Link
 from sidecar.listed import Listed
 from sidecar.registrar import Registrar
 from sidecar.watches import Apply, Watches
-from topology.manifest import BackendEntry, ManifestError
+from topology.manifest import BackendEntry
 from topology.succession import SuccessionError
+from topology.trees import ManifestError
 
 if TYPE_CHECKING:
     from sidecar.workload_api import WorkloadApi

@@ -75,8 +75,8 @@ def is_ours_to_replace(existing: object) -> bool:
     """Whether a stub may be written over `existing`, the agent's answer for its ID: nothing there, or a stub."""
     if not isinstance(existing, dict):
         return True
-    meta = existing.get("Meta") or {}
-    return STUB in meta
+    meta = existing.get("Meta")
+    return isinstance(meta, dict) and STUB in meta
 
 
 def _service(backend: BackendEntry, peer_id: str, address: str, check: dict[str, str]) -> dict[str, Any]:

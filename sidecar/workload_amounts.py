@@ -256,7 +256,9 @@ def judge_checks(brought: frozenset[str], existing: Any, services: Mapping[str, 
     """TooMuchError where the services would have too many checks. `existing`: the agent's, as it shows them."""
     found = existing if isinstance(existing, dict) else {}
     own = {
-        name for name, check in found.items() if isinstance(check, dict) and check.get("ServiceID") in services
+        name
+        for name, check in found.items()
+        if isinstance(check, dict) and isinstance(each := check.get("ServiceID"), str) and each in services
     } | brought  # fmt: skip
     if len(own) > MAX_CHECKS:
         raise TooMuchError(f"the workload's services would have {len(own)} checks; at most {MAX_CHECKS}")

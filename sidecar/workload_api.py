@@ -195,7 +195,7 @@ class WorkloadApi:
                 return json.loads(await answer.read()) if answer.status == 200 else None
         except TimeoutError:
             raise SlowError(f"Consul did not say within {COUNT_SECONDS:g} s what is there; try again") from None
-        except (aiohttp.ClientError, OSError, ValueError):
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError):
             return None
 
     async def _pass_on(self, request: web.Request, call: Call) -> web.StreamResponse:

@@ -9,6 +9,7 @@ workload's own token, so Consul's rights (`coordinator.tokens`) judge it once mo
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,8 +140,8 @@ def _register(rights: Rights, _: str, body: bytes) -> bytes:
     own = rights.services.get(str(tree.get("id")))
     if own is None or tree.get("name") != own:
         raise RefusedError(
-            f"ID {tree.get('id')!r:.100} with Name {tree.get('name')!r:.100} is not the workload's service; expected "
-            f"{_ids(rights)}"
+            f"ID {reprlib.repr(tree.get('id'))} with Name {reprlib.repr(tree.get('name'))} is not the "
+            f"workload's service; expected {_ids(rights)}"
         )
     if tree.get("check") is not None:
         tree["check"] = _check(rights, tree["check"])
@@ -157,12 +158,14 @@ def _check(rights: Rights, check: object, more: frozenset[str] = frozenset()) ->
     ports = sorted(rights.ports)
     tcp, http = tree.get("tcp"), tree.get("http")
     if tcp is not None and tcp not in [f"127.0.0.1:{port}" for port in ports]:
-        raise RefusedError(f"the check dials {tcp!r:.100}; expected TCP at 127.0.0.1 and a port out of {ports}")
+        raise RefusedError(f"the check dials {reprlib.repr(tcp)}; expected TCP at 127.0.0.1 and a port out of {ports}")
     if http is not None:
         starts = tuple(f"{scheme}://127.0.0.1:{port}" for scheme in ("http", "https") for port in ports)
         # What follows the port is a path or nothing: neither a further digit nor '@', which would make a host of it.
         if not isinstance(http, str) or not any(http == start or http.startswith(f"{start}/") for start in starts):
-            raise RefusedError(f"the check asks {http!r:.100}; expected HTTP at 127.0.0.1 and a port out of {ports}")
+            raise RefusedError(
+                f"the check asks {reprlib.repr(http)}; expected HTTP at 127.0.0.1 and a port out of {ports}"
+            )
         # The server that is asked could send the agent anywhere.
         tree["disableredirects"] = True
     return tree
@@ -172,7 +175,7 @@ def _register_check(rights: Rights, _: str, body: bytes) -> bytes:
     tree = _check(rights, _parse(body), frozenset({"id", "serviceid"}))
     if str(tree.get("serviceid")) not in rights.services:
         raise RefusedError(
-            f"ServiceID {tree.get('serviceid')!r:.100} is not the workload's service; expected {_ids(rights)}"
+            f"ServiceID {reprlib.repr(tree.get('serviceid'))} is not the workload's service; expected {_ids(rights)}"
         )
     return _bytes(tree)
 
@@ -198,7 +201,7 @@ def _new_session(rights: Rights, _: str, body: bytes) -> bytes:
     _session(rights)
     tree = _object(body, _SESSION) if body else {}
     if tree.get("node", rights.peer_id) != rights.peer_id:
-        raise RefusedError(f"the session's Node is {tree['node']!r:.100}, expected {rights.peer_id!r} or none")
+        raise RefusedError(f"the session's Node is {reprlib.repr(tree['node'])}, expected {rights.peer_id!r} or none")
     return _bytes(tree) if body else body
 
 
@@ -222,7 +225,7 @@ def _typed(name: str, value: object) -> None:
     half = isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value)
     if half or (value is not None and type(value) is not wanted):
         what = "text" if wanted is str else "a whole number"
-        raise RefusedError(f"the operation's {name} is {value!r:.100}; expected {what}, or null")
+        raise RefusedError(f"the operation's {name} is {reprlib.repr(value)}; expected {what}, or null")
 
 
 def _ids(rights: Rights) -> str:

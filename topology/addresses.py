@@ -88,9 +88,9 @@ def why_not(address: str, pool: str) -> str | None:
     try:
         found = IPv4Address(address)
     except ValueError:
-        return f"is {address!r}, expected an IPv4 address from {first} to {last}"
+        return f"is {address!r:.80}, expected an IPv4 address from {first} to {last}"
     if not first <= found <= last:
-        return f"is {address!r}, outside of what may be given out; expected an address from {first} to {last}"
+        return f"is {address!r:.80}, outside of what may be given out; expected an address from {first} to {last}"
     return None
 
 
@@ -108,10 +108,10 @@ def why_no_source(address: str, pool: str = VIP_POOL) -> str | None:
     try:
         found = IPv4Address(address)
     except ValueError:
-        return f"is {address!r}, {expected}"
+        return f"is {address!r:.80}, {expected}"
     loopback = IPv4Network("127.0.0.0/8")
     if not loopback[1] <= found <= loopback[-2] or net[RESERVED] <= found <= net[-1] or address == DNS_ADDRESS:
-        return f"is {address!r}, {expected}"
+        return f"is {address!r:.80}, {expected}"
     return None
 
 

@@ -121,11 +121,12 @@ def parse(text: str, path: Path, *, digests: bool = False, signed: Mapping[str, 
         problems.add(Where(file=str(path), line=1), path.name, "is nested too deeply; expected a compose file")
         problems.finish()
         raise
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a number or a date that Python has none for.
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         why = getattr(error, "problem", None) or str(error)
-        problems.add(Where(file=str(path), line=line), path.name, f"is not valid YAML: {why}")
+        problems.add(Where(file=str(path), line=line), path.name, f"is not valid YAML: {why:.400}")
         problems.finish()
         raise
     if not isinstance(tree, dict) or not isinstance(tree.get("services"), dict) or not tree["services"]:

@@ -13,8 +13,9 @@ import json
 from dataclasses import dataclass
 
 from topology import owners as keys
-from topology.manifest import Manifest, ManifestError, NewerError, decode_signed, encode, from_tree
+from topology.manifest import Manifest, NewerError, decode_signed, encode
 from topology.owners import MAX_OWNERS, MAX_SIGNATURE, OwnerKey, Owners, PrivateKey
+from topology.trees import ManifestError, from_tree
 
 MAX_ENVELOPE = 1 << 20
 """Characters. A manifest of 1,000 CVMs has some 200 KiB."""

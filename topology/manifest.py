@@ -10,15 +10,11 @@ Long because the form is one value: each entry is here once, with what it means,
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import json
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable
+import reprlib
 from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from topology import egress, handover, places, references, texts
 from topology import revocation as revocations
@@ -33,6 +29,7 @@ from topology.public import MTLS, OFF, Public, check_group, shared
 from topology.references import Reference, ReferencesError
 from topology.revocation import Revocation, RevocationError
 from topology.texts import TextsError
+from topology.trees import ManifestError, field_names, from_tree, shown_names
 from topology.variables import VARIABLE, why_obeyed
 
 MANIFEST_VERSION = 2
@@ -53,12 +50,6 @@ RESERVED_KEYS = ("mesh/", "coordinator/")
 """Prefixes in Consul's KV that only coordinators write."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
-MAX_UNKNOWN = 32
-"""How many entries that this program does not know are named. More than a format gains between two programs."""
-
-
-class ManifestError(ValueError):
-    """The manifest, or its envelope, is not what it must be. The message names the entry."""
 
 
 class NewerError(ManifestError):
@@ -277,7 +268,7 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     if found is not None and found != MANIFEST_VERSION:
         newer = isinstance(found, int) and found > MANIFEST_VERSION
         kind, advice = (NewerError, "; upgrade this program") if newer else (ManifestError, "")
-        raise kind(f"manifest.version is {found!r:.20}, expected {MANIFEST_VERSION}{advice}")
+        raise kind(f"manifest.version is {reprlib.repr(found)}, expected {MANIFEST_VERSION}{advice}")
     if isinstance(tree, dict):
         # First: of what it names, and this program does not know, the form may be another one, too.
         _check_critical(tree.get("critical"))
@@ -300,7 +291,9 @@ def _check_critical(named: object) -> None:
     texts = {each for each in named if isinstance(each, str)} if isinstance(named, list) else set()
     missing = sorted(texts - field_names(Manifest))
     if missing:
-        raise NewerError(f"manifest.critical names {_shown(missing)}, which this program does not know; upgrade it")
+        raise NewerError(
+            f"manifest.critical names {shown_names(missing)}, which this program does not know; upgrade it"
+        )
 
 
 def _check(manifest: Manifest) -> None:
@@ -486,7 +479,7 @@ def _check_rotate(manifest: Manifest) -> None:
     for name, number in manifest.rotate.secrets.items():
         if name not in manifest.secrets:
             raise ManifestError(
-                f"manifest.rotate.secrets names {name!r:.80}, expected one of {_shown(sorted(manifest.secrets))}"
+                f"manifest.rotate.secrets names {name!r:.80}, expected one of {shown_names(sorted(manifest.secrets))}"
             )
         _check_count(number, f"secrets.{name:.80}")
 
@@ -500,126 +493,3 @@ def _in_range(value: int, bounds: tuple[int, int], name: str) -> None:
     least, greatest = bounds
     if not least <= value <= greatest:
         raise ManifestError(f"manifest.{name} is {value}, expected {least} to {greatest}")
-
-
-def field_names(kind: Any) -> frozenset[str]:
-    """The names of all fields of the (nested) dataclass `kind`, those of nested ones with dots; list positions and keys
-    of mappings are left out.
-    """
-    found: set[str] = set()
-    for name, hint in _hints(kind).items():
-        found.add(name)
-        for inner in _dataclasses_in(hint):
-            found |= {f"{name}.{deeper}" for deeper in field_names(inner)}
-    return frozenset(found)
-
-
-def _dataclasses_in(hint: Any) -> list[Any]:
-    if dataclasses.is_dataclass(hint):
-        return [hint]
-    return [found for arg in get_args(hint) for found in _dataclasses_in(arg)]
-
-
-def from_tree(kind: Any, tree: object, where: str, unknown: list[str] | None = None) -> Any:
-    """Builds the (nested, frozen) dataclass `kind` from decoded JSON; ManifestError names the entry that is wrong.
-
-    An entry that `kind` does not have is refused, or added to `unknown` where that is given, MAX_UNKNOWN at most. Names
-    are cut, so that what is said of a tree stays small whoever wrote it.
-    """
-    return _reader(kind)(tree, where, unknown)
-
-
-Reader = Callable[[object, str, list[str] | None], Any]
-"""`from_tree` of one type."""
-
-
-@functools.cache
-def _reader(kind: Any) -> Reader:
-    """How a `kind` is read. Once a type: to look at annotations costs more than the rest of a decode."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        inner = _reader(next(arg for arg in get_args(kind) if arg is not type(None)))
-        return lambda tree, where, unknown: None if tree is None else inner(tree, where, unknown)
-    if origin is tuple:
-        return _list(_reader(get_args(kind)[0]))
-    if origin is dict:
-        return _mapping(_reader(get_args(kind)[1]))
-    if dataclasses.is_dataclass(kind):
-        return _object(typing.cast("type[Any]", kind))
-    return _scalar(kind)
-
-
-def _list(inner: Reader) -> Reader:
-    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
-        if not isinstance(tree, list):
-            raise ManifestError(f"{where} must be a list, not {tree!r:.80}")
-        return tuple([inner(item, f"{where}[{index}]", unknown) for index, item in enumerate(tree)])
-
-    return read
-
-
-def _mapping(inner: Reader) -> Reader:
-    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
-        if not isinstance(tree, dict):
-            raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        return {key: inner(item, _below(where, key), unknown) for key, item in tree.items()}
-
-    return read
-
-
-def _scalar(kind: type[Any]) -> Reader:
-    def read(tree: object, where: str, _: list[str] | None) -> Any:
-        # bool is an int in Python; a manifest that says `true` for a port is wrong.
-        if not isinstance(tree, kind) or (kind is int and isinstance(tree, bool)):
-            raise ManifestError(f"{where} must be {kind.__name__}, not {tree!r:.80}")
-        return tree
-
-    return read
-
-
-def _object(kind: type[Any]) -> Reader:
-    fields, hints, none = dataclasses.fields(kind), _hints(typing.cast("Any", kind)), dataclasses.MISSING
-    # With each type, which nearly every value of a simple one has exactly.
-    readers = {it.name: (hints[it.name], _reader(hints[it.name])) for it in fields}
-    required = [it.name for it in fields if it.default is none and it.default_factory is none]
-
-    def read(tree: object, where: str, unknown: list[str] | None) -> Any:
-        if not isinstance(tree, dict):
-            raise ManifestError(f"{where} must be an object, not {tree!r:.80}")
-        if not tree.keys() <= readers.keys():
-            foreign = sorted(tree.keys() - readers.keys())
-            if unknown is None:
-                raise ManifestError(f"{where} has unknown entries {_shown(foreign)}; {_meant(foreign, readers)}")
-            unknown += [_below(where, name) for name in foreign[: MAX_UNKNOWN - len(unknown)]]
-            tree = {name: value for name, value in tree.items() if name in readers}
-        if missing := [name for name in required if name not in tree]:
-            raise ManifestError(f"{where} lacks {missing}")
-        values = {}
-        for name, value in tree.items():
-            exact, inner = readers[name]
-            values[name] = value if type(value) is exact else inner(value, f"{where}.{name}", unknown)
-        return kind(**values)
-
-    return read
-
-
-def _meant(foreign: list[str], known: Iterable[str]) -> str:
-    """The nearest of `known` names, or all of them."""
-    close = (difflib.get_close_matches(texts.shown(name), known, n=1) for name in foreign[:MAX_UNKNOWN])
-    meant = ", ".join(dict.fromkeys(repr(name) for names in close for name in names))
-    return f"did you mean {meant}?" if meant else f"expected {sorted(known)}"
-
-
-def _below(where: str, name: str) -> str:
-    return f"{where}.{texts.shown(name)}"
-
-
-def _shown(names: list[str]) -> str:
-    """`names` for a message: the first ones, each cut."""
-    found = [texts.shown(name) for name in names[:MAX_UNKNOWN]]
-    return f"{found} and {len(names) - len(found)} more" if len(found) < len(names) else f"{found}"
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)

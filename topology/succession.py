@@ -14,8 +14,9 @@ from dataclasses import replace
 from enum import Enum
 
 from topology.envelope import Signed, UnreadableError, claims, digest_of, message_of, open_envelope, signatures
-from topology.manifest import Manifest, ManifestError
+from topology.manifest import Manifest
 from topology.owners import Owners, signers, text_of
+from topology.trees import ManifestError
 
 
 class Fault(Enum):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from coordinator import tokens
 from coordinator.broker import Broker
+from coordinator.ledger import Ledger
+from coordinator.records import Records
+from coordinator.registry import Registry
 from runtime.consul import ConsulClient, ConsulError
 from runtime.secret import Secret
+from runtime.tasks import TaskScope
 from tests.coordinator.setting import proposed
 from tests.coordinator.world import (
     API_COMPOSE,
@@ -37,6 +43,40 @@ def age(lead: Running, peer_id: str, seconds: float) -> None:
     ledger = lead.coordinator.ledger
     held = ledger.slots[peer_id]
     ledger.slots[peer_id] = dataclasses.replace(held, renewed_at=held.renewed_at - seconds)
+
+
+class Nonsense:
+    """A Consul whose first answers are of any shape, and the next one is good."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = [*answers]
+
+    async def get(self, *_: object, **__: object) -> tuple[int, object]:
+        """The next answer; none once all were given."""
+        if not self.answers:
+            await asyncio.Event().wait()
+        return 7, self.answers.pop(0)
+
+
+async def test_a_watch_goes_on_after_an_answer_of_any_shape() -> None:
+    """What Consul says wrongly is told, and does not end the coordinator."""
+    taken: list[object] = []
+    client = Nonsense(
+        [{"Key": 5}], [5], [{"Key": "coordinator/slots/x"}], [{"Key": "k", "ModifyIndex": 1, "Value": 5}], []
+    )
+    ledger = Ledger(ConsulClient(), Registry(lambda: None), lambda: 100.0, lambda: 100.0)
+
+    def take(index: int, tree: Any) -> None:
+        ledger.take_records(index, tree)
+        taken.append(tree)
+
+    nothing: Any = None
+    server: Any = SimpleNamespace(client=client)
+    records = Records(server, ledger, own=nothing, owners=None, head=nothing, chronicle=nothing, documents=nothing)
+    async with TaskScope() as scope:
+        watch = scope.start("watch", records._watch("/v1/kv/x", {}, take))
+        await eventually(lambda: taken == [[]], "the good answer is taken")
+        watch.cancel()
 
 
 async def test_a_holder_that_neither_renews_nor_lives_is_forgotten() -> None:

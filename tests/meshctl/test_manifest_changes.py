@@ -174,7 +174,7 @@ def test_no_value_of_a_manifest_changes_unseen() -> None:
 
 def manifest_of(tree: Any) -> Manifest:
     """The value, whether it holds together or not."""
-    from topology.manifest import from_tree
+    from topology.trees import from_tree
 
     found: Manifest = from_tree(Manifest, tree, "manifest")
     return found

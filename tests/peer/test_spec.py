@@ -32,9 +32,31 @@ def test_bad_addresses(address: str) -> None:
         check_address(address, "100.96.0.0/16")
 
 
-@pytest.mark.parametrize("endpoint", ["198.18.0.1", "host:1", "198.18.0.1:0", "198.18.0.1:65536", "[::1]:1", ""])
+OTHER_FORMS = (
+    "198.18.0.1: 5",
+    "198.18.0.1:5\n",
+    "198.18.0.1:+5",
+    "198.18.0.1:1_0",
+    "198.18.0.1:05",
+    "198.18.0.1:\u0665",
+)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "198.18.0.1",
+        "host:1",
+        "198.18.0.1:0",
+        "198.18.0.1:65536",
+        "198.18.0.1:" + "1" * 5000,
+        "[::1]:1",
+        "",
+        *OTHER_FORMS,
+    ],
+)
 def test_bad_endpoints(endpoint: str) -> None:
-    """Names are not resolved here; ports are in range."""
+    """Names are not resolved here; ports are in range, and in the one form that makes no further line at the device."""
     with pytest.raises(LinkError, match=r"endpoint|port"):
         parse_endpoint(endpoint)
 

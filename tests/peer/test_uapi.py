@@ -76,3 +76,13 @@ def test_refusals_are_errors(answer: str) -> None:
     """Anything but `errno=0` is a refusal."""
     with pytest.raises(LinkError):
         uapi.check_answer(answer)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["listen_port=x", f"listen_port={'1' * 5000}", "private_key=zz", "public_key=zz", f"public_key={HEX}\ntx_bytes=x"],
+)
+def test_a_state_of_nonsense_is_refused(line: str) -> None:
+    """The device is another program, of which only that has failed."""
+    with pytest.raises(LinkError):
+        uapi.parse_state(f"{line}\nerrno=0\n\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -10,7 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from runtime.consul import ConsulClient, ConsulError, next_index
+from runtime import consul as consul_module
+from runtime.consul import ConsulClient, ConsulError, next_index, reading
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from tests.coordinator.world import free_port
@@ -137,3 +139,57 @@ async def test_the_token_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) 
     assert b"X-Consul-Token: second" in seen[1]
     assert b"from-environment" not in b"".join(seen)
     assert "first" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b'Content-Length: 9\r\n\r\n{"a":"\xff"}', "not UTF-8"),
+        (b"Content-Length: 5000\r\n\r\n" + b"1" * 5000, "not JSON"),
+        (b"Content-Length: 9000\r\n\r\n" + b"[" * 9000, "not JSON"),
+        (b"Content-Length: 600\r\n\r\n" + b"1" * 600, "more than 512 bytes"),
+        (b"Content-Length: 99\r\n\r\n{}", "Consul"),
+    ],
+    ids=["no UTF-8", "5,000 digits", "deep", "large", "cut off"],
+)
+async def test_nonsense_is_an_error_of_consul(monkeypatch: pytest.MonkeyPatch, answer: bytes, reason: str) -> None:
+    """Whatever is wrong with an answer, who asked goes on."""
+    if "512" in reason:
+        monkeypatch.setattr(consul_module, "MAX_ANSWER", 512)
+    async with _answering(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + answer) as client:
+        with pytest.raises(ConsulError, match=reason):
+            await client.get("/v1/x")
+
+
+@pytest.mark.parametrize(
+    "index", ["1" * 5000, "\u00b2", "-1", "1_0", ""], ids=["5,000 digits", "²", "-1", "1_0", "none"]
+)
+async def test_an_index_of_nonsense_is_none(index: str) -> None:
+    """The header is another party's text, as the body is."""
+    head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nX-Consul-Index: {index}\r\nContent-Length: 2\r\n\r\n{{}}"
+    async with _answering(head.encode()) as client:
+        assert await client.get("/v1/x") == (1, {})
+
+
+@contextlib.asynccontextmanager
+async def _answering(answer: bytes) -> AsyncIterator[ConsulClient]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with ConsulClient(port=server.sockets[0].getsockname()[1]) as client:
+        yield client
+    server.close()
+    await server.wait_closed()
+
+
+def test_what_an_answer_lacks_is_an_error_of_consul() -> None:
+    """Whichever error the reader ran into; one of Consul itself stays as it is."""
+    for unforeseen in (KeyError("x"), OverflowError("inf"), RecursionError(), AttributeError("None")):
+        with pytest.raises(ConsulError, match="the records cannot be read"), reading("the records"):
+            raise unforeseen
+    with pytest.raises(ConsulError, match="404"), reading("the records"):
+        raise ConsulError(404, "gone")

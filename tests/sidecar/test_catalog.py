@@ -62,3 +62,22 @@ def test_holder_of_a_lock() -> None:
     for broken in ({}, [entry | {"Session": "5e55", "Value": None}], "pg-0"):
         with pytest.raises(CatalogError):
             catalog.lock_holder(broken or "nothing")
+
+
+@pytest.mark.parametrize("index", [float("inf"), float("nan"), [5], "1" * 5000], ids=["inf", "nan", "[5]", "digits"])
+def test_an_index_of_nonsense_is_refused(index: object) -> None:
+    """Python's JSON has numbers that are none."""
+    with pytest.raises(CatalogError):
+        catalog.instances([{"Node": {"Node": "api-0"}, "Service": {"ID": "api-api-0", "ModifyIndex": index}}])
+
+
+@pytest.mark.parametrize("depth", [400, *range(940, 1000, 5), 100_000])
+def test_depth_is_refused(depth: int) -> None:
+    """Of a value in the KV, which holders of a token write, and of an answer."""
+    with pytest.raises(CatalogError):
+        catalog.peers(kv({"mesh/peers/api-0": "[" * depth + "]" * depth}))
+    tree: object = {}
+    for _ in range(depth):
+        tree = {"a": tree}
+    with pytest.raises(CatalogError):
+        catalog.instances(tree)

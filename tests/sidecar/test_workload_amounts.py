@@ -224,6 +224,7 @@ def test_checks_are_counted_by_their_ids() -> None:
     with pytest.raises(TooMuchError, match=rf"{MAX_CHECKS + 1} checks; at most {MAX_CHECKS}"):
         judge_checks(frozenset({"new"}), there, services)
     judge_checks(frozenset({"new"}), None, services)
+    judge_checks(frozenset({"new"}), {"c": {"ServiceID": []}, "d": {"ServiceID": None}}, services)
 
 
 def test_sessions_are_bounded() -> None:

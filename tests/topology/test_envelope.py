@@ -17,8 +17,9 @@ from tests.topology.test_render import KEY, OWNERS, deployment, starter
 from topology import envelope as envelopes
 from topology import render
 from topology.envelope import MAX_ENVELOPE, open_envelope, seal
-from topology.manifest import ManifestError, encode
+from topology.manifest import encode
 from topology.owners import MAX_SIGNATURE
+from topology.trees import ManifestError
 
 MADE = render.manifest(starter(), deployment())
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.coordinator.world import make_database_manifest
-from topology.manifest import EVERYBODY, ManifestError, decode, decode_signed, encode
+from topology.manifest import EVERYBODY, decode, decode_signed, encode
 from topology.named import named
+from topology.trees import ManifestError
 
 MADE = make_database_manifest()
 ESCAPES = "x\x1b[1A\x1b[2K"

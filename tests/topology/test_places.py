@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.topology.test_render import deployment, starter
-from topology.manifest import ManifestError, decode, encode
+from topology.manifest import decode, encode
 from topology.places import PlacesError, check_url
 from topology.render import manifest
+from topology.trees import ManifestError
 
 TREE: dict[str, Any] = json.loads(encode(manifest(starter(), deployment())))
 WORKER = TREE["groups"]["worker"]["peers"][0]

@@ -13,9 +13,10 @@ from tests.topology.support import backend, group, write
 from tests.topology.test_places import TREE, changed
 from tests.topology.test_render import deployment, facts
 from topology import cluster, public, render
-from topology.manifest import ManifestError, decode
+from topology.manifest import decode
 from topology.problems import ClusterError
 from topology.public import GATEWAY, MAX_NAME, MAX_SANS, Public, normal, why_no_san
+from topology.trees import ManifestError
 
 WEB: dict[str, Any] = {"port": 443, "sans": ["web.example.com"], "wildcard": False, "alpn": ["http/1.1"]}
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support import ROOT
 from tests.topology.support import REFERENCE, group, write
-from topology import addresses, cluster, compose, envelope, manifest, render
+from topology import addresses, cluster, compose, envelope, manifest, render, trees
 from topology.owners import Owners, key_of, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
@@ -169,7 +169,7 @@ def test_a_manifest_of_before_callers_and_members_is_read() -> None:
     assert found.routes == made.routes
     assert [it.callers for group in found.groups.values() for it in group.backends.values()] == [(), ()]
     tree["groups"]["api"]["backends"]["api"]["callers"] = None
-    with pytest.raises(manifest.ManifestError, match=r"groups\.api\.backends\.api\.callers must be a list, not None"):
+    with pytest.raises(trees.ManifestError, match=r"groups\.api\.backends\.api\.callers must be a list, not None"):
         manifest.decode(json.dumps(tree).encode())
 
 

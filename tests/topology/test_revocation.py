@@ -9,8 +9,9 @@ import pytest
 
 from tests.topology.test_render import deployment, starter
 from topology import render
-from topology.manifest import ManifestError, decode, encode
+from topology.manifest import decode, encode
 from topology.revocation import Revocation, why_revoked
+from topology.trees import ManifestError
 
 MANIFEST = render.manifest(starter(), deployment())
 INSTANCE, HASH, DEVICE = "ab" * 20, "cd" * 32, "ef" * 16

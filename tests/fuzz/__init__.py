@@ -1,0 +1,1 @@
+"""Fuzzing of every boundary: harnesses, the inputs they begin with, and what runs them."""
