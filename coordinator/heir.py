@@ -54,7 +54,10 @@ MAX_STEPS = 32
 """Manifests between the one that we go by and the last one of the former app: an owner may have signed some more until
 the mesh was taken over."""
 MAX_ESTATE = 64 << 20
-"""Characters of values that are taken over: a hundred times what the records of 1,000 CVMs have."""
+"""Characters of keys and values that are taken over, and ENTRY for each: a hundred times what the records of 1,000 CVMs
+have."""
+ENTRY = 64
+"""So that entries without a value have an end, too: at a million."""
 _REFUSES = frozenset({Code.MANIFEST_STALE, Code.MANIFEST_REFUSED, Code.MANIFEST_NOT_SIGNED})
 """How a former coordinator says that it will not go by our manifest."""
 _FORESEEN = (RefusedError, CoordinatorError, GuestError, InheritanceError, ManifestError)
@@ -147,7 +150,7 @@ class Heir:
             keys = [entry.key for entry in page.entries]
             if keys != sorted(set(keys)) or (keys and keys[0] <= after) or (page.more and not keys):
                 raise InheritanceError("the pages of the estate do not follow one another")
-            room -= sum(len(entry.value) for entry in page.entries)
+            room -= sum(len(entry.key) + len(entry.value) + ENTRY for entry in page.entries)
             if room < 0:
                 raise InheritanceError(f"the estate has more than {MAX_ESTATE} characters")
             for body in inheritance.transactions(inheritance.writes(page.entries, self._unix())):

@@ -27,6 +27,7 @@ from coordinator import governance, proposal
 from coordinator.broker import why_not_allowed
 from coordinator.chronicle import Chronicle
 from coordinator.documents import Documents, judge
+from coordinator.estate import TAKEN_KEY
 from coordinator.governance import StandoffError
 from coordinator.head import Head
 from coordinator.ledger import Ledger
@@ -309,8 +310,7 @@ class Records:
             self._follow(stored.envelope, now)
             found = head.proposed(envelope)
             judge(documents, (found or head.signed).manifest)
-            if head.hindrance is not None:
-                raise RefusalError(Code.NOT_READY, head.hindrance)
+            await self._check_may_set(new=found is not None)
             if found is None:
                 return self.shown()
             counts, _ = await governance.publish_manifest(
@@ -324,6 +324,21 @@ class Records:
         if counts.digest != found.digest:
             raise proposal.stale(head.signed, f"{counts.name} was set before {found.name}")
         return self.shown()
+
+    async def _check_may_set(self, *, new: bool) -> None:
+        """RefusalError where no manifest is set here now; or no `new` one, for other coordinators have the mesh: until
+        then its owners may take a handover back, or lead it elsewhere. ConsulError.
+        """
+        if not self._head.handed_over:
+            if (hindrance := self._head.hindrance) is not None:
+                raise RefusalError(Code.NOT_READY, hindrance)
+            return
+        _, entries = await self._client.get(f"/v1/kv/{TAKEN_KEY}", params={"consistent": ""})
+        if entries and new:
+            raise RefusalError(
+                Code.MANIFEST_REFUSED,
+                "other coordinators have taken the mesh over: set it on those that the manifest in force names",
+            )
 
     @property
     def handed_over(self) -> bool:

@@ -255,7 +255,7 @@ def _add_manifest(app: web.Application, not_ready: Callable[[], str | None], man
         return _answer(manifests.shown())
 
     async def set_manifest(request: web.Request) -> web.StreamResponse:
-        if (reason := not_ready()) is not None and not manifests.leaderless:
+        if (reason := not_ready()) is not None and not (manifests.leaderless or manifests.handed_over):
             raise RefusalError(Code.NOT_READY, reason)
         asked = decode(ManifestRequest, await _body(request))
         return _answer(await manifests.propose(asked.envelope, asked.documents))

@@ -170,11 +170,16 @@ def adopt(world: World, found: Signed) -> World:
     if new.vip_pool != now.vip_pool or new.mesh_pool != now.mesh_pool:
         raise SuccessionError(Fault.FOREIGN, "it has other address pools; restart the CVMs to change those")
     before = _kept((*world.before, world.signed)) if new.previous == world.signed.digest else ()
+    taken = replace(world, signed=found, before=before)
     if new.coordinators.app_id == now.coordinators.app_id:
-        return _by_manifest(replace(world, signed=found, before=before))
+        return _by_manifest(taken)
+    moved = _with_former(taken, now.coordinators.peers)
+    if not moved.former:
+        # One of them has admitted this CVM already, and what was good is held since; or a handover was taken back.
+        return _by_manifest(moved)
     # Other CVMs leave the former coordinators' Consul one after the other, and live all the same.
     held = replace(hold(world), held_records=NO_RECORDS)
-    return _by_manifest(_with_former(replace(held, signed=found, before=before), now.coordinators.peers))
+    return _by_manifest(replace(held, signed=found, before=before, former=moved.former))
 
 
 def _with_former(world: World, former: tuple[CoordinatorPeer, ...]) -> World:

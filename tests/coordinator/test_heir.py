@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import json
@@ -21,6 +22,7 @@ from admission.protocol import (
     EstateRequest,
     EstateSecret,
 )
+from coordinator import governance
 from coordinator.heir import Heir, former
 from coordinator.inheritance import INHERITANCE_KEY, InheritanceError
 from coordinator.keys import Inherited, derive
@@ -136,6 +138,41 @@ async def test_former_coordinators_hand_out_also_after_a_restart_and_once() -> N
         again = heirs.running[0].coordinator
         await eventually(lambda: "has taken the mesh over" in str(again.document()["reasons"]), "old records stay", 40)
         assert not again.document()["ready"]
+
+
+async def right(lead: Running) -> str:
+    """What the database's workload may do with its keys."""
+    _, policies = await lead.coordinator.consul.get("/v1/acl/policies")
+    [workload] = [each["ID"] for each in policies if each["Name"] == "mesh-workload_db"]
+    _, policy = await lead.coordinator.consul.get(f"/v1/acl/policy/{workload}")
+    return str(json.loads(policy["Rules"])["key_prefix"]["service/db"]["policy"])
+
+
+async def test_owners_take_a_handover_back_until_it_was_done() -> None:
+    """On a former coordinator, which goes on as before: its workloads write their keys again. Afterwards it is too
+    late.
+    """
+    async with cluster() as mesh, beside(mesh) as heirs:
+        mesh.manifest = make_database_manifest(mesh.manifest)
+        await mesh.start()
+        lead = await mesh.ready()
+        newest = moved(mesh, heirs, lead.coordinator.head.signed)
+        assert (await proposed(lead, newest.envelope))[0] == 200
+        await governance.freeze(lead.coordinator.consul, mesh.manifest)
+        assert await right(lead) == "read"
+        back = opened(after(newest, coordinators=mesh.manifest.coordinators), OWNER)
+        assert (await proposed(lead, back.envelope))[0] == 200
+        await mesh.ready()
+        while await right(lead) != "write":  # noqa: ASYNC110 - another process: there is no event to wait for
+            await asyncio.sleep(0.05)
+        newest = moved(mesh, heirs, back)
+        heirs.manifest = newest.manifest
+        await heirs.start(0, newest.manifest, compose=HEIR_COMPOSE)
+        await heirs.ready()
+        late = opened(after(newest, coordinators=mesh.manifest.coordinators), OWNER)
+        status, refused = await proposed(lead, late.envelope)
+        assert (status, refused["code"]) == (422, "MANIFEST_REFUSED")
+        assert "have taken the mesh over" in str(refused["reason"])
 
 
 async def test_who_comes_too_late_takes_nothing_over() -> None:

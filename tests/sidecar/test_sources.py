@@ -304,6 +304,9 @@ def test_a_handover_holds_what_is_good_and_keeps_the_former_coordinators_until_a
     assert [each.peer_id for each in admitted.peers] == ["coordinator-9"]
     early = with_admission(world, (new,), "100.96.0.10")
     assert [each.peer_id for each in taken(early, handed_over().envelope).peers] == ["coordinator-9"]
+    back = opened(following(handed_over(), coordinators=HEAD.manifest.coordinators), OWNER)
+    again = taken(let_go(found), back.envelope)
+    assert ([each.peer_id for each in again.peers], again.held, again.former) == ([lead.peer_id], {}, ())
 
 
 def test_certificates_of_before_count_while_a_handover_lasts() -> None:
