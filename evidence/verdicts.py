@@ -1,5 +1,5 @@
 """What was found about machines, so that it is found once: certificates, quoting enclave and TCB are the same in every
-quote of a machine, and a verification of them costs ten times as much as the signature of the one quote. Pure.
+quote of a machine, and a verification of them costs nine times as much as the signature of the one quote. Pure.
 
 A verdict holds for quotes that differ from the verified one in nothing but what the CVM says of itself
 (`quote.machine`), under the very collateral, for `KEPT_SECONDS`. Each quote's own signature is verified each time.

@@ -120,7 +120,7 @@ def test_another_manifest_of_that_epoch_is_refused(path: Path) -> None:
     """Both are the owners'; only one of them was in force."""
     verify_files.write_seen(path, seen_of(NEXT))
     forked = Coordinator(FORK)
-    for wanted in (AFTER_FORK, FORK):
+    for wanted in (AFTER_FORK, FORK, NEXT):
         with pytest.raises(RollbackError, match="has epoch 2"):
             put(mesh(forked, path), wanted.envelope, yes=True)
     assert sent(forked) == []
