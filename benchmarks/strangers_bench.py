@@ -25,7 +25,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,8 @@ async def program(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await child.wait()
 
 
-async def measure(scale: float) -> list[dict[str, Any]]:
-    """One row for each attack."""
-    rows = []
+async def measure(scale: float, show: Callable[[dict[str, Any]], None]) -> None:
+    """Shows one row for each attack, as soon as there is one."""
     async with program("--serve") as server, cluster() as mesh:
         assert server.stdout is not None
         url = json.loads(await server.stdout.readline())["url"]
@@ -198,14 +197,13 @@ async def measure(scale: float) -> list[dict[str, Any]]:
                 await asyncio.sleep(HOLD_SECONDS)
             await asyncio.sleep(REST_SECONDS)
             watch.cancel()
-            rows.append({
+            show({
                 "attack": kind, "connections": count, "built_s": built, "idle_mib": idle,
                 "peak_above_mib": peak[0] - idle, "after_above_mib": rss(process) - idle,
                 "renewals": len(renewing.took), "missed": len(renewing.missed),
                 "why": renewing.missed[:1], "slowest_renewal_s": max(renewing.took), "newcomer_s": newcomer,
             })  # fmt: skip
         task.cancel()
-    return rows
 
 
 async def admission_seconds(url: str, manifest: Any) -> float | str:
@@ -239,8 +237,7 @@ def main() -> None:
     if options.attack:
         asyncio.run(attack(options.attack, int(options.count), options.at[0], int(options.at[1])))
         return
-    for row in asyncio.run(measure(options.scale)):
-        print(json.dumps(row) if options.json else row)
+    asyncio.run(measure(options.scale, lambda row: print(json.dumps(row) if options.json else row, flush=True)))
 
 
 if __name__ == "__main__":

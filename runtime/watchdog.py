@@ -6,7 +6,7 @@ that is stopped (SIGSTOP, a frozen container, a suspended machine) gets none, an
 
 The thread needs CPython's interpreter lock, which C code may keep for as long as it computes, a regular expression for
 one. So each turn of the thread also winds up a timer of the process's own CPU time, which ends the process without the
-interpreter. What keeps the lock and computes nothing is not found.
+interpreter; what was written last may be lost then. What keeps the lock and computes nothing is not found.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from lab.namespaces import inside_network
 from lab.owner import Coordinator, give
 from runtime.tasks import TaskScope
 from tests.coordinator.world import COORDINATOR_COMPOSE, OWNER, OWNER_KEY, TEE, cvm, make_manifest
-from tests.support import ROOT, eventually, network_namespace, popen, tool
+from tests.support import ROOT, eventually, network_namespace, popen, tool, unread_pipe
 from topology.envelope import seal
 
 ENTER = """
@@ -97,34 +97,27 @@ def test_it_waits_for_the_guest_agent_and_stops_when_told(tmp_path: Path) -> Non
 
 async def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     """Its stderr takes nothing any more from the first line on: it starts, answers, and ends when told."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write, b"." * 4096)
-    os.set_blocking(write, True)
-    process = popen(
-        [sys.executable, "-m", "coordinator"],
-        cwd=ROOT,
-        env=environment(tmp_path, MESH_CONSUL="/bin/true"),
-        stdout=write,
-        stderr=write,
-    )
-    os.close(write)
-    try:
-        path = tmp_path / "private" / "status.sock"
-        await eventually(path.exists, "it has begun")
-        async with asyncio.timeout(30):
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"none.sock" in await reader.read()
-            writer.close()
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(read)
+    with unread_pipe() as log:
+        process = popen(
+            [sys.executable, "-m", "coordinator"],
+            cwd=ROOT,
+            env=environment(tmp_path, MESH_CONSUL="/bin/true"),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            path = tmp_path / "private" / "status.sock"
+            await eventually(path.exists, "it has begun")
+            async with asyncio.timeout(30):
+                reader, writer = await asyncio.open_unix_connection(path)
+                writer.write(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"none.sock" in await reader.read()
+                writer.close()
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 30) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.netns

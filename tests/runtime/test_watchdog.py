@@ -11,7 +11,7 @@ import pytest
 
 from runtime.watchdog import CODE
 from tests.project import sources
-from tests.support import ROOT, popen
+from tests.support import ROOT, popen, unread_pipe
 
 PROGRAM = """
 import asyncio, os, re, signal, sys, time
@@ -51,8 +51,7 @@ def test_a_loop_that_stands_still_ends_its_process(stands: str, begin: str) -> N
 def test_computing_in_c_without_an_end_ends_it_too() -> None:
     """A regular expression keeps the interpreter's lock, so no thread of ours has a turn."""
     process = start("re.match('(a+)+$', 'a' * 60 + 'b')")
-    out, told = process.communicate(timeout=120)
-    assert out == "up\n"
+    _, told = process.communicate(timeout=120)
     assert process.returncode == signal.SIGPROF
     assert "in stands" in told
 
@@ -83,19 +82,10 @@ def test_a_process_that_was_stopped_goes_on() -> None:
 
 def test_a_reader_of_stderr_that_stands_still_keeps_nothing_alive() -> None:
     """What nobody reads is not waited for."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"." * 4096)
-    except BlockingIOError:
-        os.set_blocking(write, True)
     for stands, code in (("time.sleep(3600)", CODE), ("re.match('(a+)+$', 'a' * 60 + 'b')", signal.SIGPROF)):
         script = PROGRAM.format(stands=stands, seconds=0.5, then="", begin="output.begin()")
-        with popen([sys.executable, "-c", script], cwd=ROOT, stdout=write, stderr=write) as process:
+        with unread_pipe() as log, popen([sys.executable, "-c", script], cwd=ROOT, stdout=log, stderr=log) as process:
             assert process.wait(timeout=120) == code
-    os.close(read)
-    os.close(write)
 
 
 def test_every_program_with_a_loop_is_watched() -> None:

@@ -28,7 +28,7 @@ from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.supervisor import Supervisor
 from tests.sidecar.world import OWNER, OWNERS, environment, manifest, route
-from tests.support import ROOT, network_namespace, popen, process_runs, tool
+from tests.support import ROOT, network_namespace, popen, process_runs, tool, unread_pipe
 from tests.topology.support import after, opened
 from topology.envelope import Signed
 from topology.manifest import GroupEntry
@@ -54,7 +54,8 @@ HOLD = (
 class Sidecar:
     """`python -m sidecar` in the namespace `name`."""
 
-    def __init__(self, name: str, folder: Path, **changes: str | None) -> None:
+    def __init__(self, name: str, folder: Path, output: int | None = None, **changes: str | None) -> None:
+        """Its log is a file, or what `output` leads to."""
         self._enter = (sys.executable, "-S", "-c", ENTER, name)
         self.folder = folder
         self.state = folder / "private"
@@ -72,7 +73,11 @@ class Sidecar:
         }
         with (folder / "log").open("wb") as log:
             self.process = popen(
-                [*self._enter, sys.executable, "-m", "sidecar"], cwd=ROOT, env=self._env, stdout=log, stderr=log
+                [*self._enter, sys.executable, "-m", "sidecar"],
+                cwd=ROOT,
+                env=self._env,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
             )
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -122,12 +127,12 @@ def both_run(status: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def sidecar(held: Signed | None = None, **changes: str | None) -> Iterator[Sidecar]:
+def sidecar(held: Signed | None = None, output: int | None = None, **changes: str | None) -> Iterator[Sidecar]:
     """`held`: what an earlier process of its boot has taken."""
     with network_namespace() as name, tempfile.TemporaryDirectory(prefix="mesh-test-") as folder:
         if held is not None:
             kept.keep(Path(folder) / "private", held)
-        it = Sidecar(name, Path(folder), **changes)
+        it = Sidecar(name, Path(folder), output, **changes)
         try:
             yield it
         finally:
@@ -280,6 +285,20 @@ def test_killed_envoy_is_replaced_and_its_sibling_keeps_its_pid() -> None:
         assert new["envoy"]["restarts"] == 1
         assert new["envoy"]["last_exit"] == "SIGKILL"
         assert new["wireguard"]["pid"] == old["wireguard"]["pid"]
+
+
+@pytest.mark.netns
+def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    """From the first line on, its own and Envoy's at their most: names are answered, a killed Envoy is replaced, and a
+    stop is clean.
+    """
+    with unread_pipe() as log, sidecar(output=log, MESH_LOG_LEVEL="debug", MESH_ROUTES_JSON=ROUTES) as it:
+        old = it.children()["envoy"]["pid"]
+        os.kill(old, signal.SIGKILL)
+        it.wait(lambda s: s["children"]["envoy"]["pid"] not in (None, old), "replaced")
+        assert it.run("-c", LOOKUP).stdout.strip() == "127.10.0.1"
+        it.process.send_signal(signal.SIGTERM)
+        assert it.process.wait(timeout=30) == 0
 
 
 @pytest.mark.netns
