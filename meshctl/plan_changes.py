@@ -266,11 +266,7 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
             "cluster.tf does not say who calls whom, so every group may call every backend: who dials what? write "
             "calls = [routes that it dials] into each group, and [] into one that calls nobody"
         )
-    if after.unseen:
-        yield (
-            f"values of compose_env that no container has under their own name are not held against the manifest: "
-            f"{', '.join(after.unseen)}; pass them on under environment as NAME: ${{NAME}}"
-        )
+    yield from _of_variables(after)
     yield from listener_warnings(after)
     if whole:
         return
@@ -294,6 +290,22 @@ def _warnings(before: Snapshot, after: Snapshot, whole: bool) -> Iterator[str]:
         yield (
             "not compared, because nothing is signed yet (manifest.signed): routes, VIPs, ports, permissions, callers, "
             "secrets, mesh addresses"
+        )
+
+
+def _of_variables(after: Snapshot) -> Iterator[str]:
+    """What compose files make of variables, where that cannot be meant."""
+    if after.unseen:
+        yield (
+            f"values of compose_env that no container has under their own name are not held against the manifest: "
+            f"{', '.join(after.unseen)}; pass them on under environment as NAME: ${{NAME}}"
+        )
+    if after.unused:
+        yield f"nothing uses these values of compose_env: {', '.join(after.unused)}; refer to them in the compose file"
+    if after.unset:
+        yield (
+            f"nothing sets these variables of compose files, so they are empty: {', '.join(after.unset)}; add them to "
+            "compose_env, or write a default, ${NAME:-…}"
         )
 
 

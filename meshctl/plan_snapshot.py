@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from topology import addresses, compose, render
@@ -45,6 +46,10 @@ class Snapshot:
     """`group/NAME` → value of compose_env."""
     unseen: tuple[str, ...] = ()
     """`group services.app.command: NAME`: where values of compose_env are used and nothing can check them."""
+    unused: tuple[str, ...] = ()
+    """`group NAME`: values of compose_env that no compose file refers to."""
+    unset: tuple[str, ...] = ()
+    """`app NAME`: variables that a compose file refers to without a default, and nothing sets."""
     says_who_calls: bool = True
     """False: nothing says who calls whom, so that every group may call every backend."""
     public: dict[str, Facts] | None = None
@@ -79,6 +84,7 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
             it.name: {"owner": group.name, "groups": sorted(set(it.grant) - {group.name})} for it in group.secrets
         }
     routes = {route.name: _route(route) for route in render.routes(cluster)}
+    unused, unset = _variables(cluster, texts)
     return Snapshot(
         cluster=cluster.name,
         peers=peers,
@@ -94,10 +100,29 @@ def of_cluster(cluster: Cluster, texts: Mapping[str, str], settings: Mapping[str
             for group in cluster.groups
             for place in compose.unseen(compose.parse(texts[group.name], group.compose), group.compose_env)
         ),
+        unused=tuple(unused),
+        unset=tuple(unset),
         says_who_calls=cluster.says_who_calls,
         public={name: {} for name in cluster.public},
         settings=dict(settings),
     )
+
+
+def _variables(cluster: Cluster, texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Values that nothing uses, and variables that nothing sets."""
+    given: dict[str, Mapping[str, str]] = {
+        COORDINATOR: {},
+        **{group.name: group.compose_env for group in cluster.groups},
+    }
+    unused: list[str] = []
+    unset: list[str] = []
+    for app, values in given.items():
+        if app in texts:
+            referred = compose.referred(compose.parse(texts[app], Path(f"{app}.yaml")))
+            unused += [f"{app} {name}" for name in values if name not in referred]
+            set_here = {*values, *render.SET_BY_MESH}
+            unset += [f"{app} {name}" for name, bare in sorted(referred.items()) if bare and name not in set_here]
+    return unused, unset
 
 
 def of_state(text: str, manifest: Manifest | None) -> Snapshot:

@@ -261,6 +261,19 @@ def unseen(file: ComposeFile, names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(f"{place}: {name}" for place, name in found if name in names))
 
 
+def referred(file: ComposeFile) -> dict[str, bool]:
+    """The variables that `file` refers to anywhere; True where one place has neither default nor error for it."""
+    texts = [text for service in file.services for text in service.environment.values()]
+    texts += [text for service in file.services for _, text in service.texts]
+    texts += [text for _, text in file.texts]
+    found: dict[str, bool] = {}
+    for match in (match for text in texts for match in _REFERENCE.finditer(text)):
+        name = match["braced"] or match["plain"]
+        if name:
+            found[name] = found.get(name, False) or match["operator"] is None
+    return found
+
+
 def named_volume(volume: str) -> str | None:
     """The name of a volume in short syntax, when it is a named one; None for a folder or a file."""
     source, colon, _ = volume.partition(":")

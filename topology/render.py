@@ -37,6 +37,8 @@ OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
 
 _COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_PEER_ID")
 _WORKLOAD_NAMES = ("MESH_ROUTES_JSON",)
+SET_BY_MESH = frozenset({*_COMMON_NAMES, *_WORKLOAD_NAMES})
+"""Variables that a deployed CVM's environment has beside its `compose_env`."""
 _MAX_VALUE = 128 << 10
 """Bytes of one environment value that dstack takes (dstack.md 5)."""
 

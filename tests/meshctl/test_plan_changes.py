@@ -142,6 +142,26 @@ def test_values_that_nothing_checks_are_warned_of(tmp_path: Path) -> None:
     assert any("a services.app.command: A" in warning for warning in plan.warnings)
 
 
+def test_variables_that_lead_nowhere_are_warned_of(tmp_path: Path) -> None:
+    """A value that no file uses, and a variable that nothing sets and has no default: both are misspelt, as a rule."""
+    environment = (
+        "    environment: { A: $A, B: '${B}', C: '${C:-1}', D: '${D:?no}', X: $$E }\n    volumes:\n      - /tmp"
+    )
+    compose = COMPOSE.replace("    volumes:\n      - /tmp", environment)
+    plans_ = [
+        plans.compare(
+            None, snapshot(tmp_path / values[0], group("a", more=f"compose_env = {{ {values} }}"), compose=compose), ""
+        )
+        for values in ('A = "1", D = "2", E = "3"', 'B = "1", A = "1", D = "2"')
+    ]
+    told = [[text for text in plan.warnings if "nothing uses" in text or "nothing sets" in text] for plan in plans_]
+    assert told[1] == []
+    assert [("a E;" in text, "a B;" in text, "C" in text.partition(":")[2].partition(";")[0]) for text in told[0]] == [
+        (True, False, False),
+        (False, True, False),
+    ]
+
+
 def test_an_image_is_a_new_revision_of_its_app(before: Snapshot, tmp_path: Path) -> None:
     """The compose file is measured: all CVMs that run it are updated."""
     groups = (group("api"), group("worker", backends=backend("worker", port="9090")))
