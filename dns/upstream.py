@@ -1,8 +1,10 @@
 """The sockets of forwarded queries: carries out what `dns.forward` orders and tells it what came of it. An edge.
 
-Callbacks only, no tasks. Each attempt has a socket of its own: the kernel gives it a random source port and, as it is
-connected, drops datagrams from anyone else. resolv.conf is looked at once a second at most,
-while queries come.
+Callbacks only, no tasks. Each attempt has a socket of its own while it lasts: the kernel gives it a random source port
+and, as it is connected, drops datagrams from anyone else. A UDP socket whose attempt was answered may have a few more
+attempts at the same server, within a second: making and closing one costs three times what a question does, and a port
+that is open so briefly is no help to whoever has to guess it and the ID. resolv.conf is looked at once a second at
+most, while queries come.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ from dns.message import MAX_TCP, Query, Transport
 
 CHECK_EVERY = 1.0
 """Seconds between two looks at resolv.conf: a stat() a second costs nothing, and a new network is taken up at once."""
+MAX_USES = 16
+"""Attempts that one UDP socket has at most."""
+MAX_IDLE = 32
+"""Sockets kept for the next attempts: as many as questions are under way at once in a busy CVM."""
+IDLE_SECONDS = 1.0
+"""After this they close."""
 MAX_SEARCH = 64
 """Search domains that are remembered. A resolv.conf has a handful, and changes when the machine changes networks."""
 _Stamp = tuple[int, int, int, int]
@@ -30,10 +38,14 @@ _Stamp = tuple[int, int, int, int]
 class _Exchange:
     """One attempt's socket."""
 
-    __slots__ = ("attempt", "data", "incoming", "sock", "transport")
+    __slots__ = ("answered", "attempt", "data", "incoming", "server", "since", "sock", "transport", "uses")
 
     def __init__(self, order: Send, sock: socket.socket) -> None:
         self.attempt = order.attempt
+        self.server = order.server
+        self.uses = 1
+        self.since = 0.0
+        self.answered = False
         self.transport = order.transport
         self.data = order.data
         self.incoming = bytearray()
@@ -54,6 +66,9 @@ class Upstream:
         self._search: tuple[str, ...] = ()
         self._addresses: dict[tuple[str, socket.SocketKind], tuple[int, tuple[object, ...]]] = {}
         self._exchanges: dict[int, _Exchange] = {}
+        self._idle: deque[_Exchange] = deque()
+        """Sockets without an attempt, the one idle longest first."""
+        self._sweep: asyncio.TimerHandle | None = None
         self._clients: dict[int, Callable[[bytes], None]] = {}
         self._last_token = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -99,6 +114,10 @@ class Upstream:
             self.forget(token)
         if self._timer is not None:
             self._timer.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        while self._idle:
+            self._drop(self._idle.popleft())
 
     def _reload(self, now: float) -> None:
         if now - self._checked_at < CHECK_EVERY:
@@ -162,6 +181,8 @@ class Upstream:
 
     def _send(self, order: Send) -> list[Command]:
         is_udp = order.transport is Transport.UDP
+        if is_udp and self._reuse(order):
+            return []
         kind = socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM
         sock: socket.socket | None = None
         try:
@@ -228,6 +249,10 @@ class Upstream:
             data = b""
         now = self._loop.time()
         if exchange.transport is Transport.UDP:
+            exchange.answered = bool(data)
+            if self._exchanges.get(exchange.attempt) is not exchange:
+                # An answer that is late, or an error: nobody waits for it.
+                return
             received = self._forwarder.received(exchange.attempt, data, now) if data else self._forwarder.failed
             self._run(received if isinstance(received, list) else received(exchange.attempt, now))
             return
@@ -242,10 +267,48 @@ class Upstream:
 
     def _close(self, attempt: int) -> None:
         exchange = self._exchanges.pop(attempt, None)
-        if exchange is not None:
-            self._loop.remove_reader(exchange.sock)
-            self._loop.remove_writer(exchange.sock)
-            exchange.sock.close()
+        if exchange is None:
+            return
+        again = exchange.transport is Transport.UDP and exchange.answered and exchange.uses < MAX_USES
+        if not again or len(self._idle) >= MAX_IDLE:
+            self._drop(exchange)
+            return
+        exchange.since = self._loop.time()
+        self._idle.append(exchange)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(IDLE_SECONDS, self._sweep_idle)
+
+    def _reuse(self, order: Send) -> bool:
+        """Whether an idle socket of that server took the query."""
+        for exchange in self._idle:
+            if exchange.server == order.server:
+                break
+        else:
+            return False
+        self._idle.remove(exchange)
+        try:
+            exchange.sock.send(order.data)
+        except OSError:
+            # What an earlier datagram met.
+            self._drop(exchange)
+            return False
+        exchange.attempt, exchange.data, exchange.answered = order.attempt, order.data, False
+        exchange.uses += 1
+        self._exchanges[order.attempt] = exchange
+        return True
+
+    def _sweep_idle(self) -> None:
+        self._sweep = None
+        now = self._loop.time()
+        while self._idle and self._idle[0].since <= now - IDLE_SECONDS / 2:
+            self._drop(self._idle.popleft())
+        if self._idle:
+            self._sweep = self._loop.call_later(IDLE_SECONDS / 2, self._sweep_idle)
+
+    def _drop(self, exchange: _Exchange) -> None:
+        self._loop.remove_reader(exchange.sock)
+        self._loop.remove_writer(exchange.sock)
+        exchange.sock.close()
 
 
 def _room() -> int:

@@ -127,6 +127,27 @@ async def test_no_socket_is_left_behind(tmp_path: Path) -> None:
         edge.close()
 
 
+async def test_an_answered_socket_is_used_again_and_not_for_long(tmp_path: Path) -> None:
+    """MAX_USES questions one after the other come from one port, others from other ports; a late answer is nobody's;
+    unused for a second, it is closed."""
+    port = free_port(ONE)
+    conf = tmp_path / "resolv.conf"
+    conf.write_text(f"nameserver {ONE}\n")
+    async with running(ONE, port, lambda q, _: [answer(q), answer(q)]) as server:
+        edge = Upstream(conf, port, never_self)
+        before = open_files()
+        for index in range(upstream.MAX_USES + 1):
+            replies: list[bytes] = []
+            edge.forward(question(f"n{index}.example"), Transport.UDP, replies.append)
+            await eventually(lambda: len(replies) == 1, "the answer")  # noqa: B023  # awaited at once
+            assert str(DNSRecord.parse(replies[0]).q.qname) == f"n{index}.example."
+        ports = server.ports
+        assert len(set(ports[:-1])) == 1
+        assert ports[-1] != ports[0]
+        await eventually(lambda: open_files() <= before, "idle sockets closed")
+        edge.close()
+
+
 async def test_a_server_that_cannot_be_reached_is_passed_over(tmp_path: Path) -> None:
     """A broadcast address, an interface that is not there: the socket refuses at once, and the next server answers."""
     port = free_port(ONE)
