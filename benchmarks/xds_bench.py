@@ -29,7 +29,7 @@ from tests.xds.mesh import INGRESS_PORT, PORT, Pair  # noqa: E402
 from xds.snapshot import CLUSTER, LISTENER, build  # noqa: E402
 from xds.spec import EgressRoute, Endpoint, Leaf, Spec  # noqa: E402
 from xds.stream import Request, Stream  # noqa: E402
-from xds.wire import delta_response  # noqa: E402
+from xds.wire import write_response  # noqa: E402
 
 ROUTES, ENDPOINTS = 1000, 10
 PUSHES = 200
@@ -129,7 +129,7 @@ def _drain(stream: Stream) -> int:
     """Takes and acknowledges everything; bytes that it was."""
     size = 0
     while (response := stream.poll()) is not None:
-        size += len(delta_response(response))
+        size += len(write_response(response))
         stream.handle(Request(type_url=response.type_url, nonce=response.nonce))
     return size
 

@@ -25,7 +25,7 @@ from tests.fuzz.harness import Harness, part, text
 from tests.xds import entries
 from xds import snapshot, wire
 from xds.snapshot import Snapshot
-from xds.stream import DeltaStream, StateStream
+from xds.stream import Response, Stream
 from xds.wire import RequestError
 
 MAX_RESPONSES = 64
@@ -211,41 +211,32 @@ def snapshots() -> tuple[Snapshot, Snapshot]:
     return first, snapshot.build(entries.spec(entries.route("worker")), first)
 
 
-def _stream(data: bytes, *, delta: bool) -> None:
+def _xds(data: bytes) -> None:
     """A whole stream: each line of two bytes of length and a request, then a change."""
-    machine: Any = DeltaStream({}) if delta else StateStream({})
-    read, write = (wire.delta_request, wire.delta_response) if delta else (wire.state_request, wire.state_response)
+    machine = Stream({})
     first, second = snapshots()
     machine.publish(first)
     for _ in range(MAX_REQUESTS):
         if not data:
             break
         size = int.from_bytes(data[:2], "big")
-        machine.handle(read(data[2 : 2 + size]))
+        machine.handle(wire.read_request(data[2 : 2 + size]))
         data = data[2 + size :]
-        _drain(machine, write)
+        _drain(machine)
     machine.publish(second)
     machine.retry()
-    _drain(machine, write)
+    _drain(machine)
     machine.nacks()
     machine.acknowledged()
 
 
-def _drain(machine: Any, write: Any) -> None:
+def _drain(machine: Stream) -> None:
     for _ in range(MAX_RESPONSES):
-        response = machine.poll()
+        response: Response | None = machine.poll()
         if response is None:
             return
-        write(response)
+        wire.write_response(response)
     raise AssertionError("the stream always has more to say")
-
-
-def _xds_delta(data: bytes) -> None:
-    _stream(data, delta=True)
-
-
-def _xds_state(data: bytes) -> None:
-    _stream(data, delta=False)
 
 
 HARNESSES: dict[str, Harness] = {
@@ -257,6 +248,5 @@ HARNESSES: dict[str, Harness] = {
     "relay": Harness(read=_relayed, most=2048),
     "uapi": Harness(read=_uapi, foreseen=(LinkError,), most=2048),
     "gossip": Harness(read=_gossip, foreseen=(GossipError,), most=512),
-    "xds_delta": Harness(read=_xds_delta, foreseen=(RequestError,), most=4096, slow=True),
-    "xds_state": Harness(read=_xds_state, foreseen=(RequestError,), most=4096, slow=True),
+    "xds": Harness(read=_xds, foreseen=(RequestError,), most=4096, slow=True),
 }

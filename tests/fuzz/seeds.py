@@ -34,7 +34,7 @@ from tests.test_boundaries import ADMISSION
 from tests.topology.support import COMPOSE, COORDINATOR, after, group
 from topology.envelope import seal
 from topology.manifest import encode as encode_manifest
-from xds.requests import DeltaDiscoveryRequest, DiscoveryRequest, Node, Status
+from xds.requests import DeltaDiscoveryRequest, Node, Status
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 NEXT = after(HEAD, leaf_hours=9)
@@ -131,20 +131,15 @@ def _network() -> Iterator[tuple[str, bytes]]:
     yield "gossip", b"\0" + gossip.seal(network.GOSSIP_KEY, gossip.ping("api-0"), bytes(gossip.NONCE))
     yield "gossip", b"\1\2" + gossip.packed({"SeqNo": 1})
     yield "gossip", b"\1\x09" + b"\x82\xa4Algo\x00\xa3Buf\xa6" + bytes((0, 5, 2, 0, 0, 0))
-    delta, state = DeltaDiscoveryRequest, DiscoveryRequest
-    yield "xds_delta", _framed(
+    delta = DeltaDiscoveryRequest
+    yield "xds", _framed(
         delta(type_url=CLUSTER), delta(type_url=LISTENER), delta(type_url=CLUSTER, response_nonce="1"),
         delta(type_url=ENDPOINT, resource_names_subscribe=["egress/api", "no"]),
         delta(type_url=ENDPOINT, resource_names_unsubscribe=["no"]),
         delta(type_url=LISTENER, response_nonce="2", error_detail=Status(message="egress/api is wrong")),
     )  # fmt: skip
-    yield "xds_delta", _framed(
+    yield "xds", _framed(
         delta(type_url=CLUSTER, node=Node(id="me"), initial_resource_versions={"egress/gone": "1"}),
-    )  # fmt: skip
-    yield "xds_state", _framed(
-        state(type_url=CLUSTER, node=Node(id="me")), state(type_url=LISTENER),
-        state(type_url=CLUSTER, response_nonce="1"), state(type_url=ENDPOINT, resource_names=["egress/api"]),
-        state(type_url=LISTENER, response_nonce="2", error_detail=Status(message="no")),
     )  # fmt: skip
 
 

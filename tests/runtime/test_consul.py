@@ -180,10 +180,12 @@ async def _answering(answer: bytes) -> AsyncIterator[ConsulClient]:
         writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with ConsulClient(port=server.sockets[0].getsockname()[1]) as client:
-        yield client
-    server.close()
-    await server.wait_closed()
+    try:
+        async with ConsulClient(port=server.sockets[0].getsockname()[1]) as client:
+            yield client
+    finally:
+        server.close()
+        await server.wait_closed()
 
 
 def test_what_an_answer_lacks_is_an_error_of_consul() -> None:
