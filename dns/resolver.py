@@ -15,8 +15,9 @@ from dns.message import IN, Fault, Query, Rcode, Transport
 from dns.zone import APEX, NEGATIVE_TTL, SERVER, TTL, Name, SrvTarget, Zone, could_be_ours, parse_name, peer_name
 
 _A, _NS, _SOA, _PTR, _SRV, _IXFR, _AXFR, _ANY = 1, 2, 6, 12, 33, 251, 252, 255
+_Key = tuple[Transport, bytes, bytes, bytes]
 _MEMO_ENTRIES = 2048
-"""With the two limits below: 4 MiB at the very most, and room for 1,000 routes asked for A and AAAA."""
+"""Twice, with the two limits below: 4 MiB each at the very most, and room for 1,000 routes asked for A and AAAA."""
 _MEMO_QUERY = 512
 _MEMO_REPLY = 1232
 
@@ -61,15 +62,15 @@ class Resolver:
     def __init__(self, zone: Zone | None, search: tuple[Name, ...] = ()) -> None:
         self.zone = zone
         self.search = search
-        self._memo: dict[tuple[Transport, bytes, bytes, bytes], bytes] = {}
+        self._memo: dict[_Key, bytes] = {}
+        self._lent: dict[_Key, bytes] = {}
 
     def resolve(self, wire: bytes, transport: Transport) -> Outcome:
         """As the function of the same name."""
         # Up to the first zero octet, which ends the name as a rule, case is left out. No other query has the same key:
         # lower() leaves length octets, at most 63 in a remembered query, as they are.
-        end = wire.find(0, message.HEADER)
-        key = (transport, wire[2 : message.HEADER], wire[message.HEADER : end].lower(), wire[end:])
-        known = self._memo.get(key)
+        end, key = _remembered_as(wire, transport)
+        known = self._memo.get(key) or self._lent.get(key)
         if known is not None:
             return Answer(wire[:2] + known[2 : message.HEADER] + wire[message.HEADER : end] + known[end:])
         query = message.parse(wire)
@@ -78,12 +79,29 @@ class Resolver:
             self._remember(key, outcome.wire, len(wire))
         return outcome
 
-    def _remember(self, key: tuple[Transport, bytes, bytes, bytes], reply: bytes, query_size: int) -> None:
-        if query_size > _MEMO_QUERY or len(reply) > _MEMO_REPLY:
-            return
-        if len(self._memo) >= _MEMO_ENTRIES:
-            self._memo.clear()
-        self._memo[key] = reply
+    def lend(self, wire: bytes, transport: Transport, reply: bytes) -> None:
+        """Remembers somebody else's answer to `wire`, which was to be forwarded, until `expire`."""
+        _keep(self._lent, _remembered_as(wire, transport)[1], reply, len(wire))
+
+    def expire(self) -> None:
+        """Forgets others' answers: their TTLs have changed."""
+        self._lent.clear()
+
+    def _remember(self, key: _Key, reply: bytes, query_size: int) -> None:
+        _keep(self._memo, key, reply, query_size)
+
+
+def _remembered_as(wire: bytes, transport: Transport) -> tuple[int, _Key]:
+    end = wire.find(0, message.HEADER)
+    return end, (transport, wire[2 : message.HEADER], wire[message.HEADER : end].lower(), wire[end:])
+
+
+def _keep(memo: dict[_Key, bytes], key: _Key, reply: bytes, query_size: int) -> None:
+    if query_size > _MEMO_QUERY or len(reply) > _MEMO_REPLY:
+        return
+    if len(memo) >= _MEMO_ENTRIES:
+        memo.clear()
+    memo[key] = reply
 
 
 def resolve(

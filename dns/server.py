@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dns.message import MAX_TCP, Transport
+from dns.message import MAX_TCP, Query, Rcode, Transport
 from dns.resolver import Answer, Forward, Refuse, Resolver
 from dns.tcp import Connection
 from dns.upstream import Upstream
@@ -59,6 +59,7 @@ class DnsServer:
         self._upstream_port = upstream_port
         self._resolver = Resolver(None)
         self._search: tuple[str, ...] = ()
+        self._second = 0
         self._upstream: Upstream | None = None
         self._udp: socket.socket | None = None
         self._tcp: asyncio.Server | None = None
@@ -132,12 +133,30 @@ class DnsServer:
         if self._upstream is not None and self._upstream.search is not self._search:
             self._search = self._upstream.search
             self._resolver = Resolver(self._resolver.zone, search_names(self._search))
+        second = int(asyncio.get_running_loop().time())
+        if second != self._second:
+            self._second = second
+            self._resolver.expire()
         outcome = self._resolver.resolve(wire, transport)
         if isinstance(outcome, Answer | Refuse):
             send(outcome.wire)
         elif isinstance(outcome, Forward) and self._upstream is not None:
-            return self._upstream.forward(outcome.query, transport, send)
+            return self._forward(outcome.query, transport, send)
         return None
+
+    def _forward(self, query: Query, transport: Transport, send: Callable[[bytes], None]) -> int | None:
+        """What is answered from memory is answered so to all who ask alike within this second: a TTL says no more."""
+        resolver, at_once = self._resolver, True
+
+        def answered(reply: bytes) -> None:
+            if at_once and reply[3] & 0xF in (Rcode.NOERROR, Rcode.NXDOMAIN):
+                resolver.lend(query.wire, transport, reply)
+            send(reply)
+
+        assert self._upstream is not None, "asked for by _handle alone"
+        token = self._upstream.forward(query, transport, answered)
+        at_once = False
+        return token
 
     def _forget(self, token: int) -> None:
         if self._upstream is not None:

@@ -313,6 +313,22 @@ def test_remembering_survives_any_octets(messages: list[bytes], position: int, v
         assert remembering.resolve(wire, Transport.UDP) == resolver.resolve(wire, ZONE, Transport.UDP)
 
 
+def test_an_answer_that_is_lent_is_given_until_it_expires() -> None:
+    """Under each client's ID and case, to those who ask alike; a name that the zone has is never one of them."""
+    remembering = Resolver(ZONE)
+    wire = query("example.org")
+    reply = bytes(DNSRecord.parse(wire).reply().pack())
+    remembering.lend(wire, Transport.UDP, reply)
+    other = query("Example.ORG")
+    outcome = remembering.resolve(other, Transport.UDP)
+    assert isinstance(outcome, Answer)
+    assert (outcome.wire[:2], outcome.wire[12:]) == (other[:2], other[12:])
+    assert isinstance(remembering.resolve(query("example.org", "AAAA"), Transport.UDP), Forward)
+    assert isinstance(remembering.resolve(wire, Transport.TCP), Forward)
+    remembering.expire()
+    assert isinstance(remembering.resolve(wire, Transport.UDP), Forward)
+
+
 def test_transports_are_remembered_apart() -> None:
     """A truncated UDP answer is not what TCP gets, nor the other way round."""
     remembering = Resolver(ZONE)

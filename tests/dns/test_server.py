@@ -169,6 +169,27 @@ async def test_five_thousand_look_ups_at_once_all_succeed(tmp_path: Path) -> Non
             transport.close()
 
 
+async def test_a_kept_answer_counts_down_and_a_new_route_is_seen_at_once(tmp_path: Path) -> None:
+    """However often it was given: it is asked for once, and ends where a zone has the name."""
+    port = free_port(ONE)
+    async with upstream(ONE, port, lambda q, _: [answer(q)]) as one, running(tmp_path, ONE, port=port) as dns:
+        dns.set_zone(ZONE)
+        ttls: list[int] = []
+
+        async def ask() -> str:
+            reply = DNSRecord.parse(await ask_udp(dns.addresses[0], query("single")))
+            ttls.append(reply.rr[0].ttl)
+            return str(reply.a.rdata)
+
+        assert [await ask() for _ in range(5)] == ["192.0.2.1"] * 5
+        end = asyncio.get_running_loop().time() + 20
+        while ttls[-1] == 60 and asyncio.get_running_loop().time() < end:
+            await ask()
+        assert (ttls[0], ttls[-1] < 60, len(one.seen)) == (60, True, 1)
+        dns.set_zone(zone.build({"single": "127.10.1.7"}, {}, {}, serial=2))
+        assert await ask() == "127.10.1.7"
+
+
 async def test_a_loop_through_a_forwarder_ends(tmp_path: Path) -> None:
     """A server that asks us what we ask it: few questions, one SERVFAIL, long before anybody's patience is over."""
     port = free_port(ONE)
