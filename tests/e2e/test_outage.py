@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.user import Mesh, running, wait_for
+from tests.e2e.user import Mesh, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -32,10 +32,11 @@ def envoys(mesh: Mesh) -> dict[str, int]:
     }
 
 
-def test_mesh_serves_without_coordinators_and_heals_when_they_are_back() -> None:
+def test_mesh_serves_without_coordinators_and_heals_when_they_are_back(mesh: Mesh) -> None:
     """A minute without coordinators fails no call; a rebooted CVM waits and says why; then all is whole again."""
-    with running("outage", "up", "clusters/starter") as mesh:
-        before = envoys(mesh)
+    mesh.wait_whole()
+    before = envoys(mesh)
+    try:
         assert mesh.run("kill", "coordinator-0", "worker-1").returncode == 0
         assert mesh.run("start", "worker-1").returncode == 0
         wait_for(lambda: "coordinator" in " ".join(mesh.peer("worker-1")["reasons"]), "worker-1 says what it waits for")
@@ -44,7 +45,9 @@ def test_mesh_serves_without_coordinators_and_heals_when_they_are_back() -> None
         assert int(good) > OUTAGE
         assert bad == "0", done.stdout
         assert not mesh.peer("worker-1")["ready"]
+    finally:
+        # Other tests go on with this mesh.
         assert mesh.run("start", "coordinator-0").returncode == 0
-        mesh.wait_whole(120)
-        assert mesh.fetch("worker-1", "http://api:8080/hello").startswith("hello from api-")
-        assert envoys(mesh) == before
+    mesh.wait_whole(120)
+    assert mesh.fetch("worker-1", "http://api:8080/hello").startswith("hello from api-")
+    assert envoys(mesh) == before
