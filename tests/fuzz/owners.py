@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -102,9 +104,9 @@ def _places(data: bytes) -> None:
 
 @functools.cache
 def _folder() -> Path:
-    """One folder for all runs of this process, in memory where the machine has that."""
-    memory = Path("/dev/shm")
-    place = tempfile.mkdtemp(prefix="mesh-fuzz-", dir=memory if memory.is_dir() else None)
+    """One folder for all runs of this process. The fuzzer's ends without clean-up: `run.fuzz` removes it."""
+    place = tempfile.mkdtemp(prefix="mesh-fuzz-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     return write(Path(place), group("app"))
 
 

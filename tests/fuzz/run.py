@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -61,13 +62,17 @@ def available() -> bool:
 def fuzz(name: str, seconds: int, keep: Path) -> Outcome:
     """Fuzzes harness `name` for that long. What was found is in `keep`."""
     keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as found:
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Path(scratch) / "inputs"
+        found.mkdir()
         argv = [
-            *(sys.executable, "-m", "tests.fuzz.run", "--inside", name, found, str(CORPUS / name)),
+            *(sys.executable, "-m", "tests.fuzz.run", "--inside", name, str(found), str(CORPUS / name)),
             *(f"-max_len={HARNESSES[name].most}", f"-max_total_time={seconds}", f"-timeout={RUN_SECONDS}"),
             *(f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={keep}/{name}-", "-print_final_stats=1"),
         ]
-        process = popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        environ = {**os.environ, "TMPDIR": scratch}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = popen(argv, cwd=ROOT, env=environ, **pipes)
         try:
             said = process.communicate(timeout=seconds + RUN_SECONDS + FINISH_SECONDS)[0].decode(errors="replace")
         finally:
