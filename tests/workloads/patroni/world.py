@@ -36,7 +36,7 @@ from sidecar import registration
 from sidecar.files import hosts
 from sidecar.workload_rights import Rights
 from tests.coordinator.world import free_port
-from tests.support import ROOT, need_root_or_userns, popen, tool
+from tests.support import ROOT, folder_in_memory, need_root_or_userns, popen, tool
 from tests.workloads.patroni.port import Port
 from topology.manifest import BackendEntry, Permissions
 
@@ -485,7 +485,7 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
     """The Consul side of `members` alone: server, agents, placeholders. Nothing runs in the containers yet."""
     number = next(_numbers)
     network = f"127.{100 + number // 250 % 100}.{number % 250}"
-    with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
+    with tempfile.TemporaryDirectory(prefix="mesh-pg-", dir=folder_in_memory()) as text:
         folder = Path(text)
         http = free_port()
         made = World(
