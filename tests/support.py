@@ -28,6 +28,18 @@ def tool(name: str) -> str:
     return str(found)
 
 
+ROOM = 2 << 30
+"""Bytes that have to be free in memory for a test's databases: three members with their logs, and as much again."""
+
+
+def folder_in_memory() -> str | None:
+    """Where folders of programs that write through to disk are made, tmpfs as in a CVM: nothing waits for the machine's
+    disk there. None, the usual place, where it cannot be written or is small (Docker gives containers 64 MiB).
+    """
+    place = "/dev/shm"
+    return place if os.access(place, os.W_OK) and shutil.disk_usage(place).free >= ROOM else None
+
+
 async def soon(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether `condition()` holds within `seconds`."""
     end = time.monotonic() + seconds

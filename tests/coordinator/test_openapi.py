@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
@@ -27,7 +28,7 @@ from tests.coordinator.test_server import Api
 from tests.coordinator.world import Applicant, cluster
 
 EXAMPLES = 25
-"""Bodies of each kind for each call: each is a connection of its own."""
+"""Bodies of each kind for each call."""
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -61,20 +62,27 @@ def test_every_error_code_is_in_the_document() -> None:
 def ask(url: str, document: dict[str, Any]) -> set[str]:
     """Sends bodies of both kinds to every call; the calls that were made."""
     called: set[str] = set()
-    for found in schemathesis.openapi.from_dict(document).get_all_operations():
-        operation = found.ok()
-        for mode in GenerationMode:
-            if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
-                continue
-
-            @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-            @given(case=operation.as_strategy(generation_mode=mode))
-            def send(case: schemathesis.Case) -> None:
-                case.call_and_validate(base_url=url, verify=False, timeout=30, checks=CHECKS)
-
-            send()
-            called.add(operation.label)
+    # A connection of its own for each body would be most of the work.
+    with requests.Session() as session:
+        for found in schemathesis.openapi.from_dict(document).get_all_operations():
+            operation = found.ok()
+            for mode in GenerationMode:
+                if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
+                    continue
+                send_all(operation.as_strategy(generation_mode=mode), url, session)
+                called.add(operation.label)
     return called
+
+
+def send_all(bodies: Any, url: str, session: requests.Session) -> None:
+    """Sends bodies of one kind to one call."""
+
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=bodies)
+    def send(case: schemathesis.Case) -> None:
+        case.call_and_validate(base_url=url, session=session, verify=False, timeout=30, checks=CHECKS)
+
+    send()
 
 
 @pytest.mark.timeout(600)

@@ -44,7 +44,7 @@ from runtime.children import Child
 from runtime.consul import api_socket
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from tests.support import eventually, tool
+from tests.support import eventually, folder_in_memory, tool
 from topology import manifest as manifests
 from topology.envelope import Signed, open_envelope, seal
 from topology.manifest import Manifest
@@ -379,9 +379,7 @@ class Cluster:
 async def cluster(coordinators: int = 1) -> AsyncIterator[Cluster]:
     """A cluster whose coordinators are not started yet; everything is gone at the end."""
     tool("consul")
-    # tmpfs, as in a CVM: Consul writes through to disk.
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = Path(tempfile.mkdtemp(prefix="mesh-test-", dir=base))
+    root = Path(tempfile.mkdtemp(prefix="mesh-test-", dir=folder_in_memory()))
     try:
         async with TaskScope() as scope:
             made = Cluster(scope, root, coordinators)

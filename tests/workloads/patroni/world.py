@@ -36,7 +36,7 @@ from sidecar import registration
 from sidecar.files import hosts
 from sidecar.workload_rights import Rights
 from tests.coordinator.world import free_port
-from tests.support import ROOT, need_root_or_userns, popen, tool
+from tests.support import ROOT, folder_in_memory, need_root_or_userns, popen, tool
 from tests.workloads.patroni.port import Port
 from topology.manifest import BackendEntry, Permissions
 
@@ -346,7 +346,8 @@ async def _prepare(world: World, member: Member) -> None:
     )  # fmt: skip
     member.api = Port(member.folder / f"{member.peer_id}.sock", own, member.workload)
     shutil.copy(world.folder / "hosts", member.folder / "mesh" / "hosts")
-    member.token = await new_token(world, member.peer_id)
+    # On a very busy machine a server that leads was seen not to answer within the client's 10 s.
+    member.token = await world.until(lambda: new_token(world, member.peer_id), "the Consul server gives a token")
     write_secret(member, "consul-token", member.token)
     write_secret(member, "db-app", APP_PASSWORD)
     identity = {"cluster": CLUSTER, "group": "postgres", "peer_id": member.peer_id, "address": member.address}
@@ -485,7 +486,7 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
     """The Consul side of `members` alone: server, agents, placeholders. Nothing runs in the containers yet."""
     number = next(_numbers)
     network = f"127.{100 + number // 250 % 100}.{number % 250}"
-    with tempfile.TemporaryDirectory(prefix="mesh-pg-") as text:
+    with tempfile.TemporaryDirectory(prefix="mesh-pg-", dir=folder_in_memory()) as text:
         folder = Path(text)
         http = free_port()
         made = World(
@@ -502,7 +503,10 @@ async def agents(members: int, **options: str) -> AsyncIterator[World]:
                     workload=free_port(), port=free_port(), rest=free_port(), vip=_vip(network, i),
                 )  # fmt: skip
                 made.members.append(member)
-                await _prepare(made, member)
+            # Side by side: agents mostly wait for their server.
+            async with TaskScope() as scope:
+                for member in made.members:
+                    scope.start(f"prepare {member.peer_id}", _prepare(made, member))
             yield made
         finally:
             _kill(made)
