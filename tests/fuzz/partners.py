@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -42,8 +41,6 @@ from tests.fuzz.owners import HEAD
 from tests.sidecar.world import environment
 from topology.trees import ManifestError
 
-logging.getLogger("coordinator").setLevel(logging.CRITICAL)
-"""Refusals and records that are left out are logged, each time that the fuzzer makes one."""
 NOW = 1_800_000_000.0
 LEADER_KEY = "service/db/leader"
 FAILED = b"the coordinator failed"

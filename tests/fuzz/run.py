@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 import subprocess
@@ -101,6 +102,7 @@ def _inside(name: str, arguments: Sequence[str]) -> None:
     with atheris.instrument_imports(include=list(GUIDED)):
         from tests.fuzz import registry
     harness = registry.HARNESSES[name]
+    logging.getLogger("coordinator").setLevel(logging.CRITICAL)
 
     def once(data: bytes) -> None:
         harness(data)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +14,13 @@ from tests.fuzz.registry import CORPUS, GOOD, HARNESSES, inputs
 NAMES = sorted(HARNESSES)
 pytestmark = pytest.mark.timeout(600)
 """Of the slowest, which take 10 s, on a machine that is busy with the rest of the suite."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Refusals and records that are left out are logged, for each input."""
+    with caplog.at_level(logging.CRITICAL, "coordinator"):
+        yield
 
 
 def test_each_harness_has_inputs_and_each_folder_a_harness() -> None:
