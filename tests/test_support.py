@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import support
 from tests.project import suite, tree
 from tests.support import ROOT, eventually, popen, process_runs
 
@@ -68,3 +70,11 @@ def test_programs_are_started_in_one_place() -> None:
 
 
 _STARTS = {"subprocess.Popen", "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"}
+
+
+def test_folders_are_in_memory_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that is small is not filled by databases: the usual place is taken."""
+    monkeypatch.setattr(support, "ROOM", 1 << 62)
+    assert support.folder_in_memory() is None
+    monkeypatch.setattr(support, "ROOM", 0)
+    assert support.folder_in_memory() == ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
