@@ -294,7 +294,7 @@ def sidecar(namespace: str, folder: Path, *before: str) -> tuple[int, str]:
     finally:
         process.kill()
         process.wait()
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output[max(0, output.find("Traceback") - 500) :][:3000]
     return process.returncode, output
 
 
@@ -400,7 +400,7 @@ def test_interrupted_start_leaves_nothing(number: int, until: Callable[[str], bo
         os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == code, output
-        assert "Traceback" not in output
+        assert "Traceback" not in output, output[max(0, output.find("Traceback") - 500) :][:3000]
         nothing_left(name)
     finally:
         process.kill()
