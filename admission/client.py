@@ -237,7 +237,8 @@ def _pin_type() -> Callable[[], Fingerprint]:
         def check(self, transport: asyncio.Transport) -> None:
             shown = transport.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
             if self.certificate not in (b"", shown):
-                host, port, *_ = transport.get_extra_info("peername")
+                # A connection that is lost already has no name of its other end.
+                host, port, *_ = transport.get_extra_info("peername") or ("", 0)
                 raise aiohttp.ServerFingerprintMismatch(self.certificate, shown, host, port)
             self.certificate = shown
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ServerFingerprintMismatch, web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from admission import client
 from admission.broker import Broker
 from admission.client import (
     BEGUN_WITH,
@@ -115,6 +116,27 @@ async def test_nothing_is_sent_to_a_coordinator_that_is_not_believed(tmp_path: P
                 await ask(coordinator)
         await coordinator.close()
     assert fake.requests == [IN_FORCE, IN_FORCE]
+
+
+class Lost:
+    """A connection that ended after its handshake, whose other end showed `certificate`."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self.certificate = certificate
+
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "ssl_object" else None
+
+    def getpeercert(self, **_form: bool) -> bytes:
+        return self.certificate
+
+
+def test_another_certificate_on_a_lost_connection_is_a_mismatch() -> None:
+    """A coordinator that boots anew, and ends the connection at once, has failed in a way that is foreseen."""
+    pin = client._pin()
+    pin.check(Lost(b"before"))  # type: ignore[arg-type]
+    with pytest.raises(ServerFingerprintMismatch):
+        pin.check(Lost(b"after"))  # type: ignore[arg-type]
 
 
 async def test_certificate_is_verified_once_and_then_pinned(tmp_path: Path) -> None:
