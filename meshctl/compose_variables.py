@@ -14,10 +14,9 @@ from coordinator import config as coordinator
 from runtime.env import UNKNOWN, ConfigError
 from sidecar import config as sidecar
 from topology.compose import SIDECAR, ComposeFile, interpolate, load, variables
-from topology.owners import OWNERS_VARIABLE, OwnerError
+from topology.owners import OWNER_KEY_PLACEHOLDER, OWNERS_VARIABLE, OwnerError
 from topology.owners import parse as parse_owners
 from topology.problems import Problems, Where
-from topology.render import OWNER_KEY_PLACEHOLDER
 
 if TYPE_CHECKING:
     from topology.cluster import Cluster

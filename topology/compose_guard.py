@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from topology.owners import OWNERS_VARIABLE
+from topology.owners import OWNER_KEY_PLACEHOLDER, OWNERS_VARIABLE
 
 Problem: TypeAlias = "tuple[str, str, str]"
 """Service (empty: beside the services), field, the end of a sentence."""
@@ -152,8 +152,8 @@ def _sidecar(name: str, body: Mapping[str, object]) -> Iterator[Problem]:
             name,
             "environment",
             (
-                f"has no {OWNERS_VARIABLE}: nobody's manifest would be believed; write the owners' key, see "
-                "clusters/starter/README.md"
+                f"has no {OWNERS_VARIABLE}: nobody's manifest would be believed; add "
+                f'{OWNERS_VARIABLE}: "{OWNER_KEY_PLACEHOLDER}", and ./mesh keygen writes your key there'
             ),
         )
 

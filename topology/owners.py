@@ -29,6 +29,8 @@ ED25519, P256 = "ed25519", "p256"
 OWNERS_VARIABLE = "MESH_OWNERS"
 """The variable of the sidecar that says whose signatures count: a literal of the compose file, because only that is
 measured."""
+OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
+"""What the committed compose files have for the owners."""
 MAX_OWNERS = 16
 """Keys in one set: each signature is tried with each key, and who sends an envelope may be a stranger."""
 MAX_STRAYS = 4

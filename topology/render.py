@@ -26,14 +26,11 @@ from topology.manifest import (
     SecretEntry,
 )
 from topology.model import COORDINATOR, Backend, Cluster, Group, leader_key
-from topology.owners import OWNERS_VARIABLE, OwnerError, Owners, text_of
+from topology.owners import OWNER_KEY_PLACEHOLDER, OWNERS_VARIABLE, OwnerError, Owners, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
 from topology.public import GATEWAY, Public, gateway_name
 from topology.references import Reference
-
-OWNER_KEY_PLACEHOLDER = "REPLACE_WITH_YOUR_OWNER_KEY"
-"""What the committed compose files have for the owners."""
 
 _COMMON_NAMES = ("MESH_CLUSTER", "MESH_COORDINATORS", "MESH_GROUP", "MESH_PEER_ID")
 _WORKLOAD_NAMES = ("MESH_ROUTES_JSON",)

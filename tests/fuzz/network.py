@@ -65,7 +65,7 @@ def _dns_query(data: bytes) -> None:
 @functools.cache
 def question() -> Query:
     """What a client asked."""
-    found = message.parse(DNSRecord.question("Example.org").pack())
+    found = message.parse(bytes(DNSRecord.question("Example.org").pack()))
     assert isinstance(found, Query)
     return found
 

@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 from admission import broker as answers
 from admission.client import CoordinatorError, RefusedError, decode_answer
 from admission.offers import successors
-from admission.protocol import Binding, Code, ManifestHead
+from admission.protocol import ESTATE, Binding, Code, ManifestHead
 from coordinator import config as coordinator_config
 from coordinator import governance, policy, proposal, rotation
 from coordinator.broker import _strict
@@ -97,7 +97,7 @@ def _request(path: str, body: bytes) -> web.Request:
 def _api() -> tuple[Api, web.Application]:
     async def made() -> tuple[Api, web.Application]:
         api = Api()
-        app = application(api.broker, api.feed, lambda: None, api.standing, api, api.asked)
+        app = application(api.broker, api.feed, lambda: None, api.standing, api, api.asked, estate=api.estate)
         app.freeze()
         return api, app
 
@@ -111,6 +111,7 @@ PATHS = (
     "/v1/admission/release",
     "/v1/coordinators/standing",
     "/v1/manifest",
+    ESTATE,
 )
 
 

@@ -16,8 +16,8 @@ from tests.terraform.deployed import PRE_LAUNCH_HASH, TEE
 from tests.topology.support import after
 from topology.envelope import open_envelope, seal
 from topology.manifest import Rotate, decode
-from topology.owners import text_of
-from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
+from topology.owners import OWNER_KEY_PLACEHOLDER, text_of
+from topology.render import owners_of
 from topology.revocation import Revocation
 
 __all__ = ["owner"]

@@ -17,8 +17,8 @@ from tests.meshctl.test_manifest_facts import FILES, outputs
 from tests.support import ROOT
 from tests.terraform.deployed import PRE_LAUNCH_HASH
 from topology import manifest
-from topology.owners import text_of
-from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
+from topology.owners import OWNER_KEY_PLACEHOLDER, text_of
+from topology.render import owners_of
 
 
 class Owner:

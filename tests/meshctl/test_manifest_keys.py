@@ -14,8 +14,8 @@ from meshctl import manifest_keys
 from meshctl.cli import cli
 from meshctl.errors import UserError
 from tests.support import ROOT
-from topology.owners import Owners, key_of
-from topology.render import OWNER_KEY_PLACEHOLDER, owners_of
+from topology.owners import OWNER_KEY_PLACEHOLDER, Owners, key_of
+from topology.render import owners_of
 
 
 @pytest.fixture

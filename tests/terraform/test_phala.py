@@ -16,7 +16,7 @@ from tests.topology.test_render import KEY as OWNER
 from tests.topology.test_render import P256
 from topology import manifest, render
 from topology.cluster import load
-from topology.owners import Owners, key_of, text_of
+from topology.owners import OWNER_KEY_PLACEHOLDER, Owners, key_of, text_of
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -334,7 +334,7 @@ def test_a_deployment_without_owners_is_refused(deployed: Sandbox) -> None:
     assert owners is not None
     key, other = text_of(owners), "E" * 43
     for wrong in (
-        render.OWNER_KEY_PLACEHOLDER,
+        OWNER_KEY_PLACEHOLDER,
         key[:-1],
         key[:-1] + "B",
         f"2 of {key}",

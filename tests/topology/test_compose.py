@@ -333,7 +333,7 @@ def test_a_file_without_sidecar_is_told_only_so() -> None:
         ("services:\n  a: {image: x}\n  a: {image: y}\n", ("c.yaml:3", "a is written twice")),
         ("services:\n  a: 2001-99-99\n", ("c.yaml", "not valid YAML")),
         ("services: " + "1" * 5000, ("c.yaml", "not valid YAML")),
-        ("services: " + "[" * 5000, ("c.yaml", "not valid YAML")),
+        ("services: " + "[" * 5000, ("c.yaml:1", "nested too deeply")),
         ("services: !!python/object:os.system {}\n", ("c.yaml:1", "not valid YAML")),
         ("services:\n  sidecar:\n", ("c.yaml:2", "services.sidecar", "is empty")),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from runtime.env import ConfigError, EnvReader
 from tests.topology.test_render import OWNER_KEY, OWNERS
-from topology import given, render
+from topology import given, owners
 
 GOOD = {"MESH_OWNERS": OWNER_KEY}
 UNSIGNED = {"MESH_INSECURE_UNSIGNED_MANIFEST": "1"}
@@ -35,7 +35,7 @@ def test_unsigned_manifests_have_to_be_asked_for() -> None:
     ("environ", "problems"),
     [
         ({}, ["MESH_OWNERS"]),
-        (GOOD | {"MESH_OWNERS": render.OWNER_KEY_PLACEHOLDER}, ["MESH_OWNERS"]),
+        (GOOD | {"MESH_OWNERS": owners.OWNER_KEY_PLACEHOLDER}, ["MESH_OWNERS"]),
         (GOOD | {"MESH_OWNERS": f"2 of {OWNER_KEY}"}, ["MESH_OWNERS"]),
     ],
     ids=["nothing", "placeholder", "threshold"],

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support import ROOT
 from tests.topology.support import REFERENCE, group, write
-from topology import addresses, cluster, compose, envelope, manifest, render, trees
+from topology import addresses, cluster, compose, envelope, manifest, owners, render, trees
 from topology.owners import Owners, key_of, text_of
 from topology.owners import parse as parse_owners
 from topology.problems import ClusterError
@@ -316,7 +316,7 @@ def test_the_owner_key_changes_one_line() -> None:
 )
 def test_every_spelling_of_the_literal_is_found(line: str) -> None:
     """Map or list form, quoted or not, with a comment."""
-    before = line.format(render.OWNER_KEY_PLACEHOLDER)
+    before = line.format(owners.OWNER_KEY_PLACEHOLDER)
     assert render.with_owners(f"a\n  {before}\nb\n", OWNERS) == f"a\n  {line.format(OWNER_KEY)}\nb\n"
 
 
@@ -349,7 +349,7 @@ def test_every_set_of_owners_can_be_written_and_read(owners: Owners, line: str) 
     assert parse_owners(value) == owners
 
 
-@pytest.mark.parametrize("text", [render.OWNER_KEY_PLACEHOLDER, "short", OWNER_KEY + "x", f"3 of {OWNER_KEY}", "$A"])
+@pytest.mark.parametrize("text", [owners.OWNER_KEY_PLACEHOLDER, "short", OWNER_KEY + "x", f"3 of {OWNER_KEY}", "$A"])
 def test_what_is_no_set_of_owners_is_none(text: str) -> None:
     """The placeholder, what is no key, more signatures than keys, a variable."""
     assert render.owners_of(f"MESH_OWNERS: {text}") is None
