@@ -20,6 +20,7 @@ from pyroute2 import IPRoute
 from dns import zone
 from dns.server import DnsServer
 from sidecar.files import resolv_conf
+from tests.support import spawn
 
 OUTSIDE, OURS, VIP = "127.9.0.1", "127.10.0.53", "127.10.1.2"
 WILD, WILD6 = "192.0.2.66", "2001:db8::66"
@@ -74,7 +75,7 @@ async def main(folder: Path, program: list[str]) -> int:
     dns.set_zone(zone.build({"worker": VIP}, peers, services, serial=1, former=("gone",), pools=pools, server=OURS))
     await dns.start()
     outside, wildcard = await asyncio.get_running_loop().create_datagram_endpoint(Wildcard, local_addr=(OUTSIDE, 53))
-    child = await asyncio.create_subprocess_exec(*program, cwd=folder)
+    child = await spawn(*program, cwd=folder)
     code = await child.wait()
     await dns.stop()
     outside.close()
