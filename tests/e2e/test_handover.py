@@ -13,6 +13,7 @@ import pytest
 
 from meshctl import bring_up, runs
 from meshctl.console import Silent
+from meshctl.errors import UserError
 from tests.e2e.heir_lab import FORMER, HEIR, SECONDS
 from tests.e2e.test_coordinators import consul
 from tests.e2e.test_generations import CALLS
@@ -60,7 +61,11 @@ def slots(mesh: Mesh) -> dict[str, str]:
 
 def whole(mesh: Mesh) -> bool:
     """Whether every workload is ready, and every route has both its endpoints everywhere."""
-    found = workloads(mesh)
+    try:
+        found = workloads(mesh)
+    except UserError:
+        # The lab has not begun to answer.
+        return False
     return len(found) == len(WORKLOADS) and all(
         peer["ready"] and all(len(route["endpoints"]) == 2 for route in peer["routes"]) for peer in found.values()
     )

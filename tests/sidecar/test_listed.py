@@ -10,7 +10,7 @@ from runtime.tasks import TaskScope
 from sidecar.listed import Listed, lists
 from tests.sidecar.gossip import say_left
 from tests.sidecar.test_agent import follow, joined, listen
-from tests.support import eventually
+from tests.support import eventually, soon
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,15 @@ async def test_a_leave_that_another_forged_is_undone() -> None:
         it.serving.set()
         await eventually(lambda: bool(it.world.catalog.get("api")), "the instance passes")
         for times in (1, 2):
-            say_left(it.admitted.gossip.keys[0], "api-0", coordinator, late=times * 1_000_000)
-            await eventually(lambda: it.world.catalog["api"] == (), "the servers believe it", 10)
+            for late in range(10 * times, 10 * times + 10):
+                # One datagram, which may be lost; and what is undone at once may go unseen.
+                say_left(it.admitted.gossip.keys[0], "api-0", coordinator, late=late * 1_000_000)
+                if await soon(lambda: it.world.catalog["api"] == (), 3):
+                    break
+            else:
+                pytest.fail("the servers never believed it")
             await eventually(lambda: bool(it.world.catalog["api"]), "the instance passes again", 20)
-            assert len(back) == times
+            assert len(back) >= times
         server.close()
         await server.wait_closed()
         kept.keep({})
