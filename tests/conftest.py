@@ -71,7 +71,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         psutil.wait_procs(workers, timeout=UNWIND_SECONDS)
 
 
-LONG = pytest.mark.skip(reason="minutes of bulk transfer: ./mesh test tests/xds -m long")
+LONG = pytest.mark.skip(reason="takes minutes: ./mesh test FILE -m long")
 COMPOSE = "compose"
 """Group of the tests on a Docker engine: they share one engine, its images and a mesh."""
 
