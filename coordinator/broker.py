@@ -45,6 +45,7 @@ from evidence.binding import report_data
 from evidence.errors import EvidenceError
 from evidence.statement import evidence_digest
 from evidence.verify import EvidenceVerifier
+from runtime.jsons import once
 from topology import allowed
 from topology.allowed import Admitted, coordinators, image_id
 from topology.envelope import Signed
@@ -573,18 +574,10 @@ def _hex(request: AttestRequest, name: str) -> bytes:
 def _strict(kind: type[T], data: bytes, what: str) -> T:
     """The value of dataclass `kind` in the JSON text `data`; unknown, missing and repeated fields are refused."""
     try:
-        value: T = from_tree(kind, json.loads(data, object_pairs_hook=_once), what)
+        value: T = from_tree(kind, json.loads(data, object_pairs_hook=once), what)
     except (ManifestError, ValueError, RecursionError) as error:
         raise RefusalError(Code.BAD_REQUEST, f"{what}: {error!s:.300}") from None
     return value
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON readers differ in which of two equal names wins; a signed statement must not depend on that."""
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise ValueError("a name occurs twice in one object")
-    return tree
 
 
 def decode(kind: type[T], data: bytes) -> T:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from evidence.merkle import Step
 from evidence.statement import NONCE_BYTES, Member, Statement
+from runtime.jsons import once
 from topology.envelope import claims
-from topology.manifest import once
 from topology.trees import ManifestError, from_tree
 
 VERSION = 1

@@ -12,8 +12,9 @@ import json
 import reprlib
 from dataclasses import dataclass
 
+from runtime.jsons import once
+
 from .errors import EvidenceError
-from .json_once import once
 
 MAX_LOG = 2 * 1024 * 1024
 """Characters of JSON text. A real log has 20 to 60 kB; the admission API takes 1 MiB in all."""

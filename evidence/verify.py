@@ -13,12 +13,13 @@ from typing import Protocol
 
 import dcap_qvl
 
+from runtime.jsons import once
+
 from . import eventlog as event_logs
 from . import intel
 from . import quote as quotes
 from .collateral import CollateralSource
 from .errors import EvidenceCode, EvidenceError
-from .json_once import once
 from .keccak import keccak256
 from .verdicts import Verdicts
 

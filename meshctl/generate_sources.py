@@ -166,7 +166,7 @@ def os_images(path: Path) -> tuple[OsImage, ...]:
 
 def read_json(path: Path) -> Any:
     """What is in `path`; ABSENT when it is not there. UserError."""
-    from topology.manifest import once
+    from runtime.jsons import once
     from topology.merge import ABSENT
 
     try:

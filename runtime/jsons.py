@@ -1,4 +1,4 @@
-"""Dataclasses as JSON text. Pure.
+"""Dataclasses as JSON text, and objects of JSON whose names are there once. Pure.
 
 `dataclasses.asdict` copies whatever it finds before the text is made, which takes longer than the text.
 """
@@ -21,6 +21,18 @@ def text(value: object) -> str:
 def canonical(value: object) -> bytes:
     """Likewise, in the one form that equal values have: names sorted, no spaces."""
     return _CANONICAL.encode(value).encode()
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook`. ValueError for a name that is there twice: readers differ in which of the two counts, and
+    what is signed must not depend on that.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r:.80} is there twice in one object")
+        found[name] = value
+    return found
 
 
 def _fields(value: object) -> dict[str, object]:

@@ -12,7 +12,7 @@ from tests.project import PACKAGES, imports, module_name, sources
 from tests.support import ROOT
 
 LEAVES = frozenset({"topology", "evidence", "xds", "dns", "vip", "peer"})
-_SHARED = {"runtime.secret", "runtime.backoff", "runtime.tasks"}
+_SHARED = {"runtime.secret", "runtime.backoff", "runtime.tasks", "runtime.jsons"}
 
 ALLOWED: dict[str, set[str]] = {
     "runtime": set(),

@@ -14,8 +14,8 @@ import json
 import re
 import reprlib
 from dataclasses import dataclass, field
-from typing import Any
 
+from runtime.jsons import once
 from topology import egress, handover, places, references, texts
 from topology import revocation as revocations
 from topology.addresses import INGRESS_SOURCE
@@ -275,16 +275,6 @@ def _decoded(data: bytes, unknown: list[str] | None) -> Manifest:
     manifest: Manifest = from_tree(Manifest, tree, "manifest", unknown)
     _check(manifest)
     return manifest
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError for a name that is there twice: readers differ in which of the two counts."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r:.80} is there twice in one object")
-        found[name] = value
-    return found
 
 
 def _check_critical(named: object) -> None:

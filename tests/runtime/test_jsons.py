@@ -1,4 +1,4 @@
-"""Dataclasses as JSON text."""
+"""Dataclasses as JSON text, and names that are there once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from runtime.jsons import canonical, text
+from runtime.jsons import canonical, once, text
 from runtime.secret import Secret
 
 
@@ -45,3 +45,11 @@ def test_what_has_no_form_is_refused(value: object) -> None:
         with pytest.raises(TypeError, match="has no form in JSON") as caught:
             form(value)
         assert "hidden" not in str(caught.value)
+
+
+def test_a_name_counts_once() -> None:
+    """An object without repetition is read as ever; with one it is refused, wherever it stands, by name."""
+    assert json.loads('{"a":1,"b":{"a":2}}', object_pairs_hook=once) == {"a": 1, "b": {"a": 2}}
+    for doubled in ('{"a":1,"a":1}', '[{"b":{"a":1,"a":2}}]'):
+        with pytest.raises(ValueError, match="'a' is there twice"):
+            json.loads(doubled, object_pairs_hook=once)
