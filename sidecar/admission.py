@@ -30,7 +30,8 @@ from runtime.backoff import Backoff
 from runtime.guest import GuestError, GuestInfo, GuestQuote
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
-from sidecar.certificate import POLL_SECONDS, Certificate, CertificateError, Expected, Given, agent_end, parse
+from sidecar.certificate import POLL_SECONDS, Certificate
+from sidecar.certificate_reading import CertificateError, Expected, Given, agent_end, parse
 from sidecar.identity import Keys
 from sidecar.slot import Wish
 

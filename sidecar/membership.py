@@ -28,7 +28,8 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import sources
 from sidecar.agent import Agent
-from sidecar.certificate import Certificate, Given, wrong_time
+from sidecar.certificate import Certificate, wrong_time
+from sidecar.certificate_reading import Given
 from sidecar.config import Config
 from sidecar.desired import World
 from sidecar.identity import Keys, keep_slot

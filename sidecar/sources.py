@@ -12,7 +12,8 @@ from admission.protocol import MANIFEST_KEY, PEERS_PREFIX, RECORDS_KEY, MeshPeer
 from runtime.secret import Secret
 from sidecar import catalog, roles
 from sidecar.catalog import CatalogError, Instance
-from sidecar.certificate import Given, aged, begun, heard
+from sidecar.certificate import aged, begun, heard
+from sidecar.certificate_reading import Given
 from sidecar.desired import World, watched_services
 from topology.allowed import coordinators, why_not_allowed
 from topology.envelope import SHOWN_DIGITS, Signed, digest_of

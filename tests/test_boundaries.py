@@ -23,7 +23,7 @@ from evidence.ratls import extract
 from peer import control
 from peer.spec import LinkError
 from runtime import consul, guest, values
-from sidecar.certificate import CertificateError, Expected, parse
+from sidecar.certificate_reading import CertificateError, Expected, parse
 from tests.sidecar.world import DIGEST, NOW, granted
 
 NONSENSE = {

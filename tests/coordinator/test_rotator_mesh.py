@@ -31,7 +31,7 @@ from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
 from sidecar.agent import Agent
-from sidecar.certificate import Given
+from sidecar.certificate_reading import Given
 from sidecar.slot import Wish
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm
 from tests.sidecar.world import HoldsNothing

@@ -21,7 +21,7 @@ from evidence.errors import EvidenceError
 from evidence.outside import UnprovenError
 from evidence.verify import Verifier
 from lab.tee import DevTee
-from sidecar.certificate import CertificateError, Expected, agent_end, parse
+from sidecar.certificate_reading import CertificateError, Expected, agent_end, parse
 from tests.evidence.bundles import NONCE, Coordinator
 from tests.evidence.world import NOW, Submission, boot, submission
 from tests.fuzz.harness import Harness, driven, part, text

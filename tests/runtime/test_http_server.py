@@ -1,4 +1,7 @@
-"""What a server grants its callers: so many connections, so much silence."""
+"""What a server grants its callers: so many connections, so much silence.
+
+Long because it is a list: each way to take places or to keep them is a case of its own, against one server.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.certificate import Certificate, Given, begun, heard
+from sidecar.certificate import Certificate, begun, heard
+from sidecar.certificate_reading import Given
 from sidecar.slot import Wish
 from tests.admission.test_broker import ADMISSION
 from tests.sidecar.world import DIGEST, NOW, agent_pem, granted

@@ -30,7 +30,7 @@ from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
 from sidecar.agent import Agent
-from sidecar.certificate import Given
+from sidecar.certificate_reading import Given
 from sidecar.desired import World, desired
 from sidecar.registrar import Registrar
 from sidecar.slot import Wish

@@ -20,7 +20,7 @@ from runtime.consul import ConsulClient
 from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
-from sidecar.certificate import Expected, Given, parse
+from sidecar.certificate_reading import Expected, Given, parse
 from sidecar.config import parse as parse_config
 from sidecar.desired import World, desired
 from sidecar.effects import Effects

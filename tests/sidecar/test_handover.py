@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from coordinator.authority import mesh_ca
-from sidecar.certificate import POLL_SECONDS, PRESENT_SECONDS, Authority, Certificate, Given, Leaf, aged, begun, heard
+from sidecar.certificate import POLL_SECONDS, PRESENT_SECONDS, Certificate, aged, begun, heard
+from sidecar.certificate_reading import Authority, Given, Leaf
 from tests.sidecar.world import CLUSTER_KEYS
 
 OVERLAP = 120.0

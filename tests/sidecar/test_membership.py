@@ -1,3 +1,8 @@
+"""What follows from an admission, a renewal and a refusal, with the agent's API played.
+
+Long because it is a list: each thing that an answer changes is a case of its own, on one member.
+"""
+
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +25,7 @@ from runtime.secret import Secret
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.catalog import CatalogError, instances
-from sidecar.certificate import Given
+from sidecar.certificate_reading import Given
 from sidecar.config import parse
 from sidecar.desired import World
 from sidecar.membership import Membership

@@ -21,7 +21,7 @@ from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity
 from sidecar.admission import Admission, Claim
-from sidecar.certificate import Given
+from sidecar.certificate_reading import Given
 from sidecar.slot import Wish
 from tests.coordinator.world import API_COMPOSE, OWNER, TEE, Cluster, cluster, cvm
 from tests.sidecar.world import HoldsNothing

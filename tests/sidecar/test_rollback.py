@@ -19,7 +19,7 @@ from runtime.guest import GuestAgent
 from runtime.tasks import TaskScope
 from sidecar import identity, sources
 from sidecar.admission import Admission, Claim
-from sidecar.certificate import Given
+from sidecar.certificate_reading import Given
 from sidecar.desired import World
 from sidecar.slot import Wish
 from tests.coordinator.setting import put

@@ -14,7 +14,7 @@ from admission.protocol import MeshPeer
 from coordinator.authority import issue, issue_public, mesh_ca
 from coordinator.keys import agent_certificate, derive
 from runtime.secret import Secret
-from sidecar.certificate import Expected, Given, parse
+from sidecar.certificate_reading import Expected, Given, parse
 from tests.topology.support import REFERENCE
 from topology.allowed import image_id
 from topology.manifest import (
